@@ -1,0 +1,73 @@
+"""What can go wrong, as a tree; the command line turns each leaf into an exit code.
+
+    SprunecError
+    ├── InputError          3   a plan or an input file that cannot be used; carries diagnostics
+    ├── TraceError          1   a module that cannot be traced or cut, named with its source line
+    ├── PassError           1   a pass that could not do its work
+    └── ComparisonError     1   the masked and the rewritten model disagree; nothing is emitted
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Diagnostic:
+    """One finding about one place in one file; `line` and `column` count from 1, 0 is the whole file."""
+
+    code: str
+    message: str
+    hint: str = ""
+    severity: str = "error"
+    file: str = ""
+    pointer: str = ""
+    line: int = 0
+    column: int = 0
+
+    def __str__(self) -> str:
+        place = ":".join(str(part) for part in (self.file, self.line, self.column) if part)
+        words = ": ".join(part for part in (self.pointer, self.severity, self.message) if part)
+        tail = f"; {self.hint}" if self.hint else ""
+        return f"{place}: {words}{tail}" if place else f"{words}{tail}"
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class SprunecError(Exception):
+    """Base of every error that a user can cause or must read."""
+
+    exit_code = 1
+
+
+class InputError(SprunecError):
+    """A plan or an input file cannot be used.
+
+    Args:
+        diagnostics: all findings, in file order; at least one is an error.
+    """
+
+    exit_code = 3
+
+    def __init__(self, *diagnostics: Diagnostic) -> None:
+        self.diagnostics = diagnostics
+        super().__init__("\n".join(str(d) for d in diagnostics))
+
+    @classmethod
+    def at(cls, file: object, message: str, hint: str = "", code: str = "bad-input") -> InputError:
+        """An error about a whole file."""
+        return cls(Diagnostic(code=code, message=message, hint=hint, file=str(file)))
+
+
+class TraceError(SprunecError):
+    """A module cannot be traced, or what was traced cannot be cut."""
+
+
+class PassError(SprunecError):
+    """A pass could not do its work."""
+
+
+class ComparisonError(SprunecError):
+    """The masked and the rewritten model disagree by more than the tolerance."""

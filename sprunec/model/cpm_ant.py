@@ -1,0 +1,168 @@
+"""CPM-Ant's blocks in plain torch.nn, with CPM-Live's tensor names; any sublayer may be absent, widths may differ.
+
+Letters in shapes: B batch, N columns, D width, H heads of this layer, E dim_head, F dim_ff.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sprunec.model.config import Divisors, LayerShape, ModelConfig
+from sprunec.model.frame import CPMAnt, RMSNorm
+
+EMBEDDING_STD = 0.02
+
+
+class Linear(nn.Module):
+    """x Wᵀ / sqrt(divisor), without a bias; `scale_before` divides x instead, which keeps fp16 in range."""
+
+    def __init__(self, dim_in: int, dim_out: int, divisor: int, scale_before: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(dim_out, dim_in))
+        self.divisor = math.sqrt(divisor)
+        self.scale_before = scale_before
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.scale_before:
+            return F.linear(x / self.divisor, self.weight)
+        return F.linear(x, self.weight) / self.divisor
+
+
+class Attention(nn.Module):
+    """Multi-head attention whose heads may be a part of those the shared bias table has columns for."""
+
+    def __init__(self, dim: int, shape: LayerShape, divisors: Divisors) -> None:
+        super().__init__()
+        inner = shape.heads * shape.dim_head
+        self.heads, self.dim_head = shape.heads, shape.dim_head
+        self.scale = 1.0 / math.sqrt(divisors.score)
+        self.project_q = Linear(dim, inner, dim)
+        self.project_k = Linear(dim, inner, dim)
+        self.project_v = Linear(dim, inner, dim)
+        self.attention_out = Linear(inner, dim, divisors.attention_out)
+        columns = None if shape.kept_heads is None else torch.tensor(shape.kept_heads)
+        self.register_buffer("kept_heads", columns, persistent=False)
+
+    def forward(self, hidden: Tensor, attention_bias: Tensor) -> Tensor:
+        """hidden (B, N, D), attention_bias (B, table heads, N, N) -> (B, N, D)."""
+        key, value = self.keys_values(hidden)
+        return self.attend(hidden, attention_bias, key, value)
+
+    def forward_cached(
+        self, hidden: Tensor, attention_bias: Tensor, past_key: Tensor, past_value: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """hidden (B, Q, D), past (B, H, past, E) -> (B, Q, D) and the longer past."""
+        key, value = self.keys_values(hidden)
+        key, value = torch.cat([past_key, key], dim=2), torch.cat([past_value, value], dim=2)
+        return self.attend(hidden, attention_bias, key, value), key, value
+
+    def keys_values(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        return self.split(self.project_k(hidden)), self.split(self.project_v(hidden))
+
+    def split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, self.dim_head)).transpose(1, 2)
+
+    def attend(self, hidden: Tensor, attention_bias: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        query = self.split(self.project_q(hidden))
+        if self.kept_heads is not None:
+            attention_bias = attention_bias.index_select(1, self.kept_heads)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_bias, scale=self.scale)
+        out: Tensor = self.attention_out(mixed.transpose(1, 2).flatten(2))
+        return out
+
+
+class SelfAttentionBlock(nn.Module):
+    def __init__(self, dim: int, eps: float, shape: LayerShape, divisors: Divisors) -> None:
+        super().__init__()
+        self.layernorm_before_attention = RMSNorm(dim, eps)
+        self.self_attention = Attention(dim, shape, divisors)
+
+
+class GatedLinear(nn.Module):
+    """GELU(w_0 x) * w_1 x (Shazeer 2020)."""
+
+    def __init__(self, dim: int, dim_ff: int) -> None:
+        super().__init__()
+        self.w_0 = Linear(dim, dim_ff, dim)
+        self.w_1 = Linear(dim, dim_ff, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(self.w_0(x)) * self.w_1(x)
+
+
+class FeedForward(nn.Module):
+    def __init__(self, dim: int, dim_ff: int, divisor: int) -> None:
+        super().__init__()
+        self.w_in = GatedLinear(dim, dim_ff)
+        self.w_out = Linear(dim_ff, dim, divisor, scale_before=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.w_out(self.w_in(x))
+        return out
+
+
+class FeedForwardBlock(nn.Module):
+    def __init__(self, dim: int, eps: float, dim_ff: int, divisor: int) -> None:
+        super().__init__()
+        self.layernorm_before_ffn = RMSNorm(dim, eps)
+        self.ffn = FeedForward(dim, dim_ff, divisor)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        out: Tensor = hidden + self.ffn(self.layernorm_before_ffn(hidden))
+        return out
+
+
+class Block(nn.Module):
+    """One layer: attention, then feed-forward, each added to the hidden states (B, N, D); either may be absent."""
+
+    def __init__(self, config: ModelConfig, index: int) -> None:
+        super().__init__()
+        shape, dim, eps = config.layers[index], config.dim_model, config.eps
+        self.self_att = SelfAttentionBlock(dim, eps, shape, config.divisors) if shape.heads else None
+        self.ffn = (
+            FeedForwardBlock(dim, eps, shape.dim_ff, config.divisors.feed_forward_out) if shape.dim_ff else None
+        )
+
+    def forward(self, hidden: Tensor, attention_bias: Tensor) -> Tensor:
+        if self.self_att is not None:
+            normed = self.self_att.layernorm_before_attention(hidden)
+            hidden = hidden + self.self_att.self_attention(normed, attention_bias)
+        return self.ffn(hidden) if self.ffn is not None else hidden
+
+    def forward_cached(
+        self, hidden: Tensor, attention_bias: Tensor, past_key: Tensor | None, past_value: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """As `forward`, on new columns only; keys and values pass by a layer without attention."""
+        key, value = past_key, past_value
+        if self.self_att is not None:
+            normed = self.self_att.layernorm_before_attention(hidden)
+            attention = self.self_att.self_attention
+            mixed, key, value = attention.forward_cached(normed, attention_bias, past_key, past_value)
+            hidden = hidden + mixed
+        return (self.ffn(hidden) if self.ffn is not None else hidden), key, value
+
+
+def build(config: ModelConfig) -> CPMAnt:
+    """The model on the current default device, its weights not yet set (see `initialize`)."""
+    layers = [Block(config, index) for index in range(config.num_layers)]
+    return CPMAnt(config.to_dict(), layers, cache_shapes(config))
+
+
+def cache_shapes(config: ModelConfig) -> list[tuple[int, int] | None]:
+    return [(layer.heads, layer.dim_head) if layer.heads else None for layer in config.layers]
+
+
+@torch.no_grad()
+def initialize(model: nn.Module, seed: int) -> None:
+    """CPM-Live's initialisation: N(0, 1) for linears and the bias table, N(0, 0.02²) for embeddings, ones for norms."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if "layernorm" in name:
+            parameter.fill_(1.0)
+        else:
+            std = EMBEDDING_STD if "embedding" in name else 1.0
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)

@@ -1,0 +1,282 @@
+"""Everything of CPM-Ant but its blocks: embeddings, what sees what, the shared position bias, the head, generation.
+
+This file needs only torch, because it is copied as it stands into the `model.py` of every emitted model; the blocks
+come from outside. Letters in shapes: B batch, P prompt columns, T text columns, N = P + T, D width, H heads, V words,
+Q and K the columns that ask and that are asked.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Past = list["tuple[Tensor, Tensor] | None"]
+
+
+class RMSNorm(nn.Module):
+    """Divides by the root of the mean square, taken in float32, then scales (Zhang & Sennrich 2019)."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        mean_square = hidden.float().square().mean(-1, keepdim=True)
+        return (hidden * torch.rsqrt(mean_square + self.eps)).type_as(hidden) * self.weight
+
+
+class Embedding(nn.Module):
+    """A table of rows of width D; what is looked up, and what is projected on it, is divided by sqrt(D)."""
+
+    def __init__(self, rows: int, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(rows, dim))
+        self.divisor = math.sqrt(dim)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return F.embedding(ids, self.weight) / self.divisor
+
+    def project(self, hidden: Tensor) -> Tensor:
+        return F.linear(hidden / self.divisor, self.weight)
+
+
+class SegmentPositionBias(nn.Module):
+    """A bias by distance between columns of one segment, by the pair of segments otherwise; one table for all layers.
+
+    Distances fall in buckets as in T5 (Raffel et al. 2020), half of them for each direction.
+    """
+
+    def __init__(self, heads: int, segment_types: int, buckets: int, max_distance: int) -> None:
+        super().__init__()
+        self.relative_attention_bias = nn.Parameter(torch.empty(segment_types**2 + buckets, heads))
+        self.segment_types, self.buckets, self.max_distance = segment_types, buckets, max_distance
+
+    def forward(self, query_segment: Tensor, key_segment: Tensor) -> Tensor:
+        """query_segment (B, Q), the last Q of the columns key_segment (B, K) has -> (B, H, Q, K)."""
+        keys = torch.arange(key_segment.size(1), device=key_segment.device)
+        queries = torch.arange(query_segment.size(1), device=key_segment.device)
+        queries = queries + (key_segment.size(1) - query_segment.size(1))
+        near = self.bucket(keys[None, :] - queries[:, None])
+        asks, asked = query_segment[:, :, None].long(), key_segment[:, None, :].long()
+        rows = torch.where(asks == asked, near[None], self.buckets + asks * self.segment_types + asked)
+        return F.embedding(rows, self.relative_attention_bias).permute(0, 3, 1, 2)
+
+    def bucket(self, distance: Tensor) -> Tensor:
+        """Signed distances -> rows: one each while near, then logarithmically wider, the far ones share the last."""
+        half, exact = self.buckets // 2, self.buckets // 4
+        far = distance.abs().clamp(min=exact)
+        steps = torch.log(far.float() / exact) / math.log(self.max_distance / exact) * (half - exact)
+        wide = (exact + steps.long()).clamp(max=half - 1)
+        return (distance > 0).long() * half + torch.where(distance.abs() < exact, distance.abs(), wide)
+
+
+def visible_pairs(context: Tensor, span: Tensor, valid: Tensor) -> Tensor:
+    """Who sees whom: (B, N) each -> (B, N, N) bool.
+
+    Context columns see the context of their span; the others see it too, and every column up to themselves.
+    """
+    index = torch.arange(context.size(1), device=context.device)
+    earlier = index[None, :] <= index[:, None]
+    context = context.bool()
+    pairs = context[:, None, :] | (~context[:, :, None] & earlier[None])
+    return pairs & (span[:, None, :] == span[:, :, None]) & valid[:, None, :] & valid[:, :, None]
+
+
+class Encoder(nn.Module):
+    """The blocks, and the norm after them."""
+
+    def __init__(self, layers: Iterable[nn.Module], dim: int, eps: float) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.output_layernorm = RMSNorm(dim, eps)
+
+
+class CPMAnt(nn.Module):
+    """CPM-Ant around any blocks that take `(hidden (B, N, D), attention_bias (B, H, N, N))`.
+
+    Args:
+        config: CPM-Live's keys; only those of the parts outside the blocks are read.
+        layers: one module a layer: `forward(hidden, attention_bias)` and
+            `forward_cached(hidden, attention_bias, past_key, past_value) -> (hidden, key, value)`.
+        cache_shapes: (heads, dim_head) of each layer's keys and values; None where a layer has no attention.
+    """
+
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        layers: Iterable[nn.Module],
+        cache_shapes: Iterable[tuple[int, int] | None],
+    ) -> None:
+        super().__init__()
+        dim = config["dim_model"]
+        self.prompt_length = config["prompt_length"]
+        self.cache_shapes = list(cache_shapes)
+        self.encoder = Encoder(layers, dim, config["eps"])
+        self.prompt_embedding = Embedding(config["prompt_types"] * self.prompt_length, dim)
+        self.segment_embedding = Embedding(config["segment_types"], dim)
+        self.input_embedding = Embedding(config["vocab_size"], dim)
+        self.position_bias = SegmentPositionBias(
+            config["num_heads"],
+            config["segment_types"],
+            config["position_bias_num_buckets"],
+            config["position_bias_max_distance"],
+        )
+
+    def forward(
+        self, input: Tensor, length: Tensor, context: Tensor, segment: Tensor, span: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """All columns at once, padded on the right.
+
+        Args:
+            input: (B, N) ids; the first P columns are prompt ids, the others words.
+            length: (B,) columns in use, the prompt's included.
+            context: (B, N) bool; what may be seen from anywhere in its span.
+            segment: (B, N); 0 for the prompt.
+            span: (B, N) document number of a packed row.
+
+        Returns:
+            logits (B, N, V), and the hidden states (B, N, D) they were projected from.
+        """
+        hidden = self.embed(input, segment)
+        valid = torch.arange(input.size(1), device=input.device)[None, :] < length[:, None]
+        bias = self.attention_bias(segment, segment, visible_pairs(context, span, valid))
+        for layer in self.encoder.layers:
+            hidden = layer(hidden, bias)
+        hidden = self.encoder.output_layernorm(hidden)
+        return self.input_embedding.project(hidden), hidden
+
+    def inference(
+        self,
+        input: Tensor,
+        length: Tensor,
+        context: Tensor,
+        position: Tensor | None,
+        segment: Tensor,
+        span: Tensor,
+        past_key_values: Past | None = None,
+    ) -> tuple[Tensor, Tensor, Past]:
+        """One step with past keys and values, padded on the left: [prompt | pad | text].
+
+        Args:
+            input: (B, N) on the first call, then only the (B, Q) new words.
+            length: (B,) text columns in use, without the prompt's.
+            context, segment, span: (B, N) over past and new columns.
+            position: unused, as in CPM-Live; distances come from the columns.
+            past_key_values: what the last call returned.
+
+        Returns:
+            logits (B, Q, V), hidden states (B, Q, D) and per layer the keys and values (B, H, N, dim_head), or None.
+        """
+        past = past_key_values if past_key_values is not None else self.empty_past(input.size(0))
+        if past_key_values is None:
+            hidden = self.embed(input, segment)
+        else:
+            new = segment[:, segment.size(1) - input.size(1) :]
+            hidden = self.input_embedding(input) + self.segment_embedding(new)
+        columns = torch.arange(segment.size(1), device=segment.device)[None, :]
+        valid = (columns < self.prompt_length) | (segment.size(1) - 1 - columns < length[:, None])
+        queries = slice(segment.size(1) - input.size(1), None)
+        visible = visible_pairs(context, span, valid)[:, queries]
+        bias = self.attention_bias(segment[:, queries], segment, visible)
+        present: Past = []
+        for layer, entry in zip(self.encoder.layers, past, strict=True):
+            key, value = entry if entry is not None else (None, None)
+            hidden, key, value = layer.forward_cached(hidden, bias, key, value)  # type: ignore[operator]
+            present.append(None if key is None else (key, value))
+        hidden = self.encoder.output_layernorm(hidden)
+        return self.input_embedding.project(hidden), hidden, present
+
+    def embed(self, input: Tensor, segment: Tensor) -> Tensor:
+        prompt = self.prompt_embedding(input[:, : self.prompt_length])
+        text = self.input_embedding(input[:, self.prompt_length :])
+        return torch.cat([prompt, text], dim=1) + self.segment_embedding(segment)
+
+    def attention_bias(self, query_segment: Tensor, key_segment: Tensor, visible: Tensor) -> Tensor:
+        """The position bias, -inf where a column must not be seen: (B, H, Q, K)."""
+        bias: Tensor = self.position_bias(query_segment, key_segment)
+        return bias.masked_fill(~visible[:, None], float("-inf"))
+
+    def empty_past(self, batch: int) -> Past:
+        def empty(heads: int, dim_head: int) -> Tensor:
+            return self.input_embedding.weight.new_empty(batch, heads, 0, dim_head)
+
+        return [None if shape is None else (empty(*shape), empty(*shape)) for shape in self.cache_shapes]
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input: Tensor,
+        length: Tensor | None = None,
+        *,
+        max_new_tokens: int = 100,
+        task: int = 2,
+        segment: int = 2,
+        context: bool = True,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        repetition_penalty: float = 1.0,
+        stop: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Continue (B, T) words, padded on the left, `length` (B,) of them in use -> (B, T + new).
+
+        The words given are seen as `context` says; what is generated sees everything before it. `temperature` 0 takes
+        the likeliest word, else one is drawn from the `top_k` likeliest that fill `top_p` (Holtzman et al. 2020);
+        `repetition_penalty` divides the logits of words already generated (Keskar et al. 2019). A row that has
+        reached the word `stop` repeats it.
+        """
+        (batch, width), device = input.shape, input.device
+        length = torch.full((batch,), width, device=device) if length is None else length.to(device)
+        prompt = torch.arange(self.prompt_length, device=device) + task * self.prompt_length
+        words = torch.cat([prompt.to(input.dtype).expand(batch, -1), input], dim=1)
+        flags = torch.full_like(words, int(context)).bool()
+        flags[:, : self.prompt_length] = True
+        segments = torch.full_like(words, segment)
+        segments[:, : self.prompt_length] = 0
+        new, past = words, None
+        for _ in range(max_new_tokens):
+            spans = torch.zeros_like(segments)
+            logits, _, past = self.inference(new, length, flags, None, segments, spans, past)
+            made = words[:, self.prompt_length + width :]
+            scores = penalize(logits[:, -1].float(), made, repetition_penalty)
+            new = pick(scores, temperature, top_k, top_p, generator)[:, None].to(words.dtype)
+            if stop is not None:
+                new = torch.where((made == stop).any(1, keepdim=True), stop, new)
+            words = torch.cat([words, new], dim=1)
+            flags = F.pad(flags, (0, 1), value=False)
+            segments = F.pad(segments, (0, 1), value=segment)
+            length = length + 1
+            if stop is not None and bool((words[:, self.prompt_length + width :] == stop).any(1).all()):
+                break
+        return words[:, self.prompt_length :]
+
+
+def penalize(logits: Tensor, made: Tensor, penalty: float) -> Tensor:
+    """Make the (B, M) words already made less likely in logits (B, V)."""
+    if penalty == 1.0 or made.size(1) == 0:
+        return logits
+    old = logits.gather(1, made.long())
+    return logits.scatter(1, made.long(), torch.where(old > 0, old / penalty, old * penalty))
+
+
+def pick(
+    logits: Tensor, temperature: float, top_k: int, top_p: float, generator: torch.Generator | None
+) -> Tensor:
+    """One word a row: logits (B, V) -> (B,)."""
+    if temperature == 0.0:
+        return logits.argmax(-1)
+    ranked, words = (logits / temperature).sort(-1, descending=True)
+    shares = ranked.softmax(-1)
+    drop = shares.cumsum(-1) - shares >= top_p
+    if top_k:
+        drop = drop | (torch.arange(drop.size(1), device=drop.device) >= top_k)
+    drop[:, 0] = False
+    drawn = torch.multinomial(shares.masked_fill(drop, 0.0), 1, generator=generator)
+    return words.gather(1, drawn)[:, 0]

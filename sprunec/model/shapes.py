@@ -1,0 +1,90 @@
+"""The tensors of a CPM-Ant checkpoint, by CPM-Live's names, and a look into a safetensors file; needs no torch."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sprunec.errors import InputError
+from sprunec.model.config import ModelConfig
+
+Shape = tuple[int, ...]
+LARGEST_HEADER = 100 * 1024 * 1024
+
+
+def expected_tensors(config: ModelConfig) -> dict[str, Shape]:
+    """Name and shape of every tensor; absent sublayers have none. V vocabulary, D width, N heads, H head width, F."""
+    width = config.dim_model
+    tensors: dict[str, Shape] = {
+        "prompt_embedding.weight": (config.prompt_types * config.prompt_length, width),
+        "segment_embedding.weight": (config.segment_types, width),
+        "input_embedding.weight": (config.vocab_size, width),
+        "position_bias.relative_attention_bias": (config.bias_rows, config.num_heads),
+        "encoder.output_layernorm.weight": (width,),
+    }
+    for index in range(config.num_layers):
+        tensors.update(_attention(config, index))
+        tensors.update(_feed_forward(config, index))
+    return tensors
+
+
+def _attention(config: ModelConfig, index: int) -> Iterator[tuple[str, Shape]]:
+    layer, width = config.layers[index], config.dim_model
+    if layer.heads:
+        place = f"encoder.layers.{index}.self_att"
+        inner = layer.heads * layer.dim_head
+        yield f"{place}.layernorm_before_attention.weight", (width,)
+        for name in ("project_q", "project_k", "project_v"):
+            yield f"{place}.self_attention.{name}.weight", (inner, width)
+        yield f"{place}.self_attention.attention_out.weight", (width, inner)
+
+
+def _feed_forward(config: ModelConfig, index: int) -> Iterator[tuple[str, Shape]]:
+    layer, width = config.layers[index], config.dim_model
+    if layer.dim_ff:
+        place = f"encoder.layers.{index}.ffn"
+        yield f"{place}.layernorm_before_ffn.weight", (width,)
+        yield f"{place}.ffn.w_in.w_0.weight", (layer.dim_ff, width)
+        yield f"{place}.ffn.w_in.w_1.weight", (layer.dim_ff, width)
+        yield f"{place}.ffn.w_out.weight", (width, layer.dim_ff)
+
+
+def read_header(path: str | Path) -> dict[str, Shape]:
+    """Name and shape of every tensor in a safetensors file, from its header alone; InputError when it has none."""
+    size = os.path.getsize(path)
+    try:
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or length > min(size - 8, LARGEST_HEADER):
+                raise _unusable(path, f"its header would be {length:,} bytes long and the file has {size:,}")
+            header = json.loads(file.read(length).decode("utf-8"))
+    except OSError as error:
+        raise _unusable(path, f"it cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError):
+        raise _unusable(path, "its header is not JSON") from None
+    if not isinstance(header, dict):
+        raise _unusable(path, "its header is not an object")
+    entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    if any(not _has_end(entry) or entry["data_offsets"][1] > size - 8 - length for entry in entries.values()):
+        raise _unusable(path, "its header names bytes that the file does not have")
+    return {name: _shape(path, name, entry) for name, entry in entries.items()}
+
+
+def _has_end(entry: Any) -> bool:
+    offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
+    return isinstance(offsets, list) and len(offsets) == 2 and all(type(offset) is int for offset in offsets)
+
+
+def _shape(path: str | Path, name: str, entry: dict[str, Any]) -> Shape:
+    shape = entry.get("shape")
+    if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
+        raise _unusable(path, f"tensor {name} has no shape")
+    return tuple(shape)
+
+
+def _unusable(path: str | Path, why: str) -> InputError:
+    message = f"this is no whole safetensors file: {why}"
+    return InputError.at(path, message, "copy or convert it again", code="bad-checkpoint")

@@ -1,0 +1,120 @@
+"""A plan on its way: the parsed file, what its schema found, and the options of each pass that is fit to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from sprunec.errors import Diagnostic
+from sprunec.plan.schema import pass_names, properties, resolve
+from sprunec.plan.source import Source
+from sprunec.plan.targets import default_budget, parameter_count
+
+MASKS = ("train-mask", "score-mask")
+TRAINS = ("train", "finetune", "train-mask")
+_WARMUP_SHARE = 20
+
+
+@dataclass(frozen=True)
+class Step:
+    """One entry of `passes`; `options` is None when its schema found an error in it."""
+
+    name: str
+    pointer: str
+    given: Mapping[str, Any]
+    options: Mapping[str, Any] | None
+
+    @property
+    def looks_at_data(self) -> bool:
+        return self.name in TRAINS or (self.name == "score-mask" and self.given.get("criterion") == "taylor")
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A plan's source with the pointers that are known to be wrong, so that one mistake is told once."""
+
+    source: Source
+    wrong: frozenset[str]
+
+    @classmethod
+    def of(cls, source: Source, found: Iterable[Diagnostic]) -> Draft:
+        return cls(source, frozenset(finding.pointer for finding in found if _spoils(finding)))
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.source.file).parent
+
+    @property
+    def seed(self) -> int:
+        seed: int = resolve("plan", self.source.value)["seed"]
+        return seed
+
+    def sound(self, pointer: str) -> bool:
+        """Nothing is wrong at the pointer or below it."""
+        return not any(place == pointer or place.startswith(f"{pointer}/") for place in self.wrong)
+
+    def section(self, name: str) -> dict[str, Any]:
+        """A section's sound values with the defaults of those that are not given; a wrong one is absent."""
+        written = self.source.value.get(name)
+        rule = properties("plan")[name]
+        written = written if isinstance(written, dict) else {}
+        sound = {key: value for key, value in written.items() if self.sound(f"/{name}/{key}")}
+        options = resolve(rule, sound)
+        return {key: value for key, value in options.items() if self.sound(f"/{name}/{key}")}
+
+    def has(self, name: str) -> bool:
+        return name in self.source.value
+
+    @cached_property
+    def steps(self) -> tuple[Step, ...]:
+        passes = self.source.value.get("passes")
+        entries = passes if isinstance(passes, list) else []
+        return tuple(self._step(f"/passes/{index}", entry) for index, entry in enumerate(entries))
+
+    def _step(self, pointer: str, entry: Any) -> Step:
+        given = entry if isinstance(entry, dict) else {}
+        name = given.get("pass")
+        name = name if isinstance(name, str) and name in pass_names() else ""
+        if not name or not self.sound(pointer):
+            return Step(name, pointer, given, None)
+        rules = properties(f"passes/{name}")
+        own = {key: value for key, value in given.items() if key != "pass"}
+        shared = {key: value for key, value in self.section("training").items() if key in rules}
+        return Step(name, pointer, given, finish(resolve(f"passes/{name}", shared | own), self.folder))
+
+
+def finish(options: dict[str, Any], folder: Path) -> Mapping[str, Any]:
+    """Options in the one form that passes read: what a plan may write in several ways is written in one."""
+    if "unit" in options:
+        options["unit"] = as_list(options["unit"])
+        options["target"] = _target(options["target"])
+        options.setdefault("budget", default_budget(options["unit"], options["target"]))
+    if "path" in options:
+        options["path"] = tuple(folder / path for path in as_list(options["path"]))
+    if "warmup_steps" in options and options["warmup_steps"] is None:
+        options["warmup_steps"] = options["steps"] // _WARMUP_SHARE
+    return MappingProxyType({key: freeze(value) for key, value in options.items()})
+
+
+def as_list(value: Any) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
+
+
+def freeze(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return MappingProxyType({key: freeze(item) for key, item in value.items()})
+    return tuple(freeze(item) for item in value) if isinstance(value, list | tuple) else value
+
+
+def _target(target: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: parameter_count(value) if key == "parameters" else value for key, value in target.items()}
+
+
+def _spoils(finding: Diagnostic) -> bool:
+    """A key that is merely unknown leaves the rest readable; one that was meant as another does not."""
+    unknown = finding.code == "unknown-key" and not finding.hint.startswith("did you mean")
+    return finding.severity == "error" and not unknown and finding.code != "duplicate-key"

@@ -1,0 +1,103 @@
+"""The files that a plan names: whether they are there, and whether a checkpoint is the config's."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sprunec.errors import Diagnostic, InputError
+from sprunec.model.config import ModelConfig
+from sprunec.model.shapes import Shape, expected_tensors, read_header
+from sprunec.plan.draft import Draft, as_list
+from sprunec.plan.models import inline_config, read_config
+
+
+def model_config(draft: Draft) -> tuple[ModelConfig | None, list[Diagnostic]]:
+    """The plan's model, with what is wrong about it; a config that isn't there is an error."""
+    section = draft.source.value.get("model")
+    written = section.get("config") if isinstance(section, dict) else None
+    if not draft.sound("/model/config") or not isinstance(written, str | dict):
+        return None, []
+    if isinstance(written, dict):
+        return inline_config(draft.source, "/model/config", written)
+    path = str(draft.folder / written)
+    if os.path.isfile(path) or os.path.isdir(path):
+        return read_config(path)
+    message = f"there is no model config {path}"
+    return None, [draft.source.find("missing-file", "/model/config", message, "paths start at the plan's folder")]
+
+
+def input_findings(draft: Draft, config: ModelConfig | None, strict: bool) -> Iterator[Diagnostic]:
+    """What is wrong with checkpoint, data and masks; a missing one is a warning unless `strict`."""
+    for pointer, path, what in _named_files(draft):
+        if not os.path.exists(path):
+            finding = draft.source.warn("missing-file", pointer, f"there is no {what} {path}", "run will need it")
+            yield replace(finding, severity="error", hint="paths start at the plan's folder") if strict else finding
+        elif what != "checkpoint" and os.path.isdir(path):
+            yield draft.source.find("not-a-file", pointer, f"{what} {path} is a folder", "name the files in it")
+        elif what == "checkpoint" and config is not None and path.suffix == ".safetensors" and path.is_file():
+            yield from _checkpoint(draft, pointer, path, config)
+
+
+def _named_files(draft: Draft) -> Iterator[tuple[str, Path, str]]:
+    yield from _files(draft, "/model/checkpoint", "checkpoint")
+    if draft.section("data").get("source") in ("text", "jsonl"):
+        yield from _files(draft, "/data/path", "data file")
+    yield from _files(draft, "/data/held_out", "held-out file")
+    for step in draft.steps:
+        if step.name == "load-mask":
+            yield from _files(draft, f"{step.pointer}/path", "mask file")
+
+
+def _files(draft: Draft, pointer: str, what: str) -> Iterator[tuple[str, Path, str]]:
+    written = _look(draft.source.value, pointer)
+    if not draft.sound(pointer) or not isinstance(written, str | list):
+        return
+    for index, name in enumerate(as_list(written)):
+        yield f"{pointer}/{index}" if isinstance(written, list) else pointer, draft.folder / name, what
+
+
+def _look(value: Any, pointer: str) -> Any:
+    for step in pointer.split("/")[1:]:
+        if isinstance(value, list):
+            value = value[int(step)]
+        else:
+            value = value.get(step) if isinstance(value, dict) else None
+    return value
+
+
+def _checkpoint(draft: Draft, pointer: str, path: Path, config: ModelConfig) -> Iterator[Diagnostic]:
+    try:
+        found = read_header(path)
+    except InputError as error:
+        yield from (draft.source.find(d.code, pointer, f"{path}: {d.message}", d.hint) for d in error.diagnostics)
+        return
+    expected = expected_tensors(config)
+    message, hint = _unlike(found, expected)
+    if message:
+        yield draft.source.find("checkpoint-mismatch", pointer, f"{path}: {message}", hint)
+    extra = [name for name in found if name not in expected]
+    if extra and not message:
+        text = f"{path} has tensors that the config doesn't name: {_first(extra)}"
+        yield draft.source.warn("checkpoint-extra", pointer, text, "they are ignored")
+
+
+def _unlike(found: dict[str, Shape], expected: dict[str, Shape]) -> tuple[str, str]:
+    """What the file lacks or has in another shape, and what to do; empty when it fits."""
+    missing = [name for name in expected if name not in found]
+    other = [name for name in expected if name in found and found[name] != expected[name]]
+    if missing and any(name.startswith("cpmant.") for name in found):
+        return "this is a Hugging Face checkpoint, a form that isn't read", "give one with CPM-Live's names"
+    if other:
+        name = other[0]
+        more = f" ({len(other) - 1} more differ)" if len(other) > 1 else ""
+        message = f"{name} is {list(found[name])} and the config says {list(expected[name])}{more}"
+        return message, "give the checkpoint's own config"
+    return (f"no tensor {_first(missing)}", "give the checkpoint's own config") if missing else ("", "")
+
+
+def _first(names: list[str]) -> str:
+    return names[0] + (f" (and {len(names) - 1} more)" if len(names) > 1 else "")

@@ -1,0 +1,148 @@
+"""A plan: what the user wants, read from a file, checked as a whole and frozen.
+
+    read_plan(path)    the Plan, or InputError with everything that is wrong
+    check_plan(path)   the Plan if there is one, and everything found, warnings too
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from sprunec.errors import Diagnostic, InputError
+from sprunec.model.config import ModelConfig
+from sprunec.plan.checks import CHECKS
+from sprunec.plan.draft import TRAINS, Draft, as_list
+from sprunec.plan.explain import schema_findings
+from sprunec.plan.inputs import input_findings, model_config
+from sprunec.plan.override import override
+from sprunec.plan.source import Source, read_source
+
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """The model that enters the plan; without a checkpoint it starts from its family's initialisation."""
+
+    config: ModelConfig
+    checkpoint: Path | None
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """Where text comes from; `held_out` is the share at its end, or a file."""
+
+    source: str
+    paths: tuple[Path, ...]
+    tokenizer: str
+    held_out: float | Path
+    max_length: int
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class Engine:
+    name: str
+    device: str
+    precision: str
+
+
+@dataclass(frozen=True)
+class PassSpec:
+    """One pass with all its options: its own, the plan's training options, and the schema's defaults."""
+
+    name: str
+    options: Mapping[str, Any]
+    pointer: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a run depends on; `file` is None for a plan that was made in memory."""
+
+    name: str
+    seed: int
+    model: ModelSource
+    data: DataSource | None
+    engine: Engine
+    evaluate_tokens: int | None
+    evaluate: bool
+    passes: tuple[PassSpec, ...]
+    file: Path | None
+
+
+def read_plan(path: str | Path, overrides: Mapping[str, Any] = NOTHING) -> Plan:
+    """Raises InputError with everything that is wrong.
+
+    Args:
+        overrides: values by JSON pointer, put into the plan before it is checked.
+    """
+    plan, found = check_plan(path, overrides=overrides)
+    if plan is None:
+        raise InputError(*found)
+    return plan
+
+
+def check_plan(
+    path: str | Path, *, strict: bool = False, overrides: Mapping[str, Any] = NOTHING
+) -> tuple[Plan | None, tuple[Diagnostic, ...]]:
+    """Everything found, errors first, in file order; the plan is None when there is an error.
+
+    Args:
+        strict: a missing checkpoint, data or mask file is an error.
+    """
+    try:
+        source = override(read_source(path), overrides)
+    except InputError as error:
+        return None, error.diagnostics
+    return check_source(source, strict=strict)
+
+
+def check_source(source: Source, *, strict: bool = False) -> tuple[Plan | None, tuple[Diagnostic, ...]]:
+    """`check_plan` for a plan that is in memory."""
+    found = [*source.problems, *schema_findings(source, "plan")]
+    draft = Draft.of(source, found)
+    config, about_model = model_config(draft)
+    found += about_model
+    found += [finding for check in CHECKS for finding in check(draft, config)]
+    found += input_findings(draft, config, strict)
+    failed = config is None or any(finding.severity == "error" for finding in found)
+    return None if failed or config is None else _plan(draft, config), _in_order(found, source.file)
+
+
+def _in_order(found: Iterable[Diagnostic], file: str) -> tuple[Diagnostic, ...]:
+    def place(finding: Diagnostic) -> tuple[Any, ...]:
+        elsewhere = finding.file != file
+        return finding.severity != "error", elsewhere, finding.file, finding.line, finding.column
+
+    return tuple(sorted(dict.fromkeys(found), key=place))
+
+
+def _plan(draft: Draft, config: ModelConfig) -> Plan:
+    value = draft.source.value
+    passes = tuple(PassSpec(step.name, step.options or NOTHING, step.pointer) for step in draft.steps)
+    trains = any(spec.name in TRAINS for spec in passes)
+    checkpoint = value["model"].get("checkpoint")
+    return Plan(
+        name=value["name"],
+        seed=draft.seed,
+        model=ModelSource(config, None if checkpoint is None else draft.folder / checkpoint),
+        data=_data(draft) if draft.has("data") else None,
+        engine=Engine(**draft.section("engine")),
+        evaluate_tokens=draft.section("evaluate")["tokens"],
+        evaluate=trains or draft.has("evaluate"),
+        passes=passes,
+        file=Path(draft.source.file),
+    )
+
+
+def _data(draft: Draft) -> DataSource:
+    section = draft.section("data")
+    paths = tuple(draft.folder / path for path in as_list(section.pop("path", [])))
+    held_out = section.pop("held_out")
+    held_out = draft.folder / held_out if isinstance(held_out, str) else held_out
+    return DataSource(paths=paths, held_out=held_out, **section)

@@ -1,0 +1,134 @@
+"""The schemas in `schemas/`: the only home of option rules and defaults.
+
+    load_schema("passes/emit")   one schema as it stands in its file
+    validator("plan")            a Draft 2020-12 validator that knows all the others
+    resolve("training", {...})   options with defaults filled in and numbers in their schema's type
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import urljoin
+
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import ValidationError
+from jsonschema.validators import extend
+from referencing import Registry, Resource
+from referencing.jsonschema import DRAFT202012
+
+_BASE = "https://sprunec.invalid/schemas/"
+_ENDING = ".schema.json"
+Schema = dict[str, Any]
+
+
+@cache
+def schema_folder() -> Path:
+    """`sprunec/schemas` in an installed wheel, `schemas` beside the package in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    inside, beside = package / "schemas", package.parent / "schemas"
+    return inside if (inside / f"plan{_ENDING}").is_file() else beside
+
+
+def load_schema(name: str) -> Schema:
+    """`plan`, `training`, `passes/train-mask`, …"""
+    text = (schema_folder() / f"{name}{_ENDING}").read_text(encoding="utf-8")
+    schema: Schema = json.loads(text)
+    return schema
+
+
+def validator(name: str) -> Any:
+    return _VALIDATOR(_registry()[_uri(name)].contents, registry=_registry())
+
+
+@cache
+def pass_names() -> tuple[str, ...]:
+    names: list[str] = properties(properties("plan")["passes"]["items"])["pass"]["enum"]
+    return tuple(names)
+
+
+def properties(schema: str | Schema) -> dict[str, Schema]:
+    """All keys that a schema offers, those behind its references too."""
+    start = _registry()[_uri(schema)].contents if isinstance(schema, str) else schema
+    return dict(_collect(start))
+
+
+
+
+def resolve(schema: str | Schema, given: Mapping[str, Any]) -> dict[str, Any]:
+    """`given` with the schema's defaults, its numbers as the schema types them, in the schema's order."""
+    options = {}
+    for key, rule in properties(schema).items():
+        if key in given:
+            options[key] = _typed(given[key], rule)
+        elif "default" in rule:
+            options[key] = rule["default"]
+    return options
+
+
+def _typed(value: Any, rule: Schema) -> Any:
+    """1 and 1.0 are one number: take the type that the schema means."""
+    kinds = rule.get("type", ())
+    kinds = (kinds,) if isinstance(kinds, str) else kinds
+    if isinstance(value, dict) and "properties" in rule:
+        return resolve(rule, value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return value
+    if "number" in kinds:
+        return float(value)
+    return int(value) if "integer" in kinds and float(value).is_integer() else value
+
+
+def _collect(schema: Schema) -> Iterator[tuple[str, Schema]]:
+    for part in (*schema.get("allOf", ()), *([schema] if "$ref" in schema else ())):
+        if "$ref" in part:
+            yield from _collect(_follow(part))
+        elif part is not schema:
+            yield from _collect(part)
+    for key, rule in schema.get("properties", {}).items():
+        yield key, _follow(rule)
+
+
+def _follow(rule: Schema) -> Schema:
+    if "$ref" not in rule:
+        return rule
+    contents: Schema = _registry().resolver().lookup(rule["$ref"]).contents
+    return contents
+
+
+@cache
+def _registry() -> Registry[Schema]:
+    folder = schema_folder()
+    names = [str(path.relative_to(folder).as_posix())[: -len(_ENDING)] for path in folder.rglob(f"*{_ENDING}")]
+    pairs = [(_uri(name), _absolute(load_schema(name), _uri(name))) for name in sorted(names)]
+    resources = [(uri, Resource(contents=contents, specification=DRAFT202012)) for uri, contents in pairs]
+    return Registry().with_resources(resources).crawl()
+
+
+def _uri(name: str) -> str:
+    return f"{_BASE}{name}{_ENDING}"
+
+
+def _absolute(node: Any, uri: str) -> Any:
+    """References made absolute, so that a part of a schema still finds what it refers to."""
+    if isinstance(node, list):
+        return [_absolute(item, uri) for item in node]
+    if not isinstance(node, dict):
+        return node
+    return {
+        key: urljoin(uri, value) if key == "$ref" and isinstance(value, str) else _absolute(value, uri)
+        for key, value in node.items()
+    }
+
+
+def _pattern(_: Any, pattern: str, value: Any, __: Schema) -> Iterator[ValidationError]:
+    """As in ECMAScript, `$` is the very end; Python's also stands before a last newline."""
+    if isinstance(value, str) and not re.search(re.sub(r"\$$", r"\\Z", pattern), value):
+        yield ValidationError(f"{value!r} does not match {pattern!r}")
+
+
+_VALIDATOR = extend(Draft202012Validator, {"pattern": _pattern})

@@ -1,0 +1,85 @@
+"""Follow the model's size through the passes, and tell targets that it cannot reach."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sprunec.errors import Diagnostic
+from sprunec.model.config import ModelConfig
+from sprunec.plan.draft import MASKS, Draft, Step
+from sprunec.plan.source import show
+from sprunec.plan.targets import Left, mismatched
+
+_WORDS = {
+    "num_layers": "layers",
+    "num_attention": "attention sublayers",
+    "num_feed_forward": "feed-forward sublayers",
+    "num_heads": "heads",
+    "dim_head": "dims of a head",
+    "dim_ff": "feed-forward dims",
+}
+
+
+def size_findings(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnostic]:
+    if config is None:
+        return
+    left, cut = Left.of(config), False
+    for step in draft.steps:
+        if step.name in MASKS and step.options is not None:
+            found = list(_targets(draft, step, left, cut))
+            yield from found
+            left = _after(step, left, [finding.pointer for finding in found])
+            cut = True
+        elif step.name in ("", "load-mask", *MASKS):
+            left, cut = left.unknown(), True
+
+
+def _targets(draft: Draft, step: Step, left: Left, cut: bool) -> Iterator[Diagnostic]:
+    options = step.options or {}
+    if "parameters" in options["target"]:
+        yield from _parameters(draft, step, left, cut)
+    strangers = mismatched(options["unit"], options["target"])
+    for key, wanted in options["target"].items():
+        if key not in _WORDS or key in strangers:
+            continue
+        pointer, most = f"{step.pointer}/target/{key}", left.most(key, options["budget"])
+        if wanted > most:
+            message = f"{wanted} is above the {most} {_WORDS[key]} that {_whose(cut, most)}"
+            hint = f"give less than {most}" if most > 1 else f"take {key} out"
+            yield draft.source.find("target-too-large", pointer, message, hint)
+        elif wanted == most:
+            message = f"{wanted} is all the {_WORDS[key]} that {_whose(cut, most)}: nothing would be cut"
+            yield draft.source.warn("nothing-to-cut", pointer, message, "give less, or remove the pass")
+
+
+def _parameters(draft: Draft, step: Step, left: Left, cut: bool) -> Iterator[Diagnostic]:
+    options = step.options or {}
+    wanted, least = options["target"]["parameters"], left.least_parameters(options["unit"])
+    pointer = f"{step.pointer}/target/parameters"
+    hint = f"give more than {least:,} and less than {left.parameters:,}"
+    written = show(step.given["target"]["parameters"])
+    if wanted > left.parameters:
+        message = f"{written} is above the {left.parameters:,} parameters that {_whose(cut, 2)}"
+        yield draft.source.find("target-too-large", pointer, message, hint)
+    elif wanted < least:
+        units = " and ".join(show(unit) for unit in options["unit"])
+        message = f"{written} is below the {least:,} parameters that stay when every unit {units} is cut"
+        yield draft.source.find("target-too-small", pointer, message, hint)
+
+
+def _after(step: Step, left: Left, wrong: list[str]) -> Left:
+    """What is left when the pass has done what it can; a wrong target is taken for none."""
+    options = step.options or {}
+    strangers = mismatched(options["unit"], options["target"])
+    target = {
+        key: value
+        for key, value in options["target"].items()
+        if key not in strangers and f"{step.pointer}/target/{key}" not in wrong
+    }
+    return left.after(options["unit"], target, options["budget"])
+
+
+def _whose(cut: bool, count: int) -> str:
+    if cut:
+        return "are left at this point" if count != 1 else "is left at this point"
+    return "the model has"

@@ -1,0 +1,151 @@
+"""Which dims of which tensors belong together: axes, split by views and united by the ops they flow through.
+
+A dim of a tensor is a product of axes: the output of a query projection is one dim of heads x dim_head until a view
+splits it. Two axes that an op pairs up become one. What is left at the end are groups of slices, over parameters and
+values, that live or die together. An axis whose entries an op mixes or counts is pinned: it cannot be cut.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+Dim = list["Axis"]
+Layout = list[Dim]
+
+
+class Axis:
+    """One factor of a dim; a node of a union-find forest whose roots may be split into smaller axes."""
+
+    def __init__(self, size: int, pinned: str = "") -> None:
+        self.size = size
+        self.pinned = pinned
+        self._parent: Axis | None = None
+        self._parts: Dim | None = None
+
+    def root(self) -> Axis:
+        axis = self
+        while axis._parent is not None:
+            axis = axis._parent
+        return axis
+
+    def leaves(self) -> Dim:
+        root = self.root()
+        if root._parts is None:
+            return [root]
+        return [leaf for part in root._parts for leaf in part.leaves()]
+
+    def pin(self, reason: str) -> None:
+        for leaf in self.leaves():
+            leaf.pinned = leaf.pinned or reason
+
+    def split(self, first: int) -> None:
+        """Make this leaf the product (first, size / first)."""
+        root = self.root()
+        root._parts = [Axis(first, root.pinned), Axis(root.size // first, root.pinned)]
+
+    def join(self, other: Axis) -> None:
+        mine, others = self.root(), other.root()
+        if mine is not others:
+            mine.pinned = mine.pinned or others.pinned
+            others._parent = mine
+
+
+def leaves(dim: Iterable[Axis]) -> Dim:
+    return [leaf for axis in dim for leaf in axis.leaves()]
+
+
+def size(dim: Iterable[Axis]) -> int:
+    return math.prod(axis.size for axis in dim)
+
+
+def fresh(shape: Sequence[int], pinned: str = "") -> Layout:
+    return [[Axis(int(length), pinned)] for length in shape]
+
+
+def pin(dim: Iterable[Axis], reason: str) -> None:
+    for axis in dim:
+        axis.pin(reason)
+
+
+def unite(left: Dim, right: Dim) -> None:
+    """Pair two dims of one size, splitting the coarser side where needed."""
+    ours, theirs = leaves(left), leaves(right)
+    while ours and theirs:
+        a, b = ours[0], theirs[0]
+        if a is b or a.size == b.size:
+            a.join(b)
+            ours, theirs = leaves(ours[1:]), leaves(theirs[1:])
+        elif a.size % b.size and b.size % a.size:
+            pin([*ours, *theirs], "two views of it do not line up")
+            return
+        else:
+            big, small = (a, b) if a.size > b.size else (b, a)
+            big.split(small.size)
+            ours, theirs = leaves(ours), leaves(theirs)
+
+
+def regroup(layout: Layout, shape: Sequence[int]) -> Layout:
+    """The layout after a view to `shape`: the same axes in order, split where a dim boundary falls inside one."""
+    rest = [leaf for dim in layout for leaf in leaves(dim)]
+    result: Layout = []
+    for length in shape:
+        taken: Dim = []
+        while rest and (size(taken) < length or (length == 1 and not taken)):
+            missing, here = length // size(taken), rest[0].size
+            if max(missing, here) % min(missing, here):
+                pin([*taken, *rest], "a view cuts across it")
+                return [*result, *fresh(shape[len(result) :], "a view cuts across it")]
+            if here > missing:
+                rest[0].split(missing)
+                rest = leaves(rest)
+            taken.append(rest.pop(0))
+        result.append(taken or [Axis(int(length))])
+    if result and rest:
+        result[-1].extend(rest)
+    return result
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The end of an analysis: every dim as a tuple of group numbers.
+
+    Attributes:
+        values: per graph node name, per dim, the groups whose product the dim is.
+        tensors: the same per parameter or buffer name.
+        sizes: entries of each group.
+        pinned: why a group cannot be cut.
+    """
+
+    values: dict[str, tuple[tuple[int, ...], ...]]
+    tensors: dict[str, tuple[tuple[int, ...], ...]]
+    sizes: dict[int, int]
+    pinned: dict[int, str]
+
+    def holding(self, group: int) -> list[tuple[str, int]]:
+        """The (tensor, dim) pairs that `group` is a factor of."""
+        return [
+            (name, place) for name, dims in self.tensors.items() for place, dim in enumerate(dims) if group in dim
+        ]
+
+
+@dataclass
+class Numbering:
+    """Gives every root axis a number, in order of first sight, so that two analyses of one graph agree."""
+
+    numbers: dict[Axis, int] = field(default_factory=dict)
+
+    def dim(self, dim: Dim) -> tuple[int, ...]:
+        return tuple(self.numbers.setdefault(leaf, len(self.numbers)) for leaf in leaves(dim))
+
+    def layout(self, layout: Iterable[Dim]) -> tuple[tuple[int, ...], ...]:
+        return tuple(self.dim(dim) for dim in layout)
+
+    def groups(self, values: dict[str, Layout], tensors: dict[str, Layout]) -> Groups:
+        """Close an analysis: tensors are numbered first, so that the values' own axes come last."""
+        numbered_tensors = {name: self.layout(layout) for name, layout in tensors.items()}
+        numbered_values = {name: self.layout(layout) for name, layout in values.items()}
+        sizes = {number: axis.size for axis, number in self.numbers.items()}
+        pinned = {number: axis.pinned for axis, number in self.numbers.items() if axis.pinned}
+        return Groups(numbered_values, numbered_tensors, sizes, pinned)

@@ -1,0 +1,227 @@
+"""Sites: the places in a block where something can be cut, read off the axes that flow through its graph.
+
+A *sublayer* is the branch of a residual add: attention if it holds an attention core, else feed-forward. A *unit* is an
+entry of an axis that parameters share and that ends in sums only: the axes that attention runs side by side are heads,
+the ones it scores by and mixes are dim_head, any other inside a feed-forward is dim_ff.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import fx, nn
+
+from sprunec.rewrite.axes import Groups
+from sprunec.rewrite.flow import Flow
+
+if TYPE_CHECKING:
+    from sprunec.rewrite.trace import Program
+
+SUBLAYER_OF = {"head": "attention", "dim_head": "attention", "dim_ff": "feed_forward"}
+
+
+@dataclass(frozen=True)
+class Residual:
+    """stream + branch: a sublayer. Without it, `add` is `stream`, and `nodes` and `tensors` serve nothing."""
+
+    kind: str
+    add: str
+    stream: str
+    branch: str
+    nodes: frozenset[str]
+    tensors: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Site:
+    """One kind of unit in one block, with all that must change together.
+
+    Attributes:
+        groups: by method, the axis groups cut alike (two for dim_head: of the score and of the mixture).
+        tensors: (name in the block, dim) of every tensor that loses slices.
+        parameters_each: what one unit weighs.
+    """
+
+    block: str
+    unit: str
+    size: int
+    groups: Mapping[str, tuple[int, ...]]
+    tensors: tuple[tuple[str, int], ...]
+    parameters_each: int
+
+
+# --- sublayers ---
+
+
+def find_residuals(flow: Flow, graph: fx.Graph) -> tuple[Residual, ...]:
+    """The residual adds on the way from the first placeholder to the first output, in order."""
+    start = next(node for node in graph.nodes if node.op == "placeholder")
+    stream, found = {start}, []
+    ancestors = _ancestors(graph)
+    for node in graph.nodes:
+        inputs = [value for value in node.all_input_nodes if flow.is_tensor(value)]
+        if node.op.startswith("call") and flow.op(node) in ("layer_norm", "rms_norm") and inputs[0] in stream:
+            stream.add(node)
+        if not _joins(flow, node, inputs, start):
+            continue
+        trunk = next((v for v in inputs if v in stream and _other(inputs, v) not in ancestors[v]), None)
+        if trunk is None:
+            continue
+        residual = _residual(flow, graph, node, trunk, _other(inputs, trunk))
+        if residual is not None:
+            stream.add(node)
+            found.append(residual)
+    return tuple(found)
+
+
+def _joins(flow: Flow, node: fx.Node, inputs: list[fx.Node], start: fx.Node) -> bool:
+    return (
+        node.op.startswith("call")
+        and len(inputs) == 2
+        and flow.op(node) == "add"
+        and all(flow.shape(value) == flow.shape(start) for value in (node, *inputs))
+    )
+
+
+def _other(inputs: list[fx.Node], value: fx.Node) -> fx.Node:
+    return inputs[1] if inputs[0] is value else inputs[0]
+
+
+def _residual(flow: Flow, graph: fx.Graph, add: fx.Node, stream: fx.Node, branch: fx.Node) -> Residual | None:
+    live = _live(graph, add, stream)
+    dead = [node for node in graph.nodes if node not in live and node.op not in ("placeholder", "output")]
+    names = frozenset(node.name for node in dead)
+    if not any(contraction.node in names for contraction in flow.contractions):
+        return None
+    kind = "attention" if any(core.node in names for core in flow.cores) else "feed_forward"
+    alive = {str(node.target) for node in live if node.op == "get_attr"}
+    tensors = dict.fromkeys(str(node.target) for node in dead if node.op == "get_attr")
+    return Residual(kind, add.name, stream.name, branch.name, names, tuple(t for t in tensors if t not in alive))
+
+
+def _live(graph: fx.Graph, add: fx.Node, stream: fx.Node) -> set[fx.Node]:
+    """What the first output still needs once `add` is `stream`."""
+    pending, live = [first_output(graph)], set()
+    while pending:
+        node = pending.pop()
+        if node not in live:
+            live.add(node)
+            pending.extend([stream] if node is add else node.all_input_nodes)
+    return live
+
+
+def first_output(graph: fx.Graph) -> fx.Node:
+    """The hidden states among what the graph returns."""
+    result = graph.output_node().args[0]
+    first = result[0] if isinstance(result, tuple | list) else result
+    assert isinstance(first, fx.Node)
+    return first
+
+
+def _ancestors(graph: fx.Graph) -> dict[fx.Node, set[fx.Node]]:
+    known: dict[fx.Node, set[fx.Node]] = {}
+    for node in graph.nodes:
+        known[node] = set(node.all_input_nodes).union(*(known[value] for value in node.all_input_nodes))
+    return known
+
+
+# --- units ---
+
+
+def find_sites(
+    block: str, module: nn.Module, programs: Mapping[str, Program], shared: set[str]
+) -> tuple[dict[str, Site], tuple[str, ...]]:
+    """The sites of a block by unit, and notes on what looks like one but cannot be cut."""
+    forward = programs["forward"]
+    kinds = [residual.kind for residual in forward.residuals]
+    notes = [f"{block} has {kinds.count(kind)} {kind} sublayers; none is cut" for kind in sorted(set(kinds))]
+    notes = [note for note, kind in zip(notes, sorted(set(kinds)), strict=True) if kinds.count(kind) > 1]
+    if notes:
+        return {}, tuple(notes)
+    parameters = {name: parameter.numel() for name, parameter in module.named_parameters()}
+    sites = {}
+    for unit, groups in _candidates(forward).items():
+        reason = _obstacle(forward, groups, set(parameters), shared)
+        if reason:
+            notes.append(f"{block}: {unit} cannot be cut: {reason}")
+        else:
+            sites[unit] = _site(block, unit, groups, programs, parameters)
+    return sites, tuple(notes)
+
+
+def _candidates(program: Program) -> dict[str, tuple[int, ...]]:
+    """What each unit's axis groups would be, whether or not they can be cut."""
+    found: dict[str, tuple[int, ...]] = {}
+    owned = {group for dims in program.groups.tensors.values() for dim in dims for group in dim}
+    for core in program.cores:
+        heads = [group for dim in core.heads for group in dim if group in owned]
+        scored = [group for group in core.scored if group in owned]
+        mixed = [group for group in core.mixed if group in owned]
+        if heads:
+            found["head"] = tuple(dict.fromkeys(heads))
+        if scored and mixed:
+            found["dim_head"] = tuple(dict.fromkeys((*scored, *mixed)))
+    hidden = [
+        group
+        for residual in program.residuals
+        if residual.kind == "feed_forward"
+        for contraction in program.contractions
+        if contraction.node in residual.nodes
+        for group in program.groups.values[contraction.operand][contraction.dim]
+        if group in owned and group not in program.groups.pinned
+    ]
+    if hidden:
+        found["dim_ff"] = tuple(dict.fromkeys(hidden))
+    return found
+
+
+def _obstacle(program: Program, groups: tuple[int, ...], parameters: set[str], shared: set[str]) -> str:
+    """Why these groups cannot be cut as one site; empty when they can."""
+    axes = program.groups
+    sizes = {axes.sizes[group] for group in groups}
+    if len(sizes) > 1:
+        return f"it has axes of different sizes, {sorted(sizes)}"
+    for group in groups:
+        holders = [name for name, _ in axes.holding(group)]
+        if group in axes.pinned:
+            return axes.pinned[group]
+        if any(name in shared for name in holders):
+            return "other blocks use the same tensor"
+        if len(set(holders)) < len(holders):
+            return "it is two dims of one tensor"
+        if not any(group in axes.values[c.operand][c.dim] for c in program.contractions):
+            return "nothing sums over it"
+        if not parameters.intersection(holders):
+            return "no parameter has it"
+    return ""
+
+
+def _site(
+    block: str, unit: str, groups: tuple[int, ...], programs: Mapping[str, Program], parameters: Mapping[str, int]
+) -> Site:
+    axes = programs["forward"].groups
+    tensors = [held for group in groups for held in axes.holding(group)]
+    size = axes.sizes[groups[0]]
+    each = sum(parameters[name] for name in {name for name, _ in tensors} if name in parameters) // size
+    everywhere = {
+        method: tuple(_same_group(axes, group, program.groups) for group in groups)
+        for method, program in programs.items()
+    }
+    return Site(block, unit, size, everywhere, tuple(tensors), each)
+
+
+def _same_group(axes: Groups, group: int, others: Groups) -> int:
+    """The number that another program over the same tensors gives to this group."""
+    name, dim = axes.holding(group)[0]
+    return others.tensors[name][dim][axes.tensors[name][dim].index(group)]
+
+
+def factors(axes: Groups, node: str, dim: int, group: int) -> tuple[int, int]:
+    """How many entries of a dim lie outside and inside one entry of `group`."""
+    groups = axes.values[node][dim]
+    place = groups.index(group)
+    outer = math.prod(axes.sizes[g] for g in groups[:place])
+    return outer, math.prod(axes.sizes[g] for g in groups[place + 1 :])

@@ -1,0 +1,248 @@
+"""Edit traced graphs: cut them to what is kept, and make graph modules of them.
+
+A cut changes sizes in views, selects the columns that this block still reads of what all blocks share, and bypasses
+absent sublayers. Divisors and scales stay: they are constants of the graph.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from sprunec.model.config import LayerKept
+from sprunec.rewrite.recipe import Keep, absent, dim_indices, keeps, make_recipe
+from sprunec.rewrite.sites import first_output
+from sprunec.rewrite.trace import Program, TracedBlock
+
+Path = tuple[str | int, ...]
+
+
+def rewrite(model: nn.Module, blocks: Sequence[TracedBlock], kept: Sequence[LayerKept]) -> nn.Module:
+    """Replace the traced blocks of `model`, in place, by graph modules that hold only what is `kept` of each."""
+    recipe = make_recipe(blocks, kept)
+    for block in blocks:
+        prefix = f"{block.path}."
+        state = {prefix + name: tensor for name, tensor in block.tensors().items()}
+        cut = {name.removeprefix(prefix): tensor for name, tensor in recipe.cut(state).items()}
+        model.set_submodule(block.path, cut_block(block, kept[block.index], cut))
+    return model
+
+
+def cut_block(block: TracedBlock, kept: LayerKept, tensors: Mapping[str, Tensor]) -> fx.GraphModule:
+    """The block as a graph module over already cut state `tensors`."""
+    graphs = {method: copy_graph(program.graph) for method, program in block.programs.items()}
+    attributes: dict[str, Any] = {}
+    device = next(iter(block.tensors().values()), torch.empty(0)).device
+    for method, program in block.programs.items():
+        keep = keeps(block, kept, method)
+        set_constants(graphs[method], constants(program, keep))
+        attributes |= cut_buffers(block, program, keep)
+        attributes |= select_shared(graphs[method], block.forward, keeps(block, kept, "forward"), device)
+        for residual in reversed(absent(block, kept)):
+            bypass(graphs[method], residual.add, residual.stream)
+    return build(graphs, attributes, tensors, block)
+
+
+def copy_graph(graph: fx.Graph) -> fx.Graph:
+    """An independent copy whose nodes keep their names."""
+    return copy.deepcopy(graph)
+
+
+def build(
+    graphs: Mapping[str, fx.Graph],
+    buffers: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
+    block: TracedBlock,
+) -> fx.GraphModule:
+    """One graph module with a compiled method per graph; `buffers` are left out of its state dict."""
+    attributes: dict[str, Any] = dict(buffers)
+    attributes |= {name: _as_parameter(block.tensors().get(name), tensor) for name, tensor in tensors.items()}
+    for graph in graphs.values():
+        for node in graph.nodes:
+            if node.op == "call_module":
+                attributes[str(node.target)] = block.module.get_submodule(str(node.target))
+    module = fx.GraphModule(attributes, graphs["forward"], class_name="".join(p.title() for p in block.path.split(".")))
+    for method, graph in graphs.items():
+        if method != "forward":
+            # Every graph module has a class of its own, so this adds the method to this block alone.
+            setattr(type(module), method, type(fx.GraphModule(attributes, graph)).forward)
+    for name in buffers:
+        owner, _, leaf = name.rpartition(".")
+        if name in dict(module.named_buffers()):
+            module.get_submodule(owner)._non_persistent_buffers_set.add(leaf)
+    return module
+
+
+def _as_parameter(old: Tensor | None, tensor: Tensor) -> Tensor:
+    if isinstance(old, nn.Parameter) and not isinstance(tensor, nn.Parameter):
+        return nn.Parameter(tensor.detach(), requires_grad=old.requires_grad)
+    return tensor
+
+
+# --- edits ---
+
+
+def constants(program: Program, keep: Keep) -> dict[str, dict[Path, Any]]:
+    """New values of the numbers in node arguments that say how wide a cut dim is."""
+    found: dict[str, dict[Path, Any]] = {}
+    for node in program.graph.nodes:
+        op = program.ops.get(node.name)
+        changes: dict[Path, Any] = {}
+        if op in ("view", "reshape", "unflatten"):
+            changes = _view_sizes(program, node, op, keep)
+        elif op == "split":
+            changes = _split_size(program, node, keep)
+        elif op == "scaled_dot_product_attention":
+            changes = _default_scale(program, node, keep)
+        if changes:
+            found[node.name] = changes
+    return found
+
+
+def _view_sizes(program: Program, node: fx.Node, op: str, keep: Keep) -> dict[Path, Any]:
+    dims = program.groups.values[node.name]
+    found: dict[Path, Any] = {}
+    for place, (path, size) in enumerate(_sizes(node, op), start=_first_dim(node, op, len(dims))):
+        if not (isinstance(size, int) and size == -1) and keep.keys() & set(dims[place]):
+            found[path] = _width(program, dims[place], keep)
+    return found
+
+
+def _sizes(node: fx.Node, op: str) -> list[tuple[Path, Any]]:
+    """Where the sizes of a view stand among its arguments."""
+    if op != "unflatten" and len(node.args) > 1 and not isinstance(node.args[1], tuple | list):
+        return [(("args", place), size) for place, size in enumerate(node.args[1:], start=1)]
+    path, sizes = _argument(node, 2, "sizes") if op == "unflatten" else _argument(node, 1, "shape")
+    return [((*path, place), size) for place, size in enumerate(sizes)]
+
+
+def _first_dim(node: fx.Node, op: str, dims: int) -> int:
+    if op != "unflatten":
+        return 0
+    return int(_argument(node, 1, "dim")[1]) % (dims - len(_argument(node, 2, "sizes")[1]) + 1)
+
+
+def _split_size(program: Program, node: fx.Node, keep: Keep) -> dict[Path, Any]:
+    piece = next(iter(node.users), None)
+    path, size = _argument(node, 1, "split_size_or_sections")
+    if piece is None or isinstance(size, tuple | list):
+        return {}
+    dims = program.groups.values[piece.name]
+    dim = dims[_argument(node, 2, "dim")[1] or 0]
+    return {path: _width(program, dim, keep)} if keep.keys() & set(dim) else {}
+
+
+def _default_scale(program: Program, node: fx.Node, keep: Keep) -> dict[Path, Any]:
+    """Attention without a scale divides by the root of a width; a cut of that width must not change it."""
+    core = next(core for core in program.cores if core.node == node.name)
+    if not keep.keys() & set(core.scored) or node.kwargs.get("scale") is not None:
+        return {}
+    return {("kwargs", "scale"): 1.0 / math.sqrt(math.prod(program.groups.sizes[g] for g in core.scored))}
+
+
+def _width(program: Program, dim: Sequence[int], keep: Keep) -> int:
+    return math.prod(len(keep[g]) if g in keep else program.groups.sizes[g] for g in dim)
+
+
+def _argument(node: fx.Node, place: int, name: str) -> tuple[Path, Any]:
+    if len(node.args) > place:
+        return ("args", place), node.args[place]
+    return ("kwargs", name), node.kwargs.get(name)
+
+
+def set_constants(graph: fx.Graph, changes: Mapping[str, Mapping[Path, Any]]) -> None:
+    for node in graph.nodes:
+        for path, value in changes.get(node.name, {}).items():
+            if path[0] == "kwargs":
+                node.kwargs = _replaced(node.kwargs, path[1:], value)
+            else:
+                node.args = _replaced(node.args, path[1:], value)
+
+
+def _replaced(holder: Any, path: Path, value: Any) -> Any:
+    """A copy of nested arguments with one of them set."""
+    if not path:
+        return value
+    if isinstance(holder, Mapping):
+        return {**holder, path[0]: _replaced(holder.get(path[0]), path[1:], value)}
+    parts = list(holder)
+    parts[int(path[0])] = _replaced(parts[int(path[0])], path[1:], value)
+    return tuple(parts)
+
+
+def cut_buffers(block: TracedBlock, program: Program, keep: Keep) -> dict[str, Tensor]:
+    """Buffers outside the state dict, such as the index of an earlier selection, cut with their site."""
+    state = set(block.module.state_dict(keep_vars=True))
+    found = {}
+    for name, tensor in block.tensors().items():
+        if name in state:
+            continue
+        for place, dim in enumerate(program.groups.tensors.get(name, ())):
+            indices = torch.tensor(dim_indices(program.groups, dim, keep), device=tensor.device)
+            tensor = tensor.index_select(place, indices) if keep.keys() & set(dim) else tensor
+        found[name] = tensor
+    return found
+
+
+def select_shared(graph: fx.Graph, forward: Program, keep: Keep, device: torch.device) -> dict[str, Tensor]:
+    """What comes from outside is shared by all blocks and stays whole: select what this block still reads of it.
+
+    Only the plain forward's inputs are shared; what a cached forward is given besides, its past, is this block's own.
+    """
+    shared = [node.name for node in forward.graph.nodes if node.op == "placeholder"][1:]
+    buffers: dict[str, Tensor] = {}
+    for node in [n for n in graph.nodes if n.op == "placeholder" and n.name in shared]:
+        for place, dim in enumerate(forward.groups.values.get(node.name, ())):
+            if keep.keys() & set(dim):
+                name = f"kept_{node.name}_{place}"
+                buffers[name] = torch.tensor(dim_indices(forward.groups, dim, keep), device=device)
+                _insert_select(graph, node, place, name)
+    return buffers
+
+
+def _insert_select(graph: fx.Graph, node: fx.Node, dim: int, buffer: str) -> None:
+    last = [n for n in graph.nodes if n.op == "placeholder"][-1]
+    with graph.inserting_after(last):
+        index = graph.get_attr(buffer)
+    with graph.inserting_after(index):
+        selected = graph.call_function(torch.index_select, (node, dim, index))
+    node.replace_all_uses_with(selected, delete_user_cb=lambda user: user is not selected)
+
+
+def bypass(graph: fx.Graph, add: str, stream: str) -> None:
+    """Take a sublayer out: its sum becomes its stream; whatever else it returned (its past) becomes None."""
+    nodes = {node.name: node for node in graph.nodes}
+    nodes[add].replace_all_uses_with(nodes[stream])
+    output = graph.output_node()
+    result = output.args[0]
+    if isinstance(result, tuple | list):
+        output.args = ((result[0], *(_unless_dead(graph, value) for value in result[1:])),)
+    graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
+
+
+def _unless_dead(graph: fx.Graph, value: Any) -> Any:
+    pending, needed = [first_output(graph)], set()
+    while pending:
+        node = pending.pop()
+        if node not in needed:
+            needed.add(node)
+            pending.extend(node.all_input_nodes)
+    dead = [n for n in graph.nodes if n not in needed and n.op == "get_attr"]
+    return None if isinstance(value, fx.Node) and _depends(value, set(dead)) else value
+
+
+def _depends(value: fx.Node, sources: set[fx.Node]) -> bool:
+    pending, seen = [value], set()
+    while pending:
+        node = pending.pop()
+        if node in sources:
+            return True
+        if node not in seen:
+            seen.add(node)
+            pending.extend(node.all_input_nodes)
+    return False

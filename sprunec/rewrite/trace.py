@@ -1,0 +1,169 @@
+"""Trace a model block by block with torch.fx, and find in every block what can be cut.
+
+The model stays a tree: only its blocks, the members of its module lists, become graphs. A block that also works with
+past keys and values is traced a second time through `forward_cached`; both graphs share the block's tensors, so one
+cut fits both. Nothing is found by name: sites follow from how axes flow (see `axes`, `flow`, `sites`).
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from sprunec.errors import TraceError
+from sprunec.rewrite.axes import Groups
+from sprunec.rewrite.flow import Contraction, Core, follow
+from sprunec.rewrite.sites import Residual, Site, find_residuals, find_sites
+
+Inputs = Mapping[str, tuple[Any, ...]]
+
+
+@dataclass(frozen=True)
+class Program:
+    """One traced method of a block and what flows through it."""
+
+    graph: fx.Graph
+    ops: Mapping[str, str]
+    groups: Groups
+    contractions: tuple[Contraction, ...]
+    cores: tuple[Core, ...]
+    residuals: tuple[Residual, ...]
+
+
+@dataclass(frozen=True)
+class TracedBlock:
+    """A block as graphs over its own tensors.
+
+    Attributes:
+        path: its name in the model.
+        module: the module that was traced, still holding the tensors.
+        programs: by method name; "forward" always.
+        sites: by unit: head, dim_head, dim_ff.
+        notes: what cannot be cut, and why.
+    """
+
+    index: int
+    path: str
+    module: nn.Module
+    programs: Mapping[str, Program]
+    sites: Mapping[str, Site]
+    notes: tuple[str, ...]
+
+    @property
+    def forward(self) -> Program:
+        return self.programs["forward"]
+
+    def sublayers(self) -> tuple[str, ...]:
+        """The kinds present, in order: attention, feed_forward."""
+        return tuple(residual.kind for residual in self.forward.residuals)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {name: _attribute(self.module, name) for name in self.forward.groups.tensors}
+
+
+def trace(model: nn.Module, *inputs: Any) -> tuple[TracedBlock, ...]:
+    """Run `model(*inputs)` once to see what its blocks are given, then trace each.
+
+    Raises:
+        TraceError: a block cannot be traced; names the module and the source line.
+    """
+    seen: dict[str, tuple[Any, ...]] = {}
+    handles = [
+        block.register_forward_pre_hook(lambda _, given, path=path: seen.setdefault(path, given) and None)
+        for path, block in blocks(model)
+    ]
+    try:
+        with torch.no_grad():
+            model(*inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return trace_blocks(model, {path: {"forward": given} for path, given in seen.items()})
+
+
+def trace_blocks(model: nn.Module, inputs: Mapping[str, Inputs]) -> tuple[TracedBlock, ...]:
+    """Trace every block that has inputs: by block path, then by method name."""
+    owners = Counter(id(tensor) for _, block in blocks(model) for tensor in {*block.parameters()})
+    return tuple(
+        _trace_block(index, path, block, inputs[path], owners)
+        for index, (path, block) in enumerate(blocks(model))
+        if path in inputs
+    )
+
+
+def blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The members of the outermost module lists."""
+    found: list[str] = []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and not any(name.startswith(f"{outer}.") for outer in found):
+            found.append(name)
+            yield from ((f"{name}.{child}", block) for child, block in module.named_children())
+
+
+def _trace_block(
+    index: int, path: str, block: nn.Module, inputs: Inputs, owners: Mapping[int, int]
+) -> TracedBlock:
+    programs = {method: _program(path, block, method, given) for method, given in inputs.items()}
+    shared = {name for name, tensor in block.named_parameters() if owners[id(tensor)] > 1}
+    sites, notes = find_sites(path, block, programs, shared)
+    return TracedBlock(index, path, block, programs, sites, notes)
+
+
+def _program(path: str, block: nn.Module, method: str, inputs: Sequence[Any]) -> Program:
+    given = tuple(_to_meta(value) for value in inputs)
+    graph = _trace_method(path, block, method)
+    flow = follow(graph, block, given)
+    groups, cores = flow.finish()
+    ops = {node.name: flow.op(node) for node in graph.nodes if node.op.startswith("call")}
+    return Program(graph, ops, groups, tuple(flow.contractions), cores, find_residuals(flow, graph))
+
+
+def _trace_method(path: str, block: nn.Module, method: str) -> fx.Graph:
+    tracer = BlockTracer()
+    tracer.traced_func_name = method
+    try:
+        return tracer.trace(block)
+    except Exception as error:
+        inner = f"{path}.{tracer.current}" if tracer.current else path
+        raise TraceError(f"{inner} ({type(block).__name__}) cannot be traced {_place(error)}: {error}") from error
+
+
+class BlockTracer(fx.Tracer):
+    """Traces down to functions; only torch's own modules without tensors (GELU, Dropout, ...) stay modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.proxy_buffer_attributes = True
+        self.current = ""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return type(m).__module__.startswith("torch.nn") and not any(True for _ in (*m.parameters(), *m.buffers()))
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        before, self.current = self.current, self.path_of_module(m)
+        result = super().call_module(m, forward, args, kwargs)
+        self.current = before
+        return result
+
+
+def _place(error: Exception) -> str:
+    """The last line of the model's own source that the error came through."""
+    library = str(Path(torch.__file__).parent)
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((library, __file__))]
+    return f"at {frames[-1].filename}:{frames[-1].lineno} `{frames[-1].line}`" if frames else "as it is"
+
+
+def _to_meta(value: Any) -> Any:
+    return torch.empty_like(value, device="meta") if isinstance(value, Tensor) else value
+
+
+def _attribute(module: nn.Module, name: str) -> Any:
+    owner, _, leaf = name.rpartition(".")
+    return getattr(module.get_submodule(owner), leaf)

@@ -1,0 +1,228 @@
+"""Documents as tables for a terminal: pure functions from a document to something rich can print."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from math import isfinite
+from typing import Any, Literal
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+MODELS = ("dense", "masked", "small")
+NOTHING = "-"  # what a cell shows where nothing was measured
+ABSENT = "absent"
+MOST_HEADS_DRAWN = 64
+BAR_CELLS = 16
+
+
+def number(value: Any, form: str = ".4g") -> str:
+    """Whole numbers with thousands separated, other numbers by `form`, nothing as a dash."""
+    if value is None:
+        return NOTHING
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return format(value, form) if isinstance(value, float) else str(value)
+
+
+def percent(part: float | None, whole: float | None) -> str:
+    return f"{100 * part / whole:.1f} %" if part is not None and whole else NOTHING
+
+
+def times(part: float | None, whole: float | None) -> str:
+    return f"{part / whole:.2f} x" if part is not None and whole else NOTHING
+
+
+def is_finite(value: Any) -> bool:
+    """True for a number that can be drawn or compared; a diverged run writes NaN."""
+    return isinstance(value, (int, float)) and isfinite(value)
+
+
+def plural(amount: int, noun: str) -> str:
+    return f"{amount:,} {noun}" if amount == 1 else f"{amount:,} {noun}s"
+
+
+def printable(text: object) -> str:
+    """The text without what a terminal would obey: a plan is a stranger's file."""
+    return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in str(text))
+
+
+def rounded(amount: int | None) -> str:
+    """Three digits and a letter, where the exact number would crowd out the words."""
+    if amount is None or amount < 1000:
+        return number(amount)
+    power = min(int(f"{amount:.2e}".partition("e")[2]) // 3, 4)  # of the number as rounded: 999,999 is 1 M
+    return f"{amount / 1000**power:.3g} {'kMBT'[power - 1]}"
+
+
+def new_table(*columns: str, title: str = "", right: Sequence[str] = (), wraps: Sequence[str] = ()) -> Table:
+    """A table whose columns keep their width, but for those in `wraps`."""
+    heading = Text(printable(title), style="bold") if title else None  # a Text: a plain string would be read as markup
+    table = Table(box=box.SIMPLE_HEAD, title=heading, title_justify="left", padding=(0, 1, 0, 0))
+    for column in columns:
+        justify: Literal["left", "right"] = "right" if column in right else "left"
+        table.add_column(column, justify=justify, overflow="fold", no_wrap=column not in wraps)
+    return table
+
+
+def add_row(table: Table, *cells: str | Text, style: str = "") -> None:
+    """One row; plain strings are shown as they are, never read as rich's markup."""
+    table.add_row(*(c if isinstance(c, Text) else Text(printable(c)) for c in cells), style=style or None)
+
+
+# ---- run --dry-run
+
+
+def graph_table(document: Mapping[str, Any]) -> RenderableType:
+    """The nodes that `run` would go through, what each gives, and what all of it costs."""
+    columns = ("node", "what", "from", "gives", "steps", "size", "digest")
+    table = new_table(*columns, title=f"plan {document['plan']}", right=("steps", "size"), wraps=("what", "from"))
+    for node in document["nodes"]:
+        steps, size = number(node["steps"]), rounded(node["parameters"])
+        row = (node["name"], node["about"], sources(node), node["gives"], steps, size, digest_words(node))
+        add_row(table, *row, style="dim" if node["cached"] else "")
+    return Group(table, Text(graph_caption(document), style="dim"))
+
+
+def sources(node: Mapping[str, Any]) -> str:
+    """The nodes that this one reads, by number where they have one; it may read one under two names."""
+    names = dict.fromkeys(node["inputs"].values())
+    heads = {name: name.partition("-")[0] for name in names}
+    return ", ".join(heads[name] if heads[name].isdecimal() else name for name in names)
+
+
+def digest_words(node: Mapping[str, Any]) -> str:
+    if node["digest"] is None:
+        return "lacks input"
+    return str(node["digest"])[:6] + (" stored" if node["cached"] else "")
+
+
+def graph_caption(document: Mapping[str, Any]) -> str:
+    before, after = document["parameters"]["before"], document["parameters"]["after"]
+    cached = sum(node["cached"] for node in document["nodes"])
+    return (
+        f"{plural(len(document['nodes']), 'node')}, {cached} already in the store\n"
+        f"parameters {before:,} -> {after:,} ({percent(after, before)})\n"
+        f"{document['tokens']:,} training tokens, about {float(document['flops']):.2g} floating-point operations"
+    )
+
+
+# ---- run
+
+
+def result_table(report: Mapping[str, Any]) -> RenderableType:
+    """Dense, masked and small side by side, and how far the last two are apart."""
+    columns = ("model", "parameters", "of dense", "held-out loss", "perplexity", "tokens/s", "speed")
+    table = new_table(*columns, right=columns[1:])
+    for cells in model_rows(report):
+        add_row(table, *cells, style="bold" if cells[0] == "small" else "")
+    return Group(table, Text(comparison_words(report), style="dim"))
+
+
+def model_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """One row of seven words for each of the three models; parameters and speed also relative to dense."""
+    models = report.get("models") or {}
+    dense = models.get("dense") or {}
+    rows: list[tuple[str, ...]] = []
+    for name in MODELS:
+        model = models.get(name) or {}
+        size, speed = model.get("parameters"), model.get("tokens_per_second")
+        share, faster = percent(size, dense.get("parameters")), times(speed, dense.get("tokens_per_second"))
+        loss, perplexity = number(model.get("loss"), ".4f"), number(model.get("perplexity"), ".2f")
+        rows.append((name, number(size), share, loss, perplexity, number(speed, ",.0f"), faster))
+    return rows
+
+
+def comparison_words(report: Mapping[str, Any]) -> str:
+    found = report.get("comparison")
+    if not found:
+        return "masked and small were not compared"
+    difference, tolerance = found["max_abs_difference"], found["tolerance"]
+    over = plural(found["tokens"], "token")
+    # Written this way round, so that NaN counts as outside.
+    verdict = "within" if difference <= tolerance else "ABOVE"
+    limit = f"{verdict} the tolerance {tolerance:.2g}"
+    return f"masked against small: max |delta logit| {difference:.2g}, {limit}, over {over}"
+
+
+def kept_table(report: Mapping[str, Any]) -> RenderableType:
+    """Layer by layer, which heads and how much of the feed-forward were kept, in the input model's numbering."""
+    config = report.get("config") or {}
+    table = new_table("layer", "heads kept", "", "dim_ff kept", "", right=("layer",), wraps=("heads kept",))
+    for layer, heads, width in kept_layers(report):
+        drawn, counted = head_cells(heads, config.get("num_heads") or 0)
+        bar, wide = width_cells(width, config.get("dim_ff") or 0)
+        add_row(table, str(layer), drawn, counted, bar, wide)
+    return table
+
+
+def kept_layers(report: Mapping[str, Any]) -> list[tuple[int, Any, Any]]:
+    """(layer, heads, dim_ff) in order; None is an absent sublayer, NOTHING one that nobody spoke of."""
+    kept = report.get("kept") or {}
+    attention, feed_forward = kept.get("attention") or {}, kept.get("feed_forward") or {}
+    layers = sorted({int(layer) for layer in (*attention, *feed_forward)})
+    return [(n, attention.get(str(n), NOTHING), feed_forward.get(str(n), NOTHING)) for n in layers]
+
+
+def head_cells(heads: Any, total: int) -> tuple[Text, str]:
+    """A small map of the heads, where it fits, and their count."""
+    if heads is None or heads == NOTHING:
+        return Text(ABSENT if heads is None else NOTHING, style="yellow"), ""
+    counted = f"{len(heads)} of {total}"
+    if total > MOST_HEADS_DRAWN:
+        return Text(counted), ""
+    kept = set(heads)
+    cells = (("■", "green") if head in kept else ("□", "dim") for head in range(total))
+    return Text.assemble(*cells), counted
+
+
+def width_cells(width: Any, total: int) -> tuple[Text, str]:
+    if width is None or width == NOTHING:
+        return Text(ABSENT if width is None else NOTHING, style="yellow"), ""
+    full = round(BAR_CELLS * width / total) if total else 0
+    return Text.assemble(("█" * full, "green"), ("░" * (BAR_CELLS - full), "dim")), f"{width:,} of {total:,}"
+
+
+# ---- inspect
+
+
+def inspect_table(document: Mapping[str, Any]) -> RenderableType:
+    """What is in a model, and what can be cut from it."""
+    total, prunable = document["parameters"]["total"], document["parameters"]["prunable"]
+    head = f"{document['family']}: {total:,} parameters, {prunable:,} prunable ({percent(prunable, total)})"
+    parts: list[RenderableType] = [Text(printable(head), style="bold"), layer_table(document["layers"])]
+    parts.append(site_table(document["sites"]))
+    origin = document.get("origin") or {}
+    words = [f"{key} {number(value)}" for key, value in origin.items() if not isinstance(value, (dict, list))]
+    if words:
+        parts.append(Text(printable("origin: " + ", ".join(words)), style="dim"))
+    return Group(*parts)
+
+
+def layer_table(layers: Iterable[Mapping[str, Any]]) -> Table:
+    columns = ("layer", "heads x dim_head", "parameters", "dim_ff", "parameters")
+    table = new_table(*columns, right=columns)
+    for layer in layers:
+        attention, feed_forward = layer["attention"], layer["feed_forward"]
+        left = right = (ABSENT, NOTHING)
+        if attention:
+            left = (f"{attention['heads']} x {attention['dim_head']}", number(attention["parameters"]))
+        if feed_forward:
+            right = (number(feed_forward["dim_ff"]), number(feed_forward["parameters"]))
+        add_row(table, str(layer["index"]), *left, *right)
+    return table
+
+
+def site_table(sites: Sequence[Mapping[str, Any]]) -> Table:
+    """One row for each kind of unit; places may differ in what one cut saves, so it can be a range."""
+    table = new_table("what can be cut", "units", "places", "one cut saves", right=("units", "places", "one cut saves"))
+    for unit in dict.fromkeys(site["unit"] for site in sites):
+        same = [site for site in sites if site["unit"] == unit]
+        saves = sorted({site["parameters_each"] for site in same})
+        one = number(saves[0]) if len(saves) == 1 else f"{saves[0]:,} to {saves[-1]:,}"
+        add_row(table, unit, number(sum(site["size"] for site in same)), number(len(same)), f"{one} parameters")
+    return table
