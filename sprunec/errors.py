@@ -70,4 +70,15 @@ class PassError(SprunecError):
 
 
 class ComparisonError(SprunecError):
-    """The masked and the rewritten model disagree by more than the tolerance."""
+    """The masked and the rewritten model disagree by more than the tolerance.
+
+    Args:
+        metrics: max_abs_difference, tolerance and tokens of the comparison.
+    """
+
+    def __init__(self, metrics: dict[str, Any]) -> None:
+        self.metrics = metrics
+        super().__init__(
+            f"the rewritten model differs from the masked one by {metrics['max_abs_difference']:.3g} on "
+            f"{metrics['tokens']} tokens, the tolerance is {metrics['tolerance']:.3g}; nothing is emitted"
+        )

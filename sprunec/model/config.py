@@ -183,3 +183,30 @@ def _layer_dict(layer: LayerShape) -> dict[str, Any]:
         "dim_ff": layer.dim_ff or None,
     }
     return entry | ({"kept_heads": list(layer.kept_heads)} if layer.kept_heads is not None else {})
+
+
+def local(before: LayerKept, after: LayerKept) -> LayerKept:
+    """What is `after` in the indices of a layer that has only `before` left."""
+    return LayerKept(
+        _positions(before.heads, after.heads),
+        _positions(before.dim_head, after.dim_head),
+        _positions(before.dim_ff, after.dim_ff),
+    )
+
+
+def _positions(before: tuple[int, ...] | None, after: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    if before is None or after is None:
+        return None
+    place = {index: position for position, index in enumerate(before)}
+    return tuple(place[index] for index in after)
+
+
+def kept_to_json(kept: Sequence[LayerKept]) -> list[dict[str, list[int] | None]]:
+    """As plain lists, one object a layer."""
+    return [{key: None if v is None else list(v) for key, v in asdict(layer).items()} for layer in kept]
+
+
+def kept_from_json(data: Sequence[Mapping[str, Sequence[int] | None]]) -> tuple[LayerKept, ...]:
+    return tuple(
+        LayerKept(**{key: None if value is None else tuple(value) for key, value in layer.items()}) for layer in data
+    )

@@ -44,7 +44,8 @@ class Attention(nn.Module):
         self.project_k = Linear(dim, inner, dim)
         self.project_v = Linear(dim, inner, dim)
         self.attention_out = Linear(inner, dim, divisors.attention_out)
-        columns = None if shape.kept_heads is None else torch.tensor(shape.kept_heads)
+        # An index is never meta: it is made from the config, no checkpoint has it.
+        columns = None if shape.kept_heads is None else torch.tensor(shape.kept_heads, device="cpu")
         self.register_buffer("kept_heads", columns, persistent=False)
 
     def forward(self, hidden: Tensor, attention_bias: Tensor) -> Tensor:
@@ -166,3 +167,20 @@ def initialize(model: nn.Module, seed: int) -> None:
         else:
             std = EMBEDDING_STD if "embedding" in name else 1.0
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
+
+
+def example_inputs(config: ModelConfig) -> dict[str, dict[str, tuple[Tensor | None, ...]]]:
+    """What each block is given, on the meta device: by block path, then by method."""
+    batch, columns, past = 2, 3, 5
+
+    def meta(*shape: int) -> Tensor:
+        return torch.empty(*shape, device="meta")
+
+    hidden = meta(batch, columns, config.dim_model)
+    bias, longer = (meta(batch, config.num_heads, columns, columns + extra) for extra in (0, past))
+    inputs: dict[str, dict[str, tuple[Tensor | None, ...]]] = {}
+    for index, shape in enumerate(cache_shapes(config)):
+        cache = (None, None) if shape is None else (meta(batch, shape[0], past, shape[1]),) * 2
+        methods = {"forward": (hidden, bias), "forward_cached": (hidden, longer, *cache)}
+        inputs[f"encoder.layers.{index}"] = methods
+    return inputs

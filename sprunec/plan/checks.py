@@ -6,14 +6,14 @@ it finds. A part in which something is wrong already is passed over, so one mist
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from sprunec.errors import Diagnostic
 from sprunec.model.config import ModelConfig
 from sprunec.plan.draft import MASKS, TRAINS, Draft, Step
 from sprunec.plan.sizes import size_findings
-from sprunec.plan.source import show
 from sprunec.plan.targets import SIZES, SUBLAYERS, UNITS_OF, mismatched, uncovered
+from sprunec.plan.text import show
 
 NEED_TRAINED = ("finetune", *MASKS)
 TEXT_PROMPT, TEXT_SEGMENT = 2, 2
@@ -32,12 +32,12 @@ def units_fit(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnostic]:
         missing = uncovered(units, target)
         for key in strangers:
             pointer = f"{step.pointer}/target/{key}"
-            message = f"{key} doesn't count the unit {_names(units)}"
+            message = f"{key} doesn't count {_unit(units)}"
             instead = f"give {' and '.join(missing)} instead" if missing else "remove it"
             hint = f"{instead}, or choose unit {_names(UNITS_OF[key], ' or ')}"
             yield draft.source.find("unit-mismatch", pointer, message, hint, key=True)
         if missing and not strangers:
-            message = f"the target doesn't say {' and '.join(missing)} for the unit {_names(units)}"
+            message = f"the target doesn't say {' and '.join(missing)} for {_unit(units)}"
             hint = f"add {' and '.join(missing)}"
             yield draft.source.find("uncovered-unit", f"{step.pointer}/target", message, hint)
 
@@ -57,7 +57,9 @@ def budgets_fit(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnostic
         whole = [unit for unit in step.options["unit"] if unit in SUBLAYERS]
         size = [key for key in step.options["target"] if key in SIZES]
         if whole or size:
-            what = f"unit {_names(whole)} is cut as a whole" if whole else f"{size[0]} is about the whole model"
+            what = (
+                f"{_unit(whole)} can't be cut in every layer alike" if whole else f"{size[0]} is about the whole model"
+            )
             message = f'"per-layer" doesn\'t fit: {what}'
             yield draft.source.find("budget-mismatch", f"{step.pointer}/budget", message, 'write "global" or remove it')
 
@@ -167,9 +169,12 @@ def _written(draft: Draft, step: Step, key: str) -> str:
     return f"{step.pointer}/{key}" if key in step.given else f"/training/{key}"
 
 
-def _names(units: object, between: str = " and ") -> str:
-    words = [show(unit) for unit in units] if isinstance(units, tuple | list) else [show(units)]
-    return between.join(words)
+def _unit(units: Sequence[str]) -> str:
+    return f"unit{'s' if len(units) > 1 else ''} {_names(units)}"
+
+
+def _names(units: Sequence[str], between: str = " and ") -> str:
+    return between.join(show(unit) for unit in units)
 
 
 CHECKS: tuple[Check, ...] = (

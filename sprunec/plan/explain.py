@@ -13,8 +13,9 @@ from typing import Any
 from jsonschema.exceptions import ValidationError
 
 from sprunec.errors import Diagnostic
-from sprunec.plan.schema import Schema, load_schema, properties, validator
-from sprunec.plan.source import Source, escape, show
+from sprunec.plan.schema import Schema, properties, validator
+from sprunec.plan.source import Source
+from sprunec.plan.text import escape, show
 
 _KINDS = {
     "string": "text",
@@ -76,7 +77,11 @@ def _explain(source: Source, pointer: str, error: ValidationError) -> Iterator[D
         yield _missing_key(source, pointer, error)
     else:
         code, message = _WORDS.get(keyword, _other)(error)
-        yield source.find(code, pointer, message, _choice(error) or remedy(error.schema))
+        yield source.find(code, pointer, message, _choice(error) or _remedy_of(error))
+
+
+def _remedy_of(error: ValidationError) -> str:
+    return "name each once" if error.validator == "uniqueItems" else remedy(error.schema)
 
 
 def _unknown_keys(source: Source, pointer: str, error: ValidationError) -> Iterator[Diagnostic]:
@@ -84,7 +89,7 @@ def _unknown_keys(source: Source, pointer: str, error: ValidationError) -> Itera
     listed = ", ".join(key for key in known if key != "$schema")
     for key in error.instance:
         if key not in known:
-            near = nearest(key, known)
+            near = nearest(key, [name for name in known if name not in error.instance])
             hint = f"did you mean {show(near)}?" if near else f"known keys are {listed}"
             yield source.find("unknown-key", f"{pointer}/{escape(key)}", f"unknown key {show(key)}", hint, key=True)
 
@@ -93,7 +98,7 @@ def _missing_key(source: Source, pointer: str, error: ValidationError) -> Diagno
     """The validator gives one error per missing key and names it only in its words."""
     key = next(key for key in error.validator_value if error.message.startswith(repr(key)))
     rule = properties(error.schema).get(key) or _known_rule(pointer, key)
-    example = show(rule["examples"][0], 200) if rule.get("examples") else "…"
+    example = show(rule["examples"][0], 200) if rule.get("examples") else "..."
     what = str(rule.get("description", "")).partition(";")[0]
     hint = f'add "{key}": {example}' + (f", {what}" if what else "")
     return source.find("missing-key", pointer, f'"{key}" is missing', hint)
@@ -101,9 +106,8 @@ def _missing_key(source: Source, pointer: str, error: ValidationError) -> Diagno
 
 def _known_rule(pointer: str, key: str) -> Schema:
     """The rule of a key that is required by a branch of the schema that doesn't describe it."""
-    place = {"/data": properties("plan")["data"]}.get(pointer, {})
-    rule: Schema = properties(place).get(key, {}) or load_schema("mask")["properties"].get(key, {})
-    return rule
+    section = properties("plan").get(pointer.removeprefix("/"), {})
+    return properties(section).get(key, {})
 
 
 def _choice(error: ValidationError) -> str:
@@ -129,6 +133,7 @@ def _type(error: ValidationError) -> tuple[str, str]:
 
 def _enum(error: ValidationError) -> tuple[str, str]:
     key = next((step for step in reversed(error.absolute_path) if isinstance(step, str)), "")
+    key = key.removesuffix("s") if error.absolute_path and isinstance(error.absolute_path[-1], int) else key
     known = f"a known {key}" if key and isinstance(error.instance, str) else "a choice"
     return "not-a-choice", f"{show(error.instance)} is not {known}"
 

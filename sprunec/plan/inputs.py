@@ -24,10 +24,15 @@ def model_config(draft: Draft) -> tuple[ModelConfig | None, list[Diagnostic]]:
     if isinstance(written, dict):
         return inline_config(draft.source, "/model/config", written)
     path = str(draft.folder / written)
-    if os.path.isfile(path) or os.path.isdir(path):
+    if os.path.isdir(path):
+        message = f"model config {path} is a folder"
+        return None, [draft.source.find("not-a-file", "/model/config", message, "name the config file in it")]
+    if os.path.exists(path):
         return read_config(path)
     message = f"there is no model config {path}"
-    return None, [draft.source.find("missing-file", "/model/config", message, "paths start at the plan's folder")]
+    return None, [
+        draft.source.find("missing-file", "/model/config", message, "paths are relative to the plan's folder")
+    ]
 
 
 def input_findings(draft: Draft, config: ModelConfig | None, strict: bool) -> Iterator[Diagnostic]:
@@ -35,7 +40,11 @@ def input_findings(draft: Draft, config: ModelConfig | None, strict: bool) -> It
     for pointer, path, what in _named_files(draft):
         if not os.path.exists(path):
             finding = draft.source.warn("missing-file", pointer, f"there is no {what} {path}", "run will need it")
-            yield replace(finding, severity="error", hint="paths start at the plan's folder") if strict else finding
+            yield (
+                replace(finding, severity="error", hint="paths are relative to the plan's folder")
+                if strict
+                else finding
+            )
         elif what != "checkpoint" and os.path.isdir(path):
             yield draft.source.find("not-a-file", pointer, f"{what} {path} is a folder", "name the files in it")
         elif what == "checkpoint" and config is not None and path.suffix == ".safetensors" and path.is_file():
@@ -43,30 +52,20 @@ def input_findings(draft: Draft, config: ModelConfig | None, strict: bool) -> It
 
 
 def _named_files(draft: Draft) -> Iterator[tuple[str, Path, str]]:
-    yield from _files(draft, "/model/checkpoint", "checkpoint")
-    if draft.section("data").get("source") in ("text", "jsonl"):
-        yield from _files(draft, "/data/path", "data file")
-    yield from _files(draft, "/data/held_out", "held-out file")
+    model, data = draft.section("model"), draft.section("data")
+    yield from _files(draft, "/model/checkpoint", model.get("checkpoint"), "checkpoint")
+    if data.get("source") in ("text", "jsonl"):
+        yield from _files(draft, "/data/path", data.get("path"), "data file")
+    yield from _files(draft, "/data/held_out", data.get("held_out"), "held-out file")
     for step in draft.steps:
-        if step.name == "load-mask":
-            yield from _files(draft, f"{step.pointer}/path", "mask file")
+        if step.name == "load-mask" and draft.sound(f"{step.pointer}/path"):
+            yield from _files(draft, f"{step.pointer}/path", step.given.get("path"), "mask file")
 
 
-def _files(draft: Draft, pointer: str, what: str) -> Iterator[tuple[str, Path, str]]:
-    written = _look(draft.source.value, pointer)
-    if not draft.sound(pointer) or not isinstance(written, str | list):
-        return
-    for index, name in enumerate(as_list(written)):
-        yield f"{pointer}/{index}" if isinstance(written, list) else pointer, draft.folder / name, what
-
-
-def _look(value: Any, pointer: str) -> Any:
-    for step in pointer.split("/")[1:]:
-        if isinstance(value, list):
-            value = value[int(step)]
-        else:
-            value = value.get(step) if isinstance(value, dict) else None
-    return value
+def _files(draft: Draft, pointer: str, written: Any, what: str) -> Iterator[tuple[str, Path, str]]:
+    if isinstance(written, str | list):
+        for index, name in enumerate(as_list(written)):
+            yield f"{pointer}/{index}" if isinstance(written, list) else pointer, draft.folder / name, what
 
 
 def _checkpoint(draft: Draft, pointer: str, path: Path, config: ModelConfig) -> Iterator[Diagnostic]:

@@ -10,7 +10,8 @@ from sprunec.errors import Diagnostic, InputError
 from sprunec.model.config import ModelConfig
 from sprunec.plan.explain import schema_findings
 from sprunec.plan.schema import properties
-from sprunec.plan.source import Source, read_source, show
+from sprunec.plan.source import Source, read_source
+from sprunec.plan.text import show
 
 _SIZES = ("vocab_size", "dim_model", "num_heads", "dim_head", "dim_ff", "num_layers")
 
@@ -58,7 +59,7 @@ def _whole_numbers(value: Any) -> Any:
 
 
 def _disagreements(source: Source, prefix: str, value: dict[str, Any]) -> Iterator[Diagnostic]:
-    config = {key: value.get(key, rule.get("default")) for key, rule in properties("model").items()}
+    config: dict[str, Any] = {key: value.get(key, rule.get("default")) for key, rule in properties("model").items()}
     yield from _lengths(source, prefix, config)
     yield from _distances(source, prefix, config)
     for index, layer in enumerate(config["layers"] or ()):
@@ -119,7 +120,11 @@ def _unsaid(source: Source, prefix: str, value: dict[str, Any]) -> Iterator[Diag
     """A config in other words (another library's) would else be taken for CPM-Live's largest defaults."""
     rules = properties("model")
     missing = {key: rules[key]["default"] for key in _SIZES if key not in value}
-    if missing:
+    unknown = [key for key in value if key not in rules]
+    if unknown and all(key in missing for key in _SIZES[1:]):
+        message = f"the config gives none of {', '.join(_SIZES[1:])}"
+        yield source.find("foreign-config", prefix, message, "write it in CPM-Live's keys")
+    elif missing:
         sizes = ", ".join(f"{key} {size}" for key, size in missing.items())
         message = f"the config doesn't give {', '.join(missing)}"
         yield source.warn("default-size", prefix, message, f"CPM-Live's defaults are taken: {sizes}")

@@ -1,7 +1,7 @@
 """A plan: what the user wants, read from a file, checked as a whole and frozen.
 
-    read_plan(path)    the Plan, or InputError with everything that is wrong
-    check_plan(path)   the Plan if there is one, and everything found, warnings too
+read_plan(path)    the Plan, or InputError with everything that is wrong
+check_plan(path)   the Plan if there is one, and everything found, warnings too
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The schemas in `schemas/`: the only home of option rules and defaults.
 
-    load_schema("passes/emit")   one schema as it stands in its file
-    validator("plan")            a Draft 2020-12 validator that knows all the others
-    resolve("training", {...})   options with defaults filled in and numbers in their schema's type
+load_schema("passes/emit")   one schema as it stands in its file
+validator("plan")            a Draft 2020-12 validator that knows all the others
+resolve("training", {...})   options with defaults filled in and numbers in their schema's type
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from urllib.parse import urljoin
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
 from jsonschema.validators import extend
-from referencing import Registry, Resource
+from referencing import Registry
 from referencing.jsonschema import DRAFT202012
 
 _BASE = "https://sprunec.invalid/schemas/"
@@ -54,9 +54,7 @@ def pass_names() -> tuple[str, ...]:
 def properties(schema: str | Schema) -> dict[str, Schema]:
     """All keys that a schema offers, those behind its references too."""
     start = _registry()[_uri(schema)].contents if isinstance(schema, str) else schema
-    return dict(_collect(start))
-
-
+    return dict(_collect(_follow(start)))
 
 
 def resolve(schema: str | Schema, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -84,13 +82,10 @@ def _typed(value: Any, rule: Schema) -> Any:
 
 
 def _collect(schema: Schema) -> Iterator[tuple[str, Schema]]:
-    for part in (*schema.get("allOf", ()), *([schema] if "$ref" in schema else ())):
-        if "$ref" in part:
-            yield from _collect(_follow(part))
-        elif part is not schema:
-            yield from _collect(part)
     for key, rule in schema.get("properties", {}).items():
         yield key, _follow(rule)
+    for part in schema.get("allOf", ()):
+        yield from _collect(_follow(part))
 
 
 def _follow(rule: Schema) -> Schema:
@@ -105,7 +100,7 @@ def _registry() -> Registry[Schema]:
     folder = schema_folder()
     names = [str(path.relative_to(folder).as_posix())[: -len(_ENDING)] for path in folder.rglob(f"*{_ENDING}")]
     pairs = [(_uri(name), _absolute(load_schema(name), _uri(name))) for name in sorted(names)]
-    resources = [(uri, Resource(contents=contents, specification=DRAFT202012)) for uri, contents in pairs]
+    resources = [(uri, DRAFT202012.create_resource(contents)) for uri, contents in pairs]
     return Registry().with_resources(resources).crawl()
 
 

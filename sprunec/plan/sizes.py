@@ -7,16 +7,16 @@ from collections.abc import Iterator
 from sprunec.errors import Diagnostic
 from sprunec.model.config import ModelConfig
 from sprunec.plan.draft import MASKS, Draft, Step
-from sprunec.plan.source import show
 from sprunec.plan.targets import Left, mismatched
+from sprunec.plan.text import show
 
 _WORDS = {
     "num_layers": "layers",
     "num_attention": "attention sublayers",
     "num_feed_forward": "feed-forward sublayers",
-    "num_heads": "heads",
-    "dim_head": "dims of a head",
-    "dim_ff": "feed-forward dims",
+    "num_heads": "heads per layer",
+    "dim_head": "dims per head",
+    "dim_ff": "feed-forward dims per layer",
 }
 
 
@@ -44,11 +44,11 @@ def _targets(draft: Draft, step: Step, left: Left, cut: bool) -> Iterator[Diagno
             continue
         pointer, most = f"{step.pointer}/target/{key}", left.most(key, options["budget"])
         if wanted > most:
-            message = f"{wanted} is above the {most} {_WORDS[key]} that {_whose(cut, most)}"
+            message = f"{wanted} is above {most}, the {_WORDS[key]} that {_whose(cut)}"
             hint = f"give less than {most}" if most > 1 else f"take {key} out"
             yield draft.source.find("target-too-large", pointer, message, hint)
         elif wanted == most:
-            message = f"{wanted} is all the {_WORDS[key]} that {_whose(cut, most)}: nothing would be cut"
+            message = f"{wanted} is the number of {_WORDS[key]} that {_whose(cut)}: nothing would be cut"
             yield draft.source.warn("nothing-to-cut", pointer, message, "give less, or remove the pass")
 
 
@@ -59,12 +59,15 @@ def _parameters(draft: Draft, step: Step, left: Left, cut: bool) -> Iterator[Dia
     hint = f"give more than {least:,} and less than {left.parameters:,}"
     written = show(step.given["target"]["parameters"])
     if wanted > left.parameters:
-        message = f"{written} is above the {left.parameters:,} parameters that {_whose(cut, 2)}"
+        message = f"{written} is above the {left.parameters:,} parameters that {_whose(cut)}"
         yield draft.source.find("target-too-large", pointer, message, hint)
     elif wanted < least:
         units = " and ".join(show(unit) for unit in options["unit"])
         message = f"{written} is below the {least:,} parameters that stay when every unit {units} is cut"
         yield draft.source.find("target-too-small", pointer, message, hint)
+    elif wanted == left.parameters and left.layers is not None:
+        message = f"{written} is the number of parameters that {_whose(cut)}: nothing would be cut"
+        yield draft.source.warn("nothing-to-cut", pointer, message, "give less, or remove the pass")
 
 
 def _after(step: Step, left: Left, wrong: list[str]) -> Left:
@@ -76,10 +79,8 @@ def _after(step: Step, left: Left, wrong: list[str]) -> Left:
         for key, value in options["target"].items()
         if key not in strangers and f"{step.pointer}/target/{key}" not in wrong
     }
-    return left.after(options["unit"], target, options["budget"])
+    return left.after(target, options["budget"])
 
 
-def _whose(cut: bool, count: int) -> str:
-    if cut:
-        return "are left at this point" if count != 1 else "is left at this point"
-    return "the model has"
+def _whose(cut: bool) -> str:
+    return "are left at this point" if cut else "the model has"

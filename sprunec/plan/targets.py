@@ -48,7 +48,7 @@ def default_budget(units: Iterable[str], target: Collection[str]) -> str:
     return "per-layer" if by_layer else "global"
 
 
-def parameter_count(written: int | float | str) -> int:
+def parameter_count(written: float | str) -> int:
     """300000000 and "300M" are one number."""
     if isinstance(written, str):
         return round(Fraction(written[:-1]) * _SUFFIXES[written[-1]])
@@ -98,7 +98,7 @@ class Left:
         """After a pass that may have cut anything."""
         return replace(self, layers=None)
 
-    def after(self, units: Collection[str], target: Mapping[str, Any], budget: str) -> Left:
+    def after(self, target: Mapping[str, Any], budget: str) -> Left:
         """What is left once a pass has reached its target."""
         counts = {key: min(self.counts[key], target.get(key, self.counts[key])) for key in self.counts}
         means = {key: min(self.means[key], Fraction(counts[key])) for key in self.means}
@@ -133,7 +133,9 @@ def _means(layers: Iterable[LayerShape]) -> dict[str, Fraction]:
     return {key: Fraction(sum(sizes), max(len(sizes), 1)) for key, sizes in present.items()}
 
 
-def _cut(layers: tuple[LayerShape, ...] | None, target: Mapping[str, Any], budget: str) -> tuple[LayerShape, ...] | None:
+def _cut(
+    layers: tuple[LayerShape, ...] | None, target: Mapping[str, Any], budget: str
+) -> tuple[LayerShape, ...] | None:
     """The shapes after count targets; None where the pass itself chooses among unlike ones."""
     if layers is None or any(size in target for size in SIZES):
         return None
@@ -162,5 +164,5 @@ def _drop(layers: tuple[LayerShape, ...], keep: int, names: tuple[str, ...]) -> 
     if len(present) > keep and len({sizes[index] for index in present}) > 1:
         return None
     gone = set(present[keep:])
-    nothing = dict.fromkeys(names, 0)
+    nothing: dict[str, Any] = dict.fromkeys(names, 0)
     return tuple(replace(layer, **nothing) if index in gone else layer for index, layer in enumerate(layers))

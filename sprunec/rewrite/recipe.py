@@ -6,14 +6,17 @@ two recipes in a row are one; and it puts a small model's tensors back into the 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sprunec.errors import TraceError
+from sprunec.model.checkpoint import read_state, write_state
 from sprunec.model.config import LayerKept
 from sprunec.rewrite.axes import Groups
 from sprunec.rewrite.sites import SUBLAYER_OF
@@ -160,3 +163,21 @@ def _runs(indices: Indices) -> list[list[int]]:
 
 def _indices(runs: Iterable[Sequence[int]]) -> Indices:
     return tuple(index for first, last in runs for index in range(first, last))
+
+
+# --- beside a small model: where it comes from ---
+
+
+def save_origin(directory: Path, recipe: Recipe, full: Mapping[str, Tensor]) -> None:
+    """Keep the recipe of everything cut so far, and the full-shape tensors with the cut parts' last values."""
+    origin = directory / "origin"
+    origin.mkdir()
+    write_state(full, origin)
+    shapes = {name: tuple(tensor.shape) for name, tensor in full.items()}
+    (origin / "recipe.json").write_text(json.dumps(recipe.to_dict(shapes)))
+
+
+def read_origin(directory: Path) -> tuple[Recipe, dict[str, Tensor]]:
+    """What `save_origin` kept."""
+    recipe = Recipe.from_dict(json.loads((directory / "origin" / "recipe.json").read_text()))
+    return recipe, read_state(directory / "origin")

@@ -37,7 +37,7 @@ def cut_block(block: TracedBlock, kept: LayerKept, tensors: Mapping[str, Tensor]
     """The block as a graph module over already cut state `tensors`."""
     graphs = {method: copy_graph(program.graph) for method, program in block.programs.items()}
     attributes: dict[str, Any] = {}
-    device = next(iter(block.tensors().values()), torch.empty(0)).device
+    device = index_device(block)
     for method, program in block.programs.items():
         keep = keeps(block, kept, method)
         set_constants(graphs[method], constants(program, keep))
@@ -46,6 +46,12 @@ def cut_block(block: TracedBlock, kept: LayerKept, tensors: Mapping[str, Tensor]
         for residual in reversed(absent(block, kept)):
             bypass(graphs[method], residual.add, residual.stream)
     return build(graphs, attributes, tensors, block)
+
+
+def index_device(block: TracedBlock) -> torch.device:
+    """Where new indices go: with the block's tensors, but never on meta, for nothing else has their values."""
+    device = next(iter(block.tensors().values()), torch.empty(0)).device
+    return torch.device("cpu") if device.type == "meta" else device
 
 
 def copy_graph(graph: fx.Graph) -> fx.Graph:
@@ -59,7 +65,10 @@ def build(
     tensors: Mapping[str, Tensor],
     block: TracedBlock,
 ) -> fx.GraphModule:
-    """One graph module with a compiled method per graph; `buffers` are left out of its state dict."""
+    """One graph module with a compiled method per graph, which it keeps by name in `graphs`.
+
+    `buffers` are left out of its state dict.
+    """
     attributes: dict[str, Any] = dict(buffers)
     attributes |= {name: _as_parameter(block.tensors().get(name), tensor) for name, tensor in tensors.items()}
     for graph in graphs.values():
@@ -71,6 +80,7 @@ def build(
         if method != "forward":
             # Every graph module has a class of its own, so this adds the method to this block alone.
             setattr(type(module), method, type(fx.GraphModule(attributes, graph)).forward)
+    module.graphs = dict(graphs)
     for name in buffers:
         owner, _, leaf = name.rpartition(".")
         if name in dict(module.named_buffers()):

@@ -1,0 +1,36 @@
+"""sprunec: a pruning compiler for language models.
+
+    plan = read_plan("plan.json")         what the user wants, checked
+    graph = lower(plan)                   every step spelled out
+    report = execute(graph, "runs/x")     do it, or what is left of it
+    model = load("runs/x/model/sprunec")  the small model
+
+Importing this package imports no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sprunec.graph.execute import execute
+    from sprunec.graph.lower import lower
+    from sprunec.model.checkpoint import load
+    from sprunec.plan.plan import read_plan
+
+__all__ = ["execute", "load", "lower", "read_plan"]
+__version__ = "0.1.0"
+
+_HOMES = {
+    "execute": "sprunec.graph.execute",
+    "load": "sprunec.model.checkpoint",
+    "lower": "sprunec.graph.lower",
+    "read_plan": "sprunec.plan.plan",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

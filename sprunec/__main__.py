@@ -1,0 +1,5 @@
+"""python -m sprunec"""
+
+from sprunec.cli import main
+
+main()

@@ -1,0 +1,50 @@
+"""Where tensors live and in which precision they are multiplied."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from sprunec.errors import InputError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Place:
+    """A device and a precision; weights and optimizer stay float32, products are taken in `dtype`."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, device: str, precision: str) -> Place:
+        """`auto` takes CUDA, then MPS, then the CPU.
+
+        Raises:
+            InputError: the device is not here.
+        """
+        chosen = _best() if device == "auto" else device
+        if (chosen.startswith("cuda") and not torch.cuda.is_available()) or (
+            chosen == "mps" and not torch.backends.mps.is_available()
+        ):
+            raise InputError.at("engine", f"device {device} is not on this machine", 'use "auto" or "cpu"')
+        return cls(torch.device(chosen), DTYPES[precision])
+
+    @contextlib.contextmanager
+    def precision(self) -> Iterator[None]:
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            yield
+
+    def synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def _best() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"

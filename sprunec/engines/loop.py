@@ -1,0 +1,152 @@
+"""The training loop: the one place where weights, and with them gates, learn."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sprunec.data.batches import IGNORED, Batch
+from sprunec.engines.device import Place
+from sprunec.engines.schedules import SCHEDULES
+from sprunec.errors import PassError
+
+Report = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Training:
+    """The options of a training pass that the loop reads."""
+
+    steps: int
+    learning_rate: float
+    schedule: str
+    warmup_steps: int
+    weight_decay: float
+    clip_grad: float | None
+    accumulate: int
+    loss_scale: float
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> Training:
+        return cls(**{name: options[name] for name in cls.__dataclass_fields__})
+
+    def rate(self, step: int) -> float:
+        return self.learning_rate * SCHEDULES[self.schedule](step, self.steps, self.warmup_steps)
+
+
+class Companion(Protocol):
+    """What learns beside the weights, such as gates; the loop calls these in turn at each step."""
+
+    def before(self, step: int, model_step: int) -> None: ...
+
+    def backward(self, unscale: float) -> None: ...
+
+    def after(self, step: int) -> dict[str, Any]: ...
+
+
+def language_model_loss(model: nn.Module, batch: Batch) -> Tensor:
+    """The sum of the cross entropy in nats over the batch's targets."""
+    logits, _ = model(**batch.inputs)
+    return F.cross_entropy(
+        logits.flatten(0, 1).float(), batch.targets.flatten(), ignore_index=IGNORED, reduction="sum"
+    )
+
+
+def fit(
+    model: nn.Module,
+    batches: Callable[[int], Batch],
+    training: Training,
+    place: Place,
+    *,
+    first_step: int,
+    report: Report,
+    companion: Companion | None = None,
+) -> dict[str, Any]:
+    """Train in place for `training.steps` steps.
+
+    Args:
+        batches: the global batch of a step, by how many training steps the model has had.
+        first_step: how many it has had already.
+
+    Returns:
+        The last step's event.
+
+    Raises:
+        PassError: the loss became NaN or infinite.
+    """
+    model.train()
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], lr=training.learning_rate, weight_decay=training.weight_decay
+    )
+    scaler = torch.amp.GradScaler(
+        place.device.type, init_scale=training.loss_scale, enabled=place.dtype == torch.float16
+    )
+    event: dict[str, Any] = {}
+    for step in range(training.steps):
+        started = time.perf_counter()
+        batch = batches(first_step + step).to(place.device)
+        rate = training.rate(step)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        if companion is not None:
+            companion.before(step, first_step + step)
+        loss = _backward(model, batch, training, place, scaler)
+        _check_finite(loss, first_step + step)
+        if companion is not None:
+            companion.backward(1.0 / scaler.get_scale())
+        norm = _update(model, optimizer, scaler, training.clip_grad)
+        place.synchronize()
+        seconds = time.perf_counter() - started
+        event = {
+            "step": step + 1,
+            "steps": training.steps,
+            "model_steps": first_step + step + 1,
+            "loss": loss,
+            "learning_rate": rate,
+            "gradient_norm": norm,
+            "tokens_per_second": batch.target_count / seconds,
+        } | (companion.after(step) if companion is not None else {})
+        report(event)
+    return event
+
+
+def _backward(
+    model: nn.Module, batch: Batch, training: Training, place: Place, scaler: torch.amp.GradScaler
+) -> float:
+    """Gradients of the sum over all targets divided by their number, however the rows are shared out."""
+    count, total = batch.target_count, 0.0
+    for part in batch.split(training.accumulate):
+        with place.precision():
+            loss = language_model_loss(model, part) / count
+        scaler.scale(loss).backward()
+        total += float(loss.detach())
+    return total
+
+
+def _check_finite(loss: float, model_step: int) -> None:
+    if not math.isfinite(loss):
+        raise PassError(
+            f"the loss became {loss} at training step {model_step + 1}; lower the learning rate, or clip gradients"
+        )
+
+
+def _update(
+    model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, clip: float | None
+) -> float | None:
+    """Clip, step, forget the gradients; returns the norm before clipping, when that was asked for."""
+    scaler.unscale_(optimizer)
+    norm = None
+    if clip is not None:
+        total = nn.utils.clip_grad_norm_([p for p in model.parameters() if p.grad is not None], clip)
+        norm = float(total) if torch.isfinite(total) else None
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad(set_to_none=True)
+    return norm

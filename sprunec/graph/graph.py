@@ -1,0 +1,112 @@
+"""The execution graph: what will be done, in order, and the digest of everything that could change each result."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Node:
+    """One use of a pass.
+
+    Attributes:
+        name: its number and pass, unique in the graph.
+        inputs: by the pass's own words for them, the names of the nodes that give them.
+        files: the user's files, which `options` name by content.
+        digest: over pass, version, options and the inputs' digests; None when a file it depends on is missing.
+        about: what it does, in a few words.
+        steps: training steps.
+        parameters: of the model it gives; at most so many when layers may come out different.
+    """
+
+    name: str
+    pass_: str
+    options: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    digest: str | None
+    gives: str
+    files: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
+    about: str = ""
+    steps: int | None = None
+    parameters: int | None = None
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Nodes in an order in which every input comes before its use.
+
+    Attributes:
+        roles: which node gives what the report and the emitted model are made of: dense, masked, small (evaluations),
+            masks, final (the small model), emitted, source (the plan's input model).
+        tokens: training targets in all.
+    """
+
+    plan: str
+    nodes: tuple[Node, ...]
+    roles: Mapping[str, str]
+    device: str
+    parameters: tuple[int, int]
+    tokens: int
+    flops: float
+
+    def node(self, name: str) -> Node:
+        return next(node for node in self.nodes if node.name == name)
+
+    def document(self, cached: Mapping[str, bool]) -> dict[str, Any]:
+        """The graph as `schemas/graph.schema.json` describes it."""
+        return {
+            "plan": self.plan,
+            "nodes": [
+                {
+                    "name": node.name,
+                    "pass": node.pass_,
+                    "inputs": dict(node.inputs),
+                    "gives": node.gives,
+                    "digest": node.digest,
+                    "cached": cached.get(node.name, False),
+                    "steps": node.steps,
+                    "parameters": node.parameters,
+                    "about": node.about,
+                }
+                for node in self.nodes
+            ],
+            "parameters": {"before": self.parameters[0], "after": self.parameters[1]},
+            "tokens": self.tokens,
+            "flops": self.flops,
+        }
+
+
+def digest_of(pass_: str, version: int, options: Mapping[str, Any], inputs: Mapping[str, str | None]) -> str | None:
+    """sha256, or None if an option or an input is not known yet."""
+    if any(value is None for value in inputs.values()) or MISSING in options.values():
+        return None
+    content = {"pass": pass_, "version": version, "options": _plain(options), "inputs": dict(inputs)}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+MISSING = "missing file"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(inner) for inner in value]
+    return value
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file's content, of every file in a directory; `MISSING` if there is none."""
+    if path.is_dir():
+        parts = sorted(p for p in path.rglob("*") if p.is_file())
+        joined = "\n".join(f"{p.relative_to(path)} {file_digest(p)}" for p in parts)
+        return hashlib.sha256(joined.encode()).hexdigest()
+    if not path.is_file():
+        return MISSING
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,122 @@
+"""report.json: what was asked, what was done, and how the models compare; `schemas/report.schema.json` describes it."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from sprunec.graph.graph import Graph, Node
+from sprunec.graph.store import Artifact, write_atomically
+from sprunec.model.config import LayerKept, kept_from_json
+
+MEASURES = ("parameters", "loss", "perplexity", "tokens_per_second", "sample")
+
+
+@dataclass
+class Report:
+    """A run's report, growing pass by pass."""
+
+    graph: Graph
+    out: Path
+    data: dict[str, Any]
+    _settled: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+
+    @classmethod
+    def start(cls, graph: Graph, out: Path) -> Report:
+        shape = dict(graph.node(graph.roles["source"]).options["config"])
+        data = {
+            "status": "running",
+            "plan": graph.plan,
+            "versions": versions(),
+            "passes": [],
+            "models": {},
+            "comparison": None,
+            "kept": {"attention": {}, "feed_forward": {}},
+            "budgets": [],
+            "config": {key: shape[key] for key in ("num_heads", "dim_ff", "num_layers")},
+            "error": None,
+        }
+        return cls(graph, out, data)
+
+    @property
+    def status(self) -> str:
+        return str(self.data["status"])
+
+    def add(self, node: Node, artifact: Artifact, cached: bool, seconds: float) -> None:
+        metrics = artifact.metrics
+        entry = {"name": node.name, "pass": node.pass_, "digest": node.digest, "cached": cached}
+        self.data["passes"].append(entry | {"seconds": seconds, "metrics": metrics})
+        if node.pass_ == "compare":
+            self._compared(metrics)
+        if node.pass_ == "train-mask":
+            self._settled[node.name] = metrics["budgets"]
+        if node.pass_ == "binarize":
+            self._binarized(node, metrics)
+        for role in ("dense", "masked", "small"):
+            if self.graph.roles.get(role) == node.name:
+                self.data["models"][role] = {key: metrics.get(key) for key in MEASURES}
+        if node.name == self.graph.roles["final"]:
+            self._kept(artifact.path)
+
+    def _compared(self, metrics: Mapping[str, Any]) -> None:
+        """The worst of all comparisons of the run."""
+        before = self.data["comparison"]
+        if before is None or metrics["max_abs_difference"] >= before["max_abs_difference"]:
+            self.data["comparison"] = {key: metrics[key] for key in ("max_abs_difference", "tolerance", "tokens")}
+
+    def _binarized(self, node: Node, metrics: Mapping[str, Any]) -> None:
+        """Asked and got, beside what the gates expected when their training ended."""
+        scores = node.inputs["scores"]
+        learned = {row["name"]: row for row in self._settled.get(scores, [])}
+        for row in metrics["budgets"]:
+            soft = learned.get(row["name"], {})
+            self.data["budgets"].append(
+                {
+                    "pass": scores,
+                    "name": row["name"],
+                    "target": row["target"],
+                    "expected": soft.get("expected"),
+                    "got": row["got"],
+                    "settled": soft.get("settled", True),
+                    "undecided": soft.get("undecided", 0),
+                }
+            )
+
+    def _kept(self, directory: Path) -> None:
+        layers = kept_from_json(json.loads((directory / "kept.json").read_text()))
+        self.data["kept"] = kept_document(layers)
+
+    def on_target(self) -> bool:
+        return all(row["settled"] for row in self.data["budgets"])
+
+    def end(self, status: str, error: str | None = None, comparison: Mapping[str, Any] | None = None) -> None:
+        self.data["status"], self.data["error"] = status, error
+        if comparison is not None:
+            self._compared(comparison)
+        self.save()
+
+    def save(self) -> None:
+        write_atomically(self.out / "report.json", json.dumps(self.data, indent=1))
+
+
+def kept_document(layers: tuple[LayerKept, ...]) -> dict[str, Any]:
+    """Heads by index and feed-forward dims by count, by layer; null where the sublayer is absent."""
+    return {
+        "attention": {str(i): None if k.heads is None else list(k.heads) for i, k in enumerate(layers)},
+        "feed_forward": {str(i): None if k.dim_ff is None else len(k.dim_ff) for i, k in enumerate(layers)},
+    }
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in ("sprunec", "torch", "safetensors", "numpy"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found

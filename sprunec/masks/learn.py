@@ -1,0 +1,105 @@
+"""Gates that learn beside the weights: what `train-mask` adds to the training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sprunec.masks import gates as hard_concrete
+from sprunec.masks.budgets import Budget, Key
+from sprunec.masks.lagrangian import Lagrangian
+from sprunec.rewrite.gating import Gates
+
+START, SETTLING_SHARE, LAST_RATE = 2.0, 0.3, 0.1
+
+
+def start_from(scores: Mapping[Key, Tensor]) -> dict[Key, Tensor]:
+    """Log-alphas that begin mostly open, in the order of the scores: 2 + the standardised log, per kind of unit."""
+    found: dict[Key, Tensor] = {}
+    for unit in dict.fromkeys(unit for _, unit in scores):
+        keys = [key for key in scores if key[1] == unit]
+        logs = torch.cat([scores[key] for key in keys]).double().clamp(min=1e-30).log()
+        spread = logs.std(correction=0) if logs.numel() > 1 else logs.new_tensor(0.0)
+        start = START + (logs - logs.mean()) / spread.clamp(min=1e-6)
+        found |= dict(zip(keys, start.float().split([scores[key].numel() for key in keys]), strict=True))
+    return found
+
+
+class GateLearner:
+    """Draws gates before each step, and moves their log-alphas and the multipliers after it.
+
+    One draw serves the whole global batch. Log-alphas live on the CPU: they are few, and their path is then the same
+    on every device. The model sees the draw as a leaf, so its gradients add up over however many backward passes a
+    step takes; `backward` carries them on to the log-alphas.
+    """
+
+    def __init__(
+        self,
+        gates: Gates,
+        log_alphas: Mapping[Key, Tensor],
+        lagrangian: Lagrangian,
+        *,
+        steps: int,
+        rate: float,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self.gates, self.lagrangian, self.steps, self.seed, self.device = gates, lagrangian, steps, seed, device
+        self.log_alphas = {key: value.clone().requires_grad_() for key, value in log_alphas.items()}
+        self.optimizer = torch.optim.Adam(self.log_alphas.values(), lr=rate)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._settling)
+        self._drawn: dict[Key, Tensor] = {}
+        self._leaves: dict[Key, Tensor] = {}
+        self._step = 0
+        self._expected: list[float] = []
+
+    def before(self, step: int, model_step: int) -> None:
+        self._step = step
+        noise = torch.Generator().manual_seed(self.seed * 1_000_003 + model_step)
+        for key, log_alpha in self.log_alphas.items():
+            drawn = hard_concrete.sample(log_alpha, torch.rand(log_alpha.shape, generator=noise))
+            self._drawn[key] = drawn
+            self._leaves[key] = drawn.detach().to(self.device).requires_grad_()
+            self.gates.set(*key, self._leaves[key])
+
+    def backward(self, unscale: float) -> None:
+        """Send the language-model loss's gradient, times `unscale`, and the penalty's into the log-alphas."""
+        for key, leaf in self._leaves.items():
+            if leaf.grad is not None:
+                gradient = torch.nan_to_num(leaf.grad.cpu().float() * unscale, 0.0, 0.0, 0.0)
+                self._drawn[key].backward(gradient)
+        kept = {key: hard_concrete.kept_probability(value) for key, value in self.log_alphas.items()}
+        penalty, self._expected = self.lagrangian.penalty(kept, self._step)
+        penalty.backward()
+
+    def after(self, step: int) -> dict[str, Any]:
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.schedule.step()
+        self.lagrangian.ascend()
+        first, second = self.lagrangian.multipliers.detach()
+        rows = zip(self.lagrangian.budgets, self._expected, self.lagrangian.targets(step), first, second, strict=True)
+        budgets = [
+            {"name": b.name, "expected": e, "target": t, "multiplier1": float(m), "multiplier2": float(n)}
+            for b, e, t, m, n in rows
+        ]
+        return {"budgets": budgets, "undecided": self.undecided()}
+
+    def expected(self) -> list[float]:
+        """The expected size of each budget as the log-alphas are now."""
+        with torch.no_grad():
+            kept = {key: hard_concrete.kept_probability(value) for key, value in self.log_alphas.items()}
+            return [float(budget.expected(kept)) for budget in self.lagrangian.budgets]
+
+    def undecided(self, budget: Budget | None = None) -> int:
+        """Gates of a budget, or of all, that have not made up their mind."""
+        keys = self.log_alphas if budget is None else budget.keys
+        return sum(hard_concrete.undecided(self.log_alphas[key].detach()) for key in keys)
+
+    def _settling(self, step: int) -> float:
+        """Full rate, then down to a tenth over the last 30% of the steps."""
+        left = (self.steps - step) / max(1.0, SETTLING_SHARE * self.steps)
+        return LAST_RATE + (1.0 - LAST_RATE) * min(1.0, max(0.0, left))

@@ -1,0 +1,25 @@
+"""Scores, learned or cheap, into 0/1 masks: the best units, exactly as much as the target says."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from sprunec.masks.budgets import apply_masks, fill_all, make_budgets
+from sprunec.masks.files import load_scores
+from sprunec.model.checkpoint import read_kept
+from sprunec.model.config import kept_to_json
+from sprunec.passes.bench import config_of
+from sprunec.passes.job import Job
+
+
+def run(job: Job) -> dict[str, Any]:
+    config, options = config_of(job), job.options
+    scores = load_scores(job.inputs["scores"])
+    budgets = make_budgets(config, options["unit"], options["target"], options["budget"])
+    masks = fill_all(budgets, scores)
+    kept = apply_masks(read_kept(job.inputs["model"]), masks)
+    (job.out / "kept.json").write_text(json.dumps(kept_to_json(kept)))
+    sizes = {key: mask.double() for key, mask in masks.items()}
+    rows = [{"name": b.name, "target": b.target, "got": float(b.expected(sizes))} for b in budgets]
+    return {"budgets": rows, "parameters": config.cut(read_kept(job.inputs["model"]), kept).parameters()}

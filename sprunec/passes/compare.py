@@ -1,0 +1,100 @@
+"""Hold the small model against the masked one: the same tokens in, the worst difference of any logit out.
+
+The masked model is the one before the cut with its masks as multiplications; it knows no recipe. An emitted model is
+opened from disk both ways that users open it: built from its config, and through its own model.py.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sprunec.data.batches import PROMPT_TASK, TEXT_SEGMENT, Batch
+from sprunec.engines.device import Place
+from sprunec.errors import ComparisonError
+from sprunec.model.checkpoint import read_kept
+from sprunec.model.config import ModelConfig, local
+from sprunec.passes.bench import config_of, open_data, open_model, place_of, traced
+from sprunec.passes.job import Job
+from sprunec.rewrite.gating import mask
+
+TOLERANCE = 1e-5
+BATCHES = 4
+
+
+def run(job: Job) -> dict[str, Any]:
+    place = Place(place_of(job).device, torch.float32)
+    config = config_of(job, "masked")
+    masked = open_model(job.inputs["masked"], place)
+    before, after = read_kept(job.inputs["masked"]), read_kept(job.inputs["masks"])
+    mask(masked, traced(masked, config), [local(b, a) for b, a in zip(before, after, strict=True)])
+    smalls = list(_small_models(job.inputs["small"], place))
+    metrics = {"max_abs_difference": 0.0, "tolerance": TOLERANCE, "tokens": 0, "largest_logit": 0.0}
+    for batch in _batches(job, config):
+        _compare(masked, smalls, batch.to(place.device), metrics)
+    if not metrics["max_abs_difference"] <= metrics["tolerance"]:
+        raise ComparisonError(metrics)
+    return metrics
+
+
+def _compare(masked: nn.Module, smalls: list[nn.Module], batch: Batch, metrics: dict[str, Any]) -> None:
+    used = batch.inputs["length"][:, None] > torch.arange(batch.targets.size(1), device=batch.targets.device)
+    wanted = _logits(masked, batch)[used]
+    for small in smalls:
+        worst = float((_logits(small, batch)[used] - wanted).abs().max())
+        # A NaN must not pass as "no difference".
+        metrics["max_abs_difference"] = max(metrics["max_abs_difference"], worst if worst == worst else float("inf"))
+    metrics["largest_logit"] = max(metrics["largest_logit"], float(wanted.abs().max()))
+    metrics["tokens"] += int(used.sum())
+
+
+@torch.no_grad()
+def _logits(model: nn.Module, batch: Batch) -> Tensor:
+    logits: Tensor = model.eval()(**batch.inputs)[0]
+    return logits.float()
+
+
+def _small_models(directory: Path, place: Place) -> Iterator[nn.Module]:
+    emitted = directory / "sprunec"
+    yield open_model(emitted if emitted.exists() else directory, place)
+    if emitted.exists():
+        yield _through_its_own_code(emitted).float().to(place.device)
+
+
+def _through_its_own_code(directory: Path) -> nn.Module:
+    """Opens a model.py that this run has just written; a stranger's is never executed."""
+    spec = importlib.util.spec_from_file_location("emitted_model", directory / "model.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    model: nn.Module = module.load(directory)
+    return model
+
+
+def _batches(job: Job, config: ModelConfig) -> Iterator[Batch]:
+    """Held-out text where the plan has any, else words drawn at random."""
+    if "data" in job.inputs:
+        return islice(open_data(job, config).held_out_batches(), BATCHES)
+    return iter([_random_batch(config)])
+
+
+def _random_batch(config: ModelConfig, rows: int = 2, text: int = 64) -> Batch:
+    draw = torch.Generator().manual_seed(0)
+    prompt, columns = config.prompt_length, config.prompt_length + text
+    words = torch.randint(config.vocab_size, (rows, text), generator=draw)
+    is_text = torch.arange(columns) >= prompt
+    task, kind = min(PROMPT_TASK, config.prompt_types - 1), min(TEXT_SEGMENT, config.segment_types - 1)
+    inputs = {
+        "input": torch.cat([(torch.arange(prompt) + task * prompt).expand(rows, -1), words], 1),
+        "length": torch.full((rows,), columns),
+        "context": (~is_text).expand(rows, -1),
+        "segment": (is_text * kind).expand(rows, -1),
+        "span": torch.zeros(rows, columns, dtype=torch.long),
+    }
+    return Batch(inputs, inputs["input"])

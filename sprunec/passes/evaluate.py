@@ -1,0 +1,74 @@
+"""Measure a model on held-out text: loss, perplexity, speed, and a line of its own."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import torch
+from torch import nn
+
+from sprunec.data.batches import TextData
+from sprunec.engines.device import Place
+from sprunec.engines.loop import language_model_loss
+from sprunec.model.checkpoint import read_config, read_kept
+from sprunec.model.config import local
+from sprunec.model.frame import CPMAnt
+from sprunec.passes.bench import open_data, open_model, place_of, traced
+from sprunec.passes.job import Job
+from sprunec.rewrite.gating import mask
+
+SAMPLE_PROMPT, SAMPLE_LENGTH, SAMPLE_TEMPERATURE = 48, 80, 0.7
+
+
+def run(job: Job) -> dict[str, Any]:
+    place, directory = place_of(job), job.inputs["model"]
+    if (directory / "sprunec").exists():
+        directory = directory / "sprunec"
+    config = read_config(directory)
+    model, data = open_model(directory, place), open_data(job, config)
+    sample = None
+    if "masks" in job.inputs:
+        kept = zip(read_kept(directory), read_kept(job.inputs["masks"]), strict=True)
+        mask(model, traced(model, config), [local(before, after) for before, after in kept])
+    else:
+        sample = _sample(model, data, job.options["seed"], place)
+    loss, tokens, seconds = _held_out_loss(model, data, job.options["tokens"], place)
+    return {
+        "parameters": config.parameters(),
+        "loss": loss,
+        "perplexity": math.exp(min(loss, 700.0)),
+        "tokens_per_second": tokens / seconds,
+        "tokens": tokens,
+        "sample": sample,
+    }
+
+
+@torch.no_grad()
+def _held_out_loss(model: nn.Module, data: TextData, limit: int | None, place: Place) -> tuple[float, int, float]:
+    """Nats per target, targets, and seconds in the model; the first batch is run once more to warm up."""
+    model.eval()
+    total, tokens, seconds = 0.0, 0, 0.0
+    for index, batch in enumerate(data.held_out_batches(limit)):
+        batch = batch.to(place.device)
+        for timed in (False, True) if index == 0 else (True,):
+            started = time.perf_counter()
+            with place.precision():
+                loss = float(language_model_loss(model, batch))
+            place.synchronize()
+            seconds += (time.perf_counter() - started) * timed
+        total += loss
+        tokens += batch.target_count
+    return total / tokens, tokens, seconds
+
+
+def _sample(model: CPMAnt, data: TextData, seed: int, place: Place) -> str:
+    """What the model writes after the first held-out characters."""
+    prompt = torch.from_numpy(data.held_out[:SAMPLE_PROMPT].astype("int64"))[None].to(place.device)
+    noise = torch.Generator(place.device).manual_seed(seed)
+    with place.precision():
+        ids = model.eval().generate(
+            prompt, max_new_tokens=SAMPLE_LENGTH, context=False, temperature=SAMPLE_TEMPERATURE, generator=noise
+        )
+    return data.tokenizer.decode(ids[0].tolist())

@@ -1,0 +1,29 @@
+"""What a pass is handed: options, the artifacts it needs as directories, and a directory to fill."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Job:
+    """One use of one pass.
+
+    Attributes:
+        options: everything that decides the result, besides the inputs.
+        inputs: directories of finished artifacts, by the names in the pass table.
+        files: the user's own files, by role.
+        out: an empty directory; what is in it when `run` returns is the artifact.
+        device: where to work; it must not change the result.
+        report: takes an event a training step.
+    """
+
+    options: Mapping[str, Any]
+    inputs: Mapping[str, Path]
+    files: Mapping[str, tuple[Path, ...]]
+    out: Path
+    device: str
+    report: Callable[[dict[str, Any]], None]

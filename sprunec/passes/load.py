@@ -1,0 +1,24 @@
+"""The model that enters the plan: from a checkpoint, or from its family's initialisation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sprunec.model.checkpoint import empty_model, fill, read_state, save_model
+from sprunec.model.config import ModelConfig
+from sprunec.model.cpm_ant import build, initialize
+from sprunec.passes.job import Job
+
+
+def run(job: Job) -> dict[str, Any]:
+    config = ModelConfig.from_dict(job.options["config"])
+    if "checkpoint" in job.files:
+        path = job.files["checkpoint"][0]
+        state = read_state(path)
+        fill(empty_model(config), state, path)
+    else:
+        model = build(config)
+        initialize(model, job.options["seed"])
+        state = model.state_dict()
+    save_model(job.out, config, config.everything(), state)
+    return {"parameters": config.parameters()}

@@ -1,0 +1,43 @@
+"""Every pass: where its code is, what it needs and gives. Needs no torch; the order of a run follows from it.
+
+A new pass is one file here, one row below, and, if users may write it in a plan, one schema.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class PassInfo:
+    """One kind of step.
+
+    Attributes:
+        module: the file in this room whose `run(job)` does it.
+        version: raised whenever the same options on the same inputs give another result.
+        needs: the inputs, by the names that `run` finds them under; those in `optional` may be missing.
+        gives: what kind of artifact it leaves.
+    """
+
+    module: str
+    version: int
+    needs: tuple[str, ...]
+    gives: str
+    optional: tuple[str, ...] = ()
+
+
+PASSES: dict[str, PassInfo] = {
+    "data": PassInfo("data", 1, (), "data"),
+    "load": PassInfo("load", 1, (), "model"),
+    "train": PassInfo("train", 1, ("model", "data"), "model"),
+    "finetune": PassInfo("train", 1, ("model", "data"), "model"),
+    "train-mask": PassInfo("train_mask", 1, ("model", "data"), "gated"),
+    "score-mask": PassInfo("score_mask", 1, ("model",), "scores", optional=("data",)),
+    "load-mask": PassInfo("load_mask", 1, ("model", "source"), "masks"),
+    "binarize": PassInfo("binarize", 1, ("model", "scores"), "masks"),
+    "rewrite": PassInfo("rewrite", 1, ("model", "masks"), "rewritten", optional=("origin",)),
+    "expand": PassInfo("expand", 1, ("model", "source"), "masked", optional=("origin",)),
+    "emit": PassInfo("emit", 1, ("model", "source"), "emitted"),
+    "compare": PassInfo("compare", 1, ("masked", "masks", "small"), "comparison", optional=("data",)),
+    "evaluate": PassInfo("evaluate", 1, ("model", "data"), "measures", optional=("masks",)),
+}

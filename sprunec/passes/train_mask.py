@@ -1,0 +1,57 @@
+"""Learn what to keep: gates and weights together, under one budget or one per layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sprunec.engines.loop import Training, fit, language_model_loss
+from sprunec.masks import criteria
+from sprunec.masks.budgets import Budget, gate_units, make_budgets, settled
+from sprunec.masks.files import save_scores
+from sprunec.masks.lagrangian import Lagrangian
+from sprunec.masks.learn import GateLearner, start_from
+from sprunec.model.checkpoint import read_kept, save_model
+from sprunec.passes.bench import config_of, open_data, open_model, place_of, traced
+from sprunec.passes.job import Job
+from sprunec.rewrite.gating import insert_gates
+
+TAYLOR_BATCHES = 8
+
+
+def run(job: Job) -> dict[str, Any]:
+    place, config, options = place_of(job), config_of(job), job.options
+    model = open_model(job.inputs["model"], place)
+    data, first_step = open_data(job, config), options["first_step"]
+    gates = insert_gates(model, traced(model, config), gate_units(options["unit"]))
+    batches = (data.batch(first_step + i) for i in range(TAYLOR_BATCHES))
+    scores = criteria.taylor(model, gates, batches, language_model_loss, place)
+    budgets = make_budgets(config, options["unit"], options["target"], options["budget"])
+    learner = GateLearner(
+        gates,
+        start_from(scores),
+        Lagrangian(budgets, options["steps"], options["ramp"]),
+        steps=options["steps"],
+        rate=options["mask_learning_rate"],
+        seed=options["seed"],
+        device=place.device,
+    )
+    training = Training.of(options)
+    last = fit(
+        model, data.batch, training, place, first_step=first_step, report=job.report, companion=learner
+    )
+    state = {name: tensor for name, tensor in model.state_dict().items() if ".gates." not in name}
+    save_model(job.out, config, read_kept(job.inputs["model"]), state)
+    save_scores(job.out, learner.log_alphas)
+    rows = [_row(budget, size, learner) for budget, size in zip(budgets, learner.expected(), strict=True)]
+    return {"loss": last["loss"], "steps": last["steps"], "undecided": learner.undecided(), "budgets": rows}
+
+
+def _row(budget: Budget, expected: float, learner: GateLearner) -> dict[str, Any]:
+    return {
+        "name": budget.name,
+        "target": budget.target,
+        "expected": expected,
+        "full": budget.full,
+        "settled": settled(budget, expected),
+        "undecided": learner.undecided(budget),
+    }

@@ -1,0 +1,173 @@
+"""Read JSON text and note where every key and value starts.
+
+The grammar is the standard one. NaN, Infinity, numbers beyond a float, lone surrogates and bottomless nesting stop the
+reader too, with words for what people commonly write instead of JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from sprunec.plan.text import escape, show
+
+DEEPEST = 64
+
+_SPACE = re.compile(r"[ \t\r\n]*")
+_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:[.][0-9]+)?(?:[eE][+-]?[0-9]+)?")
+_OPEN_STRING = r'"(?:[^"\\\x00-\x1f]++|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*+'
+_STRING, _START = re.compile(_OPEN_STRING + '"'), re.compile(_OPEN_STRING)
+_WORD = re.compile(r"[-+]?[A-Za-z_][A-Za-z0-9_]*")
+_WORDS = {"true": True, "false": False, "null": None}
+_SLIPS = {"True": "true", "False": "false", "None": "null", "undefined": "null"}
+
+
+class Slip(Exception):  # noqa: N818
+    """What stops the reader, and where."""
+
+    def __init__(self, offset: int, message: str, hint: str = "", code: str = "syntax") -> None:
+        super().__init__(message)
+        self.offset, self.message, self.hint, self.code = offset, message, hint, code
+
+
+class Reader:
+    """A recursive-descent JSON reader that notes the offset of every key and value."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.at = 0
+        self.starts: dict[str, int] = {}
+        self.keys: dict[str, int] = {}
+        self.repeated: list[tuple[str, int]] = []
+
+    def document(self) -> Any:
+        self._skip()
+        value = self._value("", 0)
+        self._skip()
+        if self.at < len(self.text):
+            raise self._unexpected("after the end of the document", "remove what follows")
+        return value
+
+    def _value(self, pointer: str, depth: int) -> Any:
+        if depth > DEEPEST:
+            raise Slip(self.at, f"nested more than {DEEPEST} deep", "no plan nests so deep", "too-deep")
+        self.starts.setdefault(pointer, self.at)
+        char = self.text[self.at : self.at + 1]
+        if char == "{":
+            return self._object(pointer, depth)
+        if char == "[":
+            return self._list(pointer, depth)
+        return self._string() if char == '"' else self._number_or_word()
+
+    def _object(self, pointer: str, depth: int) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        more = self._open("}")
+        while more:
+            start = self.at
+            if not self.text.startswith('"', start):
+                raise self._unexpected("where a key should be", 'put keys in double quotes: "key": value')
+            key = self._string()
+            child = f"{pointer}/{escape(key)}"
+            self._take(":", f"after key {show(key)}")
+            if key in found:
+                self.repeated.append((child, start))
+            self.keys.setdefault(child, start)
+            value = self._value(child, depth + 1)
+            found.setdefault(key, value)
+            more = self._next("}")
+        return found
+
+    def _list(self, pointer: str, depth: int) -> list[Any]:
+        found: list[Any] = []
+        more = self._open("]")
+        while more:
+            found.append(self._value(f"{pointer}/{len(found)}", depth + 1))
+            more = self._next("]")
+        return found
+
+    def _open(self, closing: str) -> bool:
+        self.at += 1
+        self._skip()
+        return not self._took(closing)
+
+    def _next(self, closing: str) -> bool:
+        """Past the comma (True) or past the closing bracket (False)."""
+        self._skip()
+        if self._took(closing):
+            return False
+        comma = self.at
+        if not self._took(","):
+            raise self._unexpected(f'where "," or "{closing}" should be', "is a comma missing before it?")
+        self._skip()
+        if self.text.startswith(closing, self.at):
+            raise Slip(comma, f'a comma before "{closing}"', "remove the comma")
+        return True
+
+    def _take(self, char: str, where: str) -> None:
+        self._skip()
+        if not self._took(char):
+            raise self._unexpected(f'where "{char}" should be', f'write "{char}" {where}')
+        self._skip()
+
+    def _took(self, char: str) -> bool:
+        if not self.text.startswith(char, self.at):
+            return False
+        self.at += 1
+        return True
+
+    def _skip(self) -> None:
+        match = _SPACE.match(self.text, self.at)
+        self.at = match.end() if match else self.at
+
+    def _unexpected(self, where: str, hint: str = "") -> Slip:
+        if self.text.startswith(("//", "/*", "#"), self.at):
+            return Slip(self.at, "a comment, which JSON does not have", "remove it")
+        if self.at >= len(self.text):
+            return Slip(self.at, f"the file ends {where}", "is the file whole?")
+        char = self.text[self.at]
+        return Slip(self.at, f"""{"'" + char + "'" if char == '"' else show(char)} {where}""", hint)
+
+    def _string(self) -> str:
+        match = _STRING.match(self.text, self.at)
+        if match is None:
+            raise self._broken_string()
+        value: str = json.loads(match.group())
+        if any("\ud800" <= char <= "\udfff" for char in value):
+            raise Slip(self.at, "a string with half a surrogate pair", "write the character itself")
+        self.at = match.end()
+        return value
+
+    def _broken_string(self) -> Slip:
+        inside = _START.match(self.text, self.at)
+        stop = inside.end() if inside else self.at
+        if self.text.startswith("\\", stop):
+            return Slip(stop, f"{show(self.text[stop : stop + 2])} is no escape", 'write a backslash as "\\\\"')
+        if stop >= len(self.text) or self.text[stop] in "\r\n":
+            return Slip(self.at, "a string that does not end on its line", 'close it with "')
+        return Slip(stop, f"a control character, {show(self.text[stop])}, in a string", "write it as an escape")
+
+    def _number_or_word(self) -> Any:
+        word = _WORD.match(self.text, self.at)
+        if word:
+            return self._word(word.group())
+        match = _NUMBER.match(self.text, self.at)
+        if match is None:
+            hint = "put text in double quotes" if self.text.startswith("'", self.at) else ""
+            raise self._unexpected("where a value should be", hint)
+        text = match.group()
+        if float(text) in (float("inf"), float("-inf")):
+            raise Slip(
+                self.at, f"{show(text)[1:-1]} is beyond the range of a number", "give a finite number", "not-finite"
+            )
+        self.at = match.end()
+        return float(text) if re.search("[.eE]", text) else int(text)
+
+    def _word(self, word: str) -> Any:
+        if word in _WORDS:
+            self.at += len(word)
+            return _WORDS[word]
+        if word.lstrip("+-") in ("NaN", "Infinity", "nan", "inf"):
+            raise Slip(self.at, f"{word} is not a number that JSON has", "give a finite number", "not-finite")
+        hint = f"write {_SLIPS[word]}" if word in _SLIPS else "put text in double quotes"
+        raise Slip(self.at, f"{show(word)[1:-1]} is not a JSON value", hint)

@@ -1,0 +1,106 @@
+"""A safetensors checkpoint is held against the config by its header alone."""
+
+from __future__ import annotations
+
+import json
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sprunec.errors import InputError
+from sprunec.model.config import ModelConfig
+from sprunec.model.shapes import expected_tensors, read_header
+from sprunec.plan.plan import check_plan
+
+MODEL = Path(__file__).parents[1] / "plans" / "model.json"
+SIZES = json.loads(MODEL.read_text(encoding="utf-8"))
+PROJECT_Q = "encoder.layers.0.self_att.self_attention.project_q.weight"
+
+
+def write(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
+    """A file of one byte per number."""
+    header, at = {}, 0
+    for name, shape in shapes.items():
+        header[name] = {"dtype": "U8", "shape": list(shape), "data_offsets": [at, at := at + prod(shape)]}
+    text = json.dumps({"__metadata__": {"format": "pt"}} | header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(at))
+
+
+def findings(folder: Path, shapes: dict[str, tuple[int, ...]], **changes: Any) -> list[tuple[str, str]]:
+    write(folder / "model.safetensors", shapes)
+    plan = {
+        "name": "x",
+        "model": {"config": SIZES | changes, "checkpoint": "model.safetensors"},
+        "passes": [{"pass": "emit"}],
+    }
+    (folder / "plan.json").write_text(json.dumps(plan))
+    found = check_plan(folder / "plan.json")[1]
+    assert {finding.pointer for finding in found} <= {"/model/checkpoint"}
+    return [(f.code, f.message.removeprefix(f"{folder / 'model.safetensors'}").lstrip(": ")) for f in found]
+
+
+def expected(**changes: Any) -> dict[str, tuple[int, ...]]:
+    return expected_tensors(ModelConfig.from_dict(SIZES | changes))
+
+
+def test_expected_tensors_weigh_what_the_config_says() -> None:
+    for changes in ({}, {"mask_modules": [[True, False], [False, True], [True, True]]}):
+        config = ModelConfig.from_dict(SIZES | changes)
+        assert sum(prod(shape) for shape in expected_tensors(config).values()) == config.parameters()
+
+
+def test_expected_tensors_follow_each_layer() -> None:
+    cut = [{"heads": 2, "dim_head": 3, "dim_ff": None}] * 3
+    shapes = expected(layers=cut)
+    assert shapes[PROJECT_Q] == (6, 24)
+    assert shapes["position_bias.relative_attention_bias"] == (52, 4)
+    assert not any(".ffn." in name for name in shapes)
+
+
+def test_fitting_checkpoint_is_silent(tmp_path: Path) -> None:
+    assert findings(tmp_path, expected()) == []
+
+
+def test_heads_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    found = findings(tmp_path, expected(), dim_head=8)
+    assert found == [("checkpoint-mismatch", f"{PROJECT_Q} is [24, 24] and the config says [32, 24] (11 more differ)")]
+
+
+def test_missing_tensor_is_named(tmp_path: Path) -> None:
+    shapes = expected()
+    del shapes[PROJECT_Q]
+    assert findings(tmp_path, shapes) == [("checkpoint-mismatch", f"no tensor {PROJECT_Q}")]
+
+
+def test_extra_tensors_are_a_warning(tmp_path: Path) -> None:
+    found = findings(tmp_path, expected() | {"lm_head.weight": (97, 24)})
+    assert found == [("checkpoint-extra", "has tensors that the config doesn't name: lm_head.weight")]
+
+
+def test_hugging_face_names_are_recognised(tmp_path: Path) -> None:
+    found = findings(tmp_path, {f"cpmant.{name}": shape for name, shape in expected().items()})
+    assert found == [("checkpoint-mismatch", "this is a Hugging Face checkpoint, a form that isn't read")]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x01\x02",
+        b"\xff" * 8,
+        (2).to_bytes(8, "little") + b"[]",
+        (3).to_bytes(8, "little") + b"{\xff}",
+        (100_000).to_bytes(8, "little") + b"[" * 100_000,
+        (10).to_bytes(8, "little") + b'{"a": {}} ',
+        (48).to_bytes(8, "little") + b'{"a": {"shape": [4], "data_offsets": [0, 4]}}   ',
+        (48).to_bytes(8, "little") + b'{"a": {"shape": "4", "data_offsets": [0, 0]}}   ',
+    ],
+)
+def test_broken_file_is_an_input_error(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "broken.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        read_header(path)
+    assert [finding.code for finding in caught.value.diagnostics] == ["bad-checkpoint"]

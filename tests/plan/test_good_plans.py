@@ -1,0 +1,109 @@
+"""What a plan says, and what becomes of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+
+from sprunec.model.config import LayerShape
+from sprunec.plan.plan import DataSource, Engine, PassSpec, Plan, check_plan, read_plan
+
+ROOT = Path(__file__).parents[2]
+GOOD = ROOT / "tests" / "plans" / "good"
+PLANS = [path for path in (*GOOD.glob("*.json"), *ROOT.glob("plans/*.json")) if '"passes"' in path.read_text()]
+
+
+def plain(value: Any) -> Any:
+    if isinstance(value, MappingProxyType):
+        return {key: plain(item) for key, item in value.items()}
+    return value
+
+
+def options(plan: Plan, index: int) -> Any:
+    return plain(plan.passes[index].options)
+
+
+@pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
+def test_plan_has_no_errors(path: Path) -> None:
+    plan, found = check_plan(path)
+    assert [str(finding) for finding in found if finding.code != "missing-file"] == []
+    assert plan is not None
+    assert plan.name == path.stem
+
+
+def test_training_options_flow_from_schema_to_plan_to_pass() -> None:
+    plan = read_plan(GOOD / "counts.json")
+    shared = {"weight_decay": 0.01, "clip_grad": 1.0, "accumulate": 1, "loss_scale": 65536.0}
+    assert options(plan, 0) == shared | {"steps": 200, "learning_rate": 1.0, "schedule": "linear", "warmup_steps": 10}
+    assert options(plan, 2) == shared | {"steps": 50, "learning_rate": 0.001, "schedule": "constant", "warmup_steps": 5}
+    assert options(plan, 4) == {"formats": ("sprunec",)}
+
+
+def test_numbers_take_the_type_of_their_schema() -> None:
+    plan = read_plan(GOOD / "counts.json")
+    assert type(plan.passes[0].options["learning_rate"]) is float
+    assert type(plan.passes[2].options["steps"]) is int
+
+
+def test_mask_options_are_written_in_one_way() -> None:
+    plan = read_plan(GOOD / "counts.json")
+    assert options(plan, 1)["unit"] == ("head",)
+    assert options(plan, 1)["budget"] == "per-layer"
+    assert (options(plan, 1)["mask_learning_rate"], options(plan, 1)["ramp"]) == (0.1, 0.5)
+    assert options(plan, 3)["unit"] == ("dim_ff", "dim_head")
+    assert options(plan, 3)["target"] == {"dim_head": 3, "dim_ff": 20}
+
+
+def test_score_masks_without_training() -> None:
+    plan = read_plan(GOOD / "sizes.json")
+    assert options(plan, 0) == {
+        "criterion": "taylor",
+        "batches": 8,
+        "unit": ("layer",),
+        "target": {"num_attention": 2, "num_feed_forward": 2},
+        "budget": "global",
+    }
+    assert options(plan, 1)["budget"] == "global"
+    assert options(plan, 2)["target"] == {"parameters": 12500}
+
+
+def test_sections_are_resolved() -> None:
+    plan = read_plan(GOOD / "sizes.json")
+    text = GOOD / "../text.txt"
+    assert plan.data == DataSource("text", (text,), "characters", text, 64, 32)
+    assert plan.engine == Engine("torch", "cuda:1", "fp16")
+    assert (plan.seed, plan.evaluate, plan.evaluate_tokens) == (7, True, 1000)
+    assert plan.model.checkpoint == GOOD / "../weights.bin"
+    assert plan.file == GOOD / "sizes.json"
+
+
+def test_defaults_of_absent_sections() -> None:
+    plan = read_plan(GOOD / "cut-model.json")
+    assert plan.data is None
+    assert plan.model.checkpoint is None
+    assert plan.engine == Engine("torch", "auto", "fp32")
+    assert (plan.seed, plan.evaluate, plan.evaluate_tokens) == (1234, False, None)
+    assert plan.passes[0] == PassSpec("load-mask", MappingProxyType({"path": (GOOD / "../text.txt",)}), "/passes/0")
+
+
+def test_plan_that_trains_is_evaluated() -> None:
+    assert read_plan(GOOD / "counts.json").evaluate
+
+
+def test_inline_config_of_a_cut_model() -> None:
+    config = read_plan(GOOD / "cut-model.json").model.config
+    assert config.layers == (LayerShape(2, 6, 20, (0, 3)), LayerShape(0, 0, 40), LayerShape(4, 6, 0))
+    assert config.divisors.attention_out == 24
+
+
+def test_plan_is_frozen() -> None:
+    spec = read_plan(GOOD / "counts.json").passes[1]
+    with pytest.raises(TypeError):
+        spec.options["target"]["num_heads"] = 3
+
+
+def test_the_guides_model_has_its_size() -> None:
+    assert read_plan(ROOT / "plans" / "cpm-ant-1b-to-300m.json").model.config.parameters() == 1_149_865_984

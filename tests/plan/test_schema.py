@@ -1,0 +1,79 @@
+"""The schemas are whole: described, with defaults that they allow themselves, and one with the model's code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from sprunec.model.config import CPM_LIVE_DEFAULTS, FAMILY
+from sprunec.plan.schema import load_schema, pass_names, properties, resolve, validator
+
+NAMES = ["plan", "training", "mask", "model", "diagnostics", *(f"passes/{name}" for name in pass_names())]
+
+
+def rules(node: Any, place: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every option of a schema, at any depth; a branch of a condition only points at options."""
+    if not isinstance(node, dict):
+        return
+    for key, rule in node.get("properties", {}).items():
+        yield f"{place}/{key}", rule
+        yield from rules(rule, f"{place}/{key}")
+    yield from rules(node.get("items"), f"{place}/*")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_schema_is_valid(name: str) -> None:
+    Draft202012Validator.check_schema(load_schema(name))
+    assert load_schema(name)["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_option_is_described(name: str) -> None:
+    assert [place for place, rule in rules(load_schema(name)) if not rule.get("description")] == []
+
+
+@pytest.mark.parametrize("name", ["plan", "model", *(f"passes/{name}" for name in pass_names())])
+def test_defaults_and_examples_are_allowed(name: str) -> None:
+    for key, rule in properties(name).items():
+        check = validator("plan").evolve(schema=rule)
+        for value in [*rule.get("examples", []), *([rule["default"]] if "default" in rule else [])]:
+            assert [error.message for error in check.iter_errors(value)] == [], key
+
+
+def test_every_pass_has_a_schema_and_a_branch() -> None:
+    branches = load_schema("plan")["properties"]["passes"]["items"]["allOf"]
+    assert [branch["if"]["properties"]["pass"]["const"] for branch in branches] == list(pass_names())
+    assert [branch["then"]["$ref"] for branch in branches] == [f"passes/{name}.schema.json" for name in pass_names()]
+
+
+def test_model_defaults_are_the_codes() -> None:
+    rules_ = properties("model")
+    assert {key: rules_[key]["default"] for key in CPM_LIVE_DEFAULTS} == CPM_LIVE_DEFAULTS
+    assert rules_["family"]["default"] == FAMILY
+
+
+def test_training_options_are_offered_by_every_training_pass() -> None:
+    shared = set(properties("training"))
+    for name in ("train", "finetune", "train-mask"):
+        assert shared <= set(properties(f"passes/{name}"))
+    assert shared.isdisjoint(properties("passes/score-mask"))
+
+
+def test_resolve_fills_in_defaults() -> None:
+    assert resolve("training", {"schedule": "noam", "clip_grad": None, "accumulate": 2.0}) == {
+        "learning_rate": 0.01,
+        "schedule": "noam",
+        "warmup_steps": None,
+        "weight_decay": 0.01,
+        "clip_grad": None,
+        "accumulate": 2,
+        "loss_scale": 65536.0,
+    }
+
+
+def test_dollar_is_the_very_end() -> None:
+    document = {"name": "a\n", "model": {"config": {}}, "passes": [{"pass": "emit"}]}
+    assert [error.json_path for error in validator("plan").iter_errors(document)] == ["$.name"]
