@@ -1,10 +1,10 @@
 """What can go wrong, as a tree; the command line turns each leaf into an exit code.
 
-    SprunecError
-    ├── InputError          3   a plan or an input file that cannot be used; carries diagnostics
-    ├── TraceError          1   a module that cannot be traced or cut, named with its source line
-    ├── PassError           1   a pass that could not do its work
-    └── ComparisonError     1   the masked and the rewritten model disagree; nothing is emitted
+SprunecError
+├── InputError          3   a plan or an input file that cannot be used; carries diagnostics
+├── TraceError          1   a module that cannot be traced or cut, named with its source line
+├── PassError           1   a pass that could not do its work
+└── ComparisonError     1   the masked and the rewritten model disagree; nothing is emitted
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ def _utf8(path: Path) -> str:
 
 def _json_lines(path: Path) -> str:
     documents = []
-    for number, line in enumerate(_utf8(path).splitlines(), start=1):
+    for number, line in enumerate(_utf8(path).split("\n"), start=1):
         if line.strip():
             documents.append(_document(path, number, line))
     return "\n".join(documents)

@@ -54,9 +54,7 @@ class Companion(Protocol):
 def language_model_loss(model: nn.Module, batch: Batch) -> Tensor:
     """The sum of the cross entropy in nats over the batch's targets."""
     logits, _ = model(**batch.inputs)
-    return F.cross_entropy(
-        logits.flatten(0, 1).float(), batch.targets.flatten(), ignore_index=IGNORED, reduction="sum"
-    )
+    return F.cross_entropy(logits.flatten(0, 1).float(), batch.targets.flatten(), ignore_index=IGNORED, reduction="sum")
 
 
 def fit(
@@ -83,7 +81,9 @@ def fit(
     """
     model.train()
     optimizer = torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad], lr=training.learning_rate, weight_decay=training.weight_decay
+        [p for p in model.parameters() if p.requires_grad],
+        lr=training.learning_rate,
+        weight_decay=training.weight_decay,
     )
     scaler = torch.amp.GradScaler(
         place.device.type, init_scale=training.loss_scale, enabled=place.dtype == torch.float16
@@ -117,9 +117,7 @@ def fit(
     return event
 
 
-def _backward(
-    model: nn.Module, batch: Batch, training: Training, place: Place, scaler: torch.amp.GradScaler
-) -> float:
+def _backward(model: nn.Module, batch: Batch, training: Training, place: Place, scaler: torch.amp.GradScaler) -> float:
     """Gradients of the sum over all targets divided by their number, however the rows are shared out."""
     count, total = batch.target_count, 0.0
     for part in batch.split(training.accumulate):

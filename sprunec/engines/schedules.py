@@ -24,7 +24,7 @@ def constant(step: int, steps: int, warmup: int) -> float:
 def noam(step: int, steps: int, warmup: int) -> float:
     """rate * min(t / warmup^1.5, 1 / sqrt(t)), t from 1 (Vaswani et al. 2017); steps below the warm-up stay low."""
     t = step + 1
-    return min(t / max(warmup, 1) ** 1.5, t**-0.5)
+    return min(float(t / max(warmup, 1) ** 1.5), float(t**-0.5))
 
 
 SCHEDULES: dict[str, Schedule] = {"cosine": cosine, "linear": linear, "constant": constant, "noam": noam}

@@ -26,9 +26,16 @@ from sprunec.passes.table import PASSES
 from sprunec.plan.plan import PassSpec, Plan
 from sprunec.plan.targets import Left
 
-TRAINING = (
-    "steps learning_rate schedule warmup_steps weight_decay clip_grad accumulate loss_scale".split()
-)
+TRAINING = [
+    "steps",
+    "learning_rate",
+    "schedule",
+    "warmup_steps",
+    "weight_decay",
+    "clip_grad",
+    "accumulate",
+    "loss_scale",
+]
 FLOPS_PER_PARAMETER = 6
 
 
@@ -94,6 +101,8 @@ class _Builder:
         about = files["checkpoint"][0].name if files else "a new model"
         name = self.add("load", options, {}, files=files, about=about, parameters=config.parameters())
         self.latest["model"] = self.roles["source"] = name
+        if any(PASSES[spec.name].gives in ("gated", "scores", "masks") for spec in plan.passes):
+            self.add("trace", {}, {"model": name}, about="what can be cut")
 
     def _data_node(self) -> str:
         data = self.plan.data
@@ -123,7 +132,11 @@ class _Builder:
         if self.formats:
             inputs = {"model": final, "source": self.roles["source"]}
             small = self.add(
-                "emit", {"formats": self.formats}, inputs, about=", ".join(self.formats), parameters=self.left.parameters
+                "emit",
+                {"formats": self.formats},
+                inputs,
+                about=", ".join(self.formats),
+                parameters=self.left.parameters,
             )
             self.roles["emitted"] = small
         if masked != small:
@@ -203,7 +216,7 @@ class _Builder:
         self._evaluate_dense()
         paths = tuple(spec.options["path"])
         inputs = {"model": self.latest["model"], "source": self.roles["source"]}
-        options = {"content": tuple(file_digest(path) for path in paths)}
+        options: dict[str, Any] = {"content": tuple(file_digest(path) for path in paths)}
         options |= {"missing": MISSING} if MISSING in options["content"] else {}
         names = ", ".join(path.name for path in paths)
         self._cut(self.add("load-mask", options, inputs, files={"paths": paths}, about=names), None)

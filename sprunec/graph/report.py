@@ -14,6 +14,7 @@ from sprunec.graph.graph import Graph, Node
 from sprunec.graph.store import Artifact, write_atomically
 from sprunec.model.config import LayerKept, kept_from_json
 
+COMPARED = ("max_abs_difference", "tolerance", "tokens", "float32_difference", "largest_logit")
 MEASURES = ("parameters", "loss", "perplexity", "tokens_per_second", "sample")
 
 
@@ -29,7 +30,7 @@ class Report:
     @classmethod
     def start(cls, graph: Graph, out: Path) -> Report:
         shape = dict(graph.node(graph.roles["source"]).options["config"])
-        data = {
+        data: dict[str, Any] = {
             "status": "running",
             "plan": graph.plan,
             "versions": versions(),
@@ -67,7 +68,7 @@ class Report:
         """The worst of all comparisons of the run."""
         before = self.data["comparison"]
         if before is None or metrics["max_abs_difference"] >= before["max_abs_difference"]:
-            self.data["comparison"] = {key: metrics[key] for key in ("max_abs_difference", "tolerance", "tokens")}
+            self.data["comparison"] = {key: metrics[key] for key in COMPARED}
 
     def _binarized(self, node: Node, metrics: Mapping[str, Any]) -> None:
         """Asked and got, beside what the gates expected when their training ended."""

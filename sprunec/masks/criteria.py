@@ -28,9 +28,7 @@ def magnitude(blocks: Sequence[TracedBlock], sizes: Mapping[Key, int]) -> dict[K
     return {(index, unit): _magnitude(by_index[index], unit) for index, unit in sizes}
 
 
-def taylor(
-    model: nn.Module, gates: Gates, batches: Iterable[Batch], loss: Loss, place: Place
-) -> dict[Key, Tensor]:
+def taylor(model: nn.Module, gates: Gates, batches: Iterable[Batch], loss: Loss, place: Place) -> dict[Key, Tensor]:
     """The first-order change of the loss when a unit is closed (Molchanov et al. 2017): mean of |dL/dz| over batches.
 
     Args:
@@ -67,6 +65,6 @@ def _magnitude(block: TracedBlock, unit: str) -> Tensor:
 
 def _energy(tensor: Tensor, dim_groups: tuple[int, ...], dim: int, group: int, sizes: Mapping[int, int]) -> Tensor:
     """(units,): the mean square of the slices of one tensor along one factor of one dim."""
-    split = tensor.detach().float().square().unflatten(dim, [sizes[g] for g in dim_groups])
+    split: Tensor = tensor.detach().float().square().unflatten(dim, [sizes[g] for g in dim_groups])
     place = dim + dim_groups.index(group)
     return split.mean([d for d in range(split.dim()) if d != place]).cpu()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -68,8 +67,9 @@ def read_masks(paths: Sequence[Path], kept: Sequence[LayerKept]) -> dict[tuple[i
 def _load(path: Path) -> Mapping[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise InputError.at(path, f"cannot be read as a mask file: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # Damaged bytes may fail anywhere in the reader.
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError.at(path, f"cannot be read as a mask file: {reason}") from error
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise InputError.at(path, "is no mask file: it must map names to tensors")
     return content
@@ -78,8 +78,9 @@ def _load(path: Path) -> Mapping[str, Tensor]:
 def _by_layer(path: Path, key: str, rows: Tensor, kept: Sequence[LayerKept]) -> dict[tuple[int, str], Tensor]:
     unit = UNIT_OF[key]
     layers = [index for index, layer in enumerate(kept) if _units(layer, unit) is not None]
-    if rows.size(0) != len(layers):
-        raise InputError.at(path, f"{key} has {rows.size(0)} rows, the model has {len(layers)} such sublayers")
+    count = rows.size(0) if rows.dim() else 0
+    if count != len(layers):
+        raise InputError.at(path, f"{key} has {count} rows, the model has {len(layers)} such sublayers")
     if not torch.isin(rows.float(), torch.tensor([0.0, 1.0])).all():
         raise InputError.at(path, f"{key} holds values other than 0 and 1", "binarize the mask first")
     masks = {}
@@ -95,7 +96,7 @@ def _units(layer: LayerKept, unit: str) -> tuple[int, ...] | None:
     single = {"attention": layer.heads, "feed_forward": layer.dim_ff}
     if unit in single:
         return None if single[unit] is None else (0,)
-    return {"head": layer.heads, "dim_head": layer.dim_head, "dim_ff": layer.dim_ff}[unit]
+    return {"head": layer.heads, "dim_head": layer.dim_head, "dim_ff": layer.dim_ff}.get(unit)
 
 
 # --- scores and log-alphas, by (layer, unit) ---

@@ -16,6 +16,7 @@ from sprunec.errors import InputError
 from sprunec.model.config import LayerKept, ModelConfig, kept_from_json, kept_to_json
 from sprunec.model.cpm_ant import build
 from sprunec.model.frame import CPMAnt
+from sprunec.model.shapes import read_header
 
 SHARD_BYTES = 5 * 2**30
 WEIGHTS = "model.safetensors"
@@ -42,10 +43,17 @@ def _read_directory(path: Path) -> dict[str, Tensor]:
     index = path / f"{WEIGHTS}.index.json"
     if not index.exists():
         return load_file(path / WEIGHTS)
-    shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    return {name: tensor for shard in _shard_files(index) for name, tensor in load_file(shard).items()}
+
+
+def _shard_files(index: Path) -> list[Path]:
+    try:
+        shards = sorted({str(shard) for shard in json.loads(index.read_text())["weight_map"].values()})
+    except (ValueError, KeyError, AttributeError) as error:
+        raise InputError.at(index, "is no index of shards", "it must have a weight_map") from error
     if any(Path(shard).name != shard for shard in shards):
         raise InputError.at(index, "names a shard outside its own directory", "name the files beside it")
-    return {name: tensor for shard in shards for name, tensor in load_file(path / shard).items()}
+    return [index.parent / shard for shard in shards]
 
 
 def _read_pt(path: Path) -> dict[str, Tensor]:
@@ -55,13 +63,24 @@ def _read_pt(path: Path) -> dict[str, Tensor]:
     return state
 
 
+def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes only: of safetensors from the headers, of a `.pt` without reading its data."""
+    files = [path]
+    if path.is_dir():
+        index = path / f"{WEIGHTS}.index.json"
+        files = _shard_files(index) if index.exists() else [path / WEIGHTS]
+    if files[0].suffix == ".safetensors":
+        return {name: shape for file in files for name, shape in read_header(file).items()}
+    return {name: tuple(tensor.shape) for name, tensor in read_state(path).items()}
+
+
 def write_state(state: Mapping[str, Tensor], directory: Path, shard_bytes: int = SHARD_BYTES) -> None:
     """Write safetensors into `directory`: one file, or shards with an index above `shard_bytes`."""
     shards = list(_shards(state, shard_bytes))
     if len(shards) <= 1:
         save_file(_plain(state), directory / WEIGHTS, metadata={"format": "pt"})
         return
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, names in enumerate(shards, start=1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         save_file(_plain({name: state[name] for name in names}), directory / file, metadata={"format": "pt"})
@@ -90,9 +109,7 @@ def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 # --- a model as a directory: config.json, kept.json, weights ---
 
 
-def save_model(
-    directory: Path, config: ModelConfig, kept: tuple[LayerKept, ...], state: Mapping[str, Tensor]
-) -> None:
+def save_model(directory: Path, config: ModelConfig, kept: tuple[LayerKept, ...], state: Mapping[str, Tensor]) -> None:
     """`kept` says in the plan's input model's indices what the model still has."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(config.to_dict(), indent=1))

@@ -35,6 +35,8 @@ class Linear(nn.Module):
 class Attention(nn.Module):
     """Multi-head attention whose heads may be a part of those the shared bias table has columns for."""
 
+    kept_heads: Tensor | None
+
     def __init__(self, dim: int, shape: LayerShape, divisors: Divisors) -> None:
         super().__init__()
         inner = shape.heads * shape.dim_head
@@ -54,18 +56,19 @@ class Attention(nn.Module):
         return self.attend(hidden, attention_bias, key, value)
 
     def forward_cached(
-        self, hidden: Tensor, attention_bias: Tensor, past_key: Tensor, past_value: Tensor
+        self, hidden: Tensor, attention_bias: Tensor, past: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """hidden (B, Q, D), past (B, H, past, E) -> (B, Q, D) and the longer past."""
-        key, value = self.keys_values(hidden)
-        key, value = torch.cat([past_key, key], dim=2), torch.cat([past_value, value], dim=2)
+        """hidden (B, Q, D), past keys and values (B, H, past, E) -> (B, Q, D) and the longer past."""
+        new = self.keys_values(hidden)
+        key, value = (torch.cat(pair, dim=2) for pair in zip(past, new, strict=True))
         return self.attend(hidden, attention_bias, key, value), key, value
 
     def keys_values(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         return self.split(self.project_k(hidden)), self.split(self.project_v(hidden))
 
     def split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, self.dim_head)).transpose(1, 2)
+        heads: Tensor = x.unflatten(-1, (self.heads, self.dim_head))
+        return heads.transpose(1, 2)
 
     def attend(self, hidden: Tensor, attention_bias: Tensor, key: Tensor, value: Tensor) -> Tensor:
         query = self.split(self.project_q(hidden))
@@ -92,7 +95,8 @@ class GatedLinear(nn.Module):
         self.w_1 = Linear(dim, dim_ff, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.gelu(self.w_0(x)) * self.w_1(x)
+        gated: Tensor = F.gelu(self.w_0(x)) * self.w_1(x)
+        return gated
 
 
 class FeedForward(nn.Module):
@@ -124,9 +128,7 @@ class Block(nn.Module):
         super().__init__()
         shape, dim, eps = config.layers[index], config.dim_model, config.eps
         self.self_att = SelfAttentionBlock(dim, eps, shape, config.divisors) if shape.heads else None
-        self.ffn = (
-            FeedForwardBlock(dim, eps, shape.dim_ff, config.divisors.feed_forward_out) if shape.dim_ff else None
-        )
+        self.ffn = FeedForwardBlock(dim, eps, shape.dim_ff, config.divisors.feed_forward_out) if shape.dim_ff else None
 
     def forward(self, hidden: Tensor, attention_bias: Tensor) -> Tensor:
         if self.self_att is not None:
@@ -135,14 +137,14 @@ class Block(nn.Module):
         return self.ffn(hidden) if self.ffn is not None else hidden
 
     def forward_cached(
-        self, hidden: Tensor, attention_bias: Tensor, past_key: Tensor | None, past_value: Tensor | None
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """As `forward`, on new columns only; keys and values pass by a layer without attention."""
+        self, hidden: Tensor, attention_bias: Tensor, past_key: Tensor, past_value: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As `forward`, on new columns only; a layer without attention is given None for its past, and returns it."""
         key, value = past_key, past_value
         if self.self_att is not None:
             normed = self.self_att.layernorm_before_attention(hidden)
             attention = self.self_att.self_attention
-            mixed, key, value = attention.forward_cached(normed, attention_bias, past_key, past_value)
+            mixed, key, value = attention.forward_cached(normed, attention_bias, (past_key, past_value))
             hidden = hidden + mixed
         return (self.ffn(hidden) if self.ffn is not None else hidden), key, value
 

@@ -195,7 +195,8 @@ class CPMAnt(nn.Module):
     def embed(self, input: Tensor, segment: Tensor) -> Tensor:
         prompt = self.prompt_embedding(input[:, : self.prompt_length])
         text = self.input_embedding(input[:, self.prompt_length :])
-        return torch.cat([prompt, text], dim=1) + self.segment_embedding(segment)
+        hidden: Tensor = torch.cat([prompt, text], dim=1) + self.segment_embedding(segment)
+        return hidden
 
     def attention_bias(self, query_segment: Tensor, key_segment: Tensor, visible: Tensor) -> Tensor:
         """The position bias, -inf where a column must not be seen: (B, H, Q, K)."""
@@ -266,9 +267,7 @@ def penalize(logits: Tensor, made: Tensor, penalty: float) -> Tensor:
     return logits.scatter(1, made.long(), torch.where(old > 0, old / penalty, old * penalty))
 
 
-def pick(
-    logits: Tensor, temperature: float, top_k: int, top_p: float, generator: torch.Generator | None
-) -> Tensor:
+def pick(logits: Tensor, temperature: float, top_k: int, top_p: float, generator: torch.Generator | None) -> Tensor:
     """One word a row: logits (B, V) -> (B,)."""
     if temperature == 0.0:
         return logits.argmax(-1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,50 @@ def _feed_forward(config: ModelConfig, index: int) -> Iterator[tuple[str, Shape]
         yield f"{place}.ffn.w_in.w_0.weight", (layer.dim_ff, width)
         yield f"{place}.ffn.w_in.w_1.weight", (layer.dim_ff, width)
         yield f"{place}.ffn.w_out.weight", (width, layer.dim_ff)
+
+
+def guess_config(shapes: Mapping[str, Shape], path: str | Path) -> ModelConfig:
+    """The config of a bare checkpoint, as far as shapes tell; the prompt's length is CPM-Live's 32 if that can be.
+
+    Raises:
+        InputError: the names are not CPM-Ant's, or the shapes do not belong together.
+    """
+    try:
+        vocab_size, width = shapes["input_embedding.weight"]
+        segments, prompts = shapes["segment_embedding.weight"][0], shapes["prompt_embedding.weight"][0]
+        rows, heads = shapes["position_bias.relative_attention_bias"]
+        layers = 1 + max(int(name.split(".")[2]) for name in shapes if name.startswith("encoder.layers."))
+        inner, dim_ff = _sublayer_widths(shapes)
+    except (KeyError, ValueError, IndexError) as error:
+        raise _unusable(path, f"it is no CPM-Ant checkpoint: {error} is not as CPM-Live names it") from None
+    length = 32 if prompts % 32 == 0 else prompts
+    present = [(f"encoder.layers.{i}.self_att.", f"encoder.layers.{i}.ffn.") for i in range(layers)]
+    config = ModelConfig.from_dict(
+        {
+            "vocab_size": vocab_size,
+            "dim_model": width,
+            "num_heads": heads,
+            "dim_head": inner // heads,
+            "dim_ff": dim_ff,
+            "num_layers": layers,
+            "position_bias_num_buckets": rows - segments**2,
+            "prompt_types": prompts // length,
+            "prompt_length": length,
+            "segment_types": segments,
+            "mask_modules": [[not any(n.startswith(p) for n in shapes) for p in pair] for pair in present],
+        }
+    )
+    for name, shape in expected_tensors(config).items():
+        if shapes.get(name) != shape:
+            raise _unusable(path, f"{name} is {shapes.get(name)}, not {shape}; inspect the config that belongs to it")
+    return config
+
+
+def _sublayer_widths(shapes: Mapping[str, Shape]) -> tuple[int, int]:
+    """Width of all heads together, and of the feed-forward, of the first layer that has one."""
+    inner = next((shape[0] for name, shape in shapes.items() if name.endswith("project_q.weight")), 0)
+    dim_ff = next((shape[0] for name, shape in shapes.items() if name.endswith("w_in.w_0.weight")), 0)
+    return inner, dim_ff
 
 
 def read_header(path: str | Path) -> dict[str, Shape]:

@@ -32,8 +32,10 @@ def _sprunec(job: Job, directory: Path) -> None:
     shape = empty_model(origin)
     everything = read_kept(job.inputs["source"])
     kept_here = [local(before, after) for before, after in zip(everything, kept, strict=True)]
-    small = rewrite(shape, traced(shape, origin), kept_here)
-    source = model_source(list(small.encoder.layers), cache_shapes(config))
+    traced_blocks = traced(shape, origin)
+    small = rewrite(shape, traced_blocks, kept_here)
+    blocks = [small.get_submodule(block.path) for block in traced_blocks]
+    source = model_source(blocks, cache_shapes(config))
     (directory / "model.py").write_text(source, encoding="utf-8")
 
 

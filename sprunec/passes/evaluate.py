@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from statistics import median
 from typing import Any
 
 import torch
@@ -34,12 +35,12 @@ def run(job: Job) -> dict[str, Any]:
         mask(model, traced(model, config), [local(before, after) for before, after in kept])
     else:
         sample = _sample(model, data, job.options["seed"], place)
-    loss, tokens, seconds = _held_out_loss(model, data, job.options["tokens"], place)
+    loss, tokens, speed = _held_out_loss(model, data, job.options["tokens"], place)
     return {
         "parameters": config.parameters(),
         "loss": loss,
         "perplexity": math.exp(min(loss, 700.0)),
-        "tokens_per_second": tokens / seconds,
+        "tokens_per_second": speed,
         "tokens": tokens,
         "sample": sample,
     }
@@ -47,20 +48,19 @@ def run(job: Job) -> dict[str, Any]:
 
 @torch.no_grad()
 def _held_out_loss(model: nn.Module, data: TextData, limit: int | None, place: Place) -> tuple[float, int, float]:
-    """Nats per target, targets, and seconds in the model; the first batch is run once more to warm up."""
+    """Nats per target, targets, and targets a second: the median batch's, so that a busy moment does not count."""
     model.eval()
-    total, tokens, seconds = 0.0, 0, 0.0
-    for index, batch in enumerate(data.held_out_batches(limit)):
+    total, tokens = 0.0, 0
+    speeds = []
+    for batch in data.held_out_batches(limit):
         batch = batch.to(place.device)
-        for timed in (False, True) if index == 0 else (True,):
-            started = time.perf_counter()
-            with place.precision():
-                loss = float(language_model_loss(model, batch))
-            place.synchronize()
-            seconds += (time.perf_counter() - started) * timed
-        total += loss
+        started = time.perf_counter()
+        with place.precision():
+            total += float(language_model_loss(model, batch))
+        place.synchronize()
+        speeds.append(batch.target_count / (time.perf_counter() - started))
         tokens += batch.target_count
-    return total / tokens, tokens, seconds
+    return total / tokens, tokens, median(speeds)
 
 
 def _sample(model: CPMAnt, data: TextData, seed: int, place: Place) -> str:

@@ -29,6 +29,7 @@ class PassInfo:
 PASSES: dict[str, PassInfo] = {
     "data": PassInfo("data", 1, (), "data"),
     "load": PassInfo("load", 1, (), "model"),
+    "trace": PassInfo("trace", 1, ("model",), "sites"),
     "train": PassInfo("train", 1, ("model", "data"), "model"),
     "finetune": PassInfo("train", 1, ("model", "data"), "model"),
     "train-mask": PassInfo("train_mask", 1, ("model", "data"), "gated"),
@@ -38,6 +39,6 @@ PASSES: dict[str, PassInfo] = {
     "rewrite": PassInfo("rewrite", 1, ("model", "masks"), "rewritten", optional=("origin",)),
     "expand": PassInfo("expand", 1, ("model", "source"), "masked", optional=("origin",)),
     "emit": PassInfo("emit", 1, ("model", "source"), "emitted"),
-    "compare": PassInfo("compare", 1, ("masked", "masks", "small"), "comparison", optional=("data",)),
+    "compare": PassInfo("compare", 2, ("masked", "masks", "small"), "comparison", optional=("data",)),
     "evaluate": PassInfo("evaluate", 1, ("model", "data"), "measures", optional=("masks",)),
 }

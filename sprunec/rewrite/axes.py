@@ -125,9 +125,7 @@ class Groups:
 
     def holding(self, group: int) -> list[tuple[str, int]]:
         """The (tensor, dim) pairs that `group` is a factor of."""
-        return [
-            (name, place) for name, dims in self.tensors.items() for place, dim in enumerate(dims) if group in dim
-        ]
+        return [(name, place) for name, dims in self.tensors.items() for place, dim in enumerate(dims) if group in dim]
 
 
 @dataclass

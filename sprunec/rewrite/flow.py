@@ -90,6 +90,9 @@ class Flow:
             pin_all(self.layout(value), f"it goes through {self.op(node)}")
         return fresh(self.shape(node), f"it comes out of {self.op(node)}")
 
+    def sums_over(self, node: fx.Node, operand: Any, dim: int) -> None:
+        self.contractions.append(Contraction(node.name, operand.name, dim))
+
     def op(self, node: fx.Node) -> str:
         """`add` for torch.add, operator.iadd and Tensor.add_ alike; a leaf module goes by its class."""
         if node.op == "call_module":
@@ -153,7 +156,7 @@ def linear(flow: Flow, node: fx.Node) -> Layout:
     unite(layout[-1], rows[1])
     if bias is not None:
         unite(flow.layout(bias)[0], rows[0])
-    flow.contractions.append(Contraction(node.name, x.name, len(layout) - 1))  # type: ignore[union-attr]
+    flow.sums_over(node, x, len(layout) - 1)
     return [*layout[:-1], rows[0]]
 
 
@@ -165,7 +168,7 @@ def matmul(flow: Flow, node: fx.Node) -> Layout:
     for ours, theirs in zip(left[:-2], right[:-2], strict=True):
         unite(ours, theirs)
     unite(left[-1], right[-2])
-    flow.contractions.append(Contraction(node.name, node.args[0].name, len(left) - 1))  # type: ignore[union-attr]
+    flow.sums_over(node, node.args[0], len(left) - 1)
     mixed = softmax_origin(flow, node)
     if mixed is not None:
         flow.cores.append(OpenCore(node.name, tuple(left[:-2]), scored_dim(flow, mixed), right[-1]))
@@ -184,8 +187,7 @@ def attention(flow: Flow, node: fx.Node) -> Layout:
     mask = argument(node, 3, "attn_mask")
     if mask is not None:
         align_mask(flow, mask, [*query[:-1], key[-2]], flow.shape(argument(node, 0, "query")))
-    operand = argument(node, 0, "query").name
-    flow.contractions.append(Contraction(node.name, operand, len(query) - 1))
+    flow.sums_over(node, argument(node, 0, "query"), len(query) - 1)
     flow.cores.append(OpenCore(node.name, tuple(query[:-2]), query[-1], value[-1]))
     return [*query[:-1], value[-1]]
 
@@ -344,13 +346,61 @@ def piece(flow: Flow, node: fx.Node, source: fx.Node) -> Layout:
     return [*layout[:dim], rest, *layout[dim + 1 :]]
 
 
-BROADCASTS = (
-    "add sub mul truediv div true_divide where maximum minimum masked_fill eq ne gt lt ge le and or".split()
-)
-SAME_SHAPE = (
-    "gelu relu silu tanh sigmoid exp rsqrt sqrt square pow neg abs clamp dropout contiguous clone float half bfloat16 "
-    "type_as to type identity erf mish leaky_relu elu softplus relu6 hardswish log cos sin".split()
-)
+BROADCASTS = [
+    "add",
+    "sub",
+    "mul",
+    "truediv",
+    "div",
+    "true_divide",
+    "where",
+    "maximum",
+    "minimum",
+    "masked_fill",
+    "eq",
+    "ne",
+    "gt",
+    "lt",
+    "ge",
+    "le",
+    "and",
+    "or",
+]
+SAME_SHAPE = [
+    "gelu",
+    "relu",
+    "silu",
+    "tanh",
+    "sigmoid",
+    "exp",
+    "rsqrt",
+    "sqrt",
+    "square",
+    "pow",
+    "neg",
+    "abs",
+    "clamp",
+    "dropout",
+    "contiguous",
+    "clone",
+    "float",
+    "half",
+    "bfloat16",
+    "type_as",
+    "to",
+    "type",
+    "identity",
+    "erf",
+    "mish",
+    "leaky_relu",
+    "elu",
+    "softplus",
+    "relu6",
+    "hardswish",
+    "log",
+    "cos",
+    "sin",
+]
 RULES: dict[str, Rule] = {
     **dict.fromkeys((*BROADCASTS, *SAME_SHAPE), broadcast),
     **dict.fromkeys(("view", "reshape", "flatten", "unflatten", "unsqueeze", "squeeze"), view),

@@ -121,9 +121,7 @@ def _gate_sums(block: TracedBlock, graph: fx.Graph, unit: str) -> None:
                 _scale_input(graph, nodes[contraction.node], nodes[contraction.operand], unit, contraction.dim, *place)
 
 
-def _scale_input(
-    graph: fx.Graph, node: fx.Node, operand: fx.Node, unit: str, dim: int, outer: int, inner: int
-) -> None:
+def _scale_input(graph: fx.Graph, node: fx.Node, operand: fx.Node, unit: str, dim: int, outer: int, inner: int) -> None:
     """Gate `operand` on its way into `node` only; an operand gated before is found behind its gate."""
     present = next(v for v in node.all_input_nodes if v is operand or operand in _gated_inputs(v))
     with graph.inserting_before(node):

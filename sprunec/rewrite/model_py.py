@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 
-from torch import fx
+from torch import nn
 
 from sprunec.model import frame
 from sprunec.rewrite.source import block_source
@@ -59,7 +59,7 @@ def load(directory, device="cpu") -> CPMAnt:
 '''
 
 
-def model_source(layers: Sequence[fx.GraphModule], cache_shapes: Sequence[tuple[int, int] | None]) -> str:
+def model_source(layers: Sequence[nn.Module], cache_shapes: Sequence[tuple[int, int] | None]) -> str:
     """The text of model.py; layers whose classes would be equal share one."""
     names: dict[str, str] = {}
     imports: set[str] = set()

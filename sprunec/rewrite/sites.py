@@ -171,10 +171,11 @@ def _candidates(program: Program) -> dict[str, tuple[int, ...]]:
         for contraction in program.contractions
         if contraction.node in residual.nodes
         for group in program.groups.values[contraction.operand][contraction.dim]
-        if group in owned and group not in program.groups.pinned
+        if group in owned and group not in program.groups.values[residual.stream][-1]
     ]
+    free = [group for group in hidden if group not in program.groups.pinned]
     if hidden:
-        found["dim_ff"] = tuple(dict.fromkeys(hidden))
+        found["dim_ff"] = tuple(dict.fromkeys(free or hidden))
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import keyword
+import re
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -20,19 +21,41 @@ class ClassSource:
     imports: frozenset[str]
 
 
-def block_source(module: fx.GraphModule, name: str) -> ClassSource:
+def block_source(module: nn.Module, name: str) -> ClassSource:
     """A plain nn.Module class `name` with the module's tensors, by the same names, and one method per graph."""
     imports: set[str] = set()
     bodies = []
-    for method, graph in module.graphs.items():  # type: ignore[union-attr,operator]
-        code = graph.python_code("self")
-        imports |= {_import(used, value) for used, value in code.globals.items() if used in code.src}
-        lines = [line.rstrip() for line in code.src.strip().splitlines()]
-        lines[0] = lines[0].replace("def forward(", f"def {method}(", 1)
-        bodies.append("\n".join(f"    {line}" if line else "" for line in lines))
+    graphs: dict[str, fx.Graph] = vars(module)["graphs"]
+    for method, graph in graphs.items():
+        lines = _method_lines(method, graph)
+        text = "\n".join(lines)
+        used = graph.python_code("self").globals.items()
+        imports |= {_import(name, value) for name, value in used if re.search(rf"\b{name}\b", text)}
+        bodies.append("\n".join(f"    {line}" for line in lines))
     head = f"class {name}(nn.Module):\n    def __init__(self) -> None:\n        super().__init__()\n"
     body = "".join(f"        {line}\n" for line in _declarations(module))
     return ClassSource(head + body + "\n" + "\n\n".join(bodies), frozenset(imports - {""}))
+
+
+def _method_lines(method: str, graph: fx.Graph) -> list[str]:
+    """What torch.fx prints for a graph, with weights named where they are used and functions by their public names."""
+    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+    arguments = [str(node.target) + (f"={node.args[0]!r}" if node.args else "") for node in placeholders]
+    weights: dict[str, str] = {}
+    lines = [f"def {method}({', '.join(['self', *arguments])}):"]
+    for line in graph.python_code("self").src.strip().splitlines()[1:]:
+        statement, _, freed = line.strip().partition(";  ")
+        weight = re.fullmatch(r"(\w+) = (self(?:\.\w+)+)", statement)
+        if weight:
+            weights[weight[1]] = weight[2]
+            continue
+        statement = re.sub(r"\b\w+\b", lambda word: weights.get(word[0], word[0]), statement)
+        statement = statement.replace("torch._C._nn.", "F.").replace("torch.nn.functional.", "F.")
+        # Letting go of values early is what keeps a block's memory flat; weights are not values.
+        gone = [name for name in freed.removesuffix(" = None").split(" = ") if name and name not in weights]
+        if statement:
+            lines.append("    " + statement + (f"; {' = '.join(gone)} = None" if gone else ""))
+    return lines
 
 
 def _declarations(module: nn.Module) -> list[str]:
@@ -61,7 +84,7 @@ def _import(name: str, value: Any) -> str:
     owner, own = getattr(value, "__module__", None), getattr(value, "__qualname__", "")
     if owner is None or not own.isidentifier() or keyword.iskeyword(own):
         return f"{name} = float({str(value)!r})" if isinstance(value, float) else ""
-    if not owner.split(".")[0] in ("torch", "math", "operator", "builtins", "_operator"):
+    if owner.split(".")[0] not in ("torch", "math", "operator", "builtins", "_operator"):
         raise TraceError(f"a graph calls {owner}.{own}, which the generated model.py could not import")
     if owner == "builtins":
         return "" if name == own else f"{name} = type(None)" if value is type(None) else f"{name} = {own}"

@@ -69,8 +69,8 @@ def build(
 
     `buffers` are left out of its state dict.
     """
-    attributes: dict[str, Any] = dict(buffers)
-    attributes |= {name: _as_parameter(block.tensors().get(name), tensor) for name, tensor in tensors.items()}
+    attributes: dict[str, Any] = {name: _as_parameter(block.tensors().get(name), t) for name, t in tensors.items()}
+    attributes |= buffers
     for graph in graphs.values():
         for node in graph.nodes:
             if node.op == "call_module":
@@ -80,7 +80,7 @@ def build(
         if method != "forward":
             # Every graph module has a class of its own, so this adds the method to this block alone.
             setattr(type(module), method, type(fx.GraphModule(attributes, graph)).forward)
-    module.graphs = dict(graphs)
+    vars(module)["graphs"] = dict(graphs)
     for name in buffers:
         owner, _, leaf = name.rpartition(".")
         if name in dict(module.named_buffers()):
@@ -140,11 +140,12 @@ def _first_dim(node: fx.Node, op: str, dims: int) -> int:
 def _split_size(program: Program, node: fx.Node, keep: Keep) -> dict[Path, Any]:
     piece = next(iter(node.users), None)
     path, size = _argument(node, 1, "split_size_or_sections")
-    if piece is None or isinstance(size, tuple | list):
+    if piece is None:
         return {}
     dims = program.groups.values[piece.name]
     dim = dims[_argument(node, 2, "dim")[1] or 0]
-    return {path: _width(program, dim, keep)} if keep.keys() & set(dim) else {}
+    paths = [(*path, place) for place in range(len(size))] if isinstance(size, tuple | list) else [path]
+    return dict.fromkeys(paths, _width(program, dim, keep)) if keep.keys() & set(dim) else {}
 
 
 def _default_scale(program: Program, node: fx.Node, keep: Keep) -> dict[Path, Any]:

@@ -107,9 +107,7 @@ def blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield from ((f"{name}.{child}", block) for child, block in module.named_children())
 
 
-def _trace_block(
-    index: int, path: str, block: nn.Module, inputs: Inputs, owners: Mapping[int, int]
-) -> TracedBlock:
+def _trace_block(index: int, path: str, block: nn.Module, inputs: Inputs, owners: Mapping[int, int]) -> TracedBlock:
     programs = {method: _program(path, block, method, given) for method, given in inputs.items()}
     shared = {name for name, tensor in block.named_parameters() if owners[id(tensor)] > 1}
     sites, notes = find_sites(path, block, programs, shared)

@@ -79,11 +79,11 @@ def add_row(table: Table, *cells: str | Text, style: str = "") -> None:
 
 def graph_table(document: Mapping[str, Any]) -> RenderableType:
     """The nodes that `run` would go through, what each gives, and what all of it costs."""
-    columns = ("node", "what", "from", "gives", "steps", "size", "digest")
+    columns = ("node", "what", "from", "steps", "size", "digest")
     table = new_table(*columns, title=f"plan {document['plan']}", right=("steps", "size"), wraps=("what", "from"))
     for node in document["nodes"]:
         steps, size = number(node["steps"]), rounded(node["parameters"])
-        row = (node["name"], node["about"], sources(node), node["gives"], steps, size, digest_words(node))
+        row = (node["name"], node["about"], sources(node), steps, size, digest_words(node))
         add_row(table, *row, style="dim" if node["cached"] else "")
     return Group(table, Text(graph_caption(document), style="dim"))
 
@@ -146,7 +146,11 @@ def comparison_words(report: Mapping[str, Any]) -> str:
     # Written this way round, so that NaN counts as outside.
     verdict = "within" if difference <= tolerance else "ABOVE"
     limit = f"{verdict} the tolerance {tolerance:.2g}"
-    return f"masked against small: max |delta logit| {difference:.2g}, {limit}, over {over}"
+    words = f"masked against small: max |delta logit| {difference:.2g}, {limit}, over {over}"
+    if "float32_difference" in found:
+        single, largest = found["float32_difference"], found["largest_logit"]
+        words += f"; in float32 arithmetic {single:.2g}, on logits up to {largest:.2g}"
+    return words
 
 
 def kept_table(report: Mapping[str, Any]) -> RenderableType:

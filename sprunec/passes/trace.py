@@ -1,0 +1,20 @@
+"""Find what can be cut before anything is trained, so that a model that cannot be traced fails at once."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import Any
+
+from sprunec.passes.bench import config_of
+from sprunec.passes.job import Job
+from sprunec.rewrite.inspect import describe
+
+
+def run(job: Job) -> dict[str, Any]:
+    sites = describe(config_of(job))["sites"]
+    (job.out / "sites.json").write_text(json.dumps(sites, indent=1))
+    units = Counter(dict.fromkeys(("attention", "feed_forward", "head", "dim_head", "dim_ff"), 0))
+    for site in sites:
+        units[site["unit"]] += site["size"]
+    return {"units": dict(units)}

@@ -1,0 +1,120 @@
+"""What is in a model and what can be cut from it, without reading its weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sprunec.errors import InputError
+from sprunec.model.checkpoint import empty_model, read_shapes
+from sprunec.model.config import ModelConfig
+from sprunec.model.cpm_ant import example_inputs
+from sprunec.model.shapes import expected_tensors, guess_config
+from sprunec.plan.models import read_config
+from sprunec.rewrite.trace import TracedBlock, trace_blocks
+
+
+def inspect_model(path: Path) -> dict[str, Any]:
+    """Of a config, a checkpoint or a directory: the document that `schemas/inspect.schema.json` describes.
+
+    Raises:
+        InputError: nothing of these, or a checkpoint and a config that do not fit each other.
+        TraceError: the model cannot be traced.
+    """
+    if path.is_dir():
+        config = _config(path / "config.json")
+        check_shapes(config, read_shapes(path), path)
+        return describe(config) | {"origin": _origin(path)}
+    if path.suffix == ".json":
+        return describe(_config(path)) | {"origin": None}
+    return describe(guess_config(read_shapes(path), path)) | {"origin": None}
+
+
+def describe(config: ModelConfig) -> dict[str, Any]:
+    """The model's shape, and the sites that a trace of it on the meta device finds."""
+    blocks = trace_blocks(empty_model(config), example_inputs(config))
+    return {
+        "family": config.family,
+        "parameters": {"total": config.parameters(), "prunable": config.prunable_parameters()},
+        "layers": [_layer(config, index) for index in range(config.num_layers)],
+        "sites": [site for block in blocks for site in _sites(block)],
+    }
+
+
+def check_shapes(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]], path: Path) -> None:
+    """Names and shapes exactly; the first difference is named."""
+    expected = expected_tensors(config)
+    for name in sorted(expected.keys() | shapes.keys()):
+        if expected.get(name) != shapes.get(name):
+            message = f"{name} is {shapes.get(name, 'missing')}, the config wants {expected.get(name, 'none')}"
+            raise InputError.at(path, message, "give the config that belongs to these weights")
+
+
+def _config(path: Path) -> ModelConfig:
+    config, found = read_config(str(path))
+    if config is None:
+        raise InputError(*found)
+    return config
+
+
+def _layer(config: ModelConfig, index: int) -> dict[str, Any]:
+    layer = config.layers[index]
+    attention = {
+        "heads": layer.heads,
+        "dim_head": layer.dim_head,
+        "parameters": config.attention_parameters(index),
+    }
+    feed_forward = {"dim_ff": layer.dim_ff, "parameters": config.feed_forward_parameters(index)}
+    return {
+        "index": index,
+        "attention": attention if layer.heads else None,
+        "feed_forward": feed_forward if layer.dim_ff else None,
+    }
+
+
+def _sites(block: TracedBlock) -> list[dict[str, Any]]:
+    """The units inside sublayers, then the sublayers themselves."""
+    sizes = {name: tensor.numel() for name, tensor in block.module.named_parameters()}
+    inside = [
+        {
+            "layer": block.index,
+            "block": block.path,
+            "unit": site.unit,
+            "size": site.size,
+            "parameters_each": site.parameters_each,
+            "tensors": [{"name": f"{block.path}.{name}", "dim": dim} for name, dim in dict.fromkeys(site.tensors)],
+            "label": _label(block, [name for name, _ in site.tensors]),
+        }
+        for site in block.sites.values()
+    ]
+    whole = [
+        {
+            "layer": block.index,
+            "block": block.path,
+            "unit": residual.kind,
+            "size": 1,
+            "parameters_each": sum(sizes.get(name, 0) for name in residual.tensors),
+            "tensors": [{"name": f"{block.path}.{name}", "dim": None} for name in residual.tensors],
+            "label": _label(block, residual.tensors),
+        }
+        for residual in block.forward.residuals
+    ]
+    return [*inside, *whole]
+
+
+def _label(block: TracedBlock, names: Any) -> str:
+    """The module that holds all the tensors."""
+    parts = [f"{block.path}.{name}".split(".")[:-1] for name in names]
+    shared = []
+    for level in zip(*parts, strict=False):
+        if len(set(level)) > 1:
+            break
+        shared.append(level[0])
+    return ".".join(shared)
+
+
+def _origin(directory: Path) -> dict[str, Any] | None:
+    note = directory / "origin.json"
+    return json.loads(note.read_text()) if note.is_file() else None
