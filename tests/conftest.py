@@ -40,7 +40,9 @@ def tiny_model(seed: int = 0, **changes: Any) -> CPMAnt:
     return model.eval()
 
 
-def random_batch(batch: int = 2, text: int = 11, *, context: bool | None = None, seed: int = 0) -> dict[str, torch.Tensor]:
+def random_batch(
+    batch: int = 2, text: int = 11, *, context: bool | None = None, seed: int = 0
+) -> dict[str, torch.Tensor]:
     """Inputs of `CPMAnt.forward` for TINY, the last row padded on the right."""
     generator = torch.Generator().manual_seed(seed)
     prompt = TINY["prompt_length"]

@@ -6,7 +6,7 @@ what is kept inside it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -18,6 +18,7 @@ from sprunec.model.config import LayerKept, LayerShape, ModelConfig
 
 Key = tuple[int, str]
 Values = Mapping[Key, Tensor]
+Ranked = tuple[float, Key, int]
 COUNTS = {
     "num_layers": "block",
     "num_attention": "attention",
@@ -118,28 +119,54 @@ class SizeBudget:
         return total + fixed
 
     def fill(self, scores: Values) -> dict[Key, Tensor]:
-        """Cut from the lowest score until the size fits, then give back what still fits, best first."""
+        """Cut from the lowest score up, never below the target; then one more, the one that meets it best.
+
+        Where a large unit would overshoot it is passed over, and smaller ones are cut instead: what comes out is at
+        most the target, and less than one smallest unit below it.
+
+        Raises:
+            PassError: not even cutting everything is enough.
+        """
         order = sorted(((float(s), k, i) for k, v in scores.items() for i, s in enumerate(v)), key=lambda e: e[0])
+        if self._without(scores, order) > self.target:
+            raise PassError(f"{self.target:,.0f} is below what is left when every unit of this pass is cut")
+        gone = self._more(scores, [], order)
+        for unit in self._by_cost(scores):
+            taken = set(gone)
+            gone = self._more(scores, gone, [e for e in order if e not in taken and e[1][1] == unit])
+        while self._without(scores, gone) > self.target:
+            gone.append(self._last(scores, gone, order))
+        return self._masks(scores, gone)
+
+    def _more(self, scores: Values, gone: list[Ranked], rest: list[Ranked]) -> list[Ranked]:
+        """`gone` and as many of `rest`, in order, as leave no less than the target."""
+        return gone + rest[: _most(len(rest), lambda n: self._without(scores, gone + rest[:n]) >= self.target)]
+
+    def _by_cost(self, scores: Values) -> list[str]:
+        """The kinds of units, the dearest first."""
+        costs: dict[str, float] = {}
+        for layer, unit in scores:
+            costs[unit] = max(costs.get(unit, 0.0), _unit_cost(self.config, layer, unit))
+        return sorted(costs, key=lambda unit: -costs[unit])
+
+    def _last(self, scores: Values, gone: list[Ranked], order: list[Ranked]) -> Ranked:
+        """Of the lowest unit of each kind and layer, the one whose cut comes nearest below the target."""
+        taken, first = set(gone), {}
+        for entry in order:
+            if entry not in taken:
+                first.setdefault(entry[1], entry)
+        sizes = {entry: self._without(scores, [*gone, entry]) for entry in first.values()}
+        below = [entry for entry, size in sizes.items() if size <= self.target]
+        return max(below, key=lambda e: sizes[e]) if below else min(sizes, key=lambda e: sizes[e])
+
+    def _masks(self, scores: Values, gone: Iterable[Ranked]) -> dict[Key, Tensor]:
         masks = {key: torch.ones(value.numel(), dtype=torch.bool) for key, value in scores.items()}
-        cut = _least(len(order), lambda count: self._size_without(masks, order[:count]) <= self.target)
-        for _, key, place in order[:cut]:
+        for _, key, place in gone:
             masks[key][place] = False
-        for _, key, place in reversed(order[:cut]):
-            if self.target - self._size(masks) < self.unit:
-                break
-            masks[key][place] = True
-            if self._size(masks) > self.target:
-                masks[key][place] = False
         return masks
 
-    def _size_without(self, masks: Mapping[Key, Tensor], gone: Iterable[tuple[float, Key, int]]) -> float:
-        trial = {key: mask.clone() for key, mask in masks.items()}
-        for _, key, place in gone:
-            trial[key][place] = False
-        return self._size(trial)
-
-    def _size(self, masks: Mapping[Key, Tensor]) -> float:
-        return float(self.expected({key: mask.double() for key, mask in masks.items()}))
+    def _without(self, scores: Values, gone: Iterable[Ranked]) -> float:
+        return float(self.expected({key: mask.double() for key, mask in self._masks(scores, gone).items()}))
 
     def _layer(self, index: int, layer: LayerShape, kept: Values) -> Tensor:
         attention, feed_forward = self._attention(index, layer, kept), self._feed_forward(index, layer, kept)
@@ -174,18 +201,12 @@ def _any(kept: Values, key: Key) -> Tensor:
     return 1.0 - (1.0 - kept[key].double()).prod()
 
 
-def _least(limit: int, fits: Any) -> int:
-    """The smallest count for which `fits` holds, by bisection.
-
-    Raises:
-        PassError: not even all of them are enough.
-    """
-    if not fits(limit):
-        raise PassError("the target is below what is left when every unit of this pass is cut")
+def _most(limit: int, fits: Callable[[int], bool]) -> int:
+    """The largest count up to `limit` for which `fits` holds, by bisection; it holds for 0."""
     low, high = 0, limit
     while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if fits(middle) else (middle + 1, high)
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
     return low
 
 

@@ -86,10 +86,10 @@ def _small_models(directory: Path, place: Place) -> Iterator[nn.Module]:
     emitted = directory / "sprunec"
     yield open_model(emitted if emitted.exists() else directory, place)
     if emitted.exists():
-        yield _through_its_own_code(emitted).float().to(place.device)
+        yield through_its_own_code(emitted).float().to(place.device)
 
 
-def _through_its_own_code(directory: Path) -> nn.Module:
+def through_its_own_code(directory: Path) -> nn.Module:
     """Opens a model.py that this run has just written; a stranger's is never executed."""
     spec = importlib.util.spec_from_file_location("emitted_model", directory / "model.py")
     assert spec is not None

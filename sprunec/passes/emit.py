@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from sprunec.model.checkpoint import empty_model, read_kept, read_state, save_model
-from sprunec.model.config import local
+from sprunec.model.config import LayerKept, ModelConfig, local
 from sprunec.model.cpm_ant import cache_shapes
 from sprunec.passes.bench import config_of, traced
 from sprunec.passes.job import Job
 from sprunec.rewrite.model_py import model_source
 from sprunec.rewrite.surgery import rewrite
+from sprunec.rewrite.trace import TracedBlock
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -28,15 +29,28 @@ def _sprunec(job: Job, directory: Path) -> None:
     """config.json, safetensors, and model.py from the plan's input model's graphs, cut to what is kept of it."""
     config, kept = config_of(job), read_kept(job.inputs["model"])
     save_model(directory, config, kept, read_state(job.inputs["model"]))
-    origin = config_of(job, "source")
-    shape = empty_model(origin)
     everything = read_kept(job.inputs["source"])
-    kept_here = [local(before, after) for before, after in zip(everything, kept, strict=True)]
-    traced_blocks = traced(shape, origin)
-    small = rewrite(shape, traced_blocks, kept_here)
-    blocks = [small.get_submodule(block.path) for block in traced_blocks]
-    source = model_source(blocks, cache_shapes(config))
-    (directory / "model.py").write_text(source, encoding="utf-8")
+    kept_here = tuple(local(before, after) for before, after in zip(everything, kept, strict=True))
+    write_model_py(directory, config_of(job, "source"), kept_here, config)
+
+
+def write_model_py(
+    directory: Path,
+    origin: ModelConfig,
+    kept: tuple[LayerKept, ...],
+    small: ModelConfig,
+    blocks: tuple[TracedBlock, ...] | None = None,
+) -> None:
+    """Cut the traced graphs of `origin` to what is `kept` of it, and print them.
+
+    Args:
+        blocks: the traced blocks of `origin`, where they are at hand or were changed.
+    """
+    shape = empty_model(origin)
+    blocks = blocks or traced(shape, origin)
+    rewritten = rewrite(shape, blocks, kept)
+    modules = [rewritten.get_submodule(block.path) for block in blocks]
+    (directory / "model.py").write_text(model_source(modules, cache_shapes(small)), encoding="utf-8")
 
 
 FORMATS: dict[str, Callable[[Job, Path], None]] = {"sprunec": _sprunec}

@@ -130,7 +130,8 @@ def _trace_method(path: str, block: nn.Module, method: str) -> fx.Graph:
         return tracer.trace(block)
     except Exception as error:
         inner = f"{path}.{tracer.current}" if tracer.current else path
-        raise TraceError(f"{inner} ({type(block).__name__}) cannot be traced {_place(error)}: {error}") from error
+        kind = type(block.get_submodule(tracer.current)).__name__
+        raise TraceError(f"{inner} ({kind}) cannot be traced {_place(error)}: {error}") from error
 
 
 class BlockTracer(fx.Tracer):

@@ -1,0 +1,99 @@
+"""Text in, and what is held out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sprunec.data.text import read_text, split_text
+from sprunec.errors import Diagnostic, InputError
+
+
+def lines(path: Path, *texts: str) -> Path:
+    path.write_text("".join(text + "\n" for text in texts), encoding="utf-8")
+    return path
+
+
+def finding(path: Path, source: str = "jsonl") -> Diagnostic:
+    with pytest.raises(InputError) as caught:
+        read_text(source, [path])
+    (diagnostic,) = caught.value.diagnostics
+    assert diagnostic.file == str(path)
+    return diagnostic
+
+
+def test_python_docs_are_the_topics_in_key_order() -> None:
+    from pydoc_data.topics import topics
+
+    text = read_text("python-docs", [])
+    first, second = sorted(topics)[:2]
+    assert text.startswith(topics[first] + "\n" + topics[second])
+    assert len(text) == sum(map(len, topics.values())) + len(topics) - 1 > 400_000
+
+
+def test_files_are_joined_in_the_order_given(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("älter", encoding="utf-8")
+    (tmp_path / "b").write_text("neu", encoding="utf-8")
+    assert read_text("text", [tmp_path / "b", tmp_path / "a"]) == "neu\nälter"
+
+
+def test_json_lines_give_their_texts_and_skip_blank_lines(tmp_path: Path) -> None:
+    path = lines(tmp_path / "x.jsonl", '{"text": "one", "id": 1}', "", "  ", '{"text": "t\\u00e4\\nwo"}')
+    assert read_text("jsonl", [path]) == "one\ntä\nwo"
+
+
+@pytest.mark.parametrize("strange", ["\u2028", "\u2029", "\x85"])
+def test_separators_inside_a_string_do_not_end_a_line(tmp_path: Path, strange: str) -> None:
+    record = {"text": f"before{strange}after"}
+    path = lines(tmp_path / "x.jsonl", json.dumps(record, ensure_ascii=False))
+    assert read_text("jsonl", [path]) == record["text"]
+
+
+def test_windows_line_ends_are_fine(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b'{"text": "one"}\r\n{"text": "two"}\r\n')
+    assert read_text("jsonl", [path]) == "one\ntwo"
+
+
+def test_a_line_that_is_not_json_is_named_by_line_and_column(tmp_path: Path) -> None:
+    path = lines(tmp_path / "x.jsonl", '{"text": "one"}', "", '{"text": "two" "id": 2}')
+    diagnostic = finding(path)
+    assert (diagnostic.line, diagnostic.column) == (3, 16)
+    assert "is not JSON" in diagnostic.message and '{"text": "..."}' in diagnostic.hint
+    assert str(diagnostic).startswith(f"{path}:3:16: ")
+
+
+@pytest.mark.parametrize("line", ['{"body": "x"}', '{"text": 3}', '["text"]', '"text"', "null"])
+def test_a_line_without_text_is_named(tmp_path: Path, line: str) -> None:
+    diagnostic = finding(lines(tmp_path / "x.jsonl", '{"text": "fine"}', line))
+    assert (diagnostic.line, diagnostic.message) == (2, "this line has no `text` string")
+
+
+def test_a_line_nested_too_deep_is_an_input_error(tmp_path: Path) -> None:
+    assert finding(lines(tmp_path / "x.jsonl", "[" * 200_000)).line == 1
+
+
+@pytest.mark.parametrize("source", ["text", "jsonl"])
+def test_bytes_that_are_not_utf8_are_named_by_place(tmp_path: Path, source: str) -> None:
+    (tmp_path / "x").write_bytes(b"fine\n\xff")
+    assert finding(tmp_path / "x", source).message == "is not UTF-8 text: byte 5"
+
+
+def test_a_missing_file_and_a_folder_are_input_errors(tmp_path: Path) -> None:
+    assert "No such file" in finding(tmp_path / "none", "text").message
+    assert "cannot be read" in finding(tmp_path, "text").message
+
+
+@pytest.mark.parametrize(("share", "kept"), [(0.1, 90), (0.25, 75), (0.005, 100), (0.5, 50)])
+def test_the_last_share_of_the_characters_is_held_out(share: float, kept: int) -> None:
+    text = "".join(chr(0x100 + i) for i in range(100))
+    assert split_text(text, share, "text") == (text[:kept], text[kept:])
+
+
+def test_a_held_out_file_is_read_as_its_source(tmp_path: Path) -> None:
+    plain = lines(tmp_path / "h.txt", "held out")
+    records = lines(tmp_path / "h.jsonl", '{"text": "held out"}')
+    assert split_text("all", plain, "python-docs") == ("all", "held out\n")
+    assert split_text("all", records, "jsonl") == ("all", "held out")

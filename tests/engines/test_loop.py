@@ -1,0 +1,192 @@
+"""The training loop: what it computes, what it reports, when it stops."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sprunec.data.batches import IGNORED, Batch
+from sprunec.engines.device import Place
+from sprunec.engines.loop import Training, fit, language_model_loss
+from sprunec.errors import PassError
+from tests.conftest import random_batch, tiny_model
+
+CPU = Place(torch.device("cpu"), torch.float32)
+OPTIONS = {
+    "steps": 3,
+    "learning_rate": 0.01,
+    "schedule": "constant",
+    "warmup_steps": 0,
+    "weight_decay": 0.01,
+    "clip_grad": 1.0,
+    "accumulate": 1,
+    "loss_scale": 1024.0,
+}
+TRAINING = Training.of(OPTIONS | {"ignored": True})
+
+
+def batch(step: int) -> Batch:
+    """Rows with unequal numbers of targets."""
+    inputs = random_batch(4, 7, context=False, seed=step)
+    targets = inputs["input"].roll(-1, 1)
+    targets[:, :5] = IGNORED
+    for row in range(4):
+        targets[row, 12 - 2 * row :] = IGNORED
+    return Batch(inputs, targets)
+
+
+def train(place: Place = CPU, first_step: int = 0, **changes: Any) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+    model, events = tiny_model(), []
+    fit(model, batch, replace(TRAINING, **changes), place, first_step=first_step, report=events.append)
+    return events, model.state_dict()
+
+
+def farthest(left: dict[str, Tensor], right: dict[str, Tensor]) -> float:
+    return max(float((left[name] - right[name]).abs().max()) for name in left)
+
+
+def test_shares_of_a_batch_train_as_the_whole() -> None:
+    whole, weights = train(clip_grad=None, weight_decay=0.0, learning_rate=1e-3)
+    shared, same = train(clip_grad=None, weight_decay=0.0, learning_rate=1e-3, accumulate=4)
+    assert [e["loss"] for e in shared] == pytest.approx([e["loss"] for e in whole], abs=1e-6, rel=1e-6)
+    model = tiny_model()
+    assert farthest(weights, model.state_dict()) > 1e-3
+    gradients = []
+    for parts in (1, 4):
+        model.zero_grad()
+        for part in batch(0).split(parts):
+            (language_model_loss(model, part) / batch(0).target_count).backward()
+        gradients.append({n: p.grad.clone() for n, p in model.named_parameters()})
+    assert farthest(*gradients) < 1e-6
+    assert sum(float((weights[n] - same[n]).abs().mean()) for n in weights) / len(weights) < 1e-6
+
+
+def test_the_loss_is_the_sum_over_targets_by_their_number() -> None:
+    (event,), _ = train(steps=1)
+    model, data = tiny_model(), batch(0)
+    with torch.no_grad():
+        probabilities = model(**data.inputs)[0].log_softmax(-1)
+    asked = data.targets != IGNORED
+    wanted = -probabilities[asked].gather(1, data.targets[asked][:, None]).mean()
+    assert event["loss"] == pytest.approx(float(wanted), rel=1e-5)
+    assert int(asked.sum()) == data.target_count == 6 + 5 + 3 + 1 or data.target_count == int(asked.sum())
+
+
+def test_the_same_seed_gives_the_same_losses_bit_for_bit() -> None:
+    first, weights = train()
+    again, same = train()
+    assert [e["loss"] for e in first] == [e["loss"] for e in again]
+    assert all(torch.equal(weights[name], same[name]) for name in weights)
+
+
+def test_batches_go_by_the_steps_that_the_model_has_had() -> None:
+    events, _ = train(first_step=7, steps=2)
+    (alone,), _ = train(first_step=7, steps=1)
+    assert [e["model_steps"] for e in events] == [8, 9] and [e["step"] for e in events] == [1, 2]
+    assert events[0]["loss"] == alone["loss"] != train(steps=1)[0][0]["loss"]
+
+
+def test_a_loss_that_is_no_number_is_an_error_and_leaves_the_weights() -> None:
+    model, before = tiny_model(), tiny_model().state_dict()
+
+    def poisoned(step: int) -> Batch:
+        return batch(step)
+
+    with torch.no_grad():
+        model.encoder.output_layernorm.weight[0] = float("nan")
+    with pytest.raises(PassError, match=r"the loss became nan at training step 5; lower the learning rate"):
+        fit(model, poisoned, TRAINING, CPU, first_step=4, report=lambda event: None)
+    name = "encoder.layers.0.ffn.ffn.w_out.weight"
+    assert torch.equal(model.state_dict()[name], before[name])
+
+
+@pytest.mark.parametrize("clip", [1e-3, 1e6])
+def test_clipping_reports_the_norm_before_and_bounds_the_step(clip: float) -> None:
+    model = tiny_model()
+    (language_model_loss(model, batch(0)) / batch(0).target_count).backward()
+    norm = math.sqrt(sum(float(p.grad.square().sum()) for p in model.parameters()))
+    seen: list[float] = []
+    step = torch.optim.AdamW.step
+
+    def spy(self: torch.optim.AdamW, *args: Any) -> Any:
+        grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        seen.append(math.sqrt(sum(float(g.square().sum()) for g in grads)))
+        return step(self, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", spy)
+        (event,), _ = train(steps=1, clip_grad=clip)
+    assert event["gradient_norm"] == pytest.approx(norm, rel=1e-4)
+    assert seen == [pytest.approx(min(clip, norm), rel=1e-3)]
+
+
+def test_without_clipping_there_is_no_norm() -> None:
+    assert train(steps=1, clip_grad=None)[0][0]["gradient_norm"] is None
+
+
+def test_the_first_step_is_adamws() -> None:
+    before = tiny_model()
+    (language_model_loss(before, batch(0)) / batch(0).target_count).backward()
+    _, after = train(steps=1, clip_grad=None, weight_decay=0.1)
+    for name, parameter in before.named_parameters():
+        grad, start = parameter.grad, parameter.detach()
+        wanted = start * (1 - 0.01 * 0.1) - 0.01 * grad / (grad.abs() + 1e-8)
+        clear = (grad.abs() > 1e-5) | (grad == 0)
+        assert float((after[name] - wanted)[clear].abs().max()) < 1e-4
+
+
+def test_rates_follow_the_schedule_and_are_reported() -> None:
+    events, _ = train(steps=4, schedule="linear", warmup_steps=2, learning_rate=0.1)
+    assert [e["learning_rate"] for e in events] == pytest.approx([0.05, 0.1, 0.1, 0.05])
+    assert all(e["tokens_per_second"] > 0 and e["steps"] == 4 for e in events)
+
+
+def test_frozen_weights_stay() -> None:
+    model = tiny_model()
+    model.input_embedding.weight.requires_grad_(False)
+    before = model.input_embedding.weight.clone()
+    fit(model, batch, TRAINING, CPU, first_step=0, report=lambda event: None)
+    assert torch.equal(model.input_embedding.weight, before)
+    assert not torch.equal(model.encoder.output_layernorm.weight, torch.ones(24))
+
+
+def test_training_lowers_the_loss_in_every_precision() -> None:
+    for precision in (torch.float32, torch.bfloat16):
+        events: list[dict[str, Any]] = []
+        place = Place(torch.device("cpu"), precision)
+        fit(tiny_model(), lambda _: batch(0), replace(TRAINING, steps=8), place, first_step=0, report=events.append)
+        assert events[-1]["loss"] < 0.8 * events[0]["loss"]
+
+
+def test_a_companion_is_called_in_turn_and_adds_to_the_event() -> None:
+    calls: list[Any] = []
+
+    class Companion:
+        def before(self, step: int, model_step: int) -> None:
+            calls.append(("before", step, model_step))
+
+        def backward(self, unscale: float) -> None:
+            calls.append(("backward", unscale))
+
+        def after(self, step: int) -> dict[str, Any]:
+            calls.append(("after", step))
+            return {"extra": step}
+
+    model, events = tiny_model(), []
+    last = fit(
+        model,
+        batch,
+        replace(TRAINING, steps=2),
+        CPU,
+        first_step=5,
+        report=lambda event: events.append((len(calls), event)),
+        companion=Companion(),
+    )
+    assert calls[:3] == [("before", 0, 5), ("backward", 1.0), ("after", 0)]
+    assert [(count, event["extra"]) for count, event in events] == [(3, 0), (6, 1)]
+    assert last == events[-1][1] and isinstance(model, nn.Module) and model.training

@@ -1,0 +1,220 @@
+"""Budgets are met exactly by counts, and never overrun by sizes, on models of any shape."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from sprunec.errors import PassError
+from sprunec.masks.budgets import (
+    CountBudget,
+    Key,
+    SizeBudget,
+    apply_masks,
+    fill_all,
+    make_budgets,
+    settled,
+    unit_sizes,
+)
+from sprunec.model.config import LayerKept, ModelConfig
+from tests.conftest import tiny_config
+
+UNITS = (
+    ("head",),
+    ("dim_ff",),
+    ("dim_head",),
+    ("layer",),
+    ("block",),
+    ("attention",),
+    ("feed_forward",),
+    ("head", "dim_ff"),
+    ("layer", "head", "dim_ff"),
+    ("block", "dim_head"),
+)
+
+
+def ragged(seed: int) -> ModelConfig:
+    """Layers of all widths; some lack a sublayer, at least one has both."""
+    draw = random.Random(seed)
+    layers: list[dict[str, Any]] = [{"heads": 2, "dim_head": 3, "dim_ff": 7, "kept_heads": [1, 3]}]
+    for _ in range(draw.randint(1, 4)):
+        heads, dims = draw.choice([0, 1, 2, 4]), draw.choice([1, 2, 6])
+        entry = {"heads": heads or None, "dim_head": dims if heads else None, "dim_ff": draw.choice([None, 1, 5, 40])}
+        layers.append(entry | ({"kept_heads": list(range(heads))} if heads not in (0, 4) else {}))
+    return tiny_config(num_layers=len(layers), layers=layers)
+
+
+def scores(config: ModelConfig, units: tuple[str, ...], seed: int = 0) -> dict[Key, Tensor]:
+    noise = torch.Generator().manual_seed(seed)
+    return {key: torch.rand(size, generator=noise) for key, size in unit_sizes(config, units).items()}
+
+
+def left(config: ModelConfig, masks: dict[Key, Tensor]) -> ModelConfig:
+    return config.cut(config.everything(), apply_masks(config.everything(), masks))
+
+
+def test_counts_per_layer_are_exact_and_keep_the_best() -> None:
+    config = tiny_config()
+    given_scores = scores(config, ("head",))
+    masks = fill_all(make_budgets(config, ("head",), {"num_heads": 2}, "per-layer"), given_scores)
+    for key, mask in masks.items():
+        assert mask.tolist() == (given_scores[key] >= given_scores[key].sort().values[2]).tolist()
+    assert [layer.heads for layer in left(config, masks).layers] == [2, 2, 2]
+
+
+def test_counts_over_the_model_go_where_the_scores_are() -> None:
+    config = tiny_config()
+    given_scores = {(0, "head"): torch.tensor([9.0, 8, 7, 6]), (1, "head"): torch.zeros(4), (2, "head"): torch.ones(4)}
+    masks = fill_all(make_budgets(config, ("head",), {"num_heads": 2}, "global"), given_scores)
+    assert [mask.sum().item() for mask in masks.values()] == [4, 0, 2]
+    assert [layer.heads for layer in left(config, masks).layers] == [4, 0, 2]
+
+
+def test_ties_go_to_the_first() -> None:
+    (budget,) = make_budgets(tiny_config(), ("head",), {"num_heads": 1}, "global")
+    masks = budget.fill({(index, "head"): torch.ones(4) for index in range(3)})
+    assert [mask.tolist() for mask in masks.values()] == [[True] * 3 + [False], [False] * 4, [False] * 4]
+
+
+@given(seed=st.integers(0, 10_000), count=st.integers(1, 6), budget=st.sampled_from(["per-layer", "global"]))
+@settings(max_examples=50, deadline=None)
+def test_counts_hold_on_ragged_models(seed: int, count: int, budget: str) -> None:
+    config = ragged(seed)
+    units, target = ("head", "dim_head", "dim_ff"), {"num_heads": count, "dim_head": count, "dim_ff": count}
+    budgets = make_budgets(config, units, target, budget)
+    masks = fill_all(budgets, scores(config, units, seed))
+    assert masks.keys() == unit_sizes(config, units).keys()
+    for each in budgets:
+        got = sum(int(masks[key].sum()) for key in each.keys)
+        there = sum(masks[key].numel() for key in each.keys)
+        assert got == each.target == min(count * (len(each.keys) if budget == "global" else 1), there)
+        assert float(each.expected(masks)) == got
+
+
+@given(seed=st.integers(0, 10_000), units=st.sampled_from(UNITS), share=st.floats(0.05, 0.95))
+@settings(max_examples=50, deadline=None)
+def test_sparsity_is_never_missed_and_nothing_that_fits_is_left_out(
+    seed: int, units: tuple[str, ...], share: float
+) -> None:
+    config = ragged(seed)
+    (budget,) = make_budgets(config, units, {"sparsity": share}, "global")
+    masks = budget.fill(scores(config, units, seed))
+    size = float(budget.expected({key: mask.double() for key, mask in masks.items()}))
+    assert size <= budget.target + 1e-6 and budget.target == pytest.approx((1 - share) * budget.full)
+    for key, mask in masks.items():
+        for place in (~mask).nonzero().flatten().tolist():
+            more = {k: m.clone() for k, m in masks.items()}
+            more[key][place] = True
+            grown = float(budget.expected({k: m.double() for k, m in more.items()}))
+            assert grown > budget.target or grown == size or budget.target - size < budget.unit
+
+
+@given(seed=st.integers(0, 10_000), units=st.sampled_from(UNITS), share=st.floats(0.05, 0.95))
+@settings(max_examples=50, deadline=None)
+def test_parameters_are_counted_as_the_cut_config_counts_them(seed: int, units: tuple[str, ...], share: float) -> None:
+    config, whole = ragged(seed), ragged(seed).parameters()
+    least = float(SizeBudget("all", config, units, True, 0).expected(_nothing(config, units)))
+    target = round(least + share * (whole - least))
+    (budget,) = make_budgets(config, units, {"parameters": target}, "global")
+    masks = budget.fill(scores(config, units, seed))
+    size = left(config, masks).parameters()
+    assert float(budget.expected({key: mask.double() for key, mask in masks.items()})) == size <= target
+    assert budget.full == whole
+
+
+def _nothing(config: ModelConfig, units: tuple[str, ...]) -> dict[Key, Tensor]:
+    return {key: torch.zeros(size) for key, size in unit_sizes(config, units).items()}
+
+
+@pytest.mark.parametrize("unit", ["head", "dim_head", "dim_ff"])
+@pytest.mark.parametrize("seed", range(5))
+def test_sizes_come_within_one_unit_where_all_units_weigh_the_same(unit: str, seed: int) -> None:
+    config = tiny_config()
+    each = {"head": 576, "dim_head": 384, "dim_ff": 72}[unit]
+    target = config.parameters() - random.Random(seed).randint(1, 5000)
+    (budget,) = make_budgets(config, (unit,), {"parameters": target}, "global")
+    size = left(config, budget.fill(scores(config, (unit,), seed))).parameters()
+    assert target - each < size <= target
+    assert budget.unit == each
+
+
+def test_sparsity_counts_only_what_its_units_can_remove() -> None:
+    config = tiny_config()
+    full = {units: make_budgets(config, units, {"sparsity": 0.5}, "global")[0].full for units in UNITS}
+    assert full[("head",)] == full[("dim_head",)] == 3 * 4 * 24 * 24
+    assert full[("dim_ff",)] == 3 * 3 * 24 * 40
+    assert full[("attention",)] == 3 * (4 * 24 * 24 + 24)
+    assert full[("layer",)] == full[("block",)] == config.prunable_parameters()
+
+
+def test_a_sublayer_without_units_counts_no_norm() -> None:
+    config = tiny_config()
+    budget = SizeBudget("all", config, ("head",), whole=True, target=0)
+    kept = {(0, "head"): torch.zeros(4), (1, "head"): torch.tensor([1.0, 0, 0, 0])}
+    assert float(budget.expected(kept)) == config.parameters() - (4 * 576 + 24) - 3 * 576
+
+
+def test_expected_sizes_are_products_of_probabilities() -> None:
+    config = tiny_config(num_layers=1)
+    budget = SizeBudget("all", config, ("block", "layer", "head"), whole=False, target=0)
+    kept = {(0, "block"): 0.5, (0, "attention"): 0.8, (0, "feed_forward"): 0.25}
+    values = {key: torch.tensor([p]) for key, p in kept.items()} | {(0, "head"): torch.tensor([0.5, 0.5, 0, 0])}
+    attention = 0.8 * (0.75 * 24 + 1.0 * 576)
+    assert float(budget.expected(values)) == pytest.approx(0.5 * (attention + 0.25 * (24 + 3 * 40 * 24)), rel=1e-6)
+
+
+def test_gradients_of_the_expected_size_reach_every_probability() -> None:
+    config, units = tiny_config(), ("layer", "head", "dim_ff")
+    kept = {key: torch.full((n,), 0.7, requires_grad=True) for key, n in unit_sizes(config, units).items()}
+    make_budgets(config, units, {"sparsity": 0.5}, "global")[0].expected(kept).backward()
+    assert all(value.grad is not None and (value.grad > 0).all() for value in kept.values())
+
+
+def test_a_target_below_the_rest_is_an_error() -> None:
+    budget = SizeBudget("all", tiny_config(), ("head",), whole=True, target=1000)
+    with pytest.raises(PassError, match="below what is left when every unit of this pass is cut"):
+        budget.fill(scores(tiny_config(), ("head",)))
+
+
+def test_sublayers_are_counted_over_the_model() -> None:
+    config = tiny_config(mask_modules=[[True, False], [False, False], [False, True]])
+    budgets = make_budgets(config, ("layer",), {"num_attention": 1, "num_feed_forward": 5}, "global")
+    assert [(b.name, b.full, b.target) for b in budgets] == [("num_attention", 2, 1), ("num_feed_forward", 2, 2)]
+    masks = fill_all(budgets, {key: torch.tensor([float(key[0])]) for key in unit_sizes(config, ("layer",))})
+    assert [(layer.heads, layer.dim_ff) for layer in left(config, masks).layers] == [(0, 40), (0, 40), (4, 0)]
+
+
+def test_masks_apply_to_what_is_left_in_the_input_models_indices() -> None:
+    before = (LayerKept((1, 4, 6), (0, 2), (3, 5, 8)), LayerKept((0,), (1,), None))
+    masks = {(0, "head"): torch.tensor([True, False, True]), (0, "dim_ff"): torch.tensor([False, True, True])}
+    masks |= {(1, "head"): torch.tensor([False])}
+    after = apply_masks(before, masks)
+    assert after == (LayerKept((1, 6), (0, 2), (5, 8)), LayerKept(None, None, None))
+
+
+@pytest.mark.parametrize(
+    ("unit", "expected"),
+    [
+        ("block", LayerKept(None, None, None)),
+        ("attention", LayerKept(None, None, (0, 1))),
+        ("feed_forward", LayerKept((0,), (0,), None)),
+        ("dim_head", LayerKept(None, None, (0, 1))),
+        ("dim_ff", LayerKept((0,), (0,), None)),
+    ],
+)
+def test_a_closed_unit_takes_its_sublayer_with_it(unit: str, expected: LayerKept) -> None:
+    whole = LayerKept((0,), (0,), (0, 1))
+    size = 2 if unit == "dim_ff" else 1
+    assert apply_masks((whole,), {(0, unit): torch.zeros(size, dtype=torch.bool)}) == (expected,)
+
+
+def test_settled_is_half_a_unit_or_two_percent() -> None:
+    small, large = CountBudget("few", (), 8.0, 4.0), CountBudget("many", (), 1000.0, 400.0)
+    assert settled(small, 4.5) and settled(small, 3.5) and not settled(small, 4.51)
+    assert settled(large, 420.0) and settled(large, 380.0) and not settled(large, 421.0)

@@ -1,0 +1,116 @@
+"""Cheap scores: what matters least ranks last."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from sprunec.data.batches import Batch
+from sprunec.engines.device import Place
+from sprunec.engines.loop import language_model_loss
+from sprunec.masks import criteria
+from sprunec.masks.budgets import gate_units, unit_sizes
+from sprunec.model.cpm_ant import example_inputs
+from sprunec.rewrite.gating import insert_gates
+from sprunec.rewrite.trace import trace_blocks
+from tests.conftest import random_batch, tiny_config, tiny_model
+
+CPU = Place(torch.device("cpu"), torch.float32)
+UNITS = ("head", "dim_head", "dim_ff", "layer")
+DEAD = {"head": (1, 2), "dim_head": (0, 4), "dim_ff": (2, 17)}
+
+
+def model_with_dead(unit: str) -> nn.Module:
+    """The weights of one unit are all 0."""
+    model, (layer, place) = tiny_model(), DEAD[unit]
+    block = model.encoder.layers[layer]
+    heads = {"head": (place, slice(None)), "dim_head": (slice(None), place)}
+    with torch.no_grad():
+        if unit == "dim_ff":
+            block.ffn.ffn.w_in.w_0.weight[place] = block.ffn.ffn.w_in.w_1.weight[place] = 0
+            block.ffn.ffn.w_out.weight[:, place] = 0
+        else:
+            attention = block.self_att.self_attention
+            for name in ("project_q", "project_k", "project_v"):
+                getattr(attention, name).weight.view(4, 6, 24)[heads[unit]] = 0
+            attention.attention_out.weight.view(24, 4, 6)[(slice(None), *heads[unit])] = 0
+    return model
+
+
+def taylor(model: nn.Module, *units: str, batches: int = 2) -> dict:
+    gates = insert_gates(model, trace_blocks(model, example_inputs(tiny_config())), gate_units(units))
+    inputs = [random_batch(context=False, seed=seed) for seed in range(batches)]
+    data = [Batch(each, each["input"].roll(-1, 1)) for each in inputs]
+    return criteria.taylor(model, gates, data, language_model_loss, CPU)
+
+
+def magnitude(model: nn.Module, *units: str) -> dict:
+    return criteria.magnitude(trace_blocks(model, example_inputs(tiny_config())), unit_sizes(tiny_config(), units))
+
+
+@pytest.mark.parametrize("unit", DEAD)
+def test_magnitude_ranks_a_dead_unit_last(unit: str) -> None:
+    layer, place = DEAD[unit]
+    scores = magnitude(model_with_dead(unit), unit)
+    assert float(scores[(layer, unit)][place]) == 0.0
+    assert sum(int((values <= 0).sum()) for values in scores.values()) == 1
+
+
+@pytest.mark.parametrize("unit", DEAD)
+def test_taylor_ranks_a_dead_unit_last(unit: str) -> None:
+    layer, place = DEAD[unit]
+    scores = taylor(model_with_dead(unit), unit)
+    assert float(scores[(layer, unit)][place]) == 0.0
+    assert sum(int((values <= 0).sum()) for values in scores.values()) == 1
+
+
+def test_magnitude_of_a_head_is_the_root_mean_square_of_its_weights() -> None:
+    model = tiny_model()
+    attention = model.encoder.layers[0].self_att.self_attention
+    rows = [getattr(attention, f"project_{x}").weight[6:12] for x in "qkv"]
+    weights = torch.cat([*rows, attention.attention_out.weight[:, 6:12].T])
+    assert float(magnitude(model, "head")[(0, "head")][1]) == pytest.approx(
+        float(weights.square().mean().sqrt().detach())
+    )
+
+
+def test_magnitude_ranks_a_smaller_sublayer_lower() -> None:
+    model = tiny_model()
+    with torch.no_grad():
+        for parameter in model.encoder.layers[2].ffn.parameters():
+            parameter.mul_(0.1)
+    scores = {key: float(value) for key, value in magnitude(model, "layer", "block").items()}
+    assert min((key for key in scores if key[1] != "block"), key=scores.get) == (2, "feed_forward")
+    assert min((key for key in scores if key[1] == "block"), key=scores.get) == (2, "block")
+
+
+def test_taylor_is_the_change_of_the_loss_when_a_gate_closes_a_little() -> None:
+    model, inputs = tiny_model(), random_batch(context=False)
+    batch = Batch(inputs, inputs["input"].roll(-1, 1))
+    gates = insert_gates(model, trace_blocks(model, example_inputs(tiny_config())), ["head"])
+    scores = criteria.taylor(model, gates, [batch], language_model_loss, CPU)
+    losses = []
+    with torch.no_grad():
+        for value in (1.01, 0.99):
+            gates.set(1, "head", torch.tensor([1.0, value, 1.0, 1.0]))
+            losses.append(float(language_model_loss(model, batch)) / batch.target_count)
+    assert float(scores[(1, "head")][1]) == pytest.approx(abs(losses[0] - losses[1]) / 0.02, rel=0.02)
+
+
+def test_taylor_leaves_no_gradients_behind() -> None:
+    model = tiny_model()
+    scores = taylor(model, *UNITS)
+    assert {key: value.numel() for key, value in scores.items()} == unit_sizes(tiny_config(), UNITS)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert all(math.isfinite(float(value.sum())) for value in scores.values())
+
+
+def test_random_scores_follow_the_seed() -> None:
+    sizes = unit_sizes(tiny_config(), UNITS)
+    first, same, other = (criteria.random(sizes, seed) for seed in (1, 1, 2))
+    assert all(torch.equal(first[key], same[key]) for key in sizes)
+    assert all(not torch.equal(first[key], other[key]) for key in sizes)
+    assert {key: value.numel() for key, value in first.items()} == sizes

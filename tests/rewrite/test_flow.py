@@ -1,0 +1,149 @@
+"""Which axes an op unites, keeps apart, or pins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from sprunec.rewrite.axes import Groups
+from sprunec.rewrite.flow import follow
+
+
+class Holder(nn.Module):
+    """Two weights, and a body under test."""
+
+    def __init__(self, body: Callable[[Holder, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.second = nn.Parameter(torch.zeros(12, 8)), nn.Parameter(torch.zeros(8, 12))
+        self.body = body
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(self, x)
+
+
+def analyse(body: Callable[[Holder, Tensor], Tensor]) -> Groups:
+    """The groups of `body` over x (2, 5, 8), first (12, 8) and second (8, 12)."""
+    root = Holder(body)
+    flow = follow(fx.Tracer().trace(root), root, (torch.empty(2, 5, 8, device="meta"),))
+    return flow.finish()[0]
+
+
+def hidden(groups: Groups) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The groups of first's rows and of second's columns."""
+    return groups.tensors["first"][0], groups.tensors["second"][1]
+
+
+KEEPING: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "method relu": lambda y: y.relu(),
+    "in place": lambda y: y.mul_(2.0),
+    "by itself": lambda y: y * torch.sigmoid(y),
+    "scaled": lambda y: y / 3 + 1,
+    "dropout": lambda y: F.dropout(y, 0.1),
+    "there and back": lambda y: y.transpose(1, 2).transpose(2, 1),
+    "permuted": lambda y: y.permute(2, 0, 1).permute(1, 2, 0),
+    "viewed": lambda y: y.reshape(2, 5, 3, 4).flatten(2),
+    "unflattened": lambda y: y.unflatten(-1, (4, 3)).reshape(2, 5, -1),
+    "longer and shorter": lambda y: y.unsqueeze(1).squeeze(1),
+    "indexed elsewhere": lambda y: y[:, 1:, :],
+    "ellipsis": lambda y: y[..., None][..., 0],
+    "cat elsewhere": lambda y: torch.cat([y, y], dim=1),
+}
+
+
+@pytest.mark.parametrize("name", KEEPING)
+def test_ops_that_keep_an_axis_join_both_weights(name: str) -> None:
+    groups = analyse(lambda m, x: F.linear(KEEPING[name](F.linear(x, m.first)), m.second))
+    rows, columns = hidden(groups)
+    assert rows == columns
+    assert not set(rows) & set(groups.pinned)
+
+
+PINNING: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
+    "softmax": (lambda y: F.softmax(y, -1), "a softmax is taken over it"),
+    "norm": (lambda y: F.layer_norm(y, (12,)), "a norm counts it"),
+    "mean": (lambda y: y - y.mean(-1, keepdim=True), "mean counts it"),
+    "slice": (lambda y: F.pad(y[..., :6], (0, 6)), "it is indexed"),
+    "cat": (lambda y: torch.cat([y[..., :4], y[..., 4:]], -1), "it is indexed"),
+    "split": (lambda y: F.pad(torch.split(y, 5, -1)[0], (0, 7)), "it is split unevenly"),
+    "no rule": (lambda y: y.flip(-1), "it goes through flip"),
+    "sorted": (lambda y: torch.cumsum(y, -1), "it goes through cumsum"),
+}
+
+
+@pytest.mark.parametrize("name", PINNING)
+def test_ops_that_mix_or_count_an_axis_pin_it(name: str) -> None:
+    op, reason = PINNING[name]
+    groups = analyse(lambda m, x: F.linear(op(F.linear(x, m.first)), m.second))
+    rows, _ = hidden(groups)
+    assert {groups.pinned.get(group) for group in rows} == {reason}
+
+
+def test_linear_unites_columns_with_what_it_sums() -> None:
+    groups = analyse(lambda m, x: F.linear(x, m.first))
+    assert groups.tensors["first"][1] == groups.values["x"][2]
+    assert groups.pinned[groups.tensors["first"][0][0]] == "it leaves the block"
+
+
+def test_a_broadcast_bias_goes_with_its_dim() -> None:
+    class Biased(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale, self.bias = nn.Parameter(torch.ones(8)), nn.Parameter(torch.ones(5, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * self.scale + self.bias
+
+    root = Biased()
+    groups, _ = follow(fx.Tracer().trace(root), root, (torch.empty(2, 5, 8, device="meta"),)).finish()
+    assert groups.tensors["scale"][0] == groups.values["x"][2]
+    assert groups.tensors["bias"][0] == groups.values["x"][1]
+    assert groups.tensors["bias"][1] != groups.values["x"][2]
+
+
+def test_chunks_share_what_lies_inside_them() -> None:
+    def body(m: Holder, x: Tensor) -> Tensor:
+        gate, value = F.linear(x, m.first).chunk(2, dim=-1)
+        return gate * value
+
+    groups = analyse(body)
+    pieces, inside = groups.tensors["first"][0]
+    assert groups.sizes[pieces] == 2 and groups.pinned[pieces] == "it tells pieces apart"
+    assert groups.values["mul"][2] == (inside,)
+
+
+def test_index_select_hands_its_axis_to_the_index() -> None:
+    class Selecting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("kept", torch.tensor([1, 3]))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x.index_select(2, self.kept)
+
+    root, tracer = Selecting(), fx.Tracer()
+    tracer.proxy_buffer_attributes = True
+    groups, _ = follow(tracer.trace(root), root, (torch.empty(2, 5, 8, device="meta"),)).finish()
+    assert groups.tensors["kept"][0] == groups.values["index_select"][2]
+    assert groups.pinned[groups.values["x"][2][0]] == "it is selected from"
+
+
+def test_attention_names_what_it_runs_side_by_side_and_what_it_scores_by() -> None:
+    class Attending(nn.Module):
+        def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+    root = Attending()
+    shapes = ((2, 4, 5, 6), (2, 4, 7, 6), (2, 4, 7, 3), (4, 1, 7))
+    inputs = tuple(torch.empty(shape, device="meta") for shape in shapes)
+    groups, (core,) = follow(fx.Tracer().trace(root), root, inputs).finish()
+    q, k, v, mask = (groups.values[name] for name in ("q", "k", "v", "mask"))
+    assert core.heads == q[:2] == k[:2] == v[:2]
+    assert core.scored == q[3] == k[3] and core.mixed == v[3]
+    assert mask[0] == q[1] and mask[2] == k[2] == v[2]
+    assert groups.pinned[k[2][0]] == "attention takes a softmax over it"
+    assert groups.values["scaled_dot_product_attention"] == (*q[:3], v[3])

@@ -1,0 +1,165 @@
+"""What can be cut, what goes with it, and what cannot and why."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sprunec.model.cpm_ant import build, example_inputs
+from sprunec.rewrite.axes import Groups
+from sprunec.rewrite.sites import factors
+from sprunec.rewrite.trace import TracedBlock, trace, trace_blocks
+from tests.conftest import tiny_config
+from tests.rewrite.strange import Strange
+
+
+def cpm_blocks(**changes: object) -> tuple[TracedBlock, ...]:
+    with torch.device("meta"):
+        model = build(tiny_config(**changes))
+    return trace_blocks(model, example_inputs(tiny_config(**changes)))
+
+
+class Mlp(nn.Module):
+    """A residual of one hidden width, bent by `kind`."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.up, self.mid, self.down = nn.Linear(8, 12), nn.Linear(12, 10), nn.Linear(10, 8)
+        self.short = nn.Linear(12, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.up(x))
+        if self.kind == "two widths":
+            return x + self.down(F.relu(self.mid(y)))
+        if self.kind == "no rule":
+            y = torch.cumsum(y, -1)
+        return x + self.short(y)
+
+
+class Stack(nn.Module):
+    def __init__(self, *blocks: nn.Module) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for part in self.parts:
+            x = part(x)
+        return x
+
+
+def traced_mlp(kind: str) -> TracedBlock:
+    return trace(Stack(Mlp(kind)), torch.zeros(2, 5, 8))[0]
+
+
+def test_the_sites_of_a_cpm_ant_block() -> None:
+    block = cpm_blocks()[1]
+    place = "self_att.self_attention"
+    heads = {(f"{place}.project_{x}.weight", 0) for x in "qkv"} | {(f"{place}.attention_out.weight", 1)}
+    wide = {("ffn.ffn.w_in.w_0.weight", 0), ("ffn.ffn.w_in.w_1.weight", 0), ("ffn.ffn.w_out.weight", 1)}
+    assert {unit: set(site.tensors) for unit, site in block.sites.items()} == {
+        "head": heads,
+        "dim_head": heads,
+        "dim_ff": wide,
+    }
+    assert {unit: site.size for unit, site in block.sites.items()} == {"head": 4, "dim_head": 6, "dim_ff": 40}
+    assert block.notes == ()
+
+
+def test_what_one_unit_weighs_adds_up_to_its_sublayer() -> None:
+    config = tiny_config()
+    for block in cpm_blocks():
+        each = {unit: site.size * site.parameters_each for unit, site in block.sites.items()}
+        assert each["head"] == each["dim_head"] == config.attention_parameters(block.index) - config.dim_model
+        assert each["dim_ff"] == config.feed_forward_parameters(block.index) - config.dim_model
+
+
+def test_sublayers_are_found_with_the_tensors_that_only_they_use() -> None:
+    residuals = cpm_blocks()[0].forward.residuals
+    assert [residual.kind for residual in residuals] == ["attention", "feed_forward"]
+    assert all(name.startswith("self_att.") for name in residuals[0].tensors) and len(residuals[0].tensors) == 5
+    assert all(name.startswith("ffn.") for name in residuals[1].tensors) and len(residuals[1].tensors) == 4
+
+
+def test_absent_sublayers_have_no_sites() -> None:
+    blocks = cpm_blocks(mask_modules=[[True, False], [False, True], [True, True]])
+    assert [block.sublayers() for block in blocks] == [("feed_forward",), ("attention",), ()]
+    assert [sorted(block.sites) for block in blocks] == [["dim_ff"], ["dim_head", "head"], []]
+
+
+def test_both_methods_name_the_same_groups_of_the_same_tensors() -> None:
+    block = cpm_blocks()[0]
+    for site in block.sites.values():
+        for method, program in block.programs.items():
+            for group in site.groups[method]:
+                assert set(program.groups.holding(group)) <= set(site.tensors)
+                assert program.groups.sizes[group] == site.size
+    assert set(block.programs) == {"forward", "forward_cached"}
+
+
+@pytest.mark.parametrize("fused", ["chunk", "view", "split"])
+def test_fused_projections_are_one_site_with_their_biases(fused: str) -> None:
+    block = trace(Strange(fused).eval(), torch.zeros(2, 7, dtype=torch.long))[0]
+    expected = {("qkv.weight", 0), ("qkv.bias", 0), ("back.weight", 1)}
+    assert set(block.sites["head"].tensors) == set(block.sites["dim_head"].tensors) == expected
+    assert set(block.sites["dim_ff"].tensors) == {("up.weight", 0), ("up.bias", 0), ("down.weight", 1)}
+    assert (block.sites["head"].size, block.sites["dim_head"].size, block.sites["dim_ff"].size) == (4, 6, 40)
+
+
+def test_an_op_without_a_rule_is_named_in_the_notes() -> None:
+    block = traced_mlp("no rule")
+    assert "dim_ff" not in block.sites
+    assert block.notes == ("parts.0: dim_ff cannot be cut: it comes out of cumsum",)
+
+
+def test_two_hidden_widths_in_a_row_are_not_one_site() -> None:
+    block = traced_mlp("two widths")
+    assert block.notes == ("parts.0: dim_ff cannot be cut: it has axes of different sizes, [10, 12]",)
+
+
+def test_tensors_that_layers_share_cannot_be_cut_and_the_notes_say_so() -> None:
+    model = Strange()
+    model.units[2].up.weight = model.units[0].up.weight
+    blocks = trace(model.eval(), torch.zeros(2, 7, dtype=torch.long))
+    assert ["dim_ff" in block.sites for block in blocks] == [False, True, False]
+    assert blocks[2].notes == ("units.2: dim_ff cannot be cut: other blocks use the same tensor",)
+    assert all({"head", "dim_head"} <= block.sites.keys() for block in blocks)
+
+
+def test_a_width_that_leaves_the_block_is_no_site() -> None:
+    class Leaking(Mlp):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            y = F.relu(self.up(x))
+            return x + self.short(y), y
+
+    model = Stack(Leaking("leaks"))
+    (block,) = trace_blocks(model, {"parts.0": {"forward": (torch.zeros(2, 5, 8),)}})
+    assert block.notes == ("parts.0: dim_ff cannot be cut: it leaves the block",)
+
+
+def test_two_attentions_in_one_block_are_left_alone() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.o = nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def attend(self, x: Tensor) -> Tensor:
+            q = self.q(x).unflatten(-1, (2, 4)).transpose(1, 2)
+            return self.o(F.scaled_dot_product_attention(q, q, q).transpose(1, 2).flatten(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x + self.attend(x)
+            return x + self.attend(x)
+
+    (block,) = trace(Stack(Twice()), torch.zeros(2, 5, 8))
+    assert block.sites == {}
+    assert block.notes == ("parts.0 has 2 attention sublayers; none is cut",)
+
+
+def test_factors_count_what_lies_around_an_axis() -> None:
+    groups = Groups({"context": ((0,), (1, 2, 3))}, {}, {0: 5, 1: 2, 2: 4, 3: 6}, {})
+    assert factors(groups, "context", 1, 1) == (1, 24)
+    assert factors(groups, "context", 1, 2) == (2, 6)
+    assert factors(groups, "context", 1, 3) == (8, 1)

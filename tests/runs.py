@@ -1,0 +1,57 @@
+"""Small plans for whole runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+MODEL = {
+    "vocab_size": 128,
+    "dim_model": 32,
+    "num_heads": 8,
+    "dim_head": 8,
+    "dim_ff": 48,
+    "num_layers": 3,
+    "position_bias_num_buckets": 16,
+    "position_bias_max_distance": 64,
+    "prompt_types": 3,
+    "prompt_length": 2,
+    "segment_types": 3,
+}
+TRAIN = {"pass": "train", "steps": 2}
+EMIT = {"pass": "emit", "formats": ["sprunec"]}
+
+
+def mask_pass(unit: Any, target: dict[str, Any], steps: int = 3, **options: Any) -> dict[str, Any]:
+    return {"pass": "train-mask", "unit": unit, "target": target, "steps": steps, **options}
+
+
+def plan(*passes: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    return {
+        "name": "small",
+        "seed": 7,
+        "model": {"config": MODEL},
+        "data": {"source": "python-docs", "max_length": 34, "batch_size": 4},
+        "evaluate": {"tokens": 300},
+        "passes": list(passes),
+    } | changes
+
+
+def write(directory: Path, content: dict[str, Any], name: str = "plan.json") -> Path:
+    path = directory / name
+    path.write_text(json.dumps(content))
+    return path
+
+
+def guide(**changes: Any) -> dict[str, Any]:
+    """The guide's scheme in small: heads, recover, dims, recover, emit."""
+    return plan(
+        TRAIN,
+        mask_pass("head", {"num_heads": 3}, budget="global"),
+        {"pass": "finetune", "steps": 2},
+        mask_pass("dim_ff", {"dim_ff": 20}, budget="global"),
+        {"pass": "finetune", "steps": 2},
+        EMIT,
+        **changes,
+    )

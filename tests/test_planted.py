@@ -1,0 +1,164 @@
+"""Useless heads and dims are planted; training masks must find them, and cannot without the language model's gradient.
+
+A small model is trained with the planted units multiplied by zero, so that only the others carry what it has learned.
+Then the planted units are opened with noise in their weights, and `train-mask` is told how many to keep, not which.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sprunec.engines.device import Place
+from sprunec.engines.loop import Training, fit, language_model_loss
+from sprunec.masks import criteria
+from sprunec.masks.budgets import apply_masks, fill_all, make_budgets
+from sprunec.masks.files import load_scores
+from sprunec.masks.learn import GateLearner
+from sprunec.model.checkpoint import load_model, save_model
+from sprunec.model.config import LayerKept, ModelConfig
+from sprunec.model.cpm_ant import build, initialize
+from sprunec.model.frame import CPMAnt
+from sprunec.passes import data as data_pass
+from sprunec.passes import train_mask
+from sprunec.passes.bench import open_data, traced
+from sprunec.passes.job import Job
+from sprunec.rewrite.gating import mask
+from sprunec.rewrite.recipe import make_recipe
+
+HEADS, DIMS, USEFUL_HEADS, USEFUL_DIMS = 8, 48, 3, 16
+CONFIG = ModelConfig.from_dict(
+    {
+        "vocab_size": 128,
+        "dim_model": 64,
+        "num_heads": HEADS,
+        "dim_head": 16,
+        "dim_ff": DIMS,
+        "num_layers": 2,
+        "position_bias_num_buckets": 32,
+        "position_bias_max_distance": 64,
+        "prompt_types": 3,
+        "prompt_length": 2,
+        "segment_types": 3,
+    }
+)
+TRAINING: dict[str, Any] = {
+    "learning_rate": 0.02,
+    "schedule": "cosine",
+    "warmup_steps": 10,
+    "weight_decay": 0.0,
+    "clip_grad": 1.0,
+    "accumulate": 1,
+    "loss_scale": 1.0,
+}
+LOOK = {"max_length": 66, "batch_size": 16}
+PLACE = Place.of("cpu", "fp32")
+NOISE = 0.3
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("data")
+    options = {"source": "python-docs", "held_out": 0.1, "vocab_size": 128}
+    data_pass.run(job(options, {}, out))
+    return out
+
+
+def job(options: dict[str, Any], inputs: dict[str, Path], out: Path) -> Job:
+    return Job(options, inputs, {}, out, "cpu", lambda event: None)
+
+
+def useful_units(seed: int) -> tuple[LayerKept, ...]:
+    draw = torch.Generator().manual_seed(seed)
+
+    def some(count: int, size: int) -> tuple[int, ...]:
+        return tuple(sorted(torch.randperm(size, generator=draw)[:count].tolist()))
+
+    everything = tuple(range(CONFIG.dim_head))
+    return tuple(LayerKept(some(USEFUL_HEADS, HEADS), everything, some(USEFUL_DIMS, DIMS)) for _ in range(2))
+
+
+def train_with_zeroed(useful: tuple[LayerKept, ...], seed: int, text: Path) -> tuple[CPMAnt, float]:
+    """A model that never used the planted units, and its last training loss."""
+    model = build(CONFIG)
+    initialize(model, seed)
+    data = open_data(job(LOOK | {"seed": seed}, {"data": text}, text), CONFIG)
+    mask(model, traced(model, CONFIG), useful)
+    fit(model, data.batch, Training(steps=260, **TRAINING), PLACE, first_step=0, report=lambda event: None)
+    batch = data.batch(260)
+    with torch.no_grad():
+        return model, float(language_model_loss(model.eval(), batch) / batch.target_count)
+
+
+@torch.no_grad()
+def plant_noise(state: dict[str, torch.Tensor], useful: tuple[LayerKept, ...], seed: int) -> dict[str, torch.Tensor]:
+    """Every slice outside the useful units becomes noise, of the scale that useful ones started with."""
+    draw = torch.Generator().manual_seed(seed)
+    blank = {name: torch.randn(tensor.shape, generator=draw) * NOISE for name, tensor in state.items()}
+    recipe = make_recipe(traced(build(CONFIG), CONFIG), useful)
+    cut = recipe.cut(state)
+    return recipe.expand({name: blank[name] if name in recipe.slices else state[name] for name in state}, cut)
+
+
+def learn(unit: str, target: dict[str, int], model: Path, text: Path, out: Path, seed: int) -> tuple[LayerKept, ...]:
+    """What the `train-mask` pass keeps."""
+    options = LOOK | TRAINING | {"seed": seed, "unit": (unit,), "target": target, "budget": "per-layer"}
+    options |= {"steps": 120, "mask_learning_rate": 0.1, "ramp": 0.5, "first_step": 260, "learning_rate": 0.005}
+    train_mask.run(job(options, {"model": model, "data": text}, out))
+    budgets = make_budgets(CONFIG, (unit,), target, "per-layer")
+    return apply_masks(CONFIG.everything(), fill_all(budgets, load_scores(out)))
+
+
+@pytest.fixture(scope="module", params=[1, 2, 3, 4, 5])
+def planted(request: pytest.FixtureRequest, text: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    seed: int = request.param
+    useful = useful_units(seed)
+    model, loss = train_with_zeroed(useful, seed, text)
+    state = {name: t.detach() for name, t in model.state_dict().items() if ".gates." not in name}
+    directory = tmp_path_factory.mktemp("planted")
+    save_model(directory, CONFIG, CONFIG.everything(), plant_noise(state, useful, seed))
+    return {"seed": seed, "useful": useful, "model": directory, "loss": loss}
+
+
+def test_masks_find_the_planted_heads(planted: dict[str, Any], text: Path, tmp_path: Path) -> None:
+    """3 of 8 heads in two layers: chance is 1 in 56², 0.03%."""
+    assert planted["loss"] < 2.3
+    kept = learn("head", {"num_heads": USEFUL_HEADS}, planted["model"], text, tmp_path, planted["seed"])
+    assert [layer.heads for layer in kept] == [layer.heads for layer in planted["useful"]]
+
+
+def test_masks_find_the_planted_dims(planted: dict[str, Any], text: Path, tmp_path: Path) -> None:
+    """16 of 48 dims in two layers: chance is below 1e-24."""
+    kept = learn("dim_ff", {"dim_ff": USEFUL_DIMS}, planted["model"], text, tmp_path, planted["seed"])
+    assert [layer.dim_ff for layer in kept] == [layer.dim_ff for layer in planted["useful"]]
+
+
+def test_nothing_is_found_without_the_gradient(
+    planted: dict[str, Any], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The original detached its masks; so cut, the gates only follow where they started."""
+    backward = GateLearner.backward
+
+    def detached(self: GateLearner, unscale: float) -> None:
+        for leaf in self._leaves.values():
+            leaf.grad = None
+        backward(self, unscale)
+
+    def blind(model: Any, gates: Any, *rest: Any) -> Any:
+        return criteria.random(gates.sizes, planted["seed"])
+
+    monkeypatch.setattr(GateLearner, "backward", detached)
+    monkeypatch.setattr(train_mask.criteria, "taylor", blind)
+    kept = learn("head", {"num_heads": USEFUL_HEADS}, planted["model"], text, tmp_path, planted["seed"])
+    assert [layer.heads for layer in kept] != [layer.heads for layer in planted["useful"]]
+
+
+def test_the_planted_model_is_the_trained_one_with_noise(planted: dict[str, Any]) -> None:
+    model = load_model(planted["model"])
+    useful = planted["useful"][0].heads
+    rows = model.encoder.layers[0].self_att.self_attention.project_q.weight.detach().unflatten(0, (HEADS, -1))
+    spread = rows.flatten(1).std(1)
+    assert all((spread[head] < 1.2 * NOISE) == (head not in useful) for head in range(HEADS))
