@@ -46,7 +46,7 @@ CONFIG = ModelConfig.from_dict(
     }
 )
 TRAINING: dict[str, Any] = {
-    "learning_rate": 0.02,
+    "learning_rate": 0.03,
     "schedule": "cosine",
     "warmup_steps": 10,
     "weight_decay": 0.0,
@@ -54,7 +54,7 @@ TRAINING: dict[str, Any] = {
     "accumulate": 1,
     "loss_scale": 1.0,
 }
-LOOK = {"max_length": 66, "batch_size": 16}
+LOOK = {"max_length": 34, "batch_size": 32}
 PLACE = Place.of("cpu", "fp32")
 NOISE = 0.3
 
@@ -82,15 +82,17 @@ def useful_units(seed: int) -> tuple[LayerKept, ...]:
 
 
 def train_with_zeroed(useful: tuple[LayerKept, ...], seed: int, text: Path) -> tuple[CPMAnt, float]:
-    """A model that never used the planted units, and its last training loss."""
+    """A model that never used the planted units, and its loss on batches that it has not seen."""
     model = build(CONFIG)
     initialize(model, seed)
     data = open_data(job(LOOK | {"seed": seed}, {"data": text}, text), CONFIG)
     mask(model, traced(model, CONFIG), useful)
-    fit(model, data.batch, Training(steps=260, **TRAINING), PLACE, first_step=0, report=lambda event: None)
-    batch = data.batch(260)
+    fit(model, data.batch, Training(steps=360, **TRAINING), PLACE, first_step=0, report=lambda event: None)
+    losses = []
     with torch.no_grad():
-        return model, float(language_model_loss(model.eval(), batch) / batch.target_count)
+        for batch in (data.batch(step) for step in range(360, 368)):
+            losses.append(float(language_model_loss(model.eval(), batch)) / batch.target_count)
+    return model, sum(losses) / len(losses)
 
 
 @torch.no_grad()
@@ -106,7 +108,7 @@ def plant_noise(state: dict[str, torch.Tensor], useful: tuple[LayerKept, ...], s
 def learn(unit: str, target: dict[str, int], model: Path, text: Path, out: Path, seed: int) -> tuple[LayerKept, ...]:
     """What the `train-mask` pass keeps."""
     options = LOOK | TRAINING | {"seed": seed, "unit": (unit,), "target": target, "budget": "per-layer"}
-    options |= {"steps": 120, "mask_learning_rate": 0.1, "ramp": 0.5, "first_step": 260, "learning_rate": 0.005}
+    options |= {"steps": 120, "mask_learning_rate": 0.1, "ramp": 0.5, "first_step": 360, "learning_rate": 0.005}
     train_mask.run(job(options, {"model": model, "data": text}, out))
     budgets = make_budgets(CONFIG, (unit,), target, "per-layer")
     return apply_masks(CONFIG.everything(), fill_all(budgets, load_scores(out)))

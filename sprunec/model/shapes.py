@@ -98,8 +98,8 @@ def _sublayer_widths(shapes: Mapping[str, Shape]) -> tuple[int, int]:
 
 def read_header(path: str | Path) -> dict[str, Shape]:
     """Name and shape of every tensor in a safetensors file, from its header alone; InputError when it has none."""
-    size = os.path.getsize(path)
     try:
+        size = os.path.getsize(path)
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > min(size - 8, LARGEST_HEADER):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sprunec.errors import PassError
 from sprunec.masks.budgets import (
+    Budget,
     CountBudget,
     Key,
     SizeBudget,
@@ -99,20 +100,29 @@ def test_counts_hold_on_ragged_models(seed: int, count: int, budget: str) -> Non
 
 @given(seed=st.integers(0, 10_000), units=st.sampled_from(UNITS), share=st.floats(0.05, 0.95))
 @settings(max_examples=50, deadline=None)
-def test_sparsity_is_never_missed_and_nothing_that_fits_is_left_out(
-    seed: int, units: tuple[str, ...], share: float
-) -> None:
+def test_sparsity_is_never_missed(seed: int, units: tuple[str, ...], share: float) -> None:
     config = ragged(seed)
     (budget,) = make_budgets(config, units, {"sparsity": share}, "global")
     masks = budget.fill(scores(config, units, seed))
-    size = float(budget.expected({key: mask.double() for key, mask in masks.items()}))
-    assert size <= budget.target + 1e-6 and budget.target == pytest.approx((1 - share) * budget.full)
-    for key, mask in masks.items():
-        for place in (~mask).nonzero().flatten().tolist():
-            more = {k: m.clone() for k, m in masks.items()}
-            more[key][place] = True
-            grown = float(budget.expected({k: m.double() for k, m in more.items()}))
-            assert grown > budget.target or grown == size or budget.target - size < budget.unit
+    assert size_of(budget, masks) <= budget.target == pytest.approx((1 - share) * budget.full)
+
+
+# Fails: the last cut may be larger than a unit cut before it, which then fits again (budgets.SizeBudget.fill).
+@pytest.mark.parametrize("units", UNITS)
+def test_nothing_that_was_cut_would_still_fit(units: tuple[str, ...]) -> None:
+    for seed in range(8):
+        config = ragged(seed)
+        (budget,) = make_budgets(config, units, {"sparsity": 0.3 + 0.05 * seed}, "global")
+        masks = budget.fill(scores(config, units, seed))
+        size = size_of(budget, masks)
+        for key, mask in masks.items():
+            for place in (~mask).nonzero().flatten().tolist():
+                grown = size_of(budget, masks | {key: mask.index_fill(0, torch.tensor([place]), True)})
+                assert grown > budget.target or grown == size
+
+
+def size_of(budget: Budget, masks: dict[Key, Tensor]) -> float:
+    return float(budget.expected({key: mask.double() for key, mask in masks.items()}))
 
 
 @given(seed=st.integers(0, 10_000), units=st.sampled_from(UNITS), share=st.floats(0.05, 0.95))
@@ -124,7 +134,7 @@ def test_parameters_are_counted_as_the_cut_config_counts_them(seed: int, units: 
     (budget,) = make_budgets(config, units, {"parameters": target}, "global")
     masks = budget.fill(scores(config, units, seed))
     size = left(config, masks).parameters()
-    assert float(budget.expected({key: mask.double() for key, mask in masks.items()})) == size <= target
+    assert size_of(budget, masks) == size <= target
     assert budget.full == whole
 
 

@@ -75,7 +75,7 @@ def test_the_penalty_is_linear_plus_quadratic_in_the_share() -> None:
         lagrangian.multipliers.copy_(torch.tensor([[0.3], [2.0]]))
     penalty, expected = lagrangian.penalty({(0, "head"): torch.tensor([1.0, 1.0, 1.0, 0.0])}, 0)
     assert expected == [3.0]
-    assert float(penalty) == pytest.approx(0.3 * 0.5 + (2.0 + QUADRATIC_FLOOR) * 0.25)
+    assert penalty.item() == pytest.approx(0.3 * 0.5 + (2.0 + QUADRATIC_FLOOR) * 0.25)
 
 
 def test_multipliers_rise_while_the_size_is_above_its_target() -> None:

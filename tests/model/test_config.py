@@ -1,0 +1,162 @@
+"""Configs: there and back, cut, counted; and the published sizes."""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any
+
+import pytest
+import torch
+
+from sprunec.model.config import (
+    Divisors,
+    LayerKept,
+    LayerShape,
+    ModelConfig,
+    kept_from_json,
+    kept_to_json,
+    local,
+)
+from sprunec.model.cpm_ant import build
+from tests.conftest import TINY, tiny_config
+
+NO_ATTENTION = {3, 10, 13, 14, 15, 17, 19, 21, 22, 25, 26, 28, 32, 34, 35, 37, 38, 41, 43, 44, 45, 46, 47}
+NO_FEED_FORWARD = {1, 2, 3, 4, 6, 8, 10, 12, 13, 14, 15, 19, 21, 23, 25, 26, 29, 30, 32, 33, 34, 35, 38}
+NO_FEED_FORWARD |= {41, 42, 43, 46}
+PUBLISHED = {"dim_model": 4096, "dim_head": 128, "num_layers": 48, "vocab_size": 30720}
+SOME = (
+    LayerKept((1, 3), (0, 2, 5), (3, 4, 9)),
+    LayerKept(None, None, tuple(range(40))),
+    LayerKept((0, 1, 2, 3), (1,), None),
+)
+
+
+def one_billion() -> ModelConfig:
+    absent = [[i in NO_ATTENTION, i in NO_FEED_FORWARD] for i in range(48)]
+    return ModelConfig.from_dict(PUBLISHED | {"num_heads": 16, "dim_ff": 700, "mask_modules": absent})
+
+
+def ragged(seed: int) -> ModelConfig:
+    """What is left of TINY after two random cuts."""
+    draw, config = random.Random(seed), tiny_config()
+    kept = config.everything()
+    for _ in range(2):
+        after = tuple(_fewer(draw, layer) for layer in kept)
+        config, kept = config.cut(kept, after), after
+    return config
+
+
+def _fewer(draw: random.Random, layer: LayerKept) -> LayerKept:
+    def some(units: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        return None if not units else tuple(sorted(draw.sample(units, draw.randint(1, len(units)))))
+
+    attention = None if draw.random() < 0.2 else some(layer.heads)
+    feed_forward = None if draw.random() < 0.2 else some(layer.dim_ff)
+    return LayerKept(attention, some(layer.dim_head) if attention else None, feed_forward)
+
+
+def test_the_published_10b_and_1b_sizes() -> None:
+    whole = ModelConfig.from_dict(PUBLISHED | {"num_heads": 32, "dim_ff": 10240})
+    assert (whole.parameters(), whole.prunable_parameters()) == (9_391_624_192, 9_261_420_544 - 4096)
+    assert one_billion().parameters() == 1_149_865_984
+
+
+def test_the_1b_model_cut_to_300m_keeps_its_bias_table() -> None:
+    config = one_billion()
+    kept = tuple(
+        LayerKept(layer.heads and layer.heads[:4], layer.dim_head, layer.dim_ff and layer.dim_ff[:350])
+        for layer in config.everything()
+    )
+    small = config.cut(config.everything(), kept)
+    assert small.parameters() == 430_403_584
+    assert sum(bool(layer.heads) for layer in small.layers) == 25
+    assert sum(bool(layer.dim_ff) for layer in small.layers) == 21
+    assert small.divisors == Divisors(16 * 128, 128, 700)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_counting_agrees_with_the_model_that_is_built(seed: int) -> None:
+    config = ragged(seed)
+    with torch.device("meta"):
+        model = build(config)
+    assert config.parameters() == sum(parameter.numel() for parameter in model.parameters())
+    for index, layer in enumerate(model.encoder.layers):
+        attention, feed_forward = (
+            sum(p.numel() for p in m.parameters()) if m else 0 for m in (layer.self_att, layer.ffn)
+        )
+        assert (attention, feed_forward) == (config.attention_parameters(index), config.feed_forward_parameters(index))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_config_reads_back_from_its_json(seed: int) -> None:
+    config = ragged(seed)
+    assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_a_dense_config_is_cpm_lives_keys_and_the_divisors() -> None:
+    data = tiny_config().to_dict()
+    assert data == TINY | {"eps": 1e-6, "family": "cpm-ant"} | {
+        "divisors": {"attention_out": 24, "score": 6, "feed_forward_out": 40}
+    }
+    assert ModelConfig.from_dict(data) == tiny_config()
+
+
+def test_a_cut_config_says_what_differs_by_layer() -> None:
+    config = tiny_config()
+    data = config.cut(config.everything(), SOME).to_dict()
+    assert data["layers"] == [
+        {"heads": 2, "dim_head": 3, "dim_ff": 3, "kept_heads": [1, 3]},
+        {"heads": None, "dim_head": None, "dim_ff": 40},
+        {"heads": 4, "dim_head": 1, "dim_ff": None},
+    ]
+    assert data["mask_modules"] == [[False, False], [True, False], [False, True]]
+    assert data["divisors"] == {"attention_out": 24, "score": 6, "feed_forward_out": 40}
+
+
+def test_the_older_spelling_of_eps_is_read_and_strange_keys_are_not() -> None:
+    old: dict[str, Any] = {"norm_eps": 1e-5, "half": True, "mask_modules": None}
+    assert tiny_config(**old) == tiny_config(eps=1e-5)
+    assert tiny_config(norm_eps=1e-5, eps=1e-4).eps == 1e-4
+    assert ModelConfig.from_dict({}).num_heads == 64
+
+
+def test_bias_columns_follow_heads_through_two_cuts() -> None:
+    shape = LayerShape(4, 6, 40)
+    first = shape.cut(shape.everything(), LayerKept((0, 2, 3), (0, 1, 2, 3, 4, 5), (0,)), 4)
+    assert first == LayerShape(3, 6, 1, (0, 2, 3))
+    second = first.cut(LayerKept((0, 2, 3), (0, 1, 2, 3, 4, 5), (0,)), LayerKept((3,), (1, 4), None), 4)
+    assert second == LayerShape(1, 2, 0, (3,))
+
+
+def test_cutting_other_units_leaves_bias_columns_alone() -> None:
+    before = LayerKept((0, 2), (0, 1), (0, 1))
+    shape = LayerShape(2, 2, 2, (0, 2))
+    assert shape.cut(before, LayerKept((0, 2), (1,), (0,)), 4) == LayerShape(2, 1, 1, (0, 2))
+    assert LayerShape(4, 6, 40).cut(LayerShape(4, 6, 40).everything(), SOME[2], 4).kept_heads is None
+
+
+def test_a_layer_without_attention_has_neither_dims_nor_columns() -> None:
+    shape = LayerShape(2, 3, 4, (1, 3))
+    assert shape.cut(LayerKept((1, 3), (0, 1, 2), (0,)), LayerKept(None, None, (0,)), 4) == LayerShape(0, 0, 1)
+    assert LayerShape(0, 0, 4).everything() == LayerKept(None, None, (0, 1, 2, 3))
+    assert LayerShape(2, 3, 0).everything() == LayerKept((0, 1), (0, 1, 2), None)
+
+
+def test_two_cuts_equal_one() -> None:
+    config, whole = tiny_config(), tiny_config().everything()
+    later = (LayerKept((3,), (0, 5), (9,)), LayerKept(None, None, None), LayerKept((0, 2), (1,), None))
+    assert config.cut(whole, SOME).cut(SOME, later) == config.cut(whole, later)
+
+
+def test_local_indices_are_places_in_what_is_left() -> None:
+    before, after = LayerKept((1, 3, 7), (0, 2, 5), (3, 4, 9)), LayerKept((1, 7), (5,), None)
+    assert local(before, after) == LayerKept((0, 2), (2,), None)
+    assert local(before, before) == LayerKept((0, 1, 2), (0, 1, 2), (0, 1, 2))
+    assert local(LayerKept(None, None, (0,)), LayerKept(None, None, (0,))) == LayerKept(None, None, (0,))
+
+
+def test_kept_reads_back_from_its_json() -> None:
+    data = json.loads(json.dumps(kept_to_json(SOME)))
+    assert data[1] == {"heads": None, "dim_head": None, "dim_ff": list(range(40))}
+    assert kept_from_json(data) == SOME
