@@ -31,7 +31,7 @@ def plan(*passes: dict[str, Any], **changes: Any) -> dict[str, Any]:
     return {
         "name": "small",
         "seed": 7,
-        "model": {"config": MODEL},
+        "model": {"config": dict(MODEL)},
         "data": {"source": "python-docs", "max_length": 34, "batch_size": 4},
         "evaluate": {"tokens": 300},
         "passes": list(passes),

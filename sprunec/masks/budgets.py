@@ -121,8 +121,8 @@ class SizeBudget:
     def fill(self, scores: Values) -> dict[Key, Tensor]:
         """Cut from the lowest score up, never below the target; then one more, the one that meets it best.
 
-        Where a large unit would overshoot it is passed over, and smaller ones are cut instead: what comes out is at
-        most the target, and less than one smallest unit below it.
+        Where a large unit would overshoot it is passed over, and smaller ones are cut instead; what still fits then is
+        given back. What comes out is at most the target, and less than one smallest unit below it.
 
         Raises:
             PassError: not even cutting everything is enough.
@@ -131,33 +131,47 @@ class SizeBudget:
         if self._without(scores, order) > self.target:
             raise PassError(f"{self.target:,.0f} is below what is left when every unit of this pass is cut")
         gone = self._more(scores, [], order)
-        for unit in self._by_cost(scores):
+        for alike in self._by_cost(scores):
             taken = set(gone)
-            gone = self._more(scores, gone, [e for e in order if e not in taken and e[1][1] == unit])
+            gone = self._more(scores, gone, [e for e in order if e not in taken and e[1] in alike])
         while self._without(scores, gone) > self.target:
             gone.append(self._last(scores, gone, order))
+        for alike in self._by_cost(scores):
+            gone = self._fewer(scores, gone, alike)
         return self._masks(scores, gone)
 
     def _more(self, scores: Values, gone: list[Ranked], rest: list[Ranked]) -> list[Ranked]:
         """`gone` and as many of `rest`, in order, as leave no less than the target."""
         return gone + rest[: _most(len(rest), lambda n: self._without(scores, gone + rest[:n]) >= self.target)]
 
-    def _by_cost(self, scores: Values) -> list[str]:
-        """The kinds of units, the dearest first."""
-        costs: dict[str, float] = {}
-        for layer, unit in scores:
-            costs[unit] = max(costs.get(unit, 0.0), _unit_cost(self.config, layer, unit))
-        return sorted(costs, key=lambda unit: -costs[unit])
+    def _fewer(self, scores: Values, gone: list[Ranked], alike: set[Key]) -> list[Ranked]:
+        """`gone` but for as many of these units, the best first, as still fit."""
+        best = sorted((entry for entry in gone if entry[1] in alike), key=lambda e: e[0], reverse=True)
+
+        def without(count: int) -> list[Ranked]:
+            back = set(best[:count])
+            return [entry for entry in gone if entry not in back]
+
+        return without(_most(len(best), lambda n: self._without(scores, without(n)) <= self.target))
+
+    def _by_cost(self, scores: Values) -> list[set[Key]]:
+        """The layers' kinds of units, those that cost alike together, the dearest first."""
+        alike: dict[float, set[Key]] = {}
+        for key in scores:
+            alike.setdefault(_unit_cost(self.config, *key), set()).add(key)
+        return [alike[cost] for cost in sorted(alike, reverse=True)]
 
     def _last(self, scores: Values, gone: list[Ranked], order: list[Ranked]) -> Ranked:
         """Of the lowest unit of each kind and layer, the one whose cut comes nearest below the target."""
-        taken, first = set(gone), {}
+        taken = set(gone)
+        first: dict[Key, Ranked] = {}
         for entry in order:
             if entry not in taken:
                 first.setdefault(entry[1], entry)
         sizes = {entry: self._without(scores, [*gone, entry]) for entry in first.values()}
         below = [entry for entry, size in sizes.items() if size <= self.target]
-        return max(below, key=lambda e: sizes[e]) if below else min(sizes, key=lambda e: sizes[e])
+        best: Ranked = max(below, key=lambda e: sizes[e]) if below else min(sizes, key=lambda e: sizes[e])
+        return best
 
     def _masks(self, scores: Values, gone: Iterable[Ranked]) -> dict[Key, Tensor]:
         masks = {key: torch.ones(value.numel(), dtype=torch.bool) for key, value in scores.items()}

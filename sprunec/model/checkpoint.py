@@ -49,7 +49,7 @@ def _read_directory(path: Path) -> dict[str, Tensor]:
 def _shard_files(index: Path) -> list[Path]:
     try:
         shards = sorted({str(shard) for shard in json.loads(index.read_text())["weight_map"].values()})
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise InputError.at(index, "is no index of shards", "it must have a weight_map") from error
     if any(Path(shard).name != shard for shard in shards):
         raise InputError.at(index, "names a shard outside its own directory", "name the files beside it")
@@ -118,7 +118,17 @@ def save_model(directory: Path, config: ModelConfig, kept: tuple[LayerKept, ...]
 
 
 def read_config(directory: Path) -> ModelConfig:
-    return ModelConfig.from_dict(json.loads((directory / "config.json").read_text()))
+    """Raises InputError for anything but a model config."""
+    path = directory / "config.json"
+    try:
+        config = ModelConfig.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        if len(config.layers) != config.num_layers:
+            raise ValueError(f"it has {len(config.layers)} layers and says {config.num_layers}")
+        if any(size < 0 for layer in config.layers for size in (layer.heads, layer.dim_head, layer.dim_ff)):
+            raise ValueError("it has a negative size")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise InputError.at(path, f"is no model config: {error}", "give a directory that `emit` wrote") from error
+    return config
 
 
 def read_kept(directory: Path) -> tuple[LayerKept, ...]:
@@ -141,10 +151,7 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> CPMAnt:
     directory = Path(path)
     if not (directory / "config.json").is_file():
         raise InputError.at(directory, "has no config.json", "give a directory that `emit` wrote, OUT/model/sprunec")
-    try:
-        return load_model(directory, device).eval()
-    except (ValueError, TypeError, KeyError) as error:
-        raise InputError.at(directory / "config.json", f"is no model config: {error}") from error
+    return load_model(directory, device).eval()
 
 
 def empty_model(config: ModelConfig) -> CPMAnt:
@@ -161,8 +168,8 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], source: object) -> None:
     """
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     given = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    problems = [f"{name} is missing" for name in wanted.keys() - given.keys()][:1]
-    problems += [f"{name} is not in the model" for name in given.keys() - wanted.keys()][:1]
+    problems = [f"{name} is missing" for name in sorted(wanted.keys() - given.keys())[:1]]
+    problems += [f"{name} is not in the model" for name in sorted(given.keys() - wanted.keys())[:1]]
     wrong = sorted(name for name in wanted.keys() & given.keys() if wanted[name] != given[name])
     problems += [f"{name} is {given[name]}, the config wants {wanted[name]}" for name in wrong[:1]]
     if problems:

@@ -254,6 +254,10 @@ def reduction(flow: Flow, node: fx.Node) -> Layout:
 
 
 def view(flow: Flow, node: fx.Node) -> Layout:
+    borrowed = [v for v in node.all_input_nodes if isinstance(flow.shapes[v.name], torch.Size)]
+    if borrowed:
+        pin_all(flow.layout(node.args[0]), "it is viewed in another tensor's shape")
+        return fresh(flow.shape(node), "it is viewed in another tensor's shape")
     return regroup(flow.layout(node.args[0]), flow.shape(node))
 
 

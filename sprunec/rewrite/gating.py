@@ -104,9 +104,10 @@ def _gated(block: TracedBlock, sizes: Mapping[str, int]) -> fx.GraphModule:
     state = block.tensors()
     device = next(iter(state.values())).device
     gates = {f"gates.{unit}": torch.ones(size, device=device) for unit, size in sizes.items()}
-    parameters = {name: tensor for name, tensor in state.items() if isinstance(tensor, nn.Parameter)}
-    buffers = {name: tensor for name, tensor in state.items() if name not in parameters}
-    return build({"forward": graph}, gates | buffers, parameters, block)
+    kept = set(block.module.state_dict(keep_vars=True))
+    saved = {name: tensor for name, tensor in state.items() if name in kept}
+    others = {name: tensor for name, tensor in state.items() if name not in kept}
+    return build({"forward": graph}, gates | others, saved, block)
 
 
 def _gate_sums(block: TracedBlock, graph: fx.Graph, unit: str) -> None:

@@ -121,6 +121,8 @@ def keeps(block: TracedBlock, kept: LayerKept, method: str) -> Keep:
             continue
         site = block.sites.get(unit)
         if site is None:
+            if len(indices) < block.fixed.get(unit, 0):
+                raise TraceError(f"no {unit} can be cut: {'; '.join(block.notes)}")
             continue
         if any(i >= site.size for i in indices):
             raise TraceError(f"{block.path} has {site.size} {unit} units, asked to keep number {max(indices)}")

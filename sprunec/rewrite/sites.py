@@ -133,23 +133,25 @@ def _ancestors(graph: fx.Graph) -> dict[fx.Node, set[fx.Node]]:
 
 def find_sites(
     block: str, module: nn.Module, programs: Mapping[str, Program], shared: set[str]
-) -> tuple[dict[str, Site], tuple[str, ...]]:
-    """The sites of a block by unit, and notes on what looks like one but cannot be cut."""
+) -> tuple[dict[str, Site], dict[str, int], tuple[str, ...]]:
+    """The sites of a block by unit, the sizes of what looks like one but cannot be cut, and notes on why."""
     forward = programs["forward"]
     kinds = [residual.kind for residual in forward.residuals]
     notes = [f"{block} has {kinds.count(kind)} {kind} sublayers; none is cut" for kind in sorted(set(kinds))]
     notes = [note for note, kind in zip(notes, sorted(set(kinds)), strict=True) if kinds.count(kind) > 1]
     if notes:
-        return {}, tuple(notes)
+        return {}, {}, tuple(notes)
     parameters = {name: parameter.numel() for name, parameter in module.named_parameters()}
-    sites = {}
+    sites: dict[str, Site] = {}
+    fixed: dict[str, int] = {}
     for unit, groups in _candidates(forward).items():
         reason = _obstacle(forward, groups, set(parameters), shared)
         if reason:
             notes.append(f"{block}: {unit} cannot be cut: {reason}")
+            fixed[unit] = forward.groups.sizes[groups[0]]
         else:
             sites[unit] = _site(block, unit, groups, programs, parameters)
-    return sites, tuple(notes)
+    return sites, fixed, tuple(notes)
 
 
 def _candidates(program: Program) -> dict[str, tuple[int, ...]]:

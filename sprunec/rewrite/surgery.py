@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.node import map_arg
 
 from sprunec.model.config import LayerKept
 from sprunec.rewrite.recipe import Keep, absent, dim_indices, keeps, make_recipe
@@ -40,6 +41,7 @@ def cut_block(block: TracedBlock, kept: LayerKept, tensors: Mapping[str, Tensor]
     device = index_device(block)
     for method, program in block.programs.items():
         keep = keeps(block, kept, method)
+        freeze_sizes(graphs[method], program, keep)
         set_constants(graphs[method], constants(program, keep))
         attributes |= cut_buffers(block, program, keep)
         attributes |= select_shared(graphs[method], block.forward, keeps(block, kept, "forward"), device)
@@ -95,6 +97,36 @@ def _as_parameter(old: Tensor | None, tensor: Tensor) -> Tensor:
 
 
 # --- edits ---
+
+
+def freeze_sizes(graph: fx.Graph, program: Program, keep: Keep) -> None:
+    """A size that is read off a cut dim stays what it was: scales depend on it, and views get their own new sizes."""
+    for node in graph.nodes:
+        dim = _read_dim(program, node)
+        if dim is not None and keep.keys() & set(dim):
+            _replace_by(node, math.prod(program.groups.sizes[g] for g in dim))
+
+
+def _replace_by(node: fx.Node, constant: int) -> None:
+    def value(argument: fx.Node) -> Any:
+        return constant if argument is node else argument
+
+    for user in list(node.users):
+        user.args, user.kwargs = map_arg(user.args, value), map_arg(user.kwargs, value)
+
+
+def _read_dim(program: Program, node: fx.Node) -> Sequence[int] | None:
+    """The dim whose size a node reads: x.size(1), x.shape[1] or x.size()[1]."""
+    op = program.ops.get(node.name)
+    source, index = (node.args[0], node.args[1]) if len(node.args) == 2 else (None, None)
+    if op == "getitem" and isinstance(source, fx.Node) and program.ops.get(source.name) in ("shape", "size"):
+        source = source.args[0]
+    elif op != "size":
+        return None
+    if not isinstance(source, fx.Node) or not isinstance(index, int):
+        return None
+    layout = program.groups.values.get(source.name)
+    return None if layout is None else layout[index]
 
 
 def constants(program: Program, keep: Keep) -> dict[str, dict[Path, Any]]:

@@ -46,7 +46,8 @@ class TracedBlock:
         module: the module that was traced, still holding the tensors.
         programs: by method name; "forward" always.
         sites: by unit: head, dim_head, dim_ff.
-        notes: what cannot be cut, and why.
+        fixed: by unit, the sizes of what looks like a site but cannot be cut.
+        notes: why not.
     """
 
     index: int
@@ -54,6 +55,7 @@ class TracedBlock:
     module: nn.Module
     programs: Mapping[str, Program]
     sites: Mapping[str, Site]
+    fixed: Mapping[str, int]
     notes: tuple[str, ...]
 
     @property
@@ -110,8 +112,8 @@ def blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def _trace_block(index: int, path: str, block: nn.Module, inputs: Inputs, owners: Mapping[int, int]) -> TracedBlock:
     programs = {method: _program(path, block, method, given) for method, given in inputs.items()}
     shared = {name for name, tensor in block.named_parameters() if owners[id(tensor)] > 1}
-    sites, notes = find_sites(path, block, programs, shared)
-    return TracedBlock(index, path, block, programs, sites, notes)
+    sites, fixed, notes = find_sites(path, block, programs, shared)
+    return TracedBlock(index, path, block, programs, sites, fixed, notes)
 
 
 def _program(path: str, block: nn.Module, method: str, inputs: Sequence[Any]) -> Program:

@@ -94,9 +94,9 @@ def test_documents_keep_to_their_schemas(schema: str, document: dict[str, Any]) 
 def test_graph_table_shows_each_node_and_the_cost() -> None:
     lines = rendered(tables.graph_table(GRAPH))
     assert lines[0] == "plan quick[start]"
-    assert row(lines, "1-load") == "1-load cpm-ant, 4 layers model - 1.06 M ab12cd stored"
-    assert row(lines, "2-train") == "2-train dense 1 model 300 1.06 M lacks input"
-    assert row(lines, "3-rewrite") == "3-rewrite heads 16 -> 4 2 model - 531 k ab12cd"
+    assert row(lines, "1-load") == "1-load cpm-ant, 4 layers - 1.06 M ab12cd stored"
+    assert row(lines, "2-train") == "2-train dense 1 300 1.06 M lacks input"
+    assert row(lines, "3-rewrite") == "3-rewrite heads 16 -> 4 2 - 531 k ab12cd"
     assert lines[-3:] == [
         "3 nodes, 1 already in the store",
         "parameters 1,062,400 -> 531,200 (50.0 %)",
