@@ -34,8 +34,10 @@ def test_a_batch_is_a_function_of_seed_and_step() -> None:
     first, again, other = text_data(), text_data(), text_data(seed=4)
     ahead = [first.batch(step) for step in (9, 2, 7)]
     torch.manual_seed(99), np.random.seed(99)
-    assert same(again.batch(7), ahead[2]) and same(again.batch(2), ahead[1])
-    assert not same(first.batch(7), first.batch(8)) and not same(first.batch(7), other.batch(7))
+    assert same(again.batch(7), ahead[2])
+    assert same(again.batch(2), ahead[1])
+    assert not same(first.batch(7), first.batch(8))
+    assert not same(first.batch(7), other.batch(7))
 
 
 def test_targets_are_the_following_words() -> None:
@@ -51,7 +53,8 @@ def test_the_prompt_is_task_2_and_segment_0_and_alone_in_context() -> None:
     inputs = text_data().batch(0).inputs
     assert inputs["input"][:, :PROMPT].tolist() == [[10, 11, 12, 13, 14]] * 4
     assert inputs["segment"].tolist() == [[0] * 5 + [2] * 7] * 4
-    assert inputs["context"].dtype == torch.bool and inputs["context"].tolist() == [[True] * 5 + [False] * 7] * 4
+    assert inputs["context"].dtype == torch.bool
+    assert inputs["context"].tolist() == [[True] * 5 + [False] * 7] * 4
     assert inputs["length"].tolist() == [12] * 4
     assert inputs["span"].tolist() == [[0] * 12] * 4
 
@@ -59,12 +62,14 @@ def test_the_prompt_is_task_2_and_segment_0_and_alone_in_context() -> None:
 def test_training_windows_reach_the_first_and_the_last_token() -> None:
     data = text_data(train=11, batch_size=64)
     batch = data.batch(0)
-    assert int(batch.inputs["input"][:, PROMPT:].min()) == 10 and int(batch.targets.max()) == 20
+    assert int(batch.inputs["input"][:, PROMPT:].min()) == 10
+    assert int(batch.targets.max()) == 20
 
 
 def test_held_out_windows_ask_for_each_target_once() -> None:
     for length in (2, 8, 50, 57, 58):
         targets = [batch.targets for batch in text_data(held_out=length).held_out_batches()]
+        assert sum(len(each) for each in targets) == -((1 - length) // 7)
         asked = torch.cat([each[each != IGNORED] for each in targets])
         assert asked.tolist() == list(range(1001, 1000 + length))
 
@@ -94,7 +99,8 @@ def test_saved_data_loads_back(tmp_path: Path) -> None:
     data = text_data()
     save_ids(tmp_path, data.train, data.held_out, data.tokenizer)
     loaded = load_text_data(tmp_path, prompt_length=PROMPT, max_length=12, batch_size=4, seed=3)
-    assert same(loaded.batch(5), data.batch(5)) and loaded.tokenizer == data.tokenizer
+    assert same(loaded.batch(5), data.batch(5))
+    assert loaded.tokenizer == data.tokenizer
     assert isinstance(loaded.train, np.memmap)
 
 
@@ -114,7 +120,8 @@ def test_the_vocabulary_comes_from_the_training_part_only(tmp_path: Path) -> Non
     assert metrics == {"training_tokens": 8, "held_out_tokens": 2, "vocabulary": 5, "unknown_share": 1.0}
     data = load_text_data(tmp_path, prompt_length=PROMPT, max_length=10, batch_size=1, seed=0)
     assert data.tokenizer.vocabulary == ("<pad>", "<unk>", "a", "b", "c")
-    assert data.train.tolist() == [2, 3, 4, 2, 3, 4, 2, 3] and data.held_out.tolist() == [1, 1]
+    assert data.train.tolist() == [2, 3, 4, 2, 3, 4, 2, 3]
+    assert data.held_out.tolist() == [1, 1]
 
 
 def test_more_words_than_the_model_has_is_an_input_error(tmp_path: Path) -> None:

@@ -61,7 +61,8 @@ def test_a_line_that_is_not_json_is_named_by_line_and_column(tmp_path: Path) -> 
     path = lines(tmp_path / "x.jsonl", '{"text": "one"}', "", '{"text": "two" "id": 2}')
     diagnostic = finding(path)
     assert (diagnostic.line, diagnostic.column) == (3, 16)
-    assert "is not JSON" in diagnostic.message and '{"text": "..."}' in diagnostic.hint
+    assert "is not JSON" in diagnostic.message
+    assert '{"text": "..."}' in diagnostic.hint
     assert str(diagnostic).startswith(f"{path}:3:16: ")
 
 

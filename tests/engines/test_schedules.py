@@ -26,8 +26,10 @@ def test_cosine_and_linear_run_down_and_constant_does_not() -> None:
 
 def test_noam_peaks_at_the_warm_up() -> None:
     rates = [SCHEDULES["noam"](step, 0, 100) for step in range(400)]
-    assert rates[0] == pytest.approx(1 / 1000) and rates[49] == pytest.approx(50 / 1000)
-    assert max(range(400), key=rates.__getitem__) == 99 and rates[99] == pytest.approx(0.1)
+    assert rates[0] == pytest.approx(1 / 1000)
+    assert rates[49] == pytest.approx(50 / 1000)
+    assert max(range(400), key=rates.__getitem__) == 99
+    assert rates[99] == pytest.approx(0.1)
     assert rates[399] == pytest.approx(1 / 20)
     assert SCHEDULES["noam"](0, 10, 0) == 1.0
 

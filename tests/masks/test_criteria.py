@@ -13,8 +13,10 @@ from sprunec.engines.device import Place
 from sprunec.engines.loop import language_model_loss
 from sprunec.masks import criteria
 from sprunec.masks.budgets import gate_units, unit_sizes
-from sprunec.model.cpm_ant import example_inputs
+from sprunec.model.config import LayerKept
+from sprunec.model.cpm_ant import build, example_inputs
 from sprunec.rewrite.gating import insert_gates
+from sprunec.rewrite.recipe import make_recipe
 from sprunec.rewrite.trace import trace_blocks
 from tests.conftest import random_batch, tiny_config, tiny_model
 
@@ -75,6 +77,17 @@ def test_magnitude_of_a_head_is_the_root_mean_square_of_its_weights() -> None:
     assert float(magnitude(model, "head")[(0, "head")][1]) == pytest.approx(
         float(weights.square().mean().sqrt().detach())
     )
+
+
+def test_magnitude_of_heads_that_are_left_is_what_it_was() -> None:
+    model, config = tiny_model(), tiny_config()
+    kept = (LayerKept((1, 3), tuple(range(6)), (0,)), *config.everything()[1:])
+    before = magnitude(model, "head")
+    small = config.cut(config.everything(), kept)
+    cut = build(small)
+    cut.load_state_dict(make_recipe(trace_blocks(model, example_inputs(config)), kept).cut(model.state_dict()))
+    after = criteria.magnitude(trace_blocks(cut, example_inputs(small)), unit_sizes(small, ["head"]))
+    assert torch.allclose(after[(0, "head")], before[(0, "head")][[1, 3]])
 
 
 def test_magnitude_ranks_a_smaller_sublayer_lower() -> None:

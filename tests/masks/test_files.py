@@ -50,9 +50,11 @@ def test_rows_are_ranks_among_present_sublayers_and_1_keeps(tmp_path: Path) -> N
     content = written(tmp_path / "masks")
     assert content["heads_z"].tolist() == [[0, 1, 0, 1], [0, 0, 0, 0]]
     assert content["dim_head_z"].tolist() == [[1, 1, 1, 0, 1, 1], [0] * 6]
-    assert content["dimff_z"].shape == (2, 40) and content["dimff_z"].sum(1).tolist() == [3, 40]
+    assert content["dimff_z"].shape == (2, 40)
+    assert content["dimff_z"].sum(1).tolist() == [3, 40]
     assert content["dimff_z"][0].nonzero().flatten().tolist() == [0, 7, 39]
-    assert content["self_att_layer_z"].tolist() == [1, 0] and content["ffn_layer_z"].tolist() == [1, 1]
+    assert content["self_att_layer_z"].tolist() == [1, 0]
+    assert content["ffn_layer_z"].tolist() == [1, 1]
     assert content["cross_att_layer_z"].numel() == 0
     assert all(rows.dtype == torch.float32 for rows in content.values())
 
@@ -60,8 +62,10 @@ def test_rows_are_ranks_among_present_sublayers_and_1_keeps(tmp_path: Path) -> N
 def test_what_is_written_reads_back_to_what_is_kept(tmp_path: Path) -> None:
     write_masks(tmp_path, BEFORE, AFTER)
     masks = read_masks([tmp_path / name for name in FILES], BEFORE)
-    assert masks[(2, "head")].tolist() == [False] * 4 and masks[(0, "head")].tolist() == [False, True, False, True]
-    assert (1, "head") not in masks and (0, "dim_ff") not in masks
+    assert masks[(2, "head")].tolist() == [False] * 4
+    assert masks[(0, "head")].tolist() == [False, True, False, True]
+    assert (1, "head") not in masks
+    assert (0, "dim_ff") not in masks
     assert apply_masks(BEFORE, masks) == AFTER
 
 

@@ -39,7 +39,8 @@ def test_draws_follow_the_closed_form_between_the_ends(bound: float) -> None:
 
 def test_draws_reach_both_ends_exactly() -> None:
     gates = draw(0.0)
-    assert float(gates.min()) == 0.0 and float(gates.max()) == 1.0
+    assert float(gates.min()) == 0.0
+    assert float(gates.max()) == 1.0
     assert float((gates == 1.0).double().mean()) == pytest.approx(1 - smallest(0.0, 1.0), abs=0.005)
 
 
@@ -55,14 +56,16 @@ def test_the_gradient_of_a_draw_reaches_log_alpha() -> None:
     sample(log_alpha, noise).sum().backward()
     shifted = sample(log_alpha.detach() + 1e-6, noise) - sample(log_alpha.detach() - 1e-6, noise)
     assert torch.allclose(log_alpha.grad, shifted / 2e-6, atol=1e-6)
-    assert log_alpha.grad[0] > 0.1 and log_alpha.grad[1:].tolist() == [0.0, 0.0]
+    assert log_alpha.grad[0] > 0.1
+    assert log_alpha.grad[1:].tolist() == [0.0, 0.0]
 
 
 def test_noise_at_the_ends_gives_no_nan() -> None:
     log_alpha = torch.zeros(2, requires_grad=True)
     gates = sample(log_alpha, torch.tensor([0.0, 1.0]))
     gates.sum().backward()
-    assert gates.tolist() == [0.0, 1.0] and torch.isfinite(log_alpha.grad).all()
+    assert gates.tolist() == [0.0, 1.0]
+    assert torch.isfinite(log_alpha.grad).all()
 
 
 def test_undecided_gates_are_those_in_between() -> None:

@@ -46,7 +46,8 @@ def test_each_layers_count_settles_at_its_own_target() -> None:
 def test_a_size_settles_at_its_target() -> None:
     (budget,) = make_budgets(tiny_config(), ("head",), {"sparsity": 0.6}, "global")
     (expected,), _ = settle((budget,), 0.05)
-    assert isinstance(budget, SizeBudget) and settled(budget, expected)
+    assert isinstance(budget, SizeBudget)
+    assert settled(budget, expected)
 
 
 def test_without_ascent_a_strong_pull_wins() -> None:
@@ -83,4 +84,5 @@ def test_multipliers_rise_while_the_size_is_above_its_target() -> None:
     penalty, _ = lagrangian.penalty({(0, "head"): torch.ones(4)}, 0)
     penalty.backward()
     lagrangian.ascend()
-    assert (lagrangian.multipliers > 0).all() and lagrangian.multipliers.grad is None
+    assert (lagrangian.multipliers > 0).all()
+    assert lagrangian.multipliers.grad is None

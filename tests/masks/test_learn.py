@@ -115,7 +115,8 @@ def test_draws_follow_from_seed_and_step_only() -> None:
         return torch.cat(list(learner._drawn.values())).tolist()
 
     assert drawn(0, 7) == drawn(0, 3, 7)
-    assert drawn(0, 7) != drawn(0, 8) and drawn(0, 7) != drawn(1, 7)
+    assert drawn(0, 7) != drawn(0, 8)
+    assert drawn(0, 7) != drawn(1, 7)
 
 
 def test_a_step_moves_log_alphas_and_reports_its_budgets() -> None:
@@ -127,9 +128,11 @@ def test_a_step_moves_log_alphas_and_reports_its_budgets() -> None:
     event = learner.after(0)
     assert all((value != before[key]).all() for key, value in learner.log_alphas.items())
     (row,) = event["budgets"]
-    assert row["name"] == "num_heads" and row["target"] == pytest.approx(12 - 6 / 5)
+    assert row["name"] == "num_heads"
+    assert row["target"] == pytest.approx(12 - 6 / 5)
     assert row["expected"] == pytest.approx(float(sum(_kept(v).sum() for v in before.values())), rel=1e-6)
-    assert row["multiplier1"] != 0.0 and all(value.grad is None for value in learner.log_alphas.values())
+    assert row["multiplier1"] != 0.0
+    assert all(value.grad is None for value in learner.log_alphas.values())
 
 
 def _kept(value: torch.Tensor) -> torch.Tensor:
@@ -173,4 +176,5 @@ def test_log_alphas_start_mostly_open_in_the_order_of_the_scores() -> None:
 def test_scores_without_a_spread_or_of_zero_start_finite() -> None:
     start = start_from({(0, "block"): torch.tensor([3.0]), (0, "head"): torch.tensor([0.0, 0.0, 1.0])})
     assert start[(0, "block")].tolist() == [2.0]
-    assert torch.isfinite(start[(0, "head")]).all() and start[(0, "head")][2] > start[(0, "head")][0]
+    assert torch.isfinite(start[(0, "head")]).all()
+    assert start[(0, "head")][2] > start[(0, "head")][0]

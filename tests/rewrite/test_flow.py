@@ -112,7 +112,8 @@ def test_chunks_share_what_lies_inside_them() -> None:
 
     groups = analyse(body)
     pieces, inside = groups.tensors["first"][0]
-    assert groups.sizes[pieces] == 2 and groups.pinned[pieces] == "it tells pieces apart"
+    assert groups.sizes[pieces] == 2
+    assert groups.pinned[pieces] == "it tells pieces apart"
     assert groups.values["mul"][2] == (inside,)
 
 
@@ -143,7 +144,9 @@ def test_attention_names_what_it_runs_side_by_side_and_what_it_scores_by() -> No
     groups, (core,) = follow(fx.Tracer().trace(root), root, inputs).finish()
     q, k, v, mask = (groups.values[name] for name in ("q", "k", "v", "mask"))
     assert core.heads == q[:2] == k[:2] == v[:2]
-    assert core.scored == q[3] == k[3] and core.mixed == v[3]
-    assert mask[0] == q[1] and mask[2] == k[2] == v[2]
+    assert core.scored == q[3] == k[3]
+    assert core.mixed == v[3]
+    assert mask[0] == q[1]
+    assert mask[2] == k[2] == v[2]
     assert groups.pinned[k[2][0]] == "attention takes a softmax over it"
     assert groups.values["scaled_dot_product_attention"] == (*q[:3], v[3])

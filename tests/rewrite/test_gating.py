@@ -48,7 +48,8 @@ def test_scale_along_repeats_a_gate_over_what_lies_inside_it() -> None:
 def test_open_gates_change_nothing() -> None:
     model, gates = gated(*UNITS)
     assert torch.equal(logits(model), logits(tiny_model()))
-    assert gates.sizes[(2, "dim_head")] == 6 and len(gates.sizes) == 3 * len(UNITS)
+    assert gates.sizes[(2, "dim_head")] == 6
+    assert len(gates.sizes) == 3 * len(UNITS)
 
 
 def test_a_head_gate_scales_its_columns_of_the_output_projection() -> None:
@@ -124,7 +125,6 @@ def test_gates_are_no_weights() -> None:
     assert model.state_dict().keys() == plain.state_dict().keys()
 
 
-# Fails: buffers that a block saves are left out of the gated block's state dict (gating._gated).
 def test_buffers_that_were_saved_are_saved_still() -> None:
     class Shifted(Unit):
         def __init__(self) -> None:

@@ -114,7 +114,8 @@ def test_expand_puts_values_back_and_keeps_what_was_cut() -> None:
 def test_expand_works_along_two_dims_at_once_and_leaves_its_inputs() -> None:
     recipe, full = Recipe({"w": {0: (2, 0), 1: (1,)}}), {"w": torch.zeros(3, 2)}
     back = recipe.expand(full, {"w": torch.tensor([[5.0], [7.0]], dtype=torch.double)})
-    assert back["w"].tolist() == [[0, 7], [0, 0], [0, 5]] and back["w"].dtype == torch.float32
+    assert back["w"].tolist() == [[0, 7], [0, 0], [0, 5]]
+    assert back["w"].dtype == torch.float32
     assert full["w"].abs().sum() == 0
 
 
@@ -135,7 +136,8 @@ def test_cut_parts_are_contiguous_copies_in_their_own_dtype() -> None:
     full = torch.arange(12.0).reshape(3, 4).to(torch.bfloat16)
     part = Recipe({"w": {1: (0, 3)}}).cut({"w": full})["w"]
     full.zero_()
-    assert part.is_contiguous() and part.dtype == torch.bfloat16
+    assert part.is_contiguous()
+    assert part.dtype == torch.bfloat16
     assert part.tolist() == [[0, 3], [4, 7], [8, 11]]
 
 
@@ -143,7 +145,8 @@ def test_json_holds_runs_and_reads_back() -> None:
     recipe, state = cpm_recipe(FIRST), tiny_model().state_dict()
     written = recipe.to_dict({name: tuple(tensor.shape) for name, tensor in state.items()})
     read = Recipe.from_dict(json.loads(json.dumps(written)))
-    assert read.slices == recipe.slices and set(read.removed) == set(recipe.removed)
+    assert read.slices == recipe.slices
+    assert set(read.removed) == set(recipe.removed)
     entry = written["tensors"]["encoder.layers.0.ffn.ffn.w_out.weight"]
     assert entry == {"shape": [24, 40], "kept": {"1": [[3, 5], [9, 10], [39, 40]]}}
     assert written["tensors"]["input_embedding.weight"]["kept"] == "all"
@@ -166,7 +169,8 @@ def test_an_origin_reads_back_from_disk(tmp_path: Path) -> None:
     recipe, full = cpm_recipe(FIRST), tiny_model().state_dict()
     save_origin(tmp_path, recipe, full)
     read, tensors = read_origin(tmp_path)
-    assert equal(tensors, dict(full)) and equal(read.cut(tensors), recipe.cut(full))
+    assert equal(tensors, dict(full))
+    assert equal(read.cut(tensors), recipe.cut(full))
 
 
 def test_more_units_than_there_are_is_an_error() -> None:

@@ -79,8 +79,10 @@ def test_what_one_unit_weighs_adds_up_to_its_sublayer() -> None:
 def test_sublayers_are_found_with_the_tensors_that_only_they_use() -> None:
     residuals = cpm_blocks()[0].forward.residuals
     assert [residual.kind for residual in residuals] == ["attention", "feed_forward"]
-    assert all(name.startswith("self_att.") for name in residuals[0].tensors) and len(residuals[0].tensors) == 5
-    assert all(name.startswith("ffn.") for name in residuals[1].tensors) and len(residuals[1].tensors) == 4
+    assert all(name.startswith("self_att.") for name in residuals[0].tensors)
+    assert len(residuals[0].tensors) == 5
+    assert all(name.startswith("ffn.") for name in residuals[1].tensors)
+    assert len(residuals[1].tensors) == 4
 
 
 def test_absent_sublayers_have_no_sites() -> None:
