@@ -64,6 +64,10 @@ def random_batch(
     }
 
 
+# The models are small: a second thread gains nothing, and waits for a core that something else may be using.
+torch.set_num_threads(1)
+
+
 @pytest.fixture(autouse=True)
 def _one_seed() -> None:
     torch.manual_seed(0)

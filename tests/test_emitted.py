@@ -17,8 +17,8 @@ import sprunec
 from sprunec.model.checkpoint import empty_model, save_model
 from sprunec.model.config import LayerKept, ModelConfig
 from sprunec.model.cpm_ant import build, example_inputs, initialize
-from sprunec.passes.emit import write_model_py
 from sprunec.passes.compare import through_its_own_code
+from sprunec.passes.emit import write_model_py
 from sprunec.rewrite.gating import mask
 from sprunec.rewrite.surgery import rewrite
 from sprunec.rewrite.trace import trace_blocks

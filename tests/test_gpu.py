@@ -9,7 +9,7 @@ import torch
 
 import sprunec
 from tests.conftest import TINY, random_batch, tiny_model
-from tests.runs import EMIT, TRAIN, mask_pass, plan, write
+from tests.runs import EMIT, mask_pass, plan, write
 
 pytestmark = [
     pytest.mark.gpu,

@@ -15,9 +15,10 @@ import torch
 from sprunec.engines.device import Place
 from sprunec.engines.loop import Training, fit, language_model_loss
 from sprunec.masks import criteria
-from sprunec.masks.budgets import apply_masks, fill_all, make_budgets
+from sprunec.masks.budgets import fill_all, make_budgets
 from sprunec.masks.files import load_scores
 from sprunec.masks.learn import GateLearner
+from sprunec.masks.units import apply_masks
 from sprunec.model.checkpoint import load_model, save_model
 from sprunec.model.config import LayerKept, ModelConfig
 from sprunec.model.cpm_ant import build, initialize

@@ -135,7 +135,7 @@ def test_a_changed_option_reruns_what_follows(finished: Path, tmp_path: Path) ->
     cached = {entry["name"]: entry["cached"] for entry in execute(changed, tmp_path)["passes"]}
     first = next(name for name, done in cached.items() if not done)
     assert first == "11-train-mask-dim_ff"
-    assert [done for done in cached.values()] == [True] * 10 + [False] * (len(cached) - 10)
+    assert list(cached.values()) == [True] * 10 + [False] * (len(cached) - 10)
 
 
 def test_two_runs_of_one_plan_are_the_same_bytes(finished: Path, tmp_path: Path) -> None:

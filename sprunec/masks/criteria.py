@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sprunec.data.batches import Batch
 from sprunec.engines.device import Place
-from sprunec.masks.budgets import Key
+from sprunec.masks.units import Key
 from sprunec.rewrite.gating import Gates
 from sprunec.rewrite.trace import TracedBlock
 

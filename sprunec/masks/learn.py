@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from sprunec.masks import gates as hard_concrete
-from sprunec.masks.budgets import Budget, Key
+from sprunec.masks.budgets import Budget
 from sprunec.masks.lagrangian import Lagrangian
+from sprunec.masks.units import Key
 from sprunec.rewrite.gating import Gates
 
 START, SETTLING_SHARE, LAST_RATE = 2.0, 0.3, 0.1

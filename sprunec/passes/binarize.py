@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from sprunec.masks.budgets import apply_masks, fill_all, make_budgets
+from sprunec.masks.budgets import fill_all, make_budgets
 from sprunec.masks.files import load_scores
+from sprunec.masks.units import apply_masks
 from sprunec.model.checkpoint import read_kept
 from sprunec.model.config import kept_to_json
 from sprunec.passes.bench import config_of

@@ -6,8 +6,8 @@ import json
 from typing import Any
 
 from sprunec.errors import InputError
-from sprunec.masks.budgets import apply_masks
 from sprunec.masks.files import read_masks
+from sprunec.masks.units import apply_masks
 from sprunec.model.checkpoint import read_kept
 from sprunec.model.config import LayerKept, kept_to_json
 from sprunec.passes.job import Job

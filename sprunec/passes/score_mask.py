@@ -6,8 +6,8 @@ from typing import Any
 
 from sprunec.engines.loop import language_model_loss
 from sprunec.masks import criteria
-from sprunec.masks.budgets import Key, gate_units, unit_sizes
 from sprunec.masks.files import save_scores
+from sprunec.masks.units import Key, gate_units, unit_sizes
 from sprunec.passes.bench import config_of, open_data, open_model, place_of, traced
 from sprunec.passes.job import Job
 from sprunec.rewrite.gating import insert_gates

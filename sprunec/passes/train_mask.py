@@ -6,10 +6,11 @@ from typing import Any
 
 from sprunec.engines.loop import Training, fit, language_model_loss
 from sprunec.masks import criteria
-from sprunec.masks.budgets import Budget, gate_units, make_budgets, settled
+from sprunec.masks.budgets import Budget, make_budgets, settled
 from sprunec.masks.files import save_scores
 from sprunec.masks.lagrangian import Lagrangian
 from sprunec.masks.learn import GateLearner, start_from
+from sprunec.masks.units import gate_units
 from sprunec.model.checkpoint import read_kept, save_model
 from sprunec.passes.bench import config_of, open_data, open_model, place_of, traced
 from sprunec.passes.job import Job

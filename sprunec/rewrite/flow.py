@@ -1,20 +1,21 @@
-"""How axes flow through a graph: one small rule for each kind of op.
+"""A walk along a graph that keeps, for every value, which axes its dims are made of.
 
 An op without a rule is no error: the axes that go in and come out are pinned, with the op's name as the reason.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from sprunec.rewrite.axes import Axis, Dim, Groups, Layout, Numbering, fresh, pin, regroup, unite
+from sprunec.rewrite.axes import Dim, Groups, Layout, Numbering, fresh, pin
 
 Rule = Callable[["Flow", fx.Node], Layout]
+INPLACE = ("iadd", "isub", "imul", "itruediv")
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class Flow:
 
     root: torch.nn.Module
     shapes: dict[str, Any]
+    rules: Mapping[str, Rule]
     values: dict[str, Layout] = field(default_factory=dict)
     tensors: dict[str, Layout] = field(default_factory=dict)
     contractions: list[Contraction] = field(default_factory=list)
@@ -83,7 +85,7 @@ class Flow:
     def apply(self, node: fx.Node) -> Layout:
         if node.op == "placeholder":
             return fresh(self.shape(node))
-        rule = RULES.get(self.op(node))
+        rule = self.rules.get(self.op(node))
         if rule is not None:
             return rule(self, node)
         for value in tensor_inputs(self, node):
@@ -101,7 +103,7 @@ class Flow:
             return str(node.args[1])
         name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
         name = name.rstrip("_")
-        return name[1:] if name[:1] == "i" and name[1:] in BROADCASTS else name
+        return name[1:] if name in INPLACE else name
 
     def finish(self) -> tuple[Groups, tuple[Core, ...]]:
         numbers = Numbering()
@@ -109,9 +111,9 @@ class Flow:
         return groups, tuple(core.close(numbers) for core in self.cores)
 
 
-def follow(graph: fx.Graph, root: torch.nn.Module, inputs: tuple[Any, ...]) -> Flow:
+def follow(graph: fx.Graph, root: torch.nn.Module, inputs: tuple[Any, ...], rules: Mapping[str, Rule]) -> Flow:
     """Follow the axes of every value of `graph` over `root`, called with `inputs` on the meta device."""
-    flow = Flow(root, meta_values(graph, root, inputs))
+    flow = Flow(root, meta_values(graph, root, inputs), rules)
     for node in graph.nodes:
         flow.visit(node)
     return flow
@@ -124,304 +126,6 @@ def tensor_inputs(flow: Flow, node: fx.Node) -> Iterator[fx.Node]:
 def pin_all(layout: Layout, reason: str) -> None:
     for dim in layout:
         pin(dim, reason)
-
-
-def argument(node: fx.Node, place: int, name: str, default: Any = None) -> Any:
-    return node.args[place] if len(node.args) > place else node.kwargs.get(name, default)
-
-
-# --- rules: unite the axes that an op pairs up, return the layout of what it gives ---
-
-
-def broadcast(flow: Flow, node: fx.Node) -> Layout:
-    """Entry by entry, dims aligned from the right; a dim of 1 meets anything."""
-    shape = flow.shape(node)
-    result: list[Dim | None] = [None] * len(shape)
-    for value in tensor_inputs(flow, node):
-        layout, own = flow.layout(value), flow.shape(value)
-        for back in range(1, len(own) + 1):
-            if own[-back] != shape[-back] or (own[-back] == 1 and result[-back] is not None):
-                continue
-            known = result[-back]
-            if known is None:
-                result[-back] = layout[-back]
-            else:
-                unite(known, layout[-back])
-    return [dim if dim is not None else [Axis(length)] for dim, length in zip(result, shape, strict=True)]
-
-
-def linear(flow: Flow, node: fx.Node) -> Layout:
-    x, weight, bias = node.args[0], argument(node, 1, "weight"), argument(node, 2, "bias")
-    layout, rows = flow.layout(x), flow.layout(weight)
-    unite(layout[-1], rows[1])
-    if bias is not None:
-        unite(flow.layout(bias)[0], rows[0])
-    flow.sums_over(node, x, len(layout) - 1)
-    return [*layout[:-1], rows[0]]
-
-
-def matmul(flow: Flow, node: fx.Node) -> Layout:
-    left, right = flow.layout(node.args[0]), flow.layout(node.args[1])
-    if min(len(left), len(right)) < 2 or len(left) != len(right):
-        pin_all([*left, *right], "it goes through a matmul of unlike ranks")
-        return fresh(flow.shape(node), "it comes out of a matmul of unlike ranks")
-    for ours, theirs in zip(left[:-2], right[:-2], strict=True):
-        unite(ours, theirs)
-    unite(left[-1], right[-2])
-    flow.sums_over(node, node.args[0], len(left) - 1)
-    mixed = softmax_origin(flow, node)
-    if mixed is not None:
-        flow.cores.append(OpenCore(node.name, tuple(left[:-2]), scored_dim(flow, mixed), right[-1]))
-    return [*left[:-1], right[-1]]
-
-
-def attention(flow: Flow, node: fx.Node) -> Layout:
-    """softmax(q kᵀ + mask) v: the leading dims run side by side, E is summed over, the rest is mixed."""
-    query, key, value = (flow.layout(argument(node, i, name)) for i, name in enumerate(("query", "key", "value")))
-    for ours, keys, values in zip(query[:-2], key[:-2], value[:-2], strict=True):
-        unite(ours, keys)
-        unite(ours, values)
-    unite(query[-1], key[-1])
-    unite(key[-2], value[-2])
-    pin(key[-2], "attention takes a softmax over it")
-    mask = argument(node, 3, "attn_mask")
-    if mask is not None:
-        align_mask(flow, mask, [*query[:-1], key[-2]], flow.shape(argument(node, 0, "query")))
-    flow.sums_over(node, argument(node, 0, "query"), len(query) - 1)
-    flow.cores.append(OpenCore(node.name, tuple(query[:-2]), query[-1], value[-1]))
-    return [*query[:-1], value[-1]]
-
-
-def align_mask(flow: Flow, mask: fx.Node, scores: Layout, query_shape: tuple[int, ...]) -> None:
-    layout, shape = flow.layout(mask), flow.shape(mask)
-    for back in range(1, len(layout) + 1):
-        if shape[-back] != 1 or (back > 2 and query_shape[-back] == 1):
-            unite(scores[-back], layout[-back])
-
-
-def softmax_origin(flow: Flow, node: fx.Node) -> fx.Node | None:
-    """The softmax whose weights this matmul mixes with."""
-    value = node.args[0]
-    while isinstance(value, fx.Node) and value.op != "placeholder":
-        if flow.op(value) == "softmax":
-            return value
-        value = next(tensor_inputs(flow, value), None)
-        if value is not None and flow.op(value) in ("matmul", "bmm", "linear"):
-            return None
-    return None
-
-
-def scored_dim(flow: Flow, softmax_node: fx.Node) -> Dim:
-    """The dim that the scores under a softmax were summed over."""
-    pending = list(tensor_inputs(flow, softmax_node))
-    while pending:
-        value = pending.pop()
-        if flow.op(value) in ("matmul", "bmm"):
-            return flow.layout(value.args[0])[-1]
-        if value.op != "placeholder" and value.op != "get_attr":
-            pending.extend(tensor_inputs(flow, value))
-    return []
-
-
-def softmax(flow: Flow, node: fx.Node) -> Layout:
-    layout = flow.layout(node.args[0])
-    pin(layout[argument(node, 1, "dim", -1)], "a softmax is taken over it")
-    return layout
-
-
-def norm(flow: Flow, node: fx.Node) -> Layout:
-    """layer_norm, rms_norm: statistics over the last dims, then a scale and a shift."""
-    layout = flow.layout(node.args[0])
-    reach = len(argument(node, 1, "normalized_shape"))
-    for dim in layout[-reach:]:
-        pin(dim, "a norm counts it")
-    for value in list(tensor_inputs(flow, node))[1:]:
-        for ours, theirs in zip(layout[-reach:], flow.layout(value), strict=True):
-            unite(ours, theirs)
-    return layout
-
-
-def reduction(flow: Flow, node: fx.Node) -> Layout:
-    layout = flow.layout(node.args[0])
-    chosen = argument(node, 1, "dim")
-    dims = range(len(layout)) if chosen is None else (chosen if isinstance(chosen, tuple | list) else [chosen])
-    gone = {dim % len(layout) for dim in dims}
-    for dim in gone:
-        pin(layout[dim], f"{flow.op(node)} counts it")
-    if argument(node, 2, "keepdim", False):
-        return [[Axis(1)] if place in gone else dim for place, dim in enumerate(layout)]
-    return [dim for place, dim in enumerate(layout) if place not in gone]
-
-
-def view(flow: Flow, node: fx.Node) -> Layout:
-    borrowed = [v for v in node.all_input_nodes if isinstance(flow.shapes[v.name], torch.Size)]
-    if borrowed:
-        pin_all(flow.layout(node.args[0]), "it is viewed in another tensor's shape")
-        return fresh(flow.shape(node), "it is viewed in another tensor's shape")
-    return regroup(flow.layout(node.args[0]), flow.shape(node))
-
-
-def transpose(flow: Flow, node: fx.Node) -> Layout:
-    layout = list(flow.layout(node.args[0]))
-    first, second = argument(node, 1, "dim0"), argument(node, 2, "dim1")
-    layout[first], layout[second] = layout[second], layout[first]
-    return layout
-
-
-def permute(flow: Flow, node: fx.Node) -> Layout:
-    order = node.args[1] if isinstance(node.args[1], tuple | list) else node.args[1:]
-    layout = flow.layout(node.args[0])
-    return [layout[place] for place in order]  # type: ignore[index]
-
-
-def matrix_transpose(flow: Flow, node: fx.Node) -> Layout:
-    layout = flow.layout(node.args[0])
-    return [*layout[:-2], layout[-1], layout[-2]]
-
-
-def embedding(flow: Flow, node: fx.Node) -> Layout:
-    return [*flow.layout(node.args[0]), flow.layout(argument(node, 1, "weight"))[1]]
-
-
-def index_select(flow: Flow, node: fx.Node) -> Layout:
-    """What is selected goes with the index, so cutting it cuts the index."""
-    layout = list(flow.layout(node.args[0]))
-    dim = argument(node, 1, "dim") % len(layout)
-    pin(layout[dim], "it is selected from")
-    layout[dim] = flow.layout(argument(node, 2, "index"))[0]
-    return layout
-
-
-def concatenate(flow: Flow, node: fx.Node) -> Layout:
-    parts = [flow.layout(value) for value in node.args[0]]  # type: ignore[union-attr]
-    along = argument(node, 1, "dim", 0) % len(parts[0])
-    result = list(parts[0])
-    for part in parts:
-        pin(part[along], "it is concatenated")
-    for part in parts[1:]:
-        for place, dim in enumerate(part):
-            if place != along:
-                unite(result[place], dim)
-    result[along] = [Axis(flow.shape(node)[along], "it is concatenated")]
-    return result
-
-
-def item(flow: Flow, node: fx.Node) -> Layout:
-    """x[...] of a tensor, or one of the pieces that a chunk, split or unbind gave."""
-    source, index = node.args
-    if not flow.is_tensor(source):
-        return piece(flow, node, source)  # type: ignore[arg-type]
-    layout, result = flow.layout(source), []
-    parts = list(index) if isinstance(index, tuple) else [index]
-    if any(part is Ellipsis for part in parts):
-        at = parts.index(Ellipsis)
-        parts[at : at + 1] = [slice(None)] * (len(layout) - sum(p is not None for p in parts) + 1)
-    pending = list(layout)
-    for part in parts:
-        if part is None:
-            result.append([Axis(1)])
-            continue
-        dim = pending.pop(0)
-        if part != slice(None):
-            pin(dim, "it is indexed")
-        if isinstance(part, slice):
-            result.append(dim if part == slice(None) else [Axis(flow.shape(node)[len(result)], "it is indexed")])
-        elif not isinstance(part, int):
-            pin_all(pending, "it is indexed by a tensor")
-            return fresh(flow.shape(node), "it is indexed by a tensor")
-    return [*result, *pending]
-
-
-def piece(flow: Flow, node: fx.Node, source: fx.Node) -> Layout:
-    """Equal pieces are a view to (pieces, rest) of the dim that was cut up; unequal ones are pinned."""
-    whole, name = source.args[0], flow.op(source)
-    layout = list(flow.layout(whole))
-    dim = argument(source, 1 if name == "unbind" else 2, "dim", 0) % len(layout)
-    pieces = flow.shapes[source.name]
-    if name == "unbind":
-        pin(layout[dim], "it is unbound")
-        return [*layout[:dim], *layout[dim + 1 :]]
-    length = pieces[0].shape[dim]
-    if any(each.shape[dim] != length for each in pieces):
-        pin(layout[dim], "it is split unevenly")
-        return fresh(flow.shape(node), "it is split unevenly")
-    count, rest = regroup([layout[dim]], (len(pieces), length))
-    pin(count, "it tells pieces apart")
-    return [*layout[:dim], rest, *layout[dim + 1 :]]
-
-
-BROADCASTS = [
-    "add",
-    "sub",
-    "mul",
-    "truediv",
-    "div",
-    "true_divide",
-    "where",
-    "maximum",
-    "minimum",
-    "masked_fill",
-    "eq",
-    "ne",
-    "gt",
-    "lt",
-    "ge",
-    "le",
-    "and",
-    "or",
-]
-SAME_SHAPE = [
-    "gelu",
-    "relu",
-    "silu",
-    "tanh",
-    "sigmoid",
-    "exp",
-    "rsqrt",
-    "sqrt",
-    "square",
-    "pow",
-    "neg",
-    "abs",
-    "clamp",
-    "dropout",
-    "contiguous",
-    "clone",
-    "float",
-    "half",
-    "bfloat16",
-    "type_as",
-    "to",
-    "type",
-    "identity",
-    "erf",
-    "mish",
-    "leaky_relu",
-    "elu",
-    "softplus",
-    "relu6",
-    "hardswish",
-    "log",
-    "cos",
-    "sin",
-]
-RULES: dict[str, Rule] = {
-    **dict.fromkeys((*BROADCASTS, *SAME_SHAPE), broadcast),
-    **dict.fromkeys(("view", "reshape", "flatten", "unflatten", "unsqueeze", "squeeze"), view),
-    **dict.fromkeys(("matmul", "bmm"), matmul),
-    **dict.fromkeys(("mean", "sum", "var", "std", "amax", "amin"), reduction),
-    **dict.fromkeys(("layer_norm", "rms_norm"), norm),
-    **dict.fromkeys(("cat", "concat"), concatenate),
-    **dict.fromkeys(("swapaxes", "swapdims", "transpose"), transpose),
-    "linear": linear,
-    "scaled_dot_product_attention": attention,
-    "softmax": softmax,
-    "permute": permute,
-    "mT": matrix_transpose,
-    "embedding": embedding,
-    "index_select": index_select,
-    "getitem": item,
-}
 
 
 def meta_values(graph: fx.Graph, root: torch.nn.Module, inputs: tuple[Any, ...]) -> dict[str, Any]:

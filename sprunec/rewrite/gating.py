@@ -14,8 +14,9 @@ from torch import Tensor, fx, nn
 
 from sprunec.errors import TraceError
 from sprunec.model.config import LayerKept
+from sprunec.rewrite.edits import copy_graph
 from sprunec.rewrite.sites import factors
-from sprunec.rewrite.surgery import build, copy_graph
+from sprunec.rewrite.surgery import build
 from sprunec.rewrite.trace import TracedBlock
 
 SUBLAYERS = ("attention", "feed_forward")

@@ -1,8 +1,7 @@
 """Sites: the places in a block where something can be cut, read off the axes that flow through its graph.
 
-A *sublayer* is the branch of a residual add: attention if it holds an attention core, else feed-forward. A *unit* is an
-entry of an axis that parameters share and that ends in sums only: the axes that attention runs side by side are heads,
-the ones it scores by and mixes are dim_head, any other inside a feed-forward is dim_ff.
+A *unit* is an entry of an axis that parameters share and that ends in sums only: the axes that attention runs side by
+side are heads, the ones it scores by and mixes are dim_head, any other inside a feed-forward is dim_ff.
 """
 
 from __future__ import annotations
@@ -10,29 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from torch import fx, nn
+from torch import nn
 
 from sprunec.rewrite.axes import Groups
-from sprunec.rewrite.flow import Flow
-
-if TYPE_CHECKING:
-    from sprunec.rewrite.trace import Program
+from sprunec.rewrite.program import Program
 
 SUBLAYER_OF = {"head": "attention", "dim_head": "attention", "dim_ff": "feed_forward"}
-
-
-@dataclass(frozen=True)
-class Residual:
-    """stream + branch: a sublayer. Without it, `add` is `stream`, and `nodes` and `tensors` serve nothing."""
-
-    kind: str
-    add: str
-    stream: str
-    branch: str
-    nodes: frozenset[str]
-    tensors: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -51,84 +34,6 @@ class Site:
     groups: Mapping[str, tuple[int, ...]]
     tensors: tuple[tuple[str, int], ...]
     parameters_each: int
-
-
-# --- sublayers ---
-
-
-def find_residuals(flow: Flow, graph: fx.Graph) -> tuple[Residual, ...]:
-    """The residual adds on the way from the first placeholder to the first output, in order."""
-    start = next(node for node in graph.nodes if node.op == "placeholder")
-    stream, found = {start}, []
-    ancestors = _ancestors(graph)
-    for node in graph.nodes:
-        inputs = [value for value in node.all_input_nodes if flow.is_tensor(value)]
-        if node.op.startswith("call") and flow.op(node) in ("layer_norm", "rms_norm") and inputs[0] in stream:
-            stream.add(node)
-        if not _joins(flow, node, inputs, start):
-            continue
-        trunk = next((v for v in inputs if v in stream and _other(inputs, v) not in ancestors[v]), None)
-        if trunk is None:
-            continue
-        residual = _residual(flow, graph, node, trunk, _other(inputs, trunk))
-        if residual is not None:
-            stream.add(node)
-            found.append(residual)
-    return tuple(found)
-
-
-def _joins(flow: Flow, node: fx.Node, inputs: list[fx.Node], start: fx.Node) -> bool:
-    return (
-        node.op.startswith("call")
-        and len(inputs) == 2
-        and flow.op(node) == "add"
-        and all(flow.shape(value) == flow.shape(start) for value in (node, *inputs))
-    )
-
-
-def _other(inputs: list[fx.Node], value: fx.Node) -> fx.Node:
-    return inputs[1] if inputs[0] is value else inputs[0]
-
-
-def _residual(flow: Flow, graph: fx.Graph, add: fx.Node, stream: fx.Node, branch: fx.Node) -> Residual | None:
-    live = _live(graph, add, stream)
-    dead = [node for node in graph.nodes if node not in live and node.op not in ("placeholder", "output")]
-    names = frozenset(node.name for node in dead)
-    if not any(contraction.node in names for contraction in flow.contractions):
-        return None
-    kind = "attention" if any(core.node in names for core in flow.cores) else "feed_forward"
-    alive = {str(node.target) for node in live if node.op == "get_attr"}
-    tensors = dict.fromkeys(str(node.target) for node in dead if node.op == "get_attr")
-    return Residual(kind, add.name, stream.name, branch.name, names, tuple(t for t in tensors if t not in alive))
-
-
-def _live(graph: fx.Graph, add: fx.Node, stream: fx.Node) -> set[fx.Node]:
-    """What the first output still needs once `add` is `stream`."""
-    pending, live = [first_output(graph)], set()
-    while pending:
-        node = pending.pop()
-        if node not in live:
-            live.add(node)
-            pending.extend([stream] if node is add else node.all_input_nodes)
-    return live
-
-
-def first_output(graph: fx.Graph) -> fx.Node:
-    """The hidden states among what the graph returns."""
-    result = graph.output_node().args[0]
-    first = result[0] if isinstance(result, tuple | list) else result
-    assert isinstance(first, fx.Node)
-    return first
-
-
-def _ancestors(graph: fx.Graph) -> dict[fx.Node, set[fx.Node]]:
-    known: dict[fx.Node, set[fx.Node]] = {}
-    for node in graph.nodes:
-        known[node] = set(node.all_input_nodes).union(*(known[value] for value in node.all_input_nodes))
-    return known
-
-
-# --- units ---
 
 
 def find_sites(

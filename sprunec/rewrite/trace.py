@@ -18,23 +18,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from sprunec.errors import TraceError
-from sprunec.rewrite.axes import Groups
-from sprunec.rewrite.flow import Contraction, Core, follow
-from sprunec.rewrite.sites import Residual, Site, find_residuals, find_sites
+from sprunec.rewrite.program import Program, read_program
+from sprunec.rewrite.sites import Site, find_sites
 
 Inputs = Mapping[str, tuple[Any, ...]]
-
-
-@dataclass(frozen=True)
-class Program:
-    """One traced method of a block and what flows through it."""
-
-    graph: fx.Graph
-    ops: Mapping[str, str]
-    groups: Groups
-    contractions: tuple[Contraction, ...]
-    cores: tuple[Core, ...]
-    residuals: tuple[Residual, ...]
 
 
 @dataclass(frozen=True)
@@ -119,10 +106,7 @@ def _trace_block(index: int, path: str, block: nn.Module, inputs: Inputs, owners
 def _program(path: str, block: nn.Module, method: str, inputs: Sequence[Any]) -> Program:
     given = tuple(_to_meta(value) for value in inputs)
     graph = _trace_method(path, block, method)
-    flow = follow(graph, block, given)
-    groups, cores = flow.finish()
-    ops = {node.name: flow.op(node) for node in graph.nodes if node.op.startswith("call")}
-    return Program(graph, ops, groups, tuple(flow.contractions), cores, find_residuals(flow, graph))
+    return read_program(graph, block, given)
 
 
 def _trace_method(path: str, block: nn.Module, method: str) -> fx.Graph:

@@ -12,17 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sprunec.errors import PassError
-from sprunec.masks.budgets import (
-    Budget,
-    CountBudget,
-    Key,
-    SizeBudget,
-    apply_masks,
-    fill_all,
-    make_budgets,
-    settled,
-    unit_sizes,
-)
+from sprunec.masks.budgets import Budget, CountBudget, fill_all, make_budgets, settled
+from sprunec.masks.sizes import SizeBudget
+from sprunec.masks.units import Key, apply_masks, unit_sizes
 from sprunec.model.config import LayerKept, ModelConfig
 from tests.conftest import tiny_config
 

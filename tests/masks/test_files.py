@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from sprunec.errors import InputError
-from sprunec.masks.budgets import apply_masks
 from sprunec.masks.files import load_scores, read_masks, save_scores, write_masks
+from sprunec.masks.units import apply_masks
 from sprunec.model.config import LayerKept
 from tests.conftest import tiny_config
 

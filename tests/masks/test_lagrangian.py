@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sprunec.masks.budgets import Budget, CountBudget, SizeBudget, make_budgets, settled
+from sprunec.masks.budgets import Budget, CountBudget, make_budgets, settled
 from sprunec.masks.gates import kept_probability
 from sprunec.masks.lagrangian import QUADRATIC_FLOOR, Lagrangian
+from sprunec.masks.sizes import SizeBudget
 from tests.conftest import tiny_config
 
 HEADS = {(0, "head"): 4, (1, "head"): 4, (2, "head"): 4}

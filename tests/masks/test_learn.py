@@ -7,9 +7,10 @@ import torch
 
 from sprunec.data.batches import Batch
 from sprunec.engines.loop import language_model_loss
-from sprunec.masks.budgets import Key, make_budgets
+from sprunec.masks.budgets import make_budgets
 from sprunec.masks.lagrangian import Lagrangian
 from sprunec.masks.learn import GateLearner, start_from
+from sprunec.masks.units import Key
 from sprunec.model.cpm_ant import example_inputs
 from sprunec.rewrite.gating import insert_gates
 from sprunec.rewrite.trace import trace_blocks

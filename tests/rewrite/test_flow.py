@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from sprunec.rewrite.axes import Groups
 from sprunec.rewrite.flow import follow
+from sprunec.rewrite.rules import RULES
 
 
 class Holder(nn.Module):
@@ -28,7 +29,7 @@ class Holder(nn.Module):
 def analyse(body: Callable[[Holder, Tensor], Tensor]) -> Groups:
     """The groups of `body` over x (2, 5, 8), first (12, 8) and second (8, 12)."""
     root = Holder(body)
-    flow = follow(fx.Tracer().trace(root), root, (torch.empty(2, 5, 8, device="meta"),))
+    flow = follow(fx.Tracer().trace(root), root, (torch.empty(2, 5, 8, device="meta"),), RULES)
     return flow.finish()[0]
 
 
@@ -99,7 +100,7 @@ def test_a_broadcast_bias_goes_with_its_dim() -> None:
             return x * self.scale + self.bias
 
     root = Biased()
-    groups, _ = follow(fx.Tracer().trace(root), root, (torch.empty(2, 5, 8, device="meta"),)).finish()
+    groups, _ = follow(fx.Tracer().trace(root), root, (torch.empty(2, 5, 8, device="meta"),), RULES).finish()
     assert groups.tensors["scale"][0] == groups.values["x"][2]
     assert groups.tensors["bias"][0] == groups.values["x"][1]
     assert groups.tensors["bias"][1] != groups.values["x"][2]
@@ -128,7 +129,7 @@ def test_index_select_hands_its_axis_to_the_index() -> None:
 
     root, tracer = Selecting(), fx.Tracer()
     tracer.proxy_buffer_attributes = True
-    groups, _ = follow(tracer.trace(root), root, (torch.empty(2, 5, 8, device="meta"),)).finish()
+    groups, _ = follow(tracer.trace(root), root, (torch.empty(2, 5, 8, device="meta"),), RULES).finish()
     assert groups.tensors["kept"][0] == groups.values["index_select"][2]
     assert groups.pinned[groups.values["x"][2][0]] == "it is selected from"
 
@@ -141,7 +142,7 @@ def test_attention_names_what_it_runs_side_by_side_and_what_it_scores_by() -> No
     root = Attending()
     shapes = ((2, 4, 5, 6), (2, 4, 7, 6), (2, 4, 7, 3), (4, 1, 7))
     inputs = tuple(torch.empty(shape, device="meta") for shape in shapes)
-    groups, (core,) = follow(fx.Tracer().trace(root), root, inputs).finish()
+    groups, (core,) = follow(fx.Tracer().trace(root), root, inputs, RULES).finish()
     q, k, v, mask = (groups.values[name] for name in ("q", "k", "v", "mask"))
     assert core.heads == q[:2] == k[:2] == v[:2]
     assert core.scored == q[3] == k[3]

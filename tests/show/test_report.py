@@ -15,8 +15,8 @@ from xml.etree import ElementTree
 import pytest
 from jsonschema import Draft202012Validator
 
-from sprunec.show import report as show
-from sprunec.show.report import write_html
+from sprunec.show import plots
+from sprunec.show.report import STATUS, write_html
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "schemas" / "report.schema.json").read_text())
 # (node, steps, target per layer or None, full size): 700 steps in all
@@ -224,7 +224,7 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
     assert len(drawings(page)) == 4
 
 
-@pytest.mark.parametrize("status", show.STATUS)
+@pytest.mark.parametrize("status", STATUS)
 def test_a_run_that_has_only_begun_has_a_page(tmp_path: Path, status: str) -> None:
     empty: dict[str, Any] = {"attention": {}, "feed_forward": {}}
     report = {
@@ -238,7 +238,7 @@ def test_a_run_that_has_only_begun_has_a_page(tmp_path: Path, status: str) -> No
     report = {**report, "budgets": [], "error": "data/pretrain: no such file"}
     Draft202012Validator(SCHEMA).validate(report)
     outline = Outline(written(tmp_path, report))
-    assert show.STATUS[status][1] in outline.text
+    assert STATUS[status][1] in outline.text
     assert "data/pretrain: no such file" in outline.text
     assert "svg" not in outline.tags
     assert "Passes" not in outline.text
@@ -264,7 +264,7 @@ def test_a_failed_write_leaves_the_old_page(tmp_path: Path) -> None:
 
 def test_long_runs_are_thinned_to_means() -> None:
     points = [(float(step), float(step % 2)) for step in range(100_000)]
-    thin = show.thinned(points, 200_000, 1000)
+    thin = plots.thinned(points, 200_000, 1000)
     assert (len(thin), thin[0]) == (500, (99.5, 0.5))
 
 
@@ -273,7 +273,7 @@ def test_long_runs_are_thinned_to_means() -> None:
     [(0, 700, [0, 200, 400, 600]), (1.7, 5.6, [2, 3, 4, 5]), (3, 3, [3]), (0, 0.05, [0, 0.01, 0.02, 0.03, 0.04, 0.05])],
 )
 def test_ticks_are_round_numbers(low: float, high: float, expected: list[float]) -> None:
-    assert show.ticks(low, high) == expected
+    assert plots.ticks(low, high) == expected
 
 
 def test_showing_needs_no_torch() -> None:
