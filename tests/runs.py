@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -28,14 +29,15 @@ def mask_pass(unit: Any, target: dict[str, Any], steps: int = 3, **options: Any)
 
 
 def plan(*passes: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    return {
+    content = {
         "name": "small",
         "seed": 7,
         "model": {"config": dict(MODEL)},
         "data": {"source": "python-docs", "max_length": 34, "batch_size": 4},
         "evaluate": {"tokens": 300},
         "passes": list(passes),
-    } | changes
+    }
+    return copy.deepcopy(content | changes)
 
 
 def write(directory: Path, content: dict[str, Any], name: str = "plan.json") -> Path:

@@ -12,7 +12,7 @@ from sprunec.data.batches import Batch
 from sprunec.engines.device import Place
 from sprunec.engines.loop import language_model_loss
 from sprunec.masks import criteria
-from sprunec.masks.budgets import gate_units, unit_sizes
+from sprunec.masks.units import gate_units, unit_sizes
 from sprunec.model.config import LayerKept
 from sprunec.model.cpm_ant import build, example_inputs
 from sprunec.rewrite.gating import insert_gates

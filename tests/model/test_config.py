@@ -129,6 +129,12 @@ def test_bias_columns_follow_heads_through_two_cuts() -> None:
     assert second == LayerShape(1, 2, 0, (3,))
 
 
+def test_a_model_that_comes_cut_counts_its_heads_anew_but_keeps_its_columns() -> None:
+    shape = LayerShape(2, 6, 40, (1, 3))
+    assert shape.everything().heads == (0, 1)
+    assert shape.cut(shape.everything(), LayerKept((1,), (0, 1), (0,)), 4).kept_heads == (3,)
+
+
 def test_cutting_other_units_leaves_bias_columns_alone() -> None:
     before = LayerKept((0, 2), (0, 1), (0, 1))
     shape = LayerShape(2, 2, 2, (0, 2))

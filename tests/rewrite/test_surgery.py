@@ -87,6 +87,9 @@ def difference(model: nn.Module, kept: tuple[LayerKept, ...]) -> float:
     """Between masked and cut, once it is sure that the cut matters."""
     masked, small = masked_and_cut(model, kept)
     wanted = masked(IDS)
+    for block in trace(model.eval(), IDS):
+        assert block.sublayers() == ("attention", "feed_forward")
+        assert block.sites.keys() == {"head", "dim_head", "dim_ff"}
     assert (model.eval()(IDS) - wanted).abs().max() > 0.01
     return float((small(IDS) - wanted).abs().max())
 
