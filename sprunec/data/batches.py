@@ -113,7 +113,7 @@ def load_text_data(directory: Path, *, prompt_length: int, max_length: int, batc
     train, held_out = (np.load(directory / f"{part}.npy", mmap_mode="r") for part in ("train", "held_out"))
     tokenizer = Characters.from_json(json.loads((directory / "vocabulary.json").read_text(encoding="utf-8")))
     window = max_length - prompt_length
-    for part, ids, least in (("training", train, window + 2), ("held-out", held_out, 2)):
+    for part, ids, least in (("training", train, window + 1), ("held-out", held_out, 2)):
         if ids.size < least:
             message = f"the {part} part has {ids.size} tokens, one window needs {least}"
             raise InputError.at("data", message, "give more text, or a smaller max_length")

@@ -56,8 +56,8 @@ def _document(path: Path, number: int, line: str) -> str:
     try:
         record = json.loads(line)
     except (json.JSONDecodeError, RecursionError) as error:
-        column = getattr(error, "colno", 1)
-        raise InputError(_at_line(path, number, column, f"is not JSON: {error}")) from error
+        column, why = getattr(error, "colno", 1), getattr(error, "msg", "it is nested too deeply")
+        raise InputError(_at_line(path, number, column, f"is not JSON: {why}")) from error
     text = record.get("text") if isinstance(record, dict) else None
     if not isinstance(text, str):
         raise InputError(_at_line(path, number, 1, "has no `text` string"))

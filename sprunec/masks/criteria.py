@@ -39,12 +39,12 @@ def taylor(model: nn.Module, gates: Gates, batches: Iterable[Batch], loss: Loss,
     for key, leaf in leaves.items():
         gates.set(*key, leaf)
     scores = {key: torch.zeros(size) for key, size in gates.sizes.items()}
-    for batch in batches:
+    for count, batch in enumerate(batches, start=1):
         batch = batch.to(place.device)
         with place.precision():
             mean = loss(model, batch) / batch.target_count
         for (key, _), gradient in zip(leaves.items(), torch.autograd.grad(mean, list(leaves.values())), strict=True):
-            scores[key] += gradient.abs().float().cpu()
+            scores[key] += (gradient.abs().float().cpu() - scores[key]) / count
     return scores
 
 

@@ -73,6 +73,8 @@ def unite(left: Dim, right: Dim) -> None:
     """Pair two dims of one size, splitting the coarser side where needed."""
     ours, theirs = leaves(left), leaves(right)
     while ours and theirs:
+        _match_ones(ours, theirs)
+        ours, theirs = leaves(ours), leaves(theirs)
         a, b = ours[0], theirs[0]
         if a is b or a.size == b.size:
             a.join(b)
@@ -84,6 +86,14 @@ def unite(left: Dim, right: Dim) -> None:
             big, small = (a, b) if a.size > b.size else (b, a)
             big.split(small.size)
             ours, theirs = leaves(ours), leaves(theirs)
+
+
+def _match_ones(ours: Dim, theirs: Dim) -> None:
+    """Where one side ends in an axis of 1 that the other lacks, give it to the other too."""
+    for long, short in ((ours, theirs), (theirs, ours)):
+        if len(short) == 1 and len(long) > 1 and long[0].size == short[0].size:
+            short[0].split(short[0].size)
+            return
 
 
 def regroup(layout: Layout, shape: Sequence[int]) -> Layout:
@@ -101,10 +111,20 @@ def regroup(layout: Layout, shape: Sequence[int]) -> Layout:
                 rest[0].split(missing)
                 rest = leaves(rest)
             taken.append(rest.pop(0))
-        result.append(taken or [Axis(int(length))])
+        result.append(taken or [_last_one(result) if length == 1 else Axis(int(length))])
     if result and rest:
         result[-1].extend(rest)
     return result
+
+
+def _last_one(layout: Layout) -> Axis:
+    """A trailing 1 is a factor of the axis before it, so that heads of one dim still have that dim."""
+    if not layout or not layout[-1]:
+        return Axis(1)
+    last = layout[-1][-1]
+    last.split(last.size)
+    layout[-1][-1:], one = last.leaves()[:1], last.leaves()[1]
+    return one
 
 
 @dataclass(frozen=True)

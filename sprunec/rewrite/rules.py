@@ -25,7 +25,7 @@ def broadcast(flow: Flow, node: fx.Node) -> Layout:
     for value in tensor_inputs(flow, node):
         layout, own = flow.layout(value), flow.shape(value)
         for back in range(1, len(own) + 1):
-            if own[-back] != shape[-back] or (own[-back] == 1 and result[-back] is not None):
+            if own[-back] != shape[-back]:
                 continue
             known = result[-back]
             if known is None:

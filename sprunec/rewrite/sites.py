@@ -56,7 +56,24 @@ def find_sites(
             fixed[unit] = forward.groups.sizes[groups[0]]
         else:
             sites[unit] = _site(block, unit, groups, programs, parameters)
+    if _strays(forward, sites):
+        notes.append(f"{block}: what is added together with the attention cannot be cut by itself")
     return sites, fixed, tuple(notes)
+
+
+def _strays(program: Program, sites: Mapping[str, Site]) -> bool:
+    """Whether an attention sublayer holds sums over units of some other kind, as in x + (attention + mlp)."""
+    known = {group for site in sites.values() for group in site.groups["forward"]}
+    owned = {group for dims in program.groups.tensors.values() for dim in dims for group in dim}
+    inside = [
+        group
+        for residual in program.residuals
+        if residual.kind == "attention"
+        for contraction in program.contractions
+        if contraction.node in residual.nodes
+        for group in program.groups.values[contraction.operand][contraction.dim]
+    ]
+    return any(group in owned - known and group not in program.groups.pinned for group in inside)
 
 
 def _candidates(program: Program) -> dict[str, tuple[int, ...]]:

@@ -12,7 +12,7 @@ from sprunec.rewrite.axes import Groups
 from sprunec.rewrite.sites import factors
 from sprunec.rewrite.trace import TracedBlock, trace, trace_blocks
 from tests.conftest import tiny_config
-from tests.rewrite.strange import Strange
+from tests.rewrite.strange import Strange, Unit
 
 
 def cpm_blocks(**changes: object) -> tuple[TracedBlock, ...]:
@@ -165,3 +165,32 @@ def test_factors_count_what_lies_around_an_axis() -> None:
     assert factors(groups, "context", 1, 1) == (1, 24)
     assert factors(groups, "context", 1, 2) == (2, 6)
     assert factors(groups, "context", 1, 3) == (8, 1)
+
+
+class AddedTogether(Unit):
+    """Attention and MLP of one norm, summed before they are added."""
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        normed = self.norm_one(x)
+        query, key, value = self.qkv(normed).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        return x + (self.back(mixed.transpose(1, 2).flatten(2)) + self.down(self.act(self.up(normed))))
+
+
+def test_an_mlp_added_with_the_attention_is_said_not_to_be_cut() -> None:
+    model = Strange(depth=1).eval()
+    model.units[0] = AddedTogether(24, 4, 40, "chunk").eval()
+    (block,) = trace(model, torch.randint(0, 50, (2, 7)))
+    assert block.sublayers() == ("attention",)
+    assert set(block.sites) == {"head", "dim_head"}
+    assert block.notes == ("units.0: what is added together with the attention cannot be cut by itself",)
+
+
+@pytest.mark.parametrize("narrow", ["dim_head", "num_heads", "dim_ff"])
+def test_units_that_are_the_last_of_their_kind_are_still_sites(narrow: str) -> None:
+    config = tiny_config(**{narrow: 1})
+    (block, *_) = trace_blocks(build(config), example_inputs(config))
+    sizes = {"head": config.num_heads, "dim_head": config.dim_head, "dim_ff": config.dim_ff}
+    assert {unit: site.size for unit, site in block.sites.items()} == sizes
+    each = {"head": 4 * config.dim_head * 24, "dim_head": 4 * config.num_heads * 24, "dim_ff": 3 * 24}
+    assert {unit: site.parameters_each for unit, site in block.sites.items()} == each
