@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import random
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ def run(*arguments: object) -> int:
 
 WITHOUT_TORCH = """
 import sys
+import time
 from sprunec.cli import main
 try:
     main()
@@ -77,9 +80,9 @@ def test_the_guides_example_at_true_size(capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.mark.parametrize("path", [*sorted((ROOT / "plans").glob("*to*.json")), ROOT / "plans" / "quickstart.json"])
-def test_shipped_plans_are_valid_and_lower(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_shipped_plans_are_valid_and_lower(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("validate", path) == 0
-    assert run("run", path, "--dry-run") == 0
+    assert run("run", path, "--dry-run", "--out", tmp_path) == 0
     assert "nodes, 0 already in the store" in capsys.readouterr().out
 
 
@@ -215,3 +218,25 @@ def test_inspect_names_what_it_cannot_read(content: str, tmp_path: Path, capsys:
 def test_inspect_of_nothing_is_an_input_error(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("inspect", tmp_path / name) == 3
     assert name in capsys.readouterr().err.replace("\n", "")
+
+
+# --- signals ---
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_an_interrupt_exits_130_and_the_same_command_continues(name: str, tmp_path: Path) -> None:
+    content = plan({"pass": "train", "steps": 2}, {"pass": "train", "steps": 400}, EMIT)
+    command = [sys.executable, "-m", "sprunec", "run", str(write(tmp_path, content)), "--out", str(tmp_path / "out")]
+    running = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    events = tmp_path / "out" / "events.jsonl"
+    while running.poll() is None and not (events.exists() and "4-train" in events.read_text()):
+        time.sleep(0.05)
+    running.send_signal(getattr(signal, name))
+    _, errors = running.communicate(timeout=60)
+    assert running.returncode == 130, errors
+    assert "run the same command again to continue" in errors
+    assert "Traceback" not in errors
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert report["status"] == "interrupted"
+    assert [entry["name"] for entry in report["passes"]] == ["1-data", "2-load", "3-train"]
+    assert not list((tmp_path / "out/store").glob("writing-*"))

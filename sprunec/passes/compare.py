@@ -104,10 +104,10 @@ def _batches(job: Job, config: ModelConfig) -> Iterator[Batch]:
     """Held-out text where the plan has any, else words drawn at random."""
     if "data" in job.inputs:
         return islice(open_data(job, config).held_out_batches(), BATCHES)
-    return iter([_random_batch(config)])
+    return iter([random_batch(config)])
 
 
-def _random_batch(config: ModelConfig, rows: int = 2, text: int = 64) -> Batch:
+def random_batch(config: ModelConfig, rows: int = 2, text: int = 64) -> Batch:
     draw = torch.Generator().manual_seed(0)
     prompt, columns = config.prompt_length, config.prompt_length + text
     words = torch.randint(config.vocab_size, (rows, text), generator=draw)

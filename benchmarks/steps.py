@@ -1,0 +1,123 @@
+"""A training step, side by side: the dense model, the same with gates, and the small model they lead to.
+
+    python benchmarks/steps.py [--width 256] [--steps 20] [--device cpu]
+
+Steps of the three take turns, so that a busy moment of the machine falls on all of them; medians are compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import torch
+
+from sprunec.data.batches import Batch
+from sprunec.engines.device import Place
+from sprunec.engines.loop import Training, fit
+from sprunec.masks.budgets import make_budgets
+from sprunec.masks.lagrangian import Lagrangian
+from sprunec.masks.learn import GateLearner, start_from
+from sprunec.masks.units import gate_units, unit_sizes
+from sprunec.model.config import LayerKept, ModelConfig
+from sprunec.model.cpm_ant import build, example_inputs, initialize
+from sprunec.model.frame import CPMAnt
+from sprunec.passes.compare import random_batch
+from sprunec.rewrite.gating import insert_gates
+from sprunec.rewrite.trace import trace_blocks
+
+UNITS = ("attention", "feed_forward", "head", "dim_ff")
+OPTIONS: dict[str, Any] = {
+    "learning_rate": 1e-4,
+    "schedule": "constant",
+    "warmup_steps": 0,
+    "weight_decay": 0.01,
+    "clip_grad": 1.0,
+    "accumulate": 1,
+    "loss_scale": 1.0,
+}
+
+
+def config_of(width: int) -> ModelConfig:
+    return ModelConfig.from_dict(
+        {
+            "vocab_size": 2048,
+            "dim_model": width,
+            "num_heads": width // 32,
+            "dim_head": 32,
+            "dim_ff": 3 * width,
+            "num_layers": 6,
+            "prompt_types": 3,
+            "prompt_length": 4,
+            "segment_types": 3,
+        }
+    )
+
+
+def fresh(config: ModelConfig, place: Place) -> CPMAnt:
+    model = build(config)
+    initialize(model, 0)
+    return model.to(place.device)
+
+
+def gated(config: ModelConfig, place: Place, steps: int) -> tuple[CPMAnt, GateLearner]:
+    """A model whose sublayers, heads and dims all carry gates, halfway to half its size."""
+    model = fresh(config, place)
+    gates = insert_gates(model, trace_blocks(model, example_inputs(config)), gate_units(UNITS))
+    budgets = make_budgets(config, UNITS, {"sparsity": 0.5}, "global")
+    scores = {key: torch.rand(size) for key, size in unit_sizes(config, UNITS).items()}
+    lagrangian = Lagrangian(budgets, steps, 0.5)
+    learner = GateLearner(gates, start_from(scores), lagrangian, steps=steps, rate=0.1, seed=0, device=place.device)
+    return model, learner
+
+
+def small_config(config: ModelConfig) -> ModelConfig:
+    """A quarter of the heads, half of the dims."""
+    heads, dims = tuple(range(config.num_heads // 4)), tuple(range(config.dim_ff // 2))
+    kept = [LayerKept(heads, tuple(range(config.dim_head)), dims)] * config.num_layers
+    return config.cut(config.everything(), kept)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--device", default="auto")
+    arguments = parser.parse_args()
+    place, config = Place.of(arguments.device, "fp32"), config_of(arguments.width)
+    batch = random_batch(config, rows=8, text=124)
+    model, learner = gated(config, place, arguments.steps + 1)
+    runs: dict[str, Callable[[], None]] = {
+        "dense": stepper(fresh(config, place), batch, place, None),
+        "gated": stepper(model, batch, place, learner),
+        "small": stepper(fresh(small_config(config), place), batch, place, None),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(arguments.steps + 1):
+        for name, step in runs.items():
+            started = time.perf_counter()
+            step()
+            if turn:  # the first of each warms up
+                seconds[name].append(time.perf_counter() - started)
+    times = {name: median(values) for name, values in seconds.items()}
+    print(f"{'':8}{'ms a step':>12}{'of dense':>12}")
+    for name, value in times.items():
+        print(f"{name:8}{1000 * value:>12.1f}{value / times['dense']:>11.2f}x")
+    print(json.dumps({"seconds": times, "device": str(place.device), "torch": torch.__version__}))
+
+
+def stepper(model: CPMAnt, batch: Batch, place: Place, learner: GateLearner | None) -> Callable[[], None]:
+    training = Training(steps=1, **OPTIONS)
+
+    def step() -> None:
+        fit(model, lambda _: batch, training, place, first_step=0, report=lambda _: None, companion=learner)
+
+    return step
+
+
+if __name__ == "__main__":
+    main()
