@@ -32,6 +32,8 @@ from sprunec.rewrite.trace import trace_blocks
 
 UNITS = ("attention", "feed_forward", "head", "dim_ff")
 OPTIONS: dict[str, Any] = {
+    "optimizer": "adamw",
+    "betas": (0.9, 0.999),
     "learning_rate": 1e-4,
     "schedule": "constant",
     "warmup_steps": 0,

@@ -6,7 +6,6 @@ Exit codes: 0 done · 1 a pass failed or the comparison did · 2 usage · 3 inva
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -57,17 +56,17 @@ def run(
     plan: Annotated[Path, typer.Argument(help="A plan file.", show_default=False)],
     out: Annotated[Path | None, typer.Option(help="Where the run lives; run again there to continue.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the graph, sizes and cost; do nothing.")] = False,
+    strict: Annotated[bool, typer.Option(help="With --dry-run: a missing file is an error, as in a run.")] = False,
     quiet: Annotated[bool, typer.Option(help="No progress.")] = False,
     as_json: Json = False,
 ) -> None:
     """Run a plan; what is already done is not done again."""
     from sprunec.plan.plan import check_plan
 
-    checked, found = check_plan(plan, strict=not dry_run)
+    checked, found = check_plan(plan, strict=strict or not dry_run)
     if checked is None:
-        if as_json:
-            _print_json(_diagnostics_document(found))
-        raise InputError(*found)
+        with _document_on_error(as_json):
+            raise InputError(*found)
     print_diagnostics(found)
     from sprunec.graph.lower import lower
 
@@ -76,7 +75,8 @@ def run(
     if dry_run:
         _show_graph(graph, folder, as_json)
         return
-    report = _execute(graph, folder, Progress(quiet=quiet))
+    with _document_on_error(as_json, folder):
+        report = _execute(graph, folder, Progress(quiet=quiet))
     _show_report(report, folder, as_json)
     raise typer.Exit(0 if report.status == "done" else TARGET_MISSED)
 
@@ -89,7 +89,8 @@ def inspect(
     """Show what is in a model, what can be cut, and what each cut would save."""
     from sprunec.rewrite.inspect import inspect_model
 
-    document = inspect_model(model)
+    with _document_on_error(as_json):
+        document = inspect_model(model)
     if as_json:
         _print_json(document)
     else:
@@ -110,8 +111,23 @@ def _execute(graph: Any, folder: Path, progress: Progress) -> Any:
         raise
     finally:
         progress.close()
-        if (folder / "report.json").exists():
+        if (folder / "report.json").is_file():
             write_html(folder)
+
+
+@contextmanager
+def _document_on_error(as_json: bool, folder: Path | None = None) -> Iterator[None]:
+    """With --json stdout gets a document whatever happens: the findings about bad input, else the run's own report."""
+    try:
+        yield
+    except InputError as error:
+        if as_json:
+            _print_json(_diagnostics_document(error.diagnostics))
+        raise
+    except BaseException:
+        if as_json and folder is not None and (folder / "report.json").is_file():
+            typer.echo((folder / "report.json").read_text(encoding="utf-8"))
+        raise
 
 
 @contextmanager
@@ -169,7 +185,9 @@ def _diagnostics_document(found: Sequence[Diagnostic]) -> dict[str, Any]:
 
 
 def _print_json(document: Any) -> None:
-    typer.echo(json.dumps(document, indent=1, ensure_ascii=False))
+    from sprunec.graph.store import strict_json
+
+    typer.echo(strict_json(document))
 
 
 def main() -> None:
@@ -184,3 +202,7 @@ def main() -> None:
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        Console(stderr=True).print(f"[red]error:[/red] {place}{error.strerror or error}", highlight=False)
+        sys.exit(SprunecError.exit_code)

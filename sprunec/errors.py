@@ -78,7 +78,10 @@ class ComparisonError(SprunecError):
 
     def __init__(self, metrics: dict[str, Any]) -> None:
         self.metrics = metrics
+        difference, limit, where = metrics["max_abs_difference"], metrics["tolerance"], "float64"
+        if difference <= limit:
+            difference, limit, where = metrics["float32_difference"], metrics["float32_tolerance"], "float32"
         super().__init__(
-            f"the rewritten model differs from the masked one by {metrics['max_abs_difference']:.3g} on "
-            f"{metrics['tokens']} tokens, the tolerance is {metrics['tolerance']:.3g}; nothing is emitted"
+            f"the rewritten model differs from the masked one by {difference:.3g} in {where} arithmetic on "
+            f"{metrics['tokens']} tokens, the tolerance is {limit:.3g}; nothing is emitted"
         )

@@ -169,6 +169,37 @@ def test_a_hundred_mutations_exit_0_or_3(tmp_path: Path, capsys: pytest.CaptureF
     assert codes.count(3) > 50
 
 
+def test_a_failed_run_prints_a_document_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = plan({"pass": "train", "steps": 60, "learning_rate": 1000, "schedule": "constant"})
+    assert run("run", write(tmp_path, content), "--out", tmp_path / "out", "--json", "--quiet") == 1
+    report = json.loads(capsys.readouterr().out)
+    validator("report").validate(report)
+    assert report["status"] == "failed"
+    assert "the loss became" in report["error"]
+
+
+def test_a_missing_device_is_told_before_any_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = plan(TRAIN, engine={"device": "cuda:77"})
+    assert run("run", write(tmp_path, content), "--out", tmp_path / "out", "--json") == 3
+    captured = capsys.readouterr()
+    validator("diagnostics").validate(json.loads(captured.out))
+    assert "cuda:77 is not on this machine" in captured.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_out_that_cannot_be_written_is_an_input_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "out").write_text("a file")
+    assert run("run", write(tmp_path, plan(TRAIN)), "--out", tmp_path / "out") == 3
+    assert "cannot be written to" in capsys.readouterr().err
+    assert (tmp_path / "out").read_text() == "a file"
+
+
+def test_a_strict_dry_run_wants_every_file(tmp_path: Path) -> None:
+    path = write(tmp_path, plan(TRAIN, model={"config": MODEL, "checkpoint": "gone.pt"}))
+    assert run("run", path, "--dry-run") == 0
+    assert run("run", path, "--dry-run", "--strict") == 3
+
+
 # --- inspect ---
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -17,6 +18,7 @@ from sprunec.cli import main
 from sprunec.errors import ComparisonError, InputError, PassError
 from sprunec.graph.execute import Nobody
 from sprunec.model.config import LayerKept
+from sprunec.passes import emit
 from sprunec.plan.schema import validator
 from sprunec.rewrite import gating, surgery
 from tests.runs import EMIT, MODEL, TRAIN, guide, mask_pass, plan, write
@@ -193,6 +195,8 @@ UNITS: list[tuple[Any, dict[str, Any], str]] = [
     ("layer", {"sparsity": 0.5}, "global"),
     ("head", {"sparsity": 0.5}, "global"),
     (["head", "dim_ff"], {"num_heads": 2, "dim_ff": 10}, "per-layer"),
+    (["attention", "head"], {"num_attention": 2, "num_heads": 3}, "global"),
+    (["layer", "head", "dim_ff"], {"num_attention": 2, "num_feed_forward": 1, "num_heads": 3, "dim_ff": 9}, "global"),
     (["attention", "feed_forward", "head", "dim_head", "dim_ff"], {"parameters": 30000}, "global"),
 ]
 
@@ -201,7 +205,15 @@ UNITS: list[tuple[Any, dict[str, Any], str]] = [
 def test_every_unit_reaches_its_target(unit: Any, target: dict[str, Any], budget: str, tmp_path: Path) -> None:
     content = plan(TRAIN, mask_pass(unit, target, budget=budget), EMIT, evaluate={"tokens": 60})
     report = execute(content, tmp_path)
+    kept = report["kept"]
+    counted = {
+        "num_attention": sum(heads is not None for heads in kept["attention"].values()),
+        "num_feed_forward": sum(dims is not None for dims in kept["feed_forward"].values()),
+        "num_heads": sum(len(heads or ()) for heads in kept["attention"].values()),
+        "dim_ff": sum(dims or 0 for dims in kept["feed_forward"].values()),
+    }
     for row in report["budgets"]:
+        assert row["got"] == counted.get(row["name"], row["got"])
         assert row["got"] <= row["target"]
         assert row["got"] == row["target"] or "sparsity" in target or "parameters" in target
     assert report["comparison"]["max_abs_difference"] <= 1e-9
@@ -308,6 +320,82 @@ def test_loss_that_explodes_stops_the_pass(tmp_path: Path) -> None:
     assert read_report(tmp_path / "out")["status"] == "failed"
 
 
+def test_what_an_earlier_run_published_does_not_stay_beside_another_report(finished: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(finished, tmp_path / "out")
+    report = execute(plan(TRAIN), tmp_path)
+    assert report["status"] == "done"
+    assert not any((out / name).exists() for name in ("model", "masks", "recipe.json"))
+    events = [json.loads(line)["node"] for line in (out / "events.jsonl").read_text().splitlines()]
+    assert set(events) <= {"3-train"}  # nothing of passes that this plan has not
+    execute(guide(), tmp_path)
+    for name in ("model/sprunec/model.safetensors", "recipe.json"):
+        assert (out / name).read_bytes() == (finished / name).read_bytes()
+
+
+def test_one_run_at_a_time(tmp_path: Path) -> None:
+    class Rival(Nobody):
+        def node_started(self, index: int, total: int, name: str) -> None:
+            execute(plan(TRAIN), tmp_path)
+
+    graph = sprunec.lower(sprunec.read_plan(write(tmp_path, plan(TRAIN))))
+    with pytest.raises(PassError, match=rf"in use by another run, process {os.getpid()}"):
+        sprunec.execute(graph, tmp_path / "out", Rival())
+    assert execute(plan(TRAIN), tmp_path)["status"] == "done"
+
+
+def test_a_file_that_changes_meanwhile_is_not_stored(tmp_path: Path) -> None:
+    class Writes(Nobody):
+        def node_started(self, index: int, total: int, name: str) -> None:
+            (tmp_path / "mine").write_text("another text, and a longer one " * 60)
+
+    (tmp_path / "mine").write_text("a text that is long enough to train on " * 40)
+    content = plan(TRAIN, data={"source": "text", "path": "mine", "max_length": 34, "batch_size": 4})
+    graph = sprunec.lower(sprunec.read_plan(write(tmp_path, content)))
+    with pytest.raises(PassError, match="mine has changed since the run began"):
+        sprunec.execute(graph, tmp_path / "out", Writes())
+    assert execute(content, tmp_path)["status"] == "done"
+
+
+def test_a_mask_file_that_is_missing_stops_before_any_work(tmp_path: Path) -> None:
+    content = plan(TRAIN, {"pass": "load-mask", "path": "gone.pt"}, EMIT)
+    graph = sprunec.lower(sprunec.read_plan(write(tmp_path, content)))
+    with pytest.raises(InputError, match=r"gone\.pt: error: there is no such file"):
+        sprunec.execute(graph, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5])
+def test_a_dry_run_foretells_what_sparsity_leaves(share: float, tmp_path: Path) -> None:
+    content = plan(TRAIN, mask_pass("head", {"sparsity": share}), EMIT, evaluate={"tokens": 60})
+    foretold = sprunec.lower(sprunec.read_plan(write(tmp_path, content))).parameters[1]
+    report = execute(content, tmp_path)
+    unit = 4 * MODEL["dim_head"] * MODEL["dim_model"]
+    absent = sum(heads is None for heads in report["kept"]["attention"].values()) * MODEL["dim_model"]
+    assert foretold - unit < report["models"]["small"]["parameters"] + absent <= foretold
+
+
+def test_a_checkpoint_with_more_than_the_model_goes_in(finished: Path, tmp_path: Path) -> None:
+    state = load_file(artifact(finished, "load") / "model.safetensors")
+    torch.save(state | {"optimizer.step": torch.ones(1)}, tmp_path / "more.pt")
+    content = plan(EMIT, model={"config": MODEL, "checkpoint": "more.pt"})
+    execute(content, tmp_path)
+    assert load_file(tmp_path / "out/model/sprunec/model.safetensors").keys() == state.keys()
+
+
+def test_a_cache_that_decodes_wrongly_fails_the_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the cached method is broken: the plain forward of what is emitted is right."""
+    whole = emit.model_source
+
+    def broken(*arguments: Any) -> str:
+        source = whole(*arguments)
+        assert "torch.cat((past_value, " in source
+        return source.replace("torch.cat((past_value, ", "torch.cat((0.9 * past_value, ")
+
+    monkeypatch.setattr(emit, "model_source", broken)
+    with pytest.raises(ComparisonError, match="nothing is emitted"):
+        execute(plan(TRAIN, mask_pass("head", {"num_heads": 3}), EMIT), tmp_path)
+
+
 # --- a checkpoint goes in as it came out ---
 
 
@@ -323,7 +411,8 @@ def test_a_checkpoint_goes_in(finished: Path, tmp_path: Path, suffix: str) -> No
     content = plan(scored, EMIT, model={"config": MODEL, "checkpoint": path.name})
     del content["data"], content["evaluate"]
     report = execute(content, tmp_path)
-    assert report["models"] == {}  # nothing was asked to be evaluated
+    assert report["models"]["small"]["loss"] is None  # nothing was asked to be evaluated
+    assert report["models"]["small"]["parameters"] < report["models"]["dense"]["parameters"]
     small = load_file(tmp_path / "out/model/sprunec/model.safetensors")
     rows = small["encoder.layers.0.self_att.self_attention.project_q.weight"]
     wanted = state["encoder.layers.0.self_att.self_attention.project_q.weight"].unflatten(0, (8, 8))

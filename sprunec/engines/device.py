@@ -28,9 +28,7 @@ class Place:
             InputError: the device is not here.
         """
         chosen = _best() if device == "auto" else device
-        if (chosen.startswith("cuda") and not torch.cuda.is_available()) or (
-            chosen == "mps" and not torch.backends.mps.is_available()
-        ):
+        if not _is_here(torch.device(chosen)):
             raise InputError.at("engine", f"device {device} is not on this machine", 'use "auto" or "cpu"')
         return cls(torch.device(chosen), DTYPES[precision])
 
@@ -42,6 +40,12 @@ class Place:
     def synchronize(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+
+def _is_here(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_available() and (device.index is None or device.index < torch.cuda.device_count())
+    return device.type != "mps" or torch.backends.mps.is_available()
 
 
 def _best() -> str:

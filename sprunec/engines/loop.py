@@ -25,6 +25,8 @@ class Training:
     """The options of a training pass that the loop reads."""
 
     steps: int
+    optimizer: str
+    betas: tuple[float, float]
     learning_rate: float
     schedule: str
     warmup_steps: int
@@ -80,11 +82,7 @@ def fit(
         PassError: the loss became NaN or infinite.
     """
     model.train()
-    optimizer = torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad],
-        lr=training.learning_rate,
-        weight_decay=training.weight_decay,
-    )
+    optimizer = make_optimizer(model, training)
     scaler = torch.amp.GradScaler(
         place.device.type, init_scale=training.loss_scale, enabled=place.dtype == torch.float16
     )
@@ -114,7 +112,19 @@ def fit(
             "tokens_per_second": batch.target_count / seconds,
         } | (companion.after(step) if companion is not None else {})
         report(event)
+    if not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
+        raise PassError("weights became NaN or infinite in the last step; lower the learning rate, or clip gradients")
     return event
+
+
+def make_optimizer(model: nn.Module, training: Training) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov & Hutter 2019), Adam with decay as an L2 term, or SGD with the first beta as its momentum."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    rate, decay = training.learning_rate, training.weight_decay
+    if training.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=rate, momentum=training.betas[0], weight_decay=decay)
+    kind = torch.optim.AdamW if training.optimizer == "adamw" else torch.optim.Adam
+    return kind(parameters, lr=rate, betas=training.betas, weight_decay=decay)
 
 
 def _backward(model: nn.Module, batch: Batch, training: Training, place: Place, scaler: torch.amp.GradScaler) -> float:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,7 +10,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sprunec.errors import ComparisonError, InputError, PassError, SprunecError
-from sprunec.graph.graph import Graph, Node
+from sprunec.graph.events import Events
+from sprunec.graph.graph import Graph, Node, file_stamp
+from sprunec.graph.lock import alone
+from sprunec.graph.publish import publish, unpublish
 from sprunec.graph.report import Report, versions
 from sprunec.graph.store import Artifact, Store
 from sprunec.passes.job import Job
@@ -44,6 +45,16 @@ class Nobody:
 
 
 @dataclass(frozen=True)
+class Workshop:
+    """What every node of a run works with."""
+
+    store: Store
+    events: Events
+    watcher: Watcher
+    device: str
+
+
+@dataclass(frozen=True)
 class Outcome:
     node: Node
     artifact: Artifact
@@ -55,14 +66,36 @@ def execute(graph: Graph, out: str | Path, watcher: Watcher | None = None) -> Re
     """Run what is not in `out`'s store yet; publish masks, recipe and model when all of it is done.
 
     Raises:
+        InputError: a file or the device is missing; nothing was done.
         SprunecError: a pass failed; the report says which, and what was finished stays.
     """
-    out, watcher = Path(out), watcher or Nobody()
-    report = Report.start(graph, out)
+    out = Path(out)
+    device = _check_ready(graph)
+    with alone(out):
+        return _execute(graph, out, watcher or Nobody(), device)
+
+
+def _check_ready(graph: Graph) -> str:
+    """The device that `auto` means here; raises for what would stop the run later."""
+    from sprunec.engines.device import Place
+
+    for node in graph.nodes:
+        for path in (path for paths in node.files.values() for path in paths):
+            if not path.exists():
+                raise InputError.at(path, "there is no such file", "give its path in the plan", code="missing-file")
+    return str(Place.of(graph.device, "fp32").device)
+
+
+def _execute(graph: Graph, out: Path, watcher: Watcher, device: str) -> Report:
+    report, store, events = Report.start(graph, out), Store(out / "store"), Events(out / "events.jsonl")
+    done = {node.name for node in graph.nodes if store.has(node)}
+    events.keep(done)
+    if len(done) < len(graph.nodes):
+        unpublish(out)
     report.save()
     try:
-        outcomes = _run(graph, out, watcher, report)
-        _publish(graph, out, outcomes)
+        outcomes = _run(graph, Workshop(store, events, watcher, device), report)
+        publish(graph, out, {name: outcome.artifact.path for name, outcome in outcomes.items()})
     except KeyboardInterrupt:
         report.end("interrupted")
         raise
@@ -76,13 +109,12 @@ def execute(graph: Graph, out: str | Path, watcher: Watcher | None = None) -> Re
     return report
 
 
-def _run(graph: Graph, out: Path, watcher: Watcher, report: Report) -> dict[str, Outcome]:
-    store, events = Store(out / "store"), Events(out / "events.jsonl")
+def _run(graph: Graph, shop: Workshop, report: Report) -> dict[str, Outcome]:
     outcomes: dict[str, Outcome] = {}
-    total = len(graph.nodes)
+    total, watcher = len(graph.nodes), shop.watcher
     for index, node in enumerate(graph.nodes, start=1):
         watcher.node_started(index, total, node.name)
-        outcome = _outcome(graph, node, store, outcomes, events, watcher)
+        outcome = _outcome(node, shop, outcomes)
         outcomes[node.name] = outcome
         report.add(outcome.node, outcome.artifact, outcome.cached, outcome.seconds)
         report.save()
@@ -92,27 +124,32 @@ def _run(graph: Graph, out: Path, watcher: Watcher, report: Report) -> dict[str,
     return outcomes
 
 
-def _outcome(
-    graph: Graph, node: Node, store: Store, done: Mapping[str, Outcome], events: Events, watcher: Watcher
-) -> Outcome:
+def _outcome(node: Node, shop: Workshop, done: Mapping[str, Outcome]) -> Outcome:
     started = time.perf_counter()
-    found = store.find(node)
+    found = shop.store.find(node)
     if found is not None:
         return Outcome(node, found, True, time.perf_counter() - started)
-    if node.digest is None:
-        raise InputError.at(next(iter(node.files.values()), ("a file",))[0], "there is no such file")
-    events.begin(node.name)
 
     def tell(event: dict[str, Any]) -> None:
-        events.write({"node": node.name, **event})
-        watcher.step(event)
+        shop.events.write({"node": node.name, **event})
+        shop.watcher.step(event)
 
-    with store.writing() as directory:
+    with shop.store.writing() as directory:
         inputs = {role: done[name].artifact.path for role, name in node.inputs.items()}
-        job = Job(node.options, inputs, node.files, directory, graph.device, tell)
+        job = Job(node.options, inputs, node.files, directory, shop.device, tell)
         metrics = _call(node, job)
-        artifact = store.keep(node, directory, metrics, versions())
+        _check_unchanged(node)
+        digests = {role: done[name].node.digest for role, name in node.inputs.items()}
+        note = {"inputs": digests, "metrics": metrics, "versions": versions(), "device": shop.device}
+        artifact = shop.store.keep(node, directory, note)
     return Outcome(node, artifact, False, time.perf_counter() - started)
+
+
+def _check_unchanged(node: Node) -> None:
+    """The digest names what the files held when the graph was made; else the store would lie for ever."""
+    for path, stamp in node.stamps.items():
+        if file_stamp(path) != stamp:
+            raise PassError(f"{node.name}: {path} has changed since the run began; run again")
 
 
 def _call(node: Node, job: Job) -> dict[str, Any]:
@@ -127,55 +164,3 @@ def _call(node: Node, job: Job) -> dict[str, Any]:
     except (MemoryError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise PassError(f"{node.name}: {first}") from error
-
-
-class Events:
-    """The file of one line a training step; a node that runs again replaces its own lines."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def begin(self, node: str) -> None:
-        if not self.path.exists():
-            return
-        lines = self.path.read_text().splitlines()
-        kept = [line for line in lines if _node_of(line) not in (node, None)]
-        self.path.write_text("".join(f"{line}\n" for line in kept))
-
-    def write(self, event: Mapping[str, Any]) -> None:
-        with self.path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(event) + "\n")
-
-
-def _node_of(line: str) -> str | None:
-    """None for a line that an interruption cut off."""
-    try:
-        name = json.loads(line)["node"]
-    except (ValueError, KeyError, TypeError):
-        return None
-    return str(name)
-
-
-def _publish(graph: Graph, out: Path, outcomes: Mapping[str, Outcome]) -> None:
-    """Copy what users look for out of the store: masks, recipe, the emitted forms."""
-    final = outcomes[graph.roles["final"]].artifact.path
-    source = outcomes[graph.roles["source"]].artifact.path
-    if "origin" in graph.roles:
-        from sprunec.masks.files import write_masks
-        from sprunec.model.checkpoint import read_kept
-
-        write_masks(out / "masks", read_kept(source), read_kept(final))
-        origin = outcomes[graph.roles["origin"]].artifact.path / "origin"
-        shutil.copyfile(origin / "recipe.json", out / "recipe.json")
-    if "emitted" in graph.roles:
-        emitted = outcomes[graph.roles["emitted"]].artifact.path
-        for form in (path for path in emitted.iterdir() if path.is_dir()):
-            _replace_tree(form, out / "model" / form.name)
-
-
-def _replace_tree(source: Path, target: Path) -> None:
-    aside = target.with_name(f".{target.name}.new")
-    shutil.rmtree(aside, ignore_errors=True)
-    shutil.copytree(source, aside)
-    shutil.rmtree(target, ignore_errors=True)
-    aside.rename(target)

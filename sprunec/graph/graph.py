@@ -18,6 +18,7 @@ class Node:
         name: its number and pass, unique in the graph.
         inputs: by the pass's own words for them, the names of the nodes that give them.
         files: the user's files, which `options` name by content.
+        stamps: when each of them was last changed, and its size.
         digest: over pass, version, options and the inputs' digests; None when a file it depends on is missing.
         about: what it does, in a few words.
         steps: training steps.
@@ -31,6 +32,7 @@ class Node:
     digest: str | None
     gives: str
     files: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
+    stamps: Mapping[Path, tuple[int, int]] = field(default_factory=dict)
     about: str = ""
     steps: int | None = None
     parameters: int | None = None
@@ -98,6 +100,14 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [_plain(inner) for inner in value]
     return value
+
+
+def file_stamp(path: Path) -> tuple[int, int]:
+    """What changes when a file is written to; zeros if there is none."""
+    if not path.exists():
+        return 0, 0
+    status = path.stat()
+    return status.st_mtime_ns, status.st_size
 
 
 def file_digest(path: Path) -> str:

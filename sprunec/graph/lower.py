@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sprunec.graph.graph import MISSING, Graph, Node, digest_of, file_digest
+from sprunec.graph.graph import MISSING, Graph, Node, digest_of, file_digest, file_stamp
 from sprunec.graph.sizes import planned
 from sprunec.model.config import ModelConfig
 from sprunec.passes.table import PASSES
@@ -28,6 +28,8 @@ from sprunec.plan.targets import Left
 
 TRAINING = [
     "steps",
+    "optimizer",
+    "betas",
     "learning_rate",
     "schedule",
     "warmup_steps",
@@ -71,7 +73,9 @@ class _Builder:
         name = "-".join(part for part in (str(len(self.nodes) + 1), pass_, suffix) if part)
         digests = {role: self._digest(node) for role, node in inputs.items()}
         digest = digest_of(pass_, info.version, options, digests)
-        self.nodes.append(Node(name, pass_, options, inputs, digest, info.gives, **extra))
+        paths = [path for paths in extra.get("files", {}).values() for path in paths]
+        stamps = {path: file_stamp(path) for path in paths}
+        self.nodes.append(Node(name, pass_, options, inputs, digest, info.gives, stamps=stamps, **extra))
         return name
 
     def _digest(self, name: str) -> str | None:

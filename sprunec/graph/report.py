@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from sprunec.graph.graph import Graph, Node
-from sprunec.graph.store import Artifact, write_atomically
-from sprunec.model.config import LayerKept, kept_from_json
+from sprunec.graph.store import Artifact, strict_json, write_atomically
+from sprunec.model.config import LayerKept, ModelConfig, kept_from_json
 
-COMPARED = ("max_abs_difference", "tolerance", "tokens", "float32_difference", "largest_logit")
+COMPARED = ("max_abs_difference", "tolerance", "tokens", "float32_difference", "float32_tolerance", "largest_logit")
 MEASURES = ("parameters", "loss", "perplexity", "tokens_per_second", "sample")
 
 
@@ -61,14 +61,18 @@ class Report:
         for role in ("dense", "masked", "small"):
             if self.graph.roles.get(role) == node.name:
                 self.data["models"][role] = {key: metrics.get(key) for key in MEASURES}
+        if node.name == self.graph.roles["source"]:
+            self._size("dense", metrics["parameters"])
         if node.name == self.graph.roles["final"]:
             self._kept(artifact.path)
+            if "origin" in self.graph.roles:
+                self._size("masked", self.graph.parameters[0])
+                self._size("small", read_parameters(artifact.path))
 
     def _compared(self, metrics: Mapping[str, Any]) -> None:
         """The worst of all comparisons of the run."""
-        before = self.data["comparison"]
-        if before is None or metrics["max_abs_difference"] >= before["max_abs_difference"]:
-            self.data["comparison"] = {key: metrics[key] for key in COMPARED}
+        before = self.data["comparison"] or {}
+        self.data["comparison"] = {key: max(metrics[key], before.get(key, metrics[key])) for key in COMPARED}
 
     def _binarized(self, node: Node, metrics: Mapping[str, Any]) -> None:
         """Asked and got, beside what the gates expected when their training ended."""
@@ -88,6 +92,10 @@ class Report:
                 }
             )
 
+    def _size(self, role: str, parameters: int) -> None:
+        """What a model weighs is known before, or without, an evaluation."""
+        self.data["models"][role] = dict.fromkeys(MEASURES) | {"parameters": parameters}
+
     def _kept(self, directory: Path) -> None:
         layers = kept_from_json(json.loads((directory / "kept.json").read_text()))
         self.data["kept"] = kept_document(layers)
@@ -102,7 +110,11 @@ class Report:
         self.save()
 
     def save(self) -> None:
-        write_atomically(self.out / "report.json", json.dumps(self.data, indent=1))
+        write_atomically(self.out / "report.json", strict_json(self.data))
+
+
+def read_parameters(directory: Path) -> int:
+    return ModelConfig.from_dict(json.loads((directory / "config.json").read_text())).parameters()
 
 
 def kept_document(layers: tuple[LayerKept, ...]) -> dict[str, Any]:

@@ -6,15 +6,35 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from sprunec.model.config import ModelConfig
 from sprunec.plan.targets import Left
 
 
 def planned(left: Left, units: tuple[str, ...], target: Mapping[str, Any]) -> Left:
     """What is left after a target; a count that layers share out by themselves is taken as the same in each.
 
-    The parameters are then exact but for the norms of sublayers that end up empty, so never too few.
+    The parameters are then exact but for the norms of sublayers that end up empty. Where an earlier pass has chosen
+    shapes by itself, a share of them is not known: the size before is kept. So they are never too few.
     """
-    if "sparsity" in target:
-        removable = left.parameters - left.least_parameters(units)
-        return replace(left.unknown(), parameters=left.parameters - int(target["sparsity"] * removable))
-    return left.after(target, "per-layer")
+    if "sparsity" not in target:
+        return left.after(target, "per-layer")
+    if left.layers is None:
+        return left
+    removed = int(target["sparsity"] * removable(left.config, units))
+    return replace(left.unknown(), parameters=left.parameters - removed)
+
+
+def removable(config: ModelConfig, units: tuple[str, ...]) -> int:
+    """What a pass's units can remove: whole sublayers with their norms, or the matrices inside them."""
+    total = 0
+    for index in range(config.num_layers):
+        attention, feed_forward = config.attention_parameters(index), config.feed_forward_parameters(index)
+        if {"block", "layer", "attention"} & set(units):
+            total += attention
+        elif {"head", "dim_head"} & set(units) and attention:
+            total += attention - config.dim_model
+        if {"block", "layer", "feed_forward"} & set(units):
+            total += feed_forward
+        elif "dim_ff" in units and feed_forward:
+            total += feed_forward - config.dim_model
+    return total

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -62,23 +63,24 @@ class Store:
         finally:
             shutil.rmtree(directory, ignore_errors=True)
 
-    def keep(self, node: Node, directory: Path, metrics: Mapping[str, Any], versions: Mapping[str, str]) -> Artifact:
-        """Write the manifest and put a filled directory in its place, in one step."""
+    def keep(self, node: Node, directory: Path, note: Mapping[str, Any]) -> Artifact:
+        """Write the manifest, with `note` in it, and put a filled directory in its place, in one step."""
         assert node.digest is not None
         files = sorted(path for path in directory.rglob("*") if path.is_file())
         manifest = {
             "kind": node.gives,
             "pass": node.pass_,
-            "inputs": dict(node.inputs),
             "files": {str(path.relative_to(directory)): file_digest(path) for path in files},
-            "metrics": dict(metrics),
-            "versions": dict(versions),
-        }
+        } | json.loads(strict_json(note))
         (directory / MANIFEST).write_text(json.dumps(manifest, indent=1))
         for path in (*files, directory / MANIFEST):
             _flush(path)
         os.chmod(directory, 0o755)
-        os.replace(directory, self.root / node.digest)
+        try:
+            os.replace(directory, self.root / node.digest)
+        except OSError:
+            if not self.has(node):  # else another plan that shares the store has just made the same
+                raise
         self._verified.add(node.digest)
         return Artifact(self.root / node.digest, manifest)
 
@@ -101,6 +103,19 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def strict_json(document: Any) -> str:
+    """JSON as its standard has it: a number that is none becomes null."""
+    return json.dumps(_finite(document), indent=1, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    return [_finite(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def write_atomically(path: Path, text: str) -> None:

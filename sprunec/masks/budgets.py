@@ -24,6 +24,7 @@ COUNTS = {
     "dim_head": "dim_head",
     "dim_ff": "dim_ff",
 }
+INSIDE = {"head": "attention", "dim_head": "attention", "dim_ff": "feed_forward"}
 SETTLED_SHARE = 0.02
 
 
@@ -51,8 +52,11 @@ class Budget(Protocol):
     def expected(self, kept: Values) -> Tensor:
         """The expected size, from the probabilities of being kept."""
 
-    def fill(self, scores: Values) -> dict[Key, Tensor]:
-        """Bool masks that keep the best units up to exactly the target."""
+    def fill(self, scores: Values, decided: Values) -> dict[Key, Tensor]:
+        """Bool masks that keep the best units up to exactly the target, given the masks decided before."""
+
+    def measure(self, config: ModelConfig) -> float:
+        """What a model that was cut has of it."""
 
 
 def settled(budget: Budget, expected: float) -> bool:
@@ -62,23 +66,45 @@ def settled(budget: Budget, expected: float) -> bool:
 
 @dataclass(frozen=True)
 class CountBudget:
-    """So many units of one kind, over the layers of `keys` together."""
+    """So many units of one kind, over the layers of `keys` together.
+
+    Attributes:
+        around: the kinds of gates that these units stand behind; a unit is there only if those are open too.
+        each: units for each layer that is still there once the gates around are decided; None: `target` as it is.
+    """
 
     name: str
     keys: tuple[Key, ...]
     full: float
     target: float
+    around: tuple[str, ...] = ()
+    each: int | None = None
     unit: float = 1.0
 
     def expected(self, kept: Values) -> Tensor:
-        return torch.cat([kept[key] for key in self.keys]).sum()
+        sizes = [kept[key].sum() * self._open(kept, key[0]) for key in self.keys]
+        return torch.stack(sizes).sum()
 
-    def fill(self, scores: Values) -> dict[Key, Tensor]:
-        flat = torch.cat([scores[key].detach().cpu() for key in self.keys])
-        mask = torch.zeros(flat.numel(), dtype=torch.bool)
-        mask[torch.sort(flat, descending=True, stable=True).indices[: round(self.target)]] = True
-        parts = mask.split([scores[key].numel() for key in self.keys])
-        return dict(zip(self.keys, parts, strict=True))
+    def fill(self, scores: Values, decided: Values) -> dict[Key, Tensor]:
+        alive = [key for key in self.keys if bool(self._open(decided, key[0]))]
+        masks = {key: torch.zeros(scores[key].numel(), dtype=torch.bool) for key in self.keys}
+        if not alive:
+            return masks
+        count = round(self.target) if self.each is None else self.each * len(alive)
+        flat = torch.cat([scores[key].detach().cpu() for key in alive])
+        best = torch.zeros(flat.numel(), dtype=torch.bool)
+        best[torch.sort(flat, descending=True, stable=True).indices[:count]] = True
+        parts: list[Tensor] = list(best.split([scores[key].numel() for key in alive]))
+        return masks | dict(zip(alive, parts, strict=True))
+
+    def measure(self, config: ModelConfig) -> float:
+        sizes = unit_sizes(config, {unit for _, unit in self.keys})
+        return float(sum(sizes.get(key, 0) for key in self.keys))
+
+    def _open(self, gates: Values, layer: int) -> Tensor:
+        """How likely all gates around a layer's units are open."""
+        present = [gates[(layer, kind)].double().sum() for kind in self.around if (layer, kind) in gates]
+        return torch.stack(present).prod() if present else torch.ones((), dtype=torch.double)
 
 
 def make_budgets(
@@ -91,23 +117,32 @@ def make_budgets(
         part = SizeBudget("all", config, units, whole=False, target=0.0)
         return (replace(part, target=(1.0 - target["sparsity"]) * part.full),)
     sizes = unit_sizes(config, units)
-    return tuple(b for name, count in target.items() for b in _count_budgets(sizes, name, count, budget))
+    outer_first = sorted(target.items(), key=lambda item: COUNTS[item[0]] in INSIDE)
+    return tuple(b for name, count in outer_first for b in _count_budgets(sizes, target, name, count, budget))
 
 
-def _count_budgets(sizes: Mapping[Key, int], name: str, count: int, budget: str) -> list[CountBudget]:
+def _count_budgets(
+    sizes: Mapping[Key, int], target: Mapping[str, int], name: str, count: int, budget: str
+) -> list[CountBudget]:
     """Sublayers and blocks are counted over the model; units inside them by layer, or on average over the layers."""
     unit = COUNTS[name]
-    keys = [key for key in sizes if key[1] == unit]
-    if unit in ("block", "attention", "feed_forward"):
-        return [CountBudget(name, tuple(keys), float(len(keys)), float(min(count, len(keys))))]
+    keys = tuple(key for key in sizes if key[1] == unit)
+    full = float(sum(sizes[key] for key in keys))
+    around = ("block", INSIDE[unit]) if unit in INSIDE else ("block",) if unit != "block" else ()
+    if unit not in INSIDE:
+        return [CountBudget(name, keys, full, min(count, full), around)]
     if budget == "global":
-        full = sum(sizes[key] for key in keys)
-        return [CountBudget(name, tuple(keys), float(full), float(min(count * len(keys), full)))]
+        outside = [n for n, kind in COUNTS.items() if kind in around and n in target]
+        layers = min([len(keys), *(target[n] for n in outside)])
+        return [CountBudget(name, keys, full, min(float(count * layers), full), around, count)]
     return [
-        CountBudget(f"{name} layer {key[0]}", (key,), float(sizes[key]), float(min(count, sizes[key]))) for key in keys
+        CountBudget(f"{name} layer {k[0]}", (k,), float(sizes[k]), float(min(count, sizes[k])), around) for k in keys
     ]
 
 
 def fill_all(budgets: Iterable[Budget], scores: Values) -> dict[Key, Tensor]:
-    """Bool masks over all scored units that meet every budget."""
-    return {key: mask for budget in budgets for key, mask in budget.fill(scores).items()}
+    """Bool masks over all scored units that meet every budget; sublayers are decided before what is inside them."""
+    masks: dict[Key, Tensor] = {}
+    for budget in budgets:
+        masks |= budget.fill(scores, masks)
+    return masks

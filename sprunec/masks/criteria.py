@@ -35,13 +35,14 @@ def taylor(model: nn.Module, gates: Gates, batches: Iterable[Batch], loss: Loss,
         model: its traced blocks replaced by gated ones; left in eval mode, gates open.
     """
     model.eval()
+    exact = Place(place.device, torch.float32)  # in fp16, small gradients would be lost without a loss scale
     leaves = {key: torch.ones(size, device=place.device, requires_grad=True) for key, size in gates.sizes.items()}
     for key, leaf in leaves.items():
         gates.set(*key, leaf)
     scores = {key: torch.zeros(size) for key, size in gates.sizes.items()}
     for count, batch in enumerate(batches, start=1):
         batch = batch.to(place.device)
-        with place.precision():
+        with exact.precision():
             mean = loss(model, batch) / batch.target_count
         for (key, _), gradient in zip(leaves.items(), torch.autograd.grad(mean, list(leaves.values())), strict=True):
             scores[key] += (gradient.abs().float().cpu() - scores[key]) / count

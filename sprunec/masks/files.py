@@ -61,6 +61,8 @@ def read_masks(paths: Sequence[Path], kept: Sequence[LayerKept]) -> dict[tuple[i
                 raise InputError.at(path, f"holds {key!r}", f"a mask file holds some of {', '.join(UNIT_OF)}")
             if rows.numel():
                 found |= _by_layer(path, key, rows, kept)
+    if not found:
+        raise InputError.at(paths[0], "masks nothing", f"a mask file holds some of {', '.join(UNIT_OF)}")
     return found
 
 
@@ -70,9 +72,13 @@ def _load(path: Path) -> Mapping[str, Tensor]:
     except Exception as error:  # Damaged bytes may fail anywhere in the reader.
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError.at(path, f"cannot be read as a mask file: {reason}") from error
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+    if not isinstance(content, dict) or not all(_is_plain(value) for value in content.values()):
         raise InputError.at(path, "is no mask file: it must map names to tensors")
     return content
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, Tensor) and value.layout is torch.strided and not value.is_meta and not value.is_complex()
 
 
 def _by_layer(path: Path, key: str, rows: Tensor, kept: Sequence[LayerKept]) -> dict[tuple[int, str], Tensor]:

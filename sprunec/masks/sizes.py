@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -49,7 +49,7 @@ class SizeBudget:
         fixed = self.config.parameters() - self.config.prunable_parameters() if self.whole else 0
         return total + fixed
 
-    def fill(self, scores: Values) -> dict[Key, Tensor]:
+    def fill(self, scores: Values, decided: Values) -> dict[Key, Tensor]:
         """Cut from the lowest score up, never below the target; then one more, the one that meets it best.
 
         Where a large unit would overshoot it is passed over, and smaller ones are cut instead; what still fits then is
@@ -70,6 +70,9 @@ class SizeBudget:
         for alike in self._by_cost(scores):
             gone = self._fewer(scores, gone, alike)
         return self._masks(scores, gone)
+
+    def measure(self, config: ModelConfig) -> float:
+        return float(config.parameters()) if self.whole else replace(self, config=config).full
 
     def _more(self, scores: Values, gone: list[Ranked], rest: list[Ranked]) -> list[Ranked]:
         """`gone` and as many of `rest`, in order, as leave no less than the target."""

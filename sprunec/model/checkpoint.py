@@ -78,12 +78,12 @@ def write_state(state: Mapping[str, Tensor], directory: Path, shard_bytes: int =
     """Write safetensors into `directory`: one file, or shards with an index above `shard_bytes`."""
     shards = list(_shards(state, shard_bytes))
     if len(shards) <= 1:
-        save_file(_plain(state), directory / WEIGHTS, metadata={"format": "pt"})
+        _save(_plain(state), directory / WEIGHTS)
         return
     weight_map: dict[str, str] = {}
     for number, names in enumerate(shards, start=1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        save_file(_plain({name: state[name] for name in names}), directory / file, metadata={"format": "pt"})
+        _save(_plain({name: state[name] for name in names}), directory / file)
         weight_map |= dict.fromkeys(names, file)
     total = sum(tensor.nbytes for tensor in state.values())
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
@@ -100,6 +100,13 @@ def _shards(state: Mapping[str, Tensor], limit: int) -> Iterator[list[str]]:
         names.append(name)
         size += tensor.nbytes
     yield names
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(None, f"the weights cannot be written: {error}", str(path)) from error
 
 
 def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

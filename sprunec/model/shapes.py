@@ -64,6 +64,8 @@ def guess_config(shapes: Mapping[str, Shape], path: str | Path) -> ModelConfig:
         rows, heads = shapes["position_bias.relative_attention_bias"]
         layers = 1 + max(int(name.split(".")[2]) for name in shapes if name.startswith("encoder.layers."))
         inner, dim_ff = _sublayer_widths(shapes)
+        if min(vocab_size, width, segments, prompts, rows, heads) < 1:
+            raise ValueError("a table without rows or columns")
     except (KeyError, ValueError, IndexError) as error:
         raise _unusable(path, f"it is no CPM-Ant checkpoint: {error} is not as CPM-Live names it") from None
     length = 32 if prompts % 32 == 0 else prompts

@@ -19,8 +19,9 @@ def run(job: Job) -> dict[str, Any]:
     scores = load_scores(job.inputs["scores"])
     budgets = make_budgets(config, options["unit"], options["target"], options["budget"])
     masks = fill_all(budgets, scores)
-    kept = apply_masks(read_kept(job.inputs["model"]), masks)
+    before = read_kept(job.inputs["model"])
+    kept = apply_masks(before, masks)
     (job.out / "kept.json").write_text(json.dumps(kept_to_json(kept)))
-    sizes = {key: mask.double() for key, mask in masks.items()}
-    rows = [{"name": b.name, "target": b.target, "got": float(b.expected(sizes))} for b in budgets]
-    return {"budgets": rows, "parameters": config.cut(read_kept(job.inputs["model"]), kept).parameters()}
+    after = config.cut(before, kept)
+    rows = [{"name": budget.name, "target": budget.target, "got": budget.measure(after)} for budget in budgets]
+    return {"budgets": rows, "parameters": after.parameters()}

@@ -1,4 +1,4 @@
-"""The model that enters the plan: from a checkpoint, or from its family's initialisation."""
+"""The model that enters the plan: from a checkpoint, whose other tensors are ignored, or newly initialised."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 from sprunec.model.checkpoint import empty_model, fill, read_state, save_model
 from sprunec.model.config import ModelConfig
 from sprunec.model.cpm_ant import build, initialize
+from sprunec.model.shapes import expected_tensors
 from sprunec.passes.job import Job
 
 
@@ -14,7 +15,8 @@ def run(job: Job) -> dict[str, Any]:
     config = ModelConfig.from_dict(job.options["config"])
     if "checkpoint" in job.files:
         path = job.files["checkpoint"][0]
-        state = read_state(path)
+        expected = expected_tensors(config)
+        state = {name: tensor for name, tensor in read_state(path).items() if name in expected}
         fill(empty_model(config), state, path)
     else:
         model = build(config)

@@ -35,10 +35,10 @@ PASSES: dict[str, PassInfo] = {
     "train-mask": PassInfo("train_mask", 1, ("model", "data"), "gated"),
     "score-mask": PassInfo("score_mask", 1, ("model",), "scores", optional=("data",)),
     "load-mask": PassInfo("load_mask", 1, ("model", "source"), "masks"),
-    "binarize": PassInfo("binarize", 1, ("model", "scores"), "masks"),
+    "binarize": PassInfo("binarize", 2, ("model", "scores"), "masks"),
     "rewrite": PassInfo("rewrite", 1, ("model", "masks"), "rewritten", optional=("origin",)),
     "expand": PassInfo("expand", 1, ("model", "source"), "masked", optional=("origin",)),
     "emit": PassInfo("emit", 1, ("model", "source"), "emitted"),
-    "compare": PassInfo("compare", 2, ("masked", "masks", "small"), "comparison", optional=("data",)),
+    "compare": PassInfo("compare", 3, ("masked", "masks", "small"), "comparison", optional=("data",)),
     "evaluate": PassInfo("evaluate", 1, ("model", "data"), "measures", optional=("masks",)),
 }

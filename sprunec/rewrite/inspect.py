@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,10 +25,10 @@ def inspect_model(path: Path) -> dict[str, Any]:
     if path.is_dir():
         config = _config(path / "config.json")
         check_shapes(config, read_shapes(path), path)
-        return describe(config) | {"origin": _origin(path)}
+        return describe(config)
     if path.suffix == ".json":
-        return describe(_config(path)) | {"origin": None}
-    return describe(guess_config(read_shapes(path), path)) | {"origin": None}
+        return describe(_config(path))
+    return describe(guess_config(read_shapes(path), path))
 
 
 def describe(config: ModelConfig) -> dict[str, Any]:
@@ -113,8 +112,3 @@ def _label(block: TracedBlock, names: Any) -> str:
             break
         shared.append(level[0])
     return ".".join(shared)
-
-
-def _origin(directory: Path) -> dict[str, Any] | None:
-    note = directory / "origin.json"
-    return json.loads(note.read_text()) if note.is_file() else None

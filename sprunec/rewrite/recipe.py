@@ -19,6 +19,7 @@ from sprunec.errors import TraceError
 from sprunec.model.checkpoint import read_state, write_state
 from sprunec.model.config import LayerKept
 from sprunec.rewrite.axes import Groups
+from sprunec.rewrite.program import Program, Residual
 from sprunec.rewrite.sites import SUBLAYER_OF
 from sprunec.rewrite.trace import TracedBlock
 
@@ -97,7 +98,7 @@ def make_recipe(blocks: Iterable[TracedBlock], kept: Sequence[LayerKept]) -> Rec
     removed: list[str] = []
     for block in blocks:
         layer = kept[block.index]
-        gone = {f"{block.path}.{name}" for r in absent(block, layer) for name in r.tensors}
+        gone = {f"{block.path}.{name}" for r in absent(block, block.forward, layer) for name in r.tensors}
         removed += sorted(gone)
         keep = keeps(block, layer, "forward")
         for name, dims in _tensor_slices(block.forward.groups, keep).items():
@@ -106,10 +107,18 @@ def make_recipe(blocks: Iterable[TracedBlock], kept: Sequence[LayerKept]) -> Rec
     return Recipe(slices, tuple(removed))
 
 
-def absent(block: TracedBlock, kept: LayerKept) -> tuple[Any, ...]:
-    """The residuals of the sublayers that `kept` leaves out."""
+def absent(block: TracedBlock, program: Program, kept: LayerKept) -> tuple[Residual, ...]:
+    """The residuals of one of the block's programs whose sublayers `kept` leaves out.
+
+    Raises:
+        TraceError: the program has other sublayers than the plain forward.
+    """
     gone = {"attention": kept.heads is None, "feed_forward": kept.dim_ff is None}
-    return tuple(residual for residual in block.forward.residuals if gone[residual.kind])
+    found = tuple(residual for residual in program.residuals if gone[residual.kind])
+    wanted = [residual.kind for residual in block.forward.residuals if gone[residual.kind]]
+    if [residual.kind for residual in found] != wanted:
+        raise TraceError(f"{block.path}: its cached forward does not add {' and '.join(wanted)} as its forward does")
+    return found
 
 
 def keeps(block: TracedBlock, kept: LayerKept, method: str) -> Keep:

@@ -40,7 +40,7 @@ def cut_block(block: TracedBlock, kept: LayerKept, tensors: Mapping[str, Tensor]
         set_constants(graphs[method], constants(program, keep))
         attributes |= cut_buffers(block, program, keep)
         attributes |= select_shared(graphs[method], block.forward, keeps(block, kept, "forward"), device)
-        for residual in reversed(absent(block, kept)):
+        for residual in reversed(absent(block, program, kept)):
             bypass(graphs[method], residual.add, residual.stream)
     return build(graphs, attributes, tensors, block)
 

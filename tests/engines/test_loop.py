@@ -19,6 +19,8 @@ from tests.conftest import random_batch, tiny_model
 CPU = Place(torch.device("cpu"), torch.float32)
 OPTIONS = {
     "steps": 2,
+    "optimizer": "adamw",
+    "betas": (0.9, 0.999),
     "learning_rate": 0.01,
     "schedule": "constant",
     "warmup_steps": 0,
@@ -198,3 +200,28 @@ def test_a_companion_is_called_in_turn_and_adds_to_the_event() -> None:
     assert last == events[-1][1]
     assert isinstance(model, nn.Module)
     assert model.training
+
+
+def test_sgd_with_no_momentum_is_one_plain_step() -> None:
+    model = tiny_model()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    data = batch(0)
+    loss_model = tiny_model()
+    (language_model_loss(loss_model, data) / data.target_count).backward()
+    options = {"optimizer": "sgd", "betas": (0.0, 0.9), "learning_rate": 0.5, "weight_decay": 0.0, "clip_grad": None}
+    fit(model, batch, replace(TRAINING, steps=1, **options), CPU, first_step=0, report=lambda event: None)
+    for name, parameter in loss_model.named_parameters():
+        moved = before[name] - 0.5 * (parameter.grad if parameter.grad is not None else 0.0)
+        assert torch.allclose(model.get_parameter(name), moved, atol=1e-6)
+
+
+def test_adam_and_adamw_part_ways_over_decay() -> None:
+    decayed = {kind: train(optimizer=kind, weight_decay=0.5)[1] for kind in ("adam", "adamw")}
+    plain = {kind: train(optimizer=kind, weight_decay=0.0)[1] for kind in ("adam", "adamw")}
+    assert farthest(plain["adam"], plain["adamw"]) == 0.0
+    assert farthest(decayed["adam"], decayed["adamw"]) > 1e-3
+
+
+def test_weights_ruined_in_the_last_step_are_not_handed_out() -> None:
+    with pytest.raises(PassError, match="weights became NaN or infinite in the last step"):
+        train(steps=1, optimizer="sgd", learning_rate=1e38, weight_decay=1e3, clip_grad=None)

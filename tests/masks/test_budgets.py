@@ -71,7 +71,7 @@ def test_counts_over_the_model_go_where_the_scores_are() -> None:
 
 def test_ties_go_to_the_first() -> None:
     (budget,) = make_budgets(tiny_config(), ("head",), {"num_heads": 1}, "global")
-    masks = budget.fill({(index, "head"): torch.ones(4) for index in range(3)})
+    masks = budget.fill({(index, "head"): torch.ones(4) for index in range(3)}, {})
     assert [mask.tolist() for mask in masks.values()] == [[True] * 3 + [False], [False] * 4, [False] * 4]
 
 
@@ -95,7 +95,7 @@ def test_counts_hold_on_ragged_models(seed: int, count: int, budget: str) -> Non
 def test_sparsity_is_never_missed(seed: int, units: tuple[str, ...], share: float) -> None:
     config = ragged(seed)
     (budget,) = make_budgets(config, units, {"sparsity": share}, "global")
-    masks = budget.fill(scores(config, units, seed))
+    masks = budget.fill(scores(config, units, seed), {})
     assert size_of(budget, masks) <= budget.target == pytest.approx((1 - share) * budget.full)
 
 
@@ -104,7 +104,7 @@ def test_nothing_that_was_cut_would_still_fit(units: tuple[str, ...]) -> None:
     for seed in range(8):
         config = ragged(seed)
         (budget,) = make_budgets(config, units, {"sparsity": 0.3 + 0.05 * seed}, "global")
-        masks = budget.fill(scores(config, units, seed))
+        masks = budget.fill(scores(config, units, seed), {})
         size = size_of(budget, masks)
         for key, mask in masks.items():
             for place in (~mask).nonzero().flatten().tolist():
@@ -123,7 +123,7 @@ def test_parameters_are_counted_as_the_cut_config_counts_them(seed: int, units: 
     least = float(SizeBudget("all", config, units, True, 0).expected(_nothing(config, units)))
     target = round(least + share * (whole - least))
     (budget,) = make_budgets(config, units, {"parameters": target}, "global")
-    masks = budget.fill(scores(config, units, seed))
+    masks = budget.fill(scores(config, units, seed), {})
     size = left(config, masks).parameters()
     assert size_of(budget, masks) == size <= target
     assert budget.full == whole
@@ -140,7 +140,7 @@ def test_sizes_come_within_one_unit_where_all_units_weigh_the_same(unit: str, se
     each = {"head": 576, "dim_head": 384, "dim_ff": 72}[unit]
     target = config.parameters() - random.Random(seed).randint(1, 5000)
     (budget,) = make_budgets(config, (unit,), {"parameters": target}, "global")
-    size = left(config, budget.fill(scores(config, (unit,), seed))).parameters()
+    size = left(config, budget.fill(scores(config, (unit,), seed), {})).parameters()
     assert target - each < size <= target
     assert budget.unit == each
 
@@ -180,7 +180,7 @@ def test_gradients_of_the_expected_size_reach_every_probability() -> None:
 def test_a_target_below_the_rest_is_an_error() -> None:
     budget = SizeBudget("all", tiny_config(), ("head",), whole=True, target=1000)
     with pytest.raises(PassError, match="below what is left when every unit of this pass is cut"):
-        budget.fill(scores(tiny_config(), ("head",)))
+        budget.fill(scores(tiny_config(), ("head",)), {})
 
 
 def test_sublayers_are_counted_over_the_model() -> None:

@@ -64,6 +64,8 @@ def test_training_options_are_offered_by_every_training_pass() -> None:
 
 def test_resolve_fills_in_defaults() -> None:
     assert resolve("training", {"schedule": "noam", "clip_grad": None, "accumulate": 2.0}) == {
+        "optimizer": "adamw",
+        "betas": [0.9, 0.999],
         "learning_rate": 0.01,
         "schedule": "noam",
         "warmup_steps": None,

@@ -1,0 +1,47 @@
+"""One run at a time in one OUT: a lock that ends with the process that holds it, however it ends."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sprunec.errors import InputError, PassError
+
+
+@contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """Hold OUT for the time of a run.
+
+    Raises:
+        PassError: another run holds it; says which process.
+        InputError: OUT cannot be made or written to.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(out / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        message = f"cannot be written to: {error.strerror}"
+        raise InputError.at(out, message, "give another folder with --out") from error
+    try:
+        if not _try_lock(descriptor):
+            holder = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
+            raise PassError(f"{out} is in use by another run, process {holder}; wait for it, or give another --out")
+        os.truncate(descriptor, 0)
+        os.write(descriptor, str(os.getpid()).encode())
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        import fcntl
+    except ImportError:  # not a POSIX system: nothing to lock with
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
