@@ -14,7 +14,6 @@ import torch
 
 from sprunec.engines.device import Place
 from sprunec.engines.loop import Training, fit, language_model_loss
-from sprunec.masks import criteria
 from sprunec.masks.budgets import fill_all, make_budgets
 from sprunec.masks.files import load_scores
 from sprunec.masks.learn import GateLearner
@@ -145,13 +144,14 @@ def test_masks_find_the_planted_dims(planted: dict[str, Any], text: Path, tmp_pa
 def test_it_is_the_gradient_that_finds_them(
     gradient: str, planted: dict[str, Any], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From a start at random, so that nothing but the gradient through the gates can tell heads apart.
+    """All gates start alike but for a little noise: nothing but the gradient through them can tell heads apart.
 
     BMCook detached its masks; so cut, the gates only follow where they started.
     """
 
-    def blind(model: Any, gates: Any, *rest: Any) -> Any:
-        return criteria.random(gates.sizes, planted["seed"])
+    def alike(scores: dict[Any, torch.Tensor]) -> dict[Any, torch.Tensor]:
+        draw = torch.Generator().manual_seed(planted["seed"])
+        return {key: 2.0 + 0.01 * torch.randn(value.shape, generator=draw) for key, value in scores.items()}
 
     backward = GateLearner.backward
 
@@ -160,7 +160,7 @@ def test_it_is_the_gradient_that_finds_them(
             leaf.grad = None
         backward(self, unscale)
 
-    monkeypatch.setattr(train_mask.criteria, "taylor", blind)
+    monkeypatch.setattr(train_mask, "start_from", alike)
     if gradient == "is cut":
         monkeypatch.setattr(GateLearner, "backward", detached)
     kept = learn("head", {"num_heads": USEFUL_HEADS}, planted["model"], text, tmp_path, planted["seed"])
