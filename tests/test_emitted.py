@@ -20,6 +20,8 @@ from sprunec.model.cpm_ant import build, example_inputs, initialize
 from sprunec.passes.compare import through_its_own_code
 from sprunec.passes.emit import write_model_py
 from sprunec.rewrite.gating import mask
+from sprunec.rewrite.source import block_source
+from sprunec.rewrite.surgery import build as build_module
 from sprunec.rewrite.surgery import rewrite
 from sprunec.rewrite.trace import trace_blocks
 from tests.conftest import TINY, random_batch, tiny_config, tiny_model
@@ -167,3 +169,33 @@ def test_emitted_config_reads_back(tmp_path: Path) -> None:
     directory = emitted(tmp_path / "model", NO_FIRST_ATTENTION)
     config = ModelConfig.from_dict(json.loads((directory / "config.json").read_text()))
     assert config.parameters() == sum(p.numel() for p in sprunec.load(directory).parameters())
+
+
+class Scaled(nn.Module):
+    """Its parameters have the names of functions' keywords."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.rand(4)), nn.Parameter(torch.rand(4))
+        self.inner = nn.ModuleList([nn.Linear(4, 4)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.layer_norm(x, (4,), weight=self.weight, bias=self.bias)
+
+
+def test_parameters_may_be_named_like_keywords() -> None:
+    model = nn.Module()
+    model.blocks = nn.ModuleList([Scaled()])
+    (block,) = trace_blocks(model, {"blocks.0": {"forward": (torch.empty(2, 3, 4),)}})
+    module = build_module({"forward": block.forward.graph}, {}, block.tensors(), block)
+    text = block_source(module, "Block").text
+    space: dict[str, Any] = {"nn": nn, "torch": torch, "F": torch.nn.functional, "place": place}
+    exec(text, space)
+    again = space["Block"]()
+    again.load_state_dict(module.state_dict())
+    x = torch.randn(2, 3, 4)
+    assert torch.equal(again(x), model.blocks[0](x))
+
+
+def place(module: nn.Module, name: str, value: nn.Parameter) -> None:
+    setattr(module, name, value)

@@ -12,6 +12,9 @@ from torch import Tensor, fx, nn
 
 from sprunec.errors import TraceError
 
+# A name used as a value: neither an attribute nor the left side of an assignment or a keyword.
+VALUE = r"(?<![\w.])\w+\b(?! = )"
+
 
 @dataclass(frozen=True)
 class ClassSource:
@@ -49,7 +52,7 @@ def _method_lines(method: str, graph: fx.Graph) -> list[str]:
         if weight:
             weights[weight[1]] = weight[2]
             continue
-        statement = re.sub(r"\b\w+\b", lambda word: weights.get(word[0], word[0]), statement)
+        statement = re.sub(VALUE, lambda word: weights.get(word[0], word[0]), statement)
         statement = statement.replace("torch._C._nn.", "F.").replace("torch.nn.functional.", "F.")
         # Letting go of values early is what keeps a block's memory flat; weights are not values.
         gone = [name for name in freed.removesuffix(" = None").split(" = ") if name and name not in weights]
