@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -104,8 +104,8 @@ def _execute(graph: Any, folder: Path, progress: Progress) -> Any:
     from sprunec.show.report import write_html
 
     try:
-        with _interrupts():
-            return execute(graph, folder, progress)
+        with _interrupts(progress) as stop:
+            return execute(graph, folder, progress, stop)
     except KeyboardInterrupt:
         progress.message(f"interrupted; what is done is kept: run the same command again to continue in {folder}")
         raise
@@ -131,17 +131,22 @@ def _document_on_error(as_json: bool, folder: Path | None = None) -> Iterator[No
 
 
 @contextmanager
-def _interrupts() -> Iterator[None]:
-    """SIGTERM ends a run as Ctrl-C does."""
+def _interrupts(progress: Progress) -> Iterator[Callable[[], bool]]:
+    """Ctrl-C and SIGTERM: the first lets the step or pass in hand end, the second stops at once."""
+    asked: list[int] = []
 
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
+    def note(number: int, _: object) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+        progress.message("stopping after this step, or after this pass if it has none; once more stops at once")
 
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield lambda: bool(asked)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _show_graph(graph: Any, folder: Path, as_json: bool) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sprunec.data.batches import IGNORED, Batch
 from sprunec.engines.device import Place
+from sprunec.engines.saves import Saves
 from sprunec.engines.schedules import SCHEDULES
 from sprunec.errors import PassError
 
@@ -52,6 +53,10 @@ class Companion(Protocol):
 
     def after(self, step: int) -> dict[str, Any]: ...
 
+    def state(self) -> dict[str, Any]: ...
+
+    def load(self, state: dict[str, Any]) -> None: ...
+
 
 def language_model_loss(model: nn.Module, batch: Batch) -> Tensor:
     """The sum of the cross entropy in nats over the batch's targets."""
@@ -68,8 +73,9 @@ def fit(
     first_step: int,
     report: Report,
     companion: Companion | None = None,
+    saves: Saves | None = None,
 ) -> dict[str, Any]:
-    """Train in place for `training.steps` steps.
+    """Train in place for `training.steps` steps, from the last save if there is one.
 
     Args:
         batches: the global batch of a step, by how many training steps the model has had.
@@ -80,41 +86,75 @@ def fit(
 
     Raises:
         PassError: the loss became NaN or infinite.
+        KeyboardInterrupt: the run was asked to stop; the pass is saved.
     """
-    model.train()
-    optimizer = make_optimizer(model, training)
-    scaler = torch.amp.GradScaler(
-        place.device.type, init_scale=training.loss_scale, enabled=place.dtype == torch.float16
-    )
-    event: dict[str, Any] = {}
-    for step in range(training.steps):
-        started = time.perf_counter()
-        batch = batches(first_step + step).to(place.device)
-        rate = training.rate(step)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        if companion is not None:
-            companion.before(step, first_step + step)
-        loss = _backward(model, batch, training, place, scaler)
-        _check_finite(loss, first_step + step)
-        if companion is not None:
-            companion.backward(1.0 / scaler.get_scale())
-        norm = _update(model, optimizer, scaler, training.clip_grad)
-        place.synchronize()
-        seconds = time.perf_counter() - started
-        event = {
-            "step": step + 1,
-            "steps": training.steps,
-            "model_steps": first_step + step + 1,
-            "loss": loss,
-            "learning_rate": rate,
-            "gradient_norm": norm,
-            "tokens_per_second": batch.target_count / seconds,
-        } | (companion.after(step) if companion is not None else {})
+    trainer = Trainer(model, training, place, first_step, companion)
+    saved = saves.latest() if saves is not None else None
+    start, event = trainer.load(saved) if saved is not None else (0, {})
+    for step in range(start, training.steps):
+        event = trainer.step(step, batches(first_step + step).to(place.device))
         report(event)
+        if saves is not None:
+            saves.after_step(step + 1, training.steps, lambda event=event: trainer.state(event))  # type: ignore[misc]
     if not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
         raise PassError("weights became NaN or infinite in the last step; lower the learning rate, or clip gradients")
     return event
+
+
+class Trainer:
+    """A model with its optimizer, and what learns beside it: all that changes from step to step."""
+
+    def __init__(
+        self, model: nn.Module, training: Training, place: Place, first_step: int, companion: Companion | None
+    ) -> None:
+        self.model, self.training, self.place = model.train(), training, place
+        self.first_step, self.companion = first_step, companion
+        self.optimizer = make_optimizer(model, training)
+        half = place.dtype == torch.float16
+        self.scaler = torch.amp.GradScaler(place.device.type, init_scale=training.loss_scale, enabled=half)
+
+    def step(self, step: int, batch: Batch) -> dict[str, Any]:
+        """One update; returns its event."""
+        started, rate, companion = time.perf_counter(), self.training.rate(step), self.companion
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        if companion is not None:
+            companion.before(step, self.first_step + step)
+        loss = _backward(self.model, batch, self.training, self.place, self.scaler)
+        _check_finite(loss, self.first_step + step)
+        if companion is not None:
+            companion.backward(1.0 / self.scaler.get_scale())
+        norm = _update(self.model, self.optimizer, self.scaler, self.training.clip_grad)
+        self.place.synchronize()
+        event = {
+            "step": step + 1,
+            "steps": self.training.steps,
+            "model_steps": self.first_step + step + 1,
+            "loss": loss,
+            "learning_rate": rate,
+            "gradient_norm": norm,
+            "tokens_per_second": batch.target_count / (time.perf_counter() - started),
+        }
+        return event | (companion.after(step) if companion is not None else {})
+
+    def state(self, event: dict[str, Any]) -> dict[str, Any]:
+        """Everything that the steps after `event` depend on; noise and data follow from the step's number."""
+        return {
+            "event": event,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "companion": self.companion.state() if self.companion is not None else None,
+        }
+
+    def load(self, state: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        """The steps that are done, and the last one's event."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        if self.companion is not None:
+            self.companion.load(state["companion"])
+        return state["event"]["step"], state["event"]
 
 
 def make_optimizer(model: nn.Module, training: Training) -> torch.optim.Optimizer:

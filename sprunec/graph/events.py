@@ -24,6 +24,14 @@ class Events:
             if kept != lines:
                 write_atomically(self.path, "".join(f"{line}\n" for line in kept))
 
+    def cut_back(self, node: str, step: int) -> None:
+        """Drop a node's lines from `step` on: it goes on from a save before it."""
+        if self.path.exists():
+            lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
+            kept = [line for line in lines if _node_of(line) != node or json.loads(line)["step"] < step]
+            if kept != lines:
+                write_atomically(self.path, "".join(f"{line}\n" for line in kept))
+
     def write(self, event: Mapping[str, Any]) -> None:
         with self.path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(json.loads(strict_json(event))) + "\n")

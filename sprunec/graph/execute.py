@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sprunec.errors import ComparisonError, InputError, PassError, SprunecError
 from sprunec.graph.events import Events
@@ -18,6 +18,9 @@ from sprunec.graph.report import Report, versions
 from sprunec.graph.store import Artifact, Store
 from sprunec.passes.job import Job
 from sprunec.passes.table import PASSES
+
+if TYPE_CHECKING:
+    from sprunec.engines.saves import Saves
 
 
 class Watcher(Protocol):
@@ -52,6 +55,7 @@ class Workshop:
     events: Events
     watcher: Watcher
     device: str
+    stop: Callable[[], bool]
 
 
 @dataclass(frozen=True)
@@ -62,17 +66,23 @@ class Outcome:
     seconds: float
 
 
-def execute(graph: Graph, out: str | Path, watcher: Watcher | None = None) -> Report:
+def execute(
+    graph: Graph, out: str | Path, watcher: Watcher | None = None, stop: Callable[[], bool] = lambda: False
+) -> Report:
     """Run what is not in `out`'s store yet; publish masks, recipe and model when all of it is done.
 
+    Args:
+        stop: asked between steps and between passes; once it says so, what runs is saved, and the run ends.
+
     Raises:
+        KeyboardInterrupt: the run was stopped; run again to continue.
         InputError: a file or the device is missing; nothing was done.
         SprunecError: a pass failed; the report says which, and what was finished stays.
     """
     out = Path(out)
     device = _check_ready(graph)
     with alone(out):
-        return _execute(graph, out, watcher or Nobody(), device)
+        return _execute(graph, out, watcher or Nobody(), device, stop)
 
 
 def _check_ready(graph: Graph) -> str:
@@ -86,15 +96,15 @@ def _check_ready(graph: Graph) -> str:
     return str(Place.of(graph.device, "fp32").device)
 
 
-def _execute(graph: Graph, out: Path, watcher: Watcher, device: str) -> Report:
+def _execute(graph: Graph, out: Path, watcher: Watcher, device: str, stop: Callable[[], bool]) -> Report:
     report, store, events = Report.start(graph, out), Store(out / "store"), Events(out / "events.jsonl")
     done = {node.name for node in graph.nodes if store.has(node)}
-    events.keep(done)
+    events.keep(done | {node.name for node in graph.nodes if store.partial(node).is_dir()})
     if len(done) < len(graph.nodes):
         unpublish(out)
     report.save()
     try:
-        outcomes = _run(graph, Workshop(store, events, watcher, device), report)
+        outcomes = _run(graph, Workshop(store, events, watcher, device, stop), report)
         publish(graph, out, {name: outcome.artifact.path for name, outcome in outcomes.items()})
     except KeyboardInterrupt:
         report.end("interrupted")
@@ -113,6 +123,8 @@ def _run(graph: Graph, shop: Workshop, report: Report) -> dict[str, Outcome]:
     outcomes: dict[str, Outcome] = {}
     total, watcher = len(graph.nodes), shop.watcher
     for index, node in enumerate(graph.nodes, start=1):
+        if shop.stop():
+            raise KeyboardInterrupt
         watcher.node_started(index, total, node.name)
         outcome = _outcome(node, shop, outcomes)
         outcomes[node.name] = outcome
@@ -130,19 +142,32 @@ def _outcome(node: Node, shop: Workshop, done: Mapping[str, Outcome]) -> Outcome
     if found is not None:
         return Outcome(node, found, True, time.perf_counter() - started)
 
+    told: set[str] = set()
+
     def tell(event: dict[str, Any]) -> None:
+        if not told:
+            shop.events.cut_back(node.name, event["step"])
+        told.add(node.name)
         shop.events.write({"node": node.name, **event})
         shop.watcher.step(event)
 
     with shop.store.writing() as directory:
         inputs = {role: done[name].artifact.path for role, name in node.inputs.items()}
-        job = Job(node.options, inputs, node.files, directory, shop.device, tell)
+        job = Job(node.options, inputs, node.files, directory, shop.device, tell, _saves(node, shop))
         metrics = _call(node, job)
         _check_unchanged(node)
         digests = {role: done[name].node.digest for role, name in node.inputs.items()}
         note = {"inputs": digests, "metrics": metrics, "versions": versions(), "device": shop.device}
         artifact = shop.store.keep(node, directory, note)
     return Outcome(node, artifact, False, time.perf_counter() - started)
+
+
+def _saves(node: Node, shop: Workshop) -> Saves | None:
+    if node.checkpoint_every is None:
+        return None
+    from sprunec.engines.saves import Saves
+
+    return Saves(shop.store.partial(node), node.checkpoint_every, shop.stop)
 
 
 def _check_unchanged(node: Node) -> None:

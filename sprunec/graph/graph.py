@@ -22,6 +22,7 @@ class Node:
         digest: over pass, version, options and the inputs' digests; None when a file it depends on is missing.
         about: what it does, in a few words.
         steps: training steps.
+        checkpoint_every: steps from one save to the next.
         parameters: of the model it gives; at most so many when layers may come out different.
     """
 
@@ -35,6 +36,7 @@ class Node:
     stamps: Mapping[Path, tuple[int, int]] = field(default_factory=dict)
     about: str = ""
     steps: int | None = None
+    checkpoint_every: int | None = None
     parameters: int | None = None
 
 

@@ -180,7 +180,7 @@ class _Builder:
         inputs = {"model": self.latest["model"], "data": self.latest["data"]}
         about = f"{spec.options['steps']} steps"
         self.latest["model"] = self.add(
-            spec.name, options, inputs, steps=spec.options["steps"], about=about, parameters=self.left.parameters
+            spec.name, options, inputs, **_steps(spec), about=about, parameters=self.left.parameters
         )
         self._count(spec.options["steps"])
 
@@ -195,7 +195,7 @@ class _Builder:
             options,
             inputs,
             suffix=suffix,
-            steps=spec.options["steps"],
+            **_steps(spec),
             about=_target_words(spec),
             parameters=self.left.parameters,
         )
@@ -269,6 +269,10 @@ LOWERINGS = {
     "load-mask": _Builder.load_mask,
     "emit": _Builder.emit,
 }
+
+
+def _steps(spec: PassSpec) -> dict[str, Any]:
+    return {"steps": spec.options["steps"], "checkpoint_every": spec.options["checkpoint_every"]}
 
 
 def _mask_options(spec: PassSpec) -> dict[str, Any]:

@@ -53,6 +53,10 @@ class Store:
         """Whether a node seems done, without verifying it."""
         return node.digest is not None and (self.root / node.digest / MANIFEST).exists()
 
+    def partial(self, node: Node) -> Path:
+        """Where a node that is not done saves what it has."""
+        return self.root / f"partial-{node.digest}"
+
     @contextmanager
     def writing(self) -> Iterator[Path]:
         """An empty directory aside, gone again unless `keep` took it."""
@@ -82,6 +86,7 @@ class Store:
             if not self.has(node):  # else another plan that shares the store has just made the same
                 raise
         self._verified.add(node.digest)
+        shutil.rmtree(self.partial(node), ignore_errors=True)
         return Artifact(self.root / node.digest, manifest)
 
 

@@ -6,6 +6,7 @@ Wang, Wohlwend & Lei 2020 ("Structured pruning of large language models") with a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,3 +46,11 @@ class Lagrangian:
     def ascend(self) -> None:
         self.optimizer.step()
         self.optimizer.zero_grad()
+
+    def state(self) -> dict[str, Any]:
+        return {"multipliers": self.multipliers.detach(), "optimizer": self.optimizer.state_dict()}
+
+    @torch.no_grad()
+    def load(self, state: dict[str, Any]) -> None:
+        self.multipliers.copy_(state["multipliers"])
+        self.optimizer.load_state_dict(state["optimizer"])

@@ -50,8 +50,7 @@ class GateLearner:
     ) -> None:
         self.gates, self.lagrangian, self.steps, self.seed, self.device = gates, lagrangian, steps, seed, device
         self.log_alphas = {key: value.clone().requires_grad_() for key, value in log_alphas.items()}
-        self.optimizer = torch.optim.Adam(self.log_alphas.values(), lr=rate)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._settling)
+        self.rate, self.optimizer = rate, torch.optim.Adam(self.log_alphas.values(), lr=rate)
         self._drawn: dict[Key, Tensor] = {}
         self._leaves: dict[Key, Tensor] = {}
         self._step = 0
@@ -77,9 +76,10 @@ class GateLearner:
         penalty.backward()
 
     def after(self, step: int) -> dict[str, Any]:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate * self._settling(step)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.schedule.step()
         self.lagrangian.ascend()
         first, second = self.lagrangian.multipliers.detach()
         rows = zip(self.lagrangian.budgets, self._expected, self.lagrangian.targets(step), first, second, strict=True)
@@ -88,6 +88,22 @@ class GateLearner:
             for b, e, t, m, n in rows
         ]
         return {"budgets": budgets, "undecided": self.undecided()}
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the next step depends on."""
+        log_alphas = [value.detach() for value in self.log_alphas.values()]
+        return {
+            "log_alphas": log_alphas,
+            "optimizer": self.optimizer.state_dict(),
+            "lagrangian": self.lagrangian.state(),
+        }
+
+    @torch.no_grad()
+    def load(self, state: dict[str, Any]) -> None:
+        for value, saved in zip(self.log_alphas.values(), state["log_alphas"], strict=True):
+            value.copy_(saved)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.lagrangian.load(state["lagrangian"])
 
     def expected(self) -> list[float]:
         """The expected size of each budget as the log-alphas are now."""

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sprunec.engines.saves import Saves
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,7 @@ class Job:
         out: an empty directory; what is in it when `run` returns is the artifact.
         device: where to work; it must not change the result.
         report: takes an event a training step.
+        saves: where a training pass is saved while it runs; None: it is not.
     """
 
     options: Mapping[str, Any]
@@ -27,3 +31,4 @@ class Job:
     out: Path
     device: str
     report: Callable[[dict[str, Any]], None]
+    saves: Saves | None = None

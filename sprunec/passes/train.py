@@ -21,6 +21,7 @@ def run(job: Job) -> dict[str, Any]:
         place,
         first_step=job.options["first_step"],
         report=job.report,
+        saves=job.saves,
     )
     save_model(job.out, config, read_kept(job.inputs["model"]), model.state_dict())
     return {"loss": last["loss"], "steps": last["steps"], "parameters": config.parameters()}

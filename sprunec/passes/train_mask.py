@@ -37,7 +37,16 @@ def run(job: Job) -> dict[str, Any]:
         device=place.device,
     )
     training = Training.of(options)
-    last = fit(model, data.batch, training, place, first_step=first_step, report=job.report, companion=learner)
+    last = fit(
+        model,
+        data.batch,
+        training,
+        place,
+        first_step=first_step,
+        report=job.report,
+        companion=learner,
+        saves=job.saves,
+    )
     state = {name: tensor for name, tensor in model.state_dict().items() if ".gates." not in name}
     save_model(job.out, config, read_kept(job.inputs["model"]), state)
     save_scores(job.out, learner.log_alphas)

@@ -37,7 +37,7 @@ def test_plan_has_no_errors(path: Path) -> None:
 def test_training_options_flow_from_schema_to_plan_to_pass() -> None:
     plan = read_plan(GOOD / "counts.json")
     shared = {"weight_decay": 0.01, "clip_grad": 1.0, "accumulate": 1, "loss_scale": 65536.0}
-    shared |= {"optimizer": "adamw", "betas": (0.9, 0.999)}
+    shared |= {"optimizer": "adamw", "betas": (0.9, 0.999), "checkpoint_every": 200}
     assert options(plan, 0) == shared | {"steps": 200, "learning_rate": 1.0, "schedule": "linear", "warmup_steps": 10}
     assert options(plan, 2) == shared | {"steps": 50, "learning_rate": 0.001, "schedule": "constant", "warmup_steps": 5}
     assert options(plan, 4) == {"formats": ("sprunec",)}

@@ -72,6 +72,7 @@ def test_resolve_fills_in_defaults() -> None:
         "weight_decay": 0.01,
         "clip_grad": None,
         "accumulate": 2,
+        "checkpoint_every": 200,
         "loss_scale": 65536.0,
     }
 
