@@ -157,8 +157,8 @@ def test_the_rate_falls_to_a_tenth_over_the_last_third() -> None:
     for step in range(10):
         learner.before(step, step)
         learner.backward(1.0)
-        rates.append(learner.optimizer.param_groups[0]["lr"])
         learner.after(step)
+        rates.append(learner.optimizer.param_groups[0]["lr"])
     assert rates[:8] == [pytest.approx(0.2)] * 8
     assert rates[8:] == [pytest.approx(0.2 * (0.1 + 0.9 * 2 / 3)), pytest.approx(0.2 * (0.1 + 0.9 / 3))]
 
