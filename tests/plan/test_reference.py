@@ -15,6 +15,6 @@ def test_the_reference_is_what_the_schemas_make() -> None:
 
 def test_the_reference_names_every_option() -> None:
     text = (DOCS / "plan.md").read_text(encoding="utf-8")
-    for key in ("mask_learning_rate", "checkpoint_every", "criterion", "held_out", "precision", "kept_heads"):
+    for key in ("mask_learning_rate", "checkpoint_every", "criterion", "held_out", "precision", "divisors"):
         assert f"| `{key}` |" in text
     assert '| `schedule` | the learning rate\'s course after the warm-up | `"cosine"`, `"noam"`' in text
