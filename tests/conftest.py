@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from sprunec.model.config import ModelConfig
 from sprunec.model.cpm_ant import build, initialize
 from sprunec.model.frame import CPMAnt
+from tests.runs import execute, guide
 
 TINY = {
     "vocab_size": 97,
@@ -71,3 +73,11 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def _one_seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """OUT of the guide's scheme in small."""
+    directory = tmp_path_factory.mktemp("guide")
+    execute(guide(), directory)
+    return directory / "out"

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import sprunec
+
 MODEL = {
     "vocab_size": 128,
     "dim_model": 32,
@@ -57,3 +59,20 @@ def guide(**changes: Any) -> dict[str, Any]:
         EMIT,
         **changes,
     )
+
+
+def execute(content: dict[str, Any], directory: Path, out: str = "out") -> dict[str, Any]:
+    """The report of a run from Python."""
+    directory.mkdir(parents=True, exist_ok=True)
+    graph = sprunec.lower(sprunec.read_plan(write(directory, content)))
+    return sprunec.execute(graph, directory / out).data
+
+
+def read_report(out: Path) -> dict[str, Any]:
+    return json.loads((out / "report.json").read_text())
+
+
+def artifact(out: Path, pass_: str) -> Path:
+    """The last artifact of a pass."""
+    entries = [entry for entry in read_report(out)["passes"] if entry["pass"] == pass_]
+    return out / "store" / entries[-1]["digest"]

@@ -64,16 +64,22 @@ def find_sites(
 def _strays(program: Program, sites: Mapping[str, Site]) -> bool:
     """Whether an attention sublayer holds sums over units of some other kind, as in x + (attention + mlp)."""
     known = {group for site in sites.values() for group in site.groups["forward"]}
+    inside = _summed_over(program, "attention")
+    return any(group not in known and group not in program.groups.pinned for group in inside)
+
+
+def _summed_over(program: Program, kind: str) -> list[int]:
+    """The groups that parameters have and that sums inside a kind of sublayer go over, without the stream's own."""
     owned = {group for dims in program.groups.tensors.values() for dim in dims for group in dim}
-    inside = [
+    return [
         group
         for residual in program.residuals
-        if residual.kind == "attention"
+        if residual.kind == kind
         for contraction in program.contractions
         if contraction.node in residual.nodes
         for group in program.groups.values[contraction.operand][contraction.dim]
+        if group in owned and group not in program.groups.values[residual.stream][-1]
     ]
-    return any(group in owned - known and group not in program.groups.pinned for group in inside)
 
 
 def _candidates(program: Program) -> dict[str, tuple[int, ...]]:
@@ -88,15 +94,7 @@ def _candidates(program: Program) -> dict[str, tuple[int, ...]]:
             found["head"] = tuple(dict.fromkeys(heads))
         if scored and mixed:
             found["dim_head"] = tuple(dict.fromkeys((*scored, *mixed)))
-    hidden = [
-        group
-        for residual in program.residuals
-        if residual.kind == "feed_forward"
-        for contraction in program.contractions
-        if contraction.node in residual.nodes
-        for group in program.groups.values[contraction.operand][contraction.dim]
-        if group in owned and group not in program.groups.values[residual.stream][-1]
-    ]
+    hidden = _summed_over(program, "feed_forward")
     free = [group for group in hidden if group not in program.groups.pinned]
     if hidden:
         found["dim_ff"] = tuple(dict.fromkeys(free or hidden))
