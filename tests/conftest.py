@@ -11,21 +11,7 @@ import torch
 from sprunec.model.config import ModelConfig
 from sprunec.model.cpm_ant import build, initialize
 from sprunec.model.frame import CPMAnt
-from tests.runs import execute, guide
-
-TINY = {
-    "vocab_size": 97,
-    "dim_model": 24,
-    "num_heads": 4,
-    "dim_head": 6,
-    "dim_ff": 40,
-    "num_layers": 3,
-    "prompt_types": 4,
-    "prompt_length": 5,
-    "segment_types": 6,
-    "position_bias_num_buckets": 16,
-    "position_bias_max_distance": 32,
-}
+from tests.runs import TINY, execute, guide
 
 
 def tiny_config(**changes: Any) -> ModelConfig:

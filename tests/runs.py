@@ -22,6 +22,19 @@ MODEL = {
     "prompt_length": 2,
     "segment_types": 3,
 }
+TINY = {
+    "vocab_size": 97,
+    "dim_model": 24,
+    "num_heads": 4,
+    "dim_head": 6,
+    "dim_ff": 40,
+    "num_layers": 3,
+    "prompt_types": 4,
+    "prompt_length": 5,
+    "segment_types": 6,
+    "position_bias_num_buckets": 16,
+    "position_bias_max_distance": 32,
+}
 TRAIN = {"pass": "train", "steps": 2}
 EMIT = {"pass": "emit", "formats": ["sprunec"]}
 

@@ -25,6 +25,7 @@ from sprunec.rewrite.surgery import build as build_module
 from sprunec.rewrite.surgery import rewrite
 from sprunec.rewrite.trace import trace_blocks
 from tests.conftest import TINY, random_batch, tiny_config, tiny_model
+from tests.decoding import decodes_as_one_forward
 
 DIMS = tuple(range(TINY["dim_head"]))
 RAGGED = (
@@ -85,23 +86,7 @@ def test_model_py_needs_no_sprunec(kept: tuple[LayerKept, ...], tmp_path: Path) 
 @pytest.mark.parametrize("opened", [sprunec.load, through_its_own_code], ids=["load", "model.py"])
 def test_cached_steps_equal_one_full_forward(kept: tuple[LayerKept, ...], opened: Any, tmp_path: Path) -> None:
     model = opened(emitted(tmp_path / "model", kept)).eval()
-    words = torch.randint(1, TINY["vocab_size"], (2, 6))
-    generated = model.generate(words, max_new_tokens=5)
-    full = random_batch(2, 11)
-    full["input"][:, PROMPT:] = generated
-    full["length"].fill_(PROMPT + 11)
-    full["context"][:, PROMPT:] = torch.arange(11) < 6
-    with torch.no_grad():
-        logits, _ = model(**full)
-        past, start = None, 0
-        for column in range(6, 12):
-            new = slice(PROMPT + start if start else 0, PROMPT + column)
-            grown = {key: full[key][:, : PROMPT + column] for key in ("context", "segment", "span")}
-            length = torch.full((2,), column)
-            step, _, past = model.inference(full["input"][:, new], length, position=None, past_key_values=past, **grown)
-            assert (step - logits[:, new]).abs().max() < 5e-6
-            start = column
-    assert torch.equal(logits[:, PROMPT + 5 : -1].argmax(-1), generated[:, 6:])
+    decodes_as_one_forward(model)
 
 
 def test_an_op_put_into_a_graph_is_in_model_py(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +15,27 @@ class Events:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._begun: set[str] = set()
 
     def keep(self, nodes: Collection[str]) -> None:
         """Drop the lines of all other nodes, and what an interruption cut off."""
         if self.path.exists():
-            lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
-            kept = [line for line in lines if _node_of(line) in nodes]
-            if kept != lines:
-                write_atomically(self.path, "".join(f"{line}\n" for line in kept))
-
-    def cut_back(self, node: str, step: int) -> None:
-        """Drop a node's lines from `step` on: it goes on from a save before it."""
-        if self.path.exists():
-            lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
-            kept = [line for line in lines if _node_of(line) != node or json.loads(line)["step"] < step]
-            if kept != lines:
-                write_atomically(self.path, "".join(f"{line}\n" for line in kept))
+            self._filter(lambda line: _node_of(line) in nodes)
 
     def write(self, event: Mapping[str, Any]) -> None:
+        """Append; the first event of a node in this run replaces what an earlier run wrote from that step on."""
+        node, step = event["node"], event["step"]
+        if node not in self._begun and self.path.exists():
+            self._filter(lambda line: _node_of(line) != node or json.loads(line)["step"] < step)
+        self._begun.add(node)
         with self.path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(json.loads(strict_json(event))) + "\n")
+
+    def _filter(self, keep: Callable[[str], bool]) -> None:
+        lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
+        kept = [line for line in lines if keep(line)]
+        if kept != lines:
+            write_atomically(self.path, "".join(f"{line}\n" for line in kept))
 
 
 def _node_of(line: str) -> str | None:

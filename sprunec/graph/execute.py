@@ -142,12 +142,7 @@ def _outcome(node: Node, shop: Workshop, done: Mapping[str, Outcome]) -> Outcome
     if found is not None:
         return Outcome(node, found, True, time.perf_counter() - started)
 
-    told: set[str] = set()
-
     def tell(event: dict[str, Any]) -> None:
-        if not told:
-            shop.events.cut_back(node.name, event["step"])
-        told.add(node.name)
         shop.events.write({"node": node.name, **event})
         shop.watcher.step(event)
 

@@ -11,6 +11,7 @@ from torch import fx
 from sprunec.model.cpm_ant import build, initialize
 from sprunec.model.frame import CPMAnt
 from tests.conftest import TINY, random_batch, tiny_config, tiny_model
+from tests.decoding import decodes_as_one_forward
 
 PROMPT = TINY["prompt_length"]
 
@@ -94,23 +95,7 @@ def absent(layer_attention: list[int], layer_feed_forward: list[int]) -> list[li
 def test_cached_steps_equal_one_full_forward(mask_modules: list[list[bool]] | None) -> None:
     """The words given are context, the generated ones are not: what a cache computes."""
     model = tiny_model(mask_modules=mask_modules)
-    words = torch.randint(1, TINY["vocab_size"], (2, 6))
-    generated = model.generate(words, max_new_tokens=5)
-    full = random_batch(2, 11)
-    full["input"][:, PROMPT:] = generated
-    full["length"].fill_(PROMPT + 11)
-    full["context"][:, PROMPT:] = torch.arange(11) < 6
-    with torch.no_grad():
-        logits, _ = model(**full)
-    assert torch.equal(logits[:, PROMPT + 5 : -1].argmax(-1), generated[:, 6:])
-    arguments = inference_arguments(words)
-    step, _, past = model.inference(**arguments)
-    assert (step - logits[:, : PROMPT + 6]).abs().max() < 5e-6
-    for column in range(6, 11):
-        grown = {key: full[key][:, : PROMPT + column + 1] for key in ("context", "segment", "span")}
-        new = generated[:, column : column + 1]
-        step, _, past = model.inference(new, torch.full((2,), column + 1), position=None, past_key_values=past, **grown)
-        assert (step[:, 0] - logits[:, PROMPT + column]).abs().max() < 5e-6
+    decodes_as_one_forward(model)
 
 
 def test_absent_sublayers_equal_zeroed_projections() -> None:

@@ -9,24 +9,11 @@ import pytest
 
 from sprunec.model.config import ModelConfig
 from sprunec.plan.targets import Left, default_budget, mismatched, parameter_count, uncovered
-
-SIZES = {
-    "vocab_size": 97,
-    "dim_model": 24,
-    "num_heads": 4,
-    "dim_head": 6,
-    "dim_ff": 40,
-    "num_layers": 3,
-    "prompt_types": 4,
-    "prompt_length": 5,
-    "segment_types": 6,
-    "position_bias_num_buckets": 16,
-    "position_bias_max_distance": 32,
-}
+from tests.runs import TINY
 
 
 def left(**changes: Any) -> Left:
-    return Left.of(ModelConfig.from_dict(SIZES | changes))
+    return Left.of(ModelConfig.from_dict(TINY | changes))
 
 
 @pytest.mark.parametrize(
@@ -92,7 +79,7 @@ def test_size_target_bounds_the_next() -> None:
 
 
 def test_least_parameters_are_those_of_the_other_units() -> None:
-    everything, config = left(), ModelConfig.from_dict(SIZES)
+    everything, config = left(), ModelConfig.from_dict(TINY)
     attention = sum(config.attention_parameters(index) for index in range(3))
     assert everything.least_parameters(("head",)) == everything.parameters - attention
     assert everything.least_parameters(("layer",)) == everything.parameters - config.prunable_parameters()
