@@ -25,6 +25,7 @@ def reference() -> str:
     parts.append(section("Model configs", load_schema("model")["description"], properties("model")))
     training = properties("training")
     parts.append(section("Training options", load_schema("training")["description"], training))
+    parts.append(section("Distillation", training["distillation"]["description"], properties(training["distillation"])))
     for name in pass_names():
         own = properties(f"passes/{name}")
         text = load_schema(f"passes/{name}")["description"]

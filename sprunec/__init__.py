@@ -14,12 +14,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sprunec.data.writing import write_dataset
     from sprunec.graph.execute import execute
     from sprunec.graph.lower import lower
     from sprunec.model.checkpoint import load
     from sprunec.plan.plan import read_plan
 
-__all__ = ["execute", "load", "lower", "read_plan"]
+__all__ = ["execute", "load", "lower", "read_plan", "write_dataset"]
 __version__ = "0.1.0"
 
 _HOMES = {
@@ -27,6 +28,7 @@ _HOMES = {
     "load": "sprunec.model.checkpoint",
     "lower": "sprunec.graph.lower",
     "read_plan": "sprunec.plan.plan",
+    "write_dataset": "sprunec.data.writing",
 }
 
 

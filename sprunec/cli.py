@@ -11,13 +11,16 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
+from sprunec.cli_flags import with_flags
 from sprunec.errors import Diagnostic, InputError, SprunecError
-from sprunec.show.console import Progress, print_diagnostics
+from sprunec.plan.bmcook.flags import Flags
+from sprunec.show.console import SECONDS_BETWEEN_LINES, Progress, print_diagnostics
 
 app = typer.Typer(
     name="sprunec",
@@ -32,15 +35,19 @@ TARGET_MISSED = 4
 
 
 @app.command()
+@with_flags
 def validate(
-    plans: Annotated[list[Path], typer.Argument(help="Plan files.", show_default=False)],
+    plans: Annotated[list[Path], typer.Argument(help="Plan files, or bmcook.json.", show_default=False)],
+    flags: Flags,
     strict: Annotated[bool, typer.Option(help="A missing checkpoint, data or mask file is an error.")] = False,
     as_json: Json = False,
 ) -> None:
     """Check plans: all errors at once, with file, line, column, what is wrong and what to write instead."""
     from sprunec.plan.plan import check_plan
 
-    found = [finding for path in plans for finding in check_plan(path, strict=strict)[1]]
+    found = [
+        finding for path in plans for finding in check_plan(path, strict=strict, flags=flags, incomplete=not strict)[1]
+    ]
     valid = not any(finding.severity == "error" for finding in found)
     if as_json:
         _print_json(_diagnostics_document(found))
@@ -52,8 +59,10 @@ def validate(
 
 
 @app.command()
+@with_flags
 def run(
-    plan: Annotated[Path, typer.Argument(help="A plan file.", show_default=False)],
+    plan: Annotated[Path, typer.Argument(help="A plan file, or bmcook.json.", show_default=False)],
+    flags: Flags,
     out: Annotated[Path | None, typer.Option(help="Where the run lives; run again there to continue.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the graph, sizes and cost; do nothing.")] = False,
     strict: Annotated[bool, typer.Option(help="With --dry-run: a missing file is an error, as in a run.")] = False,
@@ -63,7 +72,7 @@ def run(
     """Run a plan; what is already done is not done again."""
     from sprunec.plan.plan import check_plan
 
-    checked, found = check_plan(plan, strict=strict or not dry_run)
+    checked, found = check_plan(plan, strict=strict or not dry_run, flags=flags)
     if checked is None:
         with _document_on_error(as_json):
             raise InputError(*found)
@@ -71,7 +80,7 @@ def run(
     from sprunec.graph.lower import lower
 
     graph = lower(checked)
-    folder = out or Path("runs") / checked.name
+    folder = _out(out, flags.save) or Path("runs") / checked.name
     if dry_run:
         _show_graph(graph, folder, as_json)
         return
@@ -79,6 +88,28 @@ def run(
         report = _execute(graph, folder, Progress(quiet=quiet))
     _show_report(report, folder, as_json)
     raise typer.Exit(0 if report.status == "done" else TARGET_MISSED)
+
+
+@app.command()
+@with_flags
+def convert(
+    bmcook: Annotated[Path, typer.Argument(help="bmcook.json.", show_default=False)],
+    flags: Flags,
+    seconds: Annotated[
+        list[Path] | None,
+        typer.Argument(help="l0_pruning.json, one a stage, in order; or sprune.json.", show_default=False),
+    ] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the plan there.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="On bad input, too, one JSON document on stdout.")] = False,
+) -> None:
+    """Print BMCook's files as one native plan; its relative paths are the current directory's, or those of -o FILE."""
+    from sprunec.plan.plan import convert_plan
+
+    with _document_on_error(as_json):
+        document, found = convert_plan(bmcook, seconds or (), flags, output)
+    print_diagnostics(found)
+    if output is None:
+        _print_json(document)
 
 
 @app.command()
@@ -97,6 +128,50 @@ def inspect(
         from sprunec.show.tables import inspect_table
 
         Console().print(inspect_table(document))
+
+
+@app.command("make-data")
+def make_data(
+    inputs: Annotated[
+        list[Path], typer.Argument(help="Text, one document a line, or .jsonl with a text.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(help="The directory to make.", show_default=False)],
+    vocab: Annotated[Path, typer.Option(help="The vocabulary file, one piece a line.", show_default=False)],
+    prompt_length: Annotated[int, typer.Option(min=1, help="Prompt columns of the model.")] = 32,
+    max_length: Annotated[int, typer.Option(min=1, help="Columns of a row, the prompt's among them.")] = 1024,
+    seed: Annotated[int, typer.Option(min=0, help="Of the choice between filling in and going on.")] = 1234,
+    quiet: Annotated[bool, typer.Option(help="No progress.")] = False,
+) -> None:
+    """Make a CPM-Live data set (version 1) from text, for source "cpm-live" and for CPM-Live itself."""
+    from sprunec.data.vocabulary import read_vocabulary
+    from sprunec.data.writing import make_dataset
+
+    told = [monotonic()]
+
+    def progress(written: Any) -> None:
+        if not quiet and monotonic() - told[0] > SECONDS_BETWEEN_LINES:
+            told[0] = monotonic()
+            Console(stderr=True).print(f"{written.documents:,} documents read", highlight=False)
+
+    made = make_dataset(
+        out,
+        inputs,
+        read_vocabulary(vocab),
+        prompt_length=prompt_length,
+        max_length=max_length,
+        seed=seed,
+        progress=progress,
+    )
+    words = f"{made.documents:,} documents, {made.records:,} records, {made.tokens:,} tokens; left out: "
+    words += f"{made.tails:,} pieces of under 32 tokens, {made.unknown:,} unknown tokens"
+    Console().print(f"{out}: {words}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _out(out: Path | None, save: str | None) -> Path | None:
+    """--save is the script's word for --out."""
+    if out is not None and save is not None and Path(save) != out:
+        raise typer.BadParameter(f"--out {out} and --save {save} are two folders; give one of them")
+    return out if save is None else Path(save)
 
 
 def _execute(graph: Any, folder: Path, progress: Progress) -> Any:

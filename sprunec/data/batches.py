@@ -5,17 +5,17 @@ Letters in shapes: B rows, P prompt columns, T text columns, N = P + T.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sprunec.data.tokenizer import Characters
+from sprunec.data.tokenizer import Tokenizer, read_tokenizer, save_tokenizer
 from sprunec.errors import InputError
 
 PROMPT_TASK, TEXT_SEGMENT = 2, 2
@@ -45,12 +45,37 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Sample:
+    """What a model may go on writing from: ids (n,), and how `CPMAnt.generate` should take them."""
+
+    ids: NDArray[Any]
+    task: int = PROMPT_TASK
+    context: bool = False
+    stop: int | None = None
+
+
+class Data(Protocol):
+    """What every source of data offers to the passes."""
+
+    def batch(self, step: int) -> Batch:
+        """The global batch of training step `step`, a function of the seed and the step."""
+
+    def held_out_batches(self, tokens: int | None = None) -> Iterator[Batch]:
+        """The held-out part, always the same, each target once; stops after about so many targets."""
+
+    def sample(self, length: int) -> Sample | None:
+        """The first `length` ids of held-out text; None where nothing can turn ids into text."""
+
+    def decode(self, ids: Iterable[int]) -> str: ...
+
+
+@dataclass(frozen=True)
 class TextData:
     """Ids of a text, cut into windows: plain causal language modelling behind CPM-Ant's prompt of task 2."""
 
     train: NDArray[np.int32]
     held_out: NDArray[np.int32]
-    tokenizer: Characters
+    tokenizer: Tokenizer
     prompt_length: int
     max_length: int
     batch_size: int
@@ -81,6 +106,12 @@ class TextData:
                 padded[place, : row.size] = row
             yield self._pack(padded)
 
+    def sample(self, length: int) -> Sample:
+        return Sample(self.held_out[:length])
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return self.tokenizer.decode(ids)
+
     def _pack(self, ids: NDArray[np.int32]) -> Batch:
         """ids (B, T + 1), IGNORED where a row has ended."""
         rows, prompt = torch.from_numpy(ids.astype(np.int64)), self.prompt_length
@@ -98,10 +129,10 @@ class TextData:
         return Batch(inputs, torch.nn.functional.pad(following, (prompt, 0), value=IGNORED))
 
 
-def save_ids(directory: Path, train: NDArray[np.int32], held_out: NDArray[np.int32], tokenizer: Characters) -> None:
+def save_ids(directory: Path, train: NDArray[np.int32], held_out: NDArray[np.int32], tokenizer: Tokenizer) -> None:
     np.save(directory / "train.npy", train)
     np.save(directory / "held_out.npy", held_out)
-    (directory / "vocabulary.json").write_text(json.dumps(tokenizer.to_json()), encoding="utf-8")
+    save_tokenizer(directory, tokenizer)
 
 
 def load_text_data(directory: Path, *, prompt_length: int, max_length: int, batch_size: int, seed: int) -> TextData:
@@ -111,7 +142,7 @@ def load_text_data(directory: Path, *, prompt_length: int, max_length: int, batc
         InputError: a part is shorter than one window.
     """
     train, held_out = (np.load(directory / f"{part}.npy", mmap_mode="r") for part in ("train", "held_out"))
-    tokenizer = Characters.from_json(json.loads((directory / "vocabulary.json").read_text(encoding="utf-8")))
+    tokenizer = read_tokenizer(directory)
     window = max_length - prompt_length
     for part, ids, least in (("training", train, window + 1), ("held-out", held_out, 2)):
         if ids.size < least:

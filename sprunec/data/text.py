@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sprunec.errors import Diagnostic, InputError
@@ -35,35 +35,60 @@ def _python_docs() -> str:
     return "\n".join(topics[key] for key in sorted(topics))
 
 
+def read_lines(path: Path) -> Iterator[str]:
+    """A file's lines, one by one, with their ends. Raises InputError: the file is missing or not UTF-8."""
+    offset = 0
+    try:
+        with path.open("rb") as stream:
+            for line in stream:
+                yield line.decode("utf-8")
+                offset += len(line)
+    except UnicodeDecodeError as error:
+        raise _not_utf8(path, offset + error.start) from error
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
 def _utf8(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise InputError.at(path, f"is not UTF-8 text: byte {error.start}", "convert it to UTF-8") from error
+        raise _not_utf8(path, error.start) from error
     except OSError as error:
-        raise InputError.at(path, f"cannot be read: {error.strerror}", "check data.path in the plan") from error
+        raise _unreadable(path, error) from error
+
+
+def _not_utf8(path: Path, byte: int) -> InputError:
+    return InputError.at(path, f"is not UTF-8 text: byte {byte}", "convert it to UTF-8")
+
+
+def _unreadable(path: Path, error: OSError) -> InputError:
+    return InputError.at(path, f"cannot be read: {error.strerror}", "check its path")
 
 
 def _json_lines(path: Path) -> str:
-    documents = []
-    for number, line in enumerate(_utf8(path).split("\n"), start=1):
+    return "\n".join(record["text"] for record in json_records(path, ("text",)))
+
+
+def json_records(path: Path, keys: Sequence[str]) -> Iterator[dict[str, str]]:
+    """The objects of a file of JSON lines, blank lines left out; each has a string under every one of `keys`."""
+    for number, line in enumerate(read_lines(path), start=1):
         if line.strip():
-            documents.append(_document(path, number, line))
-    return "\n".join(documents)
+            yield _record(path, number, line, keys)
 
 
-def _document(path: Path, number: int, line: str) -> str:
+def _record(path: Path, number: int, line: str, keys: Sequence[str]) -> dict[str, str]:
     try:
         record = json.loads(line)
     except (json.JSONDecodeError, RecursionError) as error:
         column, why = getattr(error, "colno", 1), getattr(error, "msg", "it is nested too deeply")
-        raise InputError(_at_line(path, number, column, f"is not JSON: {why}")) from error
-    text = record.get("text") if isinstance(record, dict) else None
-    if not isinstance(text, str):
-        raise InputError(_at_line(path, number, 1, "has no `text` string"))
-    return text
+        raise InputError(_at_line(path, number, column, f"is not JSON: {why}", keys)) from error
+    for key in keys:
+        if not isinstance(record, dict) or not isinstance(record.get(key), str):
+            raise InputError(_at_line(path, number, 1, f"has no `{key}` string", keys))
+    return {key: record[key] for key in keys}
 
 
-def _at_line(path: Path, line: int, column: int, message: str) -> Diagnostic:
-    hint = 'write one object a line, like {"text": "..."}'
+def _at_line(path: Path, line: int, column: int, message: str, keys: Sequence[str]) -> Diagnostic:
+    hint = "write one object a line, like " + json.dumps(dict.fromkeys(keys, "..."))
     return Diagnostic("bad-data", f"this line {message}", hint, file=str(path), line=line, column=column)

@@ -1,16 +1,44 @@
-"""Words from text and back."""
+"""Words from text and back: by characters, or by a vocabulary file."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sprunec.data.vocabulary import Vocabulary
+
 PAD, UNKNOWN = "<pad>", "<unk>"
 SPECIAL = (PAD, UNKNOWN)
 UNKNOWN_ID = SPECIAL.index(UNKNOWN)
+
+
+class Tokenizer(Protocol):
+    """Text to ids (n,) and back; `begin`, `end` mark a document where one is marked, `unknown` a word it hasn't."""
+
+    @property
+    def begin(self) -> int: ...
+
+    @property
+    def end(self) -> int: ...
+
+    @property
+    def unknown(self) -> int: ...
+
+    @property
+    def size(self) -> int:
+        """Ids that a text may have; the marks of documents may lie above them."""
+
+    def encode(self, text: str) -> NDArray[np.int32]: ...
+
+    def decode(self, ids: Iterable[int]) -> str: ...
+
+    def to_json(self) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -22,6 +50,23 @@ class Characters:
     @classmethod
     def build(cls, text: str) -> Characters:
         return cls((*SPECIAL, *sorted(set(text))))
+
+    @property
+    def unknown(self) -> int:
+        return UNKNOWN_ID
+
+    @property
+    def size(self) -> int:
+        return len(self.vocabulary)
+
+    @property
+    def begin(self) -> int:
+        """Behind the characters, whose ids do not depend on whether documents are marked."""
+        return len(self.vocabulary)
+
+    @property
+    def end(self) -> int:
+        return len(self.vocabulary) + 1
 
     def encode(self, text: str) -> NDArray[np.int32]:
         """text -> (characters,) ids."""
@@ -41,3 +86,13 @@ class Characters:
     @classmethod
     def from_json(cls, vocabulary: Sequence[str]) -> Characters:
         return cls(tuple(vocabulary))
+
+
+def save_tokenizer(directory: Path, tokenizer: Tokenizer) -> None:
+    (directory / "vocabulary.json").write_text(json.dumps(tokenizer.to_json()), encoding="utf-8")
+
+
+def read_tokenizer(directory: Path) -> Tokenizer:
+    """What `save_tokenizer` wrote."""
+    content = json.loads((directory / "vocabulary.json").read_text(encoding="utf-8"))
+    return Vocabulary(tuple(content["pieces"])) if isinstance(content, dict) else Characters.from_json(content)

@@ -22,7 +22,10 @@ def constant(step: int, steps: int, warmup: int) -> float:
 
 
 def noam(step: int, steps: int, warmup: int) -> float:
-    """rate * min(t / warmup^1.5, 1 / sqrt(t)), t from 1 (Vaswani et al. 2017); steps below the warm-up stay low."""
+    """rate * min(t / warmup^1.5, 1 / sqrt(t)), t from 1 (Vaswani et al. 2017); steps below the warm-up stay low.
+
+    The one schedule that doesn't know its end: `step` counts from the model's first step, not the pass's.
+    """
     t = step + 1
     return min(float(t / max(warmup, 1) ** 1.5), float(t**-0.5))
 

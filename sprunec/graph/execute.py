@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,14 +14,18 @@ from sprunec.errors import ComparisonError, InputError, PassError, SprunecError
 from sprunec.graph.events import Events
 from sprunec.graph.graph import Graph, Node, file_stamp
 from sprunec.graph.lock import alone
-from sprunec.graph.publish import publish, unpublish
-from sprunec.graph.report import Report, versions
+from sprunec.graph.publish import PUBLISHED, publish, unpublish
+from sprunec.graph.report import Report, versions, with_notes
 from sprunec.graph.store import Artifact, Store
+from sprunec.masks.provenance import write_provenance
 from sprunec.passes.job import Job
 from sprunec.passes.table import PASSES
 
 if TYPE_CHECKING:
     from sprunec.engines.saves import Saves
+
+
+OWN = ("store", "report.json", "report.html", "events.jsonl")
 
 
 class Watcher(Protocol):
@@ -81,6 +86,7 @@ def execute(
     """
     out = Path(out)
     device = _check_ready(graph)
+    _check_writes(graph, out)
     with alone(out):
         return _execute(graph, out, watcher or Nobody(), device, stop)
 
@@ -94,6 +100,22 @@ def _check_ready(graph: Graph) -> str:
             if not path.exists():
                 raise InputError.at(path, "there is no such file", "give its path in the plan", code="missing-file")
     return str(Place.of(graph.device, "fp32").device)
+
+
+def _check_writes(graph: Graph, out: Path) -> None:
+    """What the user wants written must not be what the run keeps for itself, or takes away when it publishes."""
+    own = {*PUBLISHED, *OWN, graph.checkpoint_name}
+    for path in (path for node in graph.nodes for path in node.writes.values()):
+        if path.is_dir():
+            raise InputError.at(path, "is a folder", "name a file in it", code="not-a-file")
+        place, folder = path.resolve(), out.resolve()
+        if place == folder or (place.is_relative_to(folder) and place.relative_to(folder).parts[0] in own):
+            message = f"is where the run in {out} puts files of its own"
+            raise InputError.at(path, message, "name another file in save_mask", code="overwritten-output")
+        above = next(parent for parent in place.parents if parent.exists())
+        if not above.is_dir() or not os.access(above, os.W_OK):
+            message = f"cannot be written: {above} is no folder that may be written to"
+            raise InputError.at(path, message, "name another file in save_mask", code="not-writable")
 
 
 def _execute(graph: Graph, out: Path, watcher: Watcher, device: str, stop: Callable[[], bool]) -> Report:
@@ -130,10 +152,28 @@ def _run(graph: Graph, shop: Workshop, report: Report) -> dict[str, Outcome]:
         outcomes[node.name] = outcome
         report.add(outcome.node, outcome.artifact, outcome.cached, outcome.seconds)
         report.save()
-        watcher.node_finished(
-            index, total, node.name, cached=outcome.cached, seconds=outcome.seconds, metrics=outcome.artifact.metrics
-        )
+        metrics = with_notes(node, outcome.artifact.metrics)
+        watcher.node_finished(index, total, node.name, cached=outcome.cached, seconds=outcome.seconds, metrics=metrics)
+        _write(node, report.graph.roles["source"], outcomes)
     return outcomes
+
+
+def _write(node: Node, source: str, done: Mapping[str, Outcome]) -> None:
+    """The files that the user asked for: only now that the store has what goes into them, so a stop cannot spoil one.
+
+    Done for a node that the store had, too: the file may be gone, or may never have been written.
+    """
+    for role, path in node.writes.items():
+        names = {"source": source} | dict(node.inputs)
+        inputs = {name: done[giver].artifact.path for name, giver in names.items()}
+        module = importlib.import_module(f"sprunec.passes.{PASSES[node.pass_].module}")
+        try:
+            module.write(role, done[node.name].artifact.path, inputs, path)
+            if node.provenance:
+                write_provenance(path, node.provenance)
+        except (OSError, RuntimeError) as error:
+            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            raise PassError(f"{node.name}: {path} cannot be written: {reason}") from error
 
 
 def _outcome(node: Node, shop: Workshop, done: Mapping[str, Outcome]) -> Outcome:

@@ -24,6 +24,9 @@ class Node:
         steps: training steps.
         checkpoint_every: steps from one save to the next.
         parameters: of the model it gives; at most so many when layers may come out different.
+        writes: the files that the user asked for besides OUT, by the pass's own words for what goes into them.
+        provenance: what is noted beside these files.
+        notes: what the user should know about it, whatever comes out.
     """
 
     name: str
@@ -38,6 +41,9 @@ class Node:
     steps: int | None = None
     checkpoint_every: int | None = None
     parameters: int | None = None
+    writes: Mapping[str, Path] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -46,8 +52,9 @@ class Graph:
 
     Attributes:
         roles: which node gives what the report and the emitted model are made of: dense, masked, small (evaluations),
-            masks, final (the small model), emitted, source (the plan's input model).
+            masks, final (the small model), full (it in the input's shape), emitted, source (the plan's input model).
         tokens: training targets in all.
+        checkpoint_name: the file in OUT that `full` is written to.
     """
 
     plan: str
@@ -57,6 +64,7 @@ class Graph:
     parameters: tuple[int, int]
     tokens: int
     flops: float
+    checkpoint_name: str | None = None
 
     def node(self, name: str) -> Node:
         return next(node for node in self.nodes if node.name == name)

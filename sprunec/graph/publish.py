@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from sprunec.graph.graph import Graph
+from sprunec.masks.provenance import note_weights
 
 PUBLISHED = ("model", "masks", "recipe.json")
 
@@ -22,10 +23,15 @@ def publish(graph: Graph, out: Path, artifacts: Mapping[str, Path]) -> None:
         emitted = artifacts[graph.roles["emitted"]]
         for form in (path for path in emitted.iterdir() if path.is_dir()):
             shutil.copytree(form, aside / "model" / form.name)
+    if graph.checkpoint_name is not None:
+        _full_shape(graph, aside / graph.checkpoint_name, artifacts)
     unpublish(out)
     for path in aside.iterdir():
         path.rename(out / path.name)
     aside.rmdir()
+    if graph.checkpoint_name is not None:
+        for path in (path for node in graph.nodes for path in node.writes.values()):
+            note_weights(path, out / graph.checkpoint_name)
 
 
 def unpublish(out: Path) -> None:
@@ -36,6 +42,15 @@ def unpublish(out: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+
+
+def _full_shape(graph: Graph, path: Path, artifacts: Mapping[str, Path]) -> None:
+    """What a next plan starts from: CPM-Live's names, in the shape that this plan has started from."""
+    import torch
+
+    from sprunec.model.checkpoint import read_state
+
+    torch.save(read_state(artifacts[graph.roles["full"]]), path)
 
 
 def _masks_and_recipe(graph: Graph, aside: Path, artifacts: Mapping[str, Path]) -> None:

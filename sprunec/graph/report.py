@@ -49,7 +49,7 @@ class Report:
         return str(self.data["status"])
 
     def add(self, node: Node, artifact: Artifact, cached: bool, seconds: float) -> None:
-        metrics = artifact.metrics
+        metrics = with_notes(node, artifact.metrics)
         entry = {"name": node.name, "pass": node.pass_, "digest": node.digest, "cached": cached}
         self.data["passes"].append(entry | {"seconds": seconds, "metrics": metrics})
         if node.pass_ == "compare":
@@ -111,6 +111,12 @@ class Report:
 
     def save(self) -> None:
         write_atomically(self.out / "report.json", strict_json(self.data))
+
+
+def with_notes(node: Node, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The metrics, their `notes` joined with what the graph knows about the node."""
+    notes = [*node.notes, *metrics.get("notes", [])]
+    return dict(metrics) | ({"notes": notes} if notes else {})
 
 
 def read_parameters(directory: Path) -> int:

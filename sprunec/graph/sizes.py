@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from sprunec.model.config import ModelConfig
-from sprunec.plan.targets import Left
+from sprunec.plan.targets import Left, removable
 
 
 def planned(left: Left, units: tuple[str, ...], target: Mapping[str, Any]) -> Left:
@@ -22,19 +21,3 @@ def planned(left: Left, units: tuple[str, ...], target: Mapping[str, Any]) -> Le
         return left
     removed = int(target["sparsity"] * removable(left.config, units))
     return replace(left.unknown(), parameters=left.parameters - removed)
-
-
-def removable(config: ModelConfig, units: tuple[str, ...]) -> int:
-    """What a pass's units can remove: whole sublayers with their norms, or the matrices inside them."""
-    total = 0
-    for index in range(config.num_layers):
-        attention, feed_forward = config.attention_parameters(index), config.feed_forward_parameters(index)
-        if {"block", "layer", "attention"} & set(units):
-            total += attention
-        elif {"head", "dim_head"} & set(units) and attention:
-            total += attention - config.dim_model
-        if {"block", "layer", "feed_forward"} & set(units):
-            total += feed_forward
-        elif "dim_ff" in units and feed_forward:
-            total += feed_forward - config.dim_model
-    return total

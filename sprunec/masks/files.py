@@ -1,108 +1,123 @@
-"""Masks as files in BMCook's form: 1 keeps, one row per sublayer that the plan's input model has, in order."""
+"""Masks written to files: in BMCook's form, in that of its sprune plugin, and as CPM-Live's `mask_modules`.
+
+In the first two 1 keeps, rows are sublayers, the i-th row the i-th that the model has, and columns are the units of the
+plan's input model. In `mask_modules` every layer has a pair, and true removes. `matching` reads all of them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import io
+import json
+from collections import OrderedDict
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sprunec.errors import InputError
+from sprunec.masks.writing import put_file
 from sprunec.model.config import LayerKept
 
-UNIT_OF = {
-    "self_att_layer_z": "attention",
-    "cross_att_layer_z": "cross_attention",
-    "ffn_layer_z": "feed_forward",
-    "heads_z": "head",
-    "dim_head_z": "dim_head",
-    "dimff_z": "dim_ff",
+Kept = Sequence[LayerKept]
+WHOLE = ("block", "attention", "feed_forward")
+FINE = {"head": "heads", "dim_head": "dim_head", "dim_ff": "dim_ff"}
+BMCOOK_KEYS = {"head": "heads_z", "dim_head": "dim_head_z", "dim_ff": "dimff_z"}
+PLUGIN_KEYS = {
+    "block": "transformer",
+    "attention": "att",
+    "feed_forward": "ffn",
+    "head": "num_heads",
+    "dim_head": "dim_head",
+    "dim_ff": "dim_ff",
 }
 
 
-def write_masks(directory: Path, before: Sequence[LayerKept], after: Sequence[LayerKept]) -> None:
+def write_masks(directory: Path, before: Kept, after: Kept) -> None:
     """layer_mask.pt, head_mask.pt, dim_head_mask.pt and dimff_mask.pt; a row whose sublayer went is all 0."""
     directory.mkdir(parents=True, exist_ok=True)
-    attention = [(b, a) for b, a in zip(before, after, strict=True) if b.heads is not None]
-    feed_forward = [(b, a) for b, a in zip(before, after, strict=True) if b.dim_ff is not None]
-    layers = {
-        "self_att_layer_z": torch.tensor([float(a.heads is not None) for _, a in attention]),
-        "cross_att_layer_z": torch.zeros(0),
-        "ffn_layer_z": torch.tensor([float(a.dim_ff is not None) for _, a in feed_forward]),
-    }
-    torch.save(layers, directory / "layer_mask.pt")
-    torch.save({"heads_z": _rows([(b.heads, a.heads) for b, a in attention])}, directory / "head_mask.pt")
-    torch.save({"dim_head_z": _rows([(b.dim_head, a.dim_head) for b, a in attention])}, directory / "dim_head_mask.pt")
-    torch.save({"dimff_z": _rows([(b.dim_ff, a.dim_ff) for b, a in feed_forward])}, directory / "dimff_mask.pt")
+    names = {"block": "layer_mask", "head": "head_mask", "dim_head": "dim_head_mask", "dim_ff": "dimff_mask"}
+    for unit, name in names.items():
+        torch.save(_bmcook({unit}, before, before, after), directory / f"{name}.pt")
 
 
-def _rows(pairs: Sequence[tuple[tuple[int, ...] | None, tuple[int, ...] | None]]) -> Tensor:
-    """(sublayers, units) float32; where layers of the input model differ in width, short rows end in zeros."""
-    width = max((len(before or ()) for before, _ in pairs), default=0)
-    rows = torch.zeros(len(pairs), width)
-    for row, (before, after) in zip(rows, pairs, strict=True):
-        kept = set(after or ())
-        row[: len(before or ())] = torch.tensor([float(index in kept) for index in before or ()])
-    return rows
+def write_mask(path: Path, form: str, units: Collection[str], whole: Kept, before: Kept, after: Kept) -> None:
+    """What one pass has made of `units`, as one file, put in place whole; a file with this content is left alone.
 
-
-def read_masks(paths: Sequence[Path], kept: Sequence[LayerKept]) -> dict[tuple[int, str], Tensor]:
-    """Bool masks by (layer, unit) from files in BMCook's form, for a model of which `kept` is everything.
+    Args:
+        form: bmcook, plugin or mask_modules; the last as JSON if the path ends so.
+        whole: the plan's input model, whose units the columns are.
+        before: what entered the pass; a row per sublayer that it has.
+        after: what the pass keeps.
 
     Raises:
-        InputError: a file is damaged, holds unknown keys, or a mask's shape or values do not fit the model.
+        OSError: the file cannot be written; what was there is as it was.
     """
-    found: dict[tuple[int, str], Tensor] = {}
-    for path in paths:
-        for key, rows in _load(path).items():
-            if key not in UNIT_OF:
-                raise InputError.at(path, f"holds {key!r}", f"a mask file holds some of {', '.join(UNIT_OF)}")
-            if rows.numel():
-                found |= _by_layer(path, key, rows, kept)
-    if not found:
-        raise InputError.at(paths[0], "masks nothing", f"a mask file holds some of {', '.join(UNIT_OF)}")
-    return found
+    if form == "mask_modules":
+        content: Any = [[layer.heads is None, layer.dim_ff is None] for layer in after]
+    else:
+        content = (_bmcook if form == "bmcook" else _plugin)(set(units), whole, before, after)
+    if form == "mask_modules" and path.suffix == ".json":
+        put_file(path, (json.dumps(content) + "\n").encode())
+        return
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    put_file(path, buffer.getvalue())
 
 
-def _load(path: Path) -> Mapping[str, Tensor]:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # Damaged bytes may fail anywhere in the reader.
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError.at(path, f"cannot be read as a mask file: {reason}") from error
-    if not isinstance(content, dict) or not all(_is_plain(value) for value in content.values()):
-        raise InputError.at(path, "is no mask file: it must map names to tensors")
-    return content
+def _bmcook(units: set[str], whole: Kept, before: Kept, after: Kept) -> dict[str, Tensor]:
+    """Float32; sublayers as (sublayers,), units inside them as (sublayers, units)."""
+    masks: dict[str, Tensor] = {}
+    if not units.isdisjoint(WHOLE):
+        masks["self_att_layer_z"] = _present("attention", before, after)
+        masks["cross_att_layer_z"] = torch.zeros(0)
+        masks["ffn_layer_z"] = _present("feed_forward", before, after)
+    return masks | {key: _rows(unit, whole, before, after) for unit, key in BMCOOK_KEYS.items() if unit in units}
 
 
-def _is_plain(value: object) -> bool:
-    return isinstance(value, Tensor) and value.layout is torch.strided and not value.is_meta and not value.is_complex()
-
-
-def _by_layer(path: Path, key: str, rows: Tensor, kept: Sequence[LayerKept]) -> dict[tuple[int, str], Tensor]:
-    unit = UNIT_OF[key]
-    layers = [index for index, layer in enumerate(kept) if _units(layer, unit) is not None]
-    count = rows.size(0) if rows.dim() else 0
-    if count != len(layers):
-        raise InputError.at(path, f"{key} has {count} rows, the model has {len(layers)} such sublayers")
-    if not torch.isin(rows.float(), torch.tensor([0.0, 1.0])).all():
-        raise InputError.at(path, f"{key} holds values other than 0 and 1", "binarize the mask first")
-    masks = {}
-    for index, row in zip(layers, rows.detach().reshape(len(layers), -1).bool(), strict=True):
-        width = len(_units(kept[index], unit) or ())
-        if row.numel() < width or bool(row[width:].any()):
-            raise InputError.at(path, f"{key} has {row.numel()} columns, layer {index} has {width} units")
-        masks[(index, unit)] = row[:width]
+def _plugin(units: set[str], whole: Kept, before: Kept, after: Kept) -> OrderedDict[str, Tensor]:
+    """Float16; (sublayers, units), where a sublayer as a whole is one unit."""
+    masks: OrderedDict[str, Tensor] = OrderedDict()
+    for unit, key in PLUGIN_KEYS.items():
+        if unit in units:
+            whole_ones = unit in WHOLE
+            rows = _present(unit, before, after)[:, None] if whole_ones else _rows(unit, whole, before, after)
+            masks[key] = rows.half()
     return masks
 
 
-def _units(layer: LayerKept, unit: str) -> tuple[int, ...] | None:
-    single = {"attention": layer.heads, "feed_forward": layer.dim_ff}
-    if unit in single:
-        return None if single[unit] is None else (0,)
-    return {"head": layer.heads, "dim_head": layer.dim_head, "dim_ff": layer.dim_ff}.get(unit)
+def _present(unit: str, before: Kept, after: Kept) -> Tensor:
+    """(sublayers of `before`,) float32: which of them, or for blocks of the layers, `after` still has."""
+    pairs = zip(before, after, strict=True)
+    return torch.tensor([float(has(a, unit)) for b, a in pairs if has(b, unit)])
+
+
+def _rows(unit: str, whole: Kept, before: Kept, after: Kept) -> Tensor:
+    """(sublayers of `before`, units of `whole`) float32; where layers differ in width, short rows end in zeros."""
+    there = [index for index, layer in enumerate(before) if has(layer, unit)]
+    width = max((len(units_of(whole[index], unit)) for index in there), default=0)
+    rows = torch.zeros(len(there), width)
+    for row, index in zip(rows, there, strict=True):
+        kept = set(units_of(after[index], unit))
+        row[: len(units_of(whole[index], unit))] = torch.tensor(
+            [float(i in kept) for i in units_of(whole[index], unit)]
+        )
+    return rows
+
+
+def has(layer: LayerKept, unit: str) -> bool:
+    """Whether the sublayer that has such units, or is one, is there; for blocks, whether any sublayer is."""
+    if unit == "block":
+        return layer.heads is not None or layer.dim_ff is not None
+    return (layer.heads if unit in ("attention", "head", "dim_head") else layer.dim_ff) is not None
+
+
+def units_of(layer: LayerKept, unit: str) -> tuple[int, ...]:
+    """The indices of a layer's units of this kind; a sublayer as a whole is one unit."""
+    if unit in WHOLE:
+        return (0,) if has(layer, unit) else ()
+    return getattr(layer, FINE[unit]) or ()
 
 
 # --- scores and log-alphas, by (layer, unit) ---

@@ -134,7 +134,7 @@ class CPMAnt(nn.Module):
         """All columns at once, padded on the right.
 
         Args:
-            input: (B, N) ids; the first P columns are prompt ids, the others words.
+            input: (B, N) ids; the first P columns are prompt ids, the others words; see `words` for packed rows.
             length: (B,) columns in use, the prompt's included.
             context: (B, N) bool; what may be seen from anywhere in its span.
             segment: (B, N); 0 for the prompt.
@@ -178,7 +178,7 @@ class CPMAnt(nn.Module):
             hidden = self.embed(input, segment)
         else:
             new = segment[:, segment.size(1) - input.size(1) :]
-            hidden = self.input_embedding(input) + self.segment_embedding(new)
+            hidden = self.words(input) + self.segment_embedding(new)
         columns = torch.arange(segment.size(1), device=segment.device)[None, :]
         valid = (columns < self.prompt_length) | (segment.size(1) - 1 - columns < length[:, None])
         queries = slice(segment.size(1) - input.size(1), None)
@@ -194,9 +194,15 @@ class CPMAnt(nn.Module):
 
     def embed(self, input: Tensor, segment: Tensor) -> Tensor:
         prompt = self.prompt_embedding(input[:, : self.prompt_length])
-        text = self.input_embedding(input[:, self.prompt_length :])
+        text = self.words(input[:, self.prompt_length :])
         hidden: Tensor = torch.cat([prompt, text], dim=1) + self.segment_embedding(segment)
         return hidden
+
+    def words(self, ids: Tensor) -> Tensor:
+        """Rows of words; from vocab_size on, ids mean prompt rows, as the prompts inside a packed row need them."""
+        count = self.input_embedding.weight.size(0)
+        prompt = self.prompt_embedding((ids - count).clamp(min=0))
+        return torch.where((ids >= count)[:, :, None], prompt, self.input_embedding(ids.clamp(max=count - 1)))
 
     def attention_bias(self, query_segment: Tensor, key_segment: Tensor, visible: Tensor) -> Tensor:
         """The position bias, -inf where a column must not be seen: (B, H, Q, K)."""

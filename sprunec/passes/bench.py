@@ -1,16 +1,25 @@
-"""What several passes do to get to work: open a model, its traced blocks, the data, the device."""
+"""What several passes do to get to work: open a model, its traced blocks, the data, the device, a teacher."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from sprunec.data.batches import TextData, load_text_data
+from torch import nn
+
+from sprunec.data import live, pairs
+from sprunec.data.batches import Data, load_text_data
 from sprunec.engines.device import Place
+from sprunec.engines.distill import Distiller, Weights, make_projections
 from sprunec.model.checkpoint import empty_model, load_model, read_config
 from sprunec.model.config import ModelConfig
 from sprunec.model.cpm_ant import example_inputs
 from sprunec.model.frame import CPMAnt
+from sprunec.model.states import Pair, state_widths
 from sprunec.passes.job import Job
+from sprunec.rewrite.observe import observable
 from sprunec.rewrite.trace import TracedBlock, trace_blocks
 
 
@@ -32,15 +41,59 @@ def traced_shape(config: ModelConfig) -> tuple[TracedBlock, ...]:
     return traced(empty_model(config), config)
 
 
-def open_data(job: Job, config: ModelConfig) -> TextData:
-    return load_text_data(
-        job.inputs["data"],
-        prompt_length=config.prompt_length,
-        max_length=job.options["max_length"],
-        batch_size=job.options["batch_size"],
-        seed=job.options["seed"],
-    )
+def open_data(job: Job, config: ModelConfig) -> Data:
+    """What the data pass has made, with the user's own files where it only says where to look."""
+    directory = job.inputs["data"]
+    rows: dict[str, Any] = {"prompt_length": config.prompt_length}
+    rows |= {name: job.options[name] for name in ("max_length", "batch_size", "seed")}
+    if (directory / live.ABOUT).exists():
+        return live.load_live_data(directory, job.files, vocab_size=config.vocab_size, **rows)
+    if pairs.has_pairs(directory):
+        return pairs.load_pair_data(directory, **rows)
+    return load_text_data(directory, **rows)
 
 
 def config_of(job: Job, name: str = "model") -> ModelConfig:
     return read_config(job.inputs[name])
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A training pass's distillation: the objective, None without one, and what the user should know about it."""
+
+    objective: Distiller | None = None
+    notes: tuple[str, ...] = ()
+
+    def metrics(self, last: dict[str, Any]) -> dict[str, Any]:
+        """What the pass's last event says about it; nothing without a teacher."""
+        found = {"distillation": last["distillation"]} if self.objective is not None else {}
+        return found | ({"notes": list(self.notes)} if self.notes else {})
+
+
+def open_lesson(job: Job, student: nn.Module, place: Place, blocks: Sequence[TracedBlock] = ()) -> Lesson:
+    """The distillation that the options ask for; a pair whose student state was cut away is dropped, with a note.
+
+    Args:
+        blocks: what was traced of the student before it got its gates.
+
+    Raises:
+        InputError: two states are of different widths, and nothing projects.
+    """
+    options = job.options.get("distillation")
+    if options is None:
+        return Lesson()
+    here, there = config_of(job), config_of(job, "teacher")
+    written = [Pair.read(pair) for pair in options["pairs"]] if options["hidden"] else []
+    pairs = [pair for pair in written if pair.student.module in state_widths(here)]
+    projections = make_projections(
+        pairs,
+        [(pair.student.width(here), pair.teacher.width(there)) for pair in pairs],
+        project=options["project"],
+        seed=job.options["seed"],
+        device=place.device,
+    )
+    teacher = open_model(job.inputs["teacher"], place)
+    seen = observable(student, [pair.student for pair in pairs], blocks)
+    taught = observable(teacher, [pair.teacher for pair in pairs])
+    notes = [f"{pair} is not distilled: {pair.student.module} has been cut" for pair in written if pair not in pairs]
+    return Lesson(Distiller(teacher, Weights.of(options), pairs, seen, taught, projections), tuple(notes))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from sprunec.masks.budgets import fill_all, make_budgets
-from sprunec.masks.files import load_scores
+from sprunec.masks.files import load_scores, write_mask
 from sprunec.masks.units import apply_masks
 from sprunec.model.checkpoint import read_kept
 from sprunec.model.config import kept_to_json
@@ -25,3 +27,10 @@ def run(job: Job) -> dict[str, Any]:
     after = config.cut(before, kept)
     rows = [{"name": budget.name, "target": budget.target, "got": budget.measure(after)} for budget in budgets]
     return {"budgets": rows, "parameters": after.parameters()}
+
+
+def write(role: str, artifact: Path, inputs: Mapping[str, Path], path: Path) -> None:
+    """The mask of this pass's units as a file of its own; `role` is the file's form."""
+    units = {unit for _, unit in load_scores(inputs["scores"])}
+    whole, before, after = (read_kept(place) for place in (inputs["source"], inputs["model"], artifact))
+    write_mask(path, role, units, whole, before, after)

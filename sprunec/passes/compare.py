@@ -68,13 +68,16 @@ def _decodes(model: nn.Module) -> bool:
 
 @torch.no_grad()
 def _cached_difference(model: nn.Module, batch: Batch) -> float:
-    """How far the last columns, decoded one by one with past keys and values, are from one full forward."""
-    rows = batch.inputs["length"] == batch.inputs["input"].size(1)
-    if not bool(rows.any()):
-        return 0.0
-    inputs = {name: tensor[rows][:1].to(_device(model)) for name, tensor in batch.inputs.items()}
-    logits, prompt = model(**inputs)[0], int(model.prompt_length)  # type: ignore[arg-type]
-    columns = logits.size(1)
+    """How far the last columns, decoded one by one with past keys and values, are from one full forward.
+
+    The longest row is taken for a text to go on writing: a column that was visible from before would make them differ.
+    """
+    row, prompt = int(batch.inputs["length"].argmax()), int(model.prompt_length)  # type: ignore[arg-type]
+    columns = int(batch.inputs["length"][row])
+    inputs = {name: tensor[row : row + 1, ..., :columns] for name, tensor in batch.inputs.items() if tensor.dim() == 2}
+    inputs |= {"length": torch.tensor([columns]), "context": (torch.arange(columns) < prompt)[None]}
+    inputs = {name: tensor.to(_device(model)) for name, tensor in inputs.items()}
+    logits = model(**inputs)[0]
     worst, past, start = 0.0, None, 0
     for end in range(max(columns - CACHED_STEPS, prompt + 1), columns + 1):
         seen = {name: inputs[name][:, :end] for name in ("context", "segment", "span")}

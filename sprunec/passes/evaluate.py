@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sprunec.data.batches import TextData
+from sprunec.data.batches import Data
 from sprunec.engines.device import Place
 from sprunec.engines.loop import language_model_loss
 from sprunec.model.checkpoint import read_config, read_kept
@@ -47,7 +47,7 @@ def run(job: Job) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def _held_out_loss(model: nn.Module, data: TextData, limit: int | None, place: Place) -> tuple[float, int, float]:
+def _held_out_loss(model: nn.Module, data: Data, limit: int | None, place: Place) -> tuple[float, int, float]:
     """Nats per target, targets, and targets a second: the median batch's, so that a busy moment does not count."""
     model.eval()
     total, tokens = 0.0, 0
@@ -63,12 +63,21 @@ def _held_out_loss(model: nn.Module, data: TextData, limit: int | None, place: P
     return total / tokens, tokens, median(speeds)
 
 
-def _sample(model: CPMAnt, data: TextData, seed: int, place: Place) -> str:
-    """What the model writes after the first held-out characters."""
-    prompt = torch.from_numpy(data.held_out[:SAMPLE_PROMPT].astype("int64"))[None].to(place.device)
+def _sample(model: CPMAnt, data: Data, seed: int, place: Place) -> str | None:
+    """What the model writes after the first held-out words, where the data can say it in text."""
+    start = data.sample(SAMPLE_PROMPT)
+    if start is None:
+        return None
+    prompt = torch.from_numpy(start.ids.astype("int64"))[None].to(place.device)
     noise = torch.Generator(place.device).manual_seed(seed)
     with place.precision():
         ids = model.eval().generate(
-            prompt, max_new_tokens=SAMPLE_LENGTH, context=False, temperature=SAMPLE_TEMPERATURE, generator=noise
+            prompt,
+            max_new_tokens=SAMPLE_LENGTH,
+            task=start.task,
+            context=start.context,
+            temperature=SAMPLE_TEMPERATURE,
+            stop=start.stop,
+            generator=noise,
         )
-    return data.tokenizer.decode(ids[0].tolist())
+    return data.decode(ids[0].tolist())

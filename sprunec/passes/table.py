@@ -13,7 +13,8 @@ class PassInfo:
     """One kind of step.
 
     Attributes:
-        module: the file in this room whose `run(job)` does it.
+        module: the file in this room whose `run(job)` does it; where users may ask for a file of what came out, its
+            `write(role, artifact, inputs, path)` makes that, once the artifact is there.
         version: raised whenever the same options on the same inputs give another result.
         needs: the inputs, by the names that `run` finds them under; those in `optional` may be missing.
         gives: what kind of artifact it leaves.
@@ -30,11 +31,12 @@ PASSES: dict[str, PassInfo] = {
     "data": PassInfo("data", 1, (), "data"),
     "load": PassInfo("load", 1, (), "model"),
     "trace": PassInfo("trace", 1, ("model",), "sites"),
-    "train": PassInfo("train", 1, ("model", "data"), "model"),
-    "finetune": PassInfo("train", 1, ("model", "data"), "model"),
-    "train-mask": PassInfo("train_mask", 1, ("model", "data"), "gated"),
+    "train": PassInfo("train", 2, ("model", "data"), "model", optional=("teacher",)),
+    "finetune": PassInfo("train", 2, ("model", "data"), "model", optional=("teacher",)),
+    "train-mask": PassInfo("train_mask", 2, ("model", "data"), "gated", optional=("teacher",)),
     "score-mask": PassInfo("score_mask", 1, ("model",), "scores", optional=("data",)),
-    "load-mask": PassInfo("load_mask", 1, ("model", "source"), "masks"),
+    "load-mask": PassInfo("load_mask", 2, ("model", "source"), "masks"),
+    "sparsify": PassInfo("sparsify", 1, ("model",), "model"),
     "binarize": PassInfo("binarize", 2, ("model", "scores"), "masks"),
     "rewrite": PassInfo("rewrite", 1, ("model", "masks"), "rewritten", optional=("origin",)),
     "expand": PassInfo("expand", 1, ("model", "source"), "masked", optional=("origin",)),

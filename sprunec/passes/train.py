@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor
+
+from sprunec.engines.hold import Hold
 from sprunec.engines.loop import Training, fit
+from sprunec.errors import PassError
+from sprunec.masks.two_four import Pattern, density, leaks
+from sprunec.masks.two_four_files import load_pattern, save_pattern
 from sprunec.model.checkpoint import read_kept, save_model
-from sprunec.passes.bench import config_of, open_data, open_model, place_of
+from sprunec.passes.bench import config_of, open_data, open_lesson, open_model, place_of
 from sprunec.passes.job import Job
 
 
 def run(job: Job) -> dict[str, Any]:
     place, config = place_of(job), config_of(job)
     model = open_model(job.inputs["model"], place)
-    data = open_data(job, config)
+    data, lesson = open_data(job, config), open_lesson(job, model, place)
+    pattern = load_pattern(job.inputs["model"])
     last = fit(
         model,
         data.batch,
@@ -22,6 +30,20 @@ def run(job: Job) -> dict[str, Any]:
         first_step=job.options["first_step"],
         report=job.report,
         saves=job.saves,
+        objective=lesson.objective,
+        hold=Hold(model, pattern) if pattern else None,
     )
     save_model(job.out, config, read_kept(job.inputs["model"]), model.state_dict())
-    return {"loss": last["loss"], "steps": last["steps"], "parameters": config.parameters()}
+    metrics = {"loss": last["loss"], "steps": last["steps"], "parameters": config.parameters()}
+    return metrics | lesson.metrics(last) | _keep_pattern(job, model.state_dict(), pattern)
+
+
+def _keep_pattern(job: Job, state: Mapping[str, Tensor], pattern: Pattern) -> dict[str, Any]:
+    """Hand the pattern on, once it is sure that it has held."""
+    if not pattern:
+        return {}
+    moved = leaks(state, pattern)
+    if moved:
+        raise PassError(f"{moved[0]} is not zero where its 2:4 pattern says so")
+    save_pattern(job.out, pattern)
+    return {"density": density(state, pattern)}

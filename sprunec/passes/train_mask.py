@@ -12,7 +12,7 @@ from sprunec.masks.lagrangian import Lagrangian
 from sprunec.masks.learn import GateLearner, start_from
 from sprunec.masks.units import gate_units
 from sprunec.model.checkpoint import read_kept, save_model
-from sprunec.passes.bench import config_of, open_data, open_model, place_of, traced
+from sprunec.passes.bench import config_of, open_data, open_lesson, open_model, place_of, traced
 from sprunec.passes.job import Job
 from sprunec.rewrite.gating import insert_gates
 
@@ -23,7 +23,8 @@ def run(job: Job) -> dict[str, Any]:
     place, config, options = place_of(job), config_of(job), job.options
     model = open_model(job.inputs["model"], place)
     data, first_step = open_data(job, config), options["first_step"]
-    gates = insert_gates(model, traced(model, config), gate_units(options["unit"]))
+    blocks = traced(model, config)
+    gates = insert_gates(model, blocks, gate_units(options["unit"]))
     batches = (data.batch(first_step + i) for i in range(TAYLOR_BATCHES))
     scores = criteria.taylor(model, gates, batches, language_model_loss, place)
     budgets = make_budgets(config, options["unit"], options["target"], options["budget"])
@@ -36,22 +37,24 @@ def run(job: Job) -> dict[str, Any]:
         seed=options["seed"],
         device=place.device,
     )
-    training = Training.of(options)
+    lesson = open_lesson(job, model, place, blocks)
     last = fit(
         model,
         data.batch,
-        training,
+        Training.of(options),
         place,
         first_step=first_step,
         report=job.report,
         companion=learner,
         saves=job.saves,
+        objective=lesson.objective,
     )
     state = {name: tensor for name, tensor in model.state_dict().items() if ".gates." not in name}
     save_model(job.out, config, read_kept(job.inputs["model"]), state)
     save_scores(job.out, learner.log_alphas)
     rows = [_row(budget, size, learner) for budget, size in zip(budgets, learner.expected(), strict=True)]
-    return {"loss": last["loss"], "steps": last["steps"], "undecided": learner.undecided(), "budgets": rows}
+    metrics = {"loss": last["loss"], "steps": last["steps"], "undecided": learner.undecided(), "budgets": rows}
+    return metrics | lesson.metrics(last)
 
 
 def _row(budget: Budget, expected: float, learner: GateLearner) -> dict[str, Any]:

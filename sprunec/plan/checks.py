@@ -8,15 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from sprunec.errors import Diagnostic
+from sprunec.data.sets import DEFAULT_BLOCK, META, read_set
+from sprunec.errors import Diagnostic, InputError
 from sprunec.model.config import ModelConfig
+from sprunec.plan.distillation import distillation_fits
 from sprunec.plan.draft import MASKS, TRAINS, Draft, Step
+from sprunec.plan.saved_masks import saved_masks_fit
 from sprunec.plan.sizes import size_findings
+from sprunec.plan.sparse import sparse_findings
 from sprunec.plan.targets import SIZES, SUBLAYERS, UNITS_OF, mismatched, uncovered
 from sprunec.plan.text import show
 
 NEED_TRAINED = ("finetune", *MASKS)
 TEXT_PROMPT, TEXT_SEGMENT = 2, 2
+ROW_OF = {"pairs": (1, 2, 3), "cpm-live": (0, 0, 2)}  # prompt and segment in use, and the shortest text; else text's
 
 Check = Callable[[Draft, ModelConfig | None], Iterator[Diagnostic]]
 
@@ -72,7 +77,7 @@ def trained_first(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnost
     for step in draft.steps:
         if step.name in ("", "train"):
             return
-        if step.name in NEED_TRAINED:
+        if step.name in NEED_TRAINED or (step.name == "sparsify" and "path" not in step.given):
             message = f"{step.name} needs a trained model, and no earlier pass makes one"
             hint = 'put {"pass": "train", "steps": 2000} before it, or give model.checkpoint'
             yield draft.source.find("untrained-model", f"{step.pointer}/pass", message, hint)
@@ -102,18 +107,45 @@ def data_given(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnostic]
 
 
 def text_fits(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnostic]:
-    """Text is prompt 2 and segment 2, and a row holds the prompt and some text."""
+    """The model has the prompts and segments that rows of text need, and a row holds the prompt and some text."""
     data = draft.section("data")
     if config is None or not draft.has("data") or "source" not in data:
         return
-    if config.prompt_types <= TEXT_PROMPT or config.segment_types <= TEXT_SEGMENT:
-        message = f"text needs prompt_types and segment_types of at least {TEXT_PROMPT + 1}; the model has"
+    prompt, segment, text = ROW_OF.get(data["source"], (TEXT_PROMPT, TEXT_SEGMENT, 2))
+    if config.prompt_types <= prompt or config.segment_types <= segment:
+        what = "pairs need" if data["source"] == "pairs" else "text needs"
+        message = f"{what} {_least(prompt, segment)}; the model has"
         message = f"{message} prompt_types {config.prompt_types} and segment_types {config.segment_types}"
         yield draft.source.find("too-few-types", "/data/source", message, "raise them in the model's config")
-    least = config.prompt_length + 2
+    least = config.prompt_length + text
     if data.get("max_length", least) < least:
         message = f"{data['max_length']} leaves no room for text after a prompt of {config.prompt_length}"
         yield draft.source.find("prompt-too-long", "/data/max_length", message, f"give at least {least}")
+
+
+def _least(prompt: int, segment: int) -> str:
+    if prompt == segment:
+        return f"prompt_types and segment_types of at least {prompt + 1}"
+    return f"prompt_types of at least {prompt + 1} and segment_types of at least {segment + 1}"
+
+
+def data_set_whole(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnostic]:
+    """A cpm-live set's meta.bin, where there is one, can be read; no data file is opened."""
+    data = draft.section("data")
+    if data.get("source") != "cpm-live":
+        return
+    for key in ("path", "held_out"):
+        folder, size = data.get(key), data.get("block_size", DEFAULT_BLOCK)
+        if isinstance(folder, str) and (draft.folder / folder / META).is_file():
+            try:
+                version = read_set(draft.folder / folder, size).version
+            except InputError as error:
+                for told in error.diagnostics:
+                    yield draft.source.find("bad-data-set", f"/data/{key}", f"{told.file} {told.message}", told.hint)
+                continue
+            if version == 2 and "/data/block_size" in draft.source.places:
+                message = f"the set {draft.folder / folder} is of version 2 and knows its block sizes"
+                yield draft.source.warn("unused-option", "/data/block_size", message, "remove it", key=True)
 
 
 def training_fits(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnostic]:
@@ -137,11 +169,20 @@ def _slices(draft: Draft, step: Step) -> Iterator[Diagnostic]:
 
 
 def _warmup(draft: Draft, step: Step) -> Iterator[Diagnostic]:
-    steps, warmup = _option(step, "steps"), _option(step, "warmup_steps")
-    if warmup >= steps:
-        message = f"{warmup} warm-up steps leave none of the {steps} steps of {step.pointer} at the full learning rate"
-        hint = f"give less than {steps}, or null for 5% of the steps"
+    """A pass that ends before its warm-up does; noam's counts from the model's first step."""
+    warmup, last = _option(step, "warmup_steps"), _option(step, "steps")
+    if step.options and step.options["schedule"] == "noam":
+        last += _steps_before(draft, step)
+    if warmup >= last:
+        message = f"{warmup} warm-up steps leave none of the {last} steps of {step.pointer} at the full learning rate"
+        hint = f"give less than {last}, or null for 5% of the steps"
         yield draft.source.warn("long-warmup", _written(draft, step, "warmup_steps"), message, hint)
+
+
+def _steps_before(draft: Draft, step: Step) -> int:
+    """The training steps that the model has had when a pass begins."""
+    earlier = [each for each in draft.steps[: draft.steps.index(step)] if each.name in TRAINS]
+    return int(draft.section("model").get("start_step", 0)) + sum(_option(each, "steps") for each in earlier)
 
 
 def _scale(draft: Draft, step: Step) -> Iterator[Diagnostic]:
@@ -182,9 +223,13 @@ CHECKS: tuple[Check, ...] = (
     budgets_fit,
     size_findings,
     trained_first,
+    sparse_findings,
     emit_last,
     data_given,
     text_fits,
+    data_set_whole,
     training_fits,
+    distillation_fits,
     batches_used,
+    saved_masks_fit,
 )

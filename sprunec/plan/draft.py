@@ -46,7 +46,7 @@ class Draft:
 
     @property
     def folder(self) -> Path:
-        return Path(self.source.file).parent
+        return self.source.folder
 
     @property
     def seed(self) -> int:
@@ -95,6 +95,10 @@ def finish(options: dict[str, Any], folder: Path) -> Mapping[str, Any]:
         options.setdefault("budget", default_budget(options["unit"], options["target"]))
     if "path" in options:
         options["path"] = tuple(folder / path for path in as_list(options["path"]))
+    if options.get("save_mask") is not None:
+        options["save_mask"] = folder / options["save_mask"]
+    if (options.get("distillation") or {}).get("teacher") is not None:
+        options["distillation"] = options["distillation"] | {"teacher": folder / options["distillation"]["teacher"]}
     if "warmup_steps" in options and options["warmup_steps"] is None:
         options["warmup_steps"] = options["steps"] // _WARMUP_SHARE
     return MappingProxyType({key: freeze(value) for key, value in options.items()})

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sprunec.data.sets import DEFAULT_BLOCK, set_files
 from sprunec.errors import Diagnostic, InputError
 from sprunec.model.config import ModelConfig
 from sprunec.model.shapes import Shape, expected_tensors, read_header
@@ -15,8 +16,12 @@ from sprunec.plan.draft import Draft, as_list
 from sprunec.plan.models import inline_config, read_config
 
 
-def model_config(draft: Draft) -> tuple[ModelConfig | None, list[Diagnostic]]:
-    """The plan's model, with what is wrong about it; a config that isn't there is an error."""
+def model_config(draft: Draft, *, incomplete: bool = False) -> tuple[ModelConfig | None, list[Diagnostic]]:
+    """The plan's model, with what is wrong about it; a config that isn't there is an error.
+
+    Args:
+        incomplete: unless nobody has named it; sizes are then not checked.
+    """
     section = draft.source.value.get("model")
     written = section.get("config") if isinstance(section, dict) else None
     if not draft.sound("/model/config") or not isinstance(written, str | dict):
@@ -30,6 +35,9 @@ def model_config(draft: Draft) -> tuple[ModelConfig | None, list[Diagnostic]]:
     if os.path.exists(path):
         return read_config(path)
     message = f"there is no model config {path}"
+    if incomplete and "/model/config" in draft.source.assumed:
+        hint = "give it with --model-config; without it sizes are not checked"
+        return None, [draft.source.warn("missing-file", "/model/config", message, hint)]
     return None, [
         draft.source.find("missing-file", "/model/config", message, "paths are relative to the plan's folder")
     ]
@@ -37,7 +45,9 @@ def model_config(draft: Draft) -> tuple[ModelConfig | None, list[Diagnostic]]:
 
 def input_findings(draft: Draft, config: ModelConfig | None, strict: bool) -> Iterator[Diagnostic]:
     """What is wrong with checkpoint, data and masks; a missing one is a warning unless `strict`."""
-    for pointer, path, what in _named_files(draft):
+    for pointer, path, what in named_files(draft):
+        if pointer in draft.source.assumed and not strict:
+            continue  # that nobody has given it has been told
         if not os.path.exists(path):
             finding = draft.source.warn("missing-file", pointer, f"there is no {what} {path}", "run will need it")
             yield (
@@ -51,21 +61,42 @@ def input_findings(draft: Draft, config: ModelConfig | None, strict: bool) -> It
             yield from _checkpoint(draft, pointer, path, config)
 
 
-def _named_files(draft: Draft) -> Iterator[tuple[str, Path, str]]:
+def named_files(draft: Draft) -> Iterator[tuple[str, Path, str]]:
+    """Where a file is named, its path, and what it is."""
     model, data = draft.section("model"), draft.section("data")
     yield from _files(draft, "/model/checkpoint", model.get("checkpoint"), "checkpoint")
-    if data.get("source") in ("text", "jsonl"):
-        yield from _files(draft, "/data/path", data.get("path"), "data file")
-    yield from _files(draft, "/data/held_out", data.get("held_out"), "held-out file")
+    if data.get("source") == "cpm-live":
+        for key in ("path", "held_out"):
+            yield from _set_files(draft, f"/data/{key}", data.get(key), data.get("block_size", DEFAULT_BLOCK))
+    else:
+        if data.get("source") in ("text", "jsonl", "pairs"):
+            yield from _files(draft, "/data/path", data.get("path"), "data file")
+        yield from _files(draft, "/data/held_out", data.get("held_out"), "held-out file")
+    yield from _files(draft, "/data/vocab", data.get("vocab"), "vocabulary file")
+    if data.get("tokenizer") != "characters":
+        yield from _files(draft, "/data/tokenizer", data.get("tokenizer"), "vocabulary file")
     for step in draft.steps:
-        if step.name == "load-mask" and draft.sound(f"{step.pointer}/path"):
+        if step.name in ("load-mask", "sparsify") and draft.sound(f"{step.pointer}/path"):
             yield from _files(draft, f"{step.pointer}/path", step.given.get("path"), "mask file")
+    written = {"/training": draft.section("training")} | {step.pointer: step.given for step in draft.steps}
+    for place, options in written.items():
+        distillation, pointer = options.get("distillation"), f"{place}/distillation/teacher"
+        if isinstance(distillation, dict) and draft.sound(pointer):
+            yield from _files(draft, pointer, distillation.get("teacher"), "checkpoint")
 
 
 def _files(draft: Draft, pointer: str, written: Any, what: str) -> Iterator[tuple[str, Path, str]]:
     if isinstance(written, str | list):
         for index, name in enumerate(as_list(written)):
             yield f"{pointer}/{index}" if isinstance(written, list) else pointer, draft.folder / name, what
+
+
+def _set_files(draft: Draft, pointer: str, written: Any, block_size: int) -> Iterator[tuple[str, Path, str]]:
+    """A data set's meta.bin and the files it names; what is wrong inside it, `data_set_whole` tells."""
+    if isinstance(written, str):
+        meta, *files = set_files(draft.folder / written, block_size)
+        yield pointer, meta, "data set"
+        yield from ((pointer, path, "file of the data set") for path in files)
 
 
 def _checkpoint(draft: Draft, pointer: str, path: Path, config: ModelConfig) -> Iterator[Diagnostic]:

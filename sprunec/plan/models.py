@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +13,14 @@ from sprunec.plan.schema import properties
 from sprunec.plan.source import Source, read_source
 from sprunec.plan.text import show
 
+# Keys of CPM-Live's older files, with the one value that this family has; None: it says nothing about the model.
+_OLDER: Mapping[str, Any] = (
+    dict.fromkeys(f"{part}_init_{kind}" for part in ("emb", "pos", "att", "ffn", "proj") for kind in ("mean", "std"))
+    | dict.fromkeys(("norm_init_var", "use_cache", "cls_head", "attn_scale"))
+    | dict.fromkeys(("norm_bias", "att_bias", "ffn_bias", "proj_bias", "int8", "post_layer_norm"), False)
+    | dict.fromkeys(("length_scale", "tied", "absolute_inner_segment"), True)
+    | {"pos_bias_type": "relative", "att_mask_value": "-inf", "ffn_activate_fn": "gated_gelu"}
+)
 _SIZES = ("vocab_size", "dim_model", "num_heads", "dim_head", "dim_ff", "num_layers")
 
 
@@ -22,7 +30,8 @@ def read_config(path: str) -> tuple[ModelConfig | None, list[Diagnostic]]:
         source = read_source(path)
     except InputError as error:
         return None, list(error.diagnostics)
-    found = [_excuse(finding) for finding in schema_findings(source, "model")]
+    found = [_excuse(source, finding) for finding in schema_findings(source, "model")]
+    found = [finding for finding in found if finding.code != "older-key"]
     return _finish(source, "", source.value, [*source.problems, *found])
 
 
@@ -31,10 +40,21 @@ def inline_config(source: Source, prefix: str, value: Any) -> tuple[ModelConfig 
     return _finish(source, prefix, value, [])
 
 
-def _excuse(finding: Diagnostic) -> Diagnostic:
-    outermost = finding.pointer.count("/") == 1
-    if finding.code != "unknown-key" or not outermost:
+def _excuse(source: Source, finding: Diagnostic) -> Diagnostic:
+    """Unknown keys are ignored with a warning; an older file's are fine, as long as they describe this family."""
+    key = finding.pointer[1:]
+    if finding.code != "unknown-key" or "/" in key:
         return finding
+    if key in _OLDER:
+        only, given = _OLDER[key], source.value[key]
+        if only is None or given == only:
+            return replace(finding, code="older-key")
+        return replace(
+            finding,
+            code="foreign-config",
+            message=f"{key} {show(given)}; CPM-Ant has {show(only)}",
+            hint="this is another model",
+        )
     hint = finding.hint if finding.hint.startswith("did you mean") else "it is ignored"
     return replace(finding, severity="warning", hint=hint)
 

@@ -6,14 +6,19 @@ check_plan(path)   the Plan if there is one, and everything found, warnings too
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from sprunec.errors import Diagnostic, InputError
 from sprunec.model.config import ModelConfig
+from sprunec.plan.bmcook.convert import convert
+from sprunec.plan.bmcook.document import rebase
+from sprunec.plan.bmcook.files import is_bmcook, kind_of
+from sprunec.plan.bmcook.flags import NATIVE, NO_FLAGS, Flags, foreign_to_native, native_overrides, option
 from sprunec.plan.checks import CHECKS
 from sprunec.plan.draft import TRAINS, Draft, as_list
 from sprunec.plan.explain import schema_findings
@@ -26,22 +31,37 @@ NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 @dataclass(frozen=True)
 class ModelSource:
-    """The model that enters the plan; without a checkpoint it starts from its family's initialisation."""
+    """The model that enters the plan; without a checkpoint it starts from its family's initialisation.
+
+    Attributes:
+        start_step: how many training steps it has had.
+    """
 
     config: ModelConfig
     checkpoint: Path | None
+    start_step: int = 0
 
 
 @dataclass(frozen=True)
 class DataSource:
-    """Where text comes from; `held_out` is the share at its end, or a file."""
+    """Where data comes from; `held_out` is the share at its end, or a file or set of its own.
+
+    Attributes:
+        paths: files; of a cpm-live set its directory.
+        tokenizer: "characters" or a vocabulary file.
+        vocab, block_size, order, packed_prompts: of a cpm-live set; others have no use for them.
+    """
 
     source: str
     paths: tuple[Path, ...]
-    tokenizer: str
+    tokenizer: str | Path
     held_out: float | Path
     max_length: int
     batch_size: int
+    vocab: Path | None
+    block_size: int
+    order: str
+    packed_prompts: str
 
 
 @dataclass(frozen=True)
@@ -62,7 +82,12 @@ class PassSpec:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything a run depends on; `file` is None for a plan that was made in memory."""
+    """Everything a run depends on.
+
+    Attributes:
+        checkpoint_name: the file in the run's directory for the final weights in the input's shape; None: no such file.
+        file: None for a plan that was made in memory.
+    """
 
     name: str
     seed: int
@@ -73,40 +98,107 @@ class Plan:
     evaluate: bool
     passes: tuple[PassSpec, ...]
     file: Path | None
+    checkpoint_name: str | None = None
 
 
-def read_plan(path: str | Path, overrides: Mapping[str, Any] = NOTHING) -> Plan:
+def read_plan(path: str | Path, overrides: Mapping[str, Any] = NOTHING, flags: Flags = NO_FLAGS) -> Plan:
     """Raises InputError with everything that is wrong.
 
     Args:
+        path: a native plan, or BMCook's bmcook.json.
         overrides: values by JSON pointer, put into the plan before it is checked.
+        flags: of BMCook's script.
     """
-    plan, found = check_plan(path, overrides=overrides)
+    plan, found = check_plan(path, overrides=overrides, flags=flags)
     if plan is None:
         raise InputError(*found)
     return plan
 
 
 def check_plan(
-    path: str | Path, *, strict: bool = False, overrides: Mapping[str, Any] = NOTHING
+    path: str | Path,
+    *,
+    strict: bool = False,
+    overrides: Mapping[str, Any] = NOTHING,
+    flags: Flags = NO_FLAGS,
+    incomplete: bool = False,
 ) -> tuple[Plan | None, tuple[Diagnostic, ...]]:
     """Everything found, errors first, in file order; the plan is None when there is an error.
 
     Args:
         strict: a missing checkpoint, data or mask file is an error.
+        incomplete: a model config that nobody has named may be missing; the plan is then None without an error.
     """
     try:
-        source = override(read_source(path), overrides)
+        source = override(read_any(path, flags), overrides)
     except InputError as error:
         return None, error.diagnostics
-    return check_source(source, strict=strict)
+    return check_source(source, strict=strict, incomplete=incomplete)
 
 
-def check_source(source: Source, *, strict: bool = False) -> tuple[Plan | None, tuple[Diagnostic, ...]]:
+def read_any(path: str | Path, flags: Flags = NO_FLAGS, seconds: Sequence[str | Path] = ()) -> Source:
+    """A native plan with the flags in it, or the native plan of BMCook's files.
+
+    Args:
+        seconds: l0_pruning.json files, a stage each.
+
+    Raises:
+        InputError: there is no such plan, or flags that it has no place for.
+    """
+    source = read_source(path)
+    if is_bmcook(source):
+        return convert(source, seconds, flags)
+    if kind_of(source):
+        message = "this is the file beside bmcook.json, not bmcook.json itself"
+        raise InputError(source.find("foreign-file", "", message, "name bmcook.json; this one is found beside it"))
+    foreign = foreign_to_native(flags)
+    if foreign or seconds:
+        what = foreign[0] if foreign else str(seconds[0])
+        message = f"{what} goes with BMCook's bmcook.json, and this is a plan of its own"
+        raise InputError(source.find("foreign-flag", "", message, "edit the plan instead"))
+    overrides = native_overrides(flags)
+    named = {NATIVE[name]: (Source(option(name), None), "") for name in flags.given() if name in NATIVE}
+    return replace(override(source, overrides), origins=named)
+
+
+def convert_plan(
+    path: str | Path, seconds: Sequence[str | Path] = (), flags: Flags = NO_FLAGS, output: Path | None = None
+) -> tuple[dict[str, Any], tuple[Diagnostic, ...]]:
+    """The native plan of BMCook's files, and what the user should know about it.
+
+    Args:
+        seconds: l0_pruning.json files, a stage each.
+        output: write the plan there; its relative paths are then those of this file's folder.
+
+    Raises:
+        InputError: the files make no plan, or there is another file at `output`.
+    """
+    source = read_any(path, flags, seconds)
+    found = check_source(source, incomplete=True)[1]
+    if not is_bmcook(read_source(path)):
+        raise InputError.at(path, "this is a plan already", "name bmcook.json")
+    if any(finding.severity == "error" for finding in found):
+        raise InputError(*found)
+    document: dict[str, Any] = source.value
+    if output is not None:
+        document = rebase(document, output.parent)
+        text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+        if output.exists() and output.read_text(encoding="utf-8", errors="replace") != text:
+            raise InputError.at(output, "there is a file already", "remove it, or name another")
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(text, encoding="utf-8")
+    return document, found
+
+
+def check_source(
+    source: Source, *, strict: bool = False, incomplete: bool = False
+) -> tuple[Plan | None, tuple[Diagnostic, ...]]:
     """`check_plan` for a plan that is in memory."""
+    if any(finding.severity == "error" for finding in source.problems) and source.origins:
+        return None, _in_order(source.problems, source.file)  # a plan that could not be made is not looked into
     found = [*source.problems, *schema_findings(source, "plan")]
     draft = Draft.of(source, found)
-    config, about_model = model_config(draft)
+    config, about_model = model_config(draft, incomplete=incomplete)
     found += about_model
     found += [finding for check in CHECKS for finding in check(draft, config)]
     found += input_findings(draft, config, strict)
@@ -130,19 +222,29 @@ def _plan(draft: Draft, config: ModelConfig) -> Plan:
     return Plan(
         name=value["name"],
         seed=draft.seed,
-        model=ModelSource(config, None if checkpoint is None else draft.folder / checkpoint),
+        model=ModelSource(
+            config,
+            None if checkpoint is None else draft.folder / checkpoint,
+            draft.section("model").get("start_step", 0),
+        ),
         data=_data(draft) if draft.has("data") else None,
         engine=Engine(**draft.section("engine")),
         evaluate_tokens=draft.section("evaluate")["tokens"],
         evaluate=trains or draft.has("evaluate"),
         passes=passes,
         file=Path(draft.source.file),
+        checkpoint_name=draft.section("outputs").get("checkpoint"),
     )
 
 
 def _data(draft: Draft) -> DataSource:
     section = draft.section("data")
     paths = tuple(draft.folder / path for path in as_list(section.pop("path", [])))
-    held_out = section.pop("held_out")
-    held_out = draft.folder / held_out if isinstance(held_out, str) else held_out
-    return DataSource(paths=paths, held_out=held_out, **section)
+    held_out, tokenizer, vocab = section.pop("held_out"), section.pop("tokenizer"), section.pop("vocab", None)
+    return DataSource(
+        paths=paths,
+        held_out=draft.folder / held_out if isinstance(held_out, str) else held_out,
+        tokenizer=tokenizer if tokenizer == "characters" else draft.folder / tokenizer,
+        vocab=None if vocab is None else draft.folder / vocab,
+        **section,
+    )

@@ -123,6 +123,8 @@ class Reader:
     def _unexpected(self, where: str, hint: str = "") -> Slip:
         if self.text.startswith(("//", "/*", "#"), self.at):
             return Slip(self.at, "a comment, which JSON does not have", "remove it")
+        if self.text.startswith("...", self.at):
+            return Slip(self.at, "three dots, which stand for something left out", "write it out, or remove them")
         if self.at >= len(self.text):
             return Slip(self.at, f"the file ends {where}", "is the file whole?")
         char = self.text[self.at]

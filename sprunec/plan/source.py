@@ -25,13 +25,23 @@ Place = tuple[int, int]
 
 @dataclass(frozen=True)
 class Source:
-    """One file's value with the places of everything in it; a place is (line, column), from 1."""
+    """One file's value with the places of everything in it; a place is (line, column), from 1.
+
+    Attributes:
+        problems: what the reader found besides.
+        origins: of a value that was made from other files: by pointer, the file and pointer that it comes from.
+        folder: where relative paths start.
+        assumed: pointers of paths that nobody has given.
+    """
 
     file: str
     value: Any
     places: Mapping[str, Place] = field(default_factory=dict)
     keys: Mapping[str, Place] = field(default_factory=dict)
     problems: tuple[Diagnostic, ...] = ()
+    origins: Mapping[str, tuple[Source, str]] = field(default_factory=dict)
+    folder: Path = Path()
+    assumed: frozenset[str] = frozenset()
 
     def place(self, pointer: str, key: bool = False) -> Place:
         """Where the value (or its key) stands; for what is not written, where the nearest parent does."""
@@ -42,9 +52,18 @@ class Source:
         return self.places.get(pointer, (0, 0))
 
     def find(self, code: str, pointer: str, message: str, hint: str = "", *, key: bool = False) -> Diagnostic:
-        """An error at the pointer's place."""
+        """An error at the pointer's place, or at the place that the value comes from."""
+        origin = self.origin(pointer)
+        if origin is not None:
+            return origin[0].find(code, origin[1], message, hint, key=key)
         line, column = self.place(pointer, key)
         return Diagnostic(code, message, hint, "error", self.file, pointer, line, column)
+
+    def origin(self, pointer: str) -> tuple[Source, str] | None:
+        """Where a value that was made comes from: its own origin, or that of the nearest thing around it."""
+        while pointer and pointer not in self.origins:
+            pointer = pointer.rpartition("/")[0]
+        return self.origins.get(pointer)
 
     def warn(self, code: str, pointer: str, message: str, hint: str = "", *, key: bool = False) -> Diagnostic:
         return replace(self.find(code, pointer, message, hint, key=key), severity="warning")
@@ -78,7 +97,7 @@ def parse_source(text: str, file: str) -> Source:
         raise InputError(Diagnostic(slip.code, slip.message, slip.hint, "error", file, "", line, column)) from None
     places = {pointer: place(offset) for pointer, offset in reader.starts.items()}
     keys = {pointer: place(offset) for pointer, offset in reader.keys.items()}
-    source = Source(file, value, places, keys)
+    source = Source(file, value, places, keys, folder=Path(file).parent)
     return replace(source, problems=tuple(_repeated(source, reader, place)))
 
 

@@ -55,6 +55,22 @@ def parameter_count(written: float | str) -> int:
     return int(written)
 
 
+def removable(config: ModelConfig, units: Collection[str]) -> int:
+    """What a pass's units can remove: whole sublayers with their norms, or the matrices inside them."""
+    total = 0
+    for index in range(config.num_layers):
+        attention, feed_forward = config.attention_parameters(index), config.feed_forward_parameters(index)
+        if {"block", "layer", "attention"} & set(units):
+            total += attention
+        elif {"head", "dim_head"} & set(units) and attention:
+            total += attention - config.dim_model
+        if {"block", "layer", "feed_forward"} & set(units):
+            total += feed_forward
+        elif "dim_ff" in units and feed_forward:
+            total += feed_forward - config.dim_model
+    return total
+
+
 @dataclass(frozen=True)
 class Left:
     """What a plan's model still has at one point of the plan; never too small where it is not known exactly.

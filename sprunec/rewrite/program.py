@@ -6,7 +6,7 @@ A *sublayer* is the branch of a residual add: attention if it holds an attention
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import fx, nn
@@ -29,8 +29,16 @@ class Residual:
 
 
 @dataclass(frozen=True)
+class Call:
+    """A module that was called while a block was traced: the nodes of its first input and of its output."""
+
+    given: str
+    result: str
+
+
+@dataclass(frozen=True)
 class Program:
-    """One traced method of a block and what flows through it."""
+    """One traced method of a block and what flows through it; `calls` by the modules' names in the block."""
 
     graph: fx.Graph
     ops: Mapping[str, str]
@@ -38,14 +46,15 @@ class Program:
     contractions: tuple[Contraction, ...]
     cores: tuple[Core, ...]
     residuals: tuple[Residual, ...]
+    calls: Mapping[str, Call] = field(default_factory=dict)
 
 
-def read_program(graph: fx.Graph, root: nn.Module, inputs: tuple[Any, ...]) -> Program:
+def read_program(graph: fx.Graph, root: nn.Module, inputs: tuple[Any, ...], calls: Mapping[str, Call]) -> Program:
     """Follow a graph's axes on the meta device, and find its sublayers."""
     flow = follow(graph, root, inputs, RULES)
     ops = {node.name: flow.op(node) for node in graph.nodes if node.op.startswith("call")}
     groups, cores = flow.finish()
-    return Program(graph, ops, groups, tuple(flow.contractions), cores, find_residuals(flow, graph))
+    return Program(graph, ops, groups, tuple(flow.contractions), cores, find_residuals(flow, graph), calls)
 
 
 def find_residuals(flow: Flow, graph: fx.Graph) -> tuple[Residual, ...]:

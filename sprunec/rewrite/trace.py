@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from sprunec.errors import TraceError
-from sprunec.rewrite.program import Program, read_program
+from sprunec.rewrite.program import Call, Program, read_program
 from sprunec.rewrite.sites import Site, find_sites
 
 Inputs = Mapping[str, tuple[Any, ...]]
@@ -105,15 +105,15 @@ def _trace_block(index: int, path: str, block: nn.Module, inputs: Inputs, owners
 
 def _program(path: str, block: nn.Module, method: str, inputs: Sequence[Any]) -> Program:
     given = tuple(_to_meta(value) for value in inputs)
-    graph = _trace_method(path, block, method)
-    return read_program(graph, block, given)
+    graph, calls = _trace_method(path, block, method)
+    return read_program(graph, block, given, calls)
 
 
-def _trace_method(path: str, block: nn.Module, method: str) -> fx.Graph:
+def _trace_method(path: str, block: nn.Module, method: str) -> tuple[fx.Graph, dict[str, Call]]:
     tracer = BlockTracer()
     tracer.traced_func_name = method
     try:
-        return tracer.trace(block)
+        return tracer.trace(block), tracer.calls
     except Exception as error:
         inner = f"{path}.{tracer.current}" if tracer.current else path
         kind = type(block.get_submodule(tracer.current)).__name__
@@ -121,12 +121,16 @@ def _trace_method(path: str, block: nn.Module, method: str) -> fx.Graph:
 
 
 class BlockTracer(fx.Tracer):
-    """Traces down to functions; only torch's own modules without tensors (GELU, Dropout, ...) stay modules."""
+    """Traces down to functions; only torch's own modules without tensors (GELU, Dropout, ...) stay modules.
+
+    What enters and leaves every module is noted, for the graph has no modules; of several calls, the last.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.proxy_buffer_attributes = True
         self.current = ""
+        self.calls: dict[str, Call] = {}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return type(m).__module__.startswith("torch.nn") and not any(True for _ in (*m.parameters(), *m.buffers()))
@@ -134,6 +138,9 @@ class BlockTracer(fx.Tracer):
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         before, self.current = self.current, self.path_of_module(m)
         result = super().call_module(m, forward, args, kwargs)
+        given = next(iter((*args, *kwargs.values())), None)
+        if isinstance(given, fx.Proxy) and isinstance(result, fx.Proxy):
+            self.calls[self.current] = Call(given.node.name, result.node.name)
         self.current = before
         return result
 

@@ -57,6 +57,8 @@ class Progress:
             f"[{index}/{total}] {name}: " + ", ".join([done, *metric_words(metrics)[:MOST_METRICS]]),
             "dim" if cached else "",
         )
+        for note in metrics.get("notes", ()):
+            self._console.print(Text(printable(f"note: {note}"), style="yellow"), soft_wrap=True, highlight=False)
 
     def step(self, event: Mapping[str, Any]) -> None:
         """One training step; cheap enough to be called at every one."""
@@ -110,6 +112,7 @@ def live_lines(head: str, event: Mapping[str, Any], left: str) -> Group:
 
 def step_words(event: Mapping[str, Any]) -> list[str]:
     words = [f"loss {number(event['loss'], '.3f')}"]
+    words += [f"distillation {number(event['distillation'], '.3f')}"] if "distillation" in event else []
     budgets = event.get("budgets") or ()
     if budgets:
         worst = max(budgets, key=distance)

@@ -86,10 +86,10 @@ def by_node(events: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, 
     return nodes
 
 
-def loss_chart(events: Sequence[Mapping[str, Any]]) -> str:
-    """The loss over all steps that the model has had, each pass on a band of its own."""
+def loss_chart(events: Sequence[Mapping[str, Any]], loss: str = "loss", unit: str = "nats per target token") -> str:
+    """A loss over all steps that the model has had, each pass that has it on a band of its own."""
     curves = {
-        node: [(float(e.get("model_steps", e["step"])), float(e["loss"])) for e in of_node if is_finite(e["loss"])]
+        node: [(float(e.get("model_steps", e["step"])), float(e[loss])) for e in of_node if is_finite(e.get(loss))]
         for node, of_node in by_node(events).items()
     }
     curves = {node: points for node, points in curves.items() if points}
@@ -103,8 +103,8 @@ def loss_chart(events: Sequence[Mapping[str, Any]]) -> str:
     for index, (node, points) in enumerate(curves.items()):
         parts += pass_band(axes, node, points, shaded=index % 2 == 0)
         parts += [axes.line(thinned(points, len(losses), most), kind) for kind, most in (("raw", 1000), ("curve", 80))]
-    caption = "<p>Nats per target token over training steps; bold: means of neighbouring steps.</p>"
-    return axes.svg("training loss over steps", *parts) + caption
+    caption = f"<p>{unit.capitalize()} over training steps; bold: means of neighbouring steps.</p>"
+    return axes.svg(f"{'training' if loss == 'loss' else loss} loss over steps", *parts) + caption
 
 
 def pass_band(axes: Axes, node: str, points: Points, *, shaded: bool) -> list[str]:

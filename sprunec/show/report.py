@@ -92,6 +92,7 @@ def page_text(report: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) ->
     sections = [
         section("Models", models_table(report), f"<p>{text(comparison_words(report))}</p>"),
         section("Training loss", loss_chart(events)),
+        section("Distillation loss", loss_chart(events, "distillation", "weighted sum of the distillation losses")),
         section("Size of the masks while they learn", *mask_charts(events)),
         section("What was kept", *kept_drawings(report)),
         section("Budgets", budgets_table(report)),

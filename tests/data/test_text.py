@@ -78,8 +78,8 @@ def test_a_line_nested_too_deep_is_an_input_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("source", ["text", "jsonl"])
 def test_bytes_that_are_not_utf8_are_named_by_place(tmp_path: Path, source: str) -> None:
-    (tmp_path / "x").write_bytes(b"fine\n\xff")
-    assert finding(tmp_path / "x", source).message == "is not UTF-8 text: byte 5"
+    (tmp_path / "x").write_bytes(b'{"text": "fine"}\n\xff')
+    assert finding(tmp_path / "x", source).message == "is not UTF-8 text: byte 17"
 
 
 def test_a_missing_file_and_a_folder_are_input_errors(tmp_path: Path) -> None:

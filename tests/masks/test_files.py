@@ -1,23 +1,23 @@
-"""Mask files in BMCook's form, there and back; and files that are not."""
+"""Mask files as they are written: keys, shapes, dtypes, polarity; and nothing is touched that need not be."""
 
 from __future__ import annotations
 
-import io
+import json
 import os
-import pickle
-import random
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from sprunec.errors import InputError
-from sprunec.masks.files import load_scores, read_masks, save_scores, write_masks
-from sprunec.masks.units import apply_masks
-from sprunec.model.config import LayerKept
+from sprunec.masks.files import load_scores, save_scores, write_mask, write_masks
+from sprunec.masks.matching import read_masks
+from sprunec.masks.writing import put_file
+from sprunec.model.config import LayerKept, ModelConfig
 from tests.conftest import tiny_config
 
+ROOT = Path(__file__).parents[2]
 CONFIG = tiny_config(mask_modules=[[False, True], [True, False], [False, False]])
 BEFORE = CONFIG.everything()
 AFTER = (
@@ -26,24 +26,22 @@ AFTER = (
     LayerKept(None, None, tuple(range(40))),
 )
 FILES = ("layer_mask.pt", "head_mask.pt", "dim_head_mask.pt", "dimff_mask.pt")
+BILLION = ModelConfig.from_dict(json.loads((ROOT / "plans/cpm-ant-1b.json").read_text())).everything()
 
 
-def saved(path: Path, content: Any) -> Path:
-    torch.save(content, path)
-    return path
+def opened(path: Path) -> Any:
+    return torch.load(path, weights_only=True)
 
 
 def written(directory: Path) -> dict[str, torch.Tensor]:
     write_masks(directory, BEFORE, AFTER)
-    return {key: rows for name in FILES for key, rows in torch.load(directory / name, weights_only=True).items()}
+    return {key: rows for name in FILES for key, rows in opened(directory / name).items()}
 
 
-def complaint(path: Path, kept: tuple[LayerKept, ...] = BEFORE) -> str:
-    with pytest.raises(InputError) as caught:
-        read_masks([path], kept)
-    (diagnostic,) = caught.value.diagnostics
-    assert diagnostic.file == str(path)
-    return diagnostic.message
+def save(path: Path, form: str, units: Any, before: Any = BEFORE, after: Any = AFTER, whole: Any = BEFORE) -> Any:
+    """What is in the file that a pass of these units writes."""
+    write_mask(path, form, units, whole, before, after)
+    return json.loads(path.read_text()) if path.suffix == ".json" else opened(path)
 
 
 def test_rows_are_ranks_among_present_sublayers_and_1_keeps(tmp_path: Path) -> None:
@@ -55,106 +53,135 @@ def test_rows_are_ranks_among_present_sublayers_and_1_keeps(tmp_path: Path) -> N
     assert content["dimff_z"][0].nonzero().flatten().tolist() == [0, 7, 39]
     assert content["self_att_layer_z"].tolist() == [1, 0]
     assert content["ffn_layer_z"].tolist() == [1, 1]
-    assert content["cross_att_layer_z"].numel() == 0
+    assert content["cross_att_layer_z"].shape == (0,)
     assert all(rows.dtype == torch.float32 for rows in content.values())
 
 
 def test_what_is_written_reads_back_to_what_is_kept(tmp_path: Path) -> None:
     write_masks(tmp_path, BEFORE, AFTER)
-    masks = read_masks([tmp_path / name for name in FILES], BEFORE)
-    assert masks[(2, "head")].tolist() == [False] * 4
-    assert masks[(0, "head")].tolist() == [False, True, False, True]
-    assert (1, "head") not in masks
-    assert (0, "dim_ff") not in masks
-    assert apply_masks(BEFORE, masks) == AFTER
+    found = read_masks([tmp_path / name for name in FILES], BEFORE)
+    assert found.masks[(2, "head")].tolist() == [False] * 4
+    assert found.masks[(0, "head")].tolist() == [False, True, False, True]
+    assert (1, "head") not in found.masks
+    assert (0, "dim_ff") not in found.masks
+    assert found.kept == AFTER
 
 
 def test_layers_of_unlike_widths_read_back(tmp_path: Path) -> None:
     before = (LayerKept((0, 1), (0, 1, 2), (0, 1, 2)), LayerKept((0, 1, 2, 3), (0,), (0,)))
     after = (LayerKept((1,), (0, 2), (1,)), LayerKept((0, 3), (0,), (0,)))
     write_masks(tmp_path, before, after)
-    assert torch.load(tmp_path / "head_mask.pt")["heads_z"].tolist() == [[0, 1, 0, 0], [1, 0, 0, 1]]
-    assert apply_masks(before, read_masks([tmp_path / name for name in FILES], before)) == after
+    assert opened(tmp_path / "head_mask.pt")["heads_z"].tolist() == [[0, 1, 0, 0], [1, 0, 0, 1]]
+    assert read_masks([tmp_path / name for name in FILES], before).kept == after
 
 
 def test_rows_use_the_indices_of_the_input_model(tmp_path: Path) -> None:
     before = (LayerKept((0, 2, 5), (0,), None),)
     write_masks(tmp_path, before, (LayerKept((5,), (0,), None),))
-    assert torch.load(tmp_path / "head_mask.pt")["heads_z"].tolist() == [[0, 0, 1]]
+    assert opened(tmp_path / "head_mask.pt")["heads_z"].tolist() == [[0, 0, 1]]
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float64, torch.bool, torch.int64])
-def test_any_dtype_and_trailing_ones_in_the_shape_are_read(tmp_path: Path, dtype: torch.dtype) -> None:
-    rows = torch.tensor([[1, 0, 1, 1], [0, 1, 0, 0]], dtype=dtype)[:, :, None]
-    masks = read_masks([saved(tmp_path / "heads.pt", {"heads_z": rows})], BEFORE)
-    assert masks[(2, "head")].tolist() == [False, True, False, False]
+def test_a_pass_writes_a_row_per_sublayer_that_enters_it_and_the_input_models_columns(tmp_path: Path) -> None:
+    whole = (LayerKept((0, 1, 2, 3), (0, 1), (0, 1, 2)),) * 3
+    before = (LayerKept((0, 2), (0, 1), (0, 1)), LayerKept(None, None, (0, 1, 2)), LayerKept((1, 2, 3), (0, 1), None))
+    after = (LayerKept((2,), (0, 1), (0, 1)), LayerKept(None, None, (1,)), LayerKept((1, 3), (0, 1), None))
+    content = save(tmp_path / "m.pt", "bmcook", {"head", "dim_ff"}, before, after, whole)
+    assert list(content) == ["heads_z", "dimff_z"]
+    assert content["heads_z"].tolist() == [[0, 0, 1, 0], [0, 1, 0, 1]]
+    assert content["dimff_z"].tolist() == [[1, 1, 0], [0, 1, 0]]
+    assert read_masks([tmp_path / "m.pt"], whole, before).kept == after
 
 
-def test_bmcooks_layer_file_names_sublayers(tmp_path: Path) -> None:
-    content = {"self_att_layer_z": torch.tensor([0.0, 1]), "cross_att_layer_z": torch.zeros(0)}
-    masks = read_masks([saved(tmp_path / "l.pt", content | {"ffn_layer_z": torch.ones(2)})], BEFORE)
-    assert {key: mask.tolist() for key, mask in masks.items()} == {
-        (0, "attention"): [False],
-        (2, "attention"): [True],
-        (1, "feed_forward"): [True],
-        (2, "feed_forward"): [True],
+def test_the_billion_models_masks_are_25_by_16_and_21_by_700(tmp_path: Path) -> None:
+    """As BMCook's two fine passes leave them for CPM-Ant 1B, which has 25 attentions and 21 feed-forwards."""
+    small = tuple(
+        LayerKept(
+            None if layer.heads is None else tuple(sorted((index + step) % 16 for step in range(4))),
+            layer.dim_head,
+            None if layer.dim_ff is None else tuple(range(0, 700, 2)),
+        )
+        for index, layer in enumerate(BILLION)
+    )
+    heads = save(tmp_path / "h.pt", "bmcook", {"head"}, BILLION, small, BILLION)
+    dims = save(tmp_path / "d.pt", "bmcook", {"dim_ff"}, BILLION, small, BILLION)
+    assert {key: (rows.shape, rows.dtype) for key, rows in (heads | dims).items()} == {
+        "heads_z": ((25, 16), torch.float32),
+        "dimff_z": ((21, 700), torch.float32),
     }
+    assert heads["heads_z"].sum(1).tolist() == [4] * 25
+    assert heads["heads_z"][3].nonzero().flatten().tolist() == [4, 5, 6, 7]  # the fourth attention is in layer 4
+    both = read_masks([tmp_path / "h.pt", tmp_path / "d.pt"], BILLION)
+    assert both.kept == small
 
 
-class Bomb:
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, ("exploded",)
+@pytest.mark.parametrize("unit", ["block", "attention", "feed_forward"])
+def test_whole_sublayers_are_bmcooks_three_keys(unit: str, tmp_path: Path) -> None:
+    content = save(tmp_path / "m.pt", "bmcook", {unit})
+    assert {key: rows.tolist() for key, rows in content.items()} == {
+        "self_att_layer_z": [1, 0],
+        "cross_att_layer_z": [],
+        "ffn_layer_z": [1, 1],
+    }
+    assert all(rows.dtype == torch.float32 for rows in content.values())
 
 
-def test_a_pickled_object_is_refused_and_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    path = saved(tmp_path / "bomb.pt", {"heads_z": Bomb()})
-    assert "cannot be read as a mask file" in complaint(path)
-    path.write_bytes(pickle.dumps(Bomb()))
-    assert "cannot be read as a mask file" in complaint(path)
-    assert not Path("exploded").exists()
+def test_the_plugins_form_has_its_names_shapes_and_half_precision(tmp_path: Path) -> None:
+    units = {"block", "attention", "feed_forward", "head", "dim_head", "dim_ff"}
+    content = save(tmp_path / "m.pt", "plugin", units)
+    assert type(content) is OrderedDict
+    assert {key: tuple(rows.shape) for key, rows in content.items()} == {
+        "transformer": (3, 1),
+        "att": (2, 1),
+        "ffn": (2, 1),
+        "num_heads": (2, 4),
+        "dim_head": (2, 6),
+        "dim_ff": (2, 40),
+    }
+    assert all(rows.dtype == torch.float16 for rows in content.values())
+    assert content["num_heads"].tolist() == [[0, 1, 0, 1], [0, 0, 0, 0]]
+    assert content["att"].tolist() == [[1], [0]]
+    assert list(save(tmp_path / "one.pt", "plugin", {"dim_ff"})) == ["dim_ff"]
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ({"heads_z": torch.ones(3, 4)}, "heads_z has 3 rows, the model has 2 such sublayers"),
-        ({"heads_z": torch.ones(2, 3)}, "heads_z has 3 columns, layer 0 has 4 units"),
-        ({"heads_z": torch.ones(2, 5)}, "heads_z has 5 columns, layer 0 has 4 units"),
-        ({"heads_z": torch.full((2, 4), 0.5)}, "heads_z holds values other than 0 and 1"),
-        ({"heads_z": torch.full((2, 4), float("nan"))}, "heads_z holds values other than 0 and 1"),
-        ({"heads_z": torch.tensor(1.0)}, "heads_z has 0 rows, the model has 2 such sublayers"),
-        ({"cross_att_layer_z": torch.ones(3)}, "cross_att_layer_z has 3 rows, the model has 0 such sublayers"),
-        ({"heads": torch.ones(2, 4)}, "holds 'heads'"),
-        ({"heads_z": [[1, 1, 1, 1]] * 2}, "it must map names to tensors"),
-        (torch.ones(2, 4), "it must map names to tensors"),
-    ],
-)
-def test_masks_that_do_not_fit_say_how(tmp_path: Path, content: Any, message: str) -> None:
-    assert message in complaint(saved(tmp_path / "mask.pt", content))
+@pytest.mark.parametrize("name", ["m.json", "m.pt"])
+def test_mask_modules_are_python_booleans_for_every_layer_and_true_removes(name: str, tmp_path: Path) -> None:
+    content = save(tmp_path / name, "mask_modules", {"attention", "feed_forward"})
+    assert content == [[False, True], [True, False], [True, False]]
+    assert all(type(value) is bool for pair in content for value in pair)
 
 
-def test_a_missing_file_and_a_directory_are_named(tmp_path: Path) -> None:
-    assert "No such file" in complaint(tmp_path / "none.pt")
-    assert "cannot be read" in complaint(tmp_path)
+@pytest.mark.parametrize("form", ["bmcook", "plugin", "mask_modules"])
+def test_every_form_of_whole_sublayers_reads_back(form: str, tmp_path: Path) -> None:
+    after = (LayerKept(None, None, None), BEFORE[1], LayerKept(None, None, BEFORE[2].dim_ff))
+    write_mask(tmp_path / "m.pt", form, {"attention", "feed_forward"}, BEFORE, BEFORE, after)
+    assert read_masks([tmp_path / "m.pt"], BEFORE).kept == after
 
 
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("form", ["zip", "legacy", "pickle"])
-def test_damaged_bytes_never_escape_as_another_error(tmp_path: Path, form: str) -> None:
-    buffer, rng, refused = io.BytesIO(), random.Random(0), 0
-    torch.save({"heads_z": torch.ones(2, 4)}, buffer, _use_new_zipfile_serialization=form == "zip")
-    whole = buffer.getvalue() if form != "pickle" else pickle.dumps({"heads_z": [1.0]})
-    for _ in range(100):
-        damaged = bytearray(whole[: rng.randrange(1, len(whole) + 1)])
-        for _ in range(4):
-            damaged[rng.randrange(len(damaged))] = rng.randrange(256)
-        (tmp_path / "x.pt").write_bytes(bytes(damaged))
-        try:
-            read_masks([tmp_path / "x.pt"], BEFORE)
-        except InputError:
-            refused += 1
-    assert refused > 80
+@pytest.mark.parametrize("form", ["bmcook", "plugin"])
+def test_every_form_of_units_inside_sublayers_reads_back(form: str, tmp_path: Path) -> None:
+    write_mask(tmp_path / "m.pt", form, {"head", "dim_head", "dim_ff"}, BEFORE, BEFORE, AFTER)
+    assert read_masks([tmp_path / "m.pt"], BEFORE).kept == AFTER
+
+
+def test_the_same_content_is_left_alone_and_another_replaces_it_whole(tmp_path: Path) -> None:
+    path = tmp_path / "made" / "here" / "m.pt"
+    save(path, "bmcook", {"head"})
+    os.utime(path, ns=(1, 1))
+    save(path, "bmcook", {"head"})
+    assert path.stat().st_mtime_ns == 1
+    save(path, "bmcook", {"dim_ff"})
+    assert path.stat().st_mtime_ns > 1
+    assert [p.name for p in path.parent.iterdir()] == ["m.pt"]
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "m.pt"
+    path.write_bytes(b"old")
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space left"):
+        put_file(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_scores_read_back_by_layer_and_unit(tmp_path: Path) -> None:

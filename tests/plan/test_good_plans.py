@@ -37,7 +37,7 @@ def test_plan_has_no_errors(path: Path) -> None:
 def test_training_options_flow_from_schema_to_plan_to_pass() -> None:
     plan = read_plan(GOOD / "counts.json")
     shared = {"weight_decay": 0.01, "clip_grad": 1.0, "accumulate": 1, "loss_scale": 65536.0}
-    shared |= {"optimizer": "adamw", "betas": (0.9, 0.999), "checkpoint_every": 200}
+    shared |= {"optimizer": "adamw", "betas": (0.9, 0.999), "checkpoint_every": 200, "distillation": None}
     assert options(plan, 0) == shared | {"steps": 200, "learning_rate": 1.0, "schedule": "linear", "warmup_steps": 10}
     assert options(plan, 2) == shared | {"steps": 50, "learning_rate": 0.001, "schedule": "constant", "warmup_steps": 5}
     assert options(plan, 4) == {"formats": ("sprunec",)}
@@ -66,6 +66,7 @@ def test_score_masks_without_training() -> None:
         "unit": ("layer",),
         "target": {"num_attention": 2, "num_feed_forward": 2},
         "budget": "global",
+        "mask_form": "bmcook",
     }
     assert options(plan, 1)["budget"] == "global"
     assert options(plan, 2)["target"] == {"parameters": 12500}
@@ -74,11 +75,25 @@ def test_score_masks_without_training() -> None:
 def test_sections_are_resolved() -> None:
     plan = read_plan(GOOD / "sizes.json")
     text = GOOD / "../text.txt"
-    assert plan.data == DataSource("text", (text,), "characters", text, 64, 32)
+    of_sets = {"vocab": None, "block_size": 1 << 24, "order": "shuffled", "packed_prompts": "text-table"}
+    assert plan.data == DataSource("text", (text,), "characters", text, 64, 32, **of_sets)
     assert plan.engine == Engine("torch", "cuda:1", "fp16")
     assert (plan.seed, plan.evaluate, plan.evaluate_tokens) == (7, True, 1000)
     assert plan.model.checkpoint == GOOD / "../weights.bin"
     assert plan.file == GOOD / "sizes.json"
+
+
+def test_a_data_set_is_named_by_its_directory() -> None:
+    data = read_plan(GOOD / "data-set.json").data
+    assert data is not None
+    assert (data.source, data.paths, data.vocab) == ("cpm-live", (GOOD / "../set",), GOOD / "../vocab.txt")
+    assert (data.block_size, data.order, data.packed_prompts) == (512, "stored", "prompt-table")
+
+
+def test_a_vocabulary_file_is_a_path_beside_the_plan() -> None:
+    data = read_plan(GOOD / "pairs.json").data
+    assert data is not None
+    assert (data.tokenizer, data.held_out) == (GOOD / "../vocab.txt", GOOD / "../pairs.jsonl")
 
 
 def test_defaults_of_absent_sections() -> None:

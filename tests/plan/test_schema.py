@@ -74,6 +74,7 @@ def test_resolve_fills_in_defaults() -> None:
         "accumulate": 2,
         "checkpoint_every": 200,
         "loss_scale": 65536.0,
+        "distillation": None,
     }
 
 

@@ -77,6 +77,21 @@ def test_plain_lines_come_every_two_seconds_when_steps_are_fast(clock: Clock) ->
     assert steps == ["1", "33", "65", "97", "100"]
 
 
+@pytest.mark.parametrize("quiet", [False, True])
+@pytest.mark.parametrize("cached", [False, True])
+def test_notes_are_printed_whole_quiet_or_cached(cached: bool, quiet: bool) -> None:
+    console = log()
+    metrics = {
+        "files": ["coarse.pt"],
+        "notes": ["coarse.pt was applied already: [it] keeps 25 and 21 of 37 and 32 " * 3],
+    }
+    Progress(console=console, quiet=quiet).node_finished(
+        1, 1, "1-load-mask", cached=cached, seconds=1.0, metrics=metrics
+    )
+    assert printed(console).splitlines()[-1].strip() == f"note: {metrics['notes'][0]}".strip()
+    assert len(printed(console).splitlines()) == (1 if quiet else 2)
+
+
 def test_the_first_step_of_every_node_has_a_line(clock: Clock) -> None:
     console = log()
     progress = Progress(console=console)
@@ -95,6 +110,12 @@ def test_the_budget_furthest_from_its_target_is_shown() -> None:
     near, far = {"name": "layer 0", "expected": 4.5, "target": 4.0}, {"name": "layer 1", "expected": 9.8, "target": 4.0}
     Progress(console=console).step(event(1, budgets=[near, far], undecided=7))
     assert "size 9.8 -> 4.0 (layer 1), 7 undecided" in printed(console)
+
+
+def test_a_distillation_loss_stands_beside_the_loss() -> None:
+    console = log()
+    Progress(console=console).step(event(1, distillation=1.25))
+    assert "distillation 1.250, " in printed(console).partition("loss ")[2]
 
 
 def test_a_diverged_run_is_shown_as_it_is() -> None:

@@ -1,0 +1,138 @@
+"""Pairs of an input and a target, to fine-tune on: the input is seen whole, the target is asked for.
+
+A row is one pair behind CPM-Ant's prompt of task 1: begin, input (all of it visible), target, end (asked for).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sprunec.data.batches import IGNORED, TEXT_SEGMENT, Batch, Sample
+from sprunec.data.examples import Example, Packer, draws
+from sprunec.data.text import json_records
+from sprunec.data.tokenizer import Tokenizer, read_tokenizer, save_tokenizer
+from sprunec.errors import InputError
+
+PAIR_TASK = 1
+PARTS = ("train", "held_out")
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Ids of pairs, one behind the other: pair i is tokens[starts[i]:starts[i + 1]], its first `seen[i]` the input."""
+
+    tokens: NDArray[np.int32]
+    starts: NDArray[np.int64]
+    seen: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.seen)
+
+    def example(self, number: int) -> Example:
+        tokens = self.tokens[self.starts[number] : self.starts[number + 1]].astype(np.int64)
+        context = np.arange(tokens.size) < self.seen[number]
+        targets = np.full(tokens.size, IGNORED, dtype=np.int64)
+        targets[:-1] = np.where(context[1:], IGNORED, tokens[1:])
+        return Example(PAIR_TASK, tokens, context, np.full(tokens.size, TEXT_SEGMENT, dtype=np.int64), targets)
+
+
+def read_pairs(paths: Sequence[Path]) -> list[tuple[str, str]]:
+    """The pairs of JSON-lines files. Raises InputError: a line has no `input` and `target` strings."""
+    return [(pair["input"], pair["target"]) for path in paths for pair in json_records(path, ("input", "target"))]
+
+
+def encode_pairs(pairs: Iterable[tuple[str, str]], tokenizer: Tokenizer, room: int) -> tuple[Pairs, int, int]:
+    """Pairs as ids, each at most `room` of them: inputs lose what is too much at their beginning.
+
+    Returns:
+        the pairs, how many were left out because their target alone is too long, and how many inputs were cut.
+    """
+    rows: list[NDArray[np.int32]] = []
+    seen: list[int] = []
+    dropped = cut = 0
+    for before, after in pairs:
+        shown, asked = tokenizer.encode(before), tokenizer.encode(after)
+        space = room - 2 - asked.size
+        if space < 0:
+            dropped += 1
+            continue
+        cut += shown.size > space
+        shown = shown[max(shown.size - space, 0) :]
+        rows.append(np.concatenate([[tokenizer.begin], shown, asked, [tokenizer.end]]).astype(np.int32))
+        seen.append(1 + shown.size)
+    starts = np.cumsum([0, *(row.size for row in rows)])
+    tokens = np.concatenate(rows) if rows else np.zeros(0, dtype=np.int32)
+    return Pairs(tokens, starts, np.array(seen, dtype=np.int64)), dropped, cut
+
+
+@dataclass(frozen=True)
+class PairData:
+    """Batches of pairs, one a row; each epoch goes through all of them in an order of its own."""
+
+    train: Pairs
+    held_out: Pairs
+    tokenizer: Tokenizer
+    packer: Packer
+    batch_size: int
+    seed: int
+
+    def batch(self, step: int) -> Batch:
+        """The global batch of training step `step`."""
+        places = range(step * self.batch_size, (step + 1) * self.batch_size)
+        epochs = {place // len(self.train) for place in places}
+        orders = {epoch: draws(self.seed, epoch).permutation(len(self.train)) for epoch in epochs}
+        numbers = [int(orders[place // len(self.train)][place % len(self.train)]) for place in places]
+        return self.packer.pack([[self.train.example(number)] for number in numbers])
+
+    def held_out_batches(self, tokens: int | None = None) -> Iterator[Batch]:
+        """The held-out pairs as they are stored.
+
+        Args:
+            tokens: stop after so many targets, to the pair.
+        """
+        targets = np.diff(self.held_out.starts) - self.held_out.seen
+        wanted = len(targets) if tokens is None else int(np.searchsorted(np.cumsum(targets), tokens)) + 1
+        count = min(wanted, len(targets))
+        for first in range(0, count, self.batch_size):
+            numbers = range(first, min(first + self.batch_size, count))
+            yield self.packer.pack([[self.held_out.example(number)] for number in numbers])
+
+    def sample(self, length: int) -> Sample:
+        """The first held-out input, the end of it if it is longer."""
+        ids = self.held_out.tokens[: int(self.held_out.seen[0])][-length:]
+        return Sample(ids, task=PAIR_TASK, context=True, stop=self.tokenizer.end)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return self.tokenizer.decode(i for i in ids if i not in (self.tokenizer.begin, self.tokenizer.end))
+
+
+def save_pairs(directory: Path, train: Pairs, held_out: Pairs, tokenizer: Tokenizer) -> None:
+    for name, part in zip(PARTS, (train, held_out), strict=True):
+        np.savez(directory / f"{name}.npz", tokens=part.tokens, starts=part.starts, seen=part.seen)
+    save_tokenizer(directory, tokenizer)
+
+
+def has_pairs(directory: Path) -> bool:
+    return (directory / f"{PARTS[0]}.npz").exists()
+
+
+def load_pair_data(directory: Path, *, prompt_length: int, max_length: int, batch_size: int, seed: int) -> PairData:
+    """Open what `save_pairs` wrote."""
+    parts = []
+    for name in PARTS:
+        with np.load(directory / f"{name}.npz") as arrays:
+            parts.append(Pairs(arrays["tokens"], arrays["starts"], arrays["seen"]))
+    packer = Packer(prompt_length, max_length, 0)
+    return PairData(parts[0], parts[1], read_tokenizer(directory), packer, batch_size, seed)
+
+
+def check_parts(train: Pairs, held_out: Pairs) -> None:
+    """Raises InputError: a part has no pair."""
+    for name, part in (("training", train), ("held-out", held_out)):
+        if not len(part):
+            raise InputError.at("data", f"the {name} part has no pair", "give more pairs, or a larger max_length")

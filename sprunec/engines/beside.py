@@ -1,0 +1,39 @@
+"""What may learn beside a model: the training loop calls these in turn at each step."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from sprunec.data.batches import Batch
+
+
+class Companion(Protocol):
+    """What learns beside the weights, such as gates; the loop calls these in turn at each step."""
+
+    def before(self, step: int, model_step: int) -> None: ...
+
+    def backward(self, unscale: float) -> None: ...
+
+    def after(self, step: int) -> dict[str, Any]: ...
+
+    def state(self) -> dict[str, Any]: ...
+
+    def load(self, state: dict[str, Any]) -> None: ...
+
+
+class Objective(Protocol):
+    """A loss beside the language model's, and what it trains beside the model; called in turn at each step."""
+
+    def parameters(self) -> list[nn.Parameter]: ...
+
+    def begin(self, batch: Batch) -> None:
+        """The step's global batch."""
+
+    def loss(self, part: Batch, logits: Tensor) -> Tensor:
+        """What a part of it, just run through the model, adds to the loss; logits (B, N, V)."""
+
+    def state(self) -> dict[str, Any]: ...
+
+    def load(self, state: dict[str, Any]) -> None: ...

@@ -1,0 +1,33 @@
+"""Weights that a 2:4 pattern has set to zero, held there while the others train."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+
+class Hold:
+    """Holds a model's pruned weights at exactly zero, whatever the optimizer does.
+
+    Args:
+        kept: bool masks by parameter name, True where the weight trains.
+    """
+
+    def __init__(self, model: nn.Module, kept: Mapping[str, Tensor]) -> None:
+        parameters = dict(model.named_parameters())
+        self._pruned = [(parameters[name], ~mask.to(parameters[name].device)) for name, mask in kept.items()]
+
+    @torch.no_grad()
+    def gradients(self) -> None:
+        """Before clipping: what will not move counts in no norm and in no moment. Filled, since 0 x infinity is NaN."""
+        for parameter, pruned in self._pruned:
+            if parameter.grad is not None:
+                parameter.grad.masked_fill_(pruned, 0.0)
+
+    @torch.no_grad()
+    def weights(self) -> None:
+        """After the step."""
+        for parameter, pruned in self._pruned:
+            parameter.masked_fill_(pruned, 0.0)

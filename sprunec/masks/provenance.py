@@ -1,0 +1,92 @@
+"""A note beside a mask file, `heads.pt.json`: which run made the mask, and which weights learned with it.
+
+A mask belongs to the weights that were trained with it. The note lets a later run see that it takes the mask together
+with the checkpoint from before that training. It changes no result. Needs no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from sprunec.masks.writing import put_file
+
+
+def note_path(mask: Path) -> Path:
+    return mask.with_name(f"{mask.name}.json")
+
+
+def write_provenance(mask: Path, about: Mapping[str, Any]) -> None:
+    """Note what made a mask file; weights that are noted for this very mask already stay noted.
+
+    Args:
+        about: unit; target; checkpoint, the sha256 of the file that the plan entered with, or None; start_step, the
+            training steps that this checkpoint has had; steps, those that the model has had when the mask was made.
+    """
+    note = {"sprunec": _version(), **about, "weights": None, "weights_file": None, "mask": _sha256(mask)}
+    note = json.loads(json.dumps(note, default=dict))  # frozen options are mapping proxies
+    before = read_provenance(mask) or {}
+    if all(before.get(key) == note[key] for key in ("mask", "checkpoint", "steps")):
+        note |= {key: before.get(key) for key in ("weights", "weights_file")}
+    _put(mask, note)
+
+
+def note_weights(mask: Path, weights: Path) -> None:
+    """Note the checkpoint that holds, in the plan's input shape, the weights that were trained with the mask.
+
+    Raises:
+        OSError: `weights` cannot be read or the note cannot be written.
+    """
+    note = read_provenance(mask)
+    if note is not None:
+        place = os.path.relpath(weights.resolve(), mask.resolve().parent)
+        _put(mask, note | {"weights": _sha256(weights), "weights_file": place})
+
+
+def read_provenance(mask: Path) -> dict[str, Any] | None:
+    """The note of a mask file; None if there is none, or it is about another content of the file."""
+    try:
+        note = json.loads(note_path(mask).read_text(encoding="utf-8"))
+        fits = isinstance(note, dict) and note.get("mask") == _sha256(mask)
+    except (OSError, ValueError, RecursionError):
+        return None
+    return note if fits else None
+
+
+def weights_warning(mask: Path, checkpoint: str | None) -> str | None:
+    """What to tell a run that loads `mask` and starts from the checkpoint with this sha256, if there is anything.
+
+    The mask was learned with weights that have been trained since that checkpoint: cut from the checkpoint, the model
+    has neither the training nor weights that know of the mask.
+    """
+    note = read_provenance(mask)
+    if note is None or checkpoint is None or note.get("checkpoint") != checkpoint:
+        return None
+    if note.get("steps") == note.get("start_step"):
+        return None
+    file, holder = note.get("weights_file"), "the folder of the run that wrote the mask"
+    if isinstance(file, str):
+        holder = os.path.normpath(mask.parent / file)
+    reason = f"masks learned together with other weights: {holder} holds them"
+    return f"{mask.name}: {reason}; this run starts from the weights from before"
+
+
+def _put(mask: Path, note: Mapping[str, Any]) -> None:
+    put_file(note_path(mask), (json.dumps(note, indent=1) + "\n").encode())
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _version() -> str:
+    try:
+        return metadata.version("sprunec")
+    except metadata.PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,62 @@
+"""mask_method m4n2_1d and m4n2_2d: two of every four weights stay, and `pruned_module` says in which tensors."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from sprunec.model.config import ModelConfig
+from sprunec.model.shapes import expected_tensors
+from sprunec.plan.bmcook.draft import Growing, age
+from sprunec.plan.source import Source
+from sprunec.plan.text import show
+
+PLACEHOLDER = "[placehold]"
+
+
+def add_pattern(plan: Growing, source: Source, method: str, config: ModelConfig | None) -> None:
+    """The mask file is applied if it is there, else written, as the original did."""
+    pruning = source.value["pruning"]
+    names = [name for name in pruning.get("pruned_module", []) if name != PLACEHOLDER]
+    if not names:
+        hint = 'name them, e.g. ["ffn.ffn.w_out.weight"]'
+        plan.error(source, "missing-key", "/pruning", f"pruned_module names no tensors for {method}", hint)
+        return
+    if config is not None:
+        warn_of_strangers(plan, source, config)
+    entry: dict[str, Any] = {"pass": "sparsify", "pattern": method, "tensors": names}
+    path = pruning.get("pruning_mask_path")
+    if path and os.path.exists(path):
+        entry["path"] = path
+        message = f"{path}, made {age(path)}, is applied instead of choosing a mask"
+        plan.warn(source, "mask-found", "/pruning/pruning_mask_path", message, "remove the file to choose anew")
+    elif path:
+        entry["save_mask"] = path
+    plan.add(entry, source, "/pruning", tensors="/pruning/pruned_module", path="/pruning/pruning_mask_path")
+    plan.finetune(source, "/pruning")
+
+
+def warn_of_strangers(plan: Growing, source: Source, config: ModelConfig) -> None:
+    """Parts of names that are in no tensor's name: the original left those tensors dense without a word."""
+    known = list(expected_tensors(config))
+    for index, part in enumerate(source.value["pruning"].get("pruned_module", [])):
+        place = f"/pruning/pruned_module/{index}"
+        if part == PLACEHOLDER:
+            plan.warn(source, "placeholder", place, f"{show(part)} names nothing", "name tensors, or remove it")
+        elif not any(part in name for name in known):
+            near = _near(part, known)
+            hint = f"did you mean {' and '.join(show(name) for name in near)}?" if near else "name other tensors"
+            plan.warn(source, "matches-nothing", place, f"{show(part)} is in no tensor's name", hint)
+
+
+def _near(part: str, known: list[str]) -> list[str]:
+    """What was meant by a name with one step left out, such as w_in.w for w_in.w_0 and w_in.w_1."""
+    steps = part.split(".")
+    found: dict[str, None] = {}
+    for name in known:
+        there = name.split(".")
+        for start in range(len(there) - len(steps) + 1):
+            window = there[start : start + len(steps)]
+            if all(a == b or b.startswith(f"{a}_") for a, b in zip(steps, window, strict=True)):
+                found[".".join(window)] = None
+    return list(found)

@@ -1,0 +1,76 @@
+"""Students and teachers for the tests of distillation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from sprunec.data.batches import Batch
+from sprunec.engines.distill import Distiller, Weights, make_projections
+from sprunec.engines.loop import Training
+from sprunec.model.states import Pair
+from sprunec.rewrite.observe import observable
+from tests.conftest import tiny_config
+from tests.engines.test_loop import CPU, OPTIONS
+
+NORM = "[post]encoder.output_layernorm:[post]encoder.output_layernorm"
+INSIDE = "[pre]encoder.layers.1.ffn.layernorm_before_ffn:[pre]encoder.layers.1.ffn.layernorm_before_ffn"
+WIDE = "[post]encoder.layers.0.ffn.ffn.w_in:[post]encoder.layers.2"
+TRAINING = Training.of(OPTIONS)
+
+
+def distiller(
+    student: nn.Module, teacher: nn.Module, *pairs: str, project: bool = False, **weights: float
+) -> Distiller:
+    found = [Pair.read(pair) for pair in pairs]
+    widths = [(pair.student.width(tiny_config()), pair.teacher.width(tiny_config())) for pair in found]
+    return Distiller(
+        teacher,
+        Weights.of({"logits": 0.0, "temperature": 1.0, "hidden": 0.0} | weights),
+        found,
+        observable(student, [pair.student for pair in found]),
+        observable(teacher, [pair.teacher for pair in found]),
+        make_projections(found, widths, project=project, seed=3, device=CPU.device),
+    )
+
+
+def loss_of(student: nn.Module, objective: Distiller, data: Batch, parts: int = 1) -> Tensor:
+    """The objective's loss of a batch; gradients are left in the student."""
+    student.zero_grad()
+    objective.begin(data)
+    shares = [objective.loss(part, student(**part.inputs)[0]) for part in data.split(parts)]
+    total = torch.stack(shares).sum()
+    total.backward()
+    return total.detach()
+
+
+def gradients(model: nn.Module) -> dict[str, Tensor]:
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def seen(model: nn.Module, name: str, side: str, data: Batch) -> Tensor:
+    """A state, by a hook of the test's own."""
+    states: list[Tensor] = []
+    module = model.get_submodule(name)
+    if side == "pre":
+        handle = module.register_forward_pre_hook(lambda _, given: states.append(given[0]))
+    else:
+        handle = module.register_forward_hook(lambda _, given, result: states.append(result))
+    with torch.no_grad():
+        model(**data.inputs)
+    handle.remove()
+    return states[0]
+
+
+def by_columns(student: Tensor, teacher: Tensor, lengths: Sequence[int]) -> float:
+    """The definition, column after column in float64, of states (B, N, S)."""
+    total = 0.0
+    for row, length in enumerate(lengths):
+        for column in range(length):
+            ours, theirs = student[row, column].double(), teacher[row, column].double()
+            features = (ours / math.sqrt(float(ours @ ours)) - theirs / math.sqrt(float(theirs @ theirs))).tolist()
+            total += sum(x * x for x in features) / len(features)
+    return total / sum(lengths)
