@@ -93,3 +93,9 @@ def test_a_name_is_refused_by_name() -> None:
     content = pickle.dumps(Imports())
     with pytest.raises(Refused, match=r"the name numpy.*load"):
         parse_array(content, 0, len(content))
+
+
+def test_a_pickle_without_end_is_given_up_early() -> None:
+    content = b"\x80\x04" + b"N" * 3_000_000
+    with pytest.raises(Refused, match="more than 200 opcodes"):
+        parse_array(content, 0, len(content))

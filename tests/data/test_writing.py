@@ -54,6 +54,15 @@ def test_blocks_are_cut_where_cpm_lives_writer_cuts_them(tmp_path: Path) -> None
     assert (tmp_path / "set" / "data_0").read_bytes() == wanted
 
 
+@pytest.mark.parametrize(("spare", "blocks"), [(0, 2), (1, 1)])
+def test_a_zero_ends_every_block(tmp_path: Path, spare: int, blocks: int) -> None:
+    records = [[2, 1, 6, 2, 1, *range(10, 16)]] * 2
+    payload = len(pickle.dumps(np.array(records[0], dtype=np.int64), protocol=4)) - 1  # its module name is shorter
+    written = sprunec.write_dataset(tmp_path / "set", records, block_size=2 * (1 + payload) + spare)
+    assert written.blocks == blocks
+    assert (tmp_path / "set" / "data_0").read_bytes()[-1] == 0
+
+
 def test_records_are_taken_one_by_one(tmp_path: Path) -> None:
     asked = []
 
