@@ -103,13 +103,13 @@ def convert(
     as_json: Annotated[bool, typer.Option("--json", help="On bad input, too, one JSON document on stdout.")] = False,
 ) -> None:
     """Print BMCook's files as one native plan; its relative paths are the current directory's, or those of -o FILE."""
-    from sprunec.plan.plan import convert_plan
+    from sprunec.plan.conversion import convert_plan, plan_text
 
     with _document_on_error(as_json):
         document, found = convert_plan(bmcook, seconds or (), flags, output)
     print_diagnostics(found)
     if output is None:
-        _print_json(document)
+        typer.echo(plan_text(document), nl=False)
 
 
 @app.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.guide import STEPS, command, fine, kept, prepare, report, run
+import sprunec
+from sprunec.graph.execute import Nobody
+from sprunec.plan.bmcook.flags import Flags
+from tests.guide import STEPS, command, digests, fine, kept, prepare, report, run
 from tests.plan.bmcook.files import COARSE, FINE, bmcook
 from tests.plan.bmcook.test_units import FIRST, LAST, LATER
 
@@ -212,3 +216,62 @@ def test_a_stage_that_fails_leaves_the_old_mask() -> None:
     stopped = fine(FINE, command(load="broken.pt", out="two"), code=1)
     assert "the loss became nan" in str(stopped.exception)
     assert Path(FINE["heads_mask"]).read_bytes() == before
+
+
+def test_a_mask_that_has_not_settled_is_said() -> None:
+    """The original saved exactly the target's number of heads even before the first step, and said nothing."""
+    told = fine(FINE, command(), code=4)
+    assert "not settled" in told.stderr
+    assert report("out")["status"] == "target-missed"
+
+
+def test_files_of_another_stage_in_the_folder_change_nothing() -> None:
+    """An optimizer's state beside the checkpoints was loaded whatever model it was of; and training never stopped."""
+    fine(FINE, command(out="one"))
+    Path("two").mkdir()
+    for name in ("ant.rank-0.opt", f"ant-{STEPS}.pt"):
+        Path("two", name).write_bytes(b"left over")
+    fine(FINE, command(out="two"))
+    assert report("two")["kept"] == report("one")["kept"]
+    first, second = emitted("one"), emitted("two")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    steps = [json.loads(line)["model_steps"] for line in Path("two/events.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3]
+
+
+def test_stopped_gates_go_on_where_they_were() -> None:
+    """Started again, the original drew new gates, and soon saved them over the old mask."""
+    fine(FINE, command(out="whole"))
+    wanted = Path(FINE["heads_mask"]).read_bytes()
+    Path(FINE["heads_mask"]).unlink()
+    flags = Flags(
+        model_config="model.json",
+        load="dense.pt",
+        data_bin_path="data",
+        train_iters=STEPS,
+        batch_size=4,
+        max_length=40,
+        lr=0.1,
+        warmup_iters=2.0,
+        save_name="ant",
+    )
+    graph = sprunec.lower(sprunec.read_plan("bmcook.json", flags=flags))
+    training = Counts()
+    with pytest.raises(KeyboardInterrupt):
+        sprunec.execute(graph, "stopped", training, lambda: training.made == 2)
+    assert not Path(FINE["heads_mask"]).exists()
+    fine(FINE, command(out="stopped"))
+    assert Path(FINE["heads_mask"]).read_bytes() == wanted
+    assert digests("stopped") == digests("whole")
+    weights = [emitted(out) for out in ("whole", "stopped")]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert [json.loads(line)["step"] for line in Path("stopped/events.jsonl").read_text().splitlines()] == [1, 2, 3]
+
+
+class Counts(Nobody):
+    """The training steps that were made."""
+
+    made = 0
+
+    def step(self, event: Mapping[str, Any]) -> None:
+        self.made += 1

@@ -6,25 +6,22 @@ check_plan(path)   the Plan if there is one, and everything found, warnings too
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from sprunec.errors import Diagnostic, InputError
 from sprunec.model.config import ModelConfig
-from sprunec.plan.bmcook.convert import convert
-from sprunec.plan.bmcook.document import rebase
-from sprunec.plan.bmcook.files import is_bmcook, kind_of
-from sprunec.plan.bmcook.flags import NATIVE, NO_FLAGS, Flags, foreign_to_native, native_overrides, option
+from sprunec.plan.bmcook.flags import NO_FLAGS, Flags
 from sprunec.plan.checks import CHECKS
 from sprunec.plan.draft import TRAINS, Draft, as_list
 from sprunec.plan.explain import schema_findings
 from sprunec.plan.inputs import input_findings, model_config
+from sprunec.plan.opening import read_any
 from sprunec.plan.override import override
-from sprunec.plan.source import Source, read_source
+from sprunec.plan.source import Source
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -134,60 +131,6 @@ def check_plan(
     except InputError as error:
         return None, error.diagnostics
     return check_source(source, strict=strict, incomplete=incomplete)
-
-
-def read_any(path: str | Path, flags: Flags = NO_FLAGS, seconds: Sequence[str | Path] = ()) -> Source:
-    """A native plan with the flags in it, or the native plan of BMCook's files.
-
-    Args:
-        seconds: l0_pruning.json files, a stage each.
-
-    Raises:
-        InputError: there is no such plan, or flags that it has no place for.
-    """
-    source = read_source(path)
-    if is_bmcook(source):
-        return convert(source, seconds, flags)
-    if kind_of(source):
-        message = "this is the file beside bmcook.json, not bmcook.json itself"
-        raise InputError(source.find("foreign-file", "", message, "name bmcook.json; this one is found beside it"))
-    foreign = foreign_to_native(flags)
-    if foreign or seconds:
-        what = foreign[0] if foreign else str(seconds[0])
-        message = f"{what} goes with BMCook's bmcook.json, and this is a plan of its own"
-        raise InputError(source.find("foreign-flag", "", message, "edit the plan instead"))
-    overrides = native_overrides(flags)
-    named = {NATIVE[name]: (Source(option(name), None), "") for name in flags.given() if name in NATIVE}
-    return replace(override(source, overrides), origins=named)
-
-
-def convert_plan(
-    path: str | Path, seconds: Sequence[str | Path] = (), flags: Flags = NO_FLAGS, output: Path | None = None
-) -> tuple[dict[str, Any], tuple[Diagnostic, ...]]:
-    """The native plan of BMCook's files, and what the user should know about it.
-
-    Args:
-        seconds: l0_pruning.json files, a stage each.
-        output: write the plan there; its relative paths are then those of this file's folder.
-
-    Raises:
-        InputError: the files make no plan, or there is another file at `output`.
-    """
-    source = read_any(path, flags, seconds)
-    found = check_source(source, incomplete=True)[1]
-    if not is_bmcook(read_source(path)):
-        raise InputError.at(path, "this is a plan already", "name bmcook.json")
-    if any(finding.severity == "error" for finding in found):
-        raise InputError(*found)
-    document: dict[str, Any] = source.value
-    if output is not None:
-        document = rebase(document, output.parent)
-        text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
-        if output.exists() and output.read_text(encoding="utf-8", errors="replace") != text:
-            raise InputError.at(output, "there is a file already", "remove it, or name another")
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(text, encoding="utf-8")
-    return document, found
 
 
 def check_source(

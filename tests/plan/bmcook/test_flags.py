@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 from sprunec.cli import app
 from sprunec.errors import InputError
 from sprunec.plan.bmcook.flags import SCRIPT, Flags
-from sprunec.plan.plan import check_plan, read_any
+from sprunec.plan.opening import read_any
+from sprunec.plan.plan import check_plan
 from tests.plan.bmcook.files import CONFIG, FINE, bmcook, converted, said, write
 from tests.runs import EMIT, TRAIN, plan
 

@@ -9,7 +9,8 @@ import pytest
 
 from sprunec.errors import InputError
 from sprunec.plan.bmcook.flags import Flags
-from sprunec.plan.plan import check_plan, read_any
+from sprunec.plan.opening import read_any
+from sprunec.plan.plan import check_plan
 from sprunec.plan.source import Source
 from tests.plan.bmcook.files import COARSE, CONFIG, FINE, bmcook, converted, errors, said, write
 

@@ -1,0 +1,52 @@
+"""BMCook's files as a native plan to keep."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sprunec.errors import Diagnostic, InputError
+from sprunec.plan.bmcook.document import rebase
+from sprunec.plan.bmcook.files import is_bmcook
+from sprunec.plan.bmcook.flags import NO_FLAGS, Flags
+from sprunec.plan.opening import read_any
+from sprunec.plan.plan import check_source
+from sprunec.plan.source import read_source
+
+
+def convert_plan(
+    path: str | Path, seconds: Sequence[str | Path] = (), flags: Flags = NO_FLAGS, output: Path | None = None
+) -> tuple[dict[str, Any], tuple[Diagnostic, ...]]:
+    """The native plan of BMCook's files, and what the user should know about it.
+
+    Args:
+        seconds: l0_pruning.json files, a stage each.
+        output: write the plan there; its relative paths are then those of this file's folder.
+
+    Raises:
+        InputError: the files make no plan, or there is another file at `output`.
+    """
+    source = read_any(path, flags, seconds)
+    found = check_source(source, incomplete=True)[1]
+    if not is_bmcook(read_source(path)):
+        raise InputError.at(path, "this is a plan already", "name bmcook.json")
+    if any(finding.severity == "error" for finding in found):
+        raise InputError(*found)
+    document: dict[str, Any] = source.value
+    if output is not None:
+        document = rebase(document, output.parent)
+        text = plan_text(document)
+        if output.exists() and output.read_text(encoding="utf-8", errors="replace") != text:
+            raise InputError.at(output, "there is a file already", "remove it, or name another")
+        output.parent.mkdir(parents=True, exist_ok=True)
+        aside = output.with_name(f".{output.name}.{os.getpid()}")
+        aside.write_text(text, encoding="utf-8")
+        os.replace(aside, output)
+    return document, found
+
+
+def plan_text(document: dict[str, Any]) -> str:
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"

@@ -1,0 +1,39 @@
+"""Open any file that says what to do: a native plan, or BMCook's bmcook.json as the native plan that it means."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from sprunec.errors import InputError
+from sprunec.plan.bmcook.convert import convert
+from sprunec.plan.bmcook.files import is_bmcook, kind_of
+from sprunec.plan.bmcook.flags import NATIVE, NO_FLAGS, Flags, foreign_to_native, native_overrides, option
+from sprunec.plan.override import override
+from sprunec.plan.source import Source, read_source
+
+
+def read_any(path: str | Path, flags: Flags = NO_FLAGS, seconds: Sequence[str | Path] = ()) -> Source:
+    """A native plan with the flags in it, or the native plan of BMCook's files.
+
+    Args:
+        seconds: l0_pruning.json files, a stage each.
+
+    Raises:
+        InputError: there is no such plan, or flags that it has no place for.
+    """
+    source = read_source(path)
+    if is_bmcook(source):
+        return convert(source, seconds, flags)
+    if kind_of(source):
+        message = "this is the file beside bmcook.json, not bmcook.json itself"
+        raise InputError(source.find("foreign-file", "", message, "name bmcook.json; this one is found beside it"))
+    foreign = foreign_to_native(flags)
+    if foreign or seconds:
+        what = foreign[0] if foreign else str(seconds[0])
+        message = f"{what} goes with BMCook's bmcook.json, and this is a plan of its own"
+        raise InputError(source.find("foreign-flag", "", message, "edit the plan instead"))
+    overrides = native_overrides(flags)
+    named = {NATIVE[name]: (Source(option(name), None), "") for name in flags.given() if name in NATIVE}
+    return replace(override(source, overrides), origins=named)
