@@ -4,6 +4,7 @@
     graph = lower(plan)                   every step spelled out
     report = execute(graph, "runs/x")     do it, or what is left of it
     model = load("runs/x/model/sprunec")  the small model
+    write_dataset("data", records)        token ids as a binary set in CPM-Live's form
 
 Importing this package imports no torch.
 """

@@ -29,6 +29,9 @@ def read_any(path: str | Path, flags: Flags = NO_FLAGS, seconds: Sequence[str | 
     if kind_of(source):
         message = "this is the file beside bmcook.json, not bmcook.json itself"
         raise InputError(source.find("foreign-file", "", message, "name bmcook.json; this one is found beside it"))
+    if "dim_model" in source.value and "passes" not in source.value:
+        message = "this is a model config, not a plan"
+        raise InputError(source.find("foreign-file", "", message, "look into it with sprunec inspect"))
     foreign = foreign_to_native(flags)
     if foreign or seconds:
         what = foreign[0] if foreign else str(seconds[0])

@@ -194,6 +194,11 @@ def test_the_second_file_alone_is_not_a_plan(tmp_path: Path) -> None:
         read_any(path)
 
 
+def test_a_model_config_is_not_taken_for_a_plan(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="this is a model config, not a plan; look into it with sprunec inspect"):
+        read_any(write(tmp_path, "model.json", CONFIG))
+
+
 def test_another_file_is_not_taken_for_the_second(tmp_path: Path) -> None:
     (found,) = errors(converted(tmp_path, bmcook("fine-grained"), FLAGS, l0_pruning={"main": {}}))
     assert "this is no l0_pruning.json" in found
