@@ -268,6 +268,14 @@ def test_stopped_gates_go_on_where_they_were() -> None:
     assert [json.loads(line)["step"] for line in Path("stopped/events.jsonl").read_text().splitlines()] == [1, 2, 3]
 
 
+def test_a_small_set_holds_out_one_record() -> None:
+    prepare(Path("small"), count=12)
+    fine(FINE, [*command(), "--data-bin-path", "small/data"])
+    (data,) = [entry["metrics"] for entry in report("out")["passes"] if entry["pass"] == "data"]
+    assert data["records"] == 12
+    assert report("out")["models"]["dense"]["loss"] > 0
+
+
 class Counts(Nobody):
     """The training steps that were made."""
 

@@ -123,10 +123,12 @@ def _set(job: Job, role: str) -> DataSet:
 
 
 def _cut(index: Index, share: float) -> int:
-    """The row from which on the last share of the records in use is held out."""
+    """The row from which on the last share of the records in use is held out, one of them at least."""
     used = (index["status"] == Status.USED).nonzero()[0]
-    kept = len(used) - round(len(used) * share)
-    return int(used[kept]) if kept < len(used) else len(index)
+    kept = len(used) - max(1, round(len(used) * share))
+    if kept < 1:
+        return len(index)
+    return int(used[kept])
 
 
 def _check_parts(job: Job, parts: dict[str, tuple[Index, str]]) -> None:
