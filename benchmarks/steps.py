@@ -26,7 +26,7 @@ from sprunec.masks.units import gate_units, unit_sizes
 from sprunec.model.config import LayerKept, ModelConfig
 from sprunec.model.cpm_ant import build, example_inputs, initialize
 from sprunec.model.frame import CPMAnt
-from sprunec.passes.compare import random_batch
+from sprunec.passes.looks import random_batch
 from sprunec.rewrite.gating import insert_gates
 from sprunec.rewrite.trace import trace_blocks
 

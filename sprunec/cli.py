@@ -9,7 +9,8 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from time import monotonic
 from typing import Annotated, Any
@@ -108,7 +109,7 @@ def convert(
     with _document_on_error(as_json):
         document, found = convert_plan(bmcook, seconds or (), flags, output)
     print_diagnostics(found)
-    if output is None:
+    if output is None or as_json:
         typer.echo(plan_text(document), nl=False)
 
 
@@ -141,6 +142,7 @@ def make_data(
     max_length: Annotated[int, typer.Option(min=1, help="Columns of a row, the prompt's among them.")] = 1024,
     seed: Annotated[int, typer.Option(min=0, help="Of the choice between filling in and going on.")] = 1234,
     quiet: Annotated[bool, typer.Option(help="No progress.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Make a CPM-Live data set (version 1) from text, for source "cpm-live" and for CPM-Live itself."""
     from sprunec.data.vocabulary import read_vocabulary
@@ -153,18 +155,35 @@ def make_data(
             told[0] = monotonic()
             Console(stderr=True).print(f"{written.documents:,} documents read", highlight=False)
 
-    made = make_dataset(
-        out,
-        inputs,
-        read_vocabulary(vocab),
-        prompt_length=prompt_length,
-        max_length=max_length,
-        seed=seed,
-        progress=progress,
-    )
+    sizes = {"prompt_length": prompt_length, "max_length": max_length, "seed": seed}
+    with _document_on_error(as_json):
+        made = make_dataset(out, inputs, read_vocabulary(vocab), **sizes, progress=progress)
+    if as_json:
+        _print_json({"directory": str(out), **asdict(made)})
+        return
     words = f"{made.documents:,} documents, {made.records:,} records, {made.tokens:,} tokens; left out: "
     words += f"{made.tails:,} pieces of under 32 tokens, {made.unknown:,} unknown tokens"
     Console().print(f"{out}: {words}", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def gc(
+    out: Annotated[Path, typer.Argument(help="The folder of runs, e.g. runs/NAME.", show_default=False)],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go, and how much it is.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Remove what no plan in OUT refers to, and what stopped or damaged runs left behind."""
+    from sprunec.graph.collect import collect, look
+    from sprunec.show.tables import waste_table
+
+    with _document_on_error(as_json):
+        found = look(out)
+    if not as_json:
+        Console().print(waste_table(found.document(removed=False), dry_run), soft_wrap=True)
+    if not dry_run:
+        collect(out, found)
+    if as_json:
+        _print_json(found.document(removed=not dry_run))
 
 
 def _out(out: Path | None, save: str | None) -> Path | None:
@@ -180,14 +199,17 @@ def _execute(graph: Any, folder: Path, progress: Progress) -> Any:
 
     try:
         with _interrupts(progress) as stop:
-            return execute(graph, folder, progress, stop)
-    except KeyboardInterrupt:
-        progress.message(f"interrupted; what is done is kept: run the same command again to continue in {folder}")
+            report = execute(graph, folder, progress, stop)
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            progress.message(f"interrupted; what is done is kept: run the same command again to continue in {folder}")
+        with suppress(OSError, ValueError):  # what stopped the run is the error to tell of
+            write_html(folder)
         raise
     finally:
         progress.close()
-        if (folder / "report.json").is_file():
-            write_html(folder)
+    write_html(folder)
+    return report
 
 
 @contextmanager
@@ -270,6 +292,13 @@ def _print_json(document: Any) -> None:
     typer.echo(strict_json(document))
 
 
+def _print_error(words: str) -> None:
+    """On one line, however long, with any brackets in paths as they are."""
+    console = Console(stderr=True)
+    console.print("[red]error:[/red] ", end="")
+    console.print(words, markup=False, highlight=False, soft_wrap=True)
+
+
 def main() -> None:
     """Run the command; every error a user can cause becomes one message and an exit code."""
     try:
@@ -278,11 +307,11 @@ def main() -> None:
         print_diagnostics(error.diagnostics)
         sys.exit(error.exit_code)
     except SprunecError as error:
-        Console(stderr=True).print(f"[red]error:[/red] {error}", highlight=False)
+        _print_error(str(error))
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
-        Console(stderr=True).print(f"[red]error:[/red] {place}{error.strerror or error}", highlight=False)
+        _print_error(f"{place}{error.strerror or error}")
         sys.exit(SprunecError.exit_code)

@@ -268,6 +268,55 @@ def test_stopped_gates_go_on_where_they_were() -> None:
     assert [json.loads(line)["step"] for line in Path("stopped/events.jsonl").read_text().splitlines()] == [1, 2, 3]
 
 
+@pytest.mark.parametrize("part", ["model/sprunec/model.safetensors", "masks/head_mask.pt"])
+def test_a_run_does_not_take_away_what_it_starts_from(part: str) -> None:
+    """In one folder a run replaces what an earlier one has published there."""
+    fine(FINE, command())
+    before = Path("out", part).read_bytes()
+    if part.startswith("masks"):
+        told = fine(FINE | {"train_mask": False, "heads_mask": f"out/{part}"}, command(load="out/ant-3.pt"), code=1)
+    else:
+        config = ["--model-config", "out/model/sprunec/config.json"]
+        told = run(bmcook("fine-grained", is_pruning=False), [*command(load=f"out/{part}"), *config], code=1)
+    assert "is what this run would replace" in str(told.exception)
+    assert Path("out", part).read_bytes() == before
+
+
+def test_a_stage_does_not_write_over_the_checkpoint_that_it_starts_from() -> None:
+    """--start-step forgotten: both would be called ant-3.pt."""
+    fine(FINE, command())
+    before = Path("out/ant-3.pt").read_bytes()
+    told = fine(FINE | {"train_mask": False}, command(load="out/ant-3.pt"), code=1)
+    assert "give --start-step where the last stage ended" in str(told.exception)
+    assert Path("out/ant-3.pt").read_bytes() == before
+
+
+def test_a_stage_that_counts_from_too_early_is_warned_of() -> None:
+    fine(FINE, command(out="one"))
+    told = fine(FINE | {"train_mask": False}, command(load="one/ant-3.pt", out="two"))
+    assert "was made at training step 3, and this run counts from 0" in told.stderr.replace("\n", " ")
+
+
+def test_two_of_four_goes_on_with_the_mask_that_it_has_written() -> None:
+    """The file is the run's own: the same command is the same plan, and nothing is trained again."""
+    content = bmcook("m4n2_1d")
+    content["pruning"] |= {"pruned_module": ["w_out"], "pruning_mask_path": "mask.bin"}
+    run(content, command())
+    assert Path("mask.bin").exists()
+    run(content, command())
+    assert all(entry["cached"] for entry in report("out")["passes"])
+
+
+def test_tensors_that_the_config_has_no_name_for_are_said() -> None:
+    state = torch.load("dense.pt", weights_only=True)
+    torch.save(state | {"extra.weight": torch.ones(2)}, "extra.pt")
+    told = fine(FINE, command(load="extra.pt"))
+    assert "extra.pt has extra.weight, which the config doesn't name" in told.stderr.replace("\n", " ")
+    torch.save({f"module.{name}": tensor for name, tensor in state.items()}, "wrapped.pt")
+    stopped = fine(FINE, command(load="wrapped.pt", out="other"), code=1)
+    assert 'every name begins with "module.": save it without that word' in str(stopped.exception)
+
+
 def test_a_small_set_holds_out_one_record() -> None:
     prepare(Path("small"), count=12)
     fine(FINE, [*command(), "--data-bin-path", "small/data"])

@@ -17,7 +17,7 @@ import sprunec
 from sprunec.model.checkpoint import empty_model, save_model
 from sprunec.model.config import LayerKept, ModelConfig
 from sprunec.model.cpm_ant import build, example_inputs, initialize
-from sprunec.passes.compare import through_its_own_code
+from sprunec.passes.compare import run_code
 from sprunec.passes.emit import write_model_py
 from sprunec.rewrite.gating import mask
 from sprunec.rewrite.source import block_source
@@ -35,6 +35,10 @@ RAGGED = (
 )
 NO_FIRST_ATTENTION = (LayerKept(None, None, (0, 7, 39)), LayerKept((2, 3), DIMS, None), LayerKept(None, None, (5,)))
 PROMPT = TINY["prompt_length"]
+
+
+def through_its_own_code(directory: Path) -> nn.Module:
+    return run_code(directory).load(directory)
 
 
 def emitted(directory: Path, kept: tuple[LayerKept, ...]) -> Path:

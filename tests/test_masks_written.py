@@ -16,8 +16,8 @@ import sprunec
 from sprunec.errors import InputError, PassError
 from sprunec.graph.execute import Nobody
 from sprunec.masks import files
-from sprunec.masks.provenance import read_provenance
 from sprunec.model.checkpoint import read_kept
+from sprunec.plan.provenance import read_provenance
 from tests.runs import EMIT, MODEL, TRAIN, artifact, execute, mask_pass, plan, read_report, write
 
 HOLED = MODEL | {"num_layers": 4, "mask_modules": [[False, False], [True, False], [False, True], [False, False]]}

@@ -110,7 +110,14 @@ def plant_noise(state: dict[str, torch.Tensor], useful: tuple[LayerKept, ...], s
 def learn(unit: str, target: dict[str, int], model: Path, text: Path, out: Path, seed: int) -> tuple[LayerKept, ...]:
     """What the `train-mask` pass keeps."""
     options = LOOK | TRAINING | {"seed": seed, "unit": (unit,), "target": target, "budget": "per-layer"}
-    options |= {"steps": 120, "mask_learning_rate": 0.1, "ramp": 0.5, "first_step": 360, "learning_rate": 0.005}
+    options |= {
+        "steps": 120,
+        "mask_learning_rate": 0.1,
+        "ramp": 0.5,
+        "tie_heads": False,
+        "first_step": 360,
+        "learning_rate": 0.005,
+    }
     train_mask.run(job(options, {"model": model, "data": text}, out))
     budgets = make_budgets(CONFIG, (unit,), target, "per-layer")
     return apply_masks(CONFIG.everything(), fill_all(budgets, load_scores(out)))

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -61,7 +62,7 @@ def fingerprints(out: Path) -> dict[str, str]:
     report = json.loads((out / "report.json").read_text())
     folders = {e["digest"]: out / "store" / e["digest"] for e in report["passes"] if e["pass"] != "evaluate"}
     files = [p for d in folders.values() for p in d.rglob("*") if p.is_file() and p.name != "manifest.json"]
-    files += [p for p in (out / "model").rglob("*") if p.is_file()]
+    files += [p for p in (out / "model").rglob("*") if p.is_file() and p.name != "origin.json"]  # it has the date
     return {str(p.relative_to(out)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
@@ -130,10 +131,49 @@ def test_another_interval_is_the_same_run(whole: Path, tmp_path: Path) -> None:
 def test_the_save_before_is_kept_until_the_next_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saves = Saves(tmp_path / "partial", 1, lambda: False)
     saves.after_step(1, 9, lambda: {"step": 1})
-    monkeypatch.setattr(Path, "replace", lambda self, target: (_ for _ in ()).throw(OSError(28, "no space left")))
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "no space left")))
     with pytest.raises(OSError, match="no space left"):
         saves.after_step(2, 9, lambda: {"step": 2})
     assert saves.latest() == {"step": 1}
+    assert [path.suffix for path in saves.directory.iterdir()] == [".pt"]  # nothing is left aside
+
+
+@pytest.mark.parametrize(("every", "saved"), [("10s", [3, 7]), ("1m", []), (4, [4, 8]), (1, list(range(1, 9)))])
+def test_saves_go_by_steps_or_by_the_clock(every: int | str, saved: list[int], tmp_path: Path) -> None:
+    """Four seconds a step; the clock starts again with every save, and the last step is the pass's own end."""
+    now, found = [0.0], []
+    saves = Saves(tmp_path / "partial", every, lambda: False, clock=lambda: now[0])
+    for step in range(1, 10):
+        now[0] += 4.0 if step != 4 else 0.5
+        before = saves.last
+        saves.after_step(step, 9, lambda step=step: {"step": step})  # type: ignore[misc]
+        found += [step] if saves.last != before else []
+    assert found == saved
+
+
+def test_a_save_is_on_the_disk_before_the_one_before_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saves, calls = Saves(tmp_path / "partial", 1, lambda: False), []
+    saves.after_step(1, 9, lambda: {"step": 1})
+    kinds = {"fsync": lambda fd: "folder" if os.path.isdir(f"/proc/self/fd/{fd}") else "file"}
+
+    def watched(name: str) -> None:
+        real = getattr(os, name)
+        monkeypatch.setattr(
+            os, name, lambda *a, **k: (calls.append(kinds.get(name, lambda *_: name)(*a)), real(*a, **k))[1]
+        )
+
+    for name in ("fsync", "replace", "unlink"):
+        watched(name)
+    saves.after_step(2, 9, lambda: {"step": 2})
+    assert calls == ["file", "replace", "folder", "unlink"]
+
+
+def test_an_interval_in_minutes_is_the_same_run(whole: Path, tmp_path: Path) -> None:
+    timed = sprunec.lower(sprunec.read_plan(write(tmp_path, content(checkpoint_every="10m"))))
+    assert {node.checkpoint_every for node in timed.nodes} == {None, "10m"}
+    assert [node.digest for node in timed.nodes] == [
+        entry["digest"] for entry in json.loads((whole / "report.json").read_text())["passes"]
+    ]
 
 
 @pytest.mark.parametrize("seed", [1, 2])
@@ -154,6 +194,79 @@ def test_kills_at_random_moments_lose_nothing(seed: int, whole: Path, tmp_path: 
     assert code in (0, 4)
     assert kills >= 2
     assert fingerprints(tmp_path / "out") == fingerprints(whole)
+
+
+class Followed:
+    """A run in a process of its own, whose progress is read line by line."""
+
+    def __init__(self, directory: Path) -> None:
+        command = [
+            sys.executable,
+            "-m",
+            "sprunec",
+            "run",
+            str(directory / "plan.json"),
+            "--out",
+            str(directory / "out"),
+        ]
+        self.process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+        )
+        self.node = ""
+
+    def until(self, index: int) -> None:
+        """Until the node of this number, or a later one, has begun and was not in the store, or the run has ended."""
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            begun = re.fullmatch(r"\[(\d+)/\d+\] (\S+)\n", line)
+            if begun:
+                self.node = begun[2]
+            if begun and int(begun[1]) >= index:
+                return
+
+    def stop(self, number: int) -> int:
+        """Send the signal; the exit code."""
+        self.process.send_signal(number)
+        _, told = self.process.communicate(timeout=300)
+        begun = re.findall(r"^\[\d+/\d+\] (\S+)$", told, re.MULTILINE)
+        self.node = begun[-1] if begun else self.node
+        return self.process.returncode
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "stops"), [(signal.SIGKILL, 60), (signal.SIGTERM, 14), (signal.SIGINT, 14)])
+def test_stopped_in_every_pass_a_run_ends_with_the_same_bytes(
+    number: signal.Signals, stops: int, whole: Path, tmp_path: Path
+) -> None:
+    """Each time in a later pass, at a random moment of it; then the same in a new OUT, until there were enough."""
+    nodes = [entry["name"] for entry in json.loads((whole / "report.json").read_text())["passes"]]
+    draw, made, hit, rounds = random.Random(int(number)), 0, set(), 0
+    while made < stops:
+        directory = tmp_path / str(rounds)
+        directory.mkdir()
+        write(directory, content(checkpoint_every=2))
+        for index in range(1, len(nodes) + 1):
+            running = Followed(directory)
+            running.until(index)
+            time.sleep(draw.choice([0.0, draw.uniform(0.0, 0.2)]))
+            code = running.stop(number)
+            if code in (0, 4):
+                break
+            assert code == (-number if number == signal.SIGKILL else 130)
+            made, hit = made + 1, hit | {running.node}
+        assert Followed(directory).stop(0) in (0, 4)
+        assert fingerprints(directory / "out") == fingerprints(whole)
+        assert logged(directory / "out") == logged(whole)
+        rounds += 1
+    if number == signal.SIGKILL:
+        assert hit >= set(nodes)
+    else:  # what is asked to stop ends a short pass that it is in, and the last one was the run
+        assert len(hit) > len(nodes) // 2
 
 
 def wait_for_work(out: Path, draw: random.Random, running: subprocess.Popen[bytes]) -> None:

@@ -51,7 +51,7 @@ def read_lines(path: Path) -> Iterator[str]:
 
 def _utf8(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise _not_utf8(path, error.start) from error
     except OSError as error:

@@ -59,6 +59,8 @@ def write_dataset(
     written = Written()
     with _Aside(directory) as aside:
         nbytes = _write_blocks(aside / DATA, records, block_size, written)
+        if not written.records:
+            raise InputError.at(directory, "there is not one record to write", "give more, or longer, documents")
         (aside / META).write_bytes(_meta(DATA, written.blocks, nbytes, written.records))
     return written
 
@@ -95,18 +97,35 @@ def make_dataset(
         raise InputError.at("--max-length", message, f"give at least {prompt_length + _MARKS + SHORTEST_PIECE}")
     draw = np.random.Generator(np.random.Philox(key=[seed, 0]))
     counts = Written()
-
-    def records() -> Iterator[NDArray[Any]]:
-        for document in (text for path in inputs for text in documents(Path(path))):
-            ids = vocabulary.encode(document)
-            known = ids[ids != vocabulary.unknown]
-            counts.documents, counts.unknown = counts.documents + 1, counts.unknown + ids.size - known.size
-            for piece in _pieces(known, room, counts):
-                yield _record(piece, FILL_IN if draw.random() <= 0.5 else GO_ON, vocabulary)
-            progress(counts)
-
-    written = write_dataset(directory, records(), block_size=block_size)
+    texts = (text for path in inputs for text in documents(Path(path)))
+    records = _records(texts, vocabulary, room, draw, counts, progress)
+    try:
+        written = write_dataset(directory, records, block_size=block_size)
+    except InputError as error:
+        if counts.documents and not counts.records and counts.unknown:
+            message = f"there is not one record to write: {counts.unknown:,} tokens are unknown to the vocabulary"
+            raise InputError.at(directory, message, "give the vocabulary of this language") from error
+        raise
     return Written(written.records, written.tokens, written.blocks, counts.documents, counts.unknown, counts.tails)
+
+
+def _records(
+    texts: Iterable[str],
+    vocabulary: Vocabulary,
+    room: int,
+    draw: np.random.Generator,
+    counts: Written,
+    progress: Callable[[Written], None],
+) -> Iterator[NDArray[Any]]:
+    """The records of all documents; `counts` follows."""
+    for document in texts:
+        ids = vocabulary.encode(document)
+        known = ids[ids != vocabulary.unknown]
+        counts.documents, counts.unknown = counts.documents + 1, counts.unknown + ids.size - known.size
+        for piece in _pieces(known, room, counts):
+            counts.records += 1
+            yield _record(piece, FILL_IN if draw.random() <= 0.5 else GO_ON, vocabulary)
+        progress(counts)
 
 
 def documents(path: Path) -> Iterator[str]:
@@ -165,8 +184,6 @@ def _write_blocks(path: Path, records: Iterable[Any], block_size: int, written: 
         if at:
             stream.write(bytes(block_size - at))
             written.blocks += 1
-    if not written.records:
-        raise InputError.at(path.parent.name, "there is not one record to write", "give more, or longer, text")
     return nbytes
 
 

@@ -14,9 +14,16 @@ class Companion(Protocol):
 
     def before(self, step: int, model_step: int) -> None: ...
 
+    def finite(self) -> bool:
+        """Whether the gradients that have reached it are."""
+
     def backward(self, unscale: float) -> None: ...
 
-    def after(self, step: int) -> dict[str, Any]: ...
+    def after(self, step: int) -> dict[str, Any]:
+        """Move; returns what it adds to the event."""
+
+    def skip(self, step: int) -> dict[str, Any]:
+        """Instead of `backward` and `after`, at a step that moves nothing."""
 
     def state(self) -> dict[str, Any]: ...
 

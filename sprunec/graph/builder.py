@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sprunec.graph.graph import Graph, Node, digest_of, file_stamp
+from sprunec.graph.origin import resolved
 from sprunec.model.config import ModelConfig
 from sprunec.passes.table import PASSES
 from sprunec.plan.plan import PassSpec, Plan
@@ -26,6 +27,7 @@ class Builder:
         left: what the model has by now.
         model_steps: training steps that it has had.
         data_files: the user's files that every node that uses data reads.
+        formats, dtype: what to emit, and what folded weights are stored in.
     """
 
     plan: Plan
@@ -37,7 +39,12 @@ class Builder:
     tokens: int = 0
     flops: float = 0.0
     formats: tuple[str, ...] = ()
+    dtype: str = "keep"
     data_files: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.left = Left.of(self.config)
+        self.model_steps = self.plan.model.start_step
 
     def add(self, pass_: str, options: Mapping[str, Any], inputs: Mapping[str, str], **extra: Any) -> str:
         """Append a node; `suffix` and the rest of `extra` go to the node."""
@@ -56,10 +63,6 @@ class Builder:
 
     def _digest(self, name: str) -> str | None:
         return next(node.digest for node in self.nodes if node.name == name)
-
-    def __post_init__(self) -> None:
-        self.left = Left.of(self.config)
-        self.model_steps = self.plan.model.start_step
 
     @property
     def config(self) -> ModelConfig:
@@ -109,4 +112,6 @@ class Builder:
         sizes = (self.plan.model.config.parameters(), self.left.parameters)
         nodes = tuple(self.nodes)
         name, device = self.plan.checkpoint_name, self.plan.engine.device
-        return Graph(self.plan.name, nodes, self.roles, device, sizes, self.tokens, self.flops, name)
+        return Graph(
+            self.plan.name, nodes, self.roles, device, sizes, self.tokens, self.flops, name, resolved(self.plan)
+        )

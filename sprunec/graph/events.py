@@ -1,13 +1,22 @@
-"""events.jsonl: one line a training step, by node; what a node wrote before it was cut off is not kept."""
+"""events.jsonl: one line a training step, by node; what a node wrote before it was cut off is not kept.
+
+Every line ends with a check of itself, so that a damaged one is not taken for good; the lines of nodes that are done
+come from the store.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable, Collection, Mapping
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sprunec.graph.store import strict_json, write_atomically
+from sprunec.durable import write_atomically
+from sprunec.graph.store import strict_json
+
+CHECK, DIGITS = "check", 12
 
 
 class Events:
@@ -17,30 +26,75 @@ class Events:
         self.path = path
         self._begun: set[str] = set()
 
-    def keep(self, nodes: Collection[str]) -> None:
-        """Drop the lines of all other nodes, and what an interruption cut off."""
-        if self.path.exists():
-            self._filter(lambda line: _node_of(line) in nodes)
+    def restore(self, nodes: Mapping[str, str | None]) -> None:
+        """Make the file again of the nodes' lines, in their order, and of nothing else.
+
+        Args:
+            nodes: what the store has of each; None: what the file has of it, without damaged lines.
+        """
+        old = self._lines()
+        if old is None and not any(nodes.values()):
+            return
+        found = [
+            line
+            for name, stored in nodes.items()
+            for line in (_renamed(stored, name) if stored is not None else _of(old or [], name))
+        ]
+        if found != old:
+            write_atomically(self.path, "".join(f"{line}\n" for line in found))
 
     def write(self, event: Mapping[str, Any]) -> None:
         """Append; the first event of a node in this run replaces what an earlier run wrote from that step on."""
         node, step = event["node"], event["step"]
-        if node not in self._begun and self.path.exists():
-            self._filter(lambda line: _node_of(line) != node or json.loads(line)["step"] < step)
+        if node not in self._begun:
+            self._filter(lambda line: (read_line(line) or {}).get("node") != node or json.loads(line)["step"] < step)
         self._begun.add(node)
-        with self.path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(json.loads(strict_json(event))) + "\n")
+        with open(self.path, "a", encoding="utf-8", opener=_no_link) as stream:
+            stream.write(_line(json.loads(strict_json(event))) + "\n")
+
+    def of(self, node: str) -> str:
+        """A node's lines."""
+        return "".join(f"{line}\n" for line in _of(self._lines() or [], node))
 
     def _filter(self, keep: Callable[[str], bool]) -> None:
-        lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = self._lines() or []
         kept = [line for line in lines if keep(line)]
         if kept != lines:
             write_atomically(self.path, "".join(f"{line}\n" for line in kept))
 
+    def _lines(self) -> list[str] | None:
+        """None if there is no file; one that is a link, to wherever, is not read."""
+        if self.path.is_symlink() or not self.path.is_file():
+            return None
+        return self.path.read_text(encoding="utf-8", errors="replace").removesuffix("\n").split("\n")
 
-def _node_of(line: str) -> str | None:
+
+def _no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o644)
+
+
+def _line(event: Mapping[str, Any]) -> str:
+    plain = json.dumps(event)
+    return json.dumps({**event, CHECK: hashlib.sha256(plain.encode()).hexdigest()[:DIGITS]})
+
+
+def read_line(line: str) -> dict[str, Any] | None:
+    """The event of a line that is what was written; None of any other."""
     try:
-        name = json.loads(line)["node"]
-    except (ValueError, KeyError, TypeError):
+        event = json.loads(line)
+    except (ValueError, RecursionError):
         return None
-    return str(name)
+    if not isinstance(event, dict) or CHECK not in event:
+        return None
+    event.pop(CHECK)
+    return event if {"node", "step"} <= event.keys() and _line(event) == line else None
+
+
+def _of(lines: list[str], node: str) -> list[str]:
+    return [line for line in lines if (read_line(line) or {}).get("node") == node]
+
+
+def _renamed(lines: str, node: str) -> list[str]:
+    """The same events under the name that the node has in this plan."""
+    events = (read_line(line) for line in lines.splitlines())
+    return [_line({**event, "node": node}) for event in events if event is not None]

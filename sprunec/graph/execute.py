@@ -6,7 +6,9 @@ import importlib
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -14,12 +16,13 @@ from sprunec.errors import ComparisonError, InputError, PassError, SprunecError
 from sprunec.graph.events import Events
 from sprunec.graph.graph import Graph, Node, file_stamp
 from sprunec.graph.lock import alone
+from sprunec.graph.origin import origin_of
 from sprunec.graph.publish import PUBLISHED, publish, unpublish
 from sprunec.graph.report import Report, versions, with_notes
 from sprunec.graph.store import Artifact, Store
-from sprunec.masks.provenance import write_provenance
 from sprunec.passes.job import Job
 from sprunec.passes.table import PASSES
+from sprunec.plan.provenance import write_provenance
 
 if TYPE_CHECKING:
     from sprunec.engines.saves import Saves
@@ -39,6 +42,8 @@ class Watcher(Protocol):
 
     def step(self, event: Mapping[str, Any]) -> None: ...
 
+    def message(self, text: str) -> None: ...
+
 
 class Nobody:
     """Watches nothing."""
@@ -50,6 +55,8 @@ class Nobody:
     ) -> None: ...
 
     def step(self, event: Mapping[str, Any]) -> None: ...
+
+    def message(self, text: str) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -86,6 +93,7 @@ def execute(
     """
     out = Path(out)
     device = _check_ready(graph)
+    _check_reads(graph, out)
     _check_writes(graph, out)
     with alone(out):
         return _execute(graph, out, watcher or Nobody(), device, stop)
@@ -100,6 +108,19 @@ def _check_ready(graph: Graph) -> str:
             if not path.exists():
                 raise InputError.at(path, "there is no such file", "give its path in the plan", code="missing-file")
     return str(Place.of(graph.device, "fp32").device)
+
+
+def _check_reads(graph: Graph, out: Path) -> None:
+    """A run takes away what an earlier one has published in its folder; that must be nothing that it starts from."""
+    folder, replaced = out.resolve(), {*PUBLISHED, graph.checkpoint_name}
+    for path in (path for node in graph.nodes for paths in node.files.values() for path in paths):
+        place = path.resolve()
+        if place.is_relative_to(folder) and place != folder and place.relative_to(folder).parts[0] in replaced:
+            message = f"is what this run would replace: it lies where {out} gets its results"
+            hint = "choose another folder with --out, or copy the file"
+            if folder / (graph.checkpoint_name or "") == place:
+                hint = "give --start-step where the last stage ended, another --save-name, or another folder"
+            raise InputError.at(path, message, hint, code="overwritten-input")
 
 
 def _check_writes(graph: Graph, out: Path) -> None:
@@ -119,26 +140,45 @@ def _check_writes(graph: Graph, out: Path) -> None:
 
 
 def _execute(graph: Graph, out: Path, watcher: Watcher, device: str, stop: Callable[[], bool]) -> Report:
-    report, store, events = Report.start(graph, out), Store(out / "store"), Events(out / "events.jsonl")
-    done = {node.name for node in graph.nodes if store.has(node)}
-    events.keep(done | {node.name for node in graph.nodes if store.partial(node).is_dir()})
-    if len(done) < len(graph.nodes):
+    report, events = Report.start(graph, out), Events(out / "events.jsonl")
+    store = Store(out / "store", watcher.message)
+    store.sweep()
+    store.refer(graph.plan, graph.nodes)
+    _restore(events, store, graph)
+    if not all(store.has(node) for node in graph.nodes):
         unpublish(out)
     report.save()
     try:
         outcomes = _run(graph, Workshop(store, events, watcher, device, stop), report)
-        publish(graph, out, {name: outcome.artifact.path for name, outcome in outcomes.items()})
-    except KeyboardInterrupt:
-        report.end("interrupted")
-        raise
-    except ComparisonError as error:
-        report.end("comparison-failed", str(error), error.metrics)
-        raise
+        artifacts = {name: outcome.artifact for name, outcome in outcomes.items()}
+        emitted = artifacts.get(graph.roles.get("emitted", ""))
+        made = str(emitted.manifest["made"]) if emitted is not None else None
+        origin = origin_of(graph, report.data, made)
+        publish(graph, out, {name: artifact.path for name, artifact in artifacts.items()}, origin)
     except BaseException as error:
-        report.end("failed", str(error) or type(error).__name__)
+        with suppress(OSError):  # a disk that takes no report, either: what stopped the run is the error to tell of
+            report.end(_status(error), _words(error), getattr(error, "metrics", None))
         raise
     report.end("done" if report.on_target() else "target-missed")
     return report
+
+
+def _restore(events: Events, store: Store, graph: Graph) -> None:
+    """The lines of what is done or begun; the file and the store mend each other."""
+    found = {n.name: store.events(n) for n in graph.nodes if store.has(n) or store.partial(n).is_dir()}
+    events.restore(found)
+    for node in (node for node in graph.nodes if found.get(node.name, "") is None):
+        store.mend_events(node, events.of(node.name))
+
+
+def _status(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    return "comparison-failed" if isinstance(error, ComparisonError) else "failed"
+
+
+def _words(error: BaseException) -> str | None:
+    return None if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
 
 
 def _run(graph: Graph, shop: Workshop, report: Report) -> dict[str, Outcome]:
@@ -192,8 +232,9 @@ def _outcome(node: Node, shop: Workshop, done: Mapping[str, Outcome]) -> Outcome
         metrics = _call(node, job)
         _check_unchanged(node)
         digests = {role: done[name].node.digest for role, name in node.inputs.items()}
-        note = {"inputs": digests, "metrics": metrics, "versions": versions(), "device": shop.device}
-        artifact = shop.store.keep(node, directory, note)
+        made = datetime.now(UTC).isoformat(timespec="seconds")
+        note = {"inputs": digests, "metrics": metrics, "versions": versions(), "device": shop.device, "made": made}
+        artifact = shop.store.keep(node, directory, note, shop.events.of(node.name))
     return Outcome(node, artifact, False, time.perf_counter() - started)
 
 
@@ -202,7 +243,7 @@ def _saves(node: Node, shop: Workshop) -> Saves | None:
         return None
     from sprunec.engines.saves import Saves
 
-    return Saves(shop.store.partial(node), node.checkpoint_every, shop.stop)
+    return Saves(shop.store.partial(node), node.checkpoint_every, shop.stop, tell=shop.watcher.message)
 
 
 def _check_unchanged(node: Node) -> None:

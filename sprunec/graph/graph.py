@@ -22,7 +22,7 @@ class Node:
         digest: over pass, version, options and the inputs' digests; None when a file it depends on is missing.
         about: what it does, in a few words.
         steps: training steps.
-        checkpoint_every: steps from one save to the next.
+        checkpoint_every: steps from one save to the next, or a time such as "10m".
         parameters: of the model it gives; at most so many when layers may come out different.
         writes: the files that the user asked for besides OUT, by the pass's own words for what goes into them.
         provenance: what is noted beside these files.
@@ -39,7 +39,7 @@ class Node:
     stamps: Mapping[Path, tuple[int, int]] = field(default_factory=dict)
     about: str = ""
     steps: int | None = None
-    checkpoint_every: int | None = None
+    checkpoint_every: int | str | None = None
     parameters: int | None = None
     writes: Mapping[str, Path] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -55,6 +55,7 @@ class Graph:
             masks, final (the small model), full (it in the input's shape), emitted, source (the plan's input model).
         tokens: training targets in all.
         checkpoint_name: the file in OUT that `full` is written to.
+        resolved: the plan with every default filled in; the emitted model carries it.
     """
 
     plan: str
@@ -65,6 +66,7 @@ class Graph:
     tokens: int
     flops: float
     checkpoint_name: str | None = None
+    resolved: Mapping[str, Any] = field(default_factory=dict)
 
     def node(self, name: str) -> Node:
         return next(node for node in self.nodes if node.name == name)
@@ -128,5 +130,17 @@ def file_digest(path: Path) -> str:
         return hashlib.sha256(joined.encode()).hexdigest()
     if not path.is_file():
         return MISSING
+    status = path.stat()
+    about = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+    if about in _KNOWN:
+        return _KNOWN[about]
     with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    if status.st_size >= WORTH_KNOWING:
+        _KNOWN[about] = digest
+    return digest
+
+
+# A checkpoint is named by the plan, linked by artifacts and verified in the store: it is read once in a process.
+WORTH_KNOWING = 64 * 2**20
+_KNOWN: dict[tuple[int, ...], str] = {}

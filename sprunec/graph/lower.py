@@ -8,8 +8,9 @@
     load-mask     -> load-mask, rewrite, compare
     sparsify      -> sparsify, and the passes that train from there on hold its zeros
     finetune      -> train, on the model as it is by then: rewritten, small
-    emit          -> expand, emit, compare with what was emitted, evaluations of masked and small
+    emit          -> expand, emit, compare with what was emitted, form by form, evaluations of masked and small
 
+A plan that trains nothing needs no expand, and one comparison, at the end: its weights are the input's throughout.
 Lowering is pure: it reads the plan and hashes the user's files, and writes nothing.
 """
 
@@ -19,14 +20,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from sprunec.graph.builder import Builder
+from sprunec.graph.forms import OWN_FORM, emit_options, formats_of
 from sprunec.graph.graph import MISSING, Graph, file_digest
 from sprunec.graph.sizes import planned
 from sprunec.graph.sources import add_sources, teacher
-from sprunec.masks.provenance import weights_warning
 from sprunec.plan.distillation import WHOLE
+from sprunec.plan.forms import EVEN_FORM
 from sprunec.plan.plan import PassSpec, Plan
+from sprunec.plan.provenance import steps_warning, weights_warning
 
-TRAINING = [
+CHANGES_WEIGHTS = ("train", "finetune", "train-mask", "sparsify")
+SPARSE = ("pattern", "tensors")
+TRAINING = (
     "steps",
     "optimizer",
     "betas",
@@ -37,7 +42,7 @@ TRAINING = [
     "clip_grad",
     "accumulate",
     "loss_scale",
-]
+)
 
 
 def lower(plan: Plan) -> Graph:
@@ -71,6 +76,7 @@ def _train_mask(build: Builder, spec: PassSpec) -> None:
     build.evaluate_dense()
     options = _training_options(build, spec) | _mask_options(spec)
     options |= {key: spec.options[key] for key in ("mask_learning_rate", "ramp")}
+    options["target"] = spec.options.get("gates_for", spec.options["target"])
     inputs = {"model": build.latest["model"], "data": build.latest["data"]} | teacher(build, spec)
     suffix = "-".join(spec.options["unit"])
     name = build.add(
@@ -79,7 +85,7 @@ def _train_mask(build: Builder, spec: PassSpec) -> None:
         inputs,
         suffix=suffix,
         **_steps(spec),
-        about=_target_words(spec),
+        about=_target_words(spec, options["target"]),
         parameters=build.left.parameters,
     )
     build.count(spec)
@@ -107,28 +113,33 @@ def _load_mask(build: Builder, spec: PassSpec) -> None:
     inputs = {"model": build.latest["model"], "source": build.roles["source"]}
     options: dict[str, Any] = {"content": tuple(file_digest(path) for path in paths)}
     options |= {"missing": MISSING} if MISSING in options["content"] else {}
+    options |= {"even": True} if EVEN_FORM in formats_of(build.plan) else {}
     names = ", ".join(path.name for path in paths)
     entered = build.source_options().get("checkpoint")
-    warnings = tuple(filter(None, (weights_warning(path, entered) for path in paths)))
-    _cut(build, build.add("load-mask", options, inputs, files={"paths": paths}, about=names, notes=warnings), None)
+    warnings = [weights_warning(path, entered) for path in paths]
+    if any("steps" in each.options for each in build.plan.passes):
+        warnings += [steps_warning(path, entered, build.plan.model.start_step) for path in paths]
+    notes = tuple(filter(None, warnings))
+    _cut(build, build.add("load-mask", options, inputs, files={"paths": paths}, about=names, notes=notes), None)
 
 
 def _sparsify(build: Builder, spec: PassSpec) -> None:
     build.evaluate_dense()
-    options: dict[str, Any] = {key: spec.options[key] for key in ("pattern", "tensors")}
+    options: dict[str, Any] = {key: spec.options[key] for key in SPARSE}
     files = {"path": spec.options["path"]} if "path" in spec.options else {}
     for path in files.get("path", ()):
         options["content"] = file_digest(path)
     writes = {"mask": spec.options["save_mask"]} if "save_mask" in spec.options else {}
     about = ", ".join((spec.options["pattern"], *(path.name for path in files.get("path", ()))))
     inputs, parameters = {"model": build.latest["model"]}, build.left.parameters
+    extra = {"parameters": parameters, "writes": writes, "provenance": _provenance(build, options, SPARSE)}
     build.latest["model"] = build.latest["sparse"] = build.add(
-        "sparsify", options, inputs, files=files, about=about, parameters=parameters, writes=writes
+        "sparsify", options, inputs, files=files, about=about, **extra
     )
 
 
 def _emit(build: Builder, spec: PassSpec) -> None:
-    build.formats = tuple(spec.options["formats"])
+    build.formats, build.dtype = tuple(spec.options["formats"]), spec.options["dtype"]
 
 
 def _finish(build: Builder) -> None:
@@ -138,24 +149,42 @@ def _finish(build: Builder) -> None:
     masked = final
     if "origin" in build.latest:
         build.roles["origin"] = build.latest["origin"]
-        inputs = {"model": final, "source": build.roles["source"], "origin": build.latest["origin"]}
-        masked = build.add("expand", {}, inputs, about="back in the input's shape")
+        masked = _full_shape(build, final)
     build.roles["full"] = masked
-    small = final
-    if build.formats:
-        inputs = {"model": final, "source": build.roles["source"]}
-        small = build.add(
-            "emit",
-            {"formats": build.formats},
-            inputs,
-            about=", ".join(build.formats),
-            parameters=build.left.parameters,
-        )
-        build.roles["emitted"] = small
+    small = _emitted(build, final) if build.formats else final
     if masked != small:
         inputs = {"masked": masked, "masks": final, "small": small}
         build.add("compare", build.look(), inputs | build.data_inputs(), about="masked = small")
     build.evaluate_pruned(masked, final, small)
+
+
+def _full_shape(build: Builder, final: str) -> str:
+    """The node of the final weights in the input's shape: the input itself, where nothing has been trained."""
+    source = build.roles["source"]
+    if all(node.pass_ not in CHANGES_WEIGHTS for node in build.nodes):
+        return source
+    inputs = {"model": final, "source": source, "origin": build.latest["origin"]}
+    return build.add("expand", {}, inputs, about="back in the input's shape")
+
+
+def _emitted(build: Builder, final: str) -> str:
+    """The forms -> which node gives the small model that is compared and measured: our own form where there is one."""
+    inputs = {"model": final, "source": build.roles["source"]}
+    options, files = emit_options(build.plan, build.formats, build.dtype)
+    name = build.add(
+        "emit", options, inputs, about=", ".join(build.formats), parameters=build.left.parameters, files=files
+    )
+    build.roles["emitted"] = name
+    for form in (each for each in build.formats if each != OWN_FORM):
+        inputs = {"model": final, "emitted": name}
+        build.add(
+            "compare-format",
+            build.look() | {"form": form},
+            inputs | build.data_inputs(),
+            suffix=form,
+            about="opened again",
+        )
+    return name if OWN_FORM in build.formats else final
 
 
 def _training_options(build: Builder, spec: PassSpec) -> dict[str, Any]:
@@ -169,15 +198,21 @@ def _training_options(build: Builder, spec: PassSpec) -> dict[str, Any]:
 def _binarize(build: Builder, spec: PassSpec, scores: str) -> str:
     inputs = {"model": build.latest["model"], "scores": scores}
     options, writes = _mask_options(spec), {}
+    notes: tuple[str, ...] = ()
+    if "gates_for" in spec.options:
+        options["learned"] = True
+        notes = (f"cut to another target by the gates learned for {_target_words(spec, spec.options['gates_for'])}",)
     if "save_mask" in spec.options:
         writes[spec.options["mask_form"]] = spec.options["save_mask"]
-    about = _target_words(spec)
-    return build.add("binarize", options, inputs, about=about, writes=writes, provenance=_provenance(build, options))
+    about, provenance = _target_words(spec), _provenance(build, options)
+    return build.add("binarize", options, inputs, about=about, writes=writes, provenance=provenance, notes=notes)
 
 
-def _provenance(build: Builder, options: Mapping[str, Any]) -> dict[str, Any]:
-    """What is noted beside a mask that has been chosen here."""
-    about = {key: options[key] for key in ("unit", "target")}
+def _provenance(
+    build: Builder, options: Mapping[str, Any], names: tuple[str, str] = ("unit", "target")
+) -> dict[str, Any]:
+    """What is noted beside a mask that has been chosen here; `names` are the options that say what and how much."""
+    about = {key: options[name] for key, name in zip(("unit", "target"), names, strict=True)}
     about |= {"checkpoint": build.source_options().get("checkpoint")}
     return about | {"start_step": build.plan.model.start_step, "steps": build.model_steps}
 
@@ -189,8 +224,9 @@ def _cut(build: Builder, masks: str, spec: PassSpec | None) -> None:
     inputs = {"model": entering, "masks": masks}
     inputs |= {"origin": build.latest["origin"]} if "origin" in build.latest else {}
     small = build.add("rewrite", {}, inputs, about="slices only", parameters=build.left.parameters)
-    inputs = {"masked": entering, "masks": masks, "small": small}
-    build.add("compare", build.look(), inputs | build.data_inputs(), about="masked = small")
+    if any(spec.name in CHANGES_WEIGHTS for spec in build.plan.passes):  # else the comparison at the end says it all
+        inputs = {"masked": entering, "masks": masks, "small": small}
+        build.add("compare", build.look(), inputs | build.data_inputs(), about="masked = small")
     build.latest |= {"model": small, "origin": small}
 
 
@@ -199,12 +235,12 @@ def _steps(spec: PassSpec) -> dict[str, Any]:
 
 
 def _mask_options(spec: PassSpec) -> dict[str, Any]:
-    return {key: spec.options[key] for key in ("unit", "target", "budget")}
+    return {key: spec.options[key] for key in ("unit", "target", "budget", "tie_heads")}
 
 
-def _target_words(spec: PassSpec) -> str:
-    words = ", ".join(f"{name} -> {value}" for name, value in spec.options["target"].items())
-    return f"{words} ({spec.options['budget']})"
+def _target_words(spec: PassSpec, target: Mapping[str, Any] | None = None) -> str:
+    words = ", ".join(f"{name} -> {value}" for name, value in (target or spec.options["target"]).items())
+    return f"{words} ({'the same in all layers' if spec.options['tie_heads'] else spec.options['budget']})"
 
 
 LOWERINGS = {

@@ -5,16 +5,25 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from sprunec.durable import flush
 from sprunec.graph.graph import Graph
-from sprunec.masks.provenance import note_weights
+from sprunec.model.origin import write_origin
+from sprunec.plan.provenance import note_weights
 
 PUBLISHED = ("model", "masks", "recipe.json")
 
 
-def publish(graph: Graph, out: Path, artifacts: Mapping[str, Path]) -> None:
-    """Make everything aside, then put it in place of what an earlier run has published."""
+def publish(graph: Graph, out: Path, artifacts: Mapping[str, Path], origin: Mapping[str, Any]) -> None:
+    """Make everything aside, then put it in place of what an earlier run has published.
+
+    Args:
+        origin: what an emitted model says about where it comes from.
+    """
     aside = out / ".publishing"
+    if aside.is_symlink():
+        aside.unlink()
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     if "origin" in graph.roles:
@@ -23,8 +32,11 @@ def publish(graph: Graph, out: Path, artifacts: Mapping[str, Path]) -> None:
         emitted = artifacts[graph.roles["emitted"]]
         for form in (path for path in emitted.iterdir() if path.is_dir()):
             shutil.copytree(form, aside / "model" / form.name)
+            write_origin(aside / "model" / form.name, origin)
     if graph.checkpoint_name is not None:
         _full_shape(graph, aside / graph.checkpoint_name, artifacts)
+    for path in (path for path in aside.rglob("*") if path.is_file()):
+        flush(path)
     unpublish(out)
     for path in aside.iterdir():
         path.rename(out / path.name)
@@ -48,9 +60,9 @@ def _full_shape(graph: Graph, path: Path, artifacts: Mapping[str, Path]) -> None
     """What a next plan starts from: CPM-Live's names, in the shape that this plan has started from."""
     import torch
 
-    from sprunec.model.checkpoint import read_state
+    from sprunec.model.checkpoint import open_model_tensors
 
-    torch.save(read_state(artifacts[graph.roles["full"]]), path)
+    torch.save(dict(open_model_tensors(artifacts[graph.roles["full"]])), path)
 
 
 def _masks_and_recipe(graph: Graph, aside: Path, artifacts: Mapping[str, Path]) -> None:

@@ -10,11 +10,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from sprunec.durable import write_atomically
 from sprunec.graph.graph import Graph, Node
-from sprunec.graph.store import Artifact, strict_json, write_atomically
+from sprunec.graph.store import Artifact, strict_json
 from sprunec.model.config import LayerKept, ModelConfig, kept_from_json
 
 COMPARED = ("max_abs_difference", "tolerance", "tokens", "float32_difference", "float32_tolerance", "largest_logit")
+FORM_COMPARED = ("max_abs_difference", "tolerance", "tokens", "dtype")
 MEASURES = ("parameters", "loss", "perplexity", "tokens_per_second", "sample")
 
 
@@ -37,6 +39,7 @@ class Report:
             "passes": [],
             "models": {},
             "comparison": None,
+            "formats": {},
             "kept": {"attention": {}, "feed_forward": {}},
             "budgets": [],
             "config": {key: shape[key] for key in ("num_heads", "dim_ff", "num_layers")},
@@ -52,7 +55,7 @@ class Report:
         metrics = with_notes(node, artifact.metrics)
         entry = {"name": node.name, "pass": node.pass_, "digest": node.digest, "cached": cached}
         self.data["passes"].append(entry | {"seconds": seconds, "metrics": metrics})
-        if node.pass_ == "compare":
+        if node.pass_ in ("compare", "compare-format"):
             self._compared(metrics)
         if node.pass_ == "train-mask":
             self._settled[node.name] = metrics["budgets"]
@@ -70,16 +73,21 @@ class Report:
                 self._size("small", read_parameters(artifact.path))
 
     def _compared(self, metrics: Mapping[str, Any]) -> None:
-        """The worst of all comparisons of the run."""
+        """The worst of all comparisons of the run; those of emitted forms beside it, each by itself."""
+        if "form" in metrics:
+            self.data["formats"][metrics["form"]] = {key: metrics[key] for key in FORM_COMPARED}
+            return
         before = self.data["comparison"] or {}
-        self.data["comparison"] = {key: max(metrics[key], before.get(key, metrics[key])) for key in COMPARED}
+        worst = max(before, metrics, key=lambda found: found.get("worst_block_difference", -1.0))
+        merged = {key: max(metrics[key], before.get(key, metrics[key])) for key in COMPARED}
+        self.data["comparison"] = merged | {key: worst[key] for key in ("worst_block", "worst_block_difference")}
 
     def _binarized(self, node: Node, metrics: Mapping[str, Any]) -> None:
         """Asked and got, beside what the gates expected when their training ended."""
         scores = node.inputs["scores"]
         learned = {row["name"]: row for row in self._settled.get(scores, [])}
         for row in metrics["budgets"]:
-            soft = learned.get(row["name"], {})
+            soft = row if "expected" in row else learned.get(row["name"], {})
             self.data["budgets"].append(
                 {
                     "pass": scores,

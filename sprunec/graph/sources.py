@@ -9,6 +9,7 @@ from typing import Any
 from sprunec.data.sets import set_files
 from sprunec.graph.builder import Builder
 from sprunec.graph.graph import MISSING, file_digest
+from sprunec.model.stored import weight_files
 from sprunec.passes.table import PASSES
 from sprunec.plan.plan import DataSource, PassSpec
 
@@ -24,7 +25,7 @@ def add_sources(build: Builder) -> None:
     files: dict[str, tuple[Path, ...]] = {}
     if plan.model.checkpoint is not None:
         options["checkpoint"] = file_digest(plan.model.checkpoint)
-        files["checkpoint"] = (plan.model.checkpoint,)
+        files |= _checkpoint_files(plan.model.checkpoint)
     else:
         options["seed"] = plan.seed
     about = files["checkpoint"][0].name if files else "a new model"
@@ -68,11 +69,16 @@ def teacher(build: Builder, spec: PassSpec) -> dict[str, str]:
     known = f"teacher {path}"
     if known not in build.latest:
         options = {"config": build.config.to_dict(), "checkpoint": file_digest(path)}
-        files, parameters = {"checkpoint": (path,)}, build.config.parameters()
+        files, parameters = _checkpoint_files(path), build.config.parameters()
         build.latest[known] = build.add(
             "load", options, {}, suffix="teacher", files=files, about=path.name, parameters=parameters
         )
     return {"teacher": build.latest[known]}
+
+
+def _checkpoint_files(path: Path) -> dict[str, tuple[Path, ...]]:
+    """What the user has named, and the files that it stands for, so that a change of any is noticed."""
+    return {"checkpoint": (path,)} | ({"weights": tuple(weight_files(path))} if path.is_dir() else {})
 
 
 def _data_files(data: DataSource) -> dict[str, tuple[Path, ...]]:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sprunec.durable import flush, write_atomically
 from sprunec.graph.graph import Node, file_digest
+from sprunec.graph.manifest import MANIFEST, manifest_text, read_hashed, read_manifest, strays
 
-MANIFEST = "manifest.json"
+EVENTS = "events-{digest}.jsonl"
+PLAN = "plan-{}.json"
 
 
 @dataclass(frozen=True)
@@ -31,31 +35,77 @@ class Artifact:
 
 
 class Store:
-    """A directory of artifacts; several plans may share one."""
+    """A directory of artifacts; several plans may share one.
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    Args:
+        tell: takes a line about what was found damaged.
+    """
+
+    def __init__(self, root: Path, tell: Callable[[str], None] = lambda text: None) -> None:
+        self.root, self._tell = root, tell
         self._verified: set[str] = set()
 
     def find(self, node: Node) -> Artifact | None:
-        """The artifact of a node, if it is here and every file is what its manifest says; else it is set aside."""
-        if node.digest is None or not self.has(node):
+        """The artifact of a node, if it is here and every file is what its manifest says; else it is set aside.
+
+        A manifest must be what was written, to the byte. What stands beside the files it names is set aside alone.
+        """
+        if node.digest is None or not os.path.lexists(self.root / node.digest):
             return None
         path = self.root / node.digest
-        manifest = _read_manifest(path)
-        if manifest is not None and (node.digest in self._verified or _is_whole(path, manifest)):
-            self._verified.add(node.digest)
-            return Artifact(path, manifest)
-        os.replace(path, Path(tempfile.mkdtemp(prefix="damaged-", dir=self.root)) / node.digest)
-        return None
+        manifest = None if path.is_symlink() else read_manifest(path, node.digest)
+        if manifest is None or not (node.digest in self._verified or _is_whole(path, manifest)):
+            self._set_aside(path, f"{node.name}: its artifact is damaged, and is made again")
+            return None
+        for stray in strays(path, manifest):
+            self._set_aside(stray, f"{node.name}: {stray.name} is no part of its artifact")
+        self._verified.add(node.digest)
+        return Artifact(path, manifest)
+
+    def _set_aside(self, path: Path, why: str) -> None:
+        place = Path(tempfile.mkdtemp(prefix="damaged-", dir=self.root))
+        os.replace(path, place / path.name)
+        self._tell(f"{why}; what was there is now in {place}")
+
+    def refer(self, plan: str, nodes: Iterable[Node]) -> None:
+        """Note which artifacts a plan refers to, instead of what the plan of this name referred to before."""
+        digests = [node.digest for node in nodes if node.digest is not None]
+        name = hashlib.sha256(plan.encode()).hexdigest()[:16]
+        write_atomically(self.root / PLAN.format(name), manifest_text({"plan": plan, "digests": digests}))
 
     def has(self, node: Node) -> bool:
         """Whether a node seems done, without verifying it."""
-        return node.digest is not None and (self.root / node.digest / MANIFEST).exists()
+        return node.digest is not None and (self.root / node.digest / MANIFEST).is_file()
+
+    def events(self, node: Node) -> str | None:
+        """The lines that a node that is done wrote while it ran; None if they are not here as they were written."""
+        path, wanted = self.root / EVENTS.format(digest=node.digest), self._events_hash(node)
+        if wanted is None or path.is_symlink() or file_digest(path) != wanted:
+            return None
+        return path.read_text(encoding="utf-8")
+
+    def mend_events(self, node: Node, lines: str) -> None:
+        """Put a node's lines back where they are missing or damaged, if these are the ones."""
+        if self._events_hash(node) == hashlib.sha256(lines.encode()).hexdigest():
+            self._tell(f"{node.name}: the store's copy of its events was damaged, and is written again")
+            self._keep_events(str(node.digest), lines)
+
+    def _events_hash(self, node: Node) -> str | None:
+        """What the manifest says; None where a node wrote none, or is not done."""
+        manifest = read_manifest(self.root / node.digest, node.digest) if node.digest is not None else None
+        return None if manifest is None else manifest.get("events")
 
     def partial(self, node: Node) -> Path:
-        """Where a node that is not done saves what it has."""
-        return self.root / f"partial-{node.digest}"
+        """Where a node that is not done saves what it has: a folder of the store's own, never a link to another."""
+        path = self.root / f"partial-{node.digest}"
+        if path.is_symlink():
+            self._set_aside(path, f"{node.name}: its saves are a link to somewhere else")
+        return path
+
+    def sweep(self) -> None:
+        """Take away what runs that were killed left half written; only while no other works in this store."""
+        for directory in self.root.glob("writing-*"):
+            shutil.rmtree(directory, ignore_errors=True)
 
     @contextmanager
     def writing(self) -> Iterator[Path]:
@@ -67,47 +117,59 @@ class Store:
         finally:
             shutil.rmtree(directory, ignore_errors=True)
 
-    def keep(self, node: Node, directory: Path, note: Mapping[str, Any]) -> Artifact:
-        """Write the manifest, with `note` in it, and put a filled directory in its place, in one step."""
+    def keep(self, node: Node, directory: Path, note: Mapping[str, Any], events: str = "") -> Artifact:
+        """Write the manifest, with `note` in it, and put a filled directory in its place, in one step.
+
+        Args:
+            events: the lines that the node wrote while it ran; they are kept beside the artifact.
+        """
         assert node.digest is not None
         files = sorted(path for path in directory.rglob("*") if path.is_file())
         manifest = {
             "kind": node.gives,
             "pass": node.pass_,
-            "files": {str(path.relative_to(directory)): file_digest(path) for path in files},
+            "digest": node.digest,
+            "files": {path.relative_to(directory).as_posix(): file_digest(path) for path in files},
+            "events": self._keep_events(node.digest, events) if events else None,
         } | json.loads(strict_json(note))
-        (directory / MANIFEST).write_text(json.dumps(manifest, indent=1))
-        for path in (*files, directory / MANIFEST):
-            _flush(path)
+        (directory / MANIFEST).write_text(manifest_text(manifest), encoding="utf-8")
+        for path in (
+            *files,
+            directory / MANIFEST,
+            *(each for each in directory.rglob("*") if each.is_dir()),
+            directory,
+        ):
+            flush(path)
         os.chmod(directory, 0o755)
         try:
             os.replace(directory, self.root / node.digest)
         except OSError:
             if not self.has(node):  # else another plan that shares the store has just made the same
                 raise
+        flush(self.root)
         self._verified.add(node.digest)
         shutil.rmtree(self.partial(node), ignore_errors=True)
         return Artifact(self.root / node.digest, manifest)
 
+    def _keep_events(self, digest: str, lines: str) -> str:
+        """Their sha256."""
+        path = self.root / EVENTS.format(digest=digest)
+        write_atomically(path, lines)
+        return file_digest(path)
 
-def _read_manifest(path: Path) -> dict[str, Any] | None:
-    try:
-        manifest = json.loads((path / MANIFEST).read_text())
-    except (OSError, ValueError):
-        return None
-    return manifest if isinstance(manifest, dict) and {"files", "metrics"} <= manifest.keys() else None
+
+def read_references(path: Path) -> set[str] | None:
+    """The digests that a plan refers to; None if they are not what was written.
+
+    Raises:
+        OSError: they cannot be read.
+    """
+    found = read_hashed(path)
+    return None if found is None else {str(digest) for digest in found.get("digests", ())}
 
 
 def _is_whole(path: Path, manifest: Mapping[str, Any]) -> bool:
     return all(file_digest(path / name) == digest for name, digest in manifest["files"].items())
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def strict_json(document: Any) -> str:
@@ -121,12 +183,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _finite(inner) for key, inner in value.items()}
     return [_finite(inner) for inner in value] if isinstance(value, list | tuple) else value
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """The whole file or the old one, whatever happens meanwhile."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(text, encoding="utf-8")
-    _flush(aside)
-    os.replace(aside, path)

@@ -12,9 +12,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from sprunec.errors import PassError
 from sprunec.masks.sizes import SizeBudget
 from sprunec.masks.units import Key, Values, unit_sizes
 from sprunec.model.config import ModelConfig
+from sprunec.model.even import bias_columns
 
 COUNTS = {
     "num_layers": "block",
@@ -71,6 +73,7 @@ class CountBudget:
     Attributes:
         around: the kinds of gates that these units stand behind; a unit is there only if those are open too.
         each: units for each layer that is still there once the gates around are decided; None: `target` as it is.
+        tied: the same units in every layer, the best by the sum of their scores.
     """
 
     name: str
@@ -80,6 +83,7 @@ class CountBudget:
     around: tuple[str, ...] = ()
     each: int | None = None
     unit: float = 1.0
+    tied: bool = False
 
     def expected(self, kept: Values) -> Tensor:
         sizes = [kept[key].sum() * self._open(kept, key[0]) for key in self.keys]
@@ -90,12 +94,21 @@ class CountBudget:
         masks = {key: torch.zeros(scores[key].numel(), dtype=torch.bool) for key in self.keys}
         if not alive:
             return masks
+        if self.tied:
+            return masks | dict.fromkeys(alive, self._best_of_all([scores[key] for key in alive]))
         count = round(self.target) if self.each is None else self.each * len(alive)
         flat = torch.cat([scores[key].detach().cpu() for key in alive])
         best = torch.zeros(flat.numel(), dtype=torch.bool)
         best[torch.sort(flat, descending=True, stable=True).indices[:count]] = True
         parts: list[Tensor] = list(best.split([scores[key].numel() for key in alive]))
         return masks | dict(zip(alive, parts, strict=True))
+
+    def _best_of_all(self, scores: list[Tensor]) -> Tensor:
+        """One bool mask (units,) for layers with these scores (units,)."""
+        total = torch.stack([value.detach().cpu().double() for value in scores]).sum(0)
+        best = torch.zeros(total.numel(), dtype=torch.bool)
+        best[torch.sort(total, descending=True, stable=True).indices[: self.each]] = True
+        return best
 
     def measure(self, config: ModelConfig) -> float:
         sizes = unit_sizes(config, {unit for _, unit in self.keys})
@@ -108,9 +121,18 @@ class CountBudget:
 
 
 def make_budgets(
-    config: ModelConfig, units: tuple[str, ...], target: Mapping[str, Any], budget: str
+    config: ModelConfig, units: tuple[str, ...], target: Mapping[str, Any], budget: str, tie_heads: bool = False
 ) -> tuple[Budget, ...]:
-    """The budgets of a pass on a model of shape `config`."""
+    """The budgets of a pass on a model of shape `config`.
+
+    Args:
+        tie_heads: keep the same heads in all layers.
+
+    Raises:
+        PassError: heads are to be tied, and layers do not have the same ones.
+    """
+    if tie_heads and len(bias_columns(config)) > 1:
+        raise PassError("tie_heads keeps the same heads in all layers, and they have different ones left")
     if "parameters" in target:
         return (SizeBudget("all", config, units, whole=True, target=float(target["parameters"])),)
     if "sparsity" in target:
@@ -118,7 +140,12 @@ def make_budgets(
         return (replace(part, target=(1.0 - target["sparsity"]) * part.full),)
     sizes = unit_sizes(config, units)
     outer_first = sorted(target.items(), key=lambda item: COUNTS[item[0]] in INSIDE)
-    return tuple(b for name, count in outer_first for b in _count_budgets(sizes, target, name, count, budget))
+    budgets = [b for name, count in outer_first for b in _count_budgets(sizes, target, name, count, budget)]
+    if not tie_heads:
+        return tuple(budgets)
+    (heads,) = _count_budgets(sizes, target, "num_heads", target["num_heads"], "global")
+    rest = [each for each in budgets if each.keys[0][1] != "head"]
+    return (*rest, replace(heads, tied=True, unit=float(len(heads.keys))))
 
 
 def _count_budgets(

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sprunec.masks.writing import put_file
+from sprunec.durable import put_file
 from sprunec.model.config import LayerKept
 
 Kept = Sequence[LayerKept]
@@ -124,7 +124,7 @@ def units_of(layer: LayerKept, unit: str) -> tuple[int, ...]:
 
 
 def save_scores(directory: Path, scores: Mapping[tuple[int, str], Tensor]) -> None:
-    tensors = {f"{layer}.{unit}": value.detach().contiguous() for (layer, unit), value in scores.items()}
+    tensors = {f"{layer}.{unit}": value.detach().clone() for (layer, unit), value in scores.items()}
     save_file(tensors, directory / "scores.safetensors")
 
 

@@ -21,6 +21,8 @@ from torch import Tensor
 from sprunec.errors import InputError
 from sprunec.masks.files import BMCOOK_KEYS, PLUGIN_KEYS
 from sprunec.masks.numpy_values import Array, stand_ins
+from sprunec.model.bounded import load_bounded
+from sprunec.model.unreadable import reason
 
 MOST_LAYERS = 100_000
 CROSS = "cross_att_layer_z"
@@ -94,10 +96,9 @@ def _load(path: Path) -> Any:
         if path.suffix == ".json":
             return json.loads(path.read_bytes())
         with torch.serialization.safe_globals(stand_ins()):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return load_bounded(path)
     except Exception as error:  # Damaged bytes may fail anywhere in the reader.
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError.at(path, f"cannot be read as a mask file: {reason}") from error
+        raise InputError.at(path, f"cannot be read as a mask file: {reason(error)}", KNOWN) from error
 
 
 def _own(value: Any) -> Any:

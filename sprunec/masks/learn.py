@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from sprunec.masks import gates as hard_concrete
-from sprunec.masks.budgets import Budget
+from sprunec.masks.budgets import Budget, settled
 from sprunec.masks.lagrangian import Lagrangian
 from sprunec.masks.units import Key
 from sprunec.rewrite.gating import Gates
 
 START, SETTLING_SHARE, LAST_RATE = 2.0, 0.3, 0.1
+TIED = "head"
 
 
 def start_from(scores: Mapping[Key, Tensor]) -> dict[Key, Tensor]:
@@ -29,12 +30,40 @@ def start_from(scores: Mapping[Key, Tensor]) -> dict[Key, Tensor]:
     return found
 
 
+def tie(scores: Mapping[Key, Tensor]) -> dict[Key, Tensor]:
+    """Scores of the heads (heads,), summed over the layers and the same in each; of other units as they are."""
+    heads = [value for (_, unit), value in scores.items() if unit == TIED]
+    total = torch.stack(heads).sum(0) if heads else None
+    return {key: total if key[1] == TIED and total is not None else value for key, value in scores.items()}
+
+
+@torch.no_grad()
+def expected_size(budget: Budget, log_alphas: Mapping[Key, Tensor]) -> float:
+    """Of a budget, by how likely each gate is not 0."""
+    return float(budget.expected({key: hard_concrete.kept_probability(value) for key, value in log_alphas.items()}))
+
+
+def settling(budget: Budget, log_alphas: Mapping[Key, Tensor]) -> dict[str, Any]:
+    """Where gates stand on a budget: what they expect of it, whether that is settled, how many are undecided."""
+    expected = expected_size(budget, log_alphas)
+    return {
+        "name": budget.name,
+        "target": budget.target,
+        "expected": expected,
+        "full": budget.full,
+        "settled": settled(budget, expected),
+        "undecided": sum(hard_concrete.undecided(log_alphas[key].detach()) for key in budget.keys),
+    }
+
+
 class GateLearner:
     """Draws gates before each step, and moves their log-alphas and the multipliers after it.
 
     One draw serves the whole global batch. Log-alphas live on the CPU: they are few, and their path is then the same
     on every device. The model sees the draw as a leaf, so its gradients add up over however many backward passes a
     step takes; `backward` carries them on to the log-alphas.
+
+    With `tie_heads` all layers share one log-alpha for each head, and one draw of it.
     """
 
     def __init__(
@@ -47,10 +76,15 @@ class GateLearner:
         rate: float,
         seed: int,
         device: torch.device,
+        tie_heads: bool = False,
     ) -> None:
         self.gates, self.lagrangian, self.steps, self.seed, self.device = gates, lagrangian, steps, seed, device
         self.log_alphas = {key: value.clone().requires_grad_() for key, value in log_alphas.items()}
-        self.rate, self.optimizer = rate, torch.optim.Adam(self.log_alphas.values(), lr=rate)
+        if tie_heads:
+            heads = [key for key in self.log_alphas if key[1] == TIED]
+            self.log_alphas |= dict.fromkeys(heads, self.log_alphas[heads[0]])
+        self._own = list({id(value): value for value in self.log_alphas.values()}.values())
+        self.rate, self.optimizer = rate, torch.optim.Adam(self._own, lr=rate)
         self._drawn: dict[Key, Tensor] = {}
         self._leaves: dict[Key, Tensor] = {}
         self._step = 0
@@ -59,18 +93,24 @@ class GateLearner:
     def before(self, step: int, model_step: int) -> None:
         self._step = step
         noise = torch.Generator().manual_seed(self.seed * 1_000_003 + model_step)
+        draws: dict[int, Tensor] = {}
         for key, log_alpha in self.log_alphas.items():
-            drawn = hard_concrete.sample(log_alpha, torch.rand(log_alpha.shape, generator=noise))
+            if id(log_alpha) not in draws:
+                draws[id(log_alpha)] = hard_concrete.sample(log_alpha, torch.rand(log_alpha.shape, generator=noise))
+            drawn = draws[id(log_alpha)]
             self._drawn[key] = drawn
             self._leaves[key] = drawn.detach().to(self.device).requires_grad_()
             self.gates.set(*key, self._leaves[key])
 
+    def finite(self) -> bool:
+        """Whether the loss's gradients at the gates are."""
+        return all(leaf.grad is None or bool(torch.isfinite(leaf.grad).all()) for leaf in self._leaves.values())
+
     def backward(self, unscale: float) -> None:
         """Send the language-model loss's gradient, times `unscale`, and the penalty's into the log-alphas."""
-        for key, leaf in self._leaves.items():
-            if leaf.grad is not None:
-                gradient = torch.nan_to_num(leaf.grad.cpu().float() * unscale, 0.0, 0.0, 0.0)
-                self._drawn[key].backward(gradient)
+        seen = {key: leaf.grad.cpu().float() * unscale for key, leaf in self._leaves.items() if leaf.grad is not None}
+        if seen:  # all at once, since tied layers share a draw
+            torch.autograd.backward([self._drawn[key] for key in seen], list(seen.values()))
         kept = {key: hard_concrete.kept_probability(value) for key, value in self.log_alphas.items()}
         penalty, self._expected = self.lagrangian.penalty(kept, self._step)
         penalty.backward()
@@ -81,6 +121,13 @@ class GateLearner:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.lagrangian.ascend()
+        return self._event(step)
+
+    def skip(self, step: int) -> dict[str, Any]:
+        self._expected = self.expected()
+        return self._event(step)
+
+    def _event(self, step: int) -> dict[str, Any]:
         first, second = self.lagrangian.multipliers.detach()
         rows = zip(self.lagrangian.budgets, self._expected, self.lagrangian.targets(step), first, second, strict=True)
         budgets = [
@@ -91,7 +138,7 @@ class GateLearner:
 
     def state(self) -> dict[str, Any]:
         """Everything that the next step depends on."""
-        log_alphas = [value.detach() for value in self.log_alphas.values()]
+        log_alphas = [value.detach() for value in self._own]
         return {
             "log_alphas": log_alphas,
             "optimizer": self.optimizer.state_dict(),
@@ -100,21 +147,18 @@ class GateLearner:
 
     @torch.no_grad()
     def load(self, state: dict[str, Any]) -> None:
-        for value, saved in zip(self.log_alphas.values(), state["log_alphas"], strict=True):
+        for value, saved in zip(self._own, state["log_alphas"], strict=True):
             value.copy_(saved)
         self.optimizer.load_state_dict(state["optimizer"])
         self.lagrangian.load(state["lagrangian"])
 
     def expected(self) -> list[float]:
         """The expected size of each budget as the log-alphas are now."""
-        with torch.no_grad():
-            kept = {key: hard_concrete.kept_probability(value) for key, value in self.log_alphas.items()}
-            return [float(budget.expected(kept)) for budget in self.lagrangian.budgets]
+        return [expected_size(budget, self.log_alphas) for budget in self.lagrangian.budgets]
 
-    def undecided(self, budget: Budget | None = None) -> int:
-        """Gates of a budget, or of all, that have not made up their mind."""
-        keys = self.log_alphas if budget is None else budget.keys
-        return sum(hard_concrete.undecided(self.log_alphas[key].detach()) for key in keys)
+    def undecided(self) -> int:
+        """Gates that have not made up their mind."""
+        return sum(hard_concrete.undecided(value.detach()) for value in self.log_alphas.values())
 
     def _settling(self, step: int) -> float:
         """Full rate, then down to a tenth over the last 30% of the steps."""

@@ -17,12 +17,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from sprunec.durable import put_file
 from sprunec.errors import InputError
 from sprunec.masks.two_four import Pattern, refuse_uneven, violation
-from sprunec.masks.writing import put_file
+from sprunec.model.bounded import load_bounded
 from sprunec.model.checkpoint import read_config, read_state
 from sprunec.model.config import ModelConfig
 from sprunec.model.shapes import Shape, expected_tensors
+from sprunec.model.unreadable import reason
 
 PATTERN = "pattern.safetensors"
 WEIGHT = ".weight"
@@ -96,10 +98,9 @@ def read_mask_file(path: Path, kind: str, shapes: Mapping[str, Shape], targets: 
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_bounded(path)
     except Exception as error:  # Damaged bytes may fail anywhere in the reader.
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError.at(path, f"cannot be read as a 2:4 mask file: {reason}", "save it again") from error
+        raise InputError.at(path, f"cannot be read as a 2:4 mask file: {reason(error)}", "save it again") from error
     if not isinstance(content, dict):
         raise _foreign(path)
     return content

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sprunec.model.config import Divisors, LayerShape, ModelConfig
-from sprunec.model.frame import CPMAnt, RMSNorm
+from .config import Divisors, LayerShape, ModelConfig
+from .frame import CPMAnt, RMSNorm
 
 EMBEDDING_STD = 0.02
 
@@ -169,6 +169,14 @@ def initialize(model: nn.Module, seed: int) -> None:
         else:
             std = EMBEDDING_STD if "embedding" in name else 1.0
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
+
+
+def block_kinds(config: ModelConfig) -> dict[str, tuple[int, int, int, bool]]:
+    """By block path, what decides a block's code: which heads it reads of the bias table is a tensor, and does not."""
+    return {
+        f"encoder.layers.{index}": (layer.heads, layer.dim_head, layer.dim_ff, layer.kept_heads is None)
+        for index, layer in enumerate(config.layers)
+    }
 
 
 def example_inputs(config: ModelConfig) -> dict[str, dict[str, tuple[Tensor | None, ...]]]:

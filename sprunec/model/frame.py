@@ -143,13 +143,10 @@ class CPMAnt(nn.Module):
         Returns:
             logits (B, N, V), and the hidden states (B, N, D) they were projected from.
         """
-        hidden = self.embed(input, segment)
-        valid = torch.arange(input.size(1), device=input.device)[None, :] < length[:, None]
-        bias = self.attention_bias(segment, segment, visible_pairs(context, span, valid))
+        hidden, bias = self.embed(input, segment), self.full_bias(length, context, segment, span)
         for layer in self.encoder.layers:
             hidden = layer(hidden, bias)
-        hidden = self.encoder.output_layernorm(hidden)
-        return self.input_embedding.project(hidden), hidden
+        return self.leave(hidden)
 
     def inference(
         self,
@@ -174,29 +171,33 @@ class CPMAnt(nn.Module):
             logits (B, Q, V), hidden states (B, Q, D) and per layer the keys and values (B, H, N, dim_head), or None.
         """
         past = past_key_values if past_key_values is not None else self.empty_past(input.size(0))
-        if past_key_values is None:
-            hidden = self.embed(input, segment)
-        else:
-            new = segment[:, segment.size(1) - input.size(1) :]
-            hidden = self.words(input) + self.segment_embedding(new)
-        columns = torch.arange(segment.size(1), device=segment.device)[None, :]
-        valid = (columns < self.prompt_length) | (segment.size(1) - 1 - columns < length[:, None])
-        queries = slice(segment.size(1) - input.size(1), None)
-        visible = visible_pairs(context, span, valid)[:, queries]
-        bias = self.attention_bias(segment[:, queries], segment, visible)
+        hidden = self.embed_new(input, segment, first=past_key_values is None)
+        bias = self.cached_bias(input.size(1), length, context, segment, span)
         present: Past = []
         for layer, entry in zip(self.encoder.layers, past, strict=True):
             key, value = entry if entry is not None else (None, None)
             hidden, key, value = layer.forward_cached(hidden, bias, key, value)  # type: ignore[operator]
             present.append(None if key is None else (key, value))
-        hidden = self.encoder.output_layernorm(hidden)
-        return self.input_embedding.project(hidden), hidden, present
+        return (*self.leave(hidden), present)
 
     def embed(self, input: Tensor, segment: Tensor) -> Tensor:
         prompt = self.prompt_embedding(input[:, : self.prompt_length])
         text = self.words(input[:, self.prompt_length :])
         hidden: Tensor = torch.cat([prompt, text], dim=1) + self.segment_embedding(segment)
         return hidden
+
+    def embed_new(self, input: Tensor, segment: Tensor, *, first: bool) -> Tensor:
+        """What `inference` starts from; `segment` is over past and new columns."""
+        if first:
+            return self.embed(input, segment)
+        new = segment[:, segment.size(1) - input.size(1) :]
+        hidden: Tensor = self.words(input) + self.segment_embedding(new)
+        return hidden
+
+    def leave(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Behind the last block (..., D) -> logits (..., V), and the hidden states that they are projected from."""
+        hidden = self.encoder.output_layernorm(hidden)
+        return self.input_embedding.project(hidden), hidden
 
     def words(self, ids: Tensor) -> Tensor:
         """Rows of words; from vocab_size on, ids mean prompt rows, as the prompts inside a packed row need them."""
@@ -208,6 +209,19 @@ class CPMAnt(nn.Module):
         """The position bias, -inf where a column must not be seen: (B, H, Q, K)."""
         bias: Tensor = self.position_bias(query_segment, key_segment)
         return bias.masked_fill(~visible[:, None], float("-inf"))
+
+    def full_bias(self, length: Tensor, context: Tensor, segment: Tensor, span: Tensor) -> Tensor:
+        """What `forward` gives its blocks: (B, H, N, N)."""
+        valid = torch.arange(segment.size(1), device=segment.device)[None, :] < length[:, None]
+        return self.attention_bias(segment, segment, visible_pairs(context, span, valid))
+
+    def cached_bias(self, new: int, length: Tensor, context: Tensor, segment: Tensor, span: Tensor) -> Tensor:
+        """What `inference` gives its blocks, for the `new` last columns: (B, H, new, N)."""
+        columns = torch.arange(segment.size(1), device=segment.device)[None, :]
+        valid = (columns < self.prompt_length) | (segment.size(1) - 1 - columns < length[:, None])
+        queries = slice(segment.size(1) - new, None)
+        visible = visible_pairs(context, span, valid)[:, queries]
+        return self.attention_bias(segment[:, queries], segment, visible)
 
     def empty_past(self, batch: int) -> Past:
         def empty(heads: int, dim_head: int) -> Tensor:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from sprunec.errors import InputError
 from sprunec.model.config import ModelConfig
-
-Shape = tuple[int, ...]
-LARGEST_HEADER = 100 * 1024 * 1024
+from sprunec.model.stored import Shape as Shape
+from sprunec.model.stored import read_safetensors
 
 
 def expected_tensors(config: ModelConfig) -> dict[str, Shape]:
@@ -67,7 +63,7 @@ def guess_config(shapes: Mapping[str, Shape], path: str | Path) -> ModelConfig:
         if min(vocab_size, width, segments, prompts, rows, heads) < 1:
             raise ValueError("a table without rows or columns")
     except (KeyError, ValueError, IndexError) as error:
-        raise _unusable(path, f"it is no CPM-Ant checkpoint: {error} is not as CPM-Live names it") from None
+        raise _no_model(path, f"it is no CPM-Ant checkpoint: {error} is not as CPM-Live names it") from None
     length = 32 if prompts % 32 == 0 else prompts
     present = [(f"encoder.layers.{i}.self_att.", f"encoder.layers.{i}.ffn.") for i in range(layers)]
     config = ModelConfig.from_dict(
@@ -87,7 +83,7 @@ def guess_config(shapes: Mapping[str, Shape], path: str | Path) -> ModelConfig:
     )
     for name, shape in expected_tensors(config).items():
         if shapes.get(name) != shape:
-            raise _unusable(path, f"{name} is {shapes.get(name)}, not {shape}; inspect the config that belongs to it")
+            raise _no_model(path, f"{name} is {shapes.get(name)}, not {shape}; inspect the config that belongs to it")
     return config
 
 
@@ -100,37 +96,23 @@ def _sublayer_widths(shapes: Mapping[str, Shape]) -> tuple[int, int]:
 
 def read_header(path: str | Path) -> dict[str, Shape]:
     """Name and shape of every tensor in a safetensors file, from its header alone; InputError when it has none."""
-    try:
-        size = os.path.getsize(path)
-        with open(path, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if size < 8 or length > min(size - 8, LARGEST_HEADER):
-                raise _unusable(path, f"its header would be {length:,} bytes long and the file has {size:,}")
-            header = json.loads(file.read(length).decode("utf-8"))
-    except OSError as error:
-        raise _unusable(path, f"it cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError):
-        raise _unusable(path, "its header is not JSON") from None
-    if not isinstance(header, dict):
-        raise _unusable(path, "its header is not an object")
-    entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
-    if any(not _has_end(entry) or entry["data_offsets"][1] > size - 8 - length for entry in entries.values()):
-        raise _unusable(path, "its header names bytes that the file does not have")
-    return {name: _shape(path, name, entry) for name, entry in entries.items()}
+    return {name: place.shape for name, place in read_safetensors(path).items()}
 
 
-def _has_end(entry: Any) -> bool:
-    offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
-    return isinstance(offsets, list) and len(offsets) == 2 and all(type(offset) is int for offset in offsets)
+def misfit(wanted: Mapping[str, Shape], given: Mapping[str, Shape], *, exact: bool = True) -> str:
+    """What keeps tensors from being those that are wanted, the first of each kind by name; empty when nothing does.
+
+    Args:
+        exact: others must not be there.
+    """
+    problems = [f"{name} is missing" for name in sorted(wanted.keys() - given.keys())[:1]]
+    if exact:
+        problems += [f"{name} is not in the model" for name in sorted(given.keys() - wanted.keys())[:1]]
+    wrong = sorted(name for name in wanted.keys() & given.keys() if wanted[name] != given[name])
+    problems += [f"{name} is {given[name]}, the config wants {wanted[name]}" for name in wrong[:1]]
+    return "; ".join(problems)
 
 
-def _shape(path: str | Path, name: str, entry: dict[str, Any]) -> Shape:
-    shape = entry.get("shape")
-    if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
-        raise _unusable(path, f"tensor {name} has no shape")
-    return tuple(shape)
-
-
-def _unusable(path: str | Path, why: str) -> InputError:
+def _no_model(path: str | Path, why: str) -> InputError:
     message = f"this is no whole safetensors file: {why}"
     return InputError.at(path, message, "copy or convert it again", code="bad-checkpoint")

@@ -15,7 +15,7 @@ from sprunec.engines.device import Place
 from sprunec.engines.distill import Distiller, Weights, make_projections
 from sprunec.model.checkpoint import empty_model, load_model, read_config
 from sprunec.model.config import ModelConfig
-from sprunec.model.cpm_ant import example_inputs
+from sprunec.model.cpm_ant import block_kinds, example_inputs
 from sprunec.model.frame import CPMAnt
 from sprunec.model.states import Pair, state_widths
 from sprunec.passes.job import Job
@@ -33,7 +33,7 @@ def open_model(directory: Path, place: Place) -> CPMAnt:
 
 
 def traced(model: CPMAnt, config: ModelConfig) -> tuple[TracedBlock, ...]:
-    return trace_blocks(model, example_inputs(config))
+    return trace_blocks(model, example_inputs(config), block_kinds(config))
 
 
 def traced_shape(config: ModelConfig) -> tuple[TracedBlock, ...]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sprunec.masks.budgets import fill_all, make_budgets
+from torch import Tensor
+
+from sprunec.masks.budgets import Budget, fill_all, make_budgets
 from sprunec.masks.files import load_scores, write_mask
-from sprunec.masks.units import apply_masks
+from sprunec.masks.learn import settling
+from sprunec.masks.units import Key, apply_masks
 from sprunec.model.checkpoint import read_kept
 from sprunec.model.config import kept_to_json
 from sprunec.passes.bench import config_of
@@ -19,14 +22,26 @@ from sprunec.passes.job import Job
 def run(job: Job) -> dict[str, Any]:
     config, options = config_of(job), job.options
     scores = load_scores(job.inputs["scores"])
-    budgets = make_budgets(config, options["unit"], options["target"], options["budget"])
+    budgets = make_budgets(config, options["unit"], options["target"], options["budget"], options["tie_heads"])
     masks = fill_all(budgets, scores)
     before = read_kept(job.inputs["model"])
     kept = apply_masks(before, masks)
     (job.out / "kept.json").write_text(json.dumps(kept_to_json(kept)))
     after = config.cut(before, kept)
     rows = [{"name": budget.name, "target": budget.target, "got": budget.measure(after)} for budget in budgets]
-    return {"budgets": rows, "parameters": after.parameters()}
+    metrics = {"budgets": rows, "parameters": after.parameters()}
+    return metrics | _distance(budgets, scores, rows) if options.get("learned") else metrics
+
+
+def _distance(
+    budgets: Sequence[Budget], log_alphas: Mapping[Key, Tensor], rows: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """How far gates that learned another target are from this one, by budget, and in words."""
+    soft = [settling(budget, log_alphas) for budget in budgets]
+    worst = max(soft, key=lambda row: abs(row["expected"] - row["target"]) / row["full"])
+    words = f"{worst['name']}: the gates expect {worst['expected']:.2f}, the target is {worst['target']:g}"
+    settled = "settled" if all(row["settled"] for row in soft) else "not settled"
+    return {"budgets": [row | more for row, more in zip(rows, soft, strict=True)], "notes": [f"{words}; {settled}"]}
 
 
 def write(role: str, artifact: Path, inputs: Mapping[str, Path], path: Path) -> None:

@@ -3,6 +3,8 @@
 The masked model is the one before the cut with its masks as multiplications; it knows no recipe. An emitted model is
 opened from disk both ways that users open it: built from its config, and through its own model.py.
 
+Block by block, so that models of any size are compared in the memory of one block of each. The small model goes its own
+way to the logits; besides, every block of it is given what the masked one's is given, which shows where they part.
 A model that decodes is also run with its own past keys and values, a few columns one by one, against itself in one go.
 The stored weights are compared in float64 arithmetic, where rounding cannot hide a wrong bias column or divisor, and
 once more in float32, where sums over fewer terms round differently: an error there grows with the logits, so its
@@ -11,152 +13,188 @@ tolerance does too.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import islice
+from contextlib import ExitStack
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from sprunec.data.batches import PROMPT_TASK, TEXT_SEGMENT, Batch
-from sprunec.engines.device import Place
+from sprunec.data.batches import Batch
 from sprunec.errors import ComparisonError
-from sprunec.model.checkpoint import read_kept
+from sprunec.model.checkpoint import empty_model, open_model_tensors, read_config, read_kept
 from sprunec.model.config import ModelConfig, local
-from sprunec.passes.bench import config_of, open_data, open_model, place_of, traced
+from sprunec.model.frame import CPMAnt
+from sprunec.model.tensors import Tensors, open_tensors
+from sprunec.model.walk import BIAS, ENTRANCE, EXIT, Decoding, Inputs, Walk, largest
+from sprunec.passes.bench import config_of, place_of, traced
 from sprunec.passes.job import Job
+from sprunec.passes.looks import look
 from sprunec.rewrite.gating import mask
 
 TOLERANCE = 1e-5
 BATCHES = 4
-CACHED_STEPS = 4
+STATES = 2**25
+BIASES = 2**28
 
 
 def run(job: Job) -> dict[str, Any]:
-    place = Place(place_of(job).device, torch.float32)
-    config = config_of(job, "masked")
-    masked = open_model(job.inputs["masked"], place)
-    before, after = read_kept(job.inputs["masked"]), read_kept(job.inputs["masks"])
-    mask(masked, traced(masked, config), [local(b, a) for b, a in zip(before, after, strict=True)])
-    smalls = list(_small_models(job.inputs["small"], place))
-    batches = list(_batches(job, config))
-    single = _worst(masked, smalls, batches)
-    home = Place(torch.device("cpu"), torch.float64) if place.device.type == "mps" else place  # MPS has no float64
-    models = [model.to(home.device).double() for model in (masked, *smalls)]
-    exact = _worst(models[0], models[1:], batches)
-    cached = max((_cached_difference(model, batches[0]) for model in models[1:] if _decodes(model)), default=0.0)
+    config, device = config_of(job, "masked"), place_of(job).device
+    home = torch.device("cpu") if device.type == "mps" else device  # MPS has no float64
+    models = list(_models(job, config))
+    batches = list(affordable(look(job, config, BATCHES), config))
+    single, exact = (
+        Comparison(*(Walk(model, tensors, inputs, dtype, place) for model, tensors in models))
+        for dtype, place in ((torch.float32, device), (torch.float64, home))
+        for inputs in [[batch.to(place).inputs for batch in batches]]
+    )
+    compare(single, exact)
+    worst = max(range(len(exact.local)), key=exact.local.__getitem__)
     metrics = {
-        "max_abs_difference": max(exact.difference, cached),
+        "max_abs_difference": max(exact.difference, exact.cached),
         "tolerance": TOLERANCE,
         "tokens": exact.tokens,
         "float32_difference": single.difference,
         "float32_tolerance": TOLERANCE * max(1.0, single.largest_logit),
         "largest_logit": single.largest_logit,
+        "worst_block": worst,
+        "worst_block_difference": exact.local[worst],
+        "worst_block_tolerance": TOLERANCE * max(1.0, exact.largest_state),
     }
-    limits = (("max_abs_difference", "tolerance"), ("float32_difference", "float32_tolerance"))
-    if not all(metrics[difference] <= metrics[limit] for difference, limit in limits):
-        raise ComparisonError(metrics)
+    for kind in ("", "float32_", "worst_block_"):
+        if not metrics[f"{kind}difference" if kind else "max_abs_difference"] <= metrics[f"{kind}tolerance"]:
+            raise ComparisonError(metrics)
     return metrics
 
 
-def _decodes(model: nn.Module) -> bool:
-    return hasattr(model, "inference")
-
-
 @torch.no_grad()
-def _cached_difference(model: nn.Module, batch: Batch) -> float:
-    """How far the last columns, decoded one by one with past keys and values, are from one full forward.
-
-    The longest row is taken for a text to go on writing: a column that was visible from before would make them differ.
-    """
-    row, prompt = int(batch.inputs["length"].argmax()), int(model.prompt_length)  # type: ignore[arg-type]
-    columns = int(batch.inputs["length"][row])
-    inputs = {name: tensor[row : row + 1, ..., :columns] for name, tensor in batch.inputs.items() if tensor.dim() == 2}
-    inputs |= {"length": torch.tensor([columns]), "context": (torch.arange(columns) < prompt)[None]}
-    inputs = {name: tensor.to(_device(model)) for name, tensor in inputs.items()}
-    logits = model(**inputs)[0]
-    worst, past, start = 0.0, None, 0
-    for end in range(max(columns - CACHED_STEPS, prompt + 1), columns + 1):
-        seen = {name: inputs[name][:, :end] for name in ("context", "segment", "span")}
-        length = inputs["length"] - columns + end - prompt
-        step, _, past = model.inference(  # type: ignore[operator]
-            inputs["input"][:, start:end], length, position=None, past_key_values=past, **seen
-        )
-        worst = max(worst, _largest(step - logits[:, start:end]))
-        start = end
-    return worst
+def compare(single: Comparison, exact: Comparison) -> None:
+    """Both through one part after the other, so that each part is read from disk once."""
+    single.enter(decode=False)
+    exact.enter(decode=True)
+    for index in range(len(exact.local)):
+        single.block(index)
+        exact.block(index)
+    single.leave()
+    exact.leave()
 
 
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
-
-
-def _largest(difference: Tensor) -> float:
-    """A NaN must not pass as "no difference"."""
-    worst = float(difference.abs().max())
-    return worst if worst == worst else float("inf")
-
-
-@dataclass(frozen=True)
-class Worst:
-    difference: float
-    largest_logit: float
-    tokens: int
-
-
-@torch.no_grad()
-def _worst(masked: nn.Module, smalls: list[nn.Module], batches: list[Batch]) -> Worst:
-    """The largest difference over all batches and all ways of opening the small model."""
-    difference, largest, tokens = 0.0, 0.0, 0
-    for batch in (each.to(_device(masked)) for each in batches):
-        used = batch.inputs["length"][:, None] > torch.arange(batch.targets.size(1), device=batch.targets.device)
-        wanted = masked.eval()(**batch.inputs)[0][used]
-        for small in smalls:
-            difference = max(difference, _largest(small.eval()(**batch.inputs)[0][used] - wanted))
-        largest = max(largest, float(wanted.abs().max()))
-        tokens += int(used.sum())
-    return Worst(difference, largest, tokens)
-
-
-def _small_models(directory: Path, place: Place) -> Iterator[nn.Module]:
+def _models(job: Job, config: ModelConfig) -> Iterator[tuple[CPMAnt, Tensors]]:
+    """The masked one, then the small one as it may be opened: on the meta device, with their tensors' places."""
+    before, after = read_kept(job.inputs["masked"]), read_kept(job.inputs["masks"])
+    masked = empty_model(config)
+    mask(masked, traced(masked, config), [local(b, a) for b, a in zip(before, after, strict=True)])
+    yield masked, open_model_tensors(job.inputs["masked"])
+    directory = job.inputs["small"]
     emitted = directory / "sprunec"
-    yield open_model(emitted if emitted.exists() else directory, place)
-    if emitted.exists():
-        yield through_its_own_code(emitted).float().to(place.device)
+    if not emitted.exists():
+        yield empty_model(read_config(directory)), open_model_tensors(directory)
+        return
+    yield empty_model(read_config(emitted)), open_tensors(emitted)
+    yield run_code(emitted).empty(emitted), open_tensors(emitted)
 
 
-def through_its_own_code(directory: Path) -> nn.Module:
-    """Opens a model.py that this run has just written; a stranger's is never executed."""
-    spec = importlib.util.spec_from_file_location("emitted_model", directory / "model.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    model: nn.Module = module.load(directory)
-    return model
+def run_code(directory: Path) -> Any:
+    """The module of a model.py that this run has just written; a stranger's is never executed.
+
+    Not imported: that would run, or leave, a compiled file that no manifest knows.
+    """
+    module, path = ModuleType("emitted_model"), directory / "model.py"
+    module.__file__ = str(path)
+    exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), module.__dict__)
+    return module
 
 
-def _batches(job: Job, config: ModelConfig) -> Iterator[Batch]:
-    """Held-out text where the plan has any, else words drawn at random."""
-    if "data" in job.inputs:
-        return islice(open_data(job, config).held_out_batches(), BATCHES)
-    return iter([random_batch(config)])
+def affordable(batches: Iterator[Batch], config: ModelConfig) -> Iterator[Batch]:
+    """Rows of the batches, as many as their hidden states and one of the bias tables leave room for; one at least."""
+    left = STATES
+    for batch in batches:
+        rows, columns = batch.targets.shape
+        rows = min(rows, left // (columns * max(config.dim_model, config.num_heads * columns)))
+        if rows or left == STATES:
+            rows = max(rows, 1)
+            left -= rows * columns * max(config.dim_model, config.num_heads * columns)
+            yield Batch({name: tensor[:rows] for name, tensor in batch.inputs.items()}, batch.targets[:rows])
 
 
-def random_batch(config: ModelConfig, rows: int = 2, text: int = 64) -> Batch:
-    draw = torch.Generator().manual_seed(0)
-    prompt, columns = config.prompt_length, config.prompt_length + text
-    words = torch.randint(config.vocab_size, (rows, text), generator=draw)
-    is_text = torch.arange(columns) >= prompt
-    task, kind = min(PROMPT_TASK, config.prompt_types - 1), min(TEXT_SEGMENT, config.segment_types - 1)
-    inputs = {
-        "input": torch.cat([(torch.arange(prompt) + task * prompt).expand(rows, -1), words], 1),
-        "length": torch.full((rows,), columns),
-        "context": (~is_text).expand(rows, -1),
-        "segment": (is_text * kind).expand(rows, -1),
-        "span": torch.zeros(rows, columns, dtype=torch.long),
-    }
-    return Batch(inputs, inputs["input"])
+class Comparison:
+    """A masked model and small ones on their way through the same batches, side by side.
+
+    Attributes:
+        difference: the largest of any logit.
+        local: by block, the largest of any hidden state that comes out where the masked model's goes in.
+        cached: the largest between decoding and a forward of the same small model.
+    """
+
+    def __init__(self, masked: Walk, *smalls: Walk) -> None:
+        self.masked, self.smalls = masked, smalls
+        self.difference = self.cached = self.largest_logit = self.largest_state = 0.0
+        self.tokens, self.local = 0, [0.0] * len(masked.model.encoder.layers)
+        self._decodings: list[Decoding] = []
+        self._shared: list[bool] = []
+        self._biases: list[Tensor] = []
+
+    def enter(self, decode: bool) -> None:
+        for walk in self._all():
+            walk.enter()
+        numbers = range(len(self.masked.batches))
+        with self.masked.holding(BIAS):
+            heads = self.masked.model.position_bias.relative_attention_bias.size(1)
+            shapes = [batch["segment"].shape for batch in self.masked.batches]
+            size = sum(rows * heads * columns**2 * self.masked.dtype.itemsize for rows, columns in shapes)
+            self._biases = [self.masked.bias(number) for number in numbers if size <= BIASES]
+        for small in self.smalls:
+            with self.masked.holding(BIAS), small.holding(*ENTRANCE, BIAS):
+                self._shared.append(all(torch.equal(self._bias(number), small.bias(number)) for number in numbers))
+                if decode:
+                    self._decodings.append(Decoding(small.model, small.batches[0]))
+
+    def _bias(self, number: int) -> Tensor:
+        """Of the masked model, whose table is held; made anew for every block where there is no room for all."""
+        return self._biases[number] if self._biases else self.masked.bias(number)
+
+    def block(self, index: int) -> None:
+        name = f"encoder.layers.{index}"
+        with ExitStack() as stack:
+            for walk in self._all():
+                stack.enter_context(walk.holding(name, BIAS))
+            for number in range(len(self.masked.batches)):
+                self._batch(index, number)
+            for small, decoding in zip(self.smalls, self._decodings, strict=False):
+                decoding.through(index, small.layer(index))
+
+    def _batch(self, index: int, number: int) -> None:
+        masked = self.masked
+        given, bias = masked.hidden[number], self._bias(number)
+        masked.hidden[number] = wanted = masked.layer(index)(given, bias)
+        used = _used(masked.batches[number])
+        self.largest_state = max(self.largest_state, float(wanted[used].abs().max()))
+        for place, small in enumerate(self.smalls):
+            its, layer = bias if self._shared[place] else small.bias(number), small.layer(index)
+            small.hidden[number] = layer(small.hidden[number], its)
+            if place == 0:
+                gap = layer(given, its)[used] - wanted[used]
+                self.local[index] = max(self.local[index], largest(gap))
+
+    def leave(self) -> None:
+        with ExitStack() as stack:
+            for walk in self._all():
+                stack.enter_context(walk.holding(*EXIT))
+            for number, batch in enumerate(self.masked.batches):
+                used = _used(batch)
+                self.tokens += int(used.sum())
+                for wanted, *found in zip(*(walk.logits(number, used) for walk in self._all()), strict=True):
+                    self.largest_logit = max(self.largest_logit, largest(wanted))
+                    self.difference = max(self.difference, *(largest(logits - wanted) for logits in found))
+            pairs = zip(self.smalls, self._decodings, strict=False)
+            self.cached = max((decoding.difference(small.model) for small, decoding in pairs), default=0.0)
+
+    def _all(self) -> tuple[Walk, ...]:
+        return (self.masked, *self.smalls)
+
+
+def _used(batch: Inputs) -> Tensor:
+    """(B, N): not padding."""
+    return batch["length"][:, None] > torch.arange(batch["segment"].size(1), device=batch["length"].device)

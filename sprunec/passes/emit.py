@@ -6,10 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sprunec.model.checkpoint import empty_model, read_kept, read_state, save_model
+from sprunec.model.checkpoint import describe, empty_model, open_model_tensors, read_kept
 from sprunec.model.config import LayerKept, ModelConfig, local
 from sprunec.model.cpm_ant import cache_shapes
+from sprunec.model.stored import weight_files
+from sprunec.model.writing import link_weights, write_state
 from sprunec.passes.bench import config_of, traced
+from sprunec.passes.forms import cpm_live, huggingface, pt2
 from sprunec.passes.job import Job
 from sprunec.rewrite.model_py import model_source
 from sprunec.rewrite.surgery import rewrite
@@ -17,21 +20,26 @@ from sprunec.rewrite.trace import TracedBlock
 
 
 def run(job: Job) -> dict[str, Any]:
-    sizes = {}
+    sizes, about = {}, {}
     for name in job.options["formats"]:
         directory = job.out / name
-        FORMATS[name](job, directory)
+        about[name] = FORMATS[name](job, directory)
         sizes[name] = sum(file.stat().st_size for file in directory.iterdir())
-    return {"parameters": config_of(job).parameters(), "bytes": sizes}
+    return {"parameters": config_of(job).parameters(), "bytes": sizes, "forms": about}
 
 
-def _sprunec(job: Job, directory: Path) -> None:
+def _sprunec(job: Job, directory: Path) -> dict[str, Any]:
     """config.json, safetensors, and model.py from the plan's input model's graphs, cut to what is kept of it."""
     config, kept = config_of(job), read_kept(job.inputs["model"])
-    save_model(directory, config, kept, read_state(job.inputs["model"]))
+    describe(directory, config, kept)
+    if any(file.is_symlink() for file in weight_files(job.inputs["model"])):  # the user's own file
+        write_state(open_model_tensors(job.inputs["model"]), directory)
+    else:
+        link_weights(job.inputs["model"], directory)
     everything = read_kept(job.inputs["source"])
     kept_here = tuple(local(before, after) for before, after in zip(everything, kept, strict=True))
     write_model_py(directory, config_of(job, "source"), kept_here, config)
+    return {}
 
 
 def write_model_py(
@@ -53,4 +61,9 @@ def write_model_py(
     (directory / "model.py").write_text(model_source(modules, cache_shapes(small)), encoding="utf-8")
 
 
-FORMATS: dict[str, Callable[[Job, Path], None]] = {"sprunec": _sprunec}
+FORMATS: dict[str, Callable[[Job, Path], dict[str, Any]]] = {
+    "sprunec": _sprunec,
+    "cpm-live": cpm_live.write,
+    "huggingface": huggingface.write,
+    "pt2": pt2.write,
+}

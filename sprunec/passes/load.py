@@ -1,26 +1,86 @@
-"""The model that enters the plan: from a checkpoint, whose other tensors are ignored, or newly initialised."""
+"""The model that enters the plan: from a checkpoint, whose other tensors are ignored, or newly initialised.
+
+A checkpoint with our names is not copied: the artifact links to the user's file, whose content the store verifies. Of
+Hugging Face's checkpoints the weights are multiplied back by the roots that are part of them there.
+"""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
-from sprunec.model.checkpoint import empty_model, fill, read_state, save_model
+import torch
+
+from sprunec.errors import InputError, PassError
+from sprunec.model.checkpoint import describe, save_model, save_outputs
 from sprunec.model.config import ModelConfig
 from sprunec.model.cpm_ant import build, initialize
-from sprunec.model.shapes import expected_tensors
+from sprunec.model.hf import Part, native_shapes, parts
+from sprunec.model.scaling import native_outputs
+from sprunec.model.shapes import expected_tensors, misfit
+from sprunec.model.tensors import Tensors, open_tensors
+from sprunec.model.writing import adopt_weights
 from sprunec.passes.job import Job
 
 
 def run(job: Job) -> dict[str, Any]:
     config = ModelConfig.from_dict(job.options["config"])
+    notes = []
     if "checkpoint" in job.files:
-        path = job.files["checkpoint"][0]
-        expected = expected_tensors(config)
-        state = {name: tensor for name, tensor in read_state(path).items() if name in expected}
-        fill(empty_model(config), state, path)
+        notes = _take(job.files["checkpoint"][0], config, job.out)
     else:
+        _check_memory(config)
         model = build(config)
         initialize(model, job.options["seed"])
-        state = model.state_dict()
-    save_model(job.out, config, config.everything(), state)
-    return {"parameters": config.parameters()}
+        save_model(job.out, config, config.everything(), model.state_dict())
+    return {"parameters": config.parameters()} | ({"notes": notes} if notes else {})
+
+
+def _check_memory(config: ModelConfig) -> None:
+    """A config is a few bytes, whatever it claims: better an error than a machine out of memory."""
+    needed, there = config.parameters() * torch.float32.itemsize, physical_memory()
+    if needed > there:
+        raise PassError(
+            f"a new model of {config.parameters():,} parameters needs {needed / 1e9:,.1f} GB of memory, and this "
+            f"machine has {there / 1e9:,.1f} GB; give a smaller config, or a checkpoint"
+        )
+
+
+def physical_memory() -> int:
+    """In bytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _take(path: Path, config: ModelConfig, out: Path) -> list[str]:
+    """Returns what the user should know about the file."""
+    tensors, expected = open_tensors(path), expected_tensors(config)
+    shapes = native_shapes(config, tensors.shapes())
+    problem = misfit(expected, shapes, exact=False)
+    if problem:
+        raise InputError.at(path, f"the checkpoint does not fit the config: {problem}", _remedy(shapes))
+    extra = sorted(shapes.keys() - expected.keys())
+    more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
+    _keep(path, config, tensors, out)
+    return [f"{path.name} has {extra[0]}{more}, which the config doesn't name: ignored"] if extra else []
+
+
+def _remedy(names: Iterable[str]) -> str:
+    """Wrappers of models put a word of their own before every name."""
+    first = {name.partition(".")[0] for name in names}
+    if len(first) == 1 and first <= {"module", "model", "_orig_mod"}:
+        return f'every name begins with "{first.pop()}.": save it without that word'
+    return "give the checkpoint's own config"
+
+
+def _keep(path: Path, config: ModelConfig, tensors: Tensors, out: Path) -> None:
+    if all(part == Part(name) for name, part in parts(config, tensors).items()):
+        describe(out, config, config.everything())
+        adopt_weights(path, out)
+        return
+    try:
+        outputs = native_outputs(config, tensors)
+    except ValueError as error:
+        raise InputError.at(path, str(error), "tie the two, or train them on together") from error
+    save_outputs(out, config, config.everything(), outputs)

@@ -12,7 +12,7 @@ from torch import Tensor
 from sprunec.errors import InputError
 from sprunec.masks.two_four import Pattern, choose, density, refuse_uneven, short_tiles
 from sprunec.masks.two_four_files import read_mask_file, save_pattern, write_pattern
-from sprunec.model.checkpoint import read_kept, read_state, save_model
+from sprunec.model.checkpoint import open_model_tensors, read_kept, save_model
 from sprunec.model.shapes import Shape, expected_tensors
 from sprunec.passes.bench import config_of
 from sprunec.passes.job import Job
@@ -20,7 +20,7 @@ from sprunec.plan.sparse import targeted
 
 
 def run(job: Job) -> dict[str, Any]:
-    config, state = config_of(job), read_state(job.inputs["model"])
+    config, state = config_of(job), dict(open_model_tensors(job.inputs["model"]))
     shapes = expected_tensors(config)
     targets = targeted(shapes, job.options["tensors"])
     if not targets:

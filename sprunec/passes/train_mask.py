@@ -6,10 +6,10 @@ from typing import Any
 
 from sprunec.engines.loop import Training, fit, language_model_loss
 from sprunec.masks import criteria
-from sprunec.masks.budgets import Budget, make_budgets, settled
+from sprunec.masks.budgets import make_budgets
 from sprunec.masks.files import save_scores
 from sprunec.masks.lagrangian import Lagrangian
-from sprunec.masks.learn import GateLearner, start_from
+from sprunec.masks.learn import GateLearner, settling, start_from, tie
 from sprunec.masks.units import gate_units
 from sprunec.model.checkpoint import read_kept, save_model
 from sprunec.passes.bench import config_of, open_data, open_lesson, open_model, place_of, traced
@@ -27,15 +27,17 @@ def run(job: Job) -> dict[str, Any]:
     gates = insert_gates(model, blocks, gate_units(options["unit"]))
     batches = (data.batch(first_step + i) for i in range(TAYLOR_BATCHES))
     scores = criteria.taylor(model, gates, batches, language_model_loss, place)
-    budgets = make_budgets(config, options["unit"], options["target"], options["budget"])
+    tied = options["tie_heads"]
+    budgets = make_budgets(config, options["unit"], options["target"], options["budget"], tied)
     learner = GateLearner(
         gates,
-        start_from(scores),
+        start_from(tie(scores) if tied else scores),
         Lagrangian(budgets, options["steps"], options["ramp"]),
         steps=options["steps"],
         rate=options["mask_learning_rate"],
         seed=options["seed"],
         device=place.device,
+        tie_heads=tied,
     )
     lesson = open_lesson(job, model, place, blocks)
     last = fit(
@@ -52,17 +54,6 @@ def run(job: Job) -> dict[str, Any]:
     state = {name: tensor for name, tensor in model.state_dict().items() if ".gates." not in name}
     save_model(job.out, config, read_kept(job.inputs["model"]), state)
     save_scores(job.out, learner.log_alphas)
-    rows = [_row(budget, size, learner) for budget, size in zip(budgets, learner.expected(), strict=True)]
+    rows = [settling(budget, learner.log_alphas) for budget in budgets]
     metrics = {"loss": last["loss"], "steps": last["steps"], "undecided": learner.undecided(), "budgets": rows}
     return metrics | lesson.metrics(last)
-
-
-def _row(budget: Budget, expected: float, learner: GateLearner) -> dict[str, Any]:
-    return {
-        "name": budget.name,
-        "target": budget.target,
-        "expected": expected,
-        "full": budget.full,
-        "settled": settled(budget, expected),
-        "undecided": learner.undecided(budget),
-    }

@@ -13,6 +13,7 @@ from sprunec.errors import Diagnostic, InputError
 from sprunec.model.config import ModelConfig
 from sprunec.plan.distillation import distillation_fits
 from sprunec.plan.draft import MASKS, TRAINS, Draft, Step
+from sprunec.plan.forms import form_fits, heads_tied
 from sprunec.plan.saved_masks import saved_masks_fit
 from sprunec.plan.sizes import size_findings
 from sprunec.plan.sparse import sparse_findings
@@ -225,6 +226,8 @@ CHECKS: tuple[Check, ...] = (
     trained_first,
     sparse_findings,
     emit_last,
+    heads_tied,
+    form_fits,
     data_given,
     text_fits,
     data_set_whole,

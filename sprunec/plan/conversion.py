@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sprunec.durable import write_atomically
 from sprunec.errors import Diagnostic, InputError
 from sprunec.plan.bmcook.document import rebase
-from sprunec.plan.bmcook.files import is_bmcook
 from sprunec.plan.bmcook.flags import NO_FLAGS, Flags
 from sprunec.plan.opening import read_any
 from sprunec.plan.plan import check_source
-from sprunec.plan.source import read_source
 
 
 def convert_plan(
@@ -30,21 +28,23 @@ def convert_plan(
         InputError: the files make no plan, or there is another file at `output`.
     """
     source = read_any(path, flags, seconds)
-    found = check_source(source, incomplete=True)[1]
-    if not is_bmcook(read_source(path)):
+    if "" not in source.origins:
         raise InputError.at(path, "this is a plan already", "name bmcook.json")
+    found = check_source(source, incomplete=True)[1]
     if any(finding.severity == "error" for finding in found):
         raise InputError(*found)
     document: dict[str, Any] = source.value
     if output is not None:
         document = rebase(document, output.parent)
         text = plan_text(document)
+        if output.is_dir():
+            raise InputError.at(output, "this is a folder", "name a file in it")
         if output.exists() and output.read_text(encoding="utf-8", errors="replace") != text:
             raise InputError.at(output, "there is a file already", "remove it, or name another")
-        output.parent.mkdir(parents=True, exist_ok=True)
-        aside = output.with_name(f".{output.name}.{os.getpid()}")
-        aside.write_text(text, encoding="utf-8")
-        os.replace(aside, output)
+        try:
+            write_atomically(output, text)
+        except OSError as error:
+            raise InputError.at(output, f"cannot be written: {error.strerror}", "name another file") from error
     return document, found
 
 

@@ -92,6 +92,8 @@ def finish(options: dict[str, Any], folder: Path) -> Mapping[str, Any]:
     if "unit" in options:
         options["unit"] = as_list(options["unit"])
         options["target"] = _target(options["target"])
+        if "gates_for" in options:
+            options["gates_for"] = _target(options["gates_for"])
         options.setdefault("budget", default_budget(options["unit"], options["target"]))
     if "path" in options:
         options["path"] = tuple(folder / path for path in as_list(options["path"]))

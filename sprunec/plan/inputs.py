@@ -11,8 +11,10 @@ from typing import Any
 from sprunec.data.sets import DEFAULT_BLOCK, set_files
 from sprunec.errors import Diagnostic, InputError
 from sprunec.model.config import ModelConfig
+from sprunec.model.hf import native_shapes
 from sprunec.model.shapes import Shape, expected_tensors, read_header
 from sprunec.plan.draft import Draft, as_list
+from sprunec.plan.forms import package_findings
 from sprunec.plan.models import inline_config, read_config
 
 
@@ -38,23 +40,24 @@ def model_config(draft: Draft, *, incomplete: bool = False) -> tuple[ModelConfig
     if incomplete and "/model/config" in draft.source.assumed:
         hint = "give it with --model-config; without it sizes are not checked"
         return None, [draft.source.warn("missing-file", "/model/config", message, hint)]
-    return None, [
-        draft.source.find("missing-file", "/model/config", message, "paths are relative to the plan's folder")
-    ]
+    return None, [draft.source.find("missing-file", "/model/config", message, _where(draft))]
+
+
+def _where(draft: Draft) -> str:
+    """What paths start from: BMCook's files mean the current directory."""
+    start = "current directory" if "" in draft.source.origins else "plan's folder"
+    return f"paths are relative to the {start}"
 
 
 def input_findings(draft: Draft, config: ModelConfig | None, strict: bool) -> Iterator[Diagnostic]:
-    """What is wrong with checkpoint, data and masks; a missing one is a warning unless `strict`."""
+    """What is wrong with checkpoint, data, masks and packages; a missing one is a warning unless `strict`."""
+    yield from package_findings(draft, strict)
     for pointer, path, what in named_files(draft):
         if pointer in draft.source.assumed and not strict:
             continue  # that nobody has given it has been told
         if not os.path.exists(path):
             finding = draft.source.warn("missing-file", pointer, f"there is no {what} {path}", "run will need it")
-            yield (
-                replace(finding, severity="error", hint="paths are relative to the plan's folder")
-                if strict
-                else finding
-            )
+            yield (replace(finding, severity="error", hint=_where(draft)) if strict else finding)
         elif what != "checkpoint" and os.path.isdir(path):
             yield draft.source.find("not-a-file", pointer, f"{what} {path} is a folder", "name the files in it")
         elif what == "checkpoint" and config is not None and path.suffix == ".safetensors" and path.is_file():
@@ -101,7 +104,7 @@ def _set_files(draft: Draft, pointer: str, written: Any, block_size: int) -> Ite
 
 def _checkpoint(draft: Draft, pointer: str, path: Path, config: ModelConfig) -> Iterator[Diagnostic]:
     try:
-        found = read_header(path)
+        found = native_shapes(config, read_header(path))
     except InputError as error:
         yield from (draft.source.find(d.code, pointer, f"{path}: {d.message}", d.hint) for d in error.diagnostics)
         return
@@ -119,8 +122,6 @@ def _unlike(found: dict[str, Shape], expected: dict[str, Shape]) -> tuple[str, s
     """What the file lacks or has in another shape, and what to do; empty when it fits."""
     missing = [name for name in expected if name not in found]
     other = [name for name in expected if name in found and found[name] != expected[name]]
-    if missing and any(name.startswith("cpmant.") for name in found):
-        return "this is a Hugging Face checkpoint, a form that isn't read", "give one with CPM-Live's names"
     if other:
         name = other[0]
         more = f" ({len(other) - 1} more differ)" if len(other) > 1 else ""

@@ -8,6 +8,7 @@ from typing import Any
 
 from sprunec.errors import Diagnostic, InputError
 from sprunec.model.config import ModelConfig
+from sprunec.model.hf import STOCK, is_huggingface, native_keys
 from sprunec.plan.explain import schema_findings
 from sprunec.plan.schema import properties
 from sprunec.plan.source import Source, read_source
@@ -25,14 +26,31 @@ _SIZES = ("vocab_size", "dim_model", "num_heads", "dim_head", "dim_ff", "num_lay
 
 
 def read_config(path: str) -> tuple[ModelConfig | None, list[Diagnostic]]:
-    """A config file; keys that it has beyond ours are warnings, since CPM-Live's own files carry some."""
+    """A config file, Hugging Face's too; keys beyond ours are warnings, since CPM-Live's own files carry some."""
     try:
-        source = read_source(path)
+        source = read_native(path)
     except InputError as error:
         return None, list(error.diagnostics)
     found = [_excuse(source, finding) for finding in schema_findings(source, "model")]
     found = [finding for finding in found if finding.code != "older-key"]
     return _finish(source, "", source.value, [*source.problems, *found])
+
+
+def read_native(path: str) -> Source:
+    """A config file, in CPM-Live's keys whichever it is written in.
+
+    Raises:
+        InputError: it is not JSON, or Hugging Face's config of another family.
+    """
+    source = read_source(path)
+    if not is_huggingface(source.value):
+        return source
+    try:
+        return replace(source, value=native_keys(source.value))
+    except ValueError as error:
+        message = f"this is a Hugging Face config, and {error}"
+        hint = f'give one with "model_type": "{STOCK}", or write it in CPM-Live\'s keys'
+        raise InputError(source.find("foreign-config", "/model_type", message, hint)) from None
 
 
 def inline_config(source: Source, prefix: str, value: Any) -> tuple[ModelConfig | None, list[Diagnostic]]:

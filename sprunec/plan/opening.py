@@ -8,10 +8,12 @@ from pathlib import Path
 
 from sprunec.errors import InputError
 from sprunec.plan.bmcook.convert import convert
-from sprunec.plan.bmcook.files import is_bmcook, kind_of
+from sprunec.plan.bmcook.files import SECTIONS, is_bmcook, kind_of
 from sprunec.plan.bmcook.flags import NATIVE, NO_FLAGS, Flags, foreign_to_native, native_overrides, option
+from sprunec.plan.explain import nearest
 from sprunec.plan.override import override
 from sprunec.plan.source import Source, read_source
+from sprunec.plan.text import show
 
 
 def read_any(path: str | Path, flags: Flags = NO_FLAGS, seconds: Sequence[str | Path] = ()) -> Source:
@@ -23,6 +25,8 @@ def read_any(path: str | Path, flags: Flags = NO_FLAGS, seconds: Sequence[str | 
     Raises:
         InputError: there is no such plan, or flags that it has no place for.
     """
+    for flag in flags.not_finite():
+        raise InputError.at(flag, "this is no finite number", "give one")
     source = read_source(path)
     if is_bmcook(source):
         return convert(source, seconds, flags)
@@ -32,6 +36,12 @@ def read_any(path: str | Path, flags: Flags = NO_FLAGS, seconds: Sequence[str | 
     if "dim_model" in source.value and "passes" not in source.value:
         message = "this is a model config, not a plan"
         raise InputError(source.find("foreign-file", "", message, "look into it with sprunec inspect"))
+    meant = {name: nearest(name, SECTIONS) for name in source.value}
+    if "passes" not in source.value and (any(meant.values()) or not source.value):
+        near = next((f"did you mean {show(section)}?" for section in meant.values() if section), "")
+        message = "this is neither a plan nor a bmcook.json"
+        hint = near or 'a plan has "passes", bmcook.json a section such as "pruning"'
+        raise InputError(source.find("foreign-file", "", message, hint))
     foreign = foreign_to_native(flags)
     if foreign or seconds:
         what = foreign[0] if foreign else str(seconds[0])

@@ -41,7 +41,8 @@ def saved_masks_fit(draft: Draft, config: ModelConfig | None) -> Iterator[Diagno
 
 def _files_read(draft: Draft) -> dict[str, str]:
     """What the plan reads, by real path: itself, its model config, and the files it names."""
-    read = {_real(Path(draft.source.file)): "own file"}
+    read = {_real(Path(origin.file)): "own file" for origin, _ in draft.source.origins.values()}
+    read[_real(Path(draft.source.file))] = "own file"
     config = draft.section("model").get("config")
     if isinstance(config, str):
         read[_real(draft.folder / config)] = "model config"

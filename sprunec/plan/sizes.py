@@ -27,6 +27,7 @@ def size_findings(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnost
     for step in draft.steps:
         if step.name in MASKS and step.options is not None:
             found = list(_targets(draft, step, left, cut))
+            found += list(_gates(draft, step, left, cut)) if "gates_for" in step.options else []
             yield from found
             left = _after(step, left, [finding.pointer for finding in found])
             cut = True
@@ -34,15 +35,26 @@ def size_findings(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnost
             left, cut = left.unknown(), True
 
 
-def _targets(draft: Draft, step: Step, left: Left, cut: bool) -> Iterator[Diagnostic]:
+def _gates(draft: Draft, step: Step, left: Left, cut: bool) -> Iterator[Diagnostic]:
+    """What the gates learn is measured as what is cut."""
     options = step.options or {}
-    if "parameters" in options["target"]:
-        yield from _parameters(draft, step, left, cut)
-    strangers = mismatched(options["unit"], options["target"])
-    for key, wanted in options["target"].items():
+    if options["gates_for"].keys() == options["target"].keys():
+        yield from _targets(draft, step, left, cut, "gates_for")
+        return
+    names = " and ".join(options["target"])
+    message = f"gates_for gives {' and '.join(options['gates_for'])}, the target {names}"
+    yield draft.source.find("unlike-targets", f"{step.pointer}/gates_for", message, f"give {names} in both", key=True)
+
+
+def _targets(draft: Draft, step: Step, left: Left, cut: bool, where: str = "target") -> Iterator[Diagnostic]:
+    options = step.options or {}
+    if "parameters" in options[where]:
+        yield from _parameters(draft, step, left, cut, where)
+    strangers = mismatched(options["unit"], options[where])
+    for key, wanted in options[where].items():
         if key not in _WORDS or key in strangers:
             continue
-        pointer, most = f"{step.pointer}/target/{key}", left.most(key, options["budget"])
+        pointer, most = f"{step.pointer}/{where}/{key}", left.most(key, options["budget"])
         if wanted > most:
             message = f"{wanted} is above {most}, the {_WORDS[key]} that {_whose(cut)}"
             hint = f"give less than {most}" if most > 1 else f"take {key} out"
@@ -52,12 +64,12 @@ def _targets(draft: Draft, step: Step, left: Left, cut: bool) -> Iterator[Diagno
             yield draft.source.warn("nothing-to-cut", pointer, message, "give less, or remove the pass")
 
 
-def _parameters(draft: Draft, step: Step, left: Left, cut: bool) -> Iterator[Diagnostic]:
+def _parameters(draft: Draft, step: Step, left: Left, cut: bool, where: str) -> Iterator[Diagnostic]:
     options = step.options or {}
-    wanted, least = options["target"]["parameters"], left.least_parameters(options["unit"])
-    pointer = f"{step.pointer}/target/parameters"
+    wanted, least = options[where]["parameters"], left.least_parameters(options["unit"])
+    pointer = f"{step.pointer}/{where}/parameters"
     hint = f"give more than {least:,} and less than {left.parameters:,}"
-    written = show(step.given["target"]["parameters"])
+    written = show(step.given[where]["parameters"])
     if wanted > left.parameters:
         message = f"{written} is above the {left.parameters:,} parameters that {_whose(cut)}"
         yield draft.source.find("target-too-large", pointer, message, hint)

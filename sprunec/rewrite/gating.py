@@ -16,7 +16,7 @@ from sprunec.errors import TraceError
 from sprunec.model.config import LayerKept
 from sprunec.rewrite.edits import copy_graph
 from sprunec.rewrite.sites import factors
-from sprunec.rewrite.surgery import build
+from sprunec.rewrite.surgery import build, index_device
 from sprunec.rewrite.trace import TracedBlock
 
 SUBLAYERS = ("attention", "feed_forward")
@@ -59,9 +59,10 @@ def insert_gates(model: nn.Module, blocks: Sequence[TracedBlock], units: Iterabl
 
 def mask(model: nn.Module, blocks: Sequence[TracedBlock], kept: Sequence[LayerKept]) -> nn.Module:
     """The model at full size with everything outside `kept` multiplied by 0, in place."""
+    devices = {block.index: index_device(block) for block in blocks}
     gates = insert_gates(model, blocks, [unit for unit in UNITS if unit != "block"])
     for (index, unit), size in gates.sizes.items():
-        gate = torch.zeros(size, device=next(model.parameters()).device)
+        gate = torch.zeros(size, device=devices[index])
         gate[list(_kept_units(kept[index], unit))] = 1.0
         gates.set(index, unit, gate)
     for block in blocks:
@@ -103,7 +104,7 @@ def _gated(block: TracedBlock, sizes: Mapping[str, int]) -> fx.GraphModule:
         else:
             _gate_branches(block, graph, unit)
     state = block.tensors()
-    device = next(iter(state.values())).device
+    device = index_device(block)
     gates = {f"gates.{unit}": torch.ones(size, device=device) for unit, size in sizes.items()}
     kept = set(block.module.state_dict(keep_vars=True))
     saved = {name: tensor for name, tensor in state.items() if name in kept}

@@ -9,7 +9,9 @@ from typing import Any
 from sprunec.errors import InputError
 from sprunec.model.checkpoint import empty_model, read_shapes
 from sprunec.model.config import ModelConfig
-from sprunec.model.cpm_ant import example_inputs
+from sprunec.model.cpm_ant import block_kinds, example_inputs
+from sprunec.model.hf import native_shapes
+from sprunec.model.origin import origin_words
 from sprunec.model.shapes import expected_tensors, guess_config
 from sprunec.plan.models import read_config
 from sprunec.rewrite.trace import TracedBlock, trace_blocks
@@ -24,8 +26,9 @@ def inspect_model(path: Path) -> dict[str, Any]:
     """
     if path.is_dir():
         config = _config(path / "config.json")
-        check_shapes(config, read_shapes(path), path)
-        return describe(config)
+        check_shapes(config, native_shapes(config, read_shapes(path)), path)
+        origin = origin_words(path)
+        return describe(config) | ({"origin": origin} if origin is not None else {})
     if path.suffix == ".json":
         return describe(_config(path))
     return describe(guess_config(read_shapes(path), path))
@@ -33,7 +36,7 @@ def inspect_model(path: Path) -> dict[str, Any]:
 
 def describe(config: ModelConfig) -> dict[str, Any]:
     """The model's shape, and the sites that a trace of it on the meta device finds."""
-    blocks = trace_blocks(empty_model(config), example_inputs(config))
+    blocks = trace_blocks(empty_model(config), example_inputs(config), block_kinds(config))
     return {
         "family": config.family,
         "parameters": {"total": config.parameters(), "prunable": config.prunable_parameters()},

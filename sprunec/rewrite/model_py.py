@@ -42,13 +42,19 @@ def place(module: nn.Module, name: str, value, persistent: bool = True) -> None:
 
 LOAD = '''
 
+def empty(directory) -> CPMAnt:
+    """The model on the meta device: a shape without memory."""
+    config = json.loads((Path(directory) / "config.json").read_text())
+    with torch.device("meta"):
+        return CPMAnt(config, [layer() for layer in LAYERS], CACHE_SHAPES)
+
+
 def load(directory, device="cpu") -> CPMAnt:
     """The model with its weights, in eval mode."""
     from safetensors.torch import load_file
 
     directory = Path(directory)
-    config = json.loads((directory / "config.json").read_text())
-    model = CPMAnt(config, [layer() for layer in LAYERS], CACHE_SHAPES)
+    model = empty(directory)
     index = directory / "model.safetensors.index.json"
     files = ["model.safetensors"]
     if index.exists():

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from sprunec.errors import TraceError
-from sprunec.model.checkpoint import read_state, write_state
 from sprunec.model.config import LayerKept
+from sprunec.model.tensors import Tensors, open_tensors, runs
 from sprunec.rewrite.axes import Groups
 from sprunec.rewrite.program import Program, Residual
 from sprunec.rewrite.sites import SUBLAYER_OF
+from sprunec.rewrite.slices import select
 from sprunec.rewrite.trace import TracedBlock
 
 Indices = tuple[int, ...]
@@ -40,20 +41,18 @@ class Recipe:
 
     def cut_one(self, name: str, tensor: Tensor) -> Tensor:
         for dim, kept in self.slices.get(name, {}).items():
-            tensor = tensor.index_select(dim, torch.tensor(kept, dtype=torch.long, device=tensor.device))
+            tensor = select(tensor, dim, kept)
         return tensor
 
     def expand(self, full: Mapping[str, Tensor], small: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`full` with the small model's tensors put back where they were cut from; cut parts keep what `full` has."""
-        result = dict(full)
-        for name, tensor in small.items():
-            if name in self.slices:
-                dims = self.slices[name]
-                grid = [torch.tensor(dims.get(d, range(size))) for d, size in enumerate(full[name].shape)]
-                result[name] = full[name].clone()
-                result[name][torch.meshgrid(*grid, indexing="ij")] = tensor.to(full[name].dtype)
-            else:
-                result[name] = tensor
+        return dict(full) | {name: self.expand_one(name, full.get(name, small[name]), small[name]) for name in small}
+
+    def expand_one(self, name: str, full: Tensor, small: Tensor) -> Tensor:
+        if name not in self.slices:
+            return small
+        result = full.clone()
+        _put_back(result, small.to(full.dtype), sorted(self.slices[name].items()))
         return result
 
     def then(self, later: Recipe) -> Recipe:
@@ -73,7 +72,7 @@ class Recipe:
             if name in self.removed:
                 entry["kept"] = None
             elif name in self.slices:
-                entry["kept"] = {str(dim): _runs(kept) for dim, kept in self.slices[name].items()}
+                entry["kept"] = {str(dim): [list(run) for run in runs(kept)] for dim, kept in self.slices[name].items()}
             entries[name] = entry
         return {"tensors": entries}
 
@@ -158,18 +157,19 @@ def _tensor_slices(groups: Groups, keep: Keep) -> dict[str, dict[int, Indices]]:
     return found
 
 
+def _put_back(full: Tensor, small: Tensor, dims: Sequence[tuple[int, Indices]]) -> None:
+    """Write `small` into the places of `full`, in place, that `dims` keep."""
+    (dim, kept), *rest = dims
+    index = torch.tensor(kept, dtype=torch.long, device=full.device)
+    if rest:
+        part = full.index_select(dim, index)
+        _put_back(part, small, rest)
+        small = part
+    full.index_copy_(dim, index, small)
+
+
 def _state(block: TracedBlock) -> set[str]:
     return set(block.module.state_dict(keep_vars=True))
-
-
-def _runs(indices: Indices) -> list[list[int]]:
-    runs: list[list[int]] = []
-    for index in indices:
-        if runs and runs[-1][1] == index:
-            runs[-1][1] = index + 1
-        else:
-            runs.append([index, index + 1])
-    return runs
 
 
 def _indices(runs: Iterable[Sequence[int]]) -> Indices:
@@ -179,16 +179,15 @@ def _indices(runs: Iterable[Sequence[int]]) -> Indices:
 # --- beside a small model: where it comes from ---
 
 
-def save_origin(directory: Path, recipe: Recipe, full: Mapping[str, Tensor]) -> None:
-    """Keep the recipe of everything cut so far, and the full-shape tensors with the cut parts' last values."""
+def save_recipe(directory: Path, recipe: Recipe, shapes: Mapping[str, Sequence[int]]) -> Path:
+    """Keep the recipe of everything cut so far; what comes back is the place for the full-shape tensors."""
     origin = directory / "origin"
     origin.mkdir()
-    write_state(full, origin)
-    shapes = {name: tuple(tensor.shape) for name, tensor in full.items()}
     (origin / "recipe.json").write_text(json.dumps(recipe.to_dict(shapes)))
+    return origin
 
 
-def read_origin(directory: Path) -> tuple[Recipe, dict[str, Tensor]]:
-    """What `save_origin` kept."""
-    recipe = Recipe.from_dict(json.loads((directory / "origin" / "recipe.json").read_text()))
-    return recipe, read_state(directory / "origin")
+def read_origin(directory: Path) -> tuple[Recipe, Tensors]:
+    """A recipe, and the full-shape tensors with the cut parts' last values."""
+    document = json.loads((directory / "origin" / "recipe.json").read_text())
+    return Recipe.from_dict(document), open_tensors(directory / "origin").only(document["tensors"])

@@ -69,7 +69,7 @@ def _declarations(module: nn.Module) -> list[str]:
         if name in state:
             lines.append(f'place(self, "{name}", {_empty(buffer)[len("nn.Parameter(") : -1]})')
         else:
-            lines.append(f'place(self, "{name}", torch.tensor({buffer.tolist()}), persistent=False)')
+            lines.append(f'place(self, "{name}", torch.tensor({buffer.tolist()}, device="cpu"), persistent=False)')
     for name, child in module.named_modules():
         if type(child) is not nn.Module and name and not isinstance(child, fx.GraphModule):
             lines.append(f'place(self, "{name}", nn.{child!r})')

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import traceback
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,14 +77,24 @@ def trace(model: nn.Module, *inputs: Any) -> tuple[TracedBlock, ...]:
     return trace_blocks(model, {path: {"forward": given} for path, given in seen.items()})
 
 
-def trace_blocks(model: nn.Module, inputs: Mapping[str, Inputs]) -> tuple[TracedBlock, ...]:
-    """Trace every block that has inputs: by block path, then by method name."""
+def trace_blocks(
+    model: nn.Module, inputs: Mapping[str, Inputs], kinds: Mapping[str, Hashable] | None = None
+) -> tuple[TracedBlock, ...]:
+    """Trace every block that has inputs: by block path, then by method name.
+
+    Args:
+        kinds: by block path; blocks of one kind have the same code, constants and shapes, and are traced once.
+    """
     owners = Counter(id(tensor) for _, block in blocks(model) for tensor in {*block.parameters()})
-    return tuple(
-        _trace_block(index, path, block, inputs[path], owners)
-        for index, (path, block) in enumerate(blocks(model))
-        if path in inputs
-    )
+    known: dict[Hashable, Mapping[str, Program]] = {}
+    found = []
+    for index, (path, block) in enumerate(blocks(model)):
+        if path in inputs:
+            kind = path if kinds is None else kinds[path]
+            if kind not in known:
+                known[kind] = {method: _program(path, block, method, given) for method, given in inputs[path].items()}
+            found.append(_read_block(index, path, block, known[kind], owners))
+    return tuple(found)
 
 
 def blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -96,8 +106,9 @@ def blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield from ((f"{name}.{child}", block) for child, block in module.named_children())
 
 
-def _trace_block(index: int, path: str, block: nn.Module, inputs: Inputs, owners: Mapping[int, int]) -> TracedBlock:
-    programs = {method: _program(path, block, method, given) for method, given in inputs.items()}
+def _read_block(
+    index: int, path: str, block: nn.Module, programs: Mapping[str, Program], owners: Mapping[int, int]
+) -> TracedBlock:
     shared = {name for name, tensor in block.named_parameters() if owners[id(tensor)] > 1}
     sites, fixed, notes = find_sites(path, block, programs, shared)
     return TracedBlock(index, path, block, programs, sites, fixed, notes)

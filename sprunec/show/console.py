@@ -120,6 +120,7 @@ def step_words(event: Mapping[str, Any]) -> list[str]:
         words.append(f"size {worst['expected']:.1f} -> {worst['target']:.1f}{name}")
     if event.get("undecided"):
         words.append(f"{event['undecided']:,} undecided")
+    words += ["skipped"] if event.get("skipped") else []
     rate = event["tokens_per_second"]
     return [*words, f"{rate:,.0f} tokens/s"] if is_finite(rate) else words
 

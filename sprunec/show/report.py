@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sprunec.durable import write_atomically
 from sprunec.show.console import duration, metric_words
 from sprunec.show.plots import kept_drawings, loss_chart, mask_charts, text
 from sprunec.show.tables import (
     MODELS,
     NOTHING,
     comparison_words,
+    form_words,
     is_finite,
     model_rows,
     number,
@@ -67,11 +68,9 @@ svg { display: block; width: 100%; height: auto; } svg text { fill: var(--soft);
 def write_html(out: Path) -> Path:
     """Write OUT/report.html from OUT/report.json and OUT/events.jsonl; a reader never sees half a page."""
     report = json.loads((out / "report.json").read_text(encoding="utf-8"))
-    page = out / "report.html"
-    draft = out / f".report.html.{os.getpid()}"
+    page, words = out / "report.html", page_text(report, read_events(out / "events.jsonl"))
     # A sample may hold half a surrogate pair, which UTF-8 cannot: a question mark must do.
-    draft.write_text(page_text(report, read_events(out / "events.jsonl")), encoding="utf-8", errors="replace")
-    os.replace(draft, page)
+    write_atomically(page, words.encode("utf-8", "replace").decode("utf-8"))
     return page
 
 
@@ -90,7 +89,7 @@ def page_text(report: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) ->
     """The whole page, top to bottom."""
     title = text(plan_name(report))
     sections = [
-        section("Models", models_table(report), f"<p>{text(comparison_words(report))}</p>"),
+        section("Models", models_table(report), *(f"<p>{text(line)}</p>" for line in compared(report))),
         section("Training loss", loss_chart(events)),
         section("Distillation loss", loss_chart(events, "distillation", "weighted sum of the distillation losses")),
         section("Size of the masks while they learn", *mask_charts(events)),
@@ -108,6 +107,10 @@ def page_text(report: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) ->
 {"".join(sections)}
 </main></body></html>
 """
+
+
+def compared(report: Mapping[str, Any]) -> list[str]:
+    return [comparison_words(report), *form_words(report)]
 
 
 def plan_name(report: Mapping[str, Any]) -> str:

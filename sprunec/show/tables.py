@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from math import isfinite
 from typing import Any, Literal
@@ -120,7 +121,8 @@ def result_table(report: Mapping[str, Any]) -> RenderableType:
     table = new_table(*columns, right=columns[1:])
     for cells in model_rows(report):
         add_row(table, *cells, style="bold" if cells[0] == "small" else "")
-    return Group(table, Text(comparison_words(report), style="dim"))
+    words = [comparison_words(report), *form_words(report)]
+    return Group(table, *(Text(line, style="dim") for line in words))
 
 
 def model_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -151,6 +153,18 @@ def comparison_words(report: Mapping[str, Any]) -> str:
         single, largest = found["float32_difference"], found["largest_logit"]
         words += f"; in float32 arithmetic {single:.2g}, on logits up to {largest:.2g}"
     return words
+
+
+def form_words(report: Mapping[str, Any]) -> list[str]:
+    """One line for each emitted form that was opened again."""
+    lines = []
+    for form, found in (report.get("formats") or {}).items():
+        difference, tolerance = found["max_abs_difference"], found["tolerance"]
+        inside = difference is not None and difference <= tolerance
+        verdict = f"{'within' if inside else 'ABOVE'} the tolerance {tolerance:.2g} of {found['dtype']}"
+        over = plural(found["tokens"], "token")
+        lines.append(f"{form}, opened again: max |delta logit| {number(difference, '.2g')}, {verdict}, over {over}")
+    return lines
 
 
 def kept_table(report: Mapping[str, Any]) -> RenderableType:
@@ -192,6 +206,20 @@ def width_cells(width: Any, total: int) -> tuple[Text, str]:
 
 
 # ---- inspect
+
+
+def waste_table(document: Mapping[str, Any], dry_run: bool) -> RenderableType:
+    """What goes, and how much that is in all."""
+    size, entries = number(document["bytes"]), document["entries"]
+    verb = "could be" if dry_run else "are"
+    head = f"{document['out']}: {size} bytes in {plural(len(entries), 'item')} {verb} removed"
+    if not entries:
+        return Text(printable(f"{document['out']}: nothing to remove"))
+    table = new_table("bytes", "what", "why", right=("bytes",))
+    for entry in entries:
+        name = re.sub("([0-9a-f]{12})[0-9a-f]{52}", r"\1", entry["path"].rpartition("/")[2])
+        add_row(table, number(entry["bytes"]), name, entry["reason"])
+    return Group(Text(printable(head), style="bold"), table)
 
 
 def inspect_table(document: Mapping[str, Any]) -> RenderableType:

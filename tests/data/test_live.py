@@ -19,7 +19,7 @@ from sprunec.data.sets import read_set
 from sprunec.data.writing import write_dataset
 from sprunec.engines.loop import language_model_loss
 from sprunec.errors import InputError
-from sprunec.passes.compare import _cached_difference
+from sprunec.model.walk import cached_difference
 from tests.conftest import tiny_model
 from tests.data.live_sets import some_records
 from tests.data.naive import COLUMNS, LIMITS, PROMPT, ROWS, WORDS, as_lists, naive_batch, naive_example, naive_rows
@@ -154,7 +154,7 @@ def test_packed_rows_and_visible_ends_decode_as_one_forward() -> None:
     for columns in (used, COLUMNS):
         batch = Packer(PROMPT, columns, WORDS).pack([[examples[0], last]])
         assert int(batch.inputs["input"][0, used - 2]) == WORDS + PROMPT * last.task + PROMPT - 1
-        assert _cached_difference(model, batch) < 1e-12
+        assert cached_difference(model, batch.inputs) < 1e-12
 
 
 def test_ids_of_prompts_among_words_are_exact_and_others_unchanged() -> None:

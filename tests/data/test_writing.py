@@ -17,6 +17,7 @@ from sprunec.cli import app
 from sprunec.data.vocabulary import Vocabulary, read_vocabulary
 from sprunec.data.writing import make_dataset
 from sprunec.errors import InputError
+from sprunec.plan.schema import validator
 from tests.data.live_sets import blocks_of, read_v1, some_records
 from tests.data.test_vocabulary import PIECES, SPECIAL, file_of
 
@@ -155,3 +156,20 @@ def test_make_data_tells_what_is_wrong(tmp_path: Path, words: Vocabulary) -> Non
     assert "give at least 66" in outcome(text, "--out", out, "--vocab", vocab, "--max-length", "65")
     assert "something already" in outcome(text, "--out", str(tmp_path), "--vocab", vocab)
     assert not (tmp_path / "set").exists()
+
+
+def test_make_data_prints_one_document(tmp_path: Path, words: Vocabulary) -> None:
+    (tmp_path / "a.txt").write_text((SENTENCE * 5 + "\n") * 3, encoding="utf-8")
+    vocab, out = str(tmp_path / "vocab.txt"), str(tmp_path / "set")
+    arguments = ["make-data", str(tmp_path / "a.txt"), "--out", out, "--vocab", vocab, "--json"]
+    made = json.loads(CliRunner().invoke(app, arguments).stdout)
+    assert [error.message for error in validator("dataset").iter_errors(made)] == []
+    assert (made["directory"], made["documents"]) == (out, 3)
+    assert json.loads(CliRunner().invoke(app, arguments).stdout)["valid"] is False
+
+
+def test_text_of_another_language_is_told_as_such(tmp_path: Path, words: Vocabulary) -> None:
+    (tmp_path / "a.txt").write_text("xyz" * 30, encoding="utf-8")
+    with pytest.raises(InputError, match="90 tokens are unknown to the vocabulary"):
+        make_dataset(tmp_path / "set", [tmp_path / "a.txt"], words)
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []

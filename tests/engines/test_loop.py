@@ -178,12 +178,18 @@ def test_a_companion_is_called_in_turn_and_adds_to_the_event() -> None:
         def before(self, step: int, model_step: int) -> None:
             calls.append(("before", step, model_step))
 
+        def finite(self) -> bool:
+            return True
+
         def backward(self, unscale: float) -> None:
             calls.append(("backward", unscale))
 
         def after(self, step: int) -> dict[str, Any]:
             calls.append(("after", step))
             return {"extra": step}
+
+        def state(self) -> dict[str, Any]:
+            return {}
 
     model, events = tiny_model(), []
     last = fit(

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
+from sprunec.durable import put_file
 from sprunec.masks.files import load_scores, save_scores, write_mask, write_masks
 from sprunec.masks.matching import read_masks
-from sprunec.masks.writing import put_file
 from sprunec.model.config import LayerKept, ModelConfig
 from tests.conftest import tiny_config
 

@@ -87,14 +87,23 @@ def test_a_scaled_loss_is_unscaled() -> None:
     assert all(torch.allclose(results[0][key], results[1][key], atol=1e-6) for key in results[0])
 
 
-def test_an_overflowed_gradient_leaves_only_the_penalty() -> None:
-    _, learner = make()
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_an_overflowed_gradient_of_one_gate_is_told_and_a_skipped_step_moves_nothing(value: float) -> None:
+    model, learner = make()
     learner.before(0, 0)
-    for leaf in learner._leaves.values():
-        leaf.grad = torch.full_like(leaf, float("inf"))
-    learner.backward(1.0)
-    plain = penalty_only()
-    assert all(torch.equal(value, plain[key]) for key, value in gradients(learner).items())
+    loss(model).backward()
+    assert learner.finite()
+    leaf = list(learner._leaves.values())[-1]
+    leaf.grad[0] = value
+    before, multipliers = (
+        [v.detach().clone() for v in learner.log_alphas.values()],
+        learner.lagrangian.multipliers.clone(),
+    )
+    assert not learner.finite()
+    event = learner.skip(0)
+    assert all(torch.equal(a, b) for a, b in zip(before, learner.log_alphas.values(), strict=True))
+    assert torch.equal(multipliers, learner.lagrangian.multipliers)
+    assert [row["expected"] for row in event["budgets"]] == learner.expected()
 
 
 def test_one_draw_serves_all_backward_passes_of_a_step() -> None:

@@ -79,9 +79,22 @@ def test_extra_tensors_are_a_warning(tmp_path: Path) -> None:
     assert found == [("checkpoint-extra", "has tensors that the config doesn't name: lm_head.weight")]
 
 
-def test_hugging_face_names_are_recognised(tmp_path: Path) -> None:
-    found = findings(tmp_path, {f"cpmant.{name}": shape for name, shape in expected().items()})
-    assert found == [("checkpoint-mismatch", "this is a Hugging Face checkpoint, a form that isn't read")]
+def hugging_face() -> dict[str, tuple[int, ...]]:
+    """Its shapes for the same model: words and prompts in one table, and a head of its own."""
+    shapes = {f"cpmant.{name}": shape for name, shape in expected().items()}
+    prompts, width = shapes.pop("cpmant.prompt_embedding.weight")
+    words = shapes["cpmant.input_embedding.weight"][0]
+    return shapes | {"cpmant.input_embedding.weight": (words + prompts, width), "lm_head.weight": (words, width)}
+
+
+def test_hugging_face_names_are_read(tmp_path: Path) -> None:
+    assert findings(tmp_path, hugging_face()) == []
+
+
+def test_hugging_face_table_without_prompts_is_told(tmp_path: Path) -> None:
+    shapes = hugging_face() | {"cpmant.input_embedding.weight": (97, 24)}
+    message = "prompt_embedding.weight is [0, 24] and the config says [20, 24]"
+    assert findings(tmp_path, shapes) == [("checkpoint-mismatch", message)]
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def test_training_options_flow_from_schema_to_plan_to_pass() -> None:
     shared |= {"optimizer": "adamw", "betas": (0.9, 0.999), "checkpoint_every": 200, "distillation": None}
     assert options(plan, 0) == shared | {"steps": 200, "learning_rate": 1.0, "schedule": "linear", "warmup_steps": 10}
     assert options(plan, 2) == shared | {"steps": 50, "learning_rate": 0.001, "schedule": "constant", "warmup_steps": 5}
-    assert options(plan, 4) == {"formats": ("sprunec",)}
+    assert options(plan, 4) == {"formats": ("sprunec",), "dtype": "keep"}
 
 
 def test_numbers_take_the_type_of_their_schema() -> None:
@@ -67,6 +67,7 @@ def test_score_masks_without_training() -> None:
         "target": {"num_attention": 2, "num_feed_forward": 2},
         "budget": "global",
         "mask_form": "bmcook",
+        "tie_heads": False,
     }
     assert options(plan, 1)["budget"] == "global"
     assert options(plan, 2)["target"] == {"parameters": 12500}

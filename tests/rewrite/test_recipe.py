@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from sprunec.errors import TraceError
+from sprunec.model.checkpoint import write_state
 from sprunec.model.config import LayerKept, local
 from sprunec.model.cpm_ant import build, example_inputs
 from sprunec.rewrite.axes import Groups
-from sprunec.rewrite.recipe import Recipe, dim_indices, make_recipe, read_origin, save_origin
+from sprunec.rewrite.recipe import Recipe, dim_indices, make_recipe, read_origin, save_recipe
 from sprunec.rewrite.trace import trace_blocks
 from tests.conftest import tiny_config, tiny_model
 
@@ -167,7 +168,7 @@ def test_the_entries_of_a_product_follow_its_outer_factor() -> None:
 
 def test_an_origin_reads_back_from_disk(tmp_path: Path) -> None:
     recipe, full = cpm_recipe(FIRST), tiny_model().state_dict()
-    save_origin(tmp_path, recipe, full)
+    write_state(full, save_recipe(tmp_path, recipe, {name: tuple(tensor.shape) for name, tensor in full.items()}))
     read, tensors = read_origin(tmp_path)
     assert equal(tensors, dict(full))
     assert equal(read.cut(tensors), recipe.cut(full))

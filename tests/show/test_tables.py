@@ -168,3 +168,12 @@ def test_text_of_a_stranger_cannot_drive_the_terminal() -> None:
 )
 def test_numbers_read_well(value: Any, words: str) -> None:
     assert tables.number(value) == words
+
+
+@pytest.mark.parametrize(("difference", "verdict"), [(1e-3, "within"), (0.5, "ABOVE"), (None, "ABOVE")])
+def test_every_form_that_was_opened_again_has_its_line(difference: float | None, verdict: str) -> None:
+    found = {"max_abs_difference": difference, "tolerance": 0.03, "tokens": 2, "dtype": "bfloat16"}
+    (line,) = tables.form_words({"formats": {"cpm-live": found}})
+    assert line.startswith("cpm-live, opened again: max |delta logit| ")
+    assert line.endswith(f"{verdict} the tolerance 0.03 of bfloat16, over 2 tokens")
+    assert tables.form_words({}) == []

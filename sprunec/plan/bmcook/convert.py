@@ -48,9 +48,13 @@ def convert(bmcook: Source, seconds: Sequence[str | Path] = (), flags: Flags = N
         bmcook.file,
         document,
         problems=(*bmcook.problems, *plan.found),
-        origins={"": (bmcook, ""), **plan.origins, **given},
+        origins={"": (bmcook, ""), **plan.origins, **given, **_output_origin(flags)},
         assumed=frozenset(NATIVE[name] for name in ASSUMED if name not in flags.given()),
     )
+
+
+def _output_origin(flags: Flags) -> dict[str, tuple[Source, str]]:
+    return {"/outputs/checkpoint": (Source("--save-name", None), "")} if flags.save_name is not None else {}
 
 
 def _sections(bmcook: Source) -> list[Diagnostic]:
@@ -108,13 +112,17 @@ def _add_files(
                 replace(each, hint=hint) if each.code == "missing-file" else each for each in error.diagnostics
             ]
             continue
+        alone = len(seconds) < 2
+        if alone and method in STAGED:
+            (other,) = {*STAGED} - {method}
+            found = demote(found, f"/{other}")
         plan.found += found
         if _failed(found):
             continue
         if wanted == "sprune":
             add_structure(plan, source)
         else:
-            add_stage(plan, source, method, config, alone=len(seconds) < 2)
+            add_stage(plan, source, method, config, alone=alone)
 
 
 def _idle_patterns(plan: Growing, bmcook: Source, method: str, config: ModelConfig | None) -> None:
@@ -153,7 +161,7 @@ def _tell_shares(plan: Growing, config: ModelConfig) -> None:
                 f"{whole - gone:,} stay ({1 - sparsity:.1%})"
             )
             source, pointer = plan.origins[f"/passes/{index}/target/sparsity"]
-            hint = f"to keep {sparsity:.0%}, write {round(1 - sparsity, 6)}"
+            hint = f"to keep {sparsity:.0%}, write {round(1 - sparsity, 6)}" if sparsity != 0.5 else ""
             plan.warn(source, "share-removed", pointer, message, hint)
 
 

@@ -32,6 +32,7 @@ def distillation(plan: Growing, source: Source, *, prunes: bool) -> dict[str, An
             plan.error(source, "missing-key", "/distillation/mse_hidn_scale", message, hint)
         options |= {"hidden": section["mse_hidn_scale"], "pairs": named}
         options |= {"project": section.get("mse_hidn_proj", False)}
+    _check_teacher(plan, source, bool(options), prunes)
     teacher = plan.flags.teacher if prunes else plan.flags.teacher or plan.flags.load
     if options and teacher:
         options["teacher"] = teacher
@@ -39,6 +40,16 @@ def distillation(plan: Growing, source: Source, *, prunes: bool) -> dict[str, An
         message = "there is nothing to distil from: nothing is pruned, and the model starts from no checkpoint"
         plan.error(source, "no-teacher", "/distillation", message, "give --teacher")
     return options or None
+
+
+def _check_teacher(plan: Growing, source: Source, distils: bool, prunes: bool) -> None:
+    """A later stage starts from what an earlier one has trained: that is not the dense model any more."""
+    if plan.flags.teacher and not distils:
+        message = "--teacher is not used: ce_scale and mse_hidn_scale are 0"
+        plan.warn(source, "unused-flag", "/distillation", message, "give one of them a weight, or leave out the flag")
+    elif distils and prunes and plan.flags.start_step and not plan.flags.teacher:
+        message = f"the teacher is {plan.flags.of('load')}, which has had {plan.flags.start_step} steps of this chain"
+        plan.warn(source, "trained-teacher", "/distillation", message, "give the dense checkpoint with --teacher")
 
 
 def _pair(plan: Growing, source: Source, text: Any, index: int) -> str | None:
@@ -51,6 +62,10 @@ def _pair(plan: Growing, source: Source, text: Any, index: int) -> str | None:
         return None
     student, _, teacher = text.partition(":")
     full = f"{_whole(student)}:{_whole(teacher or student)}"
+    if any(not side.partition("]")[2] for side in full.split(":")):
+        hint = 'write "[post]encoder.output_layernorm:[post]encoder.output_layernorm"'
+        plan.error(source, "bad-pair", place, f"{show(text)} names no module", hint)
+        return None
     if full != text:
         message = f"{show(text)} is short for {show(full, 200)}; the original stops at it"
         plan.warn(source, "short-pair", place, message, "write it out")

@@ -41,14 +41,14 @@ def plan_document(plan: Growing, bmcook: Source, config: str, half: bool, *, pru
             "batch_size": flags.of("batch_size"),
             "held_out": HELD_OUT,
         }
-        document["training"] = _training(plan, bmcook, prunes)
+        document["training"] = _training(plan, bmcook, half, prunes)
         document["evaluate"] = {"tokens": EVALUATED}
         document["outputs"] = {"checkpoint": f"{flags.of('save_name')}-{flags.of('start_step') + steps}.pt"}
     document["engine"] = {"name": "torch", "device": "auto", "precision": "fp16" if half else "fp32"}
     return document | {"passes": plan.passes}
 
 
-def _training(plan: Growing, bmcook: Source, prunes: bool) -> dict[str, Any]:
+def _training(plan: Growing, bmcook: Source, half: bool, prunes: bool) -> dict[str, Any]:
     flags = plan.flags
     options = {
         "optimizer": "adamw",
@@ -57,9 +57,10 @@ def _training(plan: Growing, bmcook: Source, prunes: bool) -> dict[str, Any]:
         "warmup_steps": round(flags.of("warmup_iters")),
         "weight_decay": flags.of("weight_decay"),
         "clip_grad": flags.of("clip_grad"),
-        "loss_scale": flags.of("loss_scale"),
         "checkpoint_every": flags.of("save_iters"),
     }
+    if half or flags.loss_scale is not None:
+        options["loss_scale"] = flags.of("loss_scale")
     toward = distillation(plan, bmcook, prunes=prunes)
     if toward is not None:
         options["distillation"] = toward
@@ -88,7 +89,7 @@ def rebase(document: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The plan for a file in `folder`: its relative paths name the same files from there."""
 
     def move(path: str) -> str:
-        return path if os.path.isabs(path) else os.path.relpath(path, folder)
+        return path if os.path.isabs(path) else os.path.relpath(os.path.realpath(path), os.path.realpath(folder))
 
     def inside(node: dict[str, Any]) -> dict[str, Any]:
         paths = {key: node[key] for key in ("config", "checkpoint", "path", "save_mask", "teacher") if key in node}

@@ -52,12 +52,12 @@ class Growing:
 
     def load(self, source: Source, files: dict[str, str]) -> None:
         """Masks from files, by the pointer that names them, but for those that this plan has made itself."""
-        wanted = {pointer: path for pointer, path in files.items() if path not in self.made}
+        wanted = {pointer: path for pointer, path in files.items() if not self.has_made(path)}
         if wanted:
             places = {f"path__{index}": pointer for index, pointer in enumerate(wanted)}
             first = next(iter(wanted))
             self.add({"pass": "load-mask", "path": list(wanted.values())}, source, first, **places)
-            self.made |= set(wanted.values())
+            self.made |= {os.path.normpath(path) for path in wanted.values()}
 
     def learn(self, source: Source, pointer: str, entry: dict[str, Any], save: str, **places: str) -> None:
         """A pass that learns a mask and, where a path is named, saves it there."""
@@ -67,7 +67,11 @@ class Growing:
             self.found.append(source.find("nothing-to-learn", pointer, message, hint))
         saves = {"save_mask": save} if save else {}
         self.add({"pass": "train-mask", **entry, "steps": self.steps, **saves}, source, pointer, **places)
-        self.made |= {save} if save else set()
+        self.made |= {os.path.normpath(save)} if save else set()
+
+    def has_made(self, path: str) -> bool:
+        """Whether a mask file is in force by now."""
+        return os.path.normpath(path) in self.made
 
     def warn(self, source: Source, code: str, pointer: str, message: str, hint: str = "", *, key: bool = False) -> None:
         self.found.append(source.warn(code, pointer, message, hint, key=key))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -74,6 +75,11 @@ class Flags:
 
     def given(self) -> dict[str, Any]:
         return {each.name: getattr(self, each.name) for each in fields(self) if getattr(self, each.name) is not None}
+
+    def not_finite(self) -> list[str]:
+        """Flags whose number is none that JSON has."""
+        given = self.given().items()
+        return [option(name) for name, value in given if isinstance(value, float) and not math.isfinite(value)]
 
     def idle(self) -> list[str]:
         """Flags that were given and do nothing."""

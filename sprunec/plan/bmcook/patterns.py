@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 from sprunec.model.config import ModelConfig
 from sprunec.model.shapes import expected_tensors
 from sprunec.plan.bmcook.draft import Growing, age
+from sprunec.plan.provenance import made_by_same
 from sprunec.plan.source import Source
 from sprunec.plan.text import show
 
@@ -15,7 +17,10 @@ PLACEHOLDER = "[placehold]"
 
 
 def add_pattern(plan: Growing, source: Source, method: str, config: ModelConfig | None) -> None:
-    """The mask file is applied if it is there, else written, as the original did."""
+    """The mask file is applied if it is there, else written, as the original did.
+
+    One that a run from the same checkpoint has chosen itself is this plan's own output: the same command goes on.
+    """
     pruning = source.value["pruning"]
     names = [name for name in pruning.get("pruned_module", []) if name != PLACEHOLDER]
     if not names:
@@ -26,7 +31,8 @@ def add_pattern(plan: Growing, source: Source, method: str, config: ModelConfig 
         warn_of_strangers(plan, source, config)
     entry: dict[str, Any] = {"pass": "sparsify", "pattern": method, "tensors": names}
     path = pruning.get("pruning_mask_path")
-    if path and os.path.exists(path):
+    own = bool(path) and made_by_same(Path(path), method, names, Path(plan.flags.of("load")))
+    if path and os.path.isfile(path) and not own:
         entry["path"] = path
         message = f"{path}, made {age(path)}, is applied instead of choosing a mask"
         plan.warn(source, "mask-found", "/pruning/pruning_mask_path", message, "remove the file to choose anew")

@@ -7,6 +7,7 @@ is there). `train_mask` false fine-tunes under both.
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from typing import Any
 
 from sprunec.errors import Diagnostic
@@ -15,10 +16,23 @@ from sprunec.plan.bmcook.draft import Growing, age
 from sprunec.plan.bmcook.files import L0_SECTIONS
 from sprunec.plan.source import Source
 
-# by prune_mode: the unit, its target, the key of the target, of the present size, of its own mask and of the other's
+MADE_LATER = "it is made by a stage that learns it"
+
+
+@dataclass(frozen=True)
+class Mode:
+    """What a `prune_mode` learns: the unit, what counts it here and in the file, its own mask, and the other one."""
+
+    unit: str
+    target: str
+    wanted: str
+    own: str
+    other: str
+
+
 MODES = {
-    "att": ("head", "num_heads", "target_num_heads", "num_heads", "heads_mask", "dimff_mask"),
-    "ffn": ("dim_ff", "dim_ff", "target_dimff", "dim_ff", "dimff_mask", "heads_mask"),
+    "att": Mode("head", "num_heads", "target_num_heads", "heads_mask", "dimff_mask"),
+    "ffn": Mode("dim_ff", "dim_ff", "target_dimff", "dimff_mask", "heads_mask"),
 }
 
 
@@ -53,7 +67,8 @@ def _coarse(plan: Growing, source: Source, options: dict[str, Any], pointer: str
         sparsity = _need(plan, source, options, pointer, "target_sparsity", 0.67)
         if sparsity is not None:
             entry = {"unit": "layer", "target": {"sparsity": sparsity}}
-            plan.learn(source, pointer, entry, path, target__sparsity=f"{pointer}/target_sparsity")
+            places = {"target__sparsity": f"{pointer}/target_sparsity", "save_mask": f"{pointer}/coarse_mask"}
+            plan.learn(source, pointer, entry, path, **places)
     elif _need(plan, source, options, pointer, "coarse_mask", "results/sprune/2B_layer_mask.pt") is not None:
         plan.load(source, {f"{pointer}/coarse_mask": path})
         plan.finetune(source, pointer)
@@ -67,25 +82,29 @@ def _fine(plan: Growing, source: Source, options: dict[str, Any], pointer: str, 
         plan.load(source, coarse | _fixed(plan, source, options, pointer))
         plan.finetune(source, pointer)
         return
-    mode = _need(plan, source, options, pointer, "prune_mode", "att")
-    if mode not in MODES:
+    name = _need(plan, source, options, pointer, "prune_mode", "att")
+    if name not in MODES:
         return
-    unit, target, wanted, _, own, other = MODES[mode]
-    count = _need(plan, source, options, pointer, wanted, 4 if mode == "att" else 350)
+    mode = MODES[name]
+    count = _need(plan, source, options, pointer, mode.wanted, 4 if name == "att" else 350)
     if count is None:
         return
-    plan.load(source, coarse | _other(plan, source, options, pointer, other))
-    if own not in options:
-        message = f"{own} is not given, so the mask is only in OUT/masks; the original put it into another file"
-        plan.warn(source, "no-mask-path", pointer, message, f"add {own}")
-    entry = {"unit": unit, "target": {target: count}}
-    plan.learn(source, pointer, entry, options.get(own, ""), **{f"target__{target}": f"{pointer}/{wanted}"})
+    plan.load(source, coarse | _other(plan, source, options, pointer, mode.other))
+    if mode.own not in options:
+        message = f"{mode.own} is not given, so the mask is only in OUT/masks; the original put it into another file"
+        plan.warn(source, "no-mask-path", pointer, message, f"add {mode.own}")
+    entry = {"unit": mode.unit, "target": {mode.target: count}}
+    places = {f"target__{mode.target}": f"{pointer}/{mode.wanted}", "save_mask": f"{pointer}/{mode.own}"}
+    plan.learn(source, pointer, entry, options.get(mode.own, ""), **places)
 
 
 def _other(plan: Growing, source: Source, options: dict[str, Any], pointer: str, key: str) -> dict[str, str]:
     """The mask that this stage doesn't learn, if there is one by now."""
     path, place = options.get(key, ""), f"{pointer}/{key}"
-    if not path or path in plan.made or not os.path.exists(path):
+    if not path or plan.has_made(path):
+        return {}
+    if not os.path.exists(path):
+        plan.warn(source, "no-mask-yet", place, f"there is no {path}: this stage runs without it", MADE_LATER)
         return {}
     plan.warn(
         source, "other-mask", place, f"{path}, made {age(path)}, is in force", "remove the file if it shouldn't be"
@@ -99,11 +118,11 @@ def _fixed(plan: Growing, source: Source, options: dict[str, Any], pointer: str)
     if not named:
         message = "train_mask is false, and neither heads_mask nor dimff_mask is given"
         plan.error(source, "missing-key", pointer, message, 'add "heads_mask": "results/sprune/300M_head_mask.pt"')
-    there = {key: path for key, path in named.items() if path in plan.made or os.path.exists(path)}
+    there = {key: path for key, path in named.items() if plan.has_made(path) or os.path.exists(path)}
     for key, path in named.items():
         if there and key not in there:
             message = f"there is no {path}: this stage runs without it"
-            plan.warn(source, "no-mask-yet", f"{pointer}/{key}", message, "it is made by a stage that learns it")
+            plan.warn(source, "no-mask-yet", f"{pointer}/{key}", message, MADE_LATER)
     return {f"{pointer}/{key}": path for key, path in (there or named).items()}
 
 

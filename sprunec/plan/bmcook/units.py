@@ -41,6 +41,10 @@ def add_block(plan: Growing, source: Source, pointer: str) -> None:
         return
     _idle(plan, source, options, pointer)
     learns, path, key = _mode(options)
+    for other in {"mask_path", "fixed_mask_path"} - {key}:
+        if options.get(other) and options[other] != path:
+            message = f"{other} is not used beside {key}, which these keys go with"
+            plan.warn(source, "unused-option", f"{pointer}/{other}", message, f"write {key}", key=True)
     if learns:
         units = _units(plan, source, options.get("training_mask"), f"{pointer}/training_mask")
         sparsity = options.get("target_sparsity")

@@ -31,7 +31,7 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_the_scripts_options_move_over_unchanged_and_are_the_defaults(tmp_path: Path) -> None:
-    write(tmp_path, "cpm_live_example/config/cpm-ant-1b.json", CONFIG)
+    write(tmp_path, "cpm_live_example/config/cpm-ant-1b.json", CONFIG | {"half": True})
     converted(tmp_path, bmcook("fine-grained"), l0_pruning={"fine-grained": FINE})
     run = CliRunner()
     spelt = run.invoke(app, ["convert", "bmcook.json", *shlex.split(OPTS), "--data_bin_path", "data/pretrain"])
@@ -118,6 +118,39 @@ def test_a_native_plan_has_no_place_for_train_iters(tmp_path: Path) -> None:
     write(tmp_path, "plan.json", plan(TRAIN, EMIT))
     with pytest.raises(InputError, match="--train-iters goes with BMCook's bmcook.json"):
         read_any("plan.json", Flags(train_iters=3))
+
+
+@pytest.mark.parametrize("flag", ["lr", "warmup_iters", "loss_scale"])
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_a_number_that_is_none_is_told_by_its_flag(tmp_path: Path, flag: str, number: float) -> None:
+    converted(tmp_path, bmcook("fine-grained"), l0_pruning={"fine-grained": FINE})
+    with pytest.raises(InputError, match="this is no finite number"):
+        read_any("bmcook.json", Flags(**{flag: number}))
+
+
+def test_a_name_with_spaces_and_other_scripts_is_a_name(tmp_path: Path) -> None:
+    write(tmp_path, "m.json", CONFIG)
+    converted(tmp_path, bmcook("fine-grained"), l0_pruning={"fine-grained": FINE})
+    good = check_plan("bmcook.json", flags=Flags(model_config="m.json", save_name="模型 1"))[1]
+    assert not [finding for finding in good if finding.severity == "error"]
+    (wrong,) = [
+        finding
+        for finding in check_plan("bmcook.json", flags=Flags(model_config="m.json", save_name="../x"))[1]
+        if finding.severity == "error"
+    ]
+    assert wrong.file == "--save-name"
+
+
+def test_a_teacher_that_nothing_uses_and_one_that_was_trained_are_said(tmp_path: Path) -> None:
+    second = {"fine-grained": FINE}
+    idle = converted(tmp_path, bmcook("fine-grained"), Flags(teacher="t.pt"), l0_pruning=second)
+    assert len(said(idle, "unused-flag")) == 1
+    content = bmcook("fine-grained") | {"distillation": {"ce_scale": 1}}
+    later = Flags(load="ant-3.pt", start_step=3)
+    (told,) = said(converted(tmp_path, content, later, l0_pruning=second), "trained-teacher")
+    assert told.message == "the teacher is ant-3.pt, which has had 3 steps of this chain"
+    dense = Flags(load="ant-3.pt", start_step=3, teacher="dense.pt")
+    assert not said(converted(tmp_path, content, dense, l0_pruning=second), "trained-teacher")
 
 
 def test_two_folders_for_one_run_are_a_usage_error(tmp_path: Path) -> None:

@@ -107,6 +107,28 @@ def test_placeholders_and_short_module_names_are_said(tmp_path: Path) -> None:
     ]
 
 
+def test_a_pair_without_a_module_is_an_error(tmp_path: Path) -> None:
+    section = {"mse_hidn_scale": 1, "mse_hidn_module": ["[post]:"]}
+    assert any("names no module" in each for each in errors(fine(tmp_path, distillation=section)))
+
+
+def test_a_second_file_is_not_written_over(tmp_path: Path) -> None:
+    fine(tmp_path, FINE | {"heads_mask": "l0_pruning.json"})
+    _, found = check_plan("bmcook.json", flags=FLAGS)
+    (wrong,) = [finding for finding in found if finding.severity == "error"]
+    assert wrong.pointer == "/fine-grained/heads_mask"
+    assert "is read by the plan" in wrong.message
+
+
+@pytest.mark.parametrize("content", [{}, {"Pruning": {}}, {"name": "x"}])
+def test_a_file_that_is_neither_says_so_or_what_is_missing(tmp_path: Path, content: dict[str, Any]) -> None:
+    path = write(tmp_path, "what.json", content)
+    _, found = check_plan(path, flags=Flags(train_iters=3))
+    (wrong,) = found
+    assert wrong.severity == "error"
+    assert "train-iters" in wrong.message if "name" in content else "neither a plan nor" in wrong.message
+
+
 @pytest.mark.parametrize(
     ("others", "pointer"),
     [

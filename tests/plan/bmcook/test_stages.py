@@ -136,6 +136,23 @@ def test_sprune_config_names_the_second_file(tmp_path: Path) -> None:
     assert passes(converted(tmp_path, bmcook("fine-grained"), flags)) == [LEARN_HEADS]
 
 
+@pytest.mark.parametrize(("mode", "other"), [("att", "dimff_mask"), ("ffn", "heads_mask")])
+def test_the_other_mask_that_is_not_there_is_said(tmp_path: Path, mode: str, other: str) -> None:
+    source = stage(tmp_path, FINE | {"prune_mode": mode})
+    assert [finding.pointer for finding in said(source, "no-mask-yet")] == [f"/fine-grained/{other}"]
+
+
+def test_one_path_spelt_in_two_ways_is_one_file(tmp_path: Path) -> None:
+    other = FINE | {"train_mask": False, "heads_mask": "./results//sprune/heads.pt"}
+    source = converted(tmp_path, bmcook("fine-grained"), STEPS, {"fine-grained": FINE}, {"fine-grained": other})
+    assert passes(source) == [LEARN_HEADS, FINETUNE]
+
+
+def test_a_section_that_is_not_used_stops_nobody(tmp_path: Path) -> None:
+    second = {"fine-grained": FINE, "coarse-grained": {"target_sparsity": 1.5, "coarse_mask": ""}}
+    assert passes(converted(tmp_path, bmcook("fine-grained"), STEPS, l0_pruning=second)) == [LEARN_HEADS]
+
+
 def test_each_learned_mask_without_a_path_stays_in_out(tmp_path: Path) -> None:
     options = {key: value for key, value in FINE.items() if key != "heads_mask"}
     source = stage(tmp_path, options)

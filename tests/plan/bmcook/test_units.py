@@ -115,6 +115,13 @@ def test_an_unknown_name_is_no_empty_list(tmp_path: Path) -> None:
     assert 'did you mean "num_heads"?' in found
 
 
+def test_a_path_of_another_generation_is_said(tmp_path: Path) -> None:
+    source = block(tmp_path, FIRST | {"mask_path": "results/mask.bin"})
+    assert passes(source) == learned("block", "head")
+    (told,) = said(source, "unused-option")
+    assert told.pointer == "/pruning/sprune/mask_path"
+
+
 def test_a_fixed_mask_needs_a_file(tmp_path: Path) -> None:
     for options in (LATER | {"mask_path": ""}, FIRST | {"mask_mode": "fixed_mask"}):
         (found,) = errors(block(tmp_path, options))

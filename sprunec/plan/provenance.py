@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from sprunec.masks.writing import put_file
+from sprunec.durable import put_file
 
 
 def note_path(mask: Path) -> Path:
@@ -30,7 +30,7 @@ def write_provenance(mask: Path, about: Mapping[str, Any]) -> None:
     """
     note = {"sprunec": _version(), **about, "weights": None, "weights_file": None, "mask": _sha256(mask)}
     note = json.loads(json.dumps(note, default=dict))  # frozen options are mapping proxies
-    before = read_provenance(mask) or {}
+    before = _read(mask) or {}
     if all(before.get(key) == note[key] for key in ("mask", "checkpoint", "steps")):
         note |= {key: before.get(key) for key in ("weights", "weights_file")}
     _put(mask, note)
@@ -42,18 +42,26 @@ def note_weights(mask: Path, weights: Path) -> None:
     Raises:
         OSError: `weights` cannot be read or the note cannot be written.
     """
-    note = read_provenance(mask)
+    note = _read(mask)
     if note is not None:
         place = os.path.relpath(weights.resolve(), mask.resolve().parent)
         _put(mask, note | {"weights": _sha256(weights), "weights_file": place})
 
 
 def read_provenance(mask: Path) -> dict[str, Any] | None:
-    """The note of a mask file; None if there is none, or it is about another content of the file."""
+    """The note of a mask file; None if there is none, or none that can be read, or it is about another content."""
+    try:
+        return _read(mask)
+    except OSError:
+        return None
+
+
+def _read(mask: Path) -> dict[str, Any] | None:
+    """As `read_provenance`; raises OSError for a note that is there and cannot be read."""
     try:
         note = json.loads(note_path(mask).read_text(encoding="utf-8"))
         fits = isinstance(note, dict) and note.get("mask") == _sha256(mask)
-    except (OSError, ValueError, RecursionError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return None
     return note if fits else None
 
@@ -74,6 +82,24 @@ def weights_warning(mask: Path, checkpoint: str | None) -> str | None:
         holder = os.path.normpath(mask.parent / file)
     reason = f"masks learned together with other weights: {holder} holds them"
     return f"{mask.name}: {reason}; this run starts from the weights from before"
+
+
+def steps_warning(mask: Path, checkpoint: str | None, start_step: int) -> str | None:
+    """What to tell a run that trains on from weights that have had more steps than it counts from."""
+    note = read_provenance(mask)
+    steps = note.get("steps") if note is not None and note.get("checkpoint") != checkpoint else None
+    if not isinstance(steps, int) or steps <= start_step:
+        return None
+    again = "the order of data and a noam schedule begin again"
+    return f"{mask.name} was made at training step {steps}, and this run counts from {start_step}: {again}"
+
+
+def made_by_same(mask: Path, unit: str, target: list[str], checkpoint: Path) -> bool:
+    """Whether a mask file is what a run of this kind, from this checkpoint, has chosen itself."""
+    note = read_provenance(mask)
+    if note is None or note.get("unit") != unit or note.get("target") != target or not checkpoint.is_file():
+        return False
+    return bool(note.get("checkpoint") == _sha256(checkpoint))
 
 
 def _put(mask: Path, note: Mapping[str, Any]) -> None:

@@ -1,0 +1,255 @@
+"""Cutting a checkpoint, side by side in one run, each way in a process of its own with the file in the page cache.
+
+    python benchmarks/rewrite.py [--gigabytes 3] [--rounds 3] [--folder DIR]
+
+    floor           reads the pages that hold what is kept, and writes as many bytes as the small model has
+    copy            shutil: copies as many bytes
+    sprunec         the pass `rewrite`: from file to file, in chunks
+    in memory       loads everything, slices, saves: how a script does it
+    torch-pruning   its functions on a tree of nn.Linear, where that package is installed (pip install torch-pruning)
+
+The generated checkpoint has blocks of CPM-Ant 10B in fp16; half of the heads and 30% of the feed-forward dims stay.
+Time is that of the work, without imports, the best of all rounds; memory is the process's peak over that of a process
+that only imports torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import math
+import os
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from measure import BARE, measure, pages_read
+
+from sprunec.model.config import LayerKept, ModelConfig, kept_to_json
+from sprunec.model.shapes import expected_tensors
+from sprunec.model.stored import Stored, read_safetensors
+
+SHAPE = {"dim_model": 4096, "num_heads": 32, "dim_head": 128, "dim_ff": 10240}
+HEADS, DIMS = 16, 3072
+CHUNK = 2**25
+
+
+def prepare(folder: Path, size: float) -> tuple[int, int]:
+    """A checkpoint as a pass finds it, and what to keep -> its bytes, and those of its largest tensor."""
+    layers = max(1, round((size * 1e9 - 0.27e9) / 0.386e9))
+    config = ModelConfig.from_dict(SHAPE | {"num_layers": layers})
+    draw = random.Random(0)
+    kept = [
+        LayerKept(
+            tuple(sorted(draw.sample(range(32), HEADS))),
+            tuple(range(128)),
+            tuple(sorted(draw.sample(range(10240), DIMS))),
+        )
+        for _ in range(layers)
+    ]
+    for name in ("model", "masks"):
+        (folder / name).mkdir()
+    (folder / "model" / "config.json").write_text(json.dumps(config.to_dict()))
+    (folder / "model" / "kept.json").write_text(json.dumps(kept_to_json(config.everything())))
+    (folder / "masks" / "kept.json").write_text(json.dumps(kept_to_json(kept)))
+    header, end = {}, 0
+    for name, shape in expected_tensors(config).items():
+        start, end = end, end + 2 * math.prod(shape)
+        header[name] = {"dtype": "F16", "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    _fill(folder / "model" / "model.safetensors", len(text).to_bytes(8, "little") + text, end)
+    small = config.cut(config.everything(), kept)
+    _fill(folder / "copied", b"", sum(2 * math.prod(shape) for shape in expected_tensors(small).values()))
+    return end, max(2 * math.prod(shape) for shape in expected_tensors(config).values())
+
+
+def _fill(path: Path, head: bytes, size: int) -> None:
+    noise = np.random.default_rng(0).standard_normal(CHUNK // 2).astype(np.float16).tobytes()
+    with path.open("wb") as file:
+        file.write(head)
+        for first in range(0, size, CHUNK):
+            file.write(noise[: size - first])
+
+
+def slices(folder: Path) -> dict[str, dict[int, Any]]:
+    """What every tensor keeps, by dim, worked out by hand: the other ways do not know the recipe."""
+    found: dict[str, dict[int, Any]] = {}
+    for index, layer in enumerate(json.loads((folder / "masks" / "kept.json").read_text())):
+        rows = (np.array(layer["heads"])[:, None] * 128 + np.arange(128)).ravel()
+        dims, place = np.array(layer["dim_ff"]), f"encoder.layers.{index}"
+        for name in ("project_q", "project_k", "project_v"):
+            found[f"{place}.self_att.self_attention.{name}.weight"] = {0: rows}
+        found[f"{place}.self_att.self_attention.attention_out.weight"] = {1: rows}
+        found |= {f"{place}.ffn.ffn.w_in.{name}.weight": {0: dims} for name in ("w_0", "w_1")}
+        found[f"{place}.ffn.ffn.w_out.weight"] = {1: dims}
+    return found
+
+
+def floor(folder: Path, out: Path) -> None:
+    cuts, buffer = slices(folder), bytearray(CHUNK)
+    with (
+        (folder / "model" / "model.safetensors").open("rb", buffering=0) as file,
+        out.open("wb", buffering=0) as target,
+    ):
+        for name, place in read_safetensors(folder / "model" / "model.safetensors").items():
+            cut = cuts.get(name, {})
+            for start, length in _runs(place, cut.get(0)):
+                file.seek(start)
+                while length:
+                    length -= file.readinto(memoryview(buffer)[: min(length, CHUNK)]) or length
+            left = place.nbytes * math.prod(len(kept) / place.shape[dim] for dim, kept in cut.items())
+            for first in range(0, round(left), CHUNK):
+                target.write(memoryview(buffer)[: min(CHUNK, round(left) - first)])
+
+
+def _runs(place: Stored, rows: Any) -> list[tuple[int, int]]:
+    if rows is None:
+        return [(place.start, place.nbytes)]
+    width = place.nbytes // place.shape[0]
+    starts = np.flatnonzero(np.diff(rows, prepend=-2) != 1)
+    lengths = np.diff(np.append(starts, len(rows)))
+    return [(place.start + int(rows[s]) * width, int(n) * width) for s, n in zip(starts, lengths, strict=True)]
+
+
+def copy(folder: Path, out: Path) -> None:
+    shutil.copyfile(folder / "copied", out)
+
+
+def streamed(folder: Path, out: Path) -> None:
+    from sprunec.passes import rewrite
+    from sprunec.passes.job import Job
+
+    out.mkdir()
+    inputs = {"model": folder / "model", "masks": folder / "masks"}
+    rewrite.run(Job({}, inputs, {}, out, "cpu", lambda event: None))
+
+
+def in_memory(folder: Path, out: Path) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    state = load_file(folder / "model" / "model.safetensors")
+    for name, cut in slices(folder).items():
+        for dim, kept in cut.items():
+            state[name] = state[name].index_select(dim, torch.from_numpy(kept))
+    save_file(state, out)
+
+
+def torch_pruning(folder: Path, out: Path) -> None:
+    import torch
+    import torch_pruning as tp
+    from safetensors.torch import load_file, save_file
+
+    state = load_file(folder / "model" / "model.safetensors")
+    for name, cut in slices(folder).items():
+        rows, columns = state[name].shape
+        linear = torch.nn.utils.skip_init(torch.nn.Linear, columns, rows, bias=False, dtype=state[name].dtype)
+        linear.weight = torch.nn.Parameter(state[name])
+        ((dim, kept),) = cut.items()
+        gone = np.setdiff1d(np.arange(state[name].shape[dim]), kept).tolist()
+        prune = tp.prune_linear_out_channels if dim == 0 else tp.prune_linear_in_channels
+        state[name] = prune(linear, gone).weight.detach()
+    save_file(state, out)
+
+
+WAYS: dict[str, Callable[[Path, Path], None]] = {
+    "floor": floor,
+    "copy": copy,
+    "sprunec": streamed,
+    "in memory": in_memory,
+    "torch-pruning": torch_pruning,
+}
+
+
+def work(way: str, folder: Path) -> None:
+    """In a process of its own."""
+    if way not in ("floor", "copy"):
+        import torch  # noqa: F401
+    if way == "sprunec":
+        from sprunec.passes.bench import traced_shape
+
+        traced_shape(ModelConfig.from_dict({"num_layers": 1}))  # torch loads 800 modules when it first traces
+    if way == "torch-pruning":
+        import torch_pruning  # noqa: F401
+    started = time.perf_counter()
+    WAYS[way](folder, folder / "out")
+    (folder / "seconds").write_text(str(time.perf_counter() - started))
+
+
+def one(way: str, folder: Path) -> tuple[float, int, int]:
+    """Seconds, peak, and bytes written."""
+    os.sync()
+    pages_read([folder / "model" / "model.safetensors", folder / "copied"])
+    found = measure([sys.executable, __file__, "--way", way, "--folder", folder])
+    assert found.code == 0, way
+    out = folder / "out"
+    files = out.glob("*.safetensors") if out.is_dir() else [out]
+    written = sum(file.stat().st_size for file in files)
+    if way == "sprunec":
+        _check(folder)
+    shutil.rmtree(out) if out.is_dir() else out.unlink()
+    return float((folder / "seconds").read_text()), found.peak, written
+
+
+def _check(folder: Path) -> None:
+    """Slices of two tensors, against numpy's."""
+    before, after = (read_safetensors(folder / name / "model.safetensors") for name in ("model", "out"))
+    for name, cut in list(slices(folder).items())[3:7]:
+        wanted = _array(before[name])
+        for dim, kept in cut.items():
+            wanted = wanted.take(kept, axis=dim)
+        assert np.array_equal(_array(after[name]), wanted), name
+
+
+def _array(place: Stored) -> Any:
+    return np.memmap(place.file, np.int16, "r", place.start, place.shape)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--gigabytes", type=float, default=3.0)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--folder", type=Path, default=None)
+    parser.add_argument("--way", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.way:
+        work(options.way, options.folder)
+        return
+    folder = Path(tempfile.mkdtemp(prefix="rewrite-", dir=options.folder))
+    try:
+        compare(folder, options.gigabytes, options.rounds)
+    finally:
+        shutil.rmtree(folder)
+
+
+def compare(folder: Path, gigabytes: float, rounds: int) -> None:
+    size, largest = prepare(folder, gigabytes)
+    ways = [way for way in WAYS if way != "torch-pruning" or importlib.util.find_spec("torch_pruning")]
+    if len(ways) < len(WAYS):
+        print("torch-pruning is not installed, and left out")
+    bare = measure(BARE).peak
+    runs: dict[str, list[tuple[float, int, int]]] = {way: [] for way in ways}
+    for _ in range(rounds):
+        for way in ways:
+            runs[way].append(one(way, folder))
+    print(f"\n{size / 1e9:.2f} GB to {runs['sprunec'][0][2] / 1e9:.2f} GB; largest tensor {largest / 1e6:.0f} MB")
+    print(f"best of {rounds} rounds that take turns; memory over `import torch` ({bare / 1e6:.0f} MB)\n")
+    print("way              seconds   x floor   GB/s written   memory, MB   x sprunec")
+    ours = max(peak for _, peak, _ in runs["sprunec"]) - bare
+    base = min(seconds for seconds, _, _ in runs["floor"])
+    for way, found in runs.items():
+        seconds, memory = min(run[0] for run in found), max(0, max(run[1] for run in found) - bare)
+        row = f"{way:15s} {seconds:8.2f} {seconds / base:9.2f} {found[0][2] / seconds / 1e9:14.2f}"
+        print(f"{row} {memory / 1e6:12.0f} {memory / ours:11.1f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""Small files that torch has saved, by anyone: nothing in them runs, and no tensor is larger than its file."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def load_bounded(path: Path) -> Any:
+    """As `torch.load(weights_only=True)`, on the CPU.
+
+    Raises:
+        ValueError: it is compressed, or a tensor has more entries than there are in the file; says which.
+        Exception: whatever torch finds wrong with it.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
+                raise ValueError("it is compressed, which torch.save never does")
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    for tensor in _tensors(content):
+        if tensor.layout is torch.strided and not tensor.is_meta and tensor.nbytes > tensor.untyped_storage().nbytes():
+            raise ValueError(f"a tensor claims {tensor.numel():,} entries, and the file has fewer")
+    return content
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from _tensors(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _tensors(inner)

@@ -1,0 +1,90 @@
+"""origin.json beside an emitted model: the plan, versions, digests and measures of the run that made it.
+
+It also has the sha256 of the files around it, so that whoever opens the model can tell whether they are what was
+emitted. Needs no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sprunec.errors import InputError
+
+ORIGIN = "origin.json"
+LARGEST = 64 * 1024 * 1024
+
+
+def write_origin(directory: Path, about: Mapping[str, Any]) -> None:
+    """Note `about`, and the files that `directory` has now; numbers must be finite."""
+    files = {path.relative_to(directory).as_posix(): _sha256(path) for path in _files(directory)}
+    text = json.dumps({**about, "files": files}, indent=1, allow_nan=False)
+    (directory / ORIGIN).write_text(text + "\n", encoding="utf-8")
+
+
+def read_origin(directory: Path) -> dict[str, Any] | None:
+    """What was noted; None where there is no such note, or none that this could have written."""
+    path = directory / ORIGIN
+    try:
+        if not path.is_file() or path.stat().st_size > LARGEST:
+            return None
+        note = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    files = note.get("files") if isinstance(note, dict) else None
+    return note if isinstance(files, dict) else None
+
+
+def changed_files(directory: Path) -> list[str]:
+    """The files that are no longer what was emitted, or are gone; none where nothing was noted."""
+    files = (read_origin(directory) or {}).get("files", {})
+    here = {path.relative_to(directory).as_posix(): path for path in _files(directory)}
+    return [name for name, digest in files.items() if name not in here or _sha256(here[name]) != digest]
+
+
+def check_files(directory: Path) -> None:
+    """Raises InputError if a file is not what was emitted."""
+    changed = changed_files(directory)
+    if changed:
+        message = f"is not what was emitted: its sha256 is not the one in {ORIGIN}"
+        raise InputError.at(directory / changed[0], message, f"copy it again; if you changed it, remove {ORIGIN}")
+
+
+def origin_words(directory: Path) -> dict[str, Any] | None:
+    """What `inspect` says of it, in plain values; None where there is no note."""
+    note = read_origin(directory)
+    if note is None:
+        return None
+    plan, changed = _mapping(note.get("plan")), changed_files(directory)
+    found = {
+        "plan": plan.get("name"),
+        "made": note.get("made"),
+        "sprunec": _mapping(note.get("versions")).get("sprunec"),
+        "checkpoint": _mapping(plan.get("model")).get("checkpoint"),
+        "max_abs_difference": _mapping(note.get("comparison")).get("max_abs_difference"),
+        "dense_loss": _loss(note, "dense"),
+        "small_loss": _loss(note, "small"),
+        "files": f"changed: {', '.join(changed)}" if changed else "as emitted",
+    }
+    return found | {"note": note}
+
+
+def _loss(note: Mapping[str, Any], role: str) -> Any:
+    return _mapping(_mapping(note.get("models")).get(role)).get("loss")
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _files(directory: Path) -> list[Path]:
+    found = (path for path in sorted(directory.rglob("*")) if path.is_file() and path.name != ORIGIN)
+    return [path for path in found if "__pycache__" not in path.parts]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

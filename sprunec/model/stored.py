@@ -1,0 +1,123 @@
+"""Where the tensors of a checkpoint lie: names, dtypes, shapes and places, read from headers alone; needs no torch.
+
+A checkpoint is a safetensors file, shards with an index, torch's `.pt`, or a directory that holds one of these.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from sprunec.errors import InputError
+
+Shape = tuple[int, ...]
+WEIGHTS, INDEX, PT_WEIGHTS = "model.safetensors", "model.safetensors.index.json", "model.pt"
+LONGEST_DTYPE = 20
+LARGEST_HEADER = 100 * 1024 * 1024
+SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One tensor's place.
+
+    Attributes:
+        dtype: safetensors' word for it.
+        start: of its first entry, in bytes from the file's start.
+        strides: in entries, by dim; None: one entry after the other.
+    """
+
+    file: Path
+    dtype: str
+    shape: Shape
+    start: int
+    strides: Shape | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its entries, wherever they lie."""
+        return math.prod(self.shape) * SIZES[self.dtype]
+
+    @property
+    def extent(self) -> int:
+        """Bytes from its first entry to behind its last."""
+        if self.strides is None or 0 in self.shape:
+            return self.nbytes
+        last = sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True))
+        return (last + 1) * SIZES[self.dtype]
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The files that a checkpoint is made of: the path itself, or what a directory or an index names, index first.
+
+    Raises:
+        InputError: an index is none, or names files elsewhere.
+    """
+    index = path / INDEX if path.is_dir() else path
+    if index.name.endswith(".index.json") and index.exists():
+        return [index, *_shards(index)]
+    if path.is_dir():
+        single = path / PT_WEIGHTS
+        return [single if single.exists() and not (path / WEIGHTS).exists() else path / WEIGHTS]
+    return [path]
+
+
+def _shards(index: Path) -> list[Path]:
+    try:
+        shards = sorted({str(shard) for shard in json.loads(index.read_text())["weight_map"].values()})
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise InputError.at(index, "is no index of shards", "it must have a weight_map") from error
+    if any(Path(shard).name != shard for shard in shards):
+        raise InputError.at(index, "names a shard outside its own directory", "name the files beside it")
+    return [index.parent / shard for shard in shards]
+
+
+def read_safetensors(path: str | Path) -> dict[str, Stored]:
+    """What a safetensors file's header says; InputError when it has none, or says what cannot be."""
+    try:
+        size = os.path.getsize(path)
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or length > min(size - 8, LARGEST_HEADER):
+                raise _unusable(path, f"its header would be {length:,} bytes long and the file has {size:,}")
+            header = json.loads(file.read(length).decode("utf-8"))
+    except OSError as error:
+        raise _unusable(path, f"it cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError):
+        raise _unusable(path, "its header is not JSON") from None
+    if not isinstance(header, dict):
+        raise _unusable(path, "its header is not an object")
+    entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    if any(not _has_end(entry) or entry["data_offsets"][1] > size - 8 - length for entry in entries.values()):
+        raise _unusable(path, "its header names bytes that the file does not have")
+    found = {name: _stored(path, name, entry, 8 + length) for name, entry in entries.items()}
+    ranges = sorted(tuple(entry["data_offsets"]) for entry in entries.values())
+    if any(later[0] < earlier[1] for earlier, later in pairwise(ranges)):  # a short file could claim any size so
+        raise _unusable(path, "its tensors overlap")
+    return found
+
+
+def _has_end(entry: Any) -> bool:
+    offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
+    return isinstance(offsets, list) and len(offsets) == 2 and all(type(offset) is int for offset in offsets)
+
+
+def _stored(path: str | Path, name: str, entry: dict[str, Any], base: int) -> Stored:
+    shape = entry.get("shape")
+    if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
+        raise _unusable(path, f"tensor {name} has no shape")
+    first, last = entry["data_offsets"]
+    dtype = str(entry.get("dtype"))[:LONGEST_DTYPE]
+    if dtype in SIZES and (first < 0 or last - first != math.prod(shape) * SIZES[dtype]):
+        raise _unusable(path, f"tensor {name} of {shape} {dtype} cannot lie in {last - first} bytes")
+    return Stored(Path(path), str(dtype), tuple(shape), base + first)
+
+
+def _unusable(path: str | Path, why: str) -> InputError:
+    message = f"this is no whole safetensors file: {why}"
+    return InputError.at(path, message, "copy or convert it again", code="bad-checkpoint")

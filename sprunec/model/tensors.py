@@ -1,0 +1,191 @@
+"""A checkpoint's tensors by name, each read when it is asked for; nothing unpickles.
+
+A tensor is a private map of its own bytes in the file: asking reads nothing, using it reads the pages that are used,
+and letting go of it frees them. So a checkpoint of any size can be walked through, one tensor at a time.
+"""
+
+from __future__ import annotations
+
+import mmap
+import pickle
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sprunec.errors import InputError
+from sprunec.model.pt_header import Unknown, read_pt
+from sprunec.model.stored import SIZES, Shape, Stored, read_safetensors, weight_files
+from sprunec.model.unreadable import reason
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+class Tensors(Mapping[str, Tensor]):
+    """Names to tensors on the CPU, in their own dtype; shapes and dtypes are known without reading.
+
+    A tensor of a file may be written to: the file does not change.
+    """
+
+    def __init__(self, places: Mapping[str, Stored | Tensor]) -> None:
+        self._places = dict(places)
+
+    def __getitem__(self, name: str) -> Tensor:
+        place = self._places[name]
+        return place if isinstance(place, Tensor) else _mapped(place)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def rows(self, name: str, kept: Sequence[int]) -> Tensor:
+        """A copy of the entries `kept` along the first dim, in their order; of a file, nothing else is read."""
+        place = self._places[name]
+        if isinstance(place, Tensor) or place.strides is not None:
+            return self[name].detach().index_select(0, torch.tensor(kept, dtype=torch.long))
+        found = torch.empty((len(kept), *place.shape[1:]), dtype=DTYPES[place.dtype])
+        if found.numel():
+            _read_rows(place, kept, found.view(torch.uint8).numpy().data.cast("B"))
+        return found
+
+    def shape(self, name: str) -> Shape:
+        return tuple(self._places[name].shape)
+
+    def dtype(self, name: str) -> torch.dtype:
+        place = self._places[name]
+        return place.dtype if isinstance(place, Tensor) else DTYPES[place.dtype]
+
+    def shapes(self) -> dict[str, Shape]:
+        return {name: self.shape(name) for name in self._places}
+
+    def only(self, names: Iterable[str]) -> Tensors:
+        """Those of `names` that are here."""
+        return Tensors({name: self._places[name] for name in names if name in self._places})
+
+    def renamed(self, names: Mapping[str, str]) -> Tensors:
+        """Those that are keys of `names`, by their values."""
+        return Tensors({new: self._places[old] for old, new in names.items() if old in self._places})
+
+
+def _mapped(place: Stored) -> Tensor:
+    dtype = DTYPES[place.dtype]
+    if place.extent == 0:
+        return torch.empty(place.shape, dtype=dtype)
+    before = place.start % mmap.ALLOCATIONGRANULARITY
+    with place.file.open("rb") as file:
+        length, offset = before + place.extent, place.start - before
+        view = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_COPY, offset=offset)
+    if before % SIZES[place.dtype]:  # another library's file may be unaligned
+        entries = torch.frombuffer(bytearray(view[before:length]), dtype=dtype)
+    else:
+        entries = torch.frombuffer(view, dtype=dtype, count=place.extent // SIZES[place.dtype], offset=before)
+    return entries.view(place.shape) if place.strides is None else entries.as_strided(place.shape, place.strides)
+
+
+def _read_rows(place: Stored, kept: Sequence[int], into: memoryview) -> None:
+    """Rows that follow each other are read at once; reading is faster than taking them from a map page by page."""
+    width, end = place.nbytes // place.shape[0], 0
+    with place.file.open("rb", buffering=0) as file:
+        for first, last in runs(kept):
+            start, end = end, end + (last - first) * width
+            file.seek(place.start + first * width)
+            while start < end:
+                count = file.readinto(into[start:end])
+                if not count:
+                    raise EOFError(f"{place.file} has become shorter while it was read")
+                start += count
+
+
+def runs(indices: Sequence[int]) -> list[tuple[int, int]]:
+    """The [first, last + 1) of entries that follow each other."""
+    if isinstance(indices, range) and indices.step == 1:
+        return [(indices.start, indices.stop)] if len(indices) else []
+    breaks = [place for place in range(1, len(indices)) if indices[place - 1] + 1 != indices[place]]
+    pieces = zip([0, *breaks], [*breaks, len(indices)], strict=True) if len(indices) else ()
+    return [(indices[first], indices[last - 1] + 1) for first, last in pieces]
+
+
+def open_tensors(path: Path) -> Tensors:
+    """The tensors of a checkpoint file, an index, or a directory that holds one; only headers are read.
+
+    Raises:
+        InputError: a file is missing or damaged, or holds anything but named tensors.
+    """
+    try:
+        files = weight_files(path)
+        files = files[1:] if files[0].name.endswith(".index.json") else files
+        for file in files:
+            if not file.exists():
+                raise FileNotFoundError(file)
+        places = {name: place for file in files for name, place in _places(file).items()}
+    except FileNotFoundError as error:
+        raise InputError.at(path, "there is no such file", "give the path of a checkpoint") from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
+    return Tensors(places)
+
+
+def _places(file: Path) -> Mapping[str, Stored | Tensor]:
+    if file.suffix != ".safetensors":
+        return _places_in_pt(file)
+    try:
+        places = read_safetensors(file)
+    except InputError as error:
+        raise ValueError(error.diagnostics[0].message) from error
+    for name, place in places.items():
+        if place.dtype not in DTYPES:
+            raise ValueError(f"{name} is of dtype {place.dtype}")
+    return places
+
+
+def _places_in_pt(path: Path) -> Mapping[str, Stored | Tensor]:
+    try:
+        return read_pt(path)
+    except Unknown:  # torch knows more ways to write a state dict, and says best what is wrong with it
+        state = _load_in_torch(path)
+    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        inner = [key for key, value in state.items() if isinstance(value, dict)] if isinstance(state, dict) else []
+        what = f"; {inner[0]!r} in it may be one" if inner else ""
+        message = f"is no state dict: it must map names to tensors{what}"
+        raise InputError.at(path, message, "save model.state_dict()")
+    return state
+
+
+def _load_in_torch(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # damaged bytes may fail anywhere in the reader
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+    return InputError.at(path, f"cannot be read as a checkpoint: {reason(error)}", "save it as a state dict")
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """All tensors of a checkpoint in memory: what is trained or changed must not hang on a file.
+
+    Raises:
+        InputError: as `open_tensors`.
+    """
+    return {name: tensor.clone() for name, tensor in open_tensors(path).items()}
+
+
+def read_shapes(path: Path) -> dict[str, Shape]:
+    """Names and shapes, from headers alone."""
+    return open_tensors(path).shapes()

@@ -1,0 +1,41 @@
+"""The form `cpm-live`: a `.pt` state dict and a JSON config that CPM-Live's own classes load, strictly."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sprunec.model.checkpoint import empty_model, fill, open_model_tensors, read_state
+from sprunec.model.config import ModelConfig
+from sprunec.model.even import cpm_live_config
+from sprunec.model.frame import CPMAnt
+from sprunec.model.writing import check_room
+from sprunec.passes.bench import config_of
+from sprunec.passes.forms.folding import even_of, folded, stored_dtype
+from sprunec.passes.job import Job
+
+WEIGHTS, CONFIG = "model.pt", "config.json"
+
+
+def write(job: Job, directory: Path) -> dict[str, Any]:
+    """Raises PassError where the layers differ, which one config cannot say."""
+    config, state = config_of(job), open_model_tensors(job.inputs["model"])
+    even, dtype = even_of(config, "cpm-live"), stored_dtype(state, job.options["dtype"])
+    directory.mkdir()
+    document = cpm_live_config(even, half=dtype == torch.float16)
+    (directory / CONFIG).write_text(json.dumps(document, indent=1))
+    outputs = folded(config, state, job.options["dtype"])
+    check_room(directory, sum(output.nbytes for output in outputs.values()))
+    torch.save({name: torch.cat(list(output.parts())) for name, output in outputs.items()}, directory / WEIGHTS)
+    return {"dtype": str(dtype).removeprefix("torch.")}
+
+
+def read(directory: Path) -> CPMAnt:
+    """The model as its config and weights say, in eval mode; divisors follow from the widths."""
+    config = ModelConfig.from_dict(json.loads((directory / CONFIG).read_text()))
+    model = empty_model(config)
+    fill(model, read_state(directory / WEIGHTS), directory / WEIGHTS)
+    return model.eval()

@@ -1,0 +1,129 @@
+"""A disk that fails: calls that open, read, write, flush, make or rename files under one folder raise an errno.
+
+Everything that Python code does to files goes through the functions of `io` and `os` that are replaced here; what
+libraries do by themselves in C does not.
+"""
+
+from __future__ import annotations
+
+import builtins
+import errno
+import io
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Site = tuple[str, tuple[str, ...]]
+OPENS = {"open": io.open, "os.open": os.open}
+NAMED = ("mkdir", "replace", "rename", "symlink", "truncate")  # where a link cannot be made, a copy is
+IN_FILES = ("read", "readinto", "readline", "write")
+ROOT = str(Path(__file__).parents[1] / "sprunec")
+
+
+class Disk:
+    """Counts the calls to files under `folder` by what is called from where, and fails one of them.
+
+    Attributes:
+        sites: the calls so far, by their kind and the lines of sprunec that led there.
+        fails: the site that fails when it is called for the first time, and how.
+    """
+
+    def __init__(self, folder: Path, fails: tuple[Site, int] | None = None) -> None:
+        self.folder, self.fails = str(folder.resolve()), fails
+        self.sites: dict[Site, int] = {}
+        self.failed = False
+
+    def call(self, kind: str, path: object) -> None:
+        if isinstance(path, int):
+            path = os.readlink(f"/proc/self/fd/{path}")
+        if not isinstance(path, str | os.PathLike) or not os.path.abspath(path).startswith(self.folder):
+            return
+        if kind == "mkdir" and os.path.isdir(path):
+            return  # nothing to make, so nothing to fail
+        if kind == "os.open" and _cleans_up():
+            return
+        site = (kind, _lines())
+        self.sites[site] = self.sites.get(site, 0) + 1
+        if self.fails is not None and site == self.fails[0] and not self.failed:
+            self.failed = True
+            raise OSError(self.fails[1], os.strerror(self.fails[1]), str(path))
+
+
+def _lines() -> tuple[str, ...]:
+    found, frame = [], sys._getframe(2)
+    while frame is not None:
+        code = frame.f_code
+        if code.co_filename.startswith(ROOT):
+            found.append(f"{code.co_filename.removeprefix(ROOT)}:{frame.f_lineno}")
+        frame = frame.f_back  # type: ignore[assignment]
+    return tuple(found)
+
+
+def _cleans_up() -> bool:
+    """Within `rmtree`: what cannot be taken away stays, and harms nobody."""
+    frame = sys._getframe(2)
+    while frame is not None and frame.f_code.co_name != "rmtree":
+        frame = frame.f_back  # type: ignore[assignment]
+    return frame is not None
+
+
+class File:
+    """A file whose reads and writes may fail."""
+
+    def __init__(self, disk: Disk, file: Any) -> None:
+        self._disk, self._file = disk, file
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._file, name)
+        if name not in IN_FILES:
+            return found
+
+        def checked(*arguments: Any) -> Any:
+            self._disk.call(name, self._file.name)
+            return found(*arguments)
+
+        return checked
+
+    def __enter__(self) -> File:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._file)
+
+
+@contextmanager
+def watched(disk: Disk) -> Iterator[Disk]:
+    """For the time of the block; only files that this project's code opens are looked into."""
+    whole_open = io.open
+
+    def open_(file: Any, *arguments: Any, **options: Any) -> Any:
+        if isinstance(file, int):
+            return whole_open(file, *arguments, **options)
+        disk.call("open", file)
+        found = whole_open(file, *arguments, **options)
+        return File(disk, found) if os.path.abspath(file).startswith(disk.folder) else found
+
+    def checked(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(path: Any, *arguments: Any, **options: Any) -> Any:
+            disk.call(name, path)
+            return real(path, *arguments, **options)
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(io, "open", open_)
+        patch.setattr(builtins, "open", open_)
+        for name in ("open", "fsync", *NAMED):
+            patch.setattr(os, name, checked(name if name != "open" else "os.open", getattr(os, name)))
+        yield disk
+
+
+ERRORS = (errno.ENOSPC, errno.EIO, errno.EROFS)

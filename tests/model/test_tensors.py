@@ -1,0 +1,176 @@
+"""Checkpoints read tensor by tensor: only headers are read to know them, and what is asked for is what was saved."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from sprunec.errors import InputError
+from sprunec.model.pt_header import Storage, Unknown, View, _stored, read_pt
+from sprunec.model.stored import read_safetensors, weight_files
+from sprunec.model.tensors import open_tensors, read_state
+from sprunec.rewrite.inspect import inspect_model
+from tests.conftest import tiny_config, tiny_model
+
+DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16]
+DTYPES += [torch.int8, torch.uint8, torch.bool]
+State = dict[str, torch.Tensor]
+
+
+def odd_state() -> State:
+    whole = torch.arange(60.0).reshape(5, 12)
+    state = {str(dtype): torch.arange(7).to(dtype) for dtype in DTYPES}
+    state |= {"view": whole[1:4, 2:9:3], "transposed": whole.T, "again": whole, "scalar": torch.tensor(3.5)}
+    return state | {"empty": torch.empty(0, 4), "parameter": torch.nn.Parameter(torch.ones(2, 3))}
+
+
+def equal(left: Any, right: State) -> bool:
+    return left.keys() == right.keys() and all(
+        torch.equal(left[name], right[name]) and left[name].dtype == right[name].dtype for name in right
+    )
+
+
+@pytest.fixture
+def no_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing may be mapped, or loaded by torch."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("data was read")
+
+    monkeypatch.setattr(mmap, "mmap", refuse)
+    monkeypatch.setattr(torch, "load", refuse)
+
+
+def test_a_pt_is_read_as_torch_reads_it_views_and_shared_storages_too(tmp_path: Path) -> None:
+    path, state = tmp_path / "odd.pt", odd_state()
+    torch.save(state, path)
+    tensors = open_tensors(path)
+    assert equal(tensors, state)
+    assert tensors.shapes() == {name: tuple(tensor.shape) for name, tensor in state.items()}
+    assert tensors.dtype("torch.bfloat16") == torch.bfloat16
+    assert equal(read_state(path), torch.load(path, weights_only=True))
+    assert all(not isinstance(place, torch.Tensor) for place in tensors._places.values())
+
+
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+def test_shapes_need_no_data(tmp_path: Path, no_data: None, suffix: str) -> None:
+    path, state = tmp_path / f"model.{suffix}", tiny_model().state_dict()
+    if suffix == "pt":
+        torch.save(state, path)
+    else:
+        save_file(state, path)
+    assert open_tensors(path).shapes() == {name: tuple(tensor.shape) for name, tensor in state.items()}
+    assert inspect_model(path)["parameters"]["total"] == tiny_config().parameters()
+    with pytest.raises(AssertionError, match="data was read"):
+        open_tensors(path)["input_embedding.weight"]
+
+
+def test_writing_to_a_tensor_leaves_its_file(tmp_path: Path) -> None:
+    for path, save in ((tmp_path / "a.pt", torch.save), (tmp_path / "a.safetensors", save_file)):
+        save({"w": torch.ones(3)}, path)
+        tensors = open_tensors(path)
+        tensors["w"].zero_()
+        assert tensors["w"].tolist() == [1, 1, 1]
+
+
+def test_what_is_read_whole_does_not_hang_on_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save_file({"w": torch.ones(3)}, path)
+    state = read_state(path)
+    with path.open("r+b") as file:
+        file.seek(-12, 2)
+        file.write(bytes(12))
+    assert state["w"].tolist() == [1, 1, 1]
+    assert open_tensors(path)["w"].tolist() == [0, 0, 0]
+
+
+def test_an_unaligned_file_is_read(tmp_path: Path) -> None:
+    values = torch.arange(5, dtype=torch.float32)
+    header = json.dumps({"w": {"dtype": "F32", "shape": [5], "data_offsets": [0, 20]}}).encode()
+    header += b" " * (3 - len(header) % 4 + 4)
+    path = tmp_path / "odd.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + values.numpy().tobytes())
+    assert read_safetensors(path)["w"].start % 4 == 3
+    assert torch.equal(open_tensors(path)["w"], values)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"dtype": "F32", "shape": [5], "data_offsets": [0, 16]},
+        {"dtype": "F32", "shape": [4], "data_offsets": [-4, 12]},
+        {"dtype": "F8_E4M3", "shape": [16], "data_offsets": [0, 16]},
+    ],
+)
+def test_a_header_that_cannot_be_is_refused(tmp_path: Path, entry: dict[str, Any]) -> None:
+    header = json.dumps({"w": entry}).encode()
+    path = tmp_path / "odd.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(16))
+    with pytest.raises(InputError, match="cannot be read as a checkpoint"):
+        open_tensors(path)
+
+
+def archive(path: Path, pickled: bytes) -> Path:
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("x/data.pkl", pickled)
+    return path
+
+
+@pytest.mark.parametrize(
+    "pickled",
+    [
+        b"\x80\x02cos\nmkdir\nX\x08\x00\x00\x00explodedq\x00\x85R.",  # a call
+        b"\x80\x02}r\xff\xff\xff\x7f.",  # a memo of two billion entries
+        b"\x80\x02}(X\x01\x00\x00\x00aK\x01u.",  # a number
+        b"\x80\x02]q\x00.",
+        b"\x80\x02",
+        b"",
+    ],
+)
+def test_what_is_no_plain_state_dict_is_left_to_torch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pickled: bytes
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Unknown):
+        read_pt(archive(tmp_path / "x.pt", pickled))
+    with pytest.raises(InputError):
+        open_tensors(tmp_path / "x.pt")
+    assert not Path("exploded").exists()
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        View(Storage("F32", 0, 10), 6, (5,), (1,)),
+        View(Storage("F32", 0, 10), 0, (2, 6), (6, 1)),
+        View(Storage("F32", 0, 10), 0, (2,), (10,)),
+        View(Storage("F32", 0, 10), -1, (2,), (1,)),
+        View(Storage("F32", 0, 10), 0, (2,), (1, 1)),
+    ],
+)
+def test_a_view_may_not_leave_its_storage(view: View) -> None:
+    with pytest.raises(Unknown):
+        _stored(Path("x.pt"), view)
+
+
+def test_a_directory_stands_for_its_weights(tmp_path: Path) -> None:
+    torch.save({"w": torch.ones(1)}, tmp_path / "model.pt")
+    assert weight_files(tmp_path) == [tmp_path / "model.pt"]
+    assert open_tensors(tmp_path)["w"].tolist() == [1]
+    save_file({"w": torch.zeros(1)}, tmp_path / "model.safetensors")
+    assert weight_files(tmp_path) == [tmp_path / "model.safetensors"]
+
+
+def test_tensors_are_chosen_and_renamed_without_reading(tmp_path: Path, no_data: None) -> None:
+    path = tmp_path / "a.safetensors"
+    save_file({"a": torch.ones(1), "b": torch.ones(2)}, path)
+    tensors = open_tensors(path)
+    assert tensors.only(["b", "c"]).shapes() == {"b": (2,)}
+    assert tensors.renamed({"b": "new"}).shapes() == {"new": (2,)}

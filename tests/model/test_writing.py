@@ -1,0 +1,127 @@
+"""Safetensors written as a stream: whole files that others read, and unfinished ones that nobody reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from sprunec.errors import InputError, PassError
+from sprunec.model import writing
+from sprunec.model.checkpoint import save_outputs
+from sprunec.model.tensors import open_tensors
+from sprunec.model.writing import Output, adopt_weights, as_outputs, link_weights, write_outputs, write_state
+from tests.conftest import tiny_config, tiny_model
+
+State = dict[str, torch.Tensor]
+
+
+def mixed() -> State:
+    values = torch.linspace(-3, 7, 21)
+    state = {"half": values.reshape(7, 3).half(), "double": values.double() / 3, "byte": torch.arange(3).byte()}
+    return state | {"brain": values.bfloat16(), "none": torch.empty(0, 3), "one": torch.tensor(4.0)}
+
+
+def equal(left: State, right: State) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in right)
+
+
+@pytest.mark.parametrize("chunk", [1, 20, 2**20])
+def test_any_chunk_gives_a_file_that_safetensors_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
+    monkeypatch.setattr(writing, "CHUNK_BYTES", chunk)
+    write_state(mixed(), tmp_path)
+    assert equal(load_file(tmp_path / "model.safetensors"), mixed())
+    assert equal(dict(open_tensors(tmp_path)), mixed())
+
+
+def test_every_tensor_starts_at_a_multiple_of_its_width(tmp_path: Path) -> None:
+    write_state(mixed(), tmp_path)
+    places = open_tensors(tmp_path)._places
+    assert all(place.start % writing.DTYPES[place.dtype].itemsize == 0 for place in places.values())
+
+
+class StopWritingError(Exception):
+    pass
+
+
+def stopping(after: int) -> Output:
+    def parts() -> Iterator[torch.Tensor]:
+        yield torch.ones(after, 4)
+        raise StopWritingError
+
+    return Output((10, 4), torch.float32, parts)
+
+
+@pytest.mark.parametrize("after", [0, 1, 9])
+def test_a_file_that_was_not_finished_is_refused_by_everyone(tmp_path: Path, after: int) -> None:
+    with pytest.raises(StopWritingError):
+        write_outputs(as_outputs({"a": torch.ones(5)}) | {"w": stopping(after)}, tmp_path)
+    path = tmp_path / "model.safetensors"
+    with pytest.raises(SafetensorError):
+        load_file(path)
+    with pytest.raises(InputError, match="cannot be read as a checkpoint"):
+        open_tensors(path)
+
+
+def test_shards_without_their_index_are_no_model(tmp_path: Path) -> None:
+    outputs = as_outputs({"a": torch.ones(10), "b": torch.ones(10)}) | {"w": stopping(3)}
+    with pytest.raises(StopWritingError):
+        write_outputs(outputs, tmp_path, shard_bytes=40)
+    assert sorted(file.name for file in tmp_path.iterdir())[0] == "model-00001-of-00003.safetensors"
+    with pytest.raises(InputError, match="there is no such file"):
+        open_tensors(tmp_path)
+
+
+def test_no_room_is_said_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = SimpleNamespace(free=100_000_000)
+    monkeypatch.setattr(writing.shutil, "disk_usage", lambda path: free)
+    big = Output((50_000_000,), torch.float32, lambda: pytest.fail("it was made"))
+    with pytest.raises(
+        PassError, match=r"the weights need 0\.20 GB and this disk has 0\.10 GB left; make room"
+    ) as found:
+        write_outputs({"w": big}, tmp_path)
+    assert found.value.exit_code == 1
+    assert not list(tmp_path.iterdir())
+    write_outputs(as_outputs({"w": torch.ones(3)}), tmp_path)
+
+
+def test_outputs_must_be_the_configs_model(tmp_path: Path) -> None:
+    config, state = tiny_config(), tiny_model().state_dict()
+    state.pop("input_embedding.weight")
+    with pytest.raises(AssertionError, match="input_embedding.weight is missing"):
+        save_outputs(tmp_path, config, config.everything(), as_outputs(state))
+
+
+def test_a_users_checkpoint_is_linked_under_a_models_names(tmp_path: Path) -> None:
+    user, shards = tmp_path / "mine.pt", tmp_path / "shards"
+    torch.save({"w": torch.ones(2)}, user)
+    shards.mkdir()
+    write_state({"a": torch.ones(4), "b": torch.zeros(4)}, shards, shard_bytes=16)
+    for name, path in (("one", user), ("many", shards)):
+        (tmp_path / name).mkdir()
+        adopt_weights(path, tmp_path / name)
+        assert equal(dict(open_tensors(tmp_path / name)), dict(open_tensors(path)))
+        assert all(file.is_symlink() for file in (tmp_path / name).iterdir())
+    assert [file.name for file in (tmp_path / "one").iterdir()] == ["model.pt"]
+
+
+def test_weights_get_a_second_name_and_links_to_the_user_stay_links(tmp_path: Path) -> None:
+    (tmp_path / "own").mkdir()
+    write_state({"w": torch.ones(2)}, tmp_path / "own")
+    (tmp_path / "second").mkdir()
+    link_weights(tmp_path / "own", tmp_path / "second")
+    assert (tmp_path / "second" / "model.safetensors").samefile(tmp_path / "own" / "model.safetensors")
+    assert not (tmp_path / "second" / "model.safetensors").is_symlink()
+    for name in ("user", "third"):
+        (tmp_path / name).mkdir()
+    adopt_weights(tmp_path / "own" / "model.safetensors", tmp_path / "user")
+    link_weights(tmp_path / "user", tmp_path / "third")
+    assert (tmp_path / "third" / "model.safetensors").is_symlink()
+    assert open_tensors(tmp_path / "third")["w"].tolist() == [1, 1]
