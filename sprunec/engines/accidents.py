@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from sprunec.data.batches import Batch
 from sprunec.errors import PassError
+from sprunec.model.bounded import tensors_in
 
 MOST_SKIPS = 20  # twenty halvings bring the usual first loss scale, 65536, below 1
 
@@ -63,15 +62,4 @@ def accident(what: str, model_step: int, batch: Batch, saved: Path | None) -> Pa
 
 def non_finite(state: Any) -> bool:
     """Whether a tensor anywhere in a nested state holds NaN or infinity."""
-    return any(not bool(torch.isfinite(tensor).all()) for tensor in _tensors(state) if tensor.is_floating_point())
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for inner in value.values():
-            yield from _tensors(inner)
-    elif isinstance(value, list | tuple):
-        for inner in value:
-            yield from _tensors(inner)
+    return any(not bool(torch.isfinite(tensor).all()) for tensor in tensors_in(state) if tensor.is_floating_point())

@@ -23,18 +23,19 @@ def load_bounded(path: Path) -> Any:
             if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
                 raise ValueError("it is compressed, which torch.save never does")
     content = torch.load(path, map_location="cpu", weights_only=True)
-    for tensor in _tensors(content):
+    for tensor in tensors_in(content):
         if tensor.layout is torch.strided and not tensor.is_meta and tensor.nbytes > tensor.untyped_storage().nbytes():
             raise ValueError(f"a tensor claims {tensor.numel():,} entries, and the file has fewer")
     return content
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Every tensor of a nested state."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):
         for inner in value.values():
-            yield from _tensors(inner)
+            yield from tensors_in(inner)
     elif isinstance(value, list | tuple):
         for inner in value:
-            yield from _tensors(inner)
+            yield from tensors_in(inner)

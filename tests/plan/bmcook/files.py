@@ -10,21 +10,9 @@ from sprunec.errors import Diagnostic
 from sprunec.plan.bmcook.convert import convert
 from sprunec.plan.bmcook.flags import NO_FLAGS, Flags
 from sprunec.plan.source import Source, read_source
+from tests.runs import MODEL
 
-CONFIG = {
-    "vocab_size": 128,
-    "dim_model": 32,
-    "num_heads": 8,
-    "dim_head": 8,
-    "dim_ff": 48,
-    "num_layers": 3,
-    "position_bias_num_buckets": 16,
-    "position_bias_max_distance": 64,
-    "prompt_types": 3,
-    "prompt_length": 2,
-    "segment_types": 3,
-    "half": False,
-}
+CONFIG = MODEL | {"half": False}
 FINE = {
     "train_mask": True,
     "num_heads": 8,

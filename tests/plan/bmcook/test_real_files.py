@@ -11,6 +11,7 @@ from sprunec.plan.bmcook.flags import Flags
 from sprunec.plan.models import read_config
 from sprunec.plan.plan import check_plan
 from tests.plan.bmcook.files import CONFIG, write
+from tests.plan.bmcook.test_units import FIRST, LATER
 
 LAST_NORM = "[post]encoder.output_layernorm:[post]encoder.output_layernorm"
 NINTH = "[pre]encoder.layers.9.ffn.layernorm_before_ffn:[pre]encoder.layers.9.ffn.layernorm_before_ffn"
@@ -20,24 +21,6 @@ BARE = TWO | {"mse_hidn_module": ["encoder.output_layernorm", "abcd"]}
 OFF = {"is_pruning": False, "pruning_mask_path": "prune_example.bin", "pruned_module": ["encoder.layers.0"]}
 ANT = [f"self_attention.{part}.weight" for part in ("project_q", "project_k", "project_v", "attention_out")]
 ANT = ["ffn.ffn.w_in.w.weight", "ffn.ffn.w_out.weight", *ANT]
-FIRST_KEYS = {
-    "criterion": "l0",
-    "training_mask": ["transformer", "num_heads"],
-    "fixed_mask_path": "",
-    "mask_mode": "train_mask",
-    "target_mode": "sparsity",
-    "target_sparsity": 0.5,
-}
-LATER_KEYS = {
-    "criterion": "l0",
-    "training_mask": ["att"],
-    "mask_path": "results/pruning_test/mask.bin",
-    "mode": "tuning",
-    "target_mode": "sparsity",
-    "target_sparsity": 0.5,
-    "start_sparsity": 0.8,
-    "hard_binarize": True,
-}
 QUIET = {"quantization": {"is_quant": False}, "MoEfication": {"is_moefy": False}}
 MOE = {"quantization": {"is_quant": False}, "MoEfication": {"is_moefy": True, "first_FFN_module": ["layernorm"]}}
 L0 = {
@@ -85,10 +68,10 @@ FILES: dict[str, dict[str, Any]] = {
     "the guide's": {"distillation": TWO, "pruning": pruning("fine-grained", pruned_module=ANT), **QUIET},
     "sublayers": {"pruning": pruning("coarse-grained")},
     "structure": {"pruning": pruning("structure", pruned_module=ANT), **QUIET},
-    "first keys": {"pruning": pruning("sprune", sprune=FIRST_KEYS, pruned_module=["input_embedding"]), **QUIET},
-    "first keys unused": {"pruning": pruning("m4n2_1d", sprune=FIRST_KEYS, pruned_module=["input_embedding"])},
-    "first keys off": {"pruning": OFF | {"mask_method": "sprune", "sprune": FIRST_KEYS}, **QUIET},
-    "later keys": {"pruning": pruning("sprune", sprune=LATER_KEYS), **QUIET},
+    "first keys": {"pruning": pruning("sprune", sprune=FIRST, pruned_module=["input_embedding"]), **QUIET},
+    "first keys unused": {"pruning": pruning("m4n2_1d", sprune=FIRST, pruned_module=["input_embedding"])},
+    "first keys off": {"pruning": OFF | {"mask_method": "sprune", "sprune": FIRST}, **QUIET},
+    "later keys": {"pruning": pruning("sprune", sprune=LATER), **QUIET},
     "no MoEfication": {"distillation": ONE | {"mse_hidn_scale": 0.1}, "quantization": {"is_quant": False}},
 }
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
