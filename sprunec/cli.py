@@ -6,10 +6,7 @@ Exit codes: 0 done · 1 a pass failed or the comparison did · 2 usage · 3 inva
 
 from __future__ import annotations
 
-import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from time import monotonic
@@ -19,7 +16,8 @@ import typer
 from rich.console import Console
 
 from sprunec.cli_flags import with_flags
-from sprunec.errors import Diagnostic, InputError, SprunecError
+from sprunec.cli_run import diagnostics_document, document_on_error, execute_graph, print_json, show_graph, show_report
+from sprunec.errors import InputError, SprunecError
 from sprunec.plan.bmcook.flags import Flags
 from sprunec.show.console import SECONDS_BETWEEN_LINES, Progress, print_diagnostics
 
@@ -51,7 +49,7 @@ def validate(
     ]
     valid = not any(finding.severity == "error" for finding in found)
     if as_json:
-        _print_json(_diagnostics_document(found))
+        print_json(diagnostics_document(found))
     else:
         print_diagnostics(found)
         if valid:
@@ -75,7 +73,7 @@ def run(
 
     checked, found = check_plan(plan, strict=strict or not dry_run, flags=flags)
     if checked is None:
-        with _document_on_error(as_json):
+        with document_on_error(as_json):
             raise InputError(*found)
     print_diagnostics(found)
     from sprunec.graph.lower import lower
@@ -83,11 +81,11 @@ def run(
     graph = lower(checked)
     folder = _out(out, flags.save) or Path("runs") / checked.name
     if dry_run:
-        _show_graph(graph, folder, as_json)
+        show_graph(graph, folder, as_json)
         return
-    with _document_on_error(as_json, folder):
-        report = _execute(graph, folder, Progress(quiet=quiet))
-    _show_report(report, folder, as_json)
+    with document_on_error(as_json, folder):
+        report = execute_graph(graph, folder, Progress(quiet=quiet))
+    show_report(report, folder, as_json)
     raise typer.Exit(0 if report.status == "done" else TARGET_MISSED)
 
 
@@ -106,7 +104,7 @@ def convert(
     """Print BMCook's files as one native plan; its relative paths are the current directory's, or those of -o FILE."""
     from sprunec.plan.conversion import convert_plan, plan_text
 
-    with _document_on_error(as_json):
+    with document_on_error(as_json):
         document, found = convert_plan(bmcook, seconds or (), flags, output)
     print_diagnostics(found)
     if output is None or as_json:
@@ -121,10 +119,10 @@ def inspect(
     """Show what is in a model, what can be cut, and what each cut would save."""
     from sprunec.rewrite.inspect import inspect_model
 
-    with _document_on_error(as_json):
+    with document_on_error(as_json):
         document = inspect_model(model)
     if as_json:
-        _print_json(document)
+        print_json(document)
     else:
         from sprunec.show.tables import inspect_table
 
@@ -156,10 +154,10 @@ def make_data(
             Console(stderr=True).print(f"{written.documents:,} documents read", highlight=False)
 
     sizes = {"prompt_length": prompt_length, "max_length": max_length, "seed": seed}
-    with _document_on_error(as_json):
+    with document_on_error(as_json):
         made = make_dataset(out, inputs, read_vocabulary(vocab), **sizes, progress=progress)
     if as_json:
-        _print_json({"directory": str(out), **asdict(made)})
+        print_json({"directory": str(out), **asdict(made)})
         return
     words = f"{made.documents:,} documents, {made.records:,} records, {made.tokens:,} tokens; left out: "
     words += f"{made.tails:,} pieces of under 32 tokens, {made.unknown:,} unknown tokens"
@@ -176,14 +174,14 @@ def gc(
     from sprunec.graph.collect import collect, look
     from sprunec.show.tables import waste_table
 
-    with _document_on_error(as_json):
+    with document_on_error(as_json):
         found = look(out)
     if not as_json:
         Console().print(waste_table(found.document(removed=False), dry_run), soft_wrap=True)
     if not dry_run:
         collect(out, found)
     if as_json:
-        _print_json(found.document(removed=not dry_run))
+        print_json(found.document(removed=not dry_run))
 
 
 def _out(out: Path | None, save: str | None) -> Path | None:
@@ -191,105 +189,6 @@ def _out(out: Path | None, save: str | None) -> Path | None:
     if out is not None and save is not None and Path(save) != out:
         raise typer.BadParameter(f"--out {out} and --save {save} are two folders; give one of them")
     return out if save is None else Path(save)
-
-
-def _execute(graph: Any, folder: Path, progress: Progress) -> Any:
-    from sprunec.graph.execute import execute
-    from sprunec.show.report import write_html
-
-    try:
-        with _interrupts(progress) as stop:
-            report = execute(graph, folder, progress, stop)
-    except BaseException as error:
-        if isinstance(error, KeyboardInterrupt):
-            progress.message(f"interrupted; what is done is kept: run the same command again to continue in {folder}")
-        with suppress(OSError, ValueError):  # what stopped the run is the error to tell of
-            write_html(folder)
-        raise
-    finally:
-        progress.close()
-    write_html(folder)
-    return report
-
-
-@contextmanager
-def _document_on_error(as_json: bool, folder: Path | None = None) -> Iterator[None]:
-    """With --json stdout gets a document whatever happens: the findings about bad input, else the run's own report."""
-    try:
-        yield
-    except InputError as error:
-        if as_json:
-            _print_json(_diagnostics_document(error.diagnostics))
-        raise
-    except BaseException:
-        if as_json and folder is not None and (folder / "report.json").is_file():
-            typer.echo((folder / "report.json").read_text(encoding="utf-8"))
-        raise
-
-
-@contextmanager
-def _interrupts(progress: Progress) -> Iterator[Callable[[], bool]]:
-    """Ctrl-C and SIGTERM: the first lets the step or pass in hand end, the second stops at once."""
-    asked: list[int] = []
-
-    def note(number: int, _: object) -> None:
-        if asked:
-            raise KeyboardInterrupt
-        asked.append(number)
-        progress.message("stopping after this step, or after this pass if it has none; once more stops at once")
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(asked)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _show_graph(graph: Any, folder: Path, as_json: bool) -> None:
-    from sprunec.graph.store import Store
-    from sprunec.show.tables import graph_table
-
-    store = Store(folder / "store")
-    document = graph.document({node.name: store.has(node) for node in graph.nodes})
-    if as_json:
-        _print_json(document)
-    else:
-        Console().print(graph_table(document))
-
-
-def _show_report(report: Any, folder: Path, as_json: bool) -> None:
-    from sprunec.show.tables import kept_table, result_table
-
-    if as_json:
-        _print_json(report.data)
-        return
-    console = Console()
-    if all(entry["cached"] for entry in report.data["passes"]):
-        console.print("every pass was done before; nothing to do", highlight=False)
-    console.print(kept_table(report.data))
-    console.print(result_table(report.data))
-    for name in ("dense", "small"):
-        sample = (report.data["models"].get(name) or {}).get("sample")
-        if sample:
-            console.print(f"[bold]{name}[/bold] writes: ", end="")
-            console.print(repr(sample), markup=False, highlight=False)
-    console.print(f"report: {folder / 'report.html'}", markup=False, highlight=False)
-    for row in report.data["budgets"]:
-        if not row["settled"]:
-            words = f"{row['pass']}: {row['name']} expected {row['expected']:.2f}, target {row['target']:g}"
-            Console(stderr=True).print(f"not settled: {words}; give it more steps", style="yellow", highlight=False)
-
-
-def _diagnostics_document(found: Sequence[Diagnostic]) -> dict[str, Any]:
-    valid = not any(finding.severity == "error" for finding in found)
-    return {"valid": valid, "diagnostics": [finding.as_dict() for finding in found]}
-
-
-def _print_json(document: Any) -> None:
-    from sprunec.graph.store import strict_json
-
-    typer.echo(strict_json(document))
 
 
 def _print_error(words: str) -> None:
