@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import sprunec
@@ -73,3 +74,7 @@ def digests(out: str) -> list[str]:
 
 def kept(out: str) -> dict[str, Any]:
     return report(out)["kept"]
+
+
+def emitted(out: str = "out") -> dict[str, torch.Tensor]:
+    return load_file(f"{out}/model/sprunec/model.safetensors")
