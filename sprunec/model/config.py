@@ -203,7 +203,7 @@ def _positions(before: tuple[int, ...] | None, after: tuple[int, ...] | None) ->
 
 def kept_to_json(kept: Sequence[LayerKept]) -> list[dict[str, list[int] | None]]:
     """As plain lists, one object a layer."""
-    return [{key: None if v is None else list(v) for key, v in asdict(layer).items()} for layer in kept]
+    return [{key: None if v is None else list(v) for key, v in vars(layer).items()} for layer in kept]
 
 
 def kept_from_json(data: Sequence[Mapping[str, Sequence[int] | None]]) -> tuple[LayerKept, ...]:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -53,12 +54,17 @@ class Tensors(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._places)
 
-    def rows(self, name: str, kept: Sequence[int]) -> Tensor:
-        """A copy of the entries `kept` along the first dim, in their order; of a file, nothing else is read."""
+    def rows(self, name: str, kept: Sequence[int], room: Tensor | None = None) -> Tensor:
+        """A copy of the entries `kept` along the first dim, in their order; of a file, nothing else is read.
+
+        Args:
+            room: where the copy may go, (len(kept) or more, ...) of the tensor's dtype.
+        """
         place = self._places[name]
         if isinstance(place, Tensor) or place.strides is not None:
             return self[name].detach().index_select(0, torch.tensor(kept, dtype=torch.long))
-        found = torch.empty((len(kept), *place.shape[1:]), dtype=DTYPES[place.dtype])
+        found = torch.empty((len(kept), *place.shape[1:]), dtype=DTYPES[place.dtype]) if room is None else room
+        found = found[: len(kept)]
         if found.numel():
             _read_rows(place, kept, found.view(torch.uint8).numpy().data.cast("B"))
         return found
@@ -115,9 +121,12 @@ def runs(indices: Sequence[int]) -> list[tuple[int, int]]:
     """The [first, last + 1) of entries that follow each other."""
     if isinstance(indices, range) and indices.step == 1:
         return [(indices.start, indices.stop)] if len(indices) else []
-    breaks = [place for place in range(1, len(indices)) if indices[place - 1] + 1 != indices[place]]
-    pieces = zip([0, *breaks], [*breaks, len(indices)], strict=True) if len(indices) else ()
-    return [(indices[first], indices[last - 1] + 1) for first, last in pieces]
+    if not len(indices):
+        return []
+    places = np.asarray(indices)
+    breaks = np.flatnonzero(np.diff(places) != 1) + 1
+    firsts, lasts = places[np.r_[0, breaks]], places[np.r_[breaks - 1, -1]]
+    return list(zip(firsts.tolist(), (lasts + 1).tolist(), strict=True))
 
 
 def open_tensors(path: Path) -> Tensors:

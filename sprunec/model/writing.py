@@ -11,6 +11,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -30,7 +31,10 @@ WORDS = {dtype: word for word, dtype in DTYPES.items()}
 
 @dataclass(frozen=True)
 class Output:
-    """A tensor that is to be written; `parts()` gives its rows in order, a few at a time."""
+    """A tensor that is to be written; `parts()` gives its rows in order, a few at a time.
+
+    Each is made while the one before is written, and may lie where the one before that did.
+    """
 
     shape: Shape
     dtype: torch.dtype
@@ -123,20 +127,29 @@ def _write_file(outputs: Mapping[str, Output], path: Path) -> None:
         header[name] = {"dtype": WORDS[output.dtype], "shape": list(output.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
+    with path.open("wb") as file, ThreadPoolExecutor(1) as reader:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in order:
-            _write_tensor(file, name, outputs[name])
+            _write_tensor(file, reader, name, outputs[name])
 
 
-def _write_tensor(file: BinaryIO, name: str, output: Output) -> None:
+def _write_tensor(file: BinaryIO, reader: Executor, name: str, output: Output) -> None:
     written = 0
-    for part in output.parts():
+    for part in _ahead(reader, output.parts()):
         assert part.dtype == output.dtype, f"{name} is {part.dtype}, its header says {output.dtype}"
         plain = part.detach().cpu().contiguous()
         if plain.numel():
             written += file.write(plain.flatten().view(torch.uint8).numpy().data)
     assert written == output.nbytes, f"{name} has {written} bytes, its header says {output.nbytes}"
+
+
+def _ahead(reader: Executor, parts: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The parts in turn, the next of them being made meanwhile."""
+    source = iter(parts)
+    coming = reader.submit(next, source, None)
+    while (part := coming.result()) is not None:
+        coming = reader.submit(next, source, None)
+        yield part
 
 
 def adopt_weights(path: Path, directory: Path) -> None:

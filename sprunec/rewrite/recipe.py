@@ -6,6 +6,7 @@ two recipes in a row are one; and it puts a small model's tensors back into the 
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -67,12 +68,13 @@ class Recipe:
     def to_dict(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
         """Readable: every tensor of `shapes`, with the [first, last + 1) runs of indices kept along each cut dim."""
         entries: dict[str, Any] = {}
+        spans = functools.cache(lambda kept: [list(span) for span in runs(kept)])  # tensors of one site keep the same
         for name, shape in shapes.items():
             entry: dict[str, Any] = {"shape": list(shape), "kept": "all"}
             if name in self.removed:
                 entry["kept"] = None
             elif name in self.slices:
-                entry["kept"] = {str(dim): [list(run) for run in runs(kept)] for dim, kept in self.slices[name].items()}
+                entry["kept"] = {str(dim): spans(kept) for dim, kept in self.slices[name].items()}
             entries[name] = entry
         return {"tensors": entries}
 
@@ -150,8 +152,9 @@ def dim_indices(groups: Groups, dim: Sequence[int], keep: Keep) -> Indices:
 
 def _tensor_slices(groups: Groups, keep: Keep) -> dict[str, dict[int, Indices]]:
     found: dict[str, dict[int, Indices]] = {}
+    indices = functools.cache(lambda dim: dim_indices(groups, dim, keep))
     for name, dims in groups.tensors.items():
-        cut = {place: dim_indices(groups, dim, keep) for place, dim in enumerate(dims) if keep.keys() & set(dim)}
+        cut = {place: indices(tuple(dim)) for place, dim in enumerate(dims) if keep.keys() & set(dim)}
         if cut:
             found[name] = cut
     return found

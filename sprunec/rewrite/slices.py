@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,20 +13,40 @@ INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 LONG_RUN = 8
 
 
+@dataclass(frozen=True)
+class Selection:
+    """Entries to keep along a dim, made ready once for all the parts that a tensor comes in.
+
+    Attributes:
+        index: of the entries, in their order.
+        unit: see `common_unit`.
+    """
+
+    index: Tensor
+    unit: int
+
+    @classmethod
+    def of(cls, kept: Sequence[int], size: int) -> Selection:
+        """`kept` of `size` entries."""
+        return cls(torch.tensor(kept, dtype=torch.long), common_unit(kept, size))
+
+    def __call__(self, tensor: Tensor, dim: int) -> Tensor:
+        """A new tensor of the entries along `dim`; without gradients."""
+        tensor = tensor.detach()
+        last = dim == tensor.dim() - 1 and dim > 0
+        if not last or tensor.device.type != "cpu" or not self.index.numel() or not tensor.is_contiguous():
+            return tensor.index_select(dim, self.index.to(tensor.device))
+        if self.unit >= LONG_RUN:
+            units: Tensor = tensor.unflatten(dim, (-1, self.unit))
+            return units.index_select(dim, self.index[:: self.unit] // self.unit).flatten(dim)
+        # torch picks single columns entry by entry, through its slowest loop; numpy copies whole words.
+        words = tensor.view(INTEGERS[tensor.element_size()]).numpy()
+        return torch.from_numpy(words.take(self.index.numpy(), axis=dim)).view(tensor.dtype)
+
+
 def select(tensor: Tensor, dim: int, kept: Sequence[int]) -> Tensor:
     """A new tensor of the entries `kept` along `dim`, in their order; without gradients."""
-    tensor = tensor.detach()
-    index = torch.tensor(kept, dtype=torch.long, device=tensor.device)
-    last = dim == tensor.dim() - 1 and dim > 0
-    if not last or tensor.device.type != "cpu" or not len(kept) or not tensor.is_contiguous():
-        return tensor.index_select(dim, index)
-    unit = common_unit(kept, tensor.shape[dim])
-    if unit >= LONG_RUN:
-        units: Tensor = tensor.unflatten(dim, (-1, unit))
-        return units.index_select(dim, index[::unit] // unit).flatten(dim)
-    # torch picks single columns entry by entry, through its slowest loop; numpy copies whole words.
-    words = tensor.view(INTEGERS[tensor.element_size()]).numpy()
-    return torch.from_numpy(words.take(index.numpy(), axis=dim)).view(tensor.dtype)
+    return Selection.of(kept, tensor.shape[dim])(tensor, dim)
 
 
 def common_unit(kept: Sequence[int], size: int) -> int:

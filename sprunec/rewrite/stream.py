@@ -5,15 +5,17 @@ What is held at a time is the part of one tensor that a chunk is cut from, and t
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 
+import torch
 from torch import Tensor
 
 from sprunec.model.stored import Shape
 from sprunec.model.tensors import Tensors
 from sprunec.model.writing import Output, rows_at_once
 from sprunec.rewrite.recipe import Indices, Recipe
-from sprunec.rewrite.slices import select
+from sprunec.rewrite.slices import Selection
 
 
 def cut_outputs(recipe: Recipe, tensors: Tensors) -> dict[str, Output]:
@@ -25,15 +27,18 @@ def _cut(name: str, tensors: Tensors, dims: Mapping[int, Indices]) -> Output:
     whole, dtype = tensors.shape(name), tensors.dtype(name)
     shape = cut_shape(whole, dims)
     at_once, rows = rows_at_once(whole, dtype), dims.get(0, range(whole[0] if whole else 0))
-    others = [(dim, kept) for dim, kept in dims.items() if dim != 0]
 
     def parts() -> Iterator[Tensor]:
         if not shape:
             yield tensors[name]
-        for first in range(0, shape[0] if shape else 0, at_once):
-            part = tensors.rows(name, rows[first : first + at_once])
-            for dim, kept in others:
-                part = select(part, dim, kept)
+            return
+        others = [(dim, Selection.of(kept, whole[dim])) for dim, kept in dims.items() if dim != 0]
+        # Two chunks are in use at a time; fresh memory for each would be cleared by the kernel first.
+        rooms = itertools.cycle(torch.empty((2, min(at_once, shape[0]), *whole[1:]), dtype=dtype))
+        for first in range(0, shape[0], at_once):
+            part = tensors.rows(name, rows[first : first + at_once], next(rooms))
+            for dim, selection in others:
+                part = selection(part, dim)
             yield part
 
     return Output(shape, dtype, parts)
