@@ -5,6 +5,7 @@
     train         -> train
     train-mask    -> train-mask, binarize, rewrite, compare
     score-mask    -> score-mask, binarize, rewrite, compare
+      compensate    -> compensate, between binarize and rewrite
     load-mask     -> load-mask, rewrite, compare
     sparsify      -> sparsify, and the passes that train from there on hold its zeros
     finetune      -> train, on the model as it is by then: rewritten, small
@@ -25,11 +26,12 @@ from sprunec.graph.graph import MISSING, Graph, file_digest
 from sprunec.graph.sizes import planned
 from sprunec.graph.sources import add_sources, teacher
 from sprunec.plan.distillation import WHOLE
+from sprunec.plan.draft import LOOKING
 from sprunec.plan.forms import EVEN_FORM
 from sprunec.plan.plan import PassSpec, Plan
 from sprunec.plan.provenance import steps_warning, weights_warning
 
-CHANGES_WEIGHTS = ("train", "finetune", "train-mask", "sparsify")
+CHANGES_WEIGHTS = ("train", "finetune", "train-mask", "sparsify", "compensate")
 SPARSE = ("pattern", "tensors")
 TRAINING = (
     "steps",
@@ -75,7 +77,7 @@ def _train(build: Builder, spec: PassSpec) -> None:
 def _train_mask(build: Builder, spec: PassSpec) -> None:
     build.evaluate_dense()
     options = _training_options(build, spec) | _mask_options(spec)
-    options |= {key: spec.options[key] for key in ("mask_learning_rate", "ramp")}
+    options |= {key: spec.options[key] for key in ("criterion", "batches", "mask_learning_rate", "ramp")}
     options["target"] = spec.options.get("gates_for", spec.options["target"])
     inputs = {"model": build.latest["model"], "data": build.latest["data"]} | teacher(build, spec)
     suffix = "-".join(spec.options["unit"])
@@ -90,21 +92,38 @@ def _train_mask(build: Builder, spec: PassSpec) -> None:
     )
     build.count(spec)
     build.latest["model"] = name
-    _cut(build, _binarize(build, spec, name), spec)
+    masks = _binarize(build, spec, name)
+    _compensate(build, spec, masks, name)
+    _cut(build, masks, spec)
 
 
 def _score_mask(build: Builder, spec: PassSpec) -> None:
     build.evaluate_dense()
     options = _mask_options(spec) | {"criterion": spec.options["criterion"]} | build.look()
     inputs = {"model": build.latest["model"]}
-    if spec.options["criterion"] == "taylor":
-        options |= {"batches": spec.options["batches"], "first_step": build.model_steps}
-        options |= {"precision": build.plan.engine.precision}
+    if spec.options["criterion"] in LOOKING:
+        options |= _look_options(build, spec)
         inputs |= build.data_inputs()
     suffix = "-".join(spec.options["unit"])
     about = f"{spec.options['criterion']}: {_target_words(spec)}"
     name = build.add("score-mask", options, inputs, suffix=suffix, about=about)
-    _cut(build, _binarize(build, spec, name), spec)
+    masks = _binarize(build, spec, name)
+    _compensate(build, spec, masks, name)
+    _cut(build, masks, spec)
+
+
+def _compensate(build: Builder, spec: PassSpec, masks: str, scores: str) -> None:
+    if spec.options["compensate"] is None:
+        return
+    options = {"unit": spec.options["unit"], "learned": spec.name == "train-mask"} | _look_options(build, spec)
+    inputs = {"model": build.latest["model"], "masks": masks, "scores": scores} | build.data_inputs()
+    about, parameters = spec.options["compensate"], build.left.parameters
+    build.latest["model"] = build.add("compensate", options | build.look(), inputs, about=about, parameters=parameters)
+
+
+def _look_options(build: Builder, spec: PassSpec) -> dict[str, Any]:
+    options = {"batches": spec.options["batches"], "first_step": build.model_steps}
+    return options | {"precision": build.plan.engine.precision}
 
 
 def _load_mask(build: Builder, spec: PassSpec) -> None:
@@ -224,10 +243,14 @@ def _cut(build: Builder, masks: str, spec: PassSpec | None) -> None:
     inputs = {"model": entering, "masks": masks}
     inputs |= {"origin": build.latest["origin"]} if "origin" in build.latest else {}
     small = build.add("rewrite", {}, inputs, about="slices only", parameters=build.left.parameters)
-    if any(spec.name in CHANGES_WEIGHTS for spec in build.plan.passes):  # else the comparison at the end says it all
+    if _changes_weights(build.plan):  # else the comparison at the end says it all
         inputs = {"masked": entering, "masks": masks, "small": small}
         build.add("compare", build.look(), inputs | build.data_inputs(), about="masked = small")
     build.latest |= {"model": small, "origin": small}
+
+
+def _changes_weights(plan: Plan) -> bool:
+    return any(spec.name in CHANGES_WEIGHTS or spec.options.get("compensate") is not None for spec in plan.passes)
 
 
 def _steps(spec: PassSpec) -> dict[str, Any]:

@@ -1,19 +1,51 @@
-"""Cheap scores of units: the higher, the more worth keeping."""
+"""Cheap scores of units: the higher, the more worth keeping.
+
+`CRITERIA` has them by name; each is a function of what it needs of a `Sight`.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from sprunec.data.batches import Batch
 from sprunec.engines.device import Place
+from sprunec.masks.least_squares import removal_errors
+from sprunec.masks.moments import Moments, look
 from sprunec.masks.units import Key
 from sprunec.rewrite.gating import Gates
+from sprunec.rewrite.sites import SUBLAYER_OF
 from sprunec.rewrite.trace import TracedBlock
 
 Loss = Callable[[nn.Module, Batch], Tensor]
+Score = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What a criterion may look at.
+
+    Attributes:
+        model: its traced blocks replaced by gated ones, all gates open.
+        blocks: what was traced.
+        batches: the batches of a look at the data.
+        loss: of a batch, summed over its targets.
+    """
+
+    model: nn.Module
+    gates: Gates
+    blocks: Sequence[TracedBlock]
+    batches: Iterable[Batch]
+    loss: Loss
+    place: Place
+    seed: int
+
+    def moments(self) -> Moments:
+        return look(self.model, self.blocks, self.batches, self.place)
 
 
 def random(sizes: Mapping[Key, int], seed: int) -> dict[Key, Tensor]:
@@ -47,6 +79,59 @@ def taylor(model: nn.Module, gates: Gates, batches: Iterable[Batch], loss: Loss,
         for (key, _), gradient in zip(leaves.items(), torch.autograd.grad(mean, list(leaves.values())), strict=True):
             scores[key] += (gradient.abs().float().cpu() - scores[key]) / count
     return scores
+
+
+def activation(moments: Moments, sizes: Mapping[Key, int]) -> dict[Key, Tensor]:
+    """The energy of what a unit adds (Wanda, Sun et al. 2024, by structure), as a share of the stream that it joins.
+
+    Of a unit inside a sublayer: the mean square of each input column of the projection times that of its weights.
+    """
+    return _by_columns(moments, sizes, _energies)
+
+
+def reconstruction(moments: Moments, sizes: Mapping[Key, int]) -> dict[Key, Tensor]:
+    """The mean square error of the sublayer's output without the unit, the others refitted, as a share of the stream.
+
+    See `least_squares.removal_errors`; a whole sublayer leaves nothing to refit, and counts its energy.
+    """
+    return _by_columns(moments, sizes, _errors)
+
+
+CRITERIA: dict[str, Callable[[Sight], dict[Key, Tensor]]] = {
+    "random": lambda sight: random(sight.gates.sizes, sight.seed),
+    "magnitude": lambda sight: magnitude(sight.blocks, sight.gates.sizes),
+    "taylor": lambda sight: taylor(sight.model, sight.gates, sight.batches, sight.loss, sight.place),
+    "activation": lambda sight: activation(sight.moments(), sight.gates.sizes),
+    "reconstruction": lambda sight: reconstruction(sight.moments(), sight.gates.sizes),
+}
+
+
+def _by_columns(moments: Moments, sizes: Mapping[Key, int], score: Score) -> dict[Key, Tensor]:
+    """Scores of units inside sublayers from the projections that they go into; of whole ones from their output."""
+    found: dict[Key, Tensor] = {}
+    for index, unit in sizes:
+        kinds = [kind for block, kind in moments.branches if block == index and unit in ("block", kind)]
+        if kinds:
+            found[(index, unit)] = torch.tensor([sum(moments.share(index, kind) for kind in kinds)])
+            continue
+        stream = moments.streams[(index, SUBLAYER_OF[unit])]
+        parts = [score(moment, p.weight, columns(units)) for p, moment, units in moments.of_unit(index, unit)]
+        found[(index, unit)] = torch.stack(parts).sum(0).cpu() / stream
+    return found
+
+
+def _energies(moment: Tensor, weight: Tensor, columns: Tensor) -> Tensor:
+    energy: Tensor = moment.diagonal() * weight.float().square().mean(0)
+    return energy[columns.to(energy.device)].sum(1)
+
+
+def _errors(moment: Tensor, weight: Tensor, columns: Tensor) -> Tensor:
+    return removal_errors(moment, weight, columns) / len(weight)
+
+
+def columns(units: tuple[int, int, int]) -> Tensor:
+    """(units, outer x inner): where each unit lies in a dim that is (outer, units, inner)."""
+    return torch.arange(math.prod(units)).view(units).movedim(1, 0).flatten(1)
 
 
 def _magnitude(block: TracedBlock, unit: str) -> Tensor:

@@ -23,6 +23,11 @@ def kept_probability(log_alpha: Tensor) -> Tensor:
     return torch.sigmoid(log_alpha - SHIFT)
 
 
+def expected_gate(log_alpha: Tensor) -> Tensor:
+    """A gate without noise. Equation 13."""
+    return (torch.sigmoid(log_alpha) * (ZETA - GAMMA) + GAMMA).clamp(0.0, 1.0)
+
+
 def undecided(log_alpha: Tensor) -> int:
     """Gates that are neither nearly always nor nearly never kept."""
     probability = kept_probability(log_alpha)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from sprunec.data import live, pairs
-from sprunec.data.batches import Data, load_text_data
+from sprunec.data.batches import Batch, Data, load_text_data
 from sprunec.engines.device import Place
 from sprunec.engines.distill import Distiller, Weights, make_projections
 from sprunec.model.checkpoint import empty_model, load_model, read_config
@@ -51,6 +51,12 @@ def open_data(job: Job, config: ModelConfig) -> Data:
     if pairs.has_pairs(directory):
         return pairs.load_pair_data(directory, **rows)
     return load_text_data(directory, **rows)
+
+
+def next_batches(job: Job, config: ModelConfig) -> Iterator[Batch]:
+    """The batches of a look at the data: those that training would see next."""
+    data, first = open_data(job, config), job.options["first_step"]
+    return (data.batch(first + number) for number in range(job.options["batches"]))
 
 
 def config_of(job: Job, name: str = "model") -> ModelConfig:

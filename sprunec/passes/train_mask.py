@@ -5,18 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from sprunec.engines.loop import Training, fit, language_model_loss
-from sprunec.masks import criteria
 from sprunec.masks.budgets import make_budgets
+from sprunec.masks.criteria import CRITERIA, Sight
 from sprunec.masks.files import save_scores
 from sprunec.masks.lagrangian import Lagrangian
 from sprunec.masks.learn import GateLearner, settling, start_from, tie
 from sprunec.masks.units import gate_units
 from sprunec.model.checkpoint import read_kept, save_model
-from sprunec.passes.bench import config_of, open_data, open_lesson, open_model, place_of, traced
+from sprunec.passes.bench import config_of, next_batches, open_data, open_lesson, open_model, place_of, traced
 from sprunec.passes.job import Job
 from sprunec.rewrite.gating import insert_gates
-
-TAYLOR_BATCHES = 8
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -25,8 +23,8 @@ def run(job: Job) -> dict[str, Any]:
     data, first_step = open_data(job, config), options["first_step"]
     blocks = traced(model, config)
     gates = insert_gates(model, blocks, gate_units(options["unit"]))
-    batches = (data.batch(first_step + i) for i in range(TAYLOR_BATCHES))
-    scores = criteria.taylor(model, gates, batches, language_model_loss, place)
+    sight = Sight(model, gates, blocks, next_batches(job, config), language_model_loss, place, options["seed"])
+    scores = CRITERIA[options["criterion"]](sight)
     tied = options["tie_heads"]
     budgets = make_budgets(config, options["unit"], options["target"], options["budget"], tied)
     learner = GateLearner(

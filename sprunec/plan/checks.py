@@ -12,7 +12,7 @@ from sprunec.data.sets import DEFAULT_BLOCK, META, read_set
 from sprunec.errors import Diagnostic, InputError
 from sprunec.model.config import ModelConfig
 from sprunec.plan.distillation import distillation_fits
-from sprunec.plan.draft import MASKS, TRAINS, Draft, Step
+from sprunec.plan.draft import MASKS, TRAINS, Draft, Step, takes_a_look
 from sprunec.plan.forms import form_fits, heads_tied
 from sprunec.plan.saved_masks import saved_masks_fit
 from sprunec.plan.sizes import size_findings
@@ -196,8 +196,8 @@ def _scale(draft: Draft, step: Step) -> Iterator[Diagnostic]:
 
 def batches_used(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnostic]:
     for step in draft.steps:
-        if step.options and "batches" in step.given and step.options.get("criterion") != "taylor":
-            message = f"batches is not used with criterion {show(step.options['criterion'])}"
+        if step.options and "batches" in step.given and not takes_a_look(step.options):
+            message = f"batches is not used with criterion {show(step.options['criterion'])} and no compensation"
             pointer = f"{step.pointer}/batches"
             yield draft.source.warn("unused-option", pointer, message, "remove it", key=True)
 

@@ -16,7 +16,13 @@ from sprunec.plan.targets import default_budget, parameter_count
 
 MASKS = ("train-mask", "score-mask")
 TRAINS = ("train", "finetune", "train-mask")
+LOOKING = ("taylor", "activation", "reconstruction")
 _WARMUP_SHARE = 20
+
+
+def takes_a_look(options: Mapping[str, Any]) -> bool:
+    """Whether a pass that chooses a mask looks at the data to score units, or to compensate for them."""
+    return options.get("criterion") in LOOKING or options.get("compensate") is not None
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,7 @@ class Step:
 
     @property
     def looks_at_data(self) -> bool:
-        return self.name in TRAINS or (self.name == "score-mask" and self.given.get("criterion") == "taylor")
+        return self.name in TRAINS or (self.name in MASKS and takes_a_look(self.given))
 
 
 @dataclass(frozen=True)

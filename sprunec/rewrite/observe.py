@@ -32,17 +32,17 @@ def _place(model: nn.Module, point: Point, blocks: Sequence[TracedBlock]) -> tup
     if block is None or not isinstance(holder, fx.GraphModule):
         return model.get_submodule(point.module), point.side
     call = block.forward.calls[point.module.removeprefix(f"{block.path}.")]
-    return _tap(holder, call.given if point.side == "pre" else call.result), "post"
+    return tap(holder, call.given if point.side == "pre" else call.result), "post"
 
 
-def _tap(block: fx.GraphModule, name: str) -> nn.Module:
+def tap(block: fx.GraphModule, name: str) -> nn.Module:
     """A module behind the node, one for all its points; nothing uses what it returns, so the block stays the same."""
-    tap, target = nn.Identity(), f"taps.{name}"
+    module, target = nn.Identity(), f"taps.{name}"
     if target in dict(block.named_modules()):
         return block.get_submodule(target)
-    block.add_submodule(target, tap)
+    block.add_submodule(target, module)
     node = next(node for node in block.graph.nodes if node.name == name)
     with block.graph.inserting_after(node):
         block.graph.call_module(target, (node,))
     block.recompile()
-    return tap
+    return module

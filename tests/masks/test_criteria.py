@@ -49,6 +49,14 @@ def taylor(model: nn.Module, *units: str, batches: int = 2) -> dict:
     return criteria.taylor(model, gates, data, language_model_loss, CPU)
 
 
+def by_look(criterion: str, model: nn.Module, *units: str) -> dict:
+    blocks = trace_blocks(model, example_inputs(tiny_config()))
+    gates = insert_gates(model, blocks, gate_units(units))
+    inputs = [random_batch(context=False, seed=seed) for seed in range(2)]
+    data = [Batch(each, each["input"].roll(-1, 1)) for each in inputs]
+    return criteria.CRITERIA[criterion](criteria.Sight(model, gates, blocks, data, language_model_loss, CPU, 0))
+
+
 def magnitude(model: nn.Module, *units: str) -> dict:
     return criteria.magnitude(trace_blocks(model, example_inputs(tiny_config())), unit_sizes(tiny_config(), units))
 
@@ -67,6 +75,59 @@ def test_taylor_ranks_a_dead_unit_last(unit: str) -> None:
     scores = taylor(model_with_dead(unit), unit)
     assert float(scores[(layer, unit)][place]) == 0.0
     assert sum(int((values <= 0).sum()) for values in scores.values()) == 1
+
+
+@pytest.mark.parametrize("criterion", ["activation", "reconstruction"])
+@pytest.mark.parametrize("unit", DEAD)
+def test_scores_by_activations_rank_a_dead_unit_last(criterion: str, unit: str) -> None:
+    layer, place = DEAD[unit]
+    scores = by_look(criterion, model_with_dead(unit), unit)
+    assert float(scores[(layer, unit)][place]) == pytest.approx(0.0, abs=1e-9)
+    assert sum(int((values <= 1e-9).sum()) for values in scores.values()) == 1
+    assert {key: value.numel() for key, value in scores.items()} == unit_sizes(tiny_config(), [unit])
+
+
+def test_activation_of_a_dim_is_the_energy_of_what_it_adds_in_the_stream() -> None:
+    model, inputs = tiny_model(), random_batch(context=False, seed=0)
+    ffn, seen = model.encoder.layers[1].ffn, {}
+    ffn.ffn.w_out.register_forward_pre_hook(lambda _, given: seen.update(x=given[0]))
+    ffn.register_forward_hook(lambda _, given, out: seen.update(stream=out))
+    with torch.no_grad():
+        model(**inputs)
+    used = torch.arange(inputs["input"].size(1)) < inputs["length"][:, None]
+    x, stream = seen["x"][used] / ffn.ffn.w_out.divisor, seen["stream"][used]
+    added = (x[:, 7:8] * ffn.ffn.w_out.weight[:, 7].detach()).square().mean() / stream.square().mean()
+    model, data = tiny_model(), [Batch(inputs, inputs["input"])]
+    blocks = trace_blocks(model, example_inputs(tiny_config()))
+    gates = insert_gates(model, blocks, ["dim_ff"])
+    sight = criteria.Sight(model, gates, blocks, data, language_model_loss, CPU, 0)
+    scores = criteria.CRITERIA["activation"](sight)
+    assert float(scores[(1, "dim_ff")][7]) == pytest.approx(float(added), rel=1e-4)
+
+
+@pytest.mark.parametrize("criterion", ["activation", "reconstruction"])
+def test_a_sublayer_counts_by_its_share_of_the_stream(criterion: str) -> None:
+    model = tiny_model()
+    with torch.no_grad():
+        model.encoder.layers[2].ffn.ffn.w_out.weight.mul_(0.01)
+    scores = {key: float(value) for key, value in by_look(criterion, model, "layer", "block").items()}
+    sublayers = {key: value for key, value in scores.items() if key[1] != "block"}
+    assert min(sublayers, key=sublayers.get) == (2, "feed_forward") and scores[(2, "feed_forward")] < 1e-3
+    assert all(0 < value < 1 for value in sublayers.values())
+    assert scores[(1, "block")] == pytest.approx(sum(v for k, v in sublayers.items() if k[0] == 1))
+
+
+def test_a_repeated_dim_matters_to_activation_and_not_to_reconstruction() -> None:
+    def repeated() -> nn.Module:
+        model = tiny_model()
+        gated = model.encoder.layers[0].ffn.ffn.w_in
+        with torch.no_grad():
+            for linear in (gated.w_0, gated.w_1):
+                linear.weight[3] = linear.weight[5]
+        return model
+
+    energy, error = (by_look(name, repeated(), "dim_ff")[(0, "dim_ff")] for name in ("activation", "reconstruction"))
+        assert float(energy[5]) > float(energy.median()) and float(error[[3, 5]].min()) < 0.01 * float(energy[5])
 
 
 def test_magnitude_of_a_head_is_the_root_mean_square_of_its_weights() -> None:

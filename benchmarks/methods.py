@@ -1,0 +1,121 @@
+"""What the quality benchmark compares: corpora, targets, budgets of tokens, and methods, all as native plans."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+CONFIG = {
+    "vocab_size": 128,
+    "dim_model": 128,
+    "num_heads": 8,
+    "dim_head": 16,
+    "dim_ff": 384,
+    "num_layers": 6,
+    "position_bias_num_buckets": 32,
+    "position_bias_max_distance": 128,
+    "prompt_types": 3,
+    "prompt_length": 4,
+    "segment_types": 3,
+}
+TRAINING = {"learning_rate": 0.01, "weight_decay": 0.1}
+DENSE_STEPS, DENSE_ROWS, ROWS = 2000, 16, 8
+STEPS = {"short": 500, "long": 3000}
+LOOK = 8
+
+Pass = dict[str, Any]
+Stage = tuple[Any, Mapping[str, Any]]
+
+# By name, the stages of a cut: the units, and the target of each.
+TARGETS: dict[str, tuple[Stage, ...]] = {
+    "guide": (("head", {"num_heads": 2}), ("dim_ff", {"dim_ff": 192})),
+    "20%": ((["head", "dim_ff"], {"sparsity": 0.2}),),
+    "50%": ((["head", "dim_ff"], {"sparsity": 0.5}),),
+    "layers": (("layer", {"sparsity": 1 / 3}),),
+}
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a cut is made.
+
+    Attributes:
+        criterion: of `score-mask`; for `learned` ones, of what the gates start from.
+        mask_share: of a stage's steps, how many train its mask; the others fine-tune.
+        options: more of the pass that chooses the mask.
+        joint: one pass for all stages.
+        tuning: more of the pass that fine-tunes.
+    """
+
+    criterion: str | None = None
+    learned: bool = False
+    mask_share: float = 0.4
+    options: Mapping[str, Any] | None = None
+    joint: bool = False
+    tuning: Mapping[str, Any] | None = None
+
+    def passes(self, target: str, steps: int) -> list[list[Pass]]:
+        """The passes of each stage, all stages together worth `steps` training steps, looks at the data counted."""
+        stages = TARGETS[target]
+        if self.joint and len(stages) > 1:
+            stages = (([unit for unit, _ in stages], {k: v for _, aim in stages for k, v in aim.items()}),)
+        return [self._stage(unit, aim, steps // len(stages)) for unit, aim in stages]
+
+    def _stage(self, unit: Any, aim: Mapping[str, Any], steps: int) -> list[Pass]:
+        cut: Pass = {"unit": unit, "target": dict(aim), **(self.options or {})}
+        if self.criterion is not None:
+            cut["criterion"] = self.criterion
+        looked = LOOK * ((self.learned or self.criterion not in ("random", "magnitude")) + bool(cut.get("compensate")))
+        if not self.learned:
+            return [{"pass": "score-mask", **cut}, self._tune(steps - looked)]
+        learning = round(self.mask_share * (steps - looked))
+        cut = {"pass": "train-mask", "steps": learning, **cut}
+        return [cut, self._tune(steps - looked - learning)]
+
+    def _tune(self, steps: int) -> Pass:
+        return {"pass": "finetune", "steps": steps, **(self.tuning or {})}
+
+
+METHODS: dict[str, Method] = {
+    name: Method(name) for name in ("random", "magnitude", "taylor", "activation", "reconstruction")
+} | {"train-mask": Method(learned=True)}
+
+# By name, options of all methods alike.
+EXTRAS: dict[str, Callable[[Method], Method]] = {
+    "global": lambda method: replace(method, options={**(method.options or {}), "budget": "global"}),
+    "per-layer": lambda method: replace(method, options={**(method.options or {}), "budget": "per-layer"}),
+    "refit": lambda method: replace(method, options={**(method.options or {}), "compensate": "least-squares"}),
+    "joint": lambda method: replace(method, joint=True),
+}
+
+
+def dense_plan(corpus: str) -> dict[str, Any]:
+    return {
+        "name": "dense",
+        "seed": 1,
+        "model": {"config": CONFIG},
+        "data": data(corpus, DENSE_ROWS),
+        "training": TRAINING,
+        "passes": [{"pass": "train", "steps": DENSE_STEPS}, {"pass": "emit", "formats": ["sprunec"]}],
+    }
+
+
+def data(corpus: str, rows: int) -> dict[str, Any]:
+    """`corpus`: python-docs, or the path of a text file."""
+    source = {"source": corpus} if corpus == "python-docs" else {"source": "text", "path": str(Path(corpus).resolve())}
+    return source | {"max_length": 132, "batch_size": rows}
+
+
+def cell_plan(corpus: str, checkpoint: Path, passes: list[Pass], seed: int, distil: float) -> dict[str, Any]:
+    """A plan that starts from the dense model; `distil` is the weight of its logits."""
+    training = TRAINING | ({"distillation": {"logits": distil}} if distil else {})
+    return {
+        "name": "cell",
+        "seed": seed,
+        "model": {"config": CONFIG, "checkpoint": str(checkpoint.resolve())},
+        "data": data(corpus, ROWS),
+        "training": training,
+        "passes": passes,
+    }

@@ -1,0 +1,178 @@
+"""The quality of small models: methods side by side, at equal training tokens in all, looks at the data counted.
+
+    python benchmarks/quality.py [--budget short] [--target guide] [--methods all] [--seeds 1,2,3] [--with global,refit]
+                                 [--distil 0.5] [--corpus python-docs] [--jobs 2] [--folder runs/quality]
+
+A cell is one method, target, budget and seed: a native plan, run by `sprunec run` on one thread from a dense model that
+is trained once for each corpus. What cells gave stands in `benchmarks/quality.json` by the digest of all that decides
+it, so a cell is run once, and work adds up over days. `--show` prints the tables of that file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from methods import EXTRAS, METHODS, STEPS, TARGETS, Method, cell_plan, dense_plan
+from quality_tables import show
+
+from sprunec import lower, read_plan
+from sprunec.graph.graph import Graph
+from sprunec.passes.table import PASSES
+
+RESULTS = Path(__file__).with_name("quality.json")
+LOCK = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of one method."""
+
+    corpus: str
+    budget: str
+    target: str
+    method: str
+    extras: tuple[str, ...]
+    distil: float
+    seed: int
+
+    def stages(self) -> list[list[dict[str, Any]]]:
+        method: Method = METHODS[self.method]
+        for name in self.extras:
+            method = EXTRAS[name](method)
+        return method.passes(self.target, STEPS[self.budget])
+
+    def about(self) -> dict[str, Any]:
+        return {**vars(self), "extras": list(self.extras), "corpus": Path(self.corpus).name}
+
+
+def run(plan: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The report of `sprunec run`, on one thread."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "plan.json").write_text(json.dumps(plan, indent=1))
+    command = [
+        sys.executable,
+        "-m",
+        "sprunec",
+        "run",
+        str(folder / "plan.json"),
+        "--out",
+        str(folder / "out"),
+        "--json",
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with (folder / "log").open("a") as log:
+        found = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=log, text=True)
+    if found.returncode not in (0, 4):
+        raise RuntimeError(f"{folder}: exit code {found.returncode}, see {folder / 'log'}")
+    report: dict[str, Any] = json.loads(found.stdout)
+    return report
+
+
+def digest(graph: Graph, dense: Graph) -> str:
+    """Of all that decides a cell: passes, versions and options; for the checkpoint's bytes stands how it is made."""
+    nodes = [
+        (node.pass_, PASSES[node.pass_].version, {k: v for k, v in node.options.items() if k != "checkpoint"})
+        for node in (*dense.nodes, *graph.nodes)
+    ]
+    return hashlib.sha256(json.dumps(nodes, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def graph_of(plan: dict[str, Any], folder: Path) -> Graph:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "plan.json"
+    path.write_text(json.dumps(plan, indent=1))
+    return lower(read_plan(path))
+
+
+def measure(cell: Cell, dense: Graph, checkpoint: Path, folder: Path) -> None:
+    """Run a cell that has not been run yet, and write down what it gave."""
+    stages = cell.stages()
+    whole, cut = [p for stage in stages for p in stage], [*(p for stage in stages[:-1] for p in stage), stages[-1][0]]
+    plans = [cell_plan(cell.corpus, checkpoint, passes, cell.seed, cell.distil) for passes in (cut, whole)]
+    place = folder / hashlib.sha256(repr(cell).encode()).hexdigest()[:16]
+    key = digest(graph_of(plans[1], place), dense)
+    if key in read_results():
+        return
+    started = time.monotonic()
+    before, after = (run(plan, place) for plan in plans)
+    small, masks = after["models"]["small"], [p for p in after["passes"] if p["pass"] == "train-mask"]
+    found = cell.about() | {
+        "dense": after["models"]["dense"]["loss"],
+        "cut": before["models"]["small"]["loss"],
+        "loss": small["loss"],
+        "parameters": small["parameters"],
+        "share": small["parameters"] / after["models"]["dense"]["parameters"],
+        "settled": after["status"] == "done",
+        "undecided": sum(p["metrics"]["undecided"] for p in masks),
+        "kept": after["kept"],
+        "seconds": round(time.monotonic() - started),
+    }
+    with LOCK:
+        results = read_results() | {key: found}
+        RESULTS.write_text(json.dumps({"machine": machine(), "cells": results}, indent=1) + "\n")
+    print(f"{cell}: cut {found['cut']:.3f}, then {found['loss']:.3f}, {found['seconds']} s", flush=True)
+    shutil.rmtree(place)
+
+
+def read_results() -> dict[str, Any]:
+    cells: dict[str, Any] = json.loads(RESULTS.read_text())["cells"] if RESULTS.exists() else {}
+    return cells
+
+
+def machine() -> str:
+    from importlib.metadata import version
+
+    return f"{os.cpu_count()} cores {platform.machine()}, one thread a cell, torch {version('torch')}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--budget", choices=STEPS, default="short")
+    parser.add_argument("--target", choices=TARGETS, default="guide")
+    parser.add_argument("--methods", default="all", help="by comma, of: " + ", ".join(METHODS))
+    parser.add_argument("--seeds", default="1,2,3")
+    parser.add_argument("--with", dest="extras", default="", help="options of all methods, of: " + ", ".join(EXTRAS))
+    parser.add_argument("--distil", type=float, default=0.0, help="weight of the dense model's logits")
+    parser.add_argument("--corpus", default="python-docs", help="python-docs, or a text file")
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--folder", type=Path, default=Path("runs/quality"))
+    parser.add_argument("--show", action="store_true", help="only print what has been measured")
+    options = parser.parse_args()
+    if not options.show:
+        run_cells(options)
+    print(show(read_results()))
+
+
+def run_cells(options: argparse.Namespace) -> None:
+    names = list(METHODS) if options.methods == "all" else options.methods.split(",")
+    extras = tuple(filter(None, options.extras.split(",")))
+    folder = options.folder / Path(options.corpus).stem
+    plan = dense_plan(options.corpus)
+    dense = graph_of(plan, folder / "dense")
+    run(plan, folder / "dense")
+    checkpoint = folder / "dense" / "out" / "model" / "sprunec" / "model.safetensors"
+    seeds = [int(seed) for seed in options.seeds.split(",")]
+    cells = [
+        Cell(options.corpus, options.budget, options.target, name, extras, options.distil, seed)
+        for seed in seeds
+        for name in names
+    ]
+    with ThreadPoolExecutor(options.jobs) as pool:
+        list(pool.map(lambda cell: measure(cell, dense, checkpoint, folder), cells))
+
+
+if __name__ == "__main__":
+    main()

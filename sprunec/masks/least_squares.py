@@ -1,0 +1,88 @@
+"""Least squares over a projection's input columns: what removing some costs, and how the others make up for it.
+
+The output of a projection on inputs x (C,) is W x. With the mean H of x xᵀ over a look at the data, the mean square by
+which W' x on fewer columns differs from it, and the W' that differs least, follow without the data.
+
+Letters in shapes: O outputs, C columns, U units, M columns of one unit.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+DAMP = 0.01
+
+
+def damped(moment: Tensor) -> Tensor:
+    """H (C, C) with a share of its mean diagonal added, in float64, so that few batches do not fit noise."""
+    exact = moment.double() if moment.device.type != "mps" else moment.cpu().double()
+    mean = exact.diagonal().mean().clamp(min=1e-30)
+    return exact + DAMP * mean * torch.eye(len(exact), dtype=exact.dtype, device=exact.device)
+
+
+def removal_errors(moment: Tensor, weight: Tensor, columns: Tensor) -> Tensor:
+    """By how much the output's mean square error grows when units go, each time the one that costs least.
+
+    Structured optimal brain surgery (Frantar & Alistarh 2022, Kurtić et al. 2023): the columns that are left are
+    refitted after every removal.
+
+    Args:
+        moment: (C, C).
+        weight: (O, C).
+        columns: (U, M), the columns of each unit.
+
+    Returns:
+        (U,) on the CPU, rising in the order of removal; the last one left counts as the rest.
+    """
+    inverse, left = torch.linalg.inv(damped(moment)), torch.ones(len(columns), dtype=torch.bool)
+    weight, columns = weight.to(inverse).clone(), columns.to(inverse.device)
+    errors, last = torch.zeros(len(columns), dtype=torch.double), 0.0
+    for _ in range(len(columns)):
+        costs = _costs(inverse, weight, columns).cpu().masked_fill(~left, torch.inf)
+        unit = int(costs.argmin())
+        last = errors[unit] = max(last, float(costs[unit]))
+        left[unit] = False
+        _remove(inverse, weight, columns[unit])
+    return errors.float()
+
+
+def _costs(inverse: Tensor, weight: Tensor, columns: Tensor) -> Tensor:
+    """(U,): tr(W_u (H⁻¹_uu)⁻¹ W_uᵀ)."""
+    if columns.size(1) == 1:
+        one = columns[:, 0]
+        alone: Tensor = weight[:, one].square().sum(0) / inverse.diagonal()[one]
+        return alone
+    own = inverse[columns[:, :, None], columns[:, None, :]]
+    parts = weight[:, columns].movedim(1, 0)  # (U, O, M)
+    together: Tensor = (torch.linalg.solve(own, parts.mT) * parts.mT).sum((1, 2))
+    return together
+
+
+def _remove(inverse: Tensor, weight: Tensor, gone: Tensor) -> None:
+    """Take columns out of W and H⁻¹, in place; their own entries become those of columns that do not matter."""
+    solved = torch.linalg.solve(inverse[gone[:, None], gone], inverse[gone])
+    weight -= weight[:, gone] @ solved
+    inverse -= inverse[:, gone] @ solved
+    weight[:, gone] = 0.0
+    inverse[gone], inverse[:, gone] = 0.0, 0.0
+    inverse[gone, gone] = 1.0
+
+
+def refit(moment: Tensor, weight: Tensor, kept: Tensor, gate: Tensor | None = None) -> Tensor:
+    """The weight of the kept columns that comes nearest to the output of all.
+
+    Args:
+        moment: (C, C).
+        weight: (O, C).
+        kept: (K,) columns.
+        gate: (C,), what the columns were multiplied by until now; None: 1.
+
+    Returns:
+        (O, K) in the weight's dtype; damping draws it to what it was.
+    """
+    whole = damped(moment)
+    wanted = weight.to(whole) if gate is None else weight.to(whole) * gate.to(whole)
+    kept = kept.to(whole.device)
+    fitted: Tensor = torch.linalg.solve(whole[kept[:, None], kept], whole[kept] @ wanted.T).T
+    return fitted.to(weight)

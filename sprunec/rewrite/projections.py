@@ -1,0 +1,85 @@
+"""The weights behind units: what a unit's contribution leaves its sublayer through.
+
+A head's context is summed over by the attention's output projection, a feed-forward dim by the one out of the
+feed-forward. What is known of their inputs says how much a unit matters, and how the others can stand in for it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, fx, nn
+
+from sprunec.rewrite.flow import Contraction
+from sprunec.rewrite.recipe import Indices, Keep, dim_indices
+from sprunec.rewrite.trace import TracedBlock
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A sum over a dim that can be cut, of what a block computes times a weight of its own.
+
+    Attributes:
+        operand: the node that is summed over, along `dim`.
+        tensor: the weight's name in the block; `along` is its dim that is summed over.
+        groups: what that dim is the product of.
+    """
+
+    block: TracedBlock
+    operand: str
+    dim: int
+    tensor: str
+    along: int
+    groups: tuple[int, ...]
+
+    @property
+    def weight(self) -> Tensor:
+        """(outputs, columns), a view; the columns are what is summed over."""
+        weight: Tensor = self.block.tensors()[self.tensor].detach().movedim(self.along, -1)
+        return weight.flatten(0, -2)
+
+    def units(self, unit: str) -> tuple[int, int, int] | None:
+        """How the columns are (outer, units, inner) of one kind of unit; None if none of it is in them."""
+        site = self.block.sites.get(unit)
+        inside = [group for group in self.groups if site is not None and group in site.groups["forward"]]
+        if not inside:
+            return None
+        sizes = [self.block.forward.groups.sizes[group] for group in self.groups]
+        place = self.groups.index(inside[0])
+        return math.prod(sizes[:place]), sizes[place], math.prod(sizes[place + 1 :])
+
+    def kept(self, keep: Keep) -> Indices | None:
+        """The columns that are left where `keep` says what is of each group; None if all are."""
+        if not keep.keys() & set(self.groups):
+            return None
+        return dim_indices(self.block.forward.groups, self.groups, keep)
+
+
+def projections(block: TracedBlock) -> tuple[Projection, ...]:
+    """Of all the block's sites."""
+    nodes = {node.name: node for node in block.forward.graph.nodes}
+    cuttable = {group for site in block.sites.values() for group in site.groups["forward"]}
+    found = []
+    for contraction in block.forward.contractions:
+        groups = block.forward.groups.values[contraction.operand][contraction.dim]
+        if cuttable & set(groups):
+            found += [
+                Projection(block, contraction.operand, contraction.dim, name, along, groups)
+                for name, along in _weights(block, nodes[contraction.node], contraction, groups)
+            ]
+    return tuple(found)
+
+
+def _weights(
+    block: TracedBlock, node: fx.Node, contraction: Contraction, groups: Sequence[int]
+) -> list[tuple[str, int]]:
+    """The parameter that goes into the sum beside the operand, if there is one, and its dim of these groups."""
+    dims, tensors = block.forward.groups.tensors, block.tensors()
+    names = [str(v.target) for v in node.all_input_nodes if v.op == "get_attr" and v.name != contraction.operand]
+    return [
+        (name, dims[name].index(tuple(groups)))
+        for name in names
+        if isinstance(tensors.get(name), nn.Parameter) and tuple(groups) in dims[name]
+    ]
