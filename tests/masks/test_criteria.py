@@ -127,7 +127,7 @@ def test_a_repeated_dim_matters_to_activation_and_not_to_reconstruction() -> Non
         return model
 
     energy, error = (by_look(name, repeated(), "dim_ff")[(0, "dim_ff")] for name in ("activation", "reconstruction"))
-        assert float(energy[5]) > float(energy.median()) and float(error[[3, 5]].min()) < 0.01 * float(energy[5])
+    assert float(energy[5]) > float(energy.median()) and float(error[[3, 5]].min()) < 0.01 * float(energy[5])
 
 
 def test_magnitude_of_a_head_is_the_root_mean_square_of_its_weights() -> None:
