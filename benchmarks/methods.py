@@ -9,10 +9,10 @@ from typing import Any
 
 CONFIG = {
     "vocab_size": 128,
-    "dim_model": 128,
+    "dim_model": 96,
     "num_heads": 8,
-    "dim_head": 16,
-    "dim_ff": 384,
+    "dim_head": 12,
+    "dim_ff": 256,
     "num_layers": 6,
     "position_bias_num_buckets": 32,
     "position_bias_max_distance": 128,
@@ -20,8 +20,8 @@ CONFIG = {
     "prompt_length": 4,
     "segment_types": 3,
 }
-TRAINING = {"learning_rate": 0.01, "weight_decay": 0.1}
-DENSE_STEPS, DENSE_ROWS, ROWS = 2000, 16, 8
+TRAINING = {"learning_rate": 0.01, "weight_decay": 0.3}
+DENSE_STEPS, DENSE_ROWS, ROWS = 1500, 16, 8
 STEPS = {"short": 500, "long": 3000}
 LOOK = 8
 
@@ -30,7 +30,7 @@ Stage = tuple[Any, Mapping[str, Any]]
 
 # By name, the stages of a cut: the units, and the target of each.
 TARGETS: dict[str, tuple[Stage, ...]] = {
-    "guide": (("head", {"num_heads": 2}), ("dim_ff", {"dim_ff": 192})),
+    "guide": (("head", {"num_heads": 2}), ("dim_ff", {"dim_ff": 128})),
     "20%": ((["head", "dim_ff"], {"sparsity": 0.2}),),
     "50%": ((["head", "dim_ff"], {"sparsity": 0.5}),),
     "layers": (("layer", {"sparsity": 1 / 3}),),
