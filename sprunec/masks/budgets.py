@@ -66,7 +66,11 @@ class Budget(Protocol):
 
 def settled(budget: Budget, expected: float) -> bool:
     """Within half a unit or 2% of the budget's size of its target, whichever is more."""
-    return abs(expected - budget.target) <= max(0.5 * budget.unit, SETTLED_SHARE * budget.full)
+    return abs(expected - budget.target) <= tolerance(budget)
+
+
+def tolerance(budget: Budget) -> float:
+    return max(0.5 * budget.unit, SETTLED_SHARE * budget.full)
 
 
 @dataclass(frozen=True)

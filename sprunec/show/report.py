@@ -14,11 +14,13 @@ from sprunec.show.tables import (
     MODELS,
     NOTHING,
     comparison_words,
+    difference,
     form_words,
     is_finite,
     model_rows,
     number,
     percent,
+    size,
     times,
 )
 
@@ -160,9 +162,10 @@ def models_table(report: Mapping[str, Any]) -> str:
 
 
 def budgets_table(report: Mapping[str, Any]) -> str:
-    columns = ("pass", "budget", "asked", "expected", "got", "undecided gates", "settled")
+    columns = ("pass", "budget", "asked", "got", "off by", "expected", "distance", "undecided gates", "settled")
     rows = [
-        (b["pass"], b["name"], *(number(b[k]) for k in ("target", "expected", "got", "undecided", "settled")))
+        (b["pass"], b["name"], size(b["target"]), size(b["got"]), size(difference(b)) if difference(b) else NOTHING)
+        + tuple(number(b.get(key)) for key in ("expected", "distance", "undecided", "settled"))
         for b in report.get("budgets") or ()
     ]
     return table(columns, rows, left=("pass", "budget"))
