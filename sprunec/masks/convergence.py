@@ -11,7 +11,7 @@ from sprunec.masks.budgets import Budget, tolerance
 CALM_SHARE, CALM_STEPS = 0.02, 10
 FEW_SHARE = 0.01
 MOST_NAMED = 3
-WINDOW_SHARE, WINDOW_STEPS = 0.1, 10
+WINDOW_SHARE, WINDOW_STEPS = 0.1, 25  # where the ramp ends sizes overshoot for a while, and come back
 
 
 @dataclass
@@ -94,7 +94,5 @@ class Convergence:
 
     def _words(self, budget: Budget, expected: float, step: int) -> str:
         where = f"at step {step + 1} of {self.steps} the gates expect {expected:.4g} of {budget.name}"
-        trend = (
-            f"the target is {budget.target:.4g}, and at the rate of the last {self.window} steps they will not settle"
-        )
-        return f"{where}, {trend}; give more steps, a higher mask_learning_rate, or a shorter ramp"
+        trend = f"at the rate of the last {self.window} steps they will not settle on {budget.target:.4g}"
+        return f"{where}, and {trend}; give more steps, a higher mask_learning_rate, or a shorter ramp"

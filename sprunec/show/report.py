@@ -164,11 +164,16 @@ def models_table(report: Mapping[str, Any]) -> str:
 def budgets_table(report: Mapping[str, Any]) -> str:
     columns = ("pass", "budget", "asked", "got", "off by", "expected", "distance", "undecided gates", "settled")
     rows = [
-        (b["pass"], b["name"], size(b["target"]), size(b["got"]), size(difference(b)) if difference(b) else NOTHING)
-        + tuple(number(b.get(key)) for key in ("expected", "distance", "undecided", "settled"))
+        (b["pass"], b["name"], *sizes(b), *(number(b.get(k)) for k in ("expected", "distance", "undecided", "settled")))
         for b in report.get("budgets") or ()
     ]
     return table(columns, rows, left=("pass", "budget"))
+
+
+def sizes(budget: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Asked, got, and by how much they differ."""
+    off = difference(budget)
+    return size(budget["target"]), size(budget["got"]), size(off) if off else NOTHING
 
 
 def passes_table(report: Mapping[str, Any]) -> str:
