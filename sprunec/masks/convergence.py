@@ -9,7 +9,7 @@ from typing import Any
 from sprunec.masks.budgets import Budget, tolerance
 
 CALM_SHARE, CALM_STEPS = 0.02, 10
-FEW_SHARE = 0.01
+FEW_SHARE = 0.05
 MOST_NAMED = 3
 WINDOW_SHARE, WINDOW_STEPS = 0.1, 25  # where the ramp ends sizes overshoot for a while, and come back
 
@@ -20,7 +20,7 @@ class Convergence:
 
     Attributes:
         gates: how many there are.
-        calm: how many steps in a row have been settled: ramp over, every budget within its tolerance, at most 1% of
+        calm: how many steps in a row have been settled: ramp over, every budget within its tolerance, at most 5% of
             the gates undecided.
         recent: how far the worst budget was out of its tolerance in the last steps after the ramp, as shares of full.
         warning: what was said about a budget that will not settle, and at which step.
@@ -84,8 +84,11 @@ class Convergence:
         return (abs(expected - budget.target) - tolerance(budget)) / budget.full
 
     def _hopeless(self, left: int) -> bool:
-        """At the rate of the recent steps, the one half against the other so that noise cancels, it is not reached."""
-        if len(self.recent) < self.window or self.recent[-1] <= 0.0 or not left:
+        """At the rate of the recent steps, the one half against the other so that noise cancels, it is not reached.
+
+        What has been within its tolerance lately swings around its target, and is not hopeless.
+        """
+        if len(self.recent) < self.window or min(self.recent) <= 0.0 or not left:
             return False
         half = self.window // 2
         before, after = self.recent[:half], self.recent[-half:]
