@@ -17,10 +17,8 @@ from tests.test_resume import Counts, fingerprints
 BUDGET = CountBudget("num_heads", ((0, "head"),), 100.0, 50.0)  # settled within 2
 
 
-def watch(
-    sizes: list[float], undecided: int = 0, ramp: float = 0.0, steps: int = 100
-) -> tuple[Convergence, list[dict]]:
-    convergence = Convergence((BUDGET,), 100, steps, ramp)
+def watch(sizes: list[float], undecided: int = 0, ramp: float = 0.0) -> tuple[Convergence, list[dict[str, Any]]]:
+    convergence = Convergence((BUDGET,), 100, 100, ramp)
     return convergence, [convergence.see(step, [size], undecided) for step, size in enumerate(sizes)]
 
 
