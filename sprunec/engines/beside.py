@@ -25,6 +25,9 @@ class Companion(Protocol):
     def skip(self, step: int) -> dict[str, Any]:
         """Instead of `backward` and `after`, at a step that moves nothing."""
 
+    def done(self) -> bool:
+        """Whether nothing is left to learn; asked before each step, it must follow from what `state` holds."""
+
     def state(self) -> dict[str, Any]: ...
 
     def load(self, state: dict[str, Any]) -> None: ...

@@ -73,7 +73,7 @@ def fit(
     objective: Objective | None = None,
     hold: Hold | None = None,
 ) -> dict[str, Any]:
-    """Train in place for `training.steps` steps, from the last save if there is one.
+    """Train in place for `training.steps` steps or until `companion` is done, from the last save if there is one.
 
     Args:
         batches: the global batch of a step, by how many training steps the model has had.
@@ -93,6 +93,8 @@ def fit(
     saved = saves.latest() if saves is not None else None
     start, event = trainer.load(saved) if saved is not None else (0, {})
     for step in range(start, training.steps):
+        if companion is not None and companion.done():
+            break
         batch = batches(first_step + step).to(place.device)
         event, wrong = trainer.step(step, batch)
         if wrong is not None:

@@ -78,6 +78,7 @@ def _train_mask(build: Builder, spec: PassSpec) -> None:
     build.evaluate_dense()
     options = _training_options(build, spec) | _mask_options(spec)
     options |= {key: spec.options[key] for key in ("criterion", "batches", "mask_learning_rate", "ramp")}
+    options |= {"stop_when_settled": True} if spec.options["stop_when_settled"] else {}
     options["target"] = spec.options.get("gates_for", spec.options["target"])
     inputs = {"model": build.latest["model"], "data": build.latest["data"]} | teacher(build, spec)
     suffix = "-".join(spec.options["unit"])
@@ -217,6 +218,7 @@ def _training_options(build: Builder, spec: PassSpec) -> dict[str, Any]:
 def _binarize(build: Builder, spec: PassSpec, scores: str) -> str:
     inputs = {"model": build.latest["model"], "scores": scores}
     options, writes = _mask_options(spec), {}
+    options |= {"multiple_of": spec.options["multiple_of"]} if spec.options["multiple_of"] else {}
     notes: tuple[str, ...] = ()
     if "gates_for" in spec.options:
         options["learned"] = True
@@ -263,6 +265,7 @@ def _mask_options(spec: PassSpec) -> dict[str, Any]:
 
 def _target_words(spec: PassSpec, target: Mapping[str, Any] | None = None) -> str:
     words = ", ".join(f"{name} -> {value}" for name, value in (target or spec.options["target"]).items())
+    words += "".join(f", {name} in multiples of {count}" for name, count in spec.options["multiple_of"].items())
     return f"{words} ({'the same in all layers' if spec.options['tie_heads'] else spec.options['budget']})"
 
 

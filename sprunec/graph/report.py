@@ -95,6 +95,7 @@ class Report:
                     "target": row["target"],
                     "expected": soft.get("expected"),
                     "got": row["got"],
+                    "distance": soft.get("distance"),
                     "settled": soft.get("settled", True),
                     "undecided": soft.get("undecided", 0),
                 }

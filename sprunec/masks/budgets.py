@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from sprunec.errors import PassError
+from sprunec.masks.bundles import Multiples, bundles, by_unit, round_down
 from sprunec.masks.sizes import SizeBudget
 from sprunec.masks.units import Key, Values, unit_sizes
 from sprunec.model.config import ModelConfig
@@ -28,6 +30,7 @@ COUNTS = {
 }
 INSIDE = {"head": "attention", "dim_head": "attention", "dim_ff": "feed_forward"}
 SETTLED_SHARE = 0.02
+ALL_COUNTS: Mapping[str, int] = MappingProxyType({})
 
 
 class Budget(Protocol):
@@ -63,7 +66,11 @@ class Budget(Protocol):
 
 def settled(budget: Budget, expected: float) -> bool:
     """Within half a unit or 2% of the budget's size of its target, whichever is more."""
-    return abs(expected - budget.target) <= max(0.5 * budget.unit, SETTLED_SHARE * budget.full)
+    return abs(expected - budget.target) <= tolerance(budget)
+
+
+def tolerance(budget: Budget) -> float:
+    return max(0.5 * budget.unit, SETTLED_SHARE * budget.full)
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,7 @@ class CountBudget:
         around: the kinds of gates that these units stand behind; a unit is there only if those are open too.
         each: units for each layer that is still there once the gates around are decided; None: `target` as it is.
         tied: the same units in every layer, the best by the sum of their scores.
+        multiple: what is kept of each layer is a multiple of it.
     """
 
     name: str
@@ -84,6 +92,7 @@ class CountBudget:
     each: int | None = None
     unit: float = 1.0
     tied: bool = False
+    multiple: int = 1
 
     def expected(self, kept: Values) -> Tensor:
         sizes = [kept[key].sum() * self._open(kept, key[0]) for key in self.keys]
@@ -95,20 +104,19 @@ class CountBudget:
         if not alive:
             return masks
         if self.tied:
-            return masks | dict.fromkeys(alive, self._best_of_all([scores[key] for key in alive]))
+            total = torch.stack([scores[key].detach().cpu().double() for key in alive]).sum(0)
+            best = self._best({alive[0]: total}, round(self.target) if self.each is None else self.each)
+            return masks | dict.fromkeys(alive, best[alive[0]])
         count = round(self.target) if self.each is None else self.each * len(alive)
-        flat = torch.cat([scores[key].detach().cpu() for key in alive])
-        best = torch.zeros(flat.numel(), dtype=torch.bool)
-        best[torch.sort(flat, descending=True, stable=True).indices[:count]] = True
-        parts: list[Tensor] = list(best.split([scores[key].numel() for key in alive]))
-        return masks | dict(zip(alive, parts, strict=True))
+        return masks | self._best({key: scores[key] for key in alive}, count)
 
-    def _best_of_all(self, scores: list[Tensor]) -> Tensor:
-        """One bool mask (units,) for layers with these scores (units,)."""
-        total = torch.stack([value.detach().cpu().double() for value in scores]).sum(0)
-        best = torch.zeros(total.numel(), dtype=torch.bool)
-        best[torch.sort(total, descending=True, stable=True).indices[: self.each]] = True
-        return best
+    def _best(self, scores: Values, count: int) -> dict[Key, Tensor]:
+        """Bool masks of `count` units, or of as many as make whole bundles."""
+        masks = {key: torch.zeros(value.numel(), dtype=torch.bool) for key, value in scores.items()}
+        ranked = [bundle for key, value in scores.items() for bundle in bundles(key, value, self.multiple)]
+        for _, key, places in sorted(ranked, key=lambda b: b[0], reverse=True)[: count // self.multiple]:
+            masks[key][list(places)] = True
+        return masks
 
     def measure(self, config: ModelConfig) -> float:
         sizes = unit_sizes(config, {unit for _, unit in self.keys})
@@ -121,35 +129,42 @@ class CountBudget:
 
 
 def make_budgets(
-    config: ModelConfig, units: tuple[str, ...], target: Mapping[str, Any], budget: str, tie_heads: bool = False
+    config: ModelConfig,
+    units: tuple[str, ...],
+    target: Mapping[str, Any],
+    budget: str,
+    tie_heads: bool = False,
+    multiple_of: Mapping[str, int] = ALL_COUNTS,
 ) -> tuple[Budget, ...]:
     """The budgets of a pass on a model of shape `config`.
 
     Args:
         tie_heads: keep the same heads in all layers.
+        multiple_of: by count target, what the numbers of units that a layer keeps are multiples of.
 
     Raises:
         PassError: heads are to be tied, and layers do not have the same ones.
     """
     if tie_heads and len(bias_columns(config)) > 1:
         raise PassError("tie_heads keeps the same heads in all layers, and they have different ones left")
+    multiples = by_unit(multiple_of)
     if "parameters" in target:
-        return (SizeBudget("all", config, units, whole=True, target=float(target["parameters"])),)
+        return (SizeBudget("all", config, units, True, float(target["parameters"]), multiples),)
     if "sparsity" in target:
-        part = SizeBudget("all", config, units, whole=False, target=0.0)
+        part = SizeBudget("all", config, units, False, 0.0, multiples)
         return (replace(part, target=(1.0 - target["sparsity"]) * part.full),)
     sizes = unit_sizes(config, units)
     outer_first = sorted(target.items(), key=lambda item: COUNTS[item[0]] in INSIDE)
-    budgets = [b for name, count in outer_first for b in _count_budgets(sizes, target, name, count, budget)]
+    budgets = [b for name, count in outer_first for b in _count_budgets(sizes, target, name, count, budget, multiples)]
     if not tie_heads:
         return tuple(budgets)
-    (heads,) = _count_budgets(sizes, target, "num_heads", target["num_heads"], "global")
+    (heads,) = _count_budgets(sizes, target, "num_heads", target["num_heads"], "global", multiples)
     rest = [each for each in budgets if each.keys[0][1] != "head"]
     return (*rest, replace(heads, tied=True, unit=float(len(heads.keys))))
 
 
 def _count_budgets(
-    sizes: Mapping[Key, int], target: Mapping[str, int], name: str, count: int, budget: str
+    sizes: Mapping[Key, int], target: Mapping[str, int], name: str, count: int, budget: str, multiples: Multiples
 ) -> list[CountBudget]:
     """Sublayers and blocks are counted over the model; units inside them by layer, or on average over the layers."""
     unit = COUNTS[name]
@@ -158,12 +173,15 @@ def _count_budgets(
     around = ("block", INSIDE[unit]) if unit in INSIDE else ("block",) if unit != "block" else ()
     if unit not in INSIDE:
         return [CountBudget(name, keys, full, min(count, full), around)]
+    multiple = multiples.get(unit, 1)
     if budget == "global":
         outside = [n for n, kind in COUNTS.items() if kind in around and n in target]
         layers = min([len(keys), *(target[n] for n in outside)])
-        return [CountBudget(name, keys, full, min(float(count * layers), full), around, count)]
+        most = sum(round_down(sizes[key], multiple) for key in keys)
+        return [CountBudget(name, keys, full, min(float(count * layers), most), around, count, multiple=multiple)]
+    wanted = {key: float(round_down(min(count, sizes[key]), multiple)) for key in keys}
     return [
-        CountBudget(f"{name} layer {k[0]}", (k,), float(sizes[k]), float(min(count, sizes[k])), around) for k in keys
+        CountBudget(f"{name} layer {k[0]}", (k,), float(sizes[k]), wanted[k], around, multiple=multiple) for k in keys
     ]
 
 

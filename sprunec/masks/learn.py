@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sprunec.masks import gates as hard_concrete
 from sprunec.masks.budgets import Budget, settled
+from sprunec.masks.convergence import Convergence
 from sprunec.masks.lagrangian import Lagrangian
 from sprunec.masks.units import Key
 from sprunec.rewrite.gating import Gates
@@ -51,6 +52,7 @@ def settling(budget: Budget, log_alphas: Mapping[Key, Tensor]) -> dict[str, Any]
         "target": budget.target,
         "expected": expected,
         "full": budget.full,
+        "distance": abs(expected - budget.target),
         "settled": settled(budget, expected),
         "undecided": sum(hard_concrete.undecided(log_alphas[key].detach()) for key in budget.keys),
     }
@@ -77,6 +79,7 @@ class GateLearner:
         seed: int,
         device: torch.device,
         tie_heads: bool = False,
+        stop_when_settled: bool = False,
     ) -> None:
         self.gates, self.lagrangian, self.steps, self.seed, self.device = gates, lagrangian, steps, seed, device
         self.log_alphas = {key: value.clone().requires_grad_() for key, value in log_alphas.items()}
@@ -85,6 +88,9 @@ class GateLearner:
             self.log_alphas |= dict.fromkeys(heads, self.log_alphas[heads[0]])
         self._own = list({id(value): value for value in self.log_alphas.values()}.values())
         self.rate, self.optimizer = rate, torch.optim.Adam(self._own, lr=rate)
+        count = sum(value.numel() for value in self.log_alphas.values())
+        self.convergence = Convergence(lagrangian.budgets, count, steps, lagrangian.ramp_steps)
+        self.stops = stop_when_settled
         self._drawn: dict[Key, Tensor] = {}
         self._leaves: dict[Key, Tensor] = {}
         self._step = 0
@@ -132,9 +138,15 @@ class GateLearner:
         rows = zip(self.lagrangian.budgets, self._expected, self.lagrangian.targets(step), first, second, strict=True)
         budgets = [
             {"name": b.name, "expected": e, "target": t, "multiplier1": float(m), "multiplier2": float(n)}
+            | {"distance": abs(e - b.target), "settled": settled(b, e)}
             for b, e, t, m, n in rows
         ]
-        return {"budgets": budgets, "undecided": self.undecided()}
+        undecided = self.undecided()
+        return {"budgets": budgets, "undecided": undecided} | self.convergence.see(step, self._expected, undecided)
+
+    def done(self) -> bool:
+        """Whether the pass may end before its steps do."""
+        return self.stops and self.convergence.at_rest(self.expected())
 
     def state(self) -> dict[str, Any]:
         """Everything that the next step depends on."""
@@ -143,6 +155,7 @@ class GateLearner:
             "log_alphas": log_alphas,
             "optimizer": self.optimizer.state_dict(),
             "lagrangian": self.lagrangian.state(),
+            "convergence": self.convergence.state(),
         }
 
     @torch.no_grad()
@@ -151,6 +164,7 @@ class GateLearner:
             value.copy_(saved)
         self.optimizer.load_state_dict(state["optimizer"])
         self.lagrangian.load(state["lagrangian"])
+        self.convergence.load(state.get("convergence", self.convergence.state()))  # older saves have none
 
     def expected(self) -> list[float]:
         """The expected size of each budget as the log-alphas are now."""

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from sprunec.errors import PassError
+from sprunec.masks.bundles import Bundle, Multiples, bundles, spare
 from sprunec.masks.units import Key, Values, unit_cost, unit_keys
 from sprunec.model.config import LayerShape, ModelConfig
-
-Ranked = tuple[float, Key, int]
 
 
 @dataclass(frozen=True)
@@ -23,6 +22,7 @@ class SizeBudget:
         config: the model that enters the pass.
         units: what the pass may cut.
         whole: count the whole model, else only what these units can remove.
+        multiples: by kind of unit, what the numbers that layers keep are multiples of.
     """
 
     name: str
@@ -30,6 +30,7 @@ class SizeBudget:
     units: tuple[str, ...]
     whole: bool
     target: float
+    multiples: Multiples = field(default_factory=dict, hash=False)
 
     @property
     def keys(self) -> tuple[Key, ...]:
@@ -53,12 +54,14 @@ class SizeBudget:
         """Cut from the lowest score up, never below the target; then one more, the one that meets it best.
 
         Where a large unit would overshoot it is passed over, and smaller ones are cut instead; what still fits then is
-        given back. What comes out is at most the target, and less than one smallest unit below it.
+        given back. What comes out is at most the target, and less than one smallest unit below it. All of this goes by
+        bundles; units that make no whole one are cut whatever they score.
 
         Raises:
             PassError: not even cutting everything is enough.
         """
-        order = sorted(((float(s), k, i) for k, v in scores.items() for i, s in enumerate(v)), key=lambda e: e[0])
+        parts = (bundles(k, v, self.multiples.get(k[1], 1), worst_first=True) for k, v in scores.items())
+        order = sorted((bundle for part in parts for bundle in part), key=lambda e: e[0])
         if self._without(scores, order) > self.target:
             raise PassError(f"{self.target:,.0f} is below what is left when every unit of this pass is cut")
         gone = self._more(scores, [], order)
@@ -74,15 +77,15 @@ class SizeBudget:
     def measure(self, config: ModelConfig) -> float:
         return float(config.parameters()) if self.whole else replace(self, config=config).full
 
-    def _more(self, scores: Values, gone: list[Ranked], rest: list[Ranked]) -> list[Ranked]:
+    def _more(self, scores: Values, gone: list[Bundle], rest: list[Bundle]) -> list[Bundle]:
         """`gone` and as many of `rest`, in order, as leave no less than the target."""
         return gone + rest[: _most(len(rest), lambda n: self._without(scores, gone + rest[:n]) >= self.target)]
 
-    def _fewer(self, scores: Values, gone: list[Ranked], alike: set[Key]) -> list[Ranked]:
+    def _fewer(self, scores: Values, gone: list[Bundle], alike: set[Key]) -> list[Bundle]:
         """`gone` but for as many of these units, the best first, as still fit."""
         best = sorted((entry for entry in gone if entry[1] in alike), key=lambda e: e[0], reverse=True)
 
-        def without(count: int) -> list[Ranked]:
+        def without(count: int) -> list[Bundle]:
             back = set(best[:count])
             return [entry for entry in gone if entry not in back]
 
@@ -92,28 +95,34 @@ class SizeBudget:
         """The layers' kinds of units, those that cost alike together, the dearest first."""
         alike: dict[float, set[Key]] = {}
         for key in scores:
-            alike.setdefault(unit_cost(self.config, *key), set()).add(key)
+            cost = unit_cost(self.config, *key) * self.multiples.get(key[1], 1)
+            alike.setdefault(cost, set()).add(key)
         return [alike[cost] for cost in sorted(alike, reverse=True)]
 
-    def _last(self, scores: Values, gone: list[Ranked], order: list[Ranked]) -> Ranked:
+    def _last(self, scores: Values, gone: list[Bundle], order: list[Bundle]) -> Bundle:
         """Of the lowest unit of each kind and layer, the one whose cut comes nearest below the target."""
         taken = set(gone)
-        first: dict[Key, Ranked] = {}
+        first: dict[Key, Bundle] = {}
         for entry in order:
             if entry not in taken:
                 first.setdefault(entry[1], entry)
         sizes = {entry: self._without(scores, [*gone, entry]) for entry in first.values()}
         below = [entry for entry, size in sizes.items() if size <= self.target]
-        best: Ranked = max(below, key=lambda e: sizes[e]) if below else min(sizes, key=lambda e: sizes[e])
+        best: Bundle = max(below, key=lambda e: sizes[e]) if below else min(sizes, key=lambda e: sizes[e])
         return best
 
-    def _masks(self, scores: Values, gone: Iterable[Ranked]) -> dict[Key, Tensor]:
-        masks = {key: torch.ones(value.numel(), dtype=torch.bool) for key, value in scores.items()}
-        for _, key, place in gone:
-            masks[key][place] = False
+    def _masks(self, scores: Values, gone: Iterable[Bundle]) -> dict[Key, Tensor]:
+        cut: dict[Key, list[int]] = {key: [] for key in scores}
+        for _, key, places in gone:
+            cut[key] += places
+        masks = {}
+        for key, value in scores.items():
+            masks[key] = torch.ones(value.numel(), dtype=torch.bool)
+            masks[key][spare(value, self.multiples.get(key[1], 1))] = False
+            masks[key][torch.tensor(cut[key], dtype=torch.long)] = False
         return masks
 
-    def _without(self, scores: Values, gone: Iterable[Ranked]) -> float:
+    def _without(self, scores: Values, gone: Iterable[Bundle]) -> float:
         return float(self.expected({key: mask.double() for key, mask in self._masks(scores, gone).items()}))
 
     def _layer(self, index: int, layer: LayerShape, kept: Values) -> Tensor:

@@ -22,7 +22,8 @@ from sprunec.passes.job import Job
 def run(job: Job) -> dict[str, Any]:
     config, options = config_of(job), job.options
     scores = load_scores(job.inputs["scores"])
-    budgets = make_budgets(config, options["unit"], options["target"], options["budget"], options["tie_heads"])
+    wanted = (options["unit"], options["target"], options["budget"], options["tie_heads"])
+    budgets = make_budgets(config, *wanted, options.get("multiple_of", {}))
     masks = fill_all(budgets, scores)
     before = read_kept(job.inputs["model"])
     kept = apply_masks(before, masks)

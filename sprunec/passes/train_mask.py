@@ -36,6 +36,7 @@ def run(job: Job) -> dict[str, Any]:
         seed=options["seed"],
         device=place.device,
         tie_heads=tied,
+        stop_when_settled=options.get("stop_when_settled", False),
     )
     lesson = open_lesson(job, model, place, blocks)
     last = fit(
@@ -53,5 +54,7 @@ def run(job: Job) -> dict[str, Any]:
     save_model(job.out, config, read_kept(job.inputs["model"]), state)
     save_scores(job.out, learner.log_alphas)
     rows = [settling(budget, learner.log_alphas) for budget in budgets]
-    metrics = {"loss": last["loss"], "steps": last["steps"], "undecided": learner.undecided(), "budgets": rows}
-    return metrics | lesson.metrics(last)
+    metrics = {"loss": last["loss"], "steps": last["step"], "undecided": learner.undecided(), "budgets": rows}
+    metrics |= lesson.metrics(last) | {"planned_steps": last["steps"]}
+    notes = [*metrics.get("notes", []), *learner.convergence.ending(last["step"], learner.expected())]
+    return metrics | ({"notes": notes} if notes else {})

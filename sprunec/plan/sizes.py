@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from sprunec.errors import Diagnostic
 from sprunec.model.config import ModelConfig
 from sprunec.plan.draft import MASKS, Draft, Step
+from sprunec.plan.multiples import multiples_fit
 from sprunec.plan.targets import Left, mismatched
 from sprunec.plan.text import show
 
@@ -28,6 +29,7 @@ def size_findings(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnost
         if step.name in MASKS and step.options is not None:
             found = list(_targets(draft, step, left, cut))
             found += list(_gates(draft, step, left, cut)) if "gates_for" in step.options else []
+            found += multiples_fit(draft, step, left.counts)
             yield from found
             left = _after(step, left, [finding.pointer for finding in found])
             cut = True

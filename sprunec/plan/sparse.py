@@ -9,9 +9,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from difflib import SequenceMatcher
+from math import gcd
 
 from sprunec.errors import Diagnostic
-from sprunec.model.config import ModelConfig
+from sprunec.model.config import LayerShape, ModelConfig
 from sprunec.model.shapes import Shape, expected_tensors
 from sprunec.plan.draft import MASKS, Draft, Step
 from sprunec.plan.targets import SUBLAYERS
@@ -110,29 +111,41 @@ def _widths(draft: Draft, step: Step, config: ModelConfig, before: Sequence[Step
         yield tell("uneven-width", pointer, message, f"cut to multiples of {GROUP}, or leave it out of tensors")
     if open_:
         message = f"the width of {open_[0]} is not known before the run{_more(open_)}"
-        hint = f'the run stops here unless it is a multiple of {GROUP}: cut to one with "budget": "per-layer"'
+        ways = 'cut with "multiple_of", or to one with "budget": "per-layer"'
+        hint = f"the run stops here unless it is a multiple of {GROUP}: {ways}"
         yield draft.source.warn("unknown-width", pointer, message, hint)
 
 
 def _left(config: ModelConfig, before: Sequence[Step]) -> tuple[ModelConfig, set[str]]:
-    """The config that sparsify will meet, and the units whose numbers a pass chooses by itself: those count as 1.
+    """The config that sparsify will meet, and the units whose numbers a pass chooses by itself: those count as 1,
+    or as what they are a multiple of.
 
     What stays is then a divisor of each width: a width is sure to part into fours where that divisor does.
     """
-    layers, chosen = config.layers, set[str]()
+    layers, chosen = config.layers, dict[str, int]()
     for step in (each for each in before if each.name in ("", *CUTS)):
         options = step.options or {}
         for unit, (key, size) in _SIZES.items():
             if unit not in options.get("unit", _SIZES):
                 continue
+            multiple = options.get("multiple_of", {}).get(key, 1)
             if options.get("budget") == "per-layer" and key in options["target"]:
                 most = options["target"][key]
-                layers = tuple(replace(layer, **{size: min(getattr(layer, size), most)}) for layer in layers)
+                layers = _resized(layers, size, multiple, most)
+                if unit in chosen:
+                    chosen[unit] = multiple if multiple > 1 else gcd(chosen[unit], most)
             else:
-                chosen.add(unit)
-    ones = [_SIZES[unit][1] for unit in chosen]
-    layers = tuple(replace(layer, **{size: min(getattr(layer, size), 1) for size in ones}) for layer in layers)
-    return replace(config, layers=layers), chosen
+                chosen[unit] = multiple
+    for unit, divisor in chosen.items():
+        layers = _resized(layers, _SIZES[unit][1], divisor, divisor)
+    return replace(config, layers=layers), set(chosen)
+
+
+def _resized(layers: tuple[LayerShape, ...], size: str, multiple: int, most: int) -> tuple[LayerShape, ...]:
+    """Layers with at most so many of one size, in multiples; attention without a head or a dim is none."""
+    sizes = (min(getattr(layer, size), most) // multiple * multiple for layer in layers)
+    resized = (replace(layer, **{size: left}) for layer, left in zip(layers, sizes, strict=True))
+    return tuple(each if each.heads and each.dim_head else replace(each, heads=0, dim_head=0) for each in resized)
 
 
 def _inner_axes(config: ModelConfig) -> dict[str, tuple[int, ...]]:

@@ -58,12 +58,14 @@ class Progress:
             "dim" if cached else "",
         )
         for note in metrics.get("notes", ()):
-            self._console.print(Text(printable(f"note: {note}"), style="yellow"), soft_wrap=True, highlight=False)
+            self._note(note)
 
     def step(self, event: Mapping[str, Any]) -> None:
         """One training step; cheap enough to be called at every one."""
         if self._quiet:
             return
+        if event.get("warning"):
+            self._note(event["warning"])
         now = monotonic()
         is_first = self._first is None
         self._first = self._first or (event["step"], now)
@@ -92,6 +94,9 @@ class Progress:
         if self._live is not None:
             self._live.stop()
             self._live = None
+
+    def _note(self, text: str) -> None:
+        self._console.print(Text(printable(f"note: {text}"), style="yellow"), soft_wrap=True, highlight=False)
 
     def _print(self, text: str, style: str = "") -> None:
         if not self._quiet:

@@ -14,11 +14,13 @@ from sprunec.show.tables import (
     MODELS,
     NOTHING,
     comparison_words,
+    difference,
     form_words,
     is_finite,
     model_rows,
     number,
     percent,
+    size,
     times,
 )
 
@@ -160,12 +162,18 @@ def models_table(report: Mapping[str, Any]) -> str:
 
 
 def budgets_table(report: Mapping[str, Any]) -> str:
-    columns = ("pass", "budget", "asked", "expected", "got", "undecided gates", "settled")
+    columns = ("pass", "budget", "asked", "got", "off by", "expected", "distance", "undecided gates", "settled")
     rows = [
-        (b["pass"], b["name"], *(number(b[k]) for k in ("target", "expected", "got", "undecided", "settled")))
+        (b["pass"], b["name"], *sizes(b), *(number(b.get(k)) for k in ("expected", "distance", "undecided", "settled")))
         for b in report.get("budgets") or ()
     ]
     return table(columns, rows, left=("pass", "budget"))
+
+
+def sizes(budget: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Asked, got, and by how much they differ."""
+    off = difference(budget)
+    return size(budget["target"]), size(budget["got"]), size(off) if off else NOTHING
 
 
 def passes_table(report: Mapping[str, Any]) -> str:

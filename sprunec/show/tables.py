@@ -17,6 +17,7 @@ NOTHING = "-"  # what a cell shows where nothing was measured
 ABSENT = "absent"
 MOST_HEADS_DRAWN = 64
 BAR_CELLS = 16
+MOST_MISSED = 4
 
 
 def number(value: Any, form: str = ".4g") -> str:
@@ -121,7 +122,7 @@ def result_table(report: Mapping[str, Any]) -> RenderableType:
     table = new_table(*columns, right=columns[1:])
     for cells in model_rows(report):
         add_row(table, *cells, style="bold" if cells[0] == "small" else "")
-    words = [comparison_words(report), *form_words(report)]
+    words = [comparison_words(report), *form_words(report), *missed_words(report)]
     return Group(table, *(Text(line, style="dim") for line in words))
 
 
@@ -165,6 +166,23 @@ def form_words(report: Mapping[str, Any]) -> list[str]:
         over = plural(found["tokens"], "token")
         lines.append(f"{form}, opened again: max |delta logit| {number(difference, '.2g')}, {verdict}, over {over}")
     return lines
+
+
+def missed_words(report: Mapping[str, Any]) -> list[str]:
+    """The budgets whose mask is not exactly of the size that was asked for, by how much."""
+    rows = [row for row in report.get("budgets") or () if difference(row)]
+    lines = [f"{r['pass']}, {r['name']}: asked {size(r['target'])}, got {size(r['got'])}" for r in rows[:MOST_MISSED]]
+    return lines + ([f"and {plural(len(rows) - MOST_MISSED, 'budget')} more"] if len(rows) > MOST_MISSED else [])
+
+
+def difference(budget: Mapping[str, Any]) -> float:
+    """What a mask keeps above what was asked for; negative below."""
+    return float(budget["got"]) - float(budget["target"])
+
+
+def size(value: float) -> str:
+    """A target or what became of it: nearly always whole."""
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.1f}"
 
 
 def kept_table(report: Mapping[str, Any]) -> RenderableType:

@@ -188,6 +188,9 @@ def test_a_companion_is_called_in_turn_and_adds_to_the_event() -> None:
             calls.append(("after", step))
             return {"extra": step}
 
+        def done(self) -> bool:
+            return False
+
         def state(self) -> dict[str, Any]:
             return {}
 

@@ -68,6 +68,8 @@ def test_score_masks_without_training() -> None:
         "budget": "global",
         "mask_form": "bmcook",
         "tie_heads": False,
+        "multiple_of": {},
+        "compensate": None,
     }
     assert options(plan, 1)["budget"] == "global"
     assert options(plan, 2)["target"] == {"parameters": 12500}

@@ -75,6 +75,30 @@ def test_widths_follow_from_what_earlier_passes_leave(
     assert findings(tmp_path, *passes) == ([expected] if expected else [])
 
 
+FOUR = {"dim_ff": 4}
+
+
+@pytest.mark.parametrize(
+    ("passes", "expected"),
+    [
+        ([cut("dim_ff", sparsity=0.5) | {"multiple_of": FOUR}], None),
+        ([cut("dim_ff", sparsity=0.5) | {"multiple_of": {"dim_ff": 2}}], ("warning unknown-width", W_OUT)),
+        ([cut(["head", "dim_head"], sparsity=0.5) | {"multiple_of": {"num_heads": 2, "dim_head": 2}}], None),
+        ([cut("dim_ff", sparsity=0.5) | {"multiple_of": FOUR}, cut("dim_ff", "per-layer", dim_ff=20)], None),
+        (
+            [cut("dim_ff", sparsity=0.5) | {"multiple_of": FOUR}, cut("dim_ff", "per-layer", dim_ff=22)],
+            ("warning unknown-width", W_OUT),
+        ),
+        ([cut("dim_ff", sparsity=0.3), cut("dim_ff", "per-layer", dim_ff=12) | {"multiple_of": FOUR}], None),
+    ],
+    ids=repr,
+)
+def test_multiples_make_widths_known_that_a_pass_chooses(
+    tmp_path: Path, passes: list[dict[str, Any]], expected: tuple[str, str] | None
+) -> None:
+    assert findings(tmp_path, *passes) == ([expected] if expected else [])
+
+
 def test_a_mask_file_may_leave_any_width(tmp_path: Path) -> None:
     (tmp_path / "mask.pt").touch()
     found = findings(tmp_path, {"pass": "load-mask", "path": "mask.pt"})

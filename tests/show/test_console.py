@@ -112,6 +112,12 @@ def test_the_budget_furthest_from_its_target_is_shown() -> None:
     assert "size 9.8 -> 4.0 (layer 1), 7 undecided" in printed(console)
 
 
+def test_a_warning_of_a_step_is_told_at_once() -> None:
+    console = log()
+    Progress(console=console).step(event(1, warning="it will not settle"))
+    assert "note: it will not settle" in printed(console)
+
+
 def test_a_distillation_loss_stands_beside_the_loss() -> None:
     console = log()
     Progress(console=console).step(event(1, distillation=1.25))

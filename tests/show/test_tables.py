@@ -177,3 +177,12 @@ def test_every_form_that_was_opened_again_has_its_line(difference: float | None,
     assert line.startswith("cpm-live, opened again: max |delta logit| ")
     assert line.endswith(f"{verdict} the tolerance 0.03 of bfloat16, over 2 tokens")
     assert tables.form_words({}) == []
+
+
+def test_only_budgets_that_are_off_are_told_and_not_more_than_four() -> None:
+    rows = [{"pass": "2-train-mask-head", "name": f"b{i}", "target": 1000.5 + i, "got": 1000.0 + i} for i in range(6)]
+    met = [{"pass": "2-train-mask-head", "name": "met", "target": 12.0, "got": 12.0}]
+    assert tables.missed_words({"budgets": met}) == []
+    words = tables.missed_words({"budgets": met + rows})
+    assert words[0] == "2-train-mask-head, b0: asked 1,000.5, got 1,000"
+    assert (len(words), words[-1]) == (5, "and 2 budgets more")
