@@ -82,6 +82,18 @@ METHODS: dict[str, Method] = {
     name: Method(name) for name in ("random", "magnitude", "taylor", "activation", "reconstruction")
 } | {"train-mask": Method(learned=True)}
 
+METHODS |= {
+    "tm-share.6": Method(learned=True, mask_share=0.6),
+    "tm-share.8": Method(learned=True, mask_share=0.8),
+    "tm-recon": Method("reconstruction", learned=True),
+    "tm-const": Method(learned=True, options={"schedule": "constant"}),
+    "tm-const-nowarm": Method(learned=True, options={"schedule": "constant"}, tuning={"warmup_steps": 0}),
+    "tm-nowarm": Method(learned=True, tuning={"warmup_steps": 0}),
+    "tm-ramp.3": Method(learned=True, options={"ramp": 0.3}),
+    "tm-ramp.7": Method(learned=True, options={"ramp": 0.7}),
+    "tm-mlr.2": Method(learned=True, options={"mask_learning_rate": 0.2}),
+}
+
 # By name, options of all methods alike.
 EXTRAS: dict[str, Callable[[Method], Method]] = {
     "global": lambda method: replace(method, options={**(method.options or {}), "budget": "global"}),

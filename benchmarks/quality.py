@@ -87,7 +87,7 @@ def digest(graph: Graph, dense: Graph) -> str:
         (node.pass_, PASSES[node.pass_].version, {k: v for k, v in node.options.items() if k != "checkpoint"})
         for node in (*dense.nodes, *graph.nodes)
     ]
-    return hashlib.sha256(json.dumps(nodes, sort_keys=True).encode()).hexdigest()[:32]
+    return hashlib.sha256(json.dumps(nodes, sort_keys=True, default=dict).encode()).hexdigest()[:32]
 
 
 def graph_of(plan: dict[str, Any], folder: Path) -> Graph:
