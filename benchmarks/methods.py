@@ -24,6 +24,7 @@ TRAINING = {"learning_rate": 0.01, "weight_decay": 0.3}
 DENSE_STEPS, DENSE_ROWS, ROWS = 1500, 16, 8
 STEPS = {"short": 500, "long": 3000}
 LOOK = 8
+HELD_OUT = 50_000
 
 Pass = dict[str, Any]
 Stage = tuple[Any, Mapping[str, Any]]
@@ -82,18 +83,6 @@ METHODS: dict[str, Method] = {
     name: Method(name) for name in ("random", "magnitude", "taylor", "activation", "reconstruction")
 } | {"train-mask": Method(learned=True)}
 
-METHODS |= {
-    "tm-share.6": Method(learned=True, mask_share=0.6),
-    "tm-share.8": Method(learned=True, mask_share=0.8),
-    "tm-recon": Method("reconstruction", learned=True),
-    "tm-const": Method(learned=True, options={"schedule": "constant"}),
-    "tm-const-nowarm": Method(learned=True, options={"schedule": "constant"}, tuning={"warmup_steps": 0}),
-    "tm-nowarm": Method(learned=True, tuning={"warmup_steps": 0}),
-    "tm-ramp.3": Method(learned=True, options={"ramp": 0.3}),
-    "tm-ramp.7": Method(learned=True, options={"ramp": 0.7}),
-    "tm-mlr.2": Method(learned=True, options={"mask_learning_rate": 0.2}),
-}
-
 # By name, options of all methods alike.
 EXTRAS: dict[str, Callable[[Method], Method]] = {
     "global": lambda method: replace(method, options={**(method.options or {}), "budget": "global"}),
@@ -129,5 +118,6 @@ def cell_plan(corpus: str, checkpoint: Path, passes: list[Pass], seed: int, dist
         "model": {"config": CONFIG, "checkpoint": str(checkpoint.resolve())},
         "data": data(corpus, ROWS),
         "training": training,
+        "evaluate": {"tokens": HELD_OUT},
         "passes": passes,
     }
