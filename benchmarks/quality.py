@@ -1,11 +1,12 @@
 """The quality of small models: methods side by side, at equal training tokens in all, looks at the data counted.
 
-    python benchmarks/quality.py [--budget short] [--target guide] [--methods all] [--seeds 1,2,3] [--with global,refit]
+    python benchmarks/quality.py [--budget short] [--target guide] [--methods all] [--seeds 1,2,3] [--with refit]
                                  [--distil 0.5] [--corpus python-docs] [--jobs 2] [--folder runs/quality]
 
 A cell is one method, target, budget and seed: a native plan, run by `sprunec run` on one thread from a dense model that
 is trained once for each corpus. What cells gave stands in `benchmarks/quality.json` by the digest of all that decides
-it, so a cell is run once, and work adds up over days. `--show` prints the tables of that file.
+it, so a cell is run once, and work adds up over days. `--show` prints the tables of that file, `--publish` puts them
+into `docs/quality.md` with a picture.
 """
 
 from __future__ import annotations
@@ -20,20 +21,32 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from methods import EXTRAS, METHODS, STEPS, TARGETS, Method, cell_plan, dense_plan
-from quality_tables import show
+from quality_tables import picture, tables
 
 from sprunec import lower, read_plan
 from sprunec.graph.graph import Graph
 from sprunec.passes.table import PASSES
 
 RESULTS = Path(__file__).with_name("quality.json")
+DOCS = Path(__file__).parent.parent / "docs"
 LOCK = threading.Lock()
+PAGE = """# What small models are worth
+
+Made by `python benchmarks/quality.py --publish` from [what it has measured](../benchmarks/quality.json). Held-out loss
+in nats a character, after the cut and after fine-tuning; all methods have had as many training tokens, their looks
+at the data counted. Means over seeds, with the standard error. Machine: {machine}.
+
+![Held-out loss by method](quality.svg)
+
+{tables}
+"""
 
 
 @dataclass(frozen=True)
@@ -127,6 +140,16 @@ def measure(cell: Cell, dense: Graph, checkpoint: Path, folder: Path) -> None:
     shutil.rmtree(place)
 
 
+def library(folder: Path) -> Path:
+    """The standard library's own sources as one text: 2 MB of the same characters wherever this Python is."""
+    path = folder / "library.txt"
+    if not path.exists():
+        sources = sorted(Path(os.__file__).parent.glob("*.py"))
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join(source.read_text(encoding="utf-8") for source in sources)[:2_000_000])
+    return path
+
+
 def read_results() -> dict[str, Any]:
     cells: dict[str, Any] = json.loads(RESULTS.read_text())["cells"] if RESULTS.exists() else {}
     return cells
@@ -146,27 +169,38 @@ def main() -> None:
     parser.add_argument("--seeds", default="1,2,3")
     parser.add_argument("--with", dest="extras", default="", help="options of all methods, of: " + ", ".join(EXTRAS))
     parser.add_argument("--distil", type=float, default=0.0, help="weight of the dense model's logits")
-    parser.add_argument("--corpus", default="python-docs", help="python-docs, or a text file")
+    parser.add_argument("--corpus", default="python-docs", help="python-docs, library (this Python's), or a text file")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--folder", type=Path, default=Path("runs/quality"))
     parser.add_argument("--show", action="store_true", help="only print what has been measured")
+    parser.add_argument("--publish", action="store_true", help="put what has been measured into docs/")
     options = parser.parse_args()
-    if not options.show:
+    if not (options.show or options.publish):
         run_cells(options)
-    print(show(read_results()))
+    print("\n\n".join(table.plain() for table in tables(read_results())))
+    if options.publish:
+        (DOCS / "quality.md").write_text(page(json.loads(RESULTS.read_text())))
+        (DOCS / "quality.svg").write_text(picture(tables(read_results())) + "\n")
+
+
+def page(results: Mapping[str, Any]) -> str:
+    """What has been measured, as a page."""
+    shown = "\n\n".join(table.markdown() for table in tables(results["cells"]))
+    return PAGE.format(machine=results["machine"], tables=shown)
 
 
 def run_cells(options: argparse.Namespace) -> None:
+    corpus = str(library(options.folder)) if options.corpus == "library" else options.corpus
     names = list(METHODS) if options.methods == "all" else options.methods.split(",")
     extras = tuple(filter(None, options.extras.split(",")))
-    folder = options.folder / Path(options.corpus).stem
-    plan = dense_plan(options.corpus)
+    folder = options.folder / Path(corpus).stem
+    plan = dense_plan(corpus)
     dense = graph_of(plan, folder / "dense")
     run(plan, folder / "dense")
     checkpoint = folder / "dense" / "out" / "model" / "sprunec" / "model.safetensors"
     seeds = [int(seed) for seed in options.seeds.split(",")]
     cells = [
-        Cell(options.corpus, options.budget, options.target, name, extras, options.distil, seed)
+        Cell(corpus, options.budget, options.target, name, extras, options.distil, seed)
         for seed in seeds
         for name in names
     ]

@@ -14,7 +14,7 @@ STEPS = 80
 
 
 def content(target: dict[str, Any], **options: Any) -> dict[str, Any]:
-    masks = mask_pass("head", target, STEPS, learning_rate=0.001, **options)
+    masks = mask_pass("head", target, STEPS, budget="per-layer", learning_rate=0.001, **options)
     return plan(TRAIN, masks, {"pass": "finetune", "steps": 2}, EMIT)
 
 

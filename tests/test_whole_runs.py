@@ -185,6 +185,8 @@ def test_every_unit_reaches_its_target(unit: Any, target: dict[str, Any], budget
 def test_scores_cut_without_training(criterion: str, tmp_path: Path) -> None:
     scored = {"pass": "score-mask", "criterion": criterion, "unit": "head", "target": {"num_heads": 3}}
     report = execute(plan(TRAIN, scored, EMIT), tmp_path)
+    assert sum(len(heads or ()) for heads in report["kept"]["attention"].values()) == 3 * 3
+    report = execute(plan(TRAIN, scored | {"budget": "per-layer"}, EMIT), tmp_path)
     assert [len(heads) for heads in report["kept"]["attention"].values()] == [3, 3, 3]
     assert report["status"] == "done"
 
@@ -224,4 +226,4 @@ def test_a_checkpoint_goes_in(finished: Path, tmp_path: Path, suffix: str) -> No
     small = load_file(tmp_path / "out/model/sprunec/model.safetensors")
     rows = small["encoder.layers.0.self_att.self_attention.project_q.weight"]
     wanted = state["encoder.layers.0.self_att.self_attention.project_q.weight"].unflatten(0, (8, 8))
-    assert torch.equal(rows.unflatten(0, (3, 8)), wanted[report["kept"]["attention"]["0"]])
+    assert torch.equal(rows.unflatten(0, (-1, 8)), wanted[report["kept"]["attention"]["0"]])

@@ -12,12 +12,14 @@ from typing import Any
 from sprunec.errors import Diagnostic
 from sprunec.plan.schema import pass_names, properties, resolve
 from sprunec.plan.source import Source
-from sprunec.plan.targets import default_budget, parameter_count
+from sprunec.plan.targets import parameter_count
 
 MASKS = ("train-mask", "score-mask")
 TRAINS = ("train", "finetune", "train-mask")
 LOOKING = ("taylor", "activation", "reconstruction")
 _WARMUP_SHARE = 20
+# How far a log-alpha can move in a mask pass, rate times steps: less leaves gates undecided, see docs/experiments.md.
+_MASK_TRAVEL, _MASK_RATES = 60.0, (0.1, 0.5)
 
 
 def takes_a_look(options: Mapping[str, Any]) -> bool:
@@ -100,7 +102,8 @@ def finish(options: dict[str, Any], folder: Path) -> Mapping[str, Any]:
         options["target"] = _target(options["target"])
         if "gates_for" in options:
             options["gates_for"] = _target(options["gates_for"])
-        options.setdefault("budget", default_budget(options["unit"], options["target"]))
+    if "mask_learning_rate" in options and options["mask_learning_rate"] is None:
+        options["mask_learning_rate"] = _mask_rate(options["steps"])
     if "path" in options:
         options["path"] = tuple(folder / path for path in as_list(options["path"]))
     if options.get("save_mask") is not None:
@@ -110,6 +113,11 @@ def finish(options: dict[str, Any], folder: Path) -> Mapping[str, Any]:
     if "warmup_steps" in options and options["warmup_steps"] is None:
         options["warmup_steps"] = options["steps"] // _WARMUP_SHARE
     return MappingProxyType({key: freeze(value) for key, value in options.items()})
+
+
+def _mask_rate(steps: int) -> float:
+    lowest, highest = _MASK_RATES
+    return min(highest, max(lowest, _MASK_TRAVEL / steps))
 
 
 def as_list(value: Any) -> tuple[Any, ...]:

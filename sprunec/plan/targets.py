@@ -43,11 +43,6 @@ def uncovered(units: Iterable[str], target: Collection[str]) -> list[str]:
     return list(dict.fromkeys(key for unit in units for key in counts_for(unit) if key not in target))
 
 
-def default_budget(units: Iterable[str], target: Collection[str]) -> str:
-    by_layer = all(unit not in SUBLAYERS for unit in units) and not any(size in target for size in SIZES)
-    return "per-layer" if by_layer else "global"
-
-
 def parameter_count(written: float | str) -> int:
     """300000000 and "300M" are one number."""
     if isinstance(written, str):

@@ -127,7 +127,7 @@ def tied_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     content = plan(
         TRAIN,
         mask_pass("head", {"num_heads": 3}, tie_heads=True),
-        mask_pass(["dim_ff", "dim_head"], {"dim_ff": 20, "dim_head": 5}),
+        mask_pass(["dim_ff", "dim_head"], {"dim_ff": 20, "dim_head": 5}, budget="per-layer"),
         {
             "pass": "score-mask",
             "criterion": "taylor",

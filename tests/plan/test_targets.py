@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sprunec.model.config import ModelConfig
-from sprunec.plan.targets import Left, default_budget, mismatched, parameter_count, uncovered
+from sprunec.plan.targets import Left, mismatched, parameter_count, uncovered
 from tests.runs import TINY
 
 
@@ -22,21 +22,6 @@ def left(**changes: Any) -> Left:
 )
 def test_parameter_count(written: Any, count: int) -> None:
     assert parameter_count(written) == count
-
-
-@pytest.mark.parametrize(
-    ("units", "target", "budget"),
-    [
-        (("head",), {"num_heads": 4}, "per-layer"),
-        (("head", "dim_ff"), {"num_heads": 4, "dim_ff": 8}, "per-layer"),
-        (("head",), {"sparsity": 0.5}, "global"),
-        (("head",), {"parameters": 500}, "global"),
-        (("block",), {"num_layers": 2}, "global"),
-        (("head", "layer"), {"num_heads": 2, "num_attention": 2, "num_feed_forward": 2}, "global"),
-    ],
-)
-def test_default_budget(units: tuple[str, ...], target: dict[str, Any], budget: str) -> None:
-    assert default_budget(units, target) == budget
 
 
 def test_which_target_counts_which_unit() -> None:

@@ -93,7 +93,7 @@ def _fine(plan: Growing, source: Source, options: dict[str, Any], pointer: str, 
     if mode.own not in options:
         message = f"{mode.own} is not given, so the mask is only in OUT/masks; the original put it into another file"
         plan.warn(source, "no-mask-path", pointer, message, f"add {mode.own}")
-    entry = {"unit": mode.unit, "target": {mode.target: count}}
+    entry = {"unit": mode.unit, "target": {mode.target: count}, "budget": "per-layer"}
     places = {f"target__{mode.target}": f"{pointer}/{mode.wanted}", "save_mask": f"{pointer}/{mode.own}"}
     plan.learn(source, pointer, entry, options.get(mode.own, ""), **places)
 

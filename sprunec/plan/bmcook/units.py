@@ -82,7 +82,8 @@ def add_structure(plan: Growing, source: Source) -> None:
     target, place = _target(plan, source, units)
     if units and target:
         name = next(iter(target))
-        plan.learn(source, "/main", {"unit": units, "target": target}, "", **{f"target__{name}": place})
+        scope = {} if name == "sparsity" else {"budget": "per-layer"}
+        plan.learn(source, "/main", {"unit": units, "target": target, **scope}, "", **{f"target__{name}": place})
 
 
 def _mode(options: dict[str, Any]) -> tuple[bool, str, str]:

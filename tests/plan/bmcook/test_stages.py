@@ -13,8 +13,9 @@ from tests.plan.bmcook.files import COARSE, FINE, bmcook, converted, errors, sai
 
 STEPS = Flags(train_iters=5)
 HEADS, DIMS, LAYERS = "results/sprune/heads.pt", "results/sprune/dims.pt", "results/sprune/layers.pt"
-LEARN_HEADS = {"pass": "train-mask", "unit": "head", "target": {"num_heads": 3}, "steps": 5, "save_mask": HEADS}
-LEARN_DIMS = {"pass": "train-mask", "unit": "dim_ff", "target": {"dim_ff": 20}, "steps": 5, "save_mask": DIMS}
+IN_EACH = {"budget": "per-layer", "steps": 5}
+LEARN_HEADS = {"pass": "train-mask", "unit": "head", "target": {"num_heads": 3}, **IN_EACH, "save_mask": HEADS}
+LEARN_DIMS = {"pass": "train-mask", "unit": "dim_ff", "target": {"dim_ff": 20}, **IN_EACH, "save_mask": DIMS}
 FINETUNE = {"pass": "finetune", "steps": 5}
 
 
