@@ -53,7 +53,7 @@ class Method:
 
     criterion: str | None = None
     learned: bool = False
-    mask_share: float = 0.4
+    mask_share: float = 0.2
     options: Mapping[str, Any] | None = None
     tuning: Mapping[str, Any] | None = None
 

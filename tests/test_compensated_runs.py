@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from sprunec import execute, lower, read_plan
-from tests.runs import EMIT, plan, write
+from sprunec.model.checkpoint import read_kept
+from tests.runs import EMIT, artifact, plan, write
 
 TRAIN = {"pass": "train", "steps": 150}
+W_OUT = "encoder.layers.0.ffn.ffn.w_out.weight"
 CUT = {"unit": ["head", "dim_ff"], "target": {"sparsity": 0.5}}
 
 
@@ -38,11 +43,27 @@ def test_refitting_lowers_the_loss_of_a_cut_and_stays_exact(folder: Path, criter
 
 
 def test_what_is_left_after_learned_gates_is_refitted_to_what_they_let_through(folder: Path) -> None:
-    cut = {"pass": "train-mask", "steps": 60, "budget": "global", **CUT}
+    cut = {"pass": "train-mask", "steps": 60, "mask_learning_rate": 0.5, **CUT}
     plain, refitted = report(folder, cut), report(folder, {**cut, "compensate": "least-squares"})
     assert refitted["kept"] == plain["kept"]
     assert refitted["models"]["small"]["loss"] < plain["models"]["small"]["loss"] + 0.02
     assert refitted["comparison"]["max_abs_difference"] < 1e-9
+
+
+def test_a_mask_that_was_learned_can_be_put_on_the_weights_that_entered(folder: Path, tmp_path: Path) -> None:
+    """What stays is then a slice of the dense model, which can be refitted; so can a mask from a file."""
+    cut = {"pass": "train-mask", "steps": 60, "weights": "original", **CUT}
+    plain = report(folder, cut)
+    dense = load_file(artifact(folder / "out", "train") / "model.safetensors")[W_OUT]
+    small = load_file(folder / "out/model/sprunec/model.safetensors")[W_OUT]
+    assert torch.equal(small, dense[:, list(read_kept(artifact(folder / "out", "rewrite"))[0].dim_ff or ())])
+    refitted = report(folder, {**cut, "compensate": "least-squares"})
+    assert refitted["kept"] == plain["kept"]
+    assert refitted["models"]["small"]["loss"] < plain["models"]["small"]["loss"] - 0.05
+    masks = [str(shutil.copy(path, tmp_path)) for path in sorted((folder / "out/masks").glob("*.pt"))]
+    loaded = report(folder, {"pass": "load-mask", "path": masks, "compensate": "least-squares"})
+    assert loaded["kept"] == plain["kept"]
+    assert loaded["models"]["small"]["loss"] == pytest.approx(refitted["models"]["small"]["loss"], abs=0.05)
 
 
 def test_a_sublayer_that_goes_leaves_nothing_to_refit(folder: Path) -> None:

@@ -31,6 +31,7 @@ from sprunec.plan.forms import EVEN_FORM
 from sprunec.plan.plan import PassSpec, Plan
 from sprunec.plan.provenance import steps_warning, weights_warning
 
+INSIDE_UNITS = ("head", "dim_head", "dim_ff")
 CHANGES_WEIGHTS = ("train", "finetune", "train-mask", "sparsify", "compensate")
 SPARSE = ("pattern", "tensors")
 TRAINING = (
@@ -92,7 +93,8 @@ def _train_mask(build: Builder, spec: PassSpec) -> None:
         parameters=build.left.parameters,
     )
     build.count(spec)
-    build.latest["model"] = name
+    if spec.options["weights"] == "trained":
+        build.latest["model"] = name
     masks = _binarize(build, spec, name)
     _compensate(build, spec, masks, name)
     _cut(build, masks, spec)
@@ -109,15 +111,18 @@ def _score_mask(build: Builder, spec: PassSpec) -> None:
     about = f"{spec.options['criterion']}: {_target_words(spec)}"
     name = build.add("score-mask", options, inputs, suffix=suffix, about=about)
     masks = _binarize(build, spec, name)
-    _compensate(build, spec, masks, name)
+    _compensate(build, spec, masks)
     _cut(build, masks, spec)
 
 
-def _compensate(build: Builder, spec: PassSpec, masks: str, scores: str) -> None:
+def _compensate(build: Builder, spec: PassSpec, masks: str, scores: str | None = None) -> None:
+    """Refit the model that the mask is put on; where its weights have learned beside gates, `scores` has those."""
     if spec.options["compensate"] is None:
         return
-    options = {"unit": spec.options["unit"], "learned": spec.name == "train-mask"} | _look_options(build, spec)
-    inputs = {"model": build.latest["model"], "masks": masks, "scores": scores} | build.data_inputs()
+    learned = scores == build.latest["model"]
+    options = {"unit": spec.options.get("unit", INSIDE_UNITS), "learned": learned} | _look_options(build, spec)
+    inputs = {"model": build.latest["model"], "masks": masks} | build.data_inputs()
+    inputs |= {"scores": scores} if scores is not None and learned else {}
     about, parameters = spec.options["compensate"], build.left.parameters
     build.latest["model"] = build.add("compensate", options | build.look(), inputs, about=about, parameters=parameters)
 
@@ -140,7 +145,9 @@ def _load_mask(build: Builder, spec: PassSpec) -> None:
     if any("steps" in each.options for each in build.plan.passes):
         warnings += [steps_warning(path, entered, build.plan.model.start_step) for path in paths]
     notes = tuple(filter(None, warnings))
-    _cut(build, build.add("load-mask", options, inputs, files={"paths": paths}, about=names, notes=notes), None)
+    masks = build.add("load-mask", options, inputs, files={"paths": paths}, about=names, notes=notes)
+    _compensate(build, spec, masks)
+    _cut(build, masks, None)
 
 
 def _sparsify(build: Builder, spec: PassSpec) -> None:

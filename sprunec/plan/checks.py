@@ -197,7 +197,8 @@ def _scale(draft: Draft, step: Step) -> Iterator[Diagnostic]:
 def batches_used(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnostic]:
     for step in draft.steps:
         if step.options and "batches" in step.given and not takes_a_look(step.options):
-            message = f"batches is not used with criterion {show(step.options['criterion'])} and no compensation"
+            score = f"criterion {show(step.options['criterion'])} and " if "criterion" in step.options else ""
+            message = f"batches is not used with {score}no compensation"
             pointer = f"{step.pointer}/batches"
             yield draft.source.warn("unused-option", pointer, message, "remove it", key=True)
 

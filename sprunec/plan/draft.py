@@ -18,8 +18,6 @@ MASKS = ("train-mask", "score-mask")
 TRAINS = ("train", "finetune", "train-mask")
 LOOKING = ("taylor", "activation", "reconstruction")
 _WARMUP_SHARE = 20
-# How far a log-alpha can move in a mask pass, rate times steps: less leaves gates undecided, see docs/experiments.md.
-_MASK_TRAVEL, _MASK_RATES = 60.0, (0.1, 0.5)
 
 
 def takes_a_look(options: Mapping[str, Any]) -> bool:
@@ -38,7 +36,7 @@ class Step:
 
     @property
     def looks_at_data(self) -> bool:
-        return self.name in TRAINS or (self.name in MASKS and takes_a_look(self.given))
+        return self.name in TRAINS or (self.name in (*MASKS, "load-mask") and takes_a_look(self.given))
 
 
 @dataclass(frozen=True)
@@ -102,8 +100,6 @@ def finish(options: dict[str, Any], folder: Path) -> Mapping[str, Any]:
         options["target"] = _target(options["target"])
         if "gates_for" in options:
             options["gates_for"] = _target(options["gates_for"])
-    if "mask_learning_rate" in options and options["mask_learning_rate"] is None:
-        options["mask_learning_rate"] = _mask_rate(options["steps"])
     if "path" in options:
         options["path"] = tuple(folder / path for path in as_list(options["path"]))
     if options.get("save_mask") is not None:
@@ -113,11 +109,6 @@ def finish(options: dict[str, Any], folder: Path) -> Mapping[str, Any]:
     if "warmup_steps" in options and options["warmup_steps"] is None:
         options["warmup_steps"] = options["steps"] // _WARMUP_SHARE
     return MappingProxyType({key: freeze(value) for key, value in options.items()})
-
-
-def _mask_rate(steps: int) -> float:
-    lowest, highest = _MASK_RATES
-    return min(highest, max(lowest, _MASK_TRAVEL / steps))
 
 
 def as_list(value: Any) -> tuple[Any, ...]:

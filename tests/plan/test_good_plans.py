@@ -53,7 +53,7 @@ def test_mask_options_are_written_in_one_way() -> None:
     plan = read_plan(GOOD / "counts.json")
     assert options(plan, 1)["unit"] == ("head",)
     assert options(plan, 1)["budget"] == "per-layer"
-    assert (options(plan, 1)["mask_learning_rate"], options(plan, 1)["ramp"]) == (0.5, 0.5)  # 60 / 100 steps is above
+    assert (options(plan, 1)["mask_learning_rate"], options(plan, 1)["ramp"]) == (0.1, 0.5)
     assert options(plan, 3)["unit"] == ("dim_ff", "dim_head")
     assert options(plan, 3)["budget"] == "global"
     assert options(plan, 3)["target"] == {"dim_head": 3, "dim_ff": 20}
@@ -106,7 +106,8 @@ def test_defaults_of_absent_sections() -> None:
     assert plan.model.checkpoint is None
     assert plan.engine == Engine("torch", "auto", "fp32")
     assert (plan.seed, plan.evaluate, plan.evaluate_tokens) == (1234, False, None)
-    assert plan.passes[0] == PassSpec("load-mask", MappingProxyType({"path": (GOOD / "../text.txt",)}), "/passes/0")
+    loaded = {"path": (GOOD / "../text.txt",), "compensate": None, "batches": 8}
+    assert plan.passes[0] == PassSpec("load-mask", MappingProxyType(loaded), "/passes/0")
 
 
 def test_plan_that_trains_is_evaluated() -> None:
