@@ -225,7 +225,7 @@ def test_inspect_reads_a_config_without_weights(tmp_path: Path, capsys: pytest.C
 
 
 def test_inspect_reads_what_emit_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    content = plan(TRAIN, mask_pass("head", {"num_heads": 3}), EMIT)
+    content = plan(TRAIN, mask_pass("head", {"num_heads": 3}, budget="per-layer"), EMIT)
     run("run", write(tmp_path, content), "--out", tmp_path / "out", "--quiet")
     report = json.loads((tmp_path / "out/report.json").read_text())
     capsys.readouterr()
