@@ -68,7 +68,7 @@ def test_a_mask_that_does_not_close_fails_the_comparison(tmp_path: Path, monkeyp
 def test_target_missed_exits_4_and_emits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    content = plan(TRAIN, mask_pass("head", {"num_heads": 3}), EMIT)
+    content = plan(TRAIN, mask_pass("head", {"num_heads": 3}, budget="per-layer"), EMIT)
     assert run(["run", str(write(tmp_path, content)), "--out", str(tmp_path / "out")], monkeypatch) == 4
     assert (tmp_path / "out/model/sprunec/model.safetensors").exists()
     captured = capsys.readouterr()

@@ -93,7 +93,7 @@ def test_every_form_loads_to_the_same_model(here: Path) -> None:
     units = (("head", "num_heads", 3), ("dim_ff", "dim_ff", 11))
     for unit, key, count in units:
         for form in ("bmcook", "plugin"):
-            execute(dry(score(unit, {key: count}, f"{form}-{unit}.pt", mask_form=form)), here)
+            execute(dry(score(unit, {key: count}, f"{form}-{unit}.pt", mask_form=form, budget="per-layer")), here)
     kept = [execute(dry(load(f"{f}-head.pt", f"{f}-dim_ff.pt")), here)["kept"] for f in ("bmcook", "plugin")]
     assert kept[0] == kept[1]
     assert [len(heads) for heads in kept[0]["attention"].values() if heads] == [3, 3, 3]

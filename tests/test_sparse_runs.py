@@ -122,8 +122,8 @@ def test_a_mask_of_some_tensors_leaves_the_others_dense(tmp_path: Path) -> None:
 def test_a_pattern_after_a_cut_is_the_small_models(tmp_path: Path) -> None:
     content = plan(
         TRAIN,
-        mask_pass("head", {"num_heads": 3}, budget="global"),
-        mask_pass("dim_ff", {"dim_ff": 20}),
+        mask_pass("head", {"num_heads": 3}),
+        mask_pass("dim_ff", {"dim_ff": 20}, budget="per-layer"),
         sparsify("m4n2_2d"),
         FINETUNE,
         EMIT,

@@ -64,7 +64,7 @@ def test_the_end_says_how_many_steps_were_taken_or_what_is_missing() -> None:
 
 
 def content(**options: Any) -> dict[str, Any]:
-    quick = {"steps": 60, "budget": "global", "ramp": 0.2, "mask_learning_rate": 2.0} | options
+    quick = {"steps": 60, "criterion": "taylor", "ramp": 0.2, "mask_learning_rate": 2.0} | options
     return plan(
         {"pass": "train", "steps": 20},
         mask_pass("head", {"num_heads": 4}, **quick),
