@@ -29,13 +29,17 @@ def load_bounded(path: Path) -> Any:
     return content
 
 
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Every tensor of a nested state."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for inner in value.values():
-            yield from tensors_in(inner)
-    elif isinstance(value, list | tuple):
-        for inner in value:
-            yield from tensors_in(inner)
+def tensors_in(content: Any) -> Iterator[Tensor]:
+    """Every tensor of a nested state, once: what holds itself twice, and again inside, would never end."""
+    waiting, seen = [content], set[int]()
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, Mapping):
+            waiting += value.values()
+        elif isinstance(value, list | tuple):
+            waiting += value
