@@ -89,7 +89,8 @@ class Saves:
             flush(self.directory.parent)
         aside = self.directory / "save.writing"
         try:
-            aside.unlink(missing_ok=True)  # a link would be followed
+            if os.path.lexists(aside):  # a link would be followed
+                aside.unlink()
             with naming(aside), aside.open("xb") as stream:
                 hashing = _Hashing(stream)
                 torch.save(state, hashing)  # type: ignore[arg-type]
