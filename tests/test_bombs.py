@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
+import pickle
 import resource
 import struct
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from sprunec.errors import InputError
 from sprunec.masks.forms import read_sheets
 from sprunec.model.checkpoint import load
 from sprunec.model.tensors import open_tensors, read_state
+from sprunec.model.unfolded import check_pickle, check_unfolded
 from sprunec.plan.source import LARGEST_FILE, read_source
 from sprunec.rewrite.inspect import inspect_model
 from tests.conftest import tiny_model
@@ -97,8 +101,30 @@ def archive(path: Path, body: bytes, **records: bytes) -> Path:
     return path
 
 
-def test_a_mask_file_of_lists_in_lists(tmp_path: Path) -> None:
-    refused(read_sheets, archive(tmp_path / "a.pt", LISTS), "mask_modules holds .a list of length 2")
+ENDLESS = "its few objects stand for more than any memory holds"
+
+
+@pytest.mark.parametrize("read", [read_sheets, open_tensors])
+@pytest.mark.parametrize("body", [LISTS, TUPLES, b"}" + TUPLES + b"Ns"], ids=["lists", "tuples", "key"])
+def test_a_file_of_torch_that_holds_itself_without_end(read: Any, body: bytes, tmp_path: Path) -> None:
+    refused(read, archive(tmp_path / "a.pt", body), ENDLESS)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_what_is_used_twice_is_counted_twice_and_no_more(protocol: int) -> None:
+    row = [1, 2.5, "x", b"y", None, True, {3}, frozenset([4])]
+    check_pickle(io.BytesIO(pickle.dumps({"rows": [row] * 1000, "pair": (row, row)}, protocol)))
+    itself: list[Any] = [row]
+    itself.append(itself)
+    check_pickle(io.BytesIO(pickle.dumps(itself, protocol)))
+
+
+@pytest.mark.parametrize("new", [True, False], ids=["archive", "older"])
+def test_what_torch_saves_is_no_bomb(new: bool, tmp_path: Path) -> None:
+    tied = torch.ones(3)
+    state = {"a": tied, "b": tied, "c": tied[1:], "d": torch.nn.Parameter(torch.ones(2))}
+    torch.save(OrderedDict(state), tmp_path / "a.pt", _use_new_zipfile_serialization=new)
+    check_unfolded(tmp_path / "a.pt")
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,8 @@ OPCODES = {"PROTO", "FRAME", "MARK", "STOP", "EMPTY_DICT", "EMPTY_LIST", "EMPTY_
 OPCODES |= {"TUPLE1", "TUPLE2", "TUPLE3", "GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD", "BINPERSID", "SETITEM"}
 OPCODES |= {"SETITEMS", "APPEND", "APPENDS", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2"}
 OPCODES |= {"LONG1", "BINUNICODE", "SHORT_BINUNICODE", "BINPUT", "LONG_BINPUT", "MEMOIZE", "BINGET", "LONG_BINGET"}
+TUPLES, GETS = {"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"}, {"BINGET", "LONG_BINGET"}
+PUTS = {"BINPUT", "LONG_BINPUT", "MEMOIZE"}
 LOCAL_HEADER, LITTLE = 30, b"little"
 
 
@@ -41,7 +43,7 @@ class Unknown(Exception):  # noqa: N818
     """Not a plain state dict in a zip archive, as far as this file can tell; says why."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Storage:
     """A record of the archive; `count` entries from byte `start` on."""
 
@@ -50,7 +52,7 @@ class Storage:
     count: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class View:
     """What `_rebuild_tensor_v2` makes: a tensor over a part of a storage; offset and strides in entries."""
 
@@ -105,10 +107,22 @@ def _pickle(archive: zipfile.ZipFile, records: dict[str, tuple[int, int, str]]) 
     if size > LARGEST_HEADER:
         raise Unknown("a very long pickle")
     data = archive.read(name)
-    for opcode, argument, _ in pickletools.genops(data):
-        if opcode.name not in OPCODES or (opcode.name == "LONG_BINPUT" and (argument or 0) > size):
-            raise Unknown(f"opcode {opcode.name}")
+    _check(data)
     return data
+
+
+def _check(data: bytes) -> None:
+    """Raises Unknown for other opcodes, and for a tuple that is used twice: such keys would have no end to hash."""
+    kept: dict[Any, bool] = {}  # by their numbers, whether it is a tuple
+    last = ""
+    for opcode, argument, _ in pickletools.genops(data):
+        if opcode.name not in OPCODES or (opcode.name == "LONG_BINPUT" and (argument or 0) > len(data)):
+            raise Unknown(f"opcode {opcode.name}")
+        if opcode.name in PUTS:
+            kept[len(kept) if argument is None else argument] = last in TUPLES
+        elif opcode.name in GETS and kept.get(argument):
+            raise Unknown("a tuple that is used twice")
+        last = opcode.name
 
 
 class _Reader(pickle.Unpickler):

@@ -20,6 +20,7 @@ from sprunec.durable import naming
 from sprunec.errors import InputError
 from sprunec.model.pt_header import Unknown, read_pt
 from sprunec.model.stored import SIZES, Shape, Stored, read_safetensors, weight_files
+from sprunec.model.unfolded import check_unfolded
 from sprunec.model.unreadable import reason
 
 DTYPES = {
@@ -178,6 +179,7 @@ def _places_in_pt(path: Path) -> Mapping[str, Stored | Tensor]:
 
 def _load_in_torch(path: Path) -> Any:
     try:
+        check_unfolded(path)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # damaged bytes may fail anywhere in the reader
         raise _unreadable(path, error) from error
