@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,16 @@ from sprunec.errors import InputError, PassError
 from sprunec.model import writing
 from sprunec.model.checkpoint import save_outputs
 from sprunec.model.tensors import open_tensors
-from sprunec.model.writing import Output, adopt_weights, as_outputs, link_weights, write_outputs, write_state
+from sprunec.model.writing import (
+    Output,
+    adopt_weights,
+    as_outputs,
+    link_weights,
+    save_pt,
+    save_tensors,
+    write_outputs,
+    write_state,
+)
 from tests.conftest import tiny_config, tiny_model
 
 State = dict[str, torch.Tensor]
@@ -125,3 +135,11 @@ def test_weights_get_a_second_name_and_links_to_the_user_stay_links(tmp_path: Pa
     link_weights(tmp_path / "user", tmp_path / "third")
     assert (tmp_path / "third" / "model.safetensors").is_symlink()
     assert open_tensors(tmp_path / "third")["w"].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("entries", [1, 2**20], ids=["at its end", "in the middle"])
+@pytest.mark.parametrize("save", [save_pt, save_tensors])
+def test_a_full_disk_is_told_in_its_own_words_with_the_file(save: Any, entries: int) -> None:
+    """torch closes an archive that it could not write, which fails too, and would tell of that."""
+    with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
+        save({"a": torch.ones(entries)}, Path("/dev/full"))
