@@ -145,6 +145,15 @@ def test_a_tensor_that_is_a_view_of_nothing(tmp_path: Path) -> None:
     refused(open_tensors, archive(tmp_path / "a.pt", b"}X\1\0\0\0a" + view + b"s"), "cannot be read as a checkpoint")
 
 
+def test_a_view_whose_shape_overflows_is_left_to_torch(tmp_path: Path) -> None:
+    storage = b"(X\7\0\0\0storagectorch\nFloatStorage\nX\1\0\0\0000X\3\0\0\0cpuK\4tQ"
+    wide = b"\x8a\x08" + (2**62).to_bytes(8, "little")
+    shape, strides, rest = b"K\0" + wide * 2 + b"\x87", b"K\1" * 3 + b"\x87", b"\x89ccollections\nOrderedDict\n)R"
+    body = b"}X\1\0\0\0actorch._utils\n_rebuild_tensor_v2\n(" + storage + b"K\0" + shape + strides + rest + b"tRs"
+    path = archive(tmp_path / "a.pt", body, **{"data/0": b"\0" * 16, "byteorder": b"little"})
+    assert read_state(path)["a"].numel() == 0
+
+
 # --- plans ---
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from sprunec.durable import naming
 from sprunec.errors import InputError, PassError
 from sprunec.model import writing
 from sprunec.model.checkpoint import save_outputs
@@ -139,7 +143,28 @@ def test_weights_get_a_second_name_and_links_to_the_user_stay_links(tmp_path: Pa
 
 @pytest.mark.parametrize("entries", [1, 2**20], ids=["at its end", "in the middle"])
 @pytest.mark.parametrize("save", [save_pt, save_tensors])
-def test_a_full_disk_is_told_in_its_own_words_with_the_file(save: Any, entries: int) -> None:
-    """torch closes an archive that it could not write, which fails too, and would tell of that."""
+def test_a_full_disk_is_told_with_the_file(save: Any, entries: int) -> None:
     with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
         save({"a": torch.ones(entries)}, Path("/dev/full"))
+
+
+class FailsOnce(io.RawIOBase):
+    def __init__(self, at: int) -> None:
+        self.left = at
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, content: Any) -> int:
+        self.left -= 1
+        if self.left == 0:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return len(content)
+
+
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_an_archive_that_cannot_be_closed_either_is_told_of_by_what_was_first(at: int) -> None:
+    """torch closes its archive after an error, which fails too, in words of its own."""
+    state = {str(number): torch.ones(9000) for number in range(3)}
+    with pytest.raises(OSError, match=r"Input/output error: 'a\.pt'"), naming(Path("a.pt")):
+        torch.save(state, io.BufferedWriter(FailsOnce(at)))
