@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,17 +50,7 @@ def write_atomically(path: Path, text: str) -> None:
     Raises:
         OSError: it cannot be written; nothing is left aside.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        aside.unlink(missing_ok=True)
-        with naming(path), aside.open("x", encoding="utf-8") as stream:
-            stream.write(text)
-        flush(aside)
-        put_in_place(aside, path)
-    except BaseException:
-        forget(aside)
-        raise
+    _replace(path, text.encode("utf-8"))
 
 
 def put_file(path: Path, content: bytes) -> None:
@@ -73,13 +62,16 @@ def put_file(path: Path, content: bytes) -> None:
     with naming(path):
         if path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content:
             return
+    _replace(path, content)
+
+
+def _replace(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    aside = Path(name)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with naming(path), os.fdopen(descriptor, "wb") as stream:
+        aside.unlink(missing_ok=True)
+        with naming(path), aside.open("xb") as stream:
             stream.write(content)
-        aside.chmod(0o644)
         flush(aside)
         put_in_place(aside, path)
     except BaseException:
