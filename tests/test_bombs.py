@@ -110,6 +110,13 @@ def test_a_file_of_torch_that_holds_itself_without_end(read: Any, body: bytes, t
     refused(read, archive(tmp_path / "a.pt", body), ENDLESS)
 
 
+@pytest.mark.parametrize("read", [read_sheets, open_tensors])
+def test_a_file_of_torch_that_asks_for_bytes(read: Any, tmp_path: Path) -> None:
+    many = b"\x8a\x05" + (2**31).to_bytes(5, "little")
+    path = archive(tmp_path / "a.pt", b"cbuiltins\nbytearray\n" + many + b"\x85R")
+    refused(read, path, "bytes to be made, which are no tensor")
+
+
 @pytest.mark.parametrize("protocol", range(6))
 def test_what_is_used_twice_is_counted_twice_and_no_more(protocol: int) -> None:
     row = [1, 2.5, "x", b"y", None, True, {3}, frozenset([4])]

@@ -22,7 +22,7 @@ def check_unfolded(path: Path) -> None:
     """Of a file that torch has saved, before anything is made of it.
 
     Raises:
-        ValueError: it stands for far more than it holds.
+        ValueError: it stands for far more than it holds, or asks for bytes.
         Exception: whatever `pickletools` finds wrong with it.
     """
     with path.open("rb") as stream:
@@ -66,6 +66,8 @@ def _nodes(stream: BinaryIO) -> list[Node]:
             stack.append(memo[int(argument)])  # type: ignore[arg-type]
         elif opcode.name == "MARK":
             stack.append(None)
+        elif opcode.name == "GLOBAL" and str(argument).endswith(" bytearray"):  # torch would make one of any size
+            raise ValueError("it holds bytes to be made, which are no tensor")
         else:
             parts = _taken(stack, opcode.stack_before)
             node: Node = parts.pop(0) if opcode.name in FILLING else []
