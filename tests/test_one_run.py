@@ -22,12 +22,15 @@ def test_a_second_run_is_told_who_holds_the_folder_and_a_killed_one_holds_nothin
     first = Followed(tmp_path)
     first.until(3)  # data, load, train: it works
     second = Followed(tmp_path)
-    _, told = second.process.communicate(timeout=120)
+    try:
+        _, told = second.process.communicate(timeout=60)
+        assert first.process.poll() is None
+    finally:
+        second.process.kill()
+        first.stop(signal.SIGKILL)
     assert second.process.returncode == 1
     assert f"out is in use by another run, process {first.process.pid}; wait for it, or give another --out" in told
     assert "Traceback" not in told
-    assert first.process.poll() is None
-    first.stop(signal.SIGKILL)
     write(tmp_path, plan({"pass": "train", "steps": 2}, EMIT))
     third = Followed(tmp_path)
     assert third.stop(0) == 0
