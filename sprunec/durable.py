@@ -24,7 +24,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def _name(error: OSError, path: Path) -> None:
-    if error.filename is None:
+    if error.errno is not None and error.filename is None:
         error.filename = str(path)
 
 

@@ -10,6 +10,7 @@ import builtins
 import errno
 import io
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ import pytest
 Site = tuple[str, tuple[str, ...]]
 OPENS = {"open": io.open, "os.open": os.open}
 NAMED = ("mkdir", "replace", "rename", "symlink", "truncate")  # where a link cannot be made, a copy is
-NUMBERED = ("fsync", "read", "write", "sendfile")  # by a file's descriptor
+NUMBERED = ("fsync", "read", "write")  # by a file's descriptor
 IN_FILES = ("read", "readinto", "readline", "write")
 ROOT = str(Path(__file__).parents[1] / "sprunec")
 
@@ -129,6 +130,9 @@ def watched(disk: Disk) -> Iterator[Disk]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(io, "open", open_)
         patch.setattr(builtins, "open", open_)
+        patch.setattr(
+            shutil, "_USE_CP_SENDFILE", False, raising=False
+        )  # a copy reads and writes, so that both can fail
         for name in ("open", *NUMBERED, *NAMED):
             patch.setattr(os, name, checked(name if name in NAMED else f"os.{name}", getattr(os, name)))
         yield disk

@@ -45,10 +45,19 @@ def _make(graph: Graph, aside: Path, artifacts: Mapping[str, Path], origin: Mapp
     if "emitted" in graph.roles:
         emitted = artifacts[graph.roles["emitted"]]
         for form in (path for path in emitted.iterdir() if path.is_dir()):
-            shutil.copytree(form, aside / "model" / form.name)
+            _copy(form, aside / "model" / form.name)
             write_origin(aside / "model" / form.name, origin)
     if graph.checkpoint_name is not None:
         _full_shape(graph, aside / graph.checkpoint_name, artifacts)
+
+
+def _copy(folder: Path, to: Path) -> None:
+    """Its files, one by one: the first that fails says which it is, and how."""
+    for file in (path for path in folder.rglob("*") if path.is_file()):
+        target = to / file.relative_to(folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with naming(target):
+            shutil.copyfile(file, target)
 
 
 def unpublish(out: Path) -> None:
