@@ -130,9 +130,8 @@ def watched(disk: Disk) -> Iterator[Disk]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(io, "open", open_)
         patch.setattr(builtins, "open", open_)
-        patch.setattr(
-            shutil, "_USE_CP_SENDFILE", False, raising=False
-        )  # a copy reads and writes, so that both can fail
+        # A copy reads and writes, so that both can fail.
+        patch.setattr(shutil, "_USE_CP_SENDFILE", False, raising=False)
         for name in ("open", *NUMBERED, *NAMED):
             patch.setattr(os, name, checked(name if name in NAMED else f"os.{name}", getattr(os, name)))
         yield disk
