@@ -17,7 +17,7 @@ from rich.console import Console
 
 from sprunec.cli_flags import with_flags
 from sprunec.cli_run import diagnostics_document, document_on_error, execute_graph, print_json, show_graph, show_report
-from sprunec.errors import InputError, SprunecError
+from sprunec.errors import InputError, SprunecError, disk_words
 from sprunec.plan.bmcook.flags import Flags
 from sprunec.show.console import SECONDS_BETWEEN_LINES, Progress, print_diagnostics
 
@@ -211,6 +211,5 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
-        _print_error(f"{place}{error.strerror or error}")
+        _print_error(disk_words(error))
         sys.exit(SprunecError.exit_code)

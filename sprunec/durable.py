@@ -3,15 +3,37 @@
 from __future__ import annotations
 
 import os
-import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An error of reading, writing or flushing knows a number, and no name: in here it gets `path`."""
+    try:
+        yield
+    except OSError as error:
+        _name(error, path)
+        raise
+    except RuntimeError as error:  # torch then closes its archive, fails again, and tells of that
+        if not isinstance(error.__context__, OSError):
+            raise
+        _name(error.__context__, path)
+        raise error.__context__ from None
+
+
+def _name(error: OSError, path: Path) -> None:
+    if error.errno is not None and error.filename is None:
+        error.filename = str(path)
 
 
 def flush(path: Path) -> None:
     """Have the disk hold a file's content, or a folder's names, before anything else is done."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with naming(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -28,17 +50,7 @@ def write_atomically(path: Path, text: str) -> None:
     Raises:
         OSError: it cannot be written; nothing is left aside.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        aside.unlink(missing_ok=True)
-        with aside.open("x", encoding="utf-8") as stream:
-            stream.write(text)
-        flush(aside)
-        put_in_place(aside, path)
-    except BaseException:
-        forget(aside)
-        raise
+    _replace(path, text.encode("utf-8"))
 
 
 def put_file(path: Path, content: bytes) -> None:
@@ -47,15 +59,19 @@ def put_file(path: Path, content: bytes) -> None:
     Raises:
         OSError: it cannot be written; what was at `path` is as it was.
     """
-    if path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content:
-        return
+    with naming(path):
+        if path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content:
+            return
+    _replace(path, content)
+
+
+def _replace(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    aside = Path(name)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with os.fdopen(descriptor, "wb") as stream:
+        aside.unlink(missing_ok=True)
+        with naming(path), aside.open("xb") as stream:
             stream.write(content)
-        aside.chmod(0o644)
         flush(aside)
         put_in_place(aside, path)
     except BaseException:

@@ -9,8 +9,11 @@ SprunecError
 
 from __future__ import annotations
 
+import errno
 from dataclasses import asdict, dataclass
 from typing import Any
+
+LONGEST_MESSAGE = 1000
 
 
 @dataclass(frozen=True)
@@ -57,8 +60,27 @@ class InputError(SprunecError):
 
     @classmethod
     def at(cls, file: object, message: str, hint: str = "", code: str = "bad-input") -> InputError:
-        """An error about a whole file."""
+        """An error about a whole file; a message is cut short that repeats what a file holds at any length."""
+        if len(message) > LONGEST_MESSAGE:
+            message = message[: LONGEST_MESSAGE - 3] + "..."
         return cls(Diagnostic(code=code, message=message, hint=hint, file=str(file)))
+
+
+def disk_words(error: OSError, place: object = "") -> str:
+    """As `remedied`, with the file that it went wrong with, or else `place`, in front."""
+    file = error.filename or place
+    return f"{file}: {remedied(error)}" if file else remedied(error)
+
+
+def remedied(error: OSError) -> str:
+    """What went wrong with a file, and what to do about it."""
+    words, remedy = error.strerror or str(error), REMEDIES.get(error.errno or 0)
+    return f"{words}; {remedy}" if remedy else words
+
+
+_ROOM, _WRITABLE = "make room, then run again", "make it writable or give another place, then run again"
+REMEDIES = {errno.ENOSPC: _ROOM, errno.EDQUOT: _ROOM, errno.EROFS: _WRITABLE, errno.EACCES: _WRITABLE}
+REMEDIES |= {errno.EPERM: _WRITABLE, errno.EIO: "the disk or its connection fails; run again when it is well"}
 
 
 class TraceError(SprunecError):

@@ -1,4 +1,4 @@
-"""A disk that fails: calls that open, read, write, flush, make or rename files under one folder raise an errno.
+"""A disk that fails: calls that open, read, write, flush, close, make or rename files under one folder raise an errno.
 
 Everything that Python code does to files goes through the functions of `io` and `os` that are replaced here; what
 libraries do by themselves in C does not.
@@ -10,6 +10,7 @@ import builtins
 import errno
 import io
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ import pytest
 Site = tuple[str, tuple[str, ...]]
 OPENS = {"open": io.open, "os.open": os.open}
 NAMED = ("mkdir", "replace", "rename", "symlink", "truncate")  # where a link cannot be made, a copy is
+NUMBERED = ("fsync", "read", "write")  # by a file's descriptor
 IN_FILES = ("read", "readinto", "readline", "write")
 ROOT = str(Path(__file__).parents[1] / "sprunec")
 
@@ -75,8 +77,8 @@ def _cleans_up() -> bool:
 class File:
     """A file whose reads and writes may fail."""
 
-    def __init__(self, disk: Disk, file: Any) -> None:
-        self._disk, self._file = disk, file
+    def __init__(self, disk: Disk, file: Any, path: Any) -> None:
+        self._disk, self._file, self._path = disk, file, path
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._file, name)
@@ -84,7 +86,7 @@ class File:
             return found
 
         def checked(*arguments: Any) -> Any:
-            self._disk.call(name, self._file.name)
+            self._disk.call(name, self._path)
             return found(*arguments)
 
         return checked
@@ -93,7 +95,14 @@ class File:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """What was written last may be found not to fit only now."""
+        written = not self._file.closed and self._file.writable()
         self._file.close()
+        if written:
+            self._disk.call("close", self._path)
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self._file)
@@ -105,11 +114,11 @@ def watched(disk: Disk) -> Iterator[Disk]:
     whole_open = io.open
 
     def open_(file: Any, *arguments: Any, **options: Any) -> Any:
-        if isinstance(file, int):
-            return whole_open(file, *arguments, **options)
-        disk.call("open", file)
+        path = os.readlink(f"/proc/self/fd/{file}") if isinstance(file, int) else file
+        if not isinstance(file, int):
+            disk.call("open", file)
         found = whole_open(file, *arguments, **options)
-        return File(disk, found) if os.path.abspath(file).startswith(disk.folder) else found
+        return File(disk, found, path) if os.path.abspath(path).startswith(disk.folder) else found
 
     def checked(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def call(path: Any, *arguments: Any, **options: Any) -> Any:
@@ -121,8 +130,10 @@ def watched(disk: Disk) -> Iterator[Disk]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(io, "open", open_)
         patch.setattr(builtins, "open", open_)
-        for name in ("open", "fsync", *NAMED):
-            patch.setattr(os, name, checked(name if name != "open" else "os.open", getattr(os, name)))
+        # A copy reads and writes, so that both can fail.
+        patch.setattr(shutil, "_USE_CP_SENDFILE", False, raising=False)
+        for name in ("open", *NUMBERED, *NAMED):
+            patch.setattr(os, name, checked(name if name in NAMED else f"os.{name}", getattr(os, name)))
         yield disk
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sprunec.data.pickles import BROKEN, Built, Known, Refused, Window, load
+from sprunec.data.pickles import BROKEN, Built, Known, Refused, Window, brief, load
 
 Buffer = Any  # bytes, memoryview or mmap
 Integers = NDArray[np.int64]
@@ -133,19 +133,19 @@ def _array(made: Any) -> Integers:
     else:
         raise Refused(f"{type(made).__name__}, not an array")
     kind = dtype.made_of[0] if isinstance(dtype, _Dtype) else None
-    if kind not in _KINDS or not isinstance(data, bytes | bytearray):
-        raise Refused(f"an array of {kind}, not of whole numbers")
+    if not isinstance(kind, str) or kind not in _KINDS or not isinstance(data, bytes | bytearray):
+        raise Refused(f"an array of {brief(kind)}, not of whole numbers")
     order = dtype.state[1] if len(dtype.state) > 1 and dtype.state[1] in "<>" else "<"
     values = np.frombuffer(data, f"{order}{kind}")
     if shape != (values.size,):
-        raise Refused(f"an array of shape {shape} with {values.size} numbers in it")
+        raise Refused(f"an array of shape {brief(shape)} with {values.size} numbers in it")
     return values.astype(np.int64)
 
 
 def _encode(text: str, encoding: str) -> bytes:
     """How protocol 2 writes bytes."""
     if encoding != "latin1":
-        raise Refused(f"the encoding {encoding}")
+        raise Refused(f"the encoding {brief(encoding)}")
     return text.encode(encoding)
 
 

@@ -7,6 +7,7 @@ Names stand for what the caller says they stand for. What is read is never large
 from __future__ import annotations
 
 import pickletools
+import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +22,15 @@ BROKEN = (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowE
 
 class Refused(Exception):  # noqa: N818
     """What a pickle holds is not what it may hold; says what."""
+
+
+def brief(value: Any) -> str:
+    """A value for a message: a few references to each other could else be written out without end."""
+    return _BRIEF.repr(value)
+
+
+_BRIEF = reprlib.Repr()
+_BRIEF.maxlevel = 2
 
 
 class Built:
@@ -143,6 +153,8 @@ class _Machine:
 
     def _stack_global(self, _: None) -> None:
         module, name = self._take(len(self.stack) - 2)
+        if not isinstance(module, str) or not isinstance(name, str):
+            raise TypeError("a name that is no text")
         self._global(f"{module} {name}")
 
     def _reduce(self, _: None) -> None:

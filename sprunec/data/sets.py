@@ -6,6 +6,7 @@ lines. A record is a byte 0x1F and an array; a byte 0 ends a block.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sprunec.data.pickles import Known, Refused, Window, load
+from sprunec.data.pickles import Known, Refused, Window, brief, load
 from sprunec.errors import InputError
 
 META = "meta.bin"
@@ -90,6 +91,8 @@ def read_set(directory: Path, block_size: int = DEFAULT_BLOCK) -> DataSet:
     """
     meta = directory / META
     try:
+        if meta.exists() and not meta.is_file():
+            raise OSError(errno.EINVAL, "it is no plain file")
         content = meta.read_bytes()
     except OSError as error:
         hint = f"give the directory of a set, with a {META} in it"
@@ -117,12 +120,12 @@ def set_files(directory: Path, block_size: int = DEFAULT_BLOCK) -> tuple[Path, .
 def _files_v1(meta: Path, content: bytes, block_size: int) -> list[FileInfo]:
     def loaded(version: Any, state: Any) -> FileInfo:
         if version != 1:
-            raise Refused(f"a FileInfo of version {version}")
+            raise Refused(f"a FileInfo of version {brief(version)}")
         return _file_info(state, block_size)
 
     def attribute(owner: Any, name: Any) -> Known:
         if (owner, name) != (_CLASS, _LOADER):
-            raise Refused(f"the attribute {name} of {owner}")
+            raise Refused(f"the attribute {brief(name)} of {brief(owner)}")
         return Known(loaded)
 
     names: dict[str, Any] = {f"{home} getattr": Known(attribute) for home in ("builtins", "__builtin__")}

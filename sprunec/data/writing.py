@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sprunec.data.sets import DEFAULT_BLOCK, META, MODULE, RECORD
+from sprunec.durable import flush
 from sprunec.errors import InputError
 
 if TYPE_CHECKING:
@@ -217,6 +218,8 @@ class _Aside:
         if kind is not None:
             shutil.rmtree(self.aside, ignore_errors=True)
             return
+        for path in (*self.aside.iterdir(), self.aside):
+            flush(path)
         os.chmod(self.aside, 0o755)
         try:
             os.rename(self.aside, self.wanted)

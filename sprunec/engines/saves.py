@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from sprunec.durable import flush, forget, put_in_place
+from sprunec.durable import flush, forget, naming, put_in_place
 
 NAME = "step-{step:09d}-{digest}.pt"
 DIGITS = 32
@@ -55,7 +55,7 @@ class Saves:
         for path in sorted(self.directory.glob("step-*.pt"), reverse=True):
             if not path.is_file():
                 continue
-            with path.open("rb") as stream:
+            with naming(path), path.open("rb") as stream:
                 if path.stem.rpartition("-")[2] != hashlib.file_digest(stream, "sha256").hexdigest()[:DIGITS]:
                     self._tell(f"{path} is damaged, and is not used")
                     continue
@@ -89,7 +89,9 @@ class Saves:
             flush(self.directory.parent)
         aside = self.directory / "save.writing"
         try:
-            with aside.open("wb") as stream:
+            if os.path.lexists(aside):  # a link would be followed
+                aside.unlink()
+            with naming(aside), aside.open("xb") as stream:
                 hashing = _Hashing(stream)
                 torch.save(state, hashing)  # type: ignore[arg-type]
                 stream.flush()

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sprunec.durable import write_atomically
+from sprunec.durable import naming, write_atomically
 from sprunec.graph.store import strict_json
 
 CHECK, DIGITS = "check", 12
@@ -49,7 +49,7 @@ class Events:
         if node not in self._begun:
             self._filter(lambda line: (read_line(line) or {}).get("node") != node or json.loads(line)["step"] < step)
         self._begun.add(node)
-        with open(self.path, "a", encoding="utf-8", opener=_no_link) as stream:
+        with naming(self.path), open(self.path, "a", encoding="utf-8", opener=_no_link) as stream:
             stream.write(_line(json.loads(strict_json(event))) + "\n")
 
     def of(self, node: str) -> str:
@@ -66,7 +66,8 @@ class Events:
         """None if there is no file; one that is a link, to wherever, is not read."""
         if self.path.is_symlink() or not self.path.is_file():
             return None
-        return self.path.read_text(encoding="utf-8", errors="replace").removesuffix("\n").split("\n")
+        with naming(self.path):
+            return self.path.read_text(encoding="utf-8", errors="replace").removesuffix("\n").split("\n")
 
 
 def _no_link(path: str, flags: int) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -12,12 +11,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sprunec.errors import ComparisonError, InputError, PassError, SprunecError
+from sprunec.errors import ComparisonError, InputError, PassError, SprunecError, disk_words, remedied
 from sprunec.graph.events import Events
 from sprunec.graph.graph import Graph, Node, file_stamp
 from sprunec.graph.lock import alone
 from sprunec.graph.origin import origin_of
-from sprunec.graph.publish import PUBLISHED, publish, unpublish
+from sprunec.graph.places import check_places
+from sprunec.graph.publish import publish, unpublish
 from sprunec.graph.report import Report, versions, with_notes
 from sprunec.graph.store import Artifact, Store
 from sprunec.passes.job import Job
@@ -26,9 +26,6 @@ from sprunec.plan.provenance import write_provenance
 
 if TYPE_CHECKING:
     from sprunec.engines.saves import Saves
-
-
-OWN = ("store", "report.json", "report.html", "events.jsonl")
 
 
 class Watcher(Protocol):
@@ -93,8 +90,7 @@ def execute(
     """
     out = Path(out)
     device = _check_ready(graph)
-    _check_reads(graph, out)
-    _check_writes(graph, out)
+    check_places(graph, out)
     with alone(out):
         return _execute(graph, out, watcher or Nobody(), device, stop)
 
@@ -108,35 +104,6 @@ def _check_ready(graph: Graph) -> str:
             if not path.exists():
                 raise InputError.at(path, "there is no such file", "give its path in the plan", code="missing-file")
     return str(Place.of(graph.device, "fp32").device)
-
-
-def _check_reads(graph: Graph, out: Path) -> None:
-    """A run takes away what an earlier one has published in its folder; that must be nothing that it starts from."""
-    folder, replaced = out.resolve(), {*PUBLISHED, graph.checkpoint_name}
-    for path in (path for node in graph.nodes for paths in node.files.values() for path in paths):
-        place = path.resolve()
-        if place.is_relative_to(folder) and place != folder and place.relative_to(folder).parts[0] in replaced:
-            message = f"is what this run would replace: it lies where {out} gets its results"
-            hint = "choose another folder with --out, or copy the file"
-            if folder / (graph.checkpoint_name or "") == place:
-                hint = "give --start-step where the last stage ended, another --save-name, or another folder"
-            raise InputError.at(path, message, hint, code="overwritten-input")
-
-
-def _check_writes(graph: Graph, out: Path) -> None:
-    """What the user wants written must not be what the run keeps for itself, or takes away when it publishes."""
-    own = {*PUBLISHED, *OWN, graph.checkpoint_name}
-    for path in (path for node in graph.nodes for path in node.writes.values()):
-        if path.is_dir():
-            raise InputError.at(path, "is a folder", "name a file in it", code="not-a-file")
-        place, folder = path.resolve(), out.resolve()
-        if place == folder or (place.is_relative_to(folder) and place.relative_to(folder).parts[0] in own):
-            message = f"is where the run in {out} puts files of its own"
-            raise InputError.at(path, message, "name another file in save_mask", code="overwritten-output")
-        above = next(parent for parent in place.parents if parent.exists())
-        if not above.is_dir() or not os.access(above, os.W_OK):
-            message = f"cannot be written: {above} is no folder that may be written to"
-            raise InputError.at(path, message, "name another file in save_mask", code="not-writable")
 
 
 def _execute(graph: Graph, out: Path, watcher: Watcher, device: str, stop: Callable[[], bool]) -> Report:
@@ -212,7 +179,7 @@ def _write(node: Node, source: str, done: Mapping[str, Outcome]) -> None:
             if node.provenance:
                 write_provenance(path, node.provenance)
         except (OSError, RuntimeError) as error:
-            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            reason = remedied(error) if isinstance(error, OSError) else str(error) or type(error).__name__
             raise PassError(f"{node.name}: {path} cannot be written: {reason}") from error
 
 
@@ -261,7 +228,7 @@ def _call(node: Node, job: Job) -> dict[str, Any]:
     except SprunecError:
         raise
     except OSError as error:
-        raise PassError(f"{node.name}: {error.strerror or error}: {error.filename or job.out}") from error
+        raise PassError(f"{node.name}: {disk_words(error, job.out)}") from error
     except (MemoryError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise PassError(f"{node.name}: {first}") from error

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sprunec.durable import naming
+
 
 @dataclass(frozen=True)
 class Node:
@@ -134,7 +136,7 @@ def file_digest(path: Path) -> str:
     about = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
     if about in _KNOWN:
         return _KNOWN[about]
-    with path.open("rb") as stream:
+    with naming(path), path.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     if status.st_size >= WORTH_KNOWING:
         _KNOWN[about] = digest

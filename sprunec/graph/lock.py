@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from sprunec.durable import naming
 from sprunec.errors import InputError, PassError
 
 
@@ -16,7 +17,7 @@ def alone(out: Path) -> Iterator[None]:
 
     Raises:
         PassError: another run holds it; says which process.
-        InputError: OUT cannot be made or written to.
+        InputError: OUT cannot be made, written to or locked.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -25,23 +26,27 @@ def alone(out: Path) -> Iterator[None]:
         message = f"cannot be written to: {error.strerror}"
         raise InputError.at(out, message, "give another folder with --out") from error
     try:
-        if not _try_lock(descriptor):
+        if not _try_lock(descriptor, out):
             holder = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
             raise PassError(f"{out} is in use by another run, process {holder}; wait for it, or give another --out")
-        os.truncate(descriptor, 0)
-        os.write(descriptor, str(os.getpid()).encode())
+        with naming(out / ".lock"):
+            os.truncate(descriptor, 0)
+            os.write(descriptor, str(os.getpid()).encode())
         yield
     finally:
         os.close(descriptor)
 
 
-def _try_lock(descriptor: int) -> bool:
+def _try_lock(descriptor: int, out: Path) -> bool:
     try:
         import fcntl
     except ImportError:  # not a POSIX system: nothing to lock with
         return True
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         return False
+    except OSError as error:
+        message = f"cannot be locked, so two runs could spoil each other's work: {error.strerror}"
+        raise InputError.at(out, message, "give a folder on another disk with --out") from error
     return True

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from sprunec.durable import naming
+
 MANIFEST = "manifest.json"
 LARGEST = 64 * 1024 * 1024
 OWN_HASH = "sha256"
@@ -35,7 +37,8 @@ def read_hashed(path: Path) -> dict[str, Any] | None:
     """What `manifest_text` wrote, to the byte; else None."""
     if not path.is_file() or path.stat().st_size > LARGEST:
         return None
-    content = path.read_bytes()
+    with naming(path):
+        content = path.read_bytes()
     try:
         text = content.decode("utf-8")
         manifest = json.loads(text)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sprunec.durable import flush
+from sprunec.durable import flush, naming
 from sprunec.graph.graph import Graph
 from sprunec.model.origin import write_origin
 from sprunec.plan.provenance import note_weights
@@ -26,16 +26,9 @@ def publish(graph: Graph, out: Path, artifacts: Mapping[str, Path], origin: Mapp
         aside.unlink()
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    if "origin" in graph.roles:
-        _masks_and_recipe(graph, aside, artifacts)
-    if "emitted" in graph.roles:
-        emitted = artifacts[graph.roles["emitted"]]
-        for form in (path for path in emitted.iterdir() if path.is_dir()):
-            shutil.copytree(form, aside / "model" / form.name)
-            write_origin(aside / "model" / form.name, origin)
-    if graph.checkpoint_name is not None:
-        _full_shape(graph, aside / graph.checkpoint_name, artifacts)
-    for path in (path for path in aside.rglob("*") if path.is_file()):
+    with naming(aside):
+        _make(graph, aside, artifacts, origin)
+    for path in aside.rglob("*"):
         flush(path)
     unpublish(out)
     for path in aside.iterdir():
@@ -44,6 +37,27 @@ def publish(graph: Graph, out: Path, artifacts: Mapping[str, Path], origin: Mapp
     if graph.checkpoint_name is not None:
         for path in (path for node in graph.nodes for path in node.writes.values()):
             note_weights(path, out / graph.checkpoint_name)
+
+
+def _make(graph: Graph, aside: Path, artifacts: Mapping[str, Path], origin: Mapping[str, Any]) -> None:
+    if "origin" in graph.roles:
+        _masks_and_recipe(graph, aside, artifacts)
+    if "emitted" in graph.roles:
+        emitted = artifacts[graph.roles["emitted"]]
+        for form in (path for path in emitted.iterdir() if path.is_dir()):
+            _copy(form, aside / "model" / form.name)
+            write_origin(aside / "model" / form.name, origin)
+    if graph.checkpoint_name is not None:
+        _full_shape(graph, aside / graph.checkpoint_name, artifacts)
+
+
+def _copy(folder: Path, to: Path) -> None:
+    """Its files, one by one: the first that fails says which it is, and how."""
+    for file in (path for path in folder.rglob("*") if path.is_file()):
+        target = to / file.relative_to(folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with naming(target):
+            shutil.copyfile(file, target)
 
 
 def unpublish(out: Path) -> None:
@@ -58,11 +72,10 @@ def unpublish(out: Path) -> None:
 
 def _full_shape(graph: Graph, path: Path, artifacts: Mapping[str, Path]) -> None:
     """What a next plan starts from: CPM-Live's names, in the shape that this plan has started from."""
-    import torch
-
     from sprunec.model.checkpoint import open_model_tensors
+    from sprunec.model.writing import save_pt
 
-    torch.save(dict(open_model_tensors(artifacts[graph.roles["full"]])), path)
+    save_pt(dict(open_model_tensors(artifacts[graph.roles["full"]])), path)
 
 
 def _masks_and_recipe(graph: Graph, aside: Path, artifacts: Mapping[str, Path]) -> None:

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sprunec.durable import put_file
 from sprunec.model.config import LayerKept
+from sprunec.model.tensors import read_state
+from sprunec.model.writing import save_pt, save_tensors
 
 Kept = Sequence[LayerKept]
 WHOLE = ("block", "attention", "feed_forward")
@@ -39,7 +40,7 @@ def write_masks(directory: Path, before: Kept, after: Kept) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     names = {"block": "layer_mask", "head": "head_mask", "dim_head": "dim_head_mask", "dim_ff": "dimff_mask"}
     for unit, name in names.items():
-        torch.save(_bmcook({unit}, before, before, after), directory / f"{name}.pt")
+        save_pt(_bmcook({unit}, before, before, after), directory / f"{name}.pt")
 
 
 def write_mask(path: Path, form: str, units: Collection[str], whole: Kept, before: Kept, after: Kept) -> None:
@@ -125,10 +126,10 @@ def units_of(layer: LayerKept, unit: str) -> tuple[int, ...]:
 
 def save_scores(directory: Path, scores: Mapping[tuple[int, str], Tensor]) -> None:
     tensors = {f"{layer}.{unit}": value.detach().clone() for (layer, unit), value in scores.items()}
-    save_file(tensors, directory / "scores.safetensors")
+    save_tensors(tensors, directory / "scores.safetensors")
 
 
 def load_scores(directory: Path) -> dict[tuple[int, str], Tensor]:
-    pairs = ((name.split("."), value) for name, value in load_file(directory / "scores.safetensors").items())
+    pairs = ((name.split("."), value) for name, value in read_state(directory / "scores.safetensors").items())
     scores = {(int(layer), unit): value for (layer, unit), value in pairs}
     return dict(sorted(scores.items()))

@@ -160,12 +160,12 @@ def _pair(path: Path, index: int, pair: Any) -> list[bool]:
     raise InputError.at(path, message, "give [attention, feed-forward], true for a sublayer that is removed")
 
 
-def _kind(value: Any) -> str:
+def _kind(value: Any, within: bool = False) -> str:
     if isinstance(value, Tensor):
         return f"a {str(value.dtype).removeprefix('torch.')} tensor"
     if value is None or isinstance(value, bool | int | float):
         return json.dumps(value)
-    if isinstance(value, list | tuple) and len(value) <= 3:
-        return f"[{', '.join(_kind(item) for item in value)}]"
+    if isinstance(value, list | tuple) and len(value) <= 3 and not within:
+        return f"[{', '.join(_kind(item, within=True) for item in value)}]"
     size = f" of length {len(value)}" if isinstance(value, list | tuple | Mapping) else ""
     return f"a {type(value).__name__}{size}"

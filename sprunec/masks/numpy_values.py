@@ -23,7 +23,7 @@ class Dtype:
         self.order = {"<": "<", ">": ">", "|": "="}[state[1]]
 
     def number(self) -> np.dtype[Any]:
-        if self.code not in NUMBERS:
+        if not isinstance(self.code, str) or self.code not in NUMBERS:
             raise ValueError(f"NumPy values of dtype {self.code!r} are no masks")
         return np.dtype(self.code).newbyteorder(self.order)  # type: ignore[arg-type]
 

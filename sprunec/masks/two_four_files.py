@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sprunec.durable import put_file
@@ -25,6 +24,7 @@ from sprunec.model.checkpoint import read_config, read_state
 from sprunec.model.config import ModelConfig
 from sprunec.model.shapes import Shape, expected_tensors
 from sprunec.model.unreadable import reason
+from sprunec.model.writing import save_tensors
 
 PATTERN = "pattern.safetensors"
 WEIGHT = ".weight"
@@ -32,13 +32,13 @@ _IN_BLOCK = re.compile(r"(encoder\.layers\.\d+)\.(.+)")
 
 
 def save_pattern(directory: Path, pattern: Pattern) -> None:
-    save_file({name: mask.cpu().contiguous() for name, mask in pattern.items()}, directory / PATTERN)
+    save_tensors(pattern, directory / PATTERN)
 
 
 def load_pattern(directory: Path) -> Pattern:
     """The pattern of a model directory; empty where the model is dense."""
     path = directory / PATTERN
-    return load_file(path) if path.exists() else {}
+    return read_state(path) if path.exists() else {}
 
 
 def write_pattern(directory: Path, path: Path) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sprunec.model.unfolded import check_unfolded
+
 
 def load_bounded(path: Path) -> Any:
     """As `torch.load(weights_only=True)`, on the CPU.
@@ -22,6 +24,7 @@ def load_bounded(path: Path) -> Any:
         with zipfile.ZipFile(path) as archive:
             if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
                 raise ValueError("it is compressed, which torch.save never does")
+    check_unfolded(path)
     content = torch.load(path, map_location="cpu", weights_only=True)
     for tensor in tensors_in(content):
         if tensor.layout is torch.strided and not tensor.is_meta and tensor.nbytes > tensor.untyped_storage().nbytes():
@@ -29,13 +32,17 @@ def load_bounded(path: Path) -> Any:
     return content
 
 
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Every tensor of a nested state."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for inner in value.values():
-            yield from tensors_in(inner)
-    elif isinstance(value, list | tuple):
-        for inner in value:
-            yield from tensors_in(inner)
+def tensors_in(content: Any) -> Iterator[Tensor]:
+    """Every tensor of a nested state, once: what holds itself twice, and again inside, would never end."""
+    waiting, seen = [content], set[int]()
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, Mapping):
+            waiting += value.values()
+        elif isinstance(value, list | tuple):
+            waiting += value

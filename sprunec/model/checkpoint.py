@@ -17,7 +17,7 @@ from sprunec.model.config import LayerKept, ModelConfig, kept_from_json, kept_to
 from sprunec.model.cpm_ant import build
 from sprunec.model.frame import CPMAnt
 from sprunec.model.origin import check_files
-from sprunec.model.shapes import expected_tensors, misfit
+from sprunec.model.shapes import MOST_LAYERS, Shape, expected_tensors, misfit
 from sprunec.model.tensors import Tensors, open_tensors
 from sprunec.model.tensors import read_shapes as read_shapes
 from sprunec.model.tensors import read_state as read_state
@@ -59,17 +59,24 @@ def open_model_tensors(directory: Path) -> Tensors:
         InputError: a tensor is missing or of another shape.
     """
     expected, tensors = expected_tensors(read_config(directory)), open_tensors(directory)
-    wrong = misfit(expected, tensors.shapes(), exact=False)
-    if wrong:
-        raise InputError.at(directory, f"the checkpoint does not fit the config: {wrong}")
+    _check_fit(expected, tensors.shapes(), directory, exact=False)
     return tensors.only(expected)
+
+
+def _check_fit(wanted: Mapping[str, Shape], given: Mapping[str, Shape], source: object, *, exact: bool = True) -> None:
+    wrong = misfit(wanted, given, exact=exact)
+    if wrong:
+        raise InputError.at(source, f"the checkpoint does not fit the config: {wrong}")
 
 
 def read_config(directory: Path) -> ModelConfig:
     """Raises InputError for anything but a model config."""
     path = directory / "config.json"
     try:
-        config = ModelConfig.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if data.get("num_layers", 0) > MOST_LAYERS:
+            raise ValueError(f"it says {data['num_layers']} layers, above {MOST_LAYERS}")
+        config = ModelConfig.from_dict(data)
         if len(config.layers) != config.num_layers:
             raise ValueError(f"it has {len(config.layers)} layers and says {config.num_layers}")
         if any(size < 0 for layer in config.layers for size in (layer.heads, layer.dim_head, layer.dim_ff)):
@@ -88,8 +95,9 @@ def load_model(directory: Path, device: torch.device | str = "cpu") -> CPMAnt:
     return _filled(read_config(directory), open_model_tensors(directory), directory).to(device)
 
 
-def _filled(config: ModelConfig, tensors: Mapping[str, Tensor], directory: Path) -> CPMAnt:
-    """In memory: what is trained, or used for long, must not hang on a file."""
+def _filled(config: ModelConfig, tensors: Tensors, directory: Path) -> CPMAnt:
+    """In memory: what is trained, or used for long, must not hang on a file. Shapes first: claims take no memory."""
+    _check_fit(expected_tensors(config), tensors.shapes(), directory)
     model = empty_model(config)
     fill(model, {name: tensor.clone() for name, tensor in tensors.items()}, directory)
     return model
@@ -123,7 +131,5 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], source: object) -> None:
     """
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     given = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    problem = misfit(wanted, given)
-    if problem:
-        raise InputError.at(source, f"the checkpoint does not fit the config: {problem}")
+    _check_fit(wanted, given, source)
     model.load_state_dict(state, strict=True, assign=True)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from sprunec.model.stored import LARGEST_HEADER, SIZES, Shape, Stored
+from sprunec.model.stored import LARGEST_HEADER, SIZES, Shape, Stored, is_addressable
 
 STORAGES = {
     "DoubleStorage": "F64",
@@ -34,14 +34,16 @@ OPCODES = {"PROTO", "FRAME", "MARK", "STOP", "EMPTY_DICT", "EMPTY_LIST", "EMPTY_
 OPCODES |= {"TUPLE1", "TUPLE2", "TUPLE3", "GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD", "BINPERSID", "SETITEM"}
 OPCODES |= {"SETITEMS", "APPEND", "APPENDS", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2"}
 OPCODES |= {"LONG1", "BINUNICODE", "SHORT_BINUNICODE", "BINPUT", "LONG_BINPUT", "MEMOIZE", "BINGET", "LONG_BINGET"}
-LOCAL_HEADER = 30
+TUPLES, GETS = {"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"}, {"BINGET", "LONG_BINGET"}
+PUTS = {"BINPUT", "LONG_BINPUT", "MEMOIZE"}
+LOCAL_HEADER, LITTLE = 30, b"little"
 
 
 class Unknown(Exception):  # noqa: N818
     """Not a plain state dict in a zip archive, as far as this file can tell; says why."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Storage:
     """A record of the archive; `count` entries from byte `start` on."""
 
@@ -50,7 +52,7 @@ class Storage:
     count: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class View:
     """What `_rebuild_tensor_v2` makes: a tensor over a part of a storage; offset and strides in entries."""
 
@@ -71,15 +73,15 @@ def read_pt(path: Path) -> dict[str, Stored]:
         with path.open("rb") as file, zipfile.ZipFile(file) as archive:
             records = _records(archive, file, path.stat().st_size)
             state = _Reader(_pickle(archive, records), records).load()
+        if not isinstance(state, dict) or not all(isinstance(view, View) for view in state.values()):
+            raise Unknown("no state dict")
+        return {str(name): _stored(path, view) for name, view in state.items()}
     except OSError:
         raise
     except Unknown:
         raise
     except Exception as error:  # whatever a broken file leads to
         raise Unknown(f"{type(error).__name__}: {error}") from error
-    if not isinstance(state, dict) or not all(isinstance(view, View) for view in state.values()):
-        raise Unknown("no state dict")
-    return {str(name): _stored(path, view) for name, view in state.items()}
 
 
 def _records(archive: zipfile.ZipFile, file: BinaryIO, end: int) -> dict[str, tuple[int, int, str]]:
@@ -98,16 +100,29 @@ def _records(archive: zipfile.ZipFile, file: BinaryIO, end: int) -> dict[str, tu
 
 
 def _pickle(archive: zipfile.ZipFile, records: dict[str, tuple[int, int, str]]) -> bytes:
-    if "byteorder" in records and archive.read(records["byteorder"][2]) != b"little":
+    _, length, order = records.get("byteorder", (0, 0, ""))
+    if order and (length != len(LITTLE) or archive.read(order) != LITTLE):
         raise Unknown("not little-endian")
     _, size, name = records["data.pkl"]
     if size > LARGEST_HEADER:
         raise Unknown("a very long pickle")
     data = archive.read(name)
-    for opcode, argument, _ in pickletools.genops(data):
-        if opcode.name not in OPCODES or (opcode.name == "LONG_BINPUT" and (argument or 0) > size):
-            raise Unknown(f"opcode {opcode.name}")
+    _check(data)
     return data
+
+
+def _check(data: bytes) -> None:
+    """Raises Unknown for other opcodes, and for a tuple that is used twice: such keys would have no end to hash."""
+    kept: dict[Any, bool] = {}  # by their numbers, whether it is a tuple
+    last = ""
+    for opcode, argument, _ in pickletools.genops(data):
+        if opcode.name not in OPCODES or (opcode.name == "LONG_BINPUT" and (argument or 0) > len(data)):
+            raise Unknown(f"opcode {opcode.name}")
+        if opcode.name in PUTS:
+            kept[len(kept) if argument is None else argument] = last in TUPLES
+        elif opcode.name in GETS and kept.get(argument):
+            raise Unknown("a tuple that is used twice")
+        last = opcode.name
 
 
 class _Reader(pickle.Unpickler):
@@ -146,9 +161,11 @@ def _parameter(data: View, *_: Any) -> View:
 
 
 def _stored(path: Path, view: View) -> Stored:
-    numbers = (view.offset, *view.shape, *view.strides)
+    numbers = (view.offset, *view.strides)
     if not all(type(number) is int and number >= 0 for number in numbers) or len(view.shape) != len(view.strides):
         raise Unknown("sizes that are none")
+    if not is_addressable(view.shape):
+        raise Unknown("a shape that no tensor has")
     size = SIZES[view.storage.dtype]
     plain, expected = True, 1
     for length, stride in zip(reversed(view.shape), reversed(view.strides), strict=True):

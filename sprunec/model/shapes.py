@@ -10,6 +10,8 @@ from sprunec.model.config import ModelConfig
 from sprunec.model.stored import Shape as Shape
 from sprunec.model.stored import read_safetensors
 
+MOST_LAYERS = 4096  # as the schema has it
+
 
 def expected_tensors(config: ModelConfig) -> dict[str, Shape]:
     """Name and shape of every tensor; absent sublayers have none. V vocabulary, D width, N heads, H head width, F."""
@@ -62,6 +64,8 @@ def guess_config(shapes: Mapping[str, Shape], path: str | Path) -> ModelConfig:
         inner, dim_ff = _sublayer_widths(shapes)
         if min(vocab_size, width, segments, prompts, rows, heads) < 1:
             raise ValueError("a table without rows or columns")
+        if layers > MOST_LAYERS:  # a name is a few bytes, whatever number is in it
+            raise ValueError(f"layer {layers - 1}")
     except (KeyError, ValueError, IndexError) as error:
         raise _no_model(path, f"it is no CPM-Ant checkpoint: {error} is not as CPM-Live names it") from None
     length = 32 if prompts % 32 == 0 else prompts

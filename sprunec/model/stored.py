@@ -18,6 +18,7 @@ from sprunec.errors import InputError
 Shape = tuple[int, ...]
 WEIGHTS, INDEX, PT_WEIGHTS = "model.safetensors", "model.safetensors.index.json", "model.pt"
 LONGEST_DTYPE = 20
+MOST_DIMS, MOST_BYTES = 64, 2**63  # what torch can address
 LARGEST_HEADER = 100 * 1024 * 1024
 SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 
@@ -70,11 +71,23 @@ def weight_files(path: Path) -> list[Path]:
 def _shards(index: Path) -> list[Path]:
     try:
         shards = sorted({str(shard) for shard in json.loads(index.read_text())["weight_map"].values()})
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise InputError.at(index, "is no index of shards", "it must have a weight_map") from error
-    if any(Path(shard).name != shard for shard in shards):
-        raise InputError.at(index, "names a shard outside its own directory", "name the files beside it")
+    if any(not _is_shard(shard) for shard in shards):
+        raise InputError.at(index, "names a shard outside its own directory", "name files of tensors beside it")
     return [index.parent / shard for shard in shards]
+
+
+def _is_shard(name: str) -> bool:
+    """Whether it names a file beside the index, and none that could stand for an artifact's own notes."""
+    return Path(name).name == name and name not in ("", "..") and not name.endswith(".json") and "\0" not in name
+
+
+def is_addressable(shape: Shape) -> bool:
+    """Whether a tensor may have this shape at all; even an empty one has strides, which must be numbers of bytes."""
+    if len(shape) > MOST_DIMS or any(type(size) is not int or not 0 <= size < MOST_BYTES for size in shape):
+        return False
+    return math.prod(max(size, 1) for size in shape) * max(SIZES.values()) < MOST_BYTES
 
 
 def read_safetensors(path: str | Path) -> dict[str, Stored]:
@@ -109,8 +122,8 @@ def _has_end(entry: Any) -> bool:
 
 def _stored(path: str | Path, name: str, entry: dict[str, Any], base: int) -> Stored:
     shape = entry.get("shape")
-    if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
-        raise _unusable(path, f"tensor {name} has no shape")
+    if not isinstance(shape, list) or not is_addressable(tuple(shape)):
+        raise _unusable(path, f"tensor {name} has no shape that a tensor can have")
     first, last = entry["data_offsets"]
     dtype = str(entry.get("dtype"))[:LONGEST_DTYPE]
     if dtype in SIZES and (first < 0 or last - first != math.prod(shape) * SIZES[dtype]):

@@ -16,9 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sprunec.durable import naming
 from sprunec.errors import InputError
 from sprunec.model.pt_header import Unknown, read_pt
 from sprunec.model.stored import SIZES, Shape, Stored, read_safetensors, weight_files
+from sprunec.model.unfolded import check_unfolded
 from sprunec.model.unreadable import reason
 
 DTYPES = {
@@ -106,7 +108,7 @@ def _mapped(place: Stored) -> Tensor:
 def _read_rows(place: Stored, kept: Sequence[int], into: memoryview) -> None:
     """Rows that follow each other are read at once; reading is faster than taking them from a map page by page."""
     width, end = place.nbytes // place.shape[0], 0
-    with place.file.open("rb", buffering=0) as file:
+    with naming(place.file), place.file.open("rb", buffering=0) as file:
         for first, last in runs(kept):
             start, end = end, end + (last - first) * width
             file.seek(place.start + first * width)
@@ -177,6 +179,7 @@ def _places_in_pt(path: Path) -> Mapping[str, Stored | Tensor]:
 
 def _load_in_torch(path: Path) -> Any:
     try:
+        check_unfolded(path)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # damaged bytes may fail anywhere in the reader
         raise _unreadable(path, error) from error

@@ -14,11 +14,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
+from sprunec.durable import naming
 from sprunec.errors import PassError
 from sprunec.model.stored import INDEX, PT_WEIGHTS, WEIGHTS, Shape, weight_files
 from sprunec.model.tensors import DTYPES, Tensors
@@ -94,6 +95,17 @@ def write_outputs(outputs: Mapping[str, Output], directory: Path, shard_bytes: i
     (directory / INDEX).write_text(json.dumps(index, indent=1))
 
 
+def save_tensors(state: Mapping[str, Tensor], path: Path) -> None:
+    """Write a state as one safetensors file, of any name."""
+    _write_file(as_outputs(state), path)
+
+
+def save_pt(content: Any, path: Path) -> None:
+    """As `torch.save`, through a file of Python's: a disk that fails is then an OSError that says how."""
+    with naming(path), path.open("wb") as stream:
+        torch.save(content, stream)
+
+
 def check_room(directory: Path, needed: int) -> None:
     """Raises PassError unless the disk under `directory` has `needed` bytes, and a little more."""
     free = shutil.disk_usage(directory).free
@@ -127,7 +139,7 @@ def _write_file(outputs: Mapping[str, Output], path: Path) -> None:
         header[name] = {"dtype": WORDS[output.dtype], "shape": list(output.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with path.open("wb") as file, ThreadPoolExecutor(1) as reader:
+    with naming(path), path.open("wb") as file, ThreadPoolExecutor(1) as reader:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in order:
             _write_tensor(file, reader, name, outputs[name])

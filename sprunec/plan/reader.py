@@ -13,6 +13,8 @@ from typing import Any
 from sprunec.plan.text import escape, show
 
 DEEPEST = 64
+# Characters of all pointers together: long keys around many values would fill any memory.
+MOST_PLACES = 64 * 1024 * 1024
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:[.][0-9]+)?(?:[eE][+-]?[0-9]+)?")
@@ -40,6 +42,7 @@ class Reader:
         self.starts: dict[str, int] = {}
         self.keys: dict[str, int] = {}
         self.repeated: list[tuple[str, int]] = []
+        self._pointers = 0
 
     def document(self) -> Any:
         self._skip()
@@ -52,6 +55,9 @@ class Reader:
     def _value(self, pointer: str, depth: int) -> Any:
         if depth > DEEPEST:
             raise Slip(self.at, f"nested more than {DEEPEST} deep", "no plan nests so deep", "too-deep")
+        self._pointers += len(pointer)
+        if self._pointers > MOST_PLACES:
+            raise Slip(self.at, "too many values under keys as long as these", "no plan has such keys", "too-large")
         self.starts.setdefault(pointer, self.at)
         char = self.text[self.at : self.at + 1]
         if char == "{":

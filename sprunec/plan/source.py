@@ -18,7 +18,7 @@ from sprunec.errors import Diagnostic, InputError
 from sprunec.plan.reader import Reader, Slip
 from sprunec.plan.text import show, unescape
 
-LARGEST_FILE = 8 * 1024 * 1024
+LARGEST_FILE = 1024 * 1024
 
 Place = tuple[int, int]
 

@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from sprunec.durable import naming
 from sprunec.errors import InputError, PassError
 from sprunec.model import writing
 from sprunec.model.checkpoint import save_outputs
 from sprunec.model.tensors import open_tensors
-from sprunec.model.writing import Output, adopt_weights, as_outputs, link_weights, write_outputs, write_state
+from sprunec.model.writing import (
+    Output,
+    adopt_weights,
+    as_outputs,
+    link_weights,
+    save_pt,
+    save_tensors,
+    write_outputs,
+    write_state,
+)
 from tests.conftest import tiny_config, tiny_model
 
 State = dict[str, torch.Tensor]
@@ -125,3 +139,32 @@ def test_weights_get_a_second_name_and_links_to_the_user_stay_links(tmp_path: Pa
     link_weights(tmp_path / "user", tmp_path / "third")
     assert (tmp_path / "third" / "model.safetensors").is_symlink()
     assert open_tensors(tmp_path / "third")["w"].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("entries", [1, 2**20], ids=["at its end", "in the middle"])
+@pytest.mark.parametrize("save", [save_pt, save_tensors])
+def test_a_full_disk_is_told_with_the_file(save: Any, entries: int) -> None:
+    with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
+        save({"a": torch.ones(entries)}, Path("/dev/full"))
+
+
+class FailsOnce(io.RawIOBase):
+    def __init__(self, at: int) -> None:
+        self.left = at
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, content: Any) -> int:
+        self.left -= 1
+        if self.left == 0:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return len(content)
+
+
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_an_archive_that_cannot_be_closed_either_is_told_of_by_what_was_first(at: int) -> None:
+    """torch closes its archive after an error, which fails too, in words of its own."""
+    state = {str(number): torch.ones(9000) for number in range(3)}
+    with pytest.raises(OSError, match=r"Input/output error: 'a\.pt'"), naming(Path("a.pt")):
+        torch.save(state, io.BufferedWriter(FailsOnce(at)))

@@ -12,7 +12,7 @@ from sprunec.model.checkpoint import empty_model, fill, open_model_tensors, read
 from sprunec.model.config import ModelConfig
 from sprunec.model.even import cpm_live_config
 from sprunec.model.frame import CPMAnt
-from sprunec.model.writing import check_room
+from sprunec.model.writing import check_room, save_pt
 from sprunec.passes.bench import config_of
 from sprunec.passes.forms.folding import even_of, folded, stored_dtype
 from sprunec.passes.job import Job
@@ -29,7 +29,7 @@ def write(job: Job, directory: Path) -> dict[str, Any]:
     (directory / CONFIG).write_text(json.dumps(document, indent=1))
     outputs = folded(config, state, job.options["dtype"])
     check_room(directory, sum(output.nbytes for output in outputs.values()))
-    torch.save({name: torch.cat(list(output.parts())) for name, output in outputs.items()}, directory / WEIGHTS)
+    save_pt({name: torch.cat(list(output.parts())) for name, output in outputs.items()}, directory / WEIGHTS)
     return {"dtype": str(dtype).removeprefix("torch.")}
 
 

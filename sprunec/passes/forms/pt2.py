@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sprunec.durable import naming
 from sprunec.model.checkpoint import load_model
 from sprunec.passes.job import Job
 
@@ -19,7 +20,9 @@ def write(job: Job, directory: Path) -> dict[str, Any]:
     model = load_model(job.inputs["model"]).eval()
     program = torch.export.export(model, example(model), dynamic_shapes=dynamic_shapes(model.prompt_length))
     directory.mkdir()
-    torch.export.save(program, directory / WEIGHTS)
+    path = directory / WEIGHTS
+    with naming(path), path.open("wb") as stream:  # a disk that fails is then an OSError that says how
+        torch.export.save(program, stream)
     return {"dtype": str(model.input_embedding.weight.dtype).removeprefix("torch.")}
 
 
