@@ -21,14 +21,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from methods import EXTRAS, METHODS, STEPS, TARGETS, Method, cell_plan, dense_plan
-from quality_tables import picture, tables
+from quality_tables import Setting, Table, picture, tables
 
 from sprunec import lower, read_plan
 from sprunec.graph.graph import Graph
@@ -36,6 +36,8 @@ from sprunec.passes.table import PASSES
 
 RESULTS = Path(__file__).with_name("quality.json")
 DOCS = Path(__file__).parent.parent / "docs"
+README, MARKS = DOCS.parent / "README.md", ("<!-- quality -->", "<!-- /quality -->")
+MAIN = Setting("python-docs", "guide", "short", ("refit",), 0.0)
 LOCK = threading.Lock()
 PAGE = """# What small models are worth
 
@@ -181,12 +183,20 @@ def main() -> None:
     if options.publish:
         (DOCS / "quality.md").write_text(page(json.loads(RESULTS.read_text())))
         (DOCS / "quality.svg").write_text(picture(tables(read_results())) + "\n")
+        README.write_text(with_table(README.read_text(), tables(read_results())))
 
 
 def page(results: Mapping[str, Any]) -> str:
     """What has been measured, as a page."""
     shown = "\n\n".join(table.markdown() for table in tables(results["cells"]))
     return PAGE.format(machine=results["machine"], tables=shown)
+
+
+def with_table(readme: str, shown: Sequence[Table]) -> str:
+    """The README with the table of the main setting between its marks."""
+    (main,) = (table for table in shown if table.setting == MAIN)
+    before, _, rest = readme.partition(MARKS[0])
+    return f"{before}{MARKS[0]}\n{main.markdown()}\n{MARKS[1]}{rest.partition(MARKS[1])[2]}"
 
 
 def run_cells(options: argparse.Namespace) -> None:

@@ -1,0 +1,39 @@
+"""What is told of small models is what the benchmark has measured."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def quality(monkeypatch: pytest.MonkeyPatch) -> object:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import quality
+
+    yield quality
+    for name in ("quality", "quality_tables", "methods"):
+        sys.modules.pop(name, None)
+
+
+def test_page_and_readme_are_made_from_what_was_measured(quality: object) -> None:
+    results = json.loads((ROOT / "benchmarks" / "quality.json").read_text())
+    assert (ROOT / "docs" / "quality.md").read_text() == quality.page(results), "run benchmarks/quality.py --publish"
+    readme = (ROOT / "README.md").read_text()
+    assert readme == quality.with_table(readme, quality.tables(results["cells"])), "run benchmarks/quality.py --publish"
+
+
+def test_a_table_holds_means_and_standard_errors(quality: object) -> None:
+    cell = {"corpus": "c", "target": "t", "budget": "short", "extras": [], "distil": 0.0, "dense": 1.0, "share": 0.5}
+    cells = {
+        str(n): cell | {"method": method, "cut": 2.0, "loss": loss, "seconds": 10}
+        for n, (method, loss) in enumerate([("a", 1.5), ("b", 1.2), ("b", 1.4)])
+    }
+    (table,) = quality.tables(cells)
+    assert [(row.method, round(row.loss, 6), row.seeds) for row in table.rows] == [("b", 1.3, 2), ("a", 1.5, 1)]
+    assert table.rows[0].error == pytest.approx(0.1) and table.rows[1].error is None
