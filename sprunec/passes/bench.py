@@ -13,6 +13,8 @@ from sprunec.data import live, pairs
 from sprunec.data.batches import Batch, Data, load_text_data
 from sprunec.engines.device import Place
 from sprunec.engines.distill import Distiller, Weights, make_projections
+from sprunec.engines.engine import Engine
+from sprunec.engines.torch_engine import TorchEngine
 from sprunec.model.checkpoint import empty_model, load_model, read_config
 from sprunec.model.config import ModelConfig
 from sprunec.model.cpm_ant import block_kinds, example_inputs
@@ -25,6 +27,11 @@ from sprunec.rewrite.trace import TracedBlock, trace_blocks
 
 def place_of(job: Job) -> Place:
     return Place.of(job.device, job.options.get("precision", "fp32"))
+
+
+def engine_of(job: Job) -> Engine:
+    """What trains."""
+    return TorchEngine(place_of(job))
 
 
 def open_model(directory: Path, place: Place) -> CPMAnt:
