@@ -66,6 +66,8 @@ def fit(
         OSError: the pass cannot be saved.
     """
     trainer = Trainer(model, training, engine, first_step, companion, objective, kept)
+    if engine.world.size > 1 and companion is not None:  # where it starts from was computed on each rank
+        companion.load(engine.world.share(companion.state()))
     saved = saves.latest() if saves is not None else None
     start, event = trainer.load(saved) if saved is not None else (0, {})
     for step in range(start, training.steps):

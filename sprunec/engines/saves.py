@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 import torch
 
 from sprunec.durable import flush, forget, put_in_place
+from sprunec.engines.world import Alone, World
 
 NAME = "step-{step:09d}-{digest}.pt"
 DIGITS = 32
@@ -31,6 +32,7 @@ class Saves:
         stop: whether the run has been asked to stop; the pass then saves after its step, and stops.
         clock: seconds that never run backwards.
         tell: takes a line about a save that was found damaged.
+        world: who trains; any of them may be asked to stop, and its lead has the clock and the files.
     """
 
     def __init__(
@@ -40,8 +42,10 @@ class Saves:
         stop: Callable[[], bool],
         clock: Callable[[], float] = time.monotonic,
         tell: Callable[[str], None] = lambda text: None,
+        world: World | None = None,
     ) -> None:
         self.directory, self.every, self.stop, self._tell = directory, every, stop, tell
+        self.world = world or Alone()
         self._clock, self._saved_at = clock, clock()
         self._last: Path | None = None
 
@@ -51,7 +55,13 @@ class Saves:
         return self._last
 
     def latest(self) -> dict[str, Any] | None:
-        """The state of the last whole save, on the CPU."""
+        """The state of the last whole save, on the CPU: the one that the lead has found."""
+        found = self._whole() if self.world.lead else None
+        name = self.world.share(found.name if found is not None else "")
+        self._last = self.directory / name if name else None
+        return None if self._last is None else torch.load(self._last, map_location="cpu", weights_only=True)
+
+    def _whole(self) -> Path | None:
         for path in sorted(self.directory.glob("step-*.pt"), reverse=True):
             if not path.is_file():
                 continue
@@ -59,10 +69,7 @@ class Saves:
                 if path.stem.rpartition("-")[2] != hashlib.file_digest(stream, "sha256").hexdigest()[:DIGITS]:
                     self._tell(f"{path} is damaged, and is not used")
                     continue
-                stream.seek(0)
-                state: dict[str, Any] = torch.load(stream, map_location="cpu", weights_only=True)
-            self._last = path
-            return state
+            return path
         return None
 
     def after_step(self, step: int, steps: int, state: Callable[[], dict[str, Any]]) -> None:
@@ -72,8 +79,9 @@ class Saves:
             KeyboardInterrupt: the run was asked to stop; the state is saved.
             OSError: it cannot be saved; the save before is still there.
         """
-        asked = self.stop()
-        if asked or (step < steps and self._is_due(step)):
+        due = self.world.lead and step < steps and self._is_due(step)
+        asked, due = map(bool, self.world.total([float(self.stop()), float(due)]))
+        if asked or due:
             self._keep(step, state())
         if asked:
             raise KeyboardInterrupt
@@ -84,6 +92,8 @@ class Saves:
         return self._clock() - self._saved_at >= seconds(self.every)
 
     def _keep(self, step: int, state: dict[str, Any]) -> None:
+        if not self.world.lead:
+            return
         if not self.directory.is_dir():
             self.directory.mkdir(parents=True)
             flush(self.directory.parent)

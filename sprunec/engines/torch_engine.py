@@ -1,4 +1,4 @@
-"""PyTorch's own engine: one process on one device."""
+"""PyTorch's own engine: one process, DDP or FSDP2, one code path chosen by the size of the world."""
 
 from __future__ import annotations
 
@@ -9,20 +9,35 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed._composable.checkpoint_activation import checkpoint
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.nn.parallel import DistributedDataParallel
 
 from sprunec.engines.accidents import non_finite
 from sprunec.engines.device import Place
 from sprunec.engines.hold import Hold
+from sprunec.engines.optimizer import in_groups, make_optimizer, one_group
+from sprunec.engines.sharding import like, local, replicate, shard, total_norm
 from sprunec.engines.training import Training
 from sprunec.engines.world import Alone, World
+from sprunec.model.blocks import blocks
 
 
 @dataclass(frozen=True)
 class TorchEngine:
-    """See `Engine`."""
+    """See `Engine`.
+
+    Attributes:
+        full: every rank keeps a part of the model (FSDP2), not all of it (DDP).
+        recompute: blocks keep their inputs only, and compute what is inside them again on the way back.
+        offload: with `full`, parts and moments stay in the memory of the CPU.
+    """
 
     place: Place
     world: World = field(default_factory=Alone)
+    full: bool = False
+    recompute: bool = False
+    offload: bool = False
 
     def drive(
         self,
@@ -31,10 +46,19 @@ class TorchEngine:
         others: Iterable[nn.Parameter] = (),
         kept: Mapping[str, Tensor] | None = None,
     ) -> TorchDriver:
-        return TorchDriver(self, model, training, others, kept)
+        if self.recompute:
+            for _, block in blocks(model):
+                checkpoint(block)
+        if self.full:
+            shard(model, self.place.device, self.world.size, offload=self.offload)
+        copies = replicate(model, self.place.device) if self.world.size > 1 and not self.full else None
+        return TorchDriver(self, model, copies, training, list(others), kept)
 
     def weights(self, model: nn.Module) -> dict[str, Tensor]:
-        return model.state_dict()
+        if not self.full:
+            return model.state_dict()
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        return dict(get_model_state_dict(model, options=options))  # type: ignore[arg-type]
 
 
 class TorchDriver:
@@ -44,15 +68,17 @@ class TorchDriver:
         self,
         engine: TorchEngine,
         model: nn.Module,
+        copies: DistributedDataParallel | None,
         training: Training,
-        others: Iterable[nn.Parameter],
+        others: list[nn.Parameter],
         kept: Mapping[str, Tensor] | None,
     ) -> None:
-        self.model, self.training, self.place = model.train(), training, engine.place
+        self.engine, self.training, self.others = engine, training, others
+        self.model, self.copies = model.train(), copies
         self.optimizer = make_optimizer(model, training, others)
         self.hold = Hold(model, kept) if kept else None
-        half = self.place.dtype == torch.float16
-        self.scaler = torch.amp.GradScaler(self.place.device.type, init_scale=training.loss_scale, enabled=half)
+        half = engine.place.dtype == torch.float16
+        self.scaler = torch.amp.GradScaler(engine.place.device.type, init_scale=training.loss_scale, enabled=half)
 
     @property
     def scale(self) -> float:
@@ -64,20 +90,26 @@ class TorchDriver:
 
     @contextmanager
     def part(self, last: bool) -> Iterator[None]:
-        yield
+        """With parts of weights on each rank, those of gradients are added at once: whole ones are large."""
+        if self.copies is not None and not last:
+            with self.copies.no_sync():
+                yield
+        else:
+            yield
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        logits: Tensor = self.model(**inputs)[0]
+        logits: Tensor = (self.model if self.copies is None else self.copies)(**inputs)[0]
         return logits
 
     def backward(self, loss: Tensor) -> None:
         self.scaler.scale(loss).backward()
 
     def norm(self) -> float:
+        self.engine.world.add([p.grad for p in self.others if p.grad is not None])
         self.scaler.unscale_(self.optimizer)
         if self.hold is not None:
             self.hold.gradients()
-        return float(nn.utils.get_total_norm([p.grad for p in self._trained() if p.grad is not None]))
+        return total_norm(p.grad for p in self._trained() if p.grad is not None)
 
     def _trained(self) -> list[nn.Parameter]:
         return [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -86,7 +118,8 @@ class TorchDriver:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         if self.training.clip_grad is not None:
-            nn.utils.clip_grads_with_norm_(self._trained(), self.training.clip_grad, torch.tensor(norm))
+            for group in self.optimizer.param_groups:  # a group's tensors are all in parts, or all whole
+                nn.utils.clip_grads_with_norm_(group["params"], self.training.clip_grad, torch.tensor(norm))
         self.scaler.step(self.optimizer)
         if self.hold is not None:
             self.hold.weights()
@@ -99,30 +132,23 @@ class TorchDriver:
         self.optimizer.zero_grad(set_to_none=True)
 
     def finite(self) -> bool:
-        return not non_finite(list(self.model.parameters()))
+        bad = non_finite([local(parameter) for parameter in self.model.parameters()])
+        return not any(self.engine.world.total([float(bad)]))
 
     def state(self) -> dict[str, Any]:
-        return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-        }
+        state = {"model": self.model.state_dict(), "optimizer": one_group(self.optimizer.state_dict())}
+        return state | {"scaler": self.scaler.state_dict()}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        here = self.model.state_dict()
+        self.model.load_state_dict({name: like(tensor, here[name]) for name, tensor in state["model"].items()})
+        self.optimizer.load_state_dict(self._moments(in_groups(state["optimizer"], self.optimizer)))
         self.scaler.load_state_dict(state["scaler"])
 
-
-def make_optimizer(model: nn.Module, training: Training, others: Iterable[nn.Parameter] = ()) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov & Hutter 2019), Adam with decay as an L2 term, or SGD with the first beta as its momentum.
-
-    Args:
-        others: what is trained beside the model.
-    """
-    parameters = [*(p for p in model.parameters() if p.requires_grad), *others]
-    rate, decay = training.learning_rate, training.weight_decay
-    if training.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=rate, momentum=training.betas[0], weight_decay=decay)
-    kind = torch.optim.AdamW if training.optimizer == "adamw" else torch.optim.Adam
-    return kind(parameters, lr=rate, betas=training.betas, weight_decay=decay)
+    def _moments(self, state: dict[str, Any]) -> dict[str, Any]:
+        """An optimizer's state, shared out as the parameters are."""
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        for number, entries in state["state"].items():
+            for key, value in entries.items():
+                entries[key] = like(value, parameters[number]) if isinstance(value, Tensor) else value
+        return state

@@ -6,9 +6,10 @@ This is about control: which step fails, who stops, what the loss of a global ba
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class World(Protocol):

@@ -31,7 +31,9 @@ def place_of(job: Job) -> Place:
 
 def engine_of(job: Job) -> Engine:
     """What trains."""
-    return TorchEngine(place_of(job))
+    place, options = place_of(job), job.engine
+    full = options.get("sharding") == "full" and job.world.size > 1
+    return TorchEngine(place, job.world, full=full, recompute=bool(options.get("activation_checkpointing")))
 
 
 def open_model(directory: Path, place: Place) -> CPMAnt:

@@ -34,6 +34,8 @@ def run(job: Job) -> dict[str, Any]:
         kept=pattern,
     )
     state = engine.weights(model)
+    if not engine.world.lead:
+        return {}
     save_model(job.out, config, read_kept(job.inputs["model"]), state)
     metrics = {"loss": last["loss"], "steps": last["steps"], "parameters": config.parameters()}
     return metrics | lesson.metrics(last) | _keep_pattern(job, state, pattern)

@@ -53,6 +53,8 @@ def run(job: Job) -> dict[str, Any]:
         objective=lesson.objective,
     )
     state = {name: tensor for name, tensor in engine.weights(model).items() if ".gates." not in name}
+    if not engine.world.lead:
+        return {}
     save_model(job.out, config, read_kept(job.inputs["model"]), state)
     save_scores(job.out, learner.log_alphas)
     rows = [settling(budget, learner.log_alphas) for budget in budgets]
