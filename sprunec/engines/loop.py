@@ -80,6 +80,8 @@ def fit(
         report(event)
         if saves is not None:
             saves.after_step(step + 1, training.steps, lambda event=event: trainer.state(event))  # type: ignore[misc]
+    if saves is not None:
+        saves.settle()
     if trainer.skips.total >= training.steps:
         words = "in fp16 no step had finite gradients, so nothing was trained"
         raise PassError(f"{words}; lower loss_scale, or choose precision bf16 or fp32")

@@ -69,7 +69,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 def like(tensor: Tensor, model: Tensor) -> Tensor:
     """A whole tensor that all ranks have, shared out as `model` is, which is of the same shape."""
-    if not isinstance(model, DTensor) or tensor.shape != model.shape:
+    if not isinstance(model, DTensor) or isinstance(tensor, DTensor) or tensor.shape != model.shape:
         return tensor
     tensor = tensor.to(model.device)
     return distribute_tensor(tensor, model.device_mesh, model.placements, src_data_rank=None)

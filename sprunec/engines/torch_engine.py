@@ -16,8 +16,10 @@ from torch.nn.parallel import DistributedDataParallel
 from sprunec.engines.accidents import non_finite
 from sprunec.engines.device import Place
 from sprunec.engines.hold import Hold
+from sprunec.engines.loss_scale import LossScale
 from sprunec.engines.optimizer import in_groups, make_optimizer, one_group
 from sprunec.engines.sharding import like, local, replicate, shard, total_norm
+from sprunec.engines.shards import read_shards, shard_sizes
 from sprunec.engines.training import Training
 from sprunec.engines.world import Alone, World
 from sprunec.model.blocks import blocks
@@ -78,15 +80,15 @@ class TorchDriver:
         self.optimizer = make_optimizer(model, training, others)
         self.hold = Hold(model, kept) if kept else None
         half = engine.place.dtype == torch.float16
-        self.scaler = torch.amp.GradScaler(engine.place.device.type, init_scale=training.loss_scale, enabled=half)
+        self.loss_scale = LossScale(training.loss_scale, enabled=half)
 
     @property
     def scale(self) -> float:
-        return self.scaler.get_scale()
+        return self.loss_scale.value
 
     @property
     def scaled(self) -> bool:
-        return self.scaler.is_enabled()
+        return self.loss_scale.enabled
 
     @contextmanager
     def part(self, last: bool) -> Iterator[None]:
@@ -102,17 +104,19 @@ class TorchDriver:
         return logits
 
     def backward(self, loss: Tensor) -> None:
-        self.scaler.scale(loss).backward()
+        (loss * self.scale).backward()
 
     def norm(self) -> float:
         self.engine.world.add([p.grad for p in self.others if p.grad is not None])
-        self.scaler.unscale_(self.optimizer)
+        if self.scaled:
+            for gradient in self._gradients():
+                gradient.div_(self.scale)
         if self.hold is not None:
             self.hold.gradients()
-        return total_norm(p.grad for p in self._trained() if p.grad is not None)
+        return total_norm(self._gradients())
 
-    def _trained(self) -> list[nn.Parameter]:
-        return [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+    def _gradients(self) -> list[Tensor]:
+        return [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
 
     def step(self, rate: float, norm: float) -> None:
         for group in self.optimizer.param_groups:
@@ -120,15 +124,12 @@ class TorchDriver:
         if self.training.clip_grad is not None:
             for group in self.optimizer.param_groups:  # a group's tensors are all in parts, or all whole
                 nn.utils.clip_grads_with_norm_(group["params"], self.training.clip_grad, torch.tensor(norm))
-        self.scaler.step(self.optimizer)
+        self.optimizer.step()
         if self.hold is not None:
             self.hold.weights()
 
     def end(self, finite: bool) -> None:
-        scale = self.scale
-        self.scaler.update()
-        if not finite and self.scale >= scale:  # it saw finite gradients: the loss was not, or a gate's
-            self.scaler.update(scale * self.scaler.get_backoff_factor())
+        self.loss_scale.update(finite)
         self.optimizer.zero_grad(set_to_none=True)
 
     def finite(self) -> bool:
@@ -136,14 +137,36 @@ class TorchDriver:
         return not any(self.engine.world.total([float(bad)]))
 
     def state(self) -> dict[str, Any]:
-        state = {"model": self.model.state_dict(), "optimizer": one_group(self.optimizer.state_dict())}
-        return state | {"scaler": self.scaler.state_dict()}
+        moments, scaler = one_group(self.optimizer.state_dict()), self.loss_scale.state_dict()
+        if not self.engine.full:
+            return {"model": self.model.state_dict(), "optimizer": moments, "scaler": scaler}
+        shards = {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}
+        for number, entries in moments["state"].items():
+            shards |= {f"optimizer/{number}/{key}": value for key, value in entries.items() if value is not None}
+        return {"shards": shards, "groups": moments["param_groups"], "scaler": scaler}
 
     def load(self, state: Mapping[str, Any]) -> None:
+        state = self._read(state) if "shards" in state else state
         here = self.model.state_dict()
         self.model.load_state_dict({name: like(tensor, here[name]) for name, tensor in state["model"].items()})
         self.optimizer.load_state_dict(self._moments(in_groups(state["optimizer"], self.optimizer)))
-        self.scaler.load_state_dict(state["scaler"])
+        self.loss_scale.load_state_dict(state["scaler"])
+
+    def _read(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """The state of a folder of parts, as this world parts it."""
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        here, found = self.model.state_dict(), {}
+        for name, about in shard_sizes(state["shards"]).items():
+            kind, _, rest = name.partition("/")
+            owner = here[rest] if kind == "model" else parameters[int(rest.partition("/")[0])]
+            found[name] = torch.empty_like(owner) if owner.shape == about.size else torch.empty(about.size)
+        read_shards(state["shards"], found)
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name in (name for name in found if name.startswith("optimizer/")):
+            _, number, key = name.split("/")
+            moments.setdefault(int(number), {})[key] = found[name]
+        weights = {name.removeprefix("model/"): tensor for name, tensor in found.items() if name.startswith("model/")}
+        return {**state, "model": weights, "optimizer": {"state": moments, "param_groups": state["groups"]}}
 
     def _moments(self, state: dict[str, Any]) -> dict[str, Any]:
         """An optimizer's state, shared out as the parameters are."""

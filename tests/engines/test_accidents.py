@@ -71,7 +71,7 @@ def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> list[str]:
 def test_a_step_that_overflows_moves_nothing_and_halves_the_scale() -> None:
     trains = trainer(loss_scale=256.0)
     trains.step(0, batch(0))  # so that the optimizers have a memory
-    trains.driver.scaler.update(FAR_TOO_LARGE)
+    trains.driver.loss_scale.value = FAR_TOO_LARGE
     before = learned(trains)
     event, wrong = trains.step(1, batch(1))
     assert wrong is None
@@ -79,7 +79,7 @@ def test_a_step_that_overflows_moves_nothing_and_halves_the_scale() -> None:
     assert same(before, learned(trains)) == list(before)
     assert any("log_alphas" in name for name in before) and any("multipliers" in name for name in before)
     assert any("projections" in name for name in before) and any("exp_avg" in name for name in before)
-    assert trains.driver.scaler.get_scale() == FAR_TOO_LARGE / 2
+    assert trains.driver.scale == FAR_TOO_LARGE / 2
     assert [event["step"], len(event["budgets"]), event["gradient_norm"]] == [2, 3, None]
 
 
@@ -93,7 +93,7 @@ def test_a_gate_or_a_loss_alone_is_enough_to_leave_a_step_out(where: str, monkey
         backward = Trainer._backward
         monkeypatch.setattr(Trainer, "_backward", lambda *a: backward(*a) | {"loss": float("inf")})
     event, _ = trains.step(0, batch(0))
-    assert event["skipped"] and trains.driver.scaler.get_scale() == 128.0
+    assert event["skipped"] and trains.driver.scale == 128.0
     assert same(before, learned(trains)) == list(before)
 
 
