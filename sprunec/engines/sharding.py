@@ -10,6 +10,7 @@ from collections.abc import Iterable
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._C._distributed_c10d import HashStore
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -23,7 +24,8 @@ def replicate(model: nn.Module, device: torch.device) -> DistributedDataParallel
     """All of the model on every rank. Its buffers are the gates, which are set alike, and indices: nothing to send."""
     names = [name for name, _ in model.named_buffers()]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)
-    copies = DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+    devices = [device] if device.type == "cuda" else None
+    copies = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
     copies.register_comm_hook(None, lambda _, bucket: _add(bucket.buffer()))
     return copies
 
@@ -45,6 +47,9 @@ def shard(model: nn.Module, device: torch.device, world_size: int, *, offload: b
     """
     if not hasattr(FSDPModule, "set_force_sum_reduction_for_comms"):
         raise PassError('"sharding": "full" needs a newer torch, 2.9 or later; "none" does not')
+    if not dist.is_initialized():  # one process that offloads
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     mesh = init_device_mesh(device.type, (world_size,))
     policy = CPUOffloadPolicy() if offload else OffloadPolicy()
     for _, block in blocks(model):

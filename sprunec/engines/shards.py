@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 import threading
+import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path, PurePath
@@ -84,7 +85,9 @@ def shard_sizes(directory: Path) -> dict[str, TensorStorageMetadata]:
 
 def read_shards(directory: Path, tensors: dict[str, Tensor]) -> None:
     """Fill tensors, whole ones or this rank's parts; every rank reads by itself what it needs."""
-    load(tensors, storage_reader=StrictReader(str(directory)), no_dist=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+        load(tensors, storage_reader=StrictReader(str(directory)), no_dist=True)
 
 
 class StrictReader(FileSystemReader):

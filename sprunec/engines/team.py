@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
@@ -146,6 +147,15 @@ class Team:
         except RuntimeError:  # nobody keeps the store any more
             return None
         return None
+
+
+def lost(error: BaseException) -> str | None:
+    """What to say of an error that another process is the cause of, by being gone or too slow; None of any other."""
+    words = str(error)
+    if not isinstance(error, dist.DistError) and not re.search(r"gloo|NCCL|[Cc]onnection|[Tt]imed out", words):
+        return None
+    inner = re.sub(r"^.*\[\S*/\S*\] ", "", words.strip().splitlines()[0]).partition(". ")[0]
+    return f"lost touch with another process ({inner}); run again to continue from the last save"
 
 
 def here(device: str, local_rank: int) -> str:

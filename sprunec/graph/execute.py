@@ -20,7 +20,7 @@ from sprunec.graph.origin import origin_of
 from sprunec.graph.publish import PUBLISHED, publish, unpublish
 from sprunec.graph.report import Report, versions, with_notes
 from sprunec.graph.store import Artifact, Store
-from sprunec.graph.team import check_shares, meet, order
+from sprunec.graph.team import blame, check_shares, meet, order
 from sprunec.passes.job import Job
 from sprunec.passes.table import PASSES
 from sprunec.plan.provenance import write_provenance
@@ -286,6 +286,6 @@ def _call(node: Node, job: Job, team: Team | None) -> dict[str, Any]:
     except OSError as error:
         raise PassError(f"{node.name}: {error.strerror or error}: {error.filename or job.out}") from error
     except (MemoryError, RuntimeError) as error:
-        fault = team.fault() if team is not None and job.world.size > 1 else None
-        first = fault or (str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
-        raise PassError(f"{node.name}: {first}") from error
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        blamed = blame(error, team) if team is not None and job.world.size > 1 else None
+        raise PassError(f"{node.name}: {blamed or first}") from error

@@ -85,11 +85,23 @@ def follow(team: Team, stop: Callable[[], bool]) -> int:
 
 def _explain(team: Team, error: BaseException) -> int:
     """What one rank has met, the lead tells; only if there is no lead any more does this one speak."""
-    words = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    team.complain(words)
+    from sprunec.engines.team import lost
+
+    gone = lost(error)
+    words = gone or (str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
+    if gone is None:
+        team.complain(words)
     if not team.is_over():
-        print(f"error: rank {team.rank}: {words}; run again to continue", file=sys.stderr, flush=True)
+        print(f"error: rank {team.rank}: {words}", file=sys.stderr, flush=True)
     return 1
+
+
+def blame(error: BaseException, team: Team) -> str | None:
+    """What the lead says when it fails in a pass of all ranks: what another has complained of, or that it is gone."""
+    from sprunec.engines.team import lost
+
+    gone = lost(error)
+    return (team.fault() or gone) if gone is not None else None
 
 
 def _take_part(team: Team, found: Mapping[str, Any], stop: Callable[[], bool]) -> None:
