@@ -69,12 +69,17 @@ def _end(begun: Future[Any], seal: Callable[[], None], ended: Future[None]) -> N
         begun.result()
         seal()
     except CheckpointException as error:
-        first = next(iter(error.failures.values()))[0]
+        first = _first(error)
         ended.set_exception(first if isinstance(first, OSError) else OSError(str(first)))
     except BaseException as error:
         ended.set_exception(error)
     else:
         ended.set_result(None)
+
+
+def _first(error: CheckpointException) -> BaseException:
+    found: BaseException = next(iter(error.failures.values()))[0]
+    return found
 
 
 def shard_sizes(directory: Path) -> dict[str, TensorStorageMetadata]:
@@ -84,10 +89,17 @@ def shard_sizes(directory: Path) -> dict[str, TensorStorageMetadata]:
 
 
 def read_shards(directory: Path, tensors: dict[str, Tensor]) -> None:
-    """Fill tensors, whole ones or this rank's parts; every rank reads by itself what it needs."""
+    """Fill tensors, whole ones or this rank's parts; every rank reads by itself what it needs.
+
+    Raises:
+        PassError: they are not there as the index says.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
-        load(tensors, storage_reader=StrictReader(str(directory)), no_dist=True)
+        try:
+            load(tensors, storage_reader=StrictReader(str(directory)), no_dist=True)
+        except CheckpointException as error:  # no Exception, so nobody would catch it
+            raise PassError(f"{directory} cannot be read: {_first(error)}; remove it") from error
 
 
 class StrictReader(FileSystemReader):
