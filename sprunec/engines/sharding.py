@@ -12,10 +12,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch._C._distributed_c10d import HashStore
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from sprunec.engines.device import Place
 from sprunec.errors import PassError
 from sprunec.model.blocks import blocks
 
@@ -36,8 +37,11 @@ def _add(gradients: Tensor) -> torch.futures.Future[Tensor]:
     return added
 
 
-def shard(model: nn.Module, device: torch.device, world_size: int, *, offload: bool) -> None:
+def shard(model: nn.Module, place: Place, world_size: int, *, offload: bool) -> None:
     """A part of every tensor on each rank, in place; a block's are whole only while it is at work (ZeRO-3).
+
+    In half precision a block's weights are gathered as such, for casts of fp32 ones would be kept for the way back. What
+    stands outside the blocks stays in fp32, and so does the sum that runs through them; gradients add up in fp32.
 
     Args:
         offload: keep parts, gradients and moments in the memory of the CPU, where the optimizer then works.
@@ -47,14 +51,17 @@ def shard(model: nn.Module, device: torch.device, world_size: int, *, offload: b
     """
     if not hasattr(FSDPModule, "set_force_sum_reduction_for_comms"):
         raise PassError('"sharding": "full" needs a newer torch, 2.9 or later; "none" does not')
+    device = place.device
     if not dist.is_initialized():  # one process that offloads
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     mesh = init_device_mesh(device.type, (world_size,))
     policy = CPUOffloadPolicy() if offload else OffloadPolicy()
+    half = place.dtype if place.dtype != torch.float32 else None
+    precision = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for _, block in blocks(model):
         if any(True for _ in block.parameters()):
-            fully_shard(block, mesh=mesh, offload_policy=policy)
+            fully_shard(block, mesh=mesh, offload_policy=policy, mp_policy=precision)
     fully_shard(model, mesh=mesh, reshard_after_forward=False, offload_policy=policy)
     for module in model.modules():
         if isinstance(module, FSDPModule):

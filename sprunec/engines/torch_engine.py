@@ -52,7 +52,7 @@ class TorchEngine:
             for _, block in blocks(model):
                 checkpoint(block)
         if self.full:
-            shard(model, self.place.device, self.world.size, offload=self.offload)
+            shard(model, self.place, self.world.size, offload=self.offload)
         copies = replicate(model, self.place.device) if self.world.size > 1 and not self.full else None
         return TorchDriver(self, model, copies, training, list(others), kept)
 
