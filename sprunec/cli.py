@@ -19,6 +19,7 @@ from sprunec.cli_flags import with_flags
 from sprunec.cli_run import diagnostics_document, document_on_error, execute_graph, print_json, show_graph, show_report
 from sprunec.cli_team import at_the_head, follow_lead, launch_all, leads, must_launch
 from sprunec.errors import InputError, SprunecError
+from sprunec.graph.team import launched
 from sprunec.plan.bmcook.flags import Flags
 from sprunec.show.console import SECONDS_BETWEEN_LINES, Progress, print_diagnostics
 
@@ -86,11 +87,12 @@ def run(
                 raise InputError(*found)
         print_diagnostics(found)
         from sprunec.graph.lower import lower
+        from sprunec.plan.scale import plan_costs
 
         graph = lower(checked)
         folder = _out(out, flags.save) or Path("runs") / checked.name
         if dry_run:
-            show_graph(graph, folder, as_json)
+            show_graph(graph, folder, as_json, plan_costs(checked, max(devices, launched()[1])))
             return
         with document_on_error(as_json, folder):
             report = execute_graph(graph, folder, Progress(quiet=quiet), team)

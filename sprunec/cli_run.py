@@ -68,12 +68,12 @@ def interrupts(tell: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def show_graph(graph: Any, folder: Path, as_json: bool) -> None:
+def show_graph(graph: Any, folder: Path, as_json: bool, costs: Sequence[dict[str, Any]]) -> None:
     from sprunec.graph.store import Store
     from sprunec.show.tables import graph_table
 
     store = Store(folder / "store")
-    document = graph.document({node.name: store.has(node) for node in graph.nodes})
+    document = graph.document({node.name: store.has(node) for node in graph.nodes}) | {"training": list(costs)}
     if as_json:
         print_json(document)
     else:

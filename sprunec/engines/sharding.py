@@ -40,8 +40,8 @@ def _add(gradients: Tensor) -> torch.futures.Future[Tensor]:
 def shard(model: nn.Module, place: Place, world_size: int, *, offload: bool) -> None:
     """A part of every tensor on each rank, in place; a block's are whole only while it is at work (ZeRO-3).
 
-    In half precision a block's weights are gathered as such, for casts of fp32 ones would be kept for the way back. What
-    stands outside the blocks stays in fp32, and so does the sum that runs through them; gradients add up in fp32.
+    In half precision a block's weights are gathered as such, for casts of fp32 ones would be kept for the way back.
+    What stands outside the blocks stays in fp32, and so does the sum that runs through them; gradients add up in fp32.
 
     Args:
         offload: keep parts, gradients and moments in the memory of the CPU, where the optimizer then works.
