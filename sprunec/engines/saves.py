@@ -119,6 +119,8 @@ class Saves:
             self.directory.mkdir(parents=True)
             flush(self.directory.parent)
         aside = self.directory / ASIDE
+        if self.world.lead:
+            _remove(aside)  # what a run that was killed has left
         if shards is not None:
             self._pending = self._begin(step, aside, shards, state)
         elif self.world.lead:
@@ -135,7 +137,6 @@ class Saves:
         from sprunec.engines.shards import write_shards
 
         if self.world.lead:
-            shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir()
             _write(aside / REST, rest)
         self.world.total([0.0])  # nobody writes into a folder that is not there
@@ -151,7 +152,15 @@ class Saves:
         self._last, self._saved_at = path, self._clock()
         for old in self.directory.iterdir():
             if old != path:
-                shutil.rmtree(old) if old.is_dir() else old.unlink()
+                _remove(old)
+
+
+def _remove(path: Path) -> None:
+    """A file, a folder, or nothing."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    elif os.path.lexists(path):
+        path.unlink()
 
 
 def seconds(time: str) -> int:

@@ -85,6 +85,20 @@ def test_a_damaged_folder_is_not_taken_for_good(folder: Path, tmp_path: Path) ->
     assert told == [f"{whole} is damaged, and is not used"]
 
 
+@pytest.mark.parametrize("left", ["file", "folder"])
+def test_what_a_killed_run_left_half_written_is_in_nobodys_way(left: str, tmp_path: Path) -> None:
+    aside = tmp_path / "save.writing"
+    if left == "file":
+        aside.write_text("half")
+    else:
+        aside.mkdir()
+        (aside / "__0_0.distcp").write_text("half")
+    saves = Saves(tmp_path, 1, lambda: False)
+    saves.after_step(1, 9, lambda: {"step": 1})
+    assert saves.latest() == {"step": 1}
+    assert [path.suffix for path in tmp_path.iterdir()] == [".pt"]
+
+
 def test_the_loss_scale_halves_at_once_and_doubles_late() -> None:
     scale = LossScale(64.0, enabled=True)
     scale.update(finite=False)
