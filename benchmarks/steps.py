@@ -18,7 +18,9 @@ import torch
 
 from sprunec.data.batches import Batch
 from sprunec.engines.device import Place
-from sprunec.engines.loop import Training, fit
+from sprunec.engines.loop import fit
+from sprunec.engines.torch_engine import TorchEngine
+from sprunec.engines.training import Training
 from sprunec.masks.budgets import make_budgets
 from sprunec.masks.lagrangian import Lagrangian
 from sprunec.masks.learn import GateLearner, start_from
@@ -113,10 +115,10 @@ def main() -> None:
 
 
 def stepper(model: CPMAnt, batch: Batch, place: Place, learner: GateLearner | None) -> Callable[[], None]:
-    training = Training(steps=1, **OPTIONS)
+    training, engine = Training(steps=1, **OPTIONS), TorchEngine(place)
 
     def step() -> None:
-        fit(model, lambda _: batch, training, place, first_step=0, report=lambda _: None, companion=learner)
+        fit(model, lambda _: batch, training, engine, first_step=0, report=lambda _: None, companion=learner)
 
     return step
 

@@ -17,7 +17,9 @@ from rich.console import Console
 
 from sprunec.cli_flags import with_flags
 from sprunec.cli_run import diagnostics_document, document_on_error, execute_graph, print_json, show_graph, show_report
+from sprunec.cli_team import at_the_head, follow_lead, launch_all, leads, must_launch
 from sprunec.errors import InputError, SprunecError, disk_words
+from sprunec.graph.team import launched
 from sprunec.plan.bmcook.flags import Flags
 from sprunec.show.console import SECONDS_BETWEEN_LINES, Progress, print_diagnostics
 
@@ -65,26 +67,35 @@ def run(
     out: Annotated[Path | None, typer.Option(help="Where the run lives; run again there to continue.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the graph, sizes and cost; do nothing.")] = False,
     strict: Annotated[bool, typer.Option(help="With --dry-run: a missing file is an error, as in a run.")] = False,
+    devices: Annotated[
+        int, typer.Option(min=1, max=1024, help="Train on so many devices of this machine, a process each.")
+    ] = 1,
     quiet: Annotated[bool, typer.Option(help="No progress.")] = False,
     as_json: Json = False,
 ) -> None:
     """Run a plan; what is already done is not done again."""
+    if must_launch(devices) and not dry_run:
+        raise typer.Exit(launch_all(devices))
+    if not leads():
+        raise typer.Exit(follow_lead())
     from sprunec.plan.plan import check_plan
 
-    checked, found = check_plan(plan, strict=strict or not dry_run, flags=flags)
-    if checked is None:
-        with document_on_error(as_json):
-            raise InputError(*found)
-    print_diagnostics(found)
-    from sprunec.graph.lower import lower
+    with at_the_head() as team:
+        checked, found = check_plan(plan, strict=strict or not dry_run, flags=flags)
+        if checked is None:
+            with document_on_error(as_json):
+                raise InputError(*found)
+        print_diagnostics(found)
+        from sprunec.graph.lower import lower
+        from sprunec.plan.scale import plan_costs
 
-    graph = lower(checked)
-    folder = _out(out, flags.save) or Path("runs") / checked.name
-    if dry_run:
-        show_graph(graph, folder, as_json)
-        return
-    with document_on_error(as_json, folder):
-        report = execute_graph(graph, folder, Progress(quiet=quiet))
+        graph = lower(checked)
+        folder = _out(out, flags.save) or Path("runs") / checked.name
+        if dry_run:
+            show_graph(graph, folder, as_json, plan_costs(checked, max(devices, launched()[1])))
+            return
+        with document_on_error(as_json, folder):
+            report = execute_graph(graph, folder, Progress(quiet=quiet), team)
     show_report(report, folder, as_json)
     raise typer.Exit(0 if report.status == "done" else TARGET_MISSED)
 

@@ -15,13 +15,13 @@ from sprunec.errors import Diagnostic, InputError
 from sprunec.show.console import Progress
 
 
-def execute_graph(graph: Any, folder: Path, progress: Progress) -> Any:
+def execute_graph(graph: Any, folder: Path, progress: Progress, team: Any = None) -> Any:
     from sprunec.graph.execute import execute
     from sprunec.show.report import write_html
 
     try:
-        with _interrupts(progress) as stop:
-            report = execute(graph, folder, progress, stop)
+        with interrupts(progress.message) as stop:
+            report = execute(graph, folder, progress, stop, team)
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             progress.message(f"interrupted; what is done is kept: run the same command again to continue in {folder}")
@@ -50,7 +50,7 @@ def document_on_error(as_json: bool, folder: Path | None = None) -> Iterator[Non
 
 
 @contextmanager
-def _interrupts(progress: Progress) -> Iterator[Callable[[], bool]]:
+def interrupts(tell: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
     """Ctrl-C and SIGTERM: the first lets the step or pass in hand end, the second stops at once."""
     asked: list[int] = []
 
@@ -58,7 +58,7 @@ def _interrupts(progress: Progress) -> Iterator[Callable[[], bool]]:
         if asked:
             raise KeyboardInterrupt
         asked.append(number)
-        progress.message("stopping after this step, or after this pass if it has none; once more stops at once")
+        tell("stopping after this step, or after this pass if it has none; once more stops at once")
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -68,12 +68,12 @@ def _interrupts(progress: Progress) -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def show_graph(graph: Any, folder: Path, as_json: bool) -> None:
+def show_graph(graph: Any, folder: Path, as_json: bool, costs: Sequence[dict[str, Any]]) -> None:
     from sprunec.graph.store import Store
     from sprunec.show.tables import graph_table
 
     store = Store(folder / "store")
-    document = graph.document({node.name: store.has(node) for node in graph.nodes})
+    document = graph.document({node.name: store.has(node) for node in graph.nodes}) | {"training": list(costs)}
     if as_json:
         print_json(document)
     else:

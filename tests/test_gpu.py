@@ -33,6 +33,20 @@ def test_a_run_on_the_device_is_exact(precision: str, tmp_path: Path) -> None:
     assert report["models"]["small"]["loss"] == pytest.approx(report["models"]["masked"]["loss"], abs=0.02)
 
 
+@pytest.mark.parametrize("engine", [{"activation_checkpointing": True}, {"offload": True}])
+def test_what_saves_memory_changes_no_mask(engine: dict[str, bool], tmp_path: Path) -> None:
+    kept = []
+    for number, options in enumerate(({}, engine)):
+        content = plan(
+            {"pass": "train", "steps": 5},
+            mask_pass("head", {"num_heads": 3}, steps=5, budget="global"),
+            engine={"device": "cuda", "precision": "bf16"} | options,
+        )
+        graph = sprunec.lower(sprunec.read_plan(write(tmp_path, content)))
+        kept.append(sprunec.execute(graph, tmp_path / str(number)).data["kept"])
+    assert kept[0] == kept[1]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_padding_rows_stay_finite_on_the_device(dtype: torch.dtype) -> None:
     model = tiny_model().to("cuda", dtype)

@@ -13,7 +13,9 @@ import pytest
 import torch
 
 from sprunec.engines.device import Place
-from sprunec.engines.loop import Training, fit, language_model_loss
+from sprunec.engines.loop import fit, language_model_loss
+from sprunec.engines.torch_engine import TorchEngine
+from sprunec.engines.training import Training
 from sprunec.masks.budgets import fill_all, make_budgets
 from sprunec.masks.files import load_scores
 from sprunec.masks.learn import GateLearner
@@ -57,7 +59,7 @@ TRAINING: dict[str, Any] = {
     "loss_scale": 1.0,
 }
 LOOK = {"max_length": 34, "batch_size": 32}
-PLACE = Place.of("cpu", "fp32")
+CPU = TorchEngine(Place.of("cpu", "fp32"))
 NOISE = 0.3
 
 
@@ -89,7 +91,7 @@ def train_with_zeroed(useful: tuple[LayerKept, ...], seed: int, text: Path) -> t
     initialize(model, seed)
     data = open_data(job(LOOK | {"seed": seed}, {"data": text}, text), CONFIG)
     mask(model, traced(model, CONFIG), useful)
-    fit(model, data.batch, Training(steps=360, **TRAINING), PLACE, first_step=0, report=lambda event: None)
+    fit(model, data.batch, Training(steps=360, **TRAINING), CPU, first_step=0, report=lambda event: None)
     losses = []
     with torch.no_grad():
         for batch in (data.batch(step) for step in range(360, 368)):

@@ -14,8 +14,11 @@ class Companion(Protocol):
 
     def before(self, step: int, model_step: int) -> None: ...
 
+    def gradients(self) -> list[Tensor]:
+        """Those that have reached it from this rank's rows; the loop puts their sum over all ranks in their place."""
+
     def finite(self) -> bool:
-        """Whether the gradients that have reached it are."""
+        """Whether these gradients are."""
 
     def backward(self, unscale: float) -> None: ...
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -36,6 +37,12 @@ class Place:
     def precision(self) -> Iterator[None]:
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             yield
+
+    def memory(self, processes: int) -> float:
+        """Bytes for each of so many processes: of its GPU, or its share of the machine's."""
+        if self.device.type == "cuda":
+            return float(torch.cuda.get_device_properties(self.device).total_memory)
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / processes
 
     def synchronize(self) -> None:
         if self.device.type == "cuda":

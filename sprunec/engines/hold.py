@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from sprunec.engines.sharding import like, local
+
 
 class Hold:
     """Holds a model's pruned weights at exactly zero, whatever the optimizer does.
@@ -17,17 +19,18 @@ class Hold:
 
     def __init__(self, model: nn.Module, kept: Mapping[str, Tensor]) -> None:
         parameters = dict(model.named_parameters())
-        self._pruned = [(parameters[name], ~mask.to(parameters[name].device)) for name, mask in kept.items()]
+        masks = {name: like(mask.to(parameters[name].device), parameters[name]) for name, mask in kept.items()}
+        self._pruned = [(parameters[name], ~local(mask)) for name, mask in masks.items()]
 
     @torch.no_grad()
     def gradients(self) -> None:
         """Before clipping: what will not move counts in no norm and in no moment. Filled, since 0 x infinity is NaN."""
         for parameter, pruned in self._pruned:
             if parameter.grad is not None:
-                parameter.grad.masked_fill_(pruned, 0.0)
+                local(parameter.grad).masked_fill_(pruned, 0.0)
 
     @torch.no_grad()
     def weights(self) -> None:
         """After the step."""
         for parameter, pruned in self._pruned:
-            parameter.masked_fill_(pruned, 0.0)
+            local(parameter).masked_fill_(pruned, 0.0)

@@ -1,23 +1,28 @@
 """A training pass saved while it runs, so that what stops it costs a few steps and not the pass.
 
-A save is one file, written aside, flushed and renamed; its name carries the hash of its content, so that a damaged one
-is never taken for good. The one before is kept until the new one is whole.
+A save is one file, or with weights in parts on several ranks one folder; it is written aside, flushed and renamed, and
+its name carries the hash of its content, so that a damaged one is never taken for good. The one before is kept until
+the new one is whole. Parts are written from a copy while training goes on.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+from torch import Tensor
 
 from sprunec.durable import flush, forget, naming, put_in_place
+from sprunec.engines.world import Alone, World
 
-NAME = "step-{step:09d}-{digest}.pt"
+NAME, FOLDER, ASIDE, REST = "step-{step:09d}-{digest}.pt", "step-{step:09d}-{digest}", "save.writing", "rest.pt"
 DIGITS = 32
 SECONDS = {"s": 1, "m": 60, "h": 3600}
 
@@ -31,6 +36,7 @@ class Saves:
         stop: whether the run has been asked to stop; the pass then saves after its step, and stops.
         clock: seconds that never run backwards.
         tell: takes a line about a save that was found damaged.
+        world: who trains; any of them may be asked to stop, and its lead has the clock and the files.
     """
 
     def __init__(
@@ -40,10 +46,13 @@ class Saves:
         stop: Callable[[], bool],
         clock: Callable[[], float] = time.monotonic,
         tell: Callable[[str], None] = lambda text: None,
+        world: World | None = None,
     ) -> None:
         self.directory, self.every, self.stop, self._tell = directory, every, stop, tell
+        self.world = world or Alone()
         self._clock, self._saved_at = clock, clock()
         self._last: Path | None = None
+        self._pending: Future[Any] | None = None
 
     @property
     def last(self) -> Path | None:
@@ -51,18 +60,28 @@ class Saves:
         return self._last
 
     def latest(self) -> dict[str, Any] | None:
-        """The state of the last whole save, on the CPU."""
-        for path in sorted(self.directory.glob("step-*.pt"), reverse=True):
-            if not path.is_file():
+        """The state of the last whole save, on the CPU: the one that the lead has found.
+
+        Of parts it only says where they lie, as `shards`.
+        """
+        found = self._whole() if self.world.lead else None
+        name = self.world.share(found.name if found is not None else "")
+        if not name:
+            return None
+        self._last = path = self.directory / name
+        file = path / REST if path.is_dir() else path
+        with naming(file):
+            state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        return state | ({"shards": path} if path.is_dir() else {})
+
+    def _whole(self) -> Path | None:
+        for path in sorted(self.directory.glob("step-*"), reverse=True):
+            if not path.exists():  # a link that leads nowhere
                 continue
-            with naming(path), path.open("rb") as stream:
-                if path.stem.rpartition("-")[2] != hashlib.file_digest(stream, "sha256").hexdigest()[:DIGITS]:
-                    self._tell(f"{path} is damaged, and is not used")
-                    continue
-                stream.seek(0)
-                state: dict[str, Any] = torch.load(stream, map_location="cpu", weights_only=True)
-            self._last = path
-            return state
+            digest = _folder_digest(path) if path.is_dir() else _file_digest(path)
+            if path.name.removesuffix(".pt").rpartition("-")[2] == digest:
+                return path
+            self._tell(f"{path} is damaged, and is not used")
         return None
 
     def after_step(self, step: int, steps: int, state: Callable[[], dict[str, Any]]) -> None:
@@ -72,11 +91,23 @@ class Saves:
             KeyboardInterrupt: the run was asked to stop; the state is saved.
             OSError: it cannot be saved; the save before is still there.
         """
-        asked = self.stop()
-        if asked or (step < steps and self._is_due(step)):
+        due = self.world.lead and step < steps and self._is_due(step)
+        asked, due = map(bool, self.world.total([float(self.stop()), float(due)]))
+        if asked or due:
             self._keep(step, state())
         if asked:
+            self.settle()
             raise KeyboardInterrupt
+
+    def settle(self) -> None:
+        """Wait for what is being written.
+
+        Raises:
+            OSError: it could not be.
+        """
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
 
     def _is_due(self, step: int) -> bool:
         if isinstance(self.every, int):
@@ -84,32 +115,82 @@ class Saves:
         return self._clock() - self._saved_at >= seconds(self.every)
 
     def _keep(self, step: int, state: dict[str, Any]) -> None:
-        if not self.directory.is_dir():
+        self.settle()
+        shards = state.pop("shards", None)
+        if self.world.lead and not self.directory.is_dir():
             self.directory.mkdir(parents=True)
             flush(self.directory.parent)
-        aside = self.directory / "save.writing"
-        try:
-            if os.path.lexists(aside):  # a link would be followed
-                aside.unlink()
-            with naming(aside), aside.open("xb") as stream:
-                hashing = _Hashing(stream)
-                torch.save(state, hashing)  # type: ignore[arg-type]
-                stream.flush()
-                os.fsync(stream.fileno())
-            path = self.directory / NAME.format(step=step, digest=hashing.digest.hexdigest()[:DIGITS])
-            put_in_place(aside, path)
-        except BaseException:
-            forget(aside)
-            raise
+        aside = self.directory / ASIDE
+        if self.world.lead:
+            _remove(aside)  # what a run that was killed has left
+        if shards is not None:
+            self._pending = self._begin(step, aside, shards, state)
+        elif self.world.lead:
+            try:
+                path = self.directory / NAME.format(step=step, digest=_write(aside, state))
+                put_in_place(aside, path)
+            except BaseException:
+                forget(aside)
+                raise
+            self._kept(path)
+
+    def _begin(self, step: int, aside: Path, shards: dict[str, Tensor], rest: dict[str, Any]) -> Future[Any]:
+        """What is small is written at once, for it is about to change; the parts meanwhile."""
+        from sprunec.engines.shards import write_shards
+
+        if self.world.lead:
+            aside.mkdir()
+            _write(aside / REST, rest)
+        self.world.total([0.0])  # nobody writes into a folder that is not there
+        return write_shards(aside, shards, lambda: self._seal(step, aside) if self.world.lead else None)
+
+    def _seal(self, step: int, aside: Path) -> None:
+        flush(aside)
+        path = self.directory / FOLDER.format(step=step, digest=_folder_digest(aside))
+        put_in_place(aside, path)
+        self._kept(path)
+
+    def _kept(self, path: Path) -> None:
         self._last, self._saved_at = path, self._clock()
         for old in self.directory.iterdir():
             if old != path:
-                old.unlink()
+                _remove(old)
+
+
+def _remove(path: Path) -> None:
+    """A file, a folder, or nothing."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    elif os.path.lexists(path):
+        path.unlink()
 
 
 def seconds(time: str) -> int:
     """Of "90s", "10m" or "2h"."""
     return int(time[:-1]) * SECONDS[time[-1]]
+
+
+def _write(path: Path, state: dict[str, Any]) -> str:
+    """Write and flush; the digest of the content."""
+    with naming(path), path.open("xb") as stream:
+        hashing = _Hashing(stream)
+        torch.save(state, hashing)  # type: ignore[arg-type]
+        stream.flush()
+        os.fsync(stream.fileno())
+    return hashing.digest.hexdigest()[:DIGITS]
+
+
+def _file_digest(path: Path) -> str:
+    with naming(path), path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()[:DIGITS]
+
+
+def _folder_digest(path: Path) -> str:
+    """Of the names and contents of all files in it."""
+    digest = hashlib.sha256()
+    for file in sorted(path.iterdir()):
+        digest.update(f"{file.name} {_file_digest(file)}\n".encode())
+    return digest.hexdigest()[:DIGITS]
 
 
 class _Hashing:

@@ -20,12 +20,14 @@ from sprunec.graph.places import check_places
 from sprunec.graph.publish import publish, unpublish
 from sprunec.graph.report import Report, versions, with_notes
 from sprunec.graph.store import Artifact, Store
+from sprunec.graph.team import blame, check_shares, meet, order
 from sprunec.passes.job import Job
 from sprunec.passes.table import PASSES
 from sprunec.plan.provenance import write_provenance
 
 if TYPE_CHECKING:
     from sprunec.engines.saves import Saves
+    from sprunec.engines.team import Team
 
 
 class Watcher(Protocol):
@@ -65,6 +67,8 @@ class Workshop:
     watcher: Watcher
     device: str
     stop: Callable[[], bool]
+    graph: Graph
+    team: Team | None
 
 
 @dataclass(frozen=True)
@@ -76,12 +80,17 @@ class Outcome:
 
 
 def execute(
-    graph: Graph, out: str | Path, watcher: Watcher | None = None, stop: Callable[[], bool] = lambda: False
+    graph: Graph,
+    out: str | Path,
+    watcher: Watcher | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    team: Team | None = None,
 ) -> Report:
     """Run what is not in `out`'s store yet; publish masks, recipe and model when all of it is done.
 
     Args:
         stop: asked between steps and between passes; once it says so, what runs is saved, and the run ends.
+        team: the processes that train together, of which this one is the lead; None: it is alone.
 
     Raises:
         KeyboardInterrupt: the run was stopped; run again to continue.
@@ -89,13 +98,13 @@ def execute(
         SprunecError: a pass failed; the report says which, and what was finished stays.
     """
     out = Path(out)
-    device = _check_ready(graph)
+    device = _check_ready(graph, team)
     check_places(graph, out)
     with alone(out):
-        return _execute(graph, out, watcher or Nobody(), device, stop)
+        return _execute(graph, out, watcher or Nobody(), device, stop, team)
 
 
-def _check_ready(graph: Graph) -> str:
+def _check_ready(graph: Graph, team: Team | None) -> str:
     """The device that `auto` means here; raises for what would stop the run later."""
     from sprunec.engines.device import Place
 
@@ -103,10 +112,17 @@ def _check_ready(graph: Graph) -> str:
         for path in (path for paths in node.files.values() for path in paths):
             if not path.exists():
                 raise InputError.at(path, "there is no such file", "give its path in the plan", code="missing-file")
+    if team is not None:
+        from sprunec.engines.team import here
+
+        check_shares(graph, team.size)
+        return str(Place.of(here(graph.device, team.local_rank), "fp32").device)
     return str(Place.of(graph.device, "fp32").device)
 
 
-def _execute(graph: Graph, out: Path, watcher: Watcher, device: str, stop: Callable[[], bool]) -> Report:
+def _execute(
+    graph: Graph, out: Path, watcher: Watcher, device: str, stop: Callable[[], bool], team: Team | None
+) -> Report:
     report, events = Report.start(graph, out), Events(out / "events.jsonl")
     store = Store(out / "store", watcher.message)
     store.sweep()
@@ -116,7 +132,9 @@ def _execute(graph: Graph, out: Path, watcher: Watcher, device: str, stop: Calla
         unpublish(out)
     report.save()
     try:
-        outcomes = _run(graph, Workshop(store, events, watcher, device, stop), report)
+        if team is not None:
+            meet(team, graph, device)
+        outcomes = _run(graph, Workshop(store, events, watcher, device, stop, graph, team), report)
         artifacts = {name: outcome.artifact for name, outcome in outcomes.items()}
         emitted = artifacts.get(graph.roles.get("emitted", ""))
         made = str(emitted.manifest["made"]) if emitted is not None else None
@@ -195,8 +213,12 @@ def _outcome(node: Node, shop: Workshop, done: Mapping[str, Outcome]) -> Outcome
 
     with shop.store.writing() as directory:
         inputs = {role: done[name].artifact.path for role, name in node.inputs.items()}
-        job = Job(node.options, inputs, node.files, directory, shop.device, tell, _saves(node, shop))
-        metrics = _call(node, job)
+        world = {} if shop.team is None or not PASSES[node.pass_].trains else {"world": shop.team}
+        saves, engine = _saves(node, shop), shop.graph.engine
+        job = Job(node.options, inputs, node.files, directory, shop.device, tell, saves, engine, **world)
+        if shop.team is not None and world:
+            shop.team.order(order(node, job, shop.graph.device))
+        metrics = _call(node, job, shop.team)
         _check_unchanged(node)
         digests = {role: done[name].node.digest for role, name in node.inputs.items()}
         made = datetime.now(UTC).isoformat(timespec="seconds")
@@ -210,7 +232,8 @@ def _saves(node: Node, shop: Workshop) -> Saves | None:
         return None
     from sprunec.engines.saves import Saves
 
-    return Saves(shop.store.partial(node), node.checkpoint_every, shop.stop, tell=shop.watcher.message)
+    directory = shop.store.partial(node)
+    return Saves(directory, node.checkpoint_every, shop.stop, tell=shop.watcher.message, world=shop.team)
 
 
 def _check_unchanged(node: Node) -> None:
@@ -220,7 +243,7 @@ def _check_unchanged(node: Node) -> None:
             raise PassError(f"{node.name}: {path} has changed since the run began; run again")
 
 
-def _call(node: Node, job: Job) -> dict[str, Any]:
+def _call(node: Node, job: Job, team: Team | None) -> dict[str, Any]:
     """Import the pass when its turn comes, and name it in whatever goes wrong."""
     run: Callable[[Job], dict[str, Any]] = importlib.import_module(f"sprunec.passes.{PASSES[node.pass_].module}").run
     try:
@@ -231,4 +254,5 @@ def _call(node: Node, job: Job) -> dict[str, Any]:
         raise PassError(f"{node.name}: {disk_words(error, job.out)}") from error
     except (MemoryError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise PassError(f"{node.name}: {first}") from error
+        blamed = blame(error, team) if team is not None and job.world.size > 1 else None
+        raise PassError(f"{node.name}: {blamed or first}") from error

@@ -70,6 +70,12 @@ class Graph:
     checkpoint_name: str | None = None
     resolved: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def engine(self) -> Mapping[str, Any]:
+        """What trains, and how: the plan's section."""
+        found: Mapping[str, Any] = self.resolved.get("engine", {})
+        return found
+
     def node(self, name: str) -> Node:
         return next(node for node in self.nodes if node.name == name)
 
@@ -101,18 +107,19 @@ def digest_of(pass_: str, version: int, options: Mapping[str, Any], inputs: Mapp
     """sha256, or None if an option or an input is not known yet."""
     if any(value is None for value in inputs.values()) or MISSING in options.values():
         return None
-    content = {"pass": pass_, "version": version, "options": _plain(options), "inputs": dict(inputs)}
+    content = {"pass": pass_, "version": version, "options": plain(options), "inputs": dict(inputs)}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 MISSING = "missing file"
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """As JSON has it."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
+        return {str(key): plain(inner) for key, inner in value.items()}
     if isinstance(value, tuple | list):
-        return [_plain(inner) for inner in value]
+        return [plain(inner) for inner in value]
     return value
 
 

@@ -108,9 +108,13 @@ class GateLearner:
             self._leaves[key] = drawn.detach().to(self.device).requires_grad_()
             self.gates.set(*key, self._leaves[key])
 
+    def gradients(self) -> list[Tensor]:
+        """The loss's at the gates, times the loss scale."""
+        return [leaf.grad for leaf in self._leaves.values() if leaf.grad is not None]
+
     def finite(self) -> bool:
         """Whether the loss's gradients at the gates are."""
-        return all(leaf.grad is None or bool(torch.isfinite(leaf.grad).all()) for leaf in self._leaves.values())
+        return all(bool(torch.isfinite(gradient).all()) for gradient in self.gradients())
 
     def backward(self, unscale: float) -> None:
         """Send the language-model loss's gradient, times `unscale`, and the penalty's into the log-alphas."""

@@ -13,18 +13,37 @@ from sprunec.data import live, pairs
 from sprunec.data.batches import Batch, Data, load_text_data
 from sprunec.engines.device import Place
 from sprunec.engines.distill import Distiller, Weights, make_projections
+from sprunec.engines.engine import Engine
+from sprunec.engines.torch_engine import TorchEngine
 from sprunec.model.checkpoint import empty_model, load_model, read_config
 from sprunec.model.config import ModelConfig
 from sprunec.model.cpm_ant import block_kinds, example_inputs
 from sprunec.model.frame import CPMAnt
 from sprunec.model.states import Pair, state_widths
 from sprunec.passes.job import Job
+from sprunec.plan.scale import shards_by_itself
 from sprunec.rewrite.observe import observable
 from sprunec.rewrite.trace import TracedBlock, trace_blocks
 
 
 def place_of(job: Job) -> Place:
     return Place.of(job.device, job.options.get("precision", "fp32"))
+
+
+def engine_of(job: Job) -> Engine:
+    """What trains; made by all ranks."""
+    place, options = place_of(job), job.engine
+    offload = bool(options.get("offload")) and place.device.type != "cpu"
+    full = offload or (job.world.size > 1 and _shards(job, place))
+    recompute = bool(options.get("activation_checkpointing"))
+    return TorchEngine(place, job.world, full=full, recompute=recompute, offload=offload)
+
+
+def _shards(job: Job, place: Place) -> bool:
+    """Whether each rank keeps a part of the model: as the plan says, or as fits the lead's device."""
+    chosen = job.engine.get("sharding", "auto")
+    parameters, memory = config_of(job).parameters(), place.memory(job.world.size)
+    return chosen == "full" or (chosen == "auto" and bool(job.world.share(shards_by_itself(parameters, memory))))
 
 
 def open_model(directory: Path, place: Place) -> CPMAnt:

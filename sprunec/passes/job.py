@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from sprunec.engines.world import Alone, World
 
 if TYPE_CHECKING:
     from sprunec.engines.saves import Saves
@@ -23,6 +25,8 @@ class Job:
         device: where to work; it must not change the result.
         report: takes an event a training step.
         saves: where a training pass is saved while it runs; None: it is not.
+        engine: the plan's choice of what trains, and how; no more than the device does it change the result.
+        world: the processes that train. Only its lead has something to leave in `out`.
     """
 
     options: Mapping[str, Any]
@@ -32,3 +36,5 @@ class Job:
     device: str
     report: Callable[[dict[str, Any]], None]
     saves: Saves | None = None
+    engine: Mapping[str, Any] = field(default_factory=dict)
+    world: World = field(default_factory=Alone)

@@ -18,6 +18,7 @@ class PassInfo:
         version: raised whenever the same options on the same inputs give another result.
         needs: the inputs, by the names that `run` finds them under; those in `optional` may be missing.
         gives: what kind of artifact it leaves.
+        trains: whether all ranks do it together; other passes are the lead's.
     """
 
     module: str
@@ -25,15 +26,16 @@ class PassInfo:
     needs: tuple[str, ...]
     gives: str
     optional: tuple[str, ...] = ()
+    trains: bool = False
 
 
 PASSES: dict[str, PassInfo] = {
     "data": PassInfo("data", 1, (), "data"),
     "load": PassInfo("load", 2, (), "model"),
     "trace": PassInfo("trace", 1, ("model",), "sites"),
-    "train": PassInfo("train", 2, ("model", "data"), "model", optional=("teacher",)),
-    "finetune": PassInfo("train", 2, ("model", "data"), "model", optional=("teacher",)),
-    "train-mask": PassInfo("train_mask", 3, ("model", "data"), "gated", optional=("teacher",)),
+    "train": PassInfo("train", 2, ("model", "data"), "model", optional=("teacher",), trains=True),
+    "finetune": PassInfo("train", 2, ("model", "data"), "model", optional=("teacher",), trains=True),
+    "train-mask": PassInfo("train_mask", 3, ("model", "data"), "gated", optional=("teacher",), trains=True),
     "score-mask": PassInfo("score_mask", 1, ("model",), "scores", optional=("data",)),
     "load-mask": PassInfo("load_mask", 2, ("model", "source"), "masks"),
     "sparsify": PassInfo("sparsify", 1, ("model",), "model"),

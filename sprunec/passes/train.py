@@ -7,35 +7,38 @@ from typing import Any
 
 from torch import Tensor
 
-from sprunec.engines.hold import Hold
-from sprunec.engines.loop import Training, fit
+from sprunec.engines.loop import fit
+from sprunec.engines.training import Training
 from sprunec.errors import PassError
 from sprunec.masks.two_four import Pattern, density, leaks
 from sprunec.masks.two_four_files import load_pattern, save_pattern
 from sprunec.model.checkpoint import read_kept, save_model
-from sprunec.passes.bench import config_of, open_data, open_lesson, open_model, place_of
+from sprunec.passes.bench import config_of, engine_of, open_data, open_lesson, open_model
 from sprunec.passes.job import Job
 
 
 def run(job: Job) -> dict[str, Any]:
-    place, config = place_of(job), config_of(job)
-    model = open_model(job.inputs["model"], place)
-    data, lesson = open_data(job, config), open_lesson(job, model, place)
+    engine, config = engine_of(job), config_of(job)
+    model = open_model(job.inputs["model"], engine.place)
+    data, lesson = open_data(job, config), open_lesson(job, model, engine.place)
     pattern = load_pattern(job.inputs["model"])
     last = fit(
         model,
         data.batch,
         Training.of(job.options),
-        place,
+        engine,
         first_step=job.options["first_step"],
         report=job.report,
         saves=job.saves,
         objective=lesson.objective,
-        hold=Hold(model, pattern) if pattern else None,
+        kept=pattern,
     )
-    save_model(job.out, config, read_kept(job.inputs["model"]), model.state_dict())
+    state = engine.weights(model)
+    if not engine.world.lead:
+        return {}
+    save_model(job.out, config, read_kept(job.inputs["model"]), state)
     metrics = {"loss": last["loss"], "steps": last["steps"], "parameters": config.parameters()}
-    return metrics | lesson.metrics(last) | _keep_pattern(job, model.state_dict(), pattern)
+    return metrics | lesson.metrics(last) | _keep_pattern(job, state, pattern)
 
 
 def _keep_pattern(job: Job, state: Mapping[str, Tensor], pattern: Pattern) -> dict[str, Any]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from sprunec.engines.loop import Training, fit, language_model_loss
+from sprunec.engines.loop import fit, language_model_loss
+from sprunec.engines.training import Training
 from sprunec.masks.budgets import make_budgets
 from sprunec.masks.criteria import CRITERIA, Sight
 from sprunec.masks.files import save_scores
@@ -12,13 +13,14 @@ from sprunec.masks.lagrangian import Lagrangian
 from sprunec.masks.learn import GateLearner, settling, start_from, tie
 from sprunec.masks.units import gate_units
 from sprunec.model.checkpoint import read_kept, save_model
-from sprunec.passes.bench import config_of, next_batches, open_data, open_lesson, open_model, place_of, traced
+from sprunec.passes.bench import config_of, engine_of, next_batches, open_data, open_lesson, open_model, traced
 from sprunec.passes.job import Job
 from sprunec.rewrite.gating import insert_gates
 
 
 def run(job: Job) -> dict[str, Any]:
-    place, config, options = place_of(job), config_of(job), job.options
+    engine, config, options = engine_of(job), config_of(job), job.options
+    place = engine.place
     model = open_model(job.inputs["model"], place)
     data, first_step = open_data(job, config), options["first_step"]
     blocks = traced(model, config)
@@ -43,14 +45,16 @@ def run(job: Job) -> dict[str, Any]:
         model,
         data.batch,
         Training.of(options),
-        place,
+        engine,
         first_step=first_step,
         report=job.report,
         companion=learner,
         saves=job.saves,
         objective=lesson.objective,
     )
-    state = {name: tensor for name, tensor in model.state_dict().items() if ".gates." not in name}
+    state = {name: tensor for name, tensor in engine.weights(model).items() if ".gates." not in name}
+    if not engine.world.lead:
+        return {}
     save_model(job.out, config, read_kept(job.inputs["model"]), state)
     save_scores(job.out, learner.log_alphas)
     rows = [settling(budget, learner.log_alphas) for budget in budgets]

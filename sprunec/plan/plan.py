@@ -63,9 +63,22 @@ class DataSource:
 
 @dataclass(frozen=True)
 class Engine:
+    """What training runs on; of these only the precision changes its result.
+
+    Attributes:
+        sharding: whether each of several processes keeps all weights, gradients and moments, or a part.
+        activation_checkpointing: compute each block's activations again on the way back instead of keeping them.
+        offload: keep weights and moments in the memory of the CPU.
+        timeout: seconds that a process waits for another in one step of their work.
+    """
+
     name: str
     device: str
     precision: str
+    sharding: str = "auto"
+    activation_checkpointing: bool = False
+    offload: bool = False
+    timeout: int = 600
 
 
 @dataclass(frozen=True)

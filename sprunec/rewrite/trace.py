@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import traceback
 from collections import Counter
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from sprunec.errors import TraceError
+from sprunec.model.blocks import blocks
 from sprunec.rewrite.program import Call, Program, read_program
 from sprunec.rewrite.sites import Site, find_sites
 
@@ -95,15 +96,6 @@ def trace_blocks(
                 known[kind] = {method: _program(path, block, method, given) for method, given in inputs[path].items()}
             found.append(_read_block(index, path, block, known[kind], owners))
     return tuple(found)
-
-
-def blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The members of the outermost module lists."""
-    found: list[str] = []
-    for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and not any(name.startswith(f"{outer}.") for outer in found):
-            found.append(name)
-            yield from ((f"{name}.{child}", block) for child, block in module.named_children())
 
 
 def _read_block(

@@ -110,7 +110,17 @@ def graph_caption(document: Mapping[str, Any]) -> str:
         f"{plural(len(document['nodes']), 'node')}, {cached} already in the store\n"
         f"parameters {before:,} -> {after:,} ({percent(after, before)})\n"
         f"{document['tokens']:,} training tokens, about {float(document['flops']):.2g} floating-point operations"
+        + "".join(f"\n{cost_words(row)}" for row in document.get("training", ()))
     )
+
+
+def cost_words(row: Mapping[str, Any]) -> str:
+    """What a training step takes of each device."""
+    memory, sent = f"about {row['memory'] / 1e9:,.1f} GB", f"sends {row['traffic'] / 1e9:,.2f} GB a step"
+    if row["devices"] == 1:
+        return f"training takes {memory} of a device's memory"
+    held = "all of the model (DDP)" if row["sharding"] == "none" else "a part of the model (FSDP2)"
+    return f"each of {row['devices']} devices with {held}: {memory}, {sent}"
 
 
 # ---- run

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sprunec.data.batches import Batch
 from sprunec.engines.distill import Distiller, Weights, make_projections
-from sprunec.engines.loop import Training
+from sprunec.engines.training import Training
 from sprunec.model.states import Pair
 from sprunec.rewrite.observe import observable
 from tests.conftest import tiny_config
@@ -33,7 +33,7 @@ def distiller(
         found,
         observable(student, [pair.student for pair in found]),
         observable(teacher, [pair.teacher for pair in found]),
-        make_projections(found, widths, project=project, seed=3, device=CPU.device),
+        make_projections(found, widths, project=project, seed=3, device=CPU.place.device),
     )
 
 

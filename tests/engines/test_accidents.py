@@ -18,6 +18,7 @@ from sprunec.engines.accidents import MOST_SKIPS, batch_digest
 from sprunec.engines.device import Place
 from sprunec.engines.loop import Trainer, fit
 from sprunec.engines.saves import Saves
+from sprunec.engines.torch_engine import TorchEngine
 from sprunec.errors import PassError
 from sprunec.masks.budgets import make_budgets
 from sprunec.masks.lagrangian import Lagrangian
@@ -30,11 +31,11 @@ from tests.conftest import tiny_config, tiny_model
 from tests.engines.students import NORM, distiller
 from tests.engines.test_loop import CPU, TRAINING, batch
 
-HALF = Place(torch.device("cpu"), torch.float16)
+HALF = TorchEngine(Place(torch.device("cpu"), torch.float16))
 FAR_TOO_LARGE = 2.0**40
 
 
-def trainer(place: Place = HALF, **changes: Any) -> Trainer:
+def trainer(engine: TorchEngine = HALF, **changes: Any) -> Trainer:
     """With everything that can learn: weights, projections of the teacher's states, gates and multipliers."""
     model = tiny_model()
     objective = distiller(model, tiny_model(seed=1), NORM, project=True, logits=0.5, hidden=1.0)
@@ -42,9 +43,9 @@ def trainer(place: Place = HALF, **changes: Any) -> Trainer:
     scores = {key: torch.rand(size) for key, size in unit_sizes(tiny_config(), ("head",)).items()}
     budgets = make_budgets(tiny_config(), ("head",), {"num_heads": 2}, "per-layer")
     learner = GateLearner(
-        gates, start_from(scores), Lagrangian(budgets, 9, 0.5), steps=9, rate=0.1, seed=1, device=place.device
+        gates, start_from(scores), Lagrangian(budgets, 9, 0.5), steps=9, rate=0.1, seed=1, device=engine.place.device
     )
-    return Trainer(model, replace(TRAINING, **changes), place, 0, learner, objective, None)
+    return Trainer(model, replace(TRAINING, **changes), engine, 0, learner, objective, None)
 
 
 def learned(of: Trainer) -> dict[str, Tensor]:
@@ -70,7 +71,7 @@ def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> list[str]:
 def test_a_step_that_overflows_moves_nothing_and_halves_the_scale() -> None:
     trains = trainer(loss_scale=256.0)
     trains.step(0, batch(0))  # so that the optimizers have a memory
-    trains.scaler.update(FAR_TOO_LARGE)
+    trains.driver.loss_scale.value = FAR_TOO_LARGE
     before = learned(trains)
     event, wrong = trains.step(1, batch(1))
     assert wrong is None
@@ -78,7 +79,7 @@ def test_a_step_that_overflows_moves_nothing_and_halves_the_scale() -> None:
     assert same(before, learned(trains)) == list(before)
     assert any("log_alphas" in name for name in before) and any("multipliers" in name for name in before)
     assert any("projections" in name for name in before) and any("exp_avg" in name for name in before)
-    assert trains.scaler.get_scale() == FAR_TOO_LARGE / 2
+    assert trains.driver.scale == FAR_TOO_LARGE / 2
     assert [event["step"], len(event["budgets"]), event["gradient_norm"]] == [2, 3, None]
 
 
@@ -92,7 +93,7 @@ def test_a_gate_or_a_loss_alone_is_enough_to_leave_a_step_out(where: str, monkey
         backward = Trainer._backward
         monkeypatch.setattr(Trainer, "_backward", lambda *a: backward(*a) | {"loss": float("inf")})
     event, _ = trains.step(0, batch(0))
-    assert event["skipped"] and trains.scaler.get_scale() == 128.0
+    assert event["skipped"] and trains.driver.scale == 128.0
     assert same(before, learned(trains)) == list(before)
 
 
@@ -170,9 +171,9 @@ def test_the_other_precisions_stop_at_once(what: str, precision: torch.dtype, mo
     else:
         model.input_embedding.weight.register_hook(lambda gradient: gradient * float("inf"))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    training, place = replace(TRAINING, clip_grad=None), Place(torch.device("cpu"), precision)
+    training, engine = replace(TRAINING, clip_grad=None), TorchEngine(Place(torch.device("cpu"), precision))
     with pytest.raises(PassError, match=rf"the {what} became (nan|inf) at training step 3; .*nothing had been saved"):
-        fit(model, batch, training, place, first_step=2, report=lambda event: None)
+        fit(model, batch, training, engine, first_step=2, report=lambda event: None)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 

@@ -19,6 +19,7 @@ from sprunec.engines.device import Place
 from sprunec.engines.distill import Distiller, make_projections
 from sprunec.engines.loop import fit
 from sprunec.engines.saves import Saves
+from sprunec.engines.torch_engine import TorchEngine
 from sprunec.errors import InputError
 from sprunec.model.states import Pair
 from tests.conftest import tiny_model
@@ -35,13 +36,13 @@ def test_states_of_unlike_widths_need_a_projection() -> None:
 def test_projections_are_drawn_from_the_seed_with_their_std() -> None:
     pair = Pair.read(WIDE)
     first, same, other = (
-        make_projections([pair], [(40, 500)], project=True, seed=seed, device=CPU.device)[0] for seed in (3, 3, 4)
+        make_projections([pair], [(40, 500)], project=True, seed=seed, device=CPU.place.device)[0] for seed in (3, 3, 4)
     )
     assert first.shape == (40, 500)
     assert torch.equal(first, same)
     assert not torch.equal(first, other)
     assert float(first.detach().std()) == pytest.approx(0.02, rel=0.05)
-    assert make_projections([pair], [(24, 24)], project=False, seed=3, device=CPU.device) == [None]
+    assert make_projections([pair], [(24, 24)], project=False, seed=3, device=CPU.place.device) == [None]
 
 
 def test_a_projection_is_trained_beside_the_weights() -> None:
@@ -117,12 +118,12 @@ def test_the_teacher_stays_as_it_is_in_every_precision(dtype: torch.dtype) -> No
     student, teacher = tiny_model(1), tiny_model(2).train()
     before = copy.deepcopy(teacher.state_dict())
     objective, events = distiller(student, teacher, NORM, INSIDE, project=True, logits=0.5, hidden=1.0), []
-    place = Place(CPU.device, dtype)
+    engine = TorchEngine(Place(CPU.place.device, dtype))
     fit(
         student,
         lambda _: batch(0),
         replace(TRAINING, steps=4),
-        place,
+        engine,
         first_step=0,
         report=events.append,
         objective=objective,

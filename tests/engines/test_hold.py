@@ -35,10 +35,10 @@ def spied(kind: type[torch.optim.Optimizer], model: nn.Module, **changes: Any) -
         moments = {f"{n} {k}": v for n in NAMES for k, v in self.state[parameters[n]].items() if v is not None}
         seen.append(grads | {key: value.clone() for key, value in moments.items() if value.dim()})
 
-    hold = Hold(model, pattern_of(model)) if changes.pop("held", True) else None
+    kept = pattern_of(model) if changes.pop("held", True) else None
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kind, "step", spy)
-        fit(model, batch, replace(TRAINING, **changes), CPU, first_step=0, report=events.append, hold=hold)
+        fit(model, batch, replace(TRAINING, **changes), CPU, first_step=0, report=events.append, kept=kept)
     return events, seen
 
 
@@ -53,7 +53,7 @@ def test_weights_are_zero_after_every_step(optimizer: str) -> None:
 
     options = replace(TRAINING, optimizer=optimizer, weight_decay=0.1, learning_rate=0.02, steps=4)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    fit(model, batch, options, CPU, first_step=0, report=look, hold=Hold(model, pattern))
+    fit(model, batch, options, CPU, first_step=0, report=look, kept=pattern)
     assert found == [[]] * 4
     for name, mask in pattern.items():
         moved = model.state_dict()[name] != before[name]

@@ -12,11 +12,13 @@ from torch import Tensor, nn
 
 from sprunec.data.batches import IGNORED, Batch
 from sprunec.engines.device import Place
-from sprunec.engines.loop import Training, fit, language_model_loss
+from sprunec.engines.loop import fit, language_model_loss
+from sprunec.engines.torch_engine import TorchEngine
+from sprunec.engines.training import Training
 from sprunec.errors import PassError
 from tests.conftest import random_batch, tiny_model
 
-CPU = Place(torch.device("cpu"), torch.float32)
+CPU = TorchEngine(Place(torch.device("cpu"), torch.float32))
 OPTIONS = {
     "steps": 2,
     "optimizer": "adamw",
@@ -42,9 +44,11 @@ def batch(step: int) -> Batch:
     return Batch(inputs, targets)
 
 
-def train(place: Place = CPU, first_step: int = 0, **changes: Any) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+def train(
+    engine: TorchEngine = CPU, first_step: int = 0, **changes: Any
+) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
     model, events = tiny_model(), []
-    fit(model, batch, replace(TRAINING, **changes), place, first_step=first_step, report=events.append)
+    fit(model, batch, replace(TRAINING, **changes), engine, first_step=first_step, report=events.append)
     return events, model.state_dict()
 
 
@@ -166,8 +170,8 @@ def test_frozen_weights_stay() -> None:
 def test_training_lowers_the_loss_in_every_precision() -> None:
     for precision in (torch.float32, torch.bfloat16):
         events: list[dict[str, Any]] = []
-        place = Place(torch.device("cpu"), precision)
-        fit(tiny_model(), lambda _: batch(0), replace(TRAINING, steps=3), place, first_step=0, report=events.append)
+        engine = TorchEngine(Place(torch.device("cpu"), precision))
+        fit(tiny_model(), lambda _: batch(0), replace(TRAINING, steps=3), engine, first_step=0, report=events.append)
         assert events[-1]["loss"] < 0.98 * events[0]["loss"]
 
 
@@ -177,6 +181,9 @@ def test_a_companion_is_called_in_turn_and_adds_to_the_event() -> None:
     class Companion:
         def before(self, step: int, model_step: int) -> None:
             calls.append(("before", step, model_step))
+
+        def gradients(self) -> list[Tensor]:
+            return []
 
         def finite(self) -> bool:
             return True

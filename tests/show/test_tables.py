@@ -30,6 +30,10 @@ GRAPH: dict[str, Any] = {
     "parameters": {"before": 1_062_400, "after": 531_200},
     "tokens": 614_400,
     "flops": 3.9e12,
+    "training": [
+        {"sharding": "none", "devices": 2, "memory": 3.42e10, "traffic": 6.9e9},
+        {"sharding": "full", "devices": 2, "memory": 1.99e10, "traffic": 6.91e9},
+    ],
 }
 
 INSPECT: dict[str, Any] = {
@@ -97,10 +101,12 @@ def test_graph_table_shows_each_node_and_the_cost() -> None:
     assert row(lines, "1-load") == "1-load cpm-ant, 4 layers - 1.06 M ab12cd stored"
     assert row(lines, "2-train") == "2-train dense 1 300 1.06 M lacks input"
     assert row(lines, "3-rewrite") == "3-rewrite heads 16 -> 4 2 - 531 k ab12cd"
-    assert lines[-3:] == [
+    assert lines[-5:] == [
         "3 nodes, 1 already in the store",
         "parameters 1,062,400 -> 531,200 (50.0 %)",
         "614,400 training tokens, about 3.9e+12 floating-point operations",
+        "each of 2 devices with all of the model (DDP): about 34.2 GB, sends 6.90 GB a step",
+        "each of 2 devices with a part of the model (FSDP2): about 19.9 GB, sends 6.91 GB a step",
     ]
 
 

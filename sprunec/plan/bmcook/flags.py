@@ -61,7 +61,7 @@ class Flags:
     inspect_iters: int | None = _flag(help=NO_EFFECT + "every step is in events.jsonl.")
     log_dir: str | None = _flag(help=NO_EFFECT + "logs are in OUT.")
     lr_decay_iters: int | None = _flag(help=NO_EFFECT + "schedules end with their pass.")
-    local_rank: int | None = _flag("--local_rank", help=NO_EFFECT + "one process trains.")
+    local_rank: int | None = _flag("--local_rank", help=NO_EFFECT + "torchrun tells each process its rank.")
     base_path: str | None = _flag(help=NO_EFFECT + "paths are relative to the current directory.")
     dataset_name: str | None = _flag("--dataset_name", help=NO_EFFECT + "--data-bin-path says where data is.")
     epochs: int | None = _flag(help=NO_EFFECT + "--train-iters counts steps.")

@@ -1,0 +1,187 @@
+"""What one rank holds and sends: one process, two that hold all (DDP), two that hold a part each (FSDP2).
+
+    python benchmarks/sharding.py [--width 768] [--layers 16] [--steps 3] [--json]
+
+The model is large and the batch small, so that weights, gradients and Adam's moments are what counts. Memory is each
+process's own peak (VmHWM, from the kernel) less what it had once torch was there and the processes had met: it has the
+loading of the whole model in it, activations, and all that the C allocator does not give back, though told to.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from sprunec.engines.device import Place
+from sprunec.engines.loop import fit
+from sprunec.engines.sharding import local
+from sprunec.engines.team import Team
+from sprunec.engines.torch_engine import TorchDriver, TorchEngine
+from sprunec.engines.training import Training
+from sprunec.engines.world import Alone
+from sprunec.model.checkpoint import load_model, save_model
+from sprunec.model.config import ModelConfig
+from sprunec.model.cpm_ant import build, initialize
+from sprunec.passes.looks import random_batch
+from sprunec.plan.scale import Cost, Setting, cost
+
+MODES = {"one process": (1, False), "DDP": (2, False), "FSDP2": (2, True)}
+ROWS, TEXT = 2, 28
+OPTIONS: dict[str, Any] = {
+    "optimizer": "adamw",
+    "betas": (0.9, 0.999),
+    "learning_rate": 1e-4,
+    "schedule": "constant",
+    "warmup_steps": 0,
+    "weight_decay": 0.01,
+    "clip_grad": 1.0,
+    "accumulate": 1,
+    "loss_scale": 1.0,
+}
+
+
+def config_of(width: int, layers: int) -> ModelConfig:
+    return ModelConfig.from_dict(
+        {
+            "vocab_size": 512,
+            "dim_model": width,
+            "num_heads": width // 32,
+            "dim_head": 32,
+            "dim_ff": 4 * width,
+            "num_layers": layers,
+            "prompt_types": 3,
+            "prompt_length": 4,
+            "segment_types": 3,
+        }
+    )
+
+
+def measure(folder: Path, mode: str, steps: int) -> dict[str, float]:
+    """This process's part of a training: bytes held between steps, at the peak, and sent in a step."""
+    processes, full = MODES[mode]
+    world: Any = Alone()
+    if processes > 1:
+        world = Team()
+        world.join("cpu", 120)
+    before = memory("VmRSS")
+    model, engine = load_model(folder).float(), TorchEngine(Place.of("cpu", "fp32"), world, full=full)
+    batch, found, sent = random_batch(model_config(folder), rows=ROWS, text=TEXT), {}, Sent(processes)
+    step = TorchDriver.step
+
+    def look(self: TorchDriver, rate: float, norm: float) -> None:
+        step(self, rate, norm)
+        found["state"] = float(sum(local(tensor).nbytes for tensor in held(self)))
+
+    TorchDriver.step = look  # type: ignore[method-assign]
+    with sent:
+        fit(model, lambda _: batch, Training(steps=steps, **OPTIONS), engine, first_step=0, report=lambda _: None)
+    return found | {"peak": memory("VmHWM") - before, "traffic": sent.bytes / steps}
+
+
+def held(driver: TorchDriver) -> list[Tensor]:
+    parameters = list(driver.model.parameters())
+    moments = [value for entry in driver.optimizer.state.values() for value in entry.values() if value.dim()]
+    return [*parameters, *(p.grad for p in parameters if p.grad is not None), *moments]
+
+
+class Sent:
+    """Counts what a rank of a ring sends in the collectives that carry weights and gradients."""
+
+    TIMES: ClassVar = {"all_reduce": 2, "all_gather_single": 1, "reduce_scatter_single": 1}
+
+    def __init__(self, ranks: int) -> None:
+        self.bytes, self._around = 0.0, (ranks - 1) / ranks
+        self._real = {name: getattr(dist, name) for name in self.TIMES}
+
+    def __enter__(self) -> Sent:
+        for name, real in self._real.items():
+            setattr(dist, name, self._counting(real, self.TIMES[name]))
+        return self
+
+    def _counting(self, real: Any, times: int) -> Any:
+        def call(*given: Any, **named: Any) -> Any:
+            whole = max(value.nbytes for value in (*given, *named.values()) if isinstance(value, Tensor))
+            if whole > 512:  # else the few numbers of a step
+                self.bytes += times * self._around * whole
+            return real(*given, **named)
+
+        return call
+
+    def __exit__(self, *_: object) -> None:
+        for name, real in self._real.items():
+            setattr(dist, name, real)
+
+
+def memory(what: str) -> float:
+    """Bytes, from the kernel."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024.0 * int(next(line.split()[1] for line in lines if line.startswith(f"{what}:")))
+
+
+def model_config(folder: Path) -> ModelConfig:
+    return ModelConfig.from_dict(json.loads((folder / "config.json").read_text()))
+
+
+def run(folder: Path, mode: str, steps: int) -> dict[str, float]:
+    """The worst of a mode's processes."""
+    processes, worker = MODES[mode][0], [__file__, "--worker", mode, "--folder", str(folder), "--steps", str(steps)]
+    start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    start = start if processes > 1 else []
+    settings = {"OMP_NUM_THREADS": "1", "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_MMAP_THRESHOLD_": "65536"}
+    command = [sys.executable, *start, *worker]
+    done = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, check=True)
+    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert len(rows) == processes, done.stderr
+    return {key: max(row[key] for row in rows) for key in rows[0]}
+
+
+def expected(config: ModelConfig, mode: str) -> Cost:
+    processes, full = MODES[mode]
+    return cost(config, Setting(processes, full, rows=ROWS // processes, columns=TEXT + config.prompt_length))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--width", type=int, default=768)
+    parser.add_argument("--layers", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--worker", choices=MODES, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        print(json.dumps(measure(arguments.folder, arguments.worker, arguments.steps)), flush=True)
+        return
+    config = config_of(arguments.width, arguments.layers)
+    with tempfile.TemporaryDirectory() as name:
+        model = build(config)
+        initialize(model, 0)
+        save_model(Path(name), config, config.everything(), model.state_dict())
+        found = {mode: run(Path(name), mode, arguments.steps) for mode in MODES}
+    if arguments.json:
+        print(json.dumps({"config": config.to_dict(), "modes": found}))
+        return
+    print(f"{config.parameters():,} parameters; MB a rank, and how much of one process's peak\n")
+    print(f"{'':14}{'state':>9}{'computed':>10}{'peak':>9}{'computed':>10}{'':>9}{'sent':>9}{'computed':>10}")
+    for mode, row in found.items():
+        wanted, share = expected(config, mode), row["peak"] / found["one process"]["peak"]
+        numbers = [row["state"], wanted.state, row["peak"], wanted.memory, row["traffic"], wanted.traffic]
+        words = [f"{number / 1e6:,.0f}" for number in numbers]
+        print(
+            f"{mode:14}{words[0]:>9}{words[1]:>10}{words[2]:>9}{words[3]:>10}{share:>9.0%}{words[4]:>9}{words[5]:>10}"
+        )
+    print(f"torch {torch.__version__}, gloo, {os.cpu_count()} cores")
+
+
+if __name__ == "__main__":
+    main()

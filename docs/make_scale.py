@@ -1,0 +1,57 @@
+"""Write the tables of docs/scale.md: what training costs a device, by the code that `run --dry-run` asks.
+
+python docs/make_scale.py
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from sprunec.model.config import ModelConfig
+from sprunec.plan.scale import Cost, Setting, cost
+
+PAGE = Path(__file__).parent / "scale.md"
+DEVICES = (1, 2, 4, 8, 16, 32, 64)
+ROWS, COLUMNS = 4, 512
+SHAPES = {  # dim_model, heads, dim_head, dim_ff, layers
+    "300M": (1024, 16, 64, 2560, 24),
+    "1B": (2048, 32, 64, 5120, 24),
+    "3B": (2560, 32, 80, 6400, 36),
+    "10B": (4096, 32, 128, 10240, 48),
+}
+ENGINES = {"DDP": ("torch", False), "FSDP2": ("torch", True), "BMTrain": ("bmtrain", True)}
+
+
+def config_of(shape: tuple[int, int, int, int, int]) -> ModelConfig:
+    names = ("dim_model", "num_heads", "dim_head", "dim_ff", "num_layers")
+    types = {"vocab_size": 30720, "prompt_types": 32, "prompt_length": 32, "segment_types": 32}
+    return ModelConfig.from_dict(dict(zip(names, shape, strict=True)) | types)
+
+
+def table(value: Callable[[Cost], float], form: str) -> str:
+    lines = ["| model | | " + " | ".join(map(str, DEVICES)) + " |", "|---|---|" + "---:|" * len(DEVICES)]
+    for name, shape in SHAPES.items():
+        config = config_of(shape)
+        for engine, (kind, full) in ENGINES.items():
+            costs = [cost(config, setting(n, kind, full)) for n in DEVICES]
+            label = f"{name} ({config.parameters() / 1e9:.2f} B)" if engine == "DDP" else ""
+            lines.append(f"| {label} | {engine} | " + " | ".join(format(value(c) / 1e9, form) for c in costs) + " |")
+    return "\n".join(lines)
+
+
+def setting(devices: int, engine: str, full: bool) -> Setting:
+    return Setting(devices, full, recompute=True, precision="bf16", rows=ROWS, columns=COLUMNS, engine=engine)
+
+
+def page() -> str:
+    """The page with its tables as they are now."""
+    text = PAGE.read_text(encoding="utf-8")
+    for name, made in (("memory", table(lambda c: c.memory, ",.1f")), ("traffic", table(lambda c: c.traffic, ",.1f"))):
+        text = re.sub(rf"(<!-- {name} -->\n).*?(<!-- end -->)", rf"\g<1>\n{made}\n\n\g<2>", text, flags=re.DOTALL)
+    return text
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

@@ -1,0 +1,48 @@
+"""Start several processes of this machine that train together, as `torchrun --nproc-per-node N` does."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+FAILED, INTERRUPTED = 1, 130
+
+
+def launch(processes: int, arguments: Sequence[str]) -> int:
+    """Run `sprunec ARGUMENTS` in so many processes; the lead's exit code.
+
+    Ctrl-C and SIGTERM reach all of them; what has not ended half a minute later is killed.
+    """
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    logging.disable(logging.CRITICAL)  # the lead has said what went wrong
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        monitor_interval=0.2,
+    )
+    try:
+        elastic_launch(config, sys.executable)("-m", "sprunec", *arguments)
+    except ChildFailedError as error:
+        return exit_code({rank: failure.exitcode for rank, failure in error.failures.items()})
+    except (SignalException, KeyboardInterrupt):
+        return INTERRUPTED
+    return 0
+
+
+def exit_code(codes: Mapping[int, Any]) -> int:
+    """The lead's, if it ended by itself: whoever fails after it does so because of it."""
+    lead = int(codes.get(0, FAILED))
+    return lead if lead > 0 else FAILED

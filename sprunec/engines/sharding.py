@@ -1,0 +1,95 @@
+"""One model over several processes: every rank has all of it (DDP), or a part of every tensor (FSDP2).
+
+Gradients are added over ranks, not averaged: each rank's loss is already divided by the targets of the whole batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch._C._distributed_c10d import HashStore
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from sprunec.engines.device import Place
+from sprunec.errors import PassError
+from sprunec.model.blocks import blocks
+
+
+def replicate(model: nn.Module, device: torch.device) -> DistributedDataParallel:
+    """All of the model on every rank. Its buffers are the gates, which are set alike, and indices: nothing to send."""
+    names = [name for name, _ in model.named_buffers()]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)
+    devices = [device] if device.type == "cuda" else None
+    copies = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+    copies.register_comm_hook(None, lambda _, bucket: _add(bucket.buffer()))
+    return copies
+
+
+def _add(gradients: Tensor) -> torch.futures.Future[Tensor]:
+    work = dist.all_reduce(gradients, async_op=True)
+    added: torch.futures.Future[Tensor] = work.get_future().then(lambda done: done.value()[0])
+    return added
+
+
+def shard(model: nn.Module, place: Place, world_size: int, *, offload: bool) -> None:
+    """A part of every tensor on each rank, in place; a block's are whole only while it is at work (ZeRO-3).
+
+    In half precision a block's weights are gathered as such, for casts of fp32 ones would be kept for the way back.
+    What stands outside the blocks stays in fp32, and so does the sum that runs through them; gradients add up in fp32.
+
+    Args:
+        offload: keep parts, gradients and moments in the memory of the CPU, where the optimizer then works.
+
+    Raises:
+        PassError: this torch cannot add gradients without averaging them.
+    """
+    if not hasattr(FSDPModule, "set_force_sum_reduction_for_comms"):
+        raise PassError('"sharding": "full" needs a newer torch, 2.9 or later; "none" does not')
+    device = place.device
+    if not dist.is_initialized():  # one process that offloads
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
+    mesh = init_device_mesh(device.type, (world_size,))
+    policy = CPUOffloadPolicy() if offload else OffloadPolicy()
+    half = place.dtype if place.dtype != torch.float32 else None
+    precision = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    for _, block in blocks(model):
+        if any(True for _ in block.parameters()):
+            fully_shard(block, mesh=mesh, offload_policy=policy, mp_policy=precision)
+    fully_shard(model, mesh=mesh, reshard_after_forward=False, offload_policy=policy)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_force_sum_reduction_for_comms(True)
+            module.set_gradient_divide_factor(1.0)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part of a tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of it; asked for by all ranks."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def like(tensor: Tensor, model: Tensor) -> Tensor:
+    """A whole tensor that all ranks have, shared out as `model` is, which is of the same shape."""
+    if not isinstance(model, DTensor) or isinstance(tensor, DTensor) or tensor.shape != model.shape:
+        return tensor
+    tensor = tensor.to(model.device)
+    return distribute_tensor(tensor, model.device_mesh, model.placements, src_data_rank=None)
+
+
+def total_norm(gradients: Iterable[Tensor]) -> float:
+    """Of parts and whole tensors together, over all ranks."""
+    given = list(gradients)
+    groups = [[g for g in given if isinstance(g, DTensor) == parted] for parted in (True, False)]
+    norms = [whole(nn.utils.get_total_norm(group)).cpu() for group in groups if group]
+    return float(norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms)))

@@ -1,0 +1,139 @@
+"""Tensors in parts on several ranks, as a folder that a world of any size reads: torch's distributed checkpoint.
+
+torch reads such a folder's index with pickle, and objects in it without `weights_only`. Here only tensors are written,
+and the index is read by an unpickler that knows no more than the classes that an index of tensors is made of.
+"""
+
+from __future__ import annotations
+
+import pickle
+import threading
+import warnings
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from pathlib import Path, PurePath
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import async_save
+
+from sprunec.errors import PassError
+
+CHECKPOINT = "torch.distributed.checkpoint"
+ADMITTED = {
+    f"{CHECKPOINT}.metadata": {
+        "Metadata",
+        "TensorStorageMetadata",
+        "TensorProperties",
+        "ChunkStorageMetadata",
+        "MetadataIndex",
+        "StorageMeta",
+        "_MEM_FORMAT_ENCODING",
+    },
+    f"{CHECKPOINT}.filesystem": {"_StorageInfo"},
+    "torch": {"Size", *(name for name in dir(torch) if isinstance(getattr(torch, name), torch.dtype))},
+    "torch.serialization": {"_get_layout"},
+    "collections": {"OrderedDict"},
+}
+
+
+_groups: dict[str, Any] = {}
+
+
+def write_shards(directory: Path, tensors: Mapping[str, Tensor], seal: Callable[[], None]) -> Future[None]:
+    """Begin to write, from a copy of the tensors in the CPU's memory; called by all ranks.
+
+    Args:
+        seal: called when all ranks have written.
+
+    Returns:
+        What is done then; it raises OSError if a rank could not write.
+    """
+    if "gloo" not in _groups:  # of its own, for it is used while training uses the others
+        _groups["gloo"] = dist.new_group(backend="gloo")
+    writer = FileSystemWriter(str(directory), sync_files=True)
+    begun = async_save(dict(tensors), storage_writer=writer, process_group=_groups["gloo"])
+    ended: Future[None] = Future()
+    threading.Thread(target=_end, args=(begun, seal, ended), daemon=True).start()
+    return ended
+
+
+def _end(begun: Future[Any], seal: Callable[[], None], ended: Future[None]) -> None:
+    try:
+        begun.result()
+        seal()
+    except CheckpointException as error:
+        first = _first(error)
+        ended.set_exception(first if isinstance(first, OSError) else OSError(str(first)))
+    except BaseException as error:
+        ended.set_exception(error)
+    else:
+        ended.set_result(None)
+
+
+def _first(error: CheckpointException) -> BaseException:
+    found: BaseException = next(iter(error.failures.values()))[0]
+    return found
+
+
+def shard_sizes(directory: Path) -> dict[str, TensorStorageMetadata]:
+    """What is in a folder, by name."""
+    found: dict[str, Any] = StrictReader(str(directory)).read_metadata().state_dict_metadata
+    return dict(found)
+
+
+def read_shards(directory: Path, tensors: dict[str, Tensor]) -> None:
+    """Fill tensors, whole ones or this rank's parts; every rank reads by itself what it needs.
+
+    Raises:
+        PassError: they are not there as the index says.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+        try:
+            load(tensors, storage_reader=StrictReader(str(directory)), no_dist=True)
+        except CheckpointException as error:  # no Exception, so nobody would catch it
+            raise PassError(f"{directory} cannot be read: {_first(error)}; remove it") from error
+
+
+class StrictReader(FileSystemReader):
+    """Reads the index without running anything, and only files of the folder itself."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        """Raises PassError if the index is not one of tensors in this folder."""
+        path = Path(self.path) / ".metadata"
+        try:
+            with path.open("rb") as stream:
+                found = Unpickler(stream).load()
+            _check(found)
+        except (ValueError, TypeError, AttributeError, LookupError, EOFError, pickle.UnpicklingError) as error:
+            raise PassError(f"{path} is no index of a save: {error}; remove {path.parent}") from error
+        found.storage_meta.load_id = self.load_id
+        index: Metadata = found
+        return index
+
+
+def _check(found: Any) -> None:
+    if not isinstance(found, Metadata) or found.storage_meta is None:
+        raise ValueError("it holds something else")
+    if not all(isinstance(about, TensorStorageMetadata) for about in found.state_dict_metadata.values()):
+        raise ValueError("it names more than tensors")
+    if any("/" in info.relative_path for info in found.storage_data.values()):
+        raise ValueError("it names files elsewhere")
+
+
+class Unpickler(pickle.Unpickler):
+    """Admits nothing but what an index of tensors is made of."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module.partition(".")[0] == "pathlib" and name.endswith("Path"):
+            return PurePath
+        if name not in ADMITTED.get(module, ()):
+            raise ValueError(f"it names {module}.{name}")
+        return super().find_class(module, name)

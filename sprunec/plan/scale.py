@@ -1,0 +1,168 @@
+"""What training costs a device in memory and in traffic, before anything runs; needs no torch.
+
+Per parameter, 4 bytes of weight, 4 of gradient, 4 for each moment of the optimizer, in every precision.
+
+DDP      holds all of it on every device, and in half precision casts of the weights until the way back is over. It adds
+         the gradients in a ring (Patarasuk & Yuan 2009): each of n devices sends 2 (n - 1) / n of their bytes.
+FSDP2    holds one n-th of it (ZeRO-3, Rajbhandari et al. 2020), gathers each block's weights before it works, forward
+         and backward, and scatters its gradients: 3 (n - 1) / n, the gathered ones with 2 bytes in half precision. What
+         stands outside the blocks is gathered once, and stays whole until its gradients are there; while a block works
+         on the way back, its weights, the next block's and its gradients are whole.
+BMTrain  parts as FSDP2 does; in half precision its weights and gradients have 2 bytes, and its Adam keeps fp32 weights
+         beside the moments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from sprunec.model.config import ModelConfig
+from sprunec.plan.plan import PassSpec, Plan
+
+FLOAT, HALF = 4, 2
+MOMENTS = {"adamw": 2, "adam": 2, "sgd": 1}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a model is trained.
+
+    Attributes:
+        devices: processes, one a device.
+        full: weights, gradients and moments in parts (FSDP2, BMTrain), not all on every device (DDP).
+        rows, columns: of one part of a device's share of the batch.
+        teacher: parameters of the model that is distilled from; every device has all of it.
+    """
+
+    devices: int = 1
+    full: bool = False
+    recompute: bool = False
+    precision: str = "fp32"
+    optimizer: str = "adamw"
+    rows: int = 1
+    columns: int = 512
+    teacher: int = 0
+    engine: str = "torch"
+
+    @property
+    def product(self) -> int:
+        """Bytes of a number that is multiplied."""
+        return FLOAT if self.precision == "fp32" else HALF
+
+    @property
+    def casts(self) -> bool:
+        """Whether fp32 weights are whole, and cast to half precision on their way into products."""
+        return self.product < self.weight and not self.full
+
+    @property
+    def weight(self) -> int:
+        """Bytes of a weight, and of its gradient."""
+        return self.product if self.engine == "bmtrain" else FLOAT
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one device, in bytes; traffic is what it sends in one step."""
+
+    weights: float
+    gradients: float
+    moments: float
+    working: float
+    activations: float
+    traffic: float
+
+    @property
+    def state(self) -> float:
+        """What is there between steps, and while the optimizer works."""
+        return self.weights + self.gradients + self.moments
+
+    @property
+    def memory(self) -> float:
+        """At the peak, without what the libraries take for themselves."""
+        return self.state + self.working + self.activations
+
+
+def cost(config: ModelConfig, setting: Setting) -> Cost:
+    """The peak of a device's memory in a training step, and its traffic."""
+    parameters, blocks = config.parameters(), [block_parameters(config, i) for i in range(config.num_layers)]
+    n, width, outside = setting.devices, setting.weight, config.parameters() - sum(blocks)
+    share = n if setting.full else 1
+    master = FLOAT if width < FLOAT else 0
+    moments = (MOMENTS[setting.optimizer] * FLOAT + master) * parameters / share
+    working = HALF * sum(blocks) if setting.casts and not setting.recompute else 0.0
+    sent = 2.0 * width * parameters
+    if setting.full and n > 1:
+        working = 2.0 * width * outside + (2.0 * setting.product + width) * max(blocks, default=0)
+        sent = (2.0 * setting.product + width) * sum(blocks) + 2.0 * width * outside
+    weights, taught = width * parameters / share, float(FLOAT * setting.teacher)
+    activated = activations(config, setting)
+    return Cost(weights, weights, moments, working + taught, activated, (n - 1) / n * sent)
+
+
+def block_parameters(config: ModelConfig, index: int) -> int:
+    """Of one block: four projections and a norm, three matrices and a norm, each only where they are."""
+    layer, dim = config.layers[index], config.dim_model
+    attention = 4 * dim * layer.heads * layer.dim_head + dim if layer.heads else 0
+    return attention + (3 * dim * layer.dim_ff + dim if layer.dim_ff else 0)
+
+
+def activations(config: ModelConfig, setting: Setting) -> float:
+    """Bytes kept for the way back; with `recompute` every block's input, and the inside of one block.
+
+    Of a cell (a row's column) the inputs of products are kept, in what products are taken in; of a norm its input and
+    what it divides, in float32; of the attention its scores, in float32; of the loss its logits.
+    """
+    cells, inside = setting.rows * setting.columns, [_inside(config, i, setting) for i in range(config.num_layers)]
+    outside = FLOAT * cells * (config.vocab_size + 3.0 * config.dim_model) + 3.0 * FLOAT * cells * setting.columns
+    if not setting.recompute:
+        return outside + sum(inside)
+    return outside + FLOAT * cells * config.dim_model * config.num_layers + max(inside, default=0.0)
+
+
+def _inside(config: ModelConfig, index: int, setting: Setting) -> float:
+    layer, dim, cells, width = config.layers[index], config.dim_model, setting.rows * setting.columns, setting.product
+    attention = cells * (2 * FLOAT * dim + width * (dim + 4 * layer.heads * layer.dim_head)) if layer.heads else 0
+    scores = FLOAT * cells * setting.columns * layer.heads
+    feed_forward = cells * (2 * FLOAT * dim + width * (dim + 4 * layer.dim_ff)) if layer.dim_ff else 0
+    return float(attention + scores + feed_forward)
+
+
+def shards_by_itself(parameters: int, memory: float) -> bool:
+    """What `"sharding": "auto"` does on devices of so many bytes: parts, once all of it would fill half of one."""
+    return 4 * FLOAT * parameters > memory / 2
+
+
+def plan_costs(plan: Plan, devices: int) -> list[dict[str, Any]]:
+    """What the plan's largest training pass costs each of so many devices, for every sharding that it may get.
+
+    The model is taken as it enters the plan, so it is at most so much.
+    """
+    passes = [spec for spec in plan.passes if "accumulate" in spec.options]
+    if not passes or plan.data is None:
+        return []
+    shardings = ["none", "full"] if plan.engine.sharding == "auto" else [plan.engine.sharding]
+    found = []
+    for sharding in shardings if devices > 1 else ["none"]:
+        worst = max(_costs(plan, passes, devices, sharding == "full"), key=lambda each: each.memory)
+        found.append({"sharding": sharding, "devices": devices, "memory": worst.memory, "traffic": worst.traffic})
+    return found
+
+
+def _costs(plan: Plan, passes: list[PassSpec], devices: int, full: bool) -> Iterator[Cost]:
+    config, data, engine = plan.model.config, plan.data, plan.engine
+    assert data is not None
+    for spec in passes:
+        setting = Setting(
+            devices=devices,
+            full=full or engine.name == "bmtrain",
+            recompute=engine.activation_checkpointing,
+            precision=engine.precision,
+            optimizer=spec.options["optimizer"],
+            rows=max(1, data.batch_size // devices // spec.options["accumulate"]),
+            columns=data.max_length,
+            teacher=config.parameters() if spec.options["distillation"] is not None else 0,
+            engine=engine.name,
+        )
+        yield cost(config, setting)

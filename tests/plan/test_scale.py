@@ -1,0 +1,129 @@
+"""What training is said to cost, against what it costs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sprunec.data.batches import Batch
+from sprunec.engines.device import Place
+from sprunec.engines.torch_engine import TorchEngine
+from sprunec.model.config import ModelConfig
+from sprunec.model.cpm_ant import build, initialize
+from sprunec.plan.plan import read_plan
+from sprunec.plan.scale import Setting, _inside, block_parameters, cost, plan_costs, shards_by_itself
+from tests.engines.test_loop import TRAINING
+from tests.runs import MODEL, TRAIN, plan, write
+
+ROOT = Path(__file__).parents[2]
+WIDE = MODEL | {"dim_model": 128, "num_heads": 4, "dim_head": 32, "dim_ff": 384, "vocab_size": 512}
+ROWS, COLUMNS = 4, 66
+FULL = {"sharding": "full"}
+
+
+def batch(config: ModelConfig) -> Batch:
+    from sprunec.passes.looks import random_batch
+
+    return random_batch(config, rows=ROWS, text=COLUMNS - config.prompt_length)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_state_is_what_is_computed(optimizer: str) -> None:
+    config = ModelConfig.from_dict(WIDE)
+    model = build(config)
+    initialize(model, 0)
+    engine = TorchEngine(Place.of("cpu", "fp32"))
+    driver = engine.drive(model, replace(TRAINING, optimizer=optimizer))
+    driver.backward(driver.forward(batch(config).inputs).float().square().mean())
+    driver.step(0.01, driver.norm())
+    parameters = list(model.parameters())
+    moments = [value for entry in driver.optimizer.state.values() for value in entry.values() if value.dim()]
+    held = sum(t.nbytes for t in (*parameters, *(p.grad for p in parameters), *moments))
+    assert held == cost(config, Setting(optimizer=optimizer)).state
+    inside = sum(p.numel() for name, p in model.named_parameters() if ".layers." in name)
+    assert inside == sum(block_parameters(config, index) for index in range(config.num_layers))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("layers", [2, 6])
+def test_activations_are_about_what_is_computed(layers: int, recompute: bool, precision: str) -> None:
+    """What autograd keeps once the loss is there; where blocks are computed again, their inputs."""
+    config = ModelConfig.from_dict(WIDE | {"num_layers": layers})
+    model = build(config)
+    initialize(model, 0)
+    engine = TorchEngine(Place.of("cpu", precision), recompute=recompute)
+    driver, kept = engine.drive(model, TRAINING), {}
+    owned = {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in owned:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    data = batch(config)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), engine.place.precision():
+        logits = driver.forward(data.inputs)
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), data.targets.flatten())
+    found = cost(config, Setting(rows=ROWS, columns=COLUMNS, precision=precision, recompute=recompute))
+    one_block = _inside(config, 0, Setting(rows=ROWS, columns=COLUMNS, precision=precision)) if recompute else 0.0
+    assert float(loss.detach()) > 0
+    assert sum(kept.values()) == pytest.approx(found.activations + found.working - one_block, rel=0.25)
+
+
+@pytest.mark.slow
+def test_two_processes_hold_and_send_what_is_computed() -> None:
+    command = [sys.executable, "benchmarks/sharding.py", "--width", "64", "--layers", "2", "--json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=True)
+    found = json.loads(done.stdout)
+    config = ModelConfig.from_dict(found["config"])
+    for mode, full in (("DDP", False), ("FSDP2", True)):
+        wanted, row = cost(config, Setting(2, full)), found["modes"][mode]
+        assert row["state"] == pytest.approx(wanted.state, rel=0.01)
+        assert row["traffic"] == pytest.approx(wanted.traffic, rel=0.01)
+
+
+def test_parts_shrink_with_devices_and_wholes_do_not() -> None:
+    config = ModelConfig.from_dict(WIDE)
+    one, ddp, fsdp = (cost(config, Setting(n, full)) for n, full in ((1, False), (8, False), (8, True)))
+    assert ddp.state == one.state == 8 * fsdp.state
+    assert one.traffic == 0 < ddp.traffic < fsdp.traffic < 1.5 * ddp.traffic
+    assert cost(config, Setting(teacher=1000)).memory - one.memory == 4000
+
+
+def test_auto_shards_what_would_fill_half_a_device() -> None:
+    assert not shards_by_itself(10**9, 40e9)
+    assert shards_by_itself(10**9, 30e9)
+
+
+@pytest.mark.parametrize(
+    ("engine", "devices", "shardings"),
+    [
+        ({}, 1, ["none"]),
+        ({}, 4, ["none", "full"]),
+        ({"sharding": "full"}, 2, ["full"]),
+        ({"sharding": "full"}, 1, ["none"]),
+    ],
+)
+def test_a_plan_says_what_it_costs(engine: dict[str, Any], devices: int, shardings: list[str], tmp_path: Path) -> None:
+    found = plan_costs(read_plan(write(tmp_path, plan(TRAIN, engine=engine))), devices)
+    assert [row["sharding"] for row in found] == shardings
+    wanted = cost(
+        ModelConfig.from_dict(MODEL), Setting(devices, shardings[-1] == "full", rows=4 // devices, columns=34)
+    )
+    assert (found[-1]["memory"], found[-1]["traffic"]) == (wanted.memory, wanted.traffic)
+
+
+def test_a_plan_that_trains_nothing_costs_nothing(tmp_path: Path) -> None:
+    scored = {"pass": "score-mask", "criterion": "random", "unit": "head", "target": {"num_heads": 3}}
+    content = plan(scored, model={"config": MODEL, "checkpoint": "none.pt"})
+    assert plan_costs(read_plan(write(tmp_path, content)), 2) == []
