@@ -43,6 +43,7 @@ def at_the_head() -> Iterator[Team | None]:
         yield team
     finally:
         team.end()
+    team.close()
 
 
 def follow_lead() -> int:

@@ -13,6 +13,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -111,14 +112,20 @@ class Team:
         return found
 
     def end(self) -> None:
-        """The lead lets all others go."""
-        self._store.set(END, "")
+        """The lead lets all others go, if they are there."""
         self.leave()
+        with suppress(RuntimeError):
+            self._store.set(END, "")
 
     def leave(self) -> None:
         """Show no more signs of life."""
         if self._pulse is not None:
             self._pulse.close()
+
+    def close(self) -> None:
+        """Close the channel of collectives; only where nobody hangs in one."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
     # --- what went wrong ---
 

@@ -11,6 +11,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,6 +81,7 @@ def follow(team: Team, stop: Callable[[], bool]) -> int:
         return _explain(team, error)
     finally:
         team.leave()
+    team.close()
     return 0
 
 
@@ -120,7 +122,8 @@ def _take_part(team: Team, found: Mapping[str, Any], stop: Callable[[], bool]) -
             engine=found["engine"],
             world=team,
         )
-        importlib.import_module(f"sprunec.passes.{PASSES[found['pass']].module}").run(job)
+        with suppress(KeyboardInterrupt):  # all have stopped; this one is there until the lead has saved
+            importlib.import_module(f"sprunec.passes.{PASSES[found['pass']].module}").run(job)
 
 
 def _device(team: Team, device: str) -> str:
