@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ from sprunec.model.config import ModelConfig
 from sprunec.model.cpm_ant import build, initialize
 from sprunec.model.frame import CPMAnt
 from tests.runs import TINY, execute, guide
+
+# BMTrain has wheels up to Python 3.11, and is no part of what all tests need.
+collect_ignore = [] if find_spec("bmtrain") else ["engines/test_bmtrain.py"]
 
 
 def tiny_config(**changes: Any) -> ModelConfig:

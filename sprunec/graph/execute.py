@@ -116,8 +116,13 @@ def _check_ready(graph: Graph, team: Team | None) -> str:
         from sprunec.engines.team import here
 
         check_shares(graph, team.size)
-        return str(Place.of(here(graph.device, team.local_rank), "fp32").device)
-    return str(Place.of(graph.device, "fp32").device)
+    device = graph.device if team is None else here(graph.device, team.local_rank)
+    place = Place.of(device, "fp32")
+    if graph.engine.get("name") == "bmtrain" and any(PASSES[node.pass_].trains for node in graph.nodes):
+        from sprunec.engines.bmtrain_engine import check_here
+
+        check_here(place)
+    return str(place.device)
 
 
 def _execute(

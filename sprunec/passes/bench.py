@@ -36,6 +36,11 @@ def engine_of(job: Job) -> Engine:
     offload = bool(options.get("offload")) and place.device.type != "cpu"
     full = offload or (job.world.size > 1 and _shards(job, place))
     recompute = bool(options.get("activation_checkpointing"))
+    if options.get("name") == "bmtrain":
+        from sprunec.engines.bmtrain_engine import BMTrainEngine
+
+        full, offload = options.get("sharding") != "none", bool(options.get("offload"))
+        return BMTrainEngine(place, job.world, job.options["seed"], full=full, recompute=recompute, offload=offload)
     return TorchEngine(place, job.world, full=full, recompute=recompute, offload=offload)
 
 

@@ -13,6 +13,7 @@ from sprunec.errors import Diagnostic, InputError
 from sprunec.model.config import ModelConfig
 from sprunec.plan.distillation import distillation_fits
 from sprunec.plan.draft import MASKS, TRAINS, Draft, Step, takes_a_look
+from sprunec.plan.engines import engine_fits
 from sprunec.plan.forms import form_fits, heads_tied
 from sprunec.plan.saved_masks import saved_masks_fit
 from sprunec.plan.sizes import size_findings
@@ -233,6 +234,7 @@ CHECKS: tuple[Check, ...] = (
     text_fits,
     data_set_whole,
     training_fits,
+    engine_fits,
     distillation_fits,
     batches_used,
     saved_masks_fit,

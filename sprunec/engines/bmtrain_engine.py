@@ -1,0 +1,246 @@
+"""BMTrain (OpenBMB) under the training loop: ZeRO over NCCL, block by block, with its own optimizers and loss scale.
+
+BMTrain 1.0.1 replaces every parameter by this rank's part of it, and gathers a block's while the block is at work. What
+is known to go wrong there is handled here, or refused in words before any work:
+
+- containers of a `torch.fx` graph are bare `nn.Module`s, which it cannot subclass: they get a class of their own;
+- gates are buffers that change at every step; it would send them, and cannot load them: they are state no more;
+- its loading and saving know whole models only; here each part is put where it belongs, so states stay plain;
+- its Adam has weight decay as an L2 term: "adam" is its own, "adamw" and "sgd" are torch's, on the same parts;
+- losses are already divided by the targets of the whole batch, so gradients are added over ranks, not averaged.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import sys
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sprunec.engines.accidents import non_finite
+from sprunec.engines.device import Place
+from sprunec.engines.optimizer import in_groups, make_optimizer, one_group
+from sprunec.engines.training import Training
+from sprunec.engines.world import Alone, World
+from sprunec.errors import InputError
+from sprunec.model.blocks import blocks
+
+INSTALL = "pip install --no-deps bmtrain==1.0.1 (Python 3.11 or older; --no-deps keeps torch's own NCCL)"
+MODULE = "._module"
+
+
+def check_here(place: Place) -> None:
+    """Raises InputError where BMTrain is not installed, or has no GPU to work on."""
+    if find_spec("bmtrain") is None:
+        raise InputError.at("engine", "the package bmtrain is not installed", INSTALL, code="missing-package")
+    if place.device.type != "cuda" or not torch.cuda.is_available():
+        hint = 'write "name": "torch", or run where there is a GPU'
+        raise InputError.at("engine", f"bmtrain works on CUDA alone, and this is {place.device}", hint)
+
+
+def start(seed: int) -> None:
+    """Have BMTrain meet its processes, once; it would also take over threads, cores and standard output."""
+    import bmtrain
+
+    if bmtrain.init.is_initialized():
+        return
+    threads, cores, cudnn = torch.get_num_threads(), os.sched_getaffinity(0), torch.backends.cudnn.enabled
+    warnings.filterwarnings("ignore", "TypedStorage is deprecated")
+    with contextlib.redirect_stdout(sys.stderr):
+        bmtrain.init_distributed(seed=seed)
+    torch.set_num_threads(threads)
+    os.sched_setaffinity(0, cores)
+    torch.backends.cudnn.enabled = cudnn
+
+
+class Box(nn.Module):
+    """A container with a class that can be subclassed."""
+
+
+@dataclass(frozen=True)
+class BMTrainEngine:
+    """See `Engine`.
+
+    Attributes:
+        full: parts of weights on each rank (ZeRO-3), not of gradients and moments only (ZeRO-2).
+        recompute: blocks keep their inputs only, and compute what is inside them again on the way back.
+        offload: moments lie in the memory of the CPU, where Adam then works.
+    """
+
+    place: Place
+    world: World = field(default_factory=Alone)
+    seed: int = 0
+    full: bool = True
+    recompute: bool = False
+    offload: bool = False
+
+    def drive(
+        self,
+        model: nn.Module,
+        training: Training,
+        others: Iterable[nn.Parameter] = (),
+        kept: Mapping[str, Tensor] | None = None,
+    ) -> BMTrainDriver:
+        """Raises InputError for what BMTrain would do wrong without a word."""
+        check_here(self.place)
+        _refuse(model, training, list(others), kept, self.offload)
+        start(self.seed)
+        return BMTrainDriver(self, self._wrap(model), training)
+
+    def _wrap(self, model: nn.Module) -> nn.Module:
+        import bmtrain
+
+        for module in list(model.modules()):
+            if type(module) is nn.Module:
+                module.__class__ = Box
+            module._non_persistent_buffers_set.update(module._buffers)
+        for name, block in list(blocks(model)):
+            inner = bmtrain.BMTrainModelWrapper(block)
+            level = 3 if self.full else 2
+            model.set_submodule(name, bmtrain.Block(inner, use_checkpoint=self.recompute, zero_level=level))
+        wrapped: nn.Module = bmtrain.BMTrainModelWrapper(model)
+        return wrapped
+
+    def weights(self, model: nn.Module) -> dict[str, Tensor]:
+        whole = {name: self.gather(parameter, parameter.data) for name, parameter in _parts(model)}
+        return whole if self.world.lead else {}
+
+    def gather(self, parameter: Any, part: Tensor) -> Tensor:
+        """The whole of something that is parted as a parameter is, on the CPU of every rank."""
+        flat = torch.zeros(parameter._original_shape.numel(), dtype=part.dtype)
+        if part.numel():
+            flat[parameter._start_partition : parameter._end_partition] = part.detach().cpu()
+        self.world.add([flat])
+        return flat.view(parameter._original_shape)
+
+
+class BMTrainDriver:
+    """See `Driver`."""
+
+    def __init__(self, engine: BMTrainEngine, model: nn.Module, training: Training) -> None:
+        from bmtrain.optim import OptimManager
+
+        self.engine, self.model, self.training = engine, model.train(), training
+        half = engine.place.dtype == torch.float16
+        self.optimizer = _optimizer(model, training, engine.offload)
+        self.manager = OptimManager(loss_scale=training.loss_scale if half else None, grad_scale=1)
+        self.manager.add_optimizer(self.optimizer)
+
+    @property
+    def scale(self) -> float:
+        return float(self.manager.loss_scale)
+
+    @property
+    def scaled(self) -> bool:
+        return bool(self.manager.loss_scale_enabled)
+
+    def part(self, last: bool) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        logits: Tensor = self.model(**inputs)[0]
+        return logits
+
+    def backward(self, loss: Tensor) -> None:
+        self.manager.backward(loss)
+
+    def norm(self) -> float:
+        squares = [p.grad.double().square().sum().item() for _, p in _parts(self.model) if p.grad is not None]
+        return math.sqrt(self.engine.world.total([sum(squares)])[0]) / self.scale
+
+    def step(self, rate: float, norm: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        if self.training.clip_grad is not None:
+            self.manager.clip_grad_norm(self.optimizer.param_groups, self.training.clip_grad)
+        self.manager.step()
+
+    def end(self, finite: bool) -> None:
+        """A good step has told the manager already."""
+        if not finite and self.scaled:
+            smaller = self.manager.loss_scale / self.manager.loss_scale_factor
+            self.manager._justify_scale(max(smaller, self.manager.min_loss_scale))
+        self.manager.zero_grad()
+
+    def finite(self) -> bool:
+        bad = non_finite([parameter.data for _, parameter in _parts(self.model)])
+        return not any(self.engine.world.total([float(bad)]))
+
+    def state(self) -> dict[str, Any]:
+        owners = [parameter for _, parameter in _parts(self.model)]
+        moments = one_group(self.optimizer.state_dict())
+        for number, entries in moments["state"].items():
+            owner = owners[number]
+            moments["state"][number] = {
+                key: self.engine.gather(owner, value) if _is_parted(owner, value) else value
+                for key, value in entries.items()
+            }
+        manager = {"scale": self.scale, "steps": self.manager.steps_since_last_scale}
+        return {"model": self.engine.weights(self.model), "optimizer": moments, "scaler": manager}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        owners = [parameter for _, parameter in _parts(self.model)]
+        for name, parameter in _parts(self.model):
+            parameter._copy_data(state["model"][name].to(parameter.device))
+        moments = in_groups(state["optimizer"], self.optimizer)
+        for number, entries in moments["state"].items():
+            owner = owners[number]
+            for key, value in entries.items():
+                if isinstance(value, Tensor) and value.shape == owner._original_shape:
+                    part = value.flatten()[owner._start_partition : owner._end_partition]
+                    entries[key] = part.clone().view(owner.data.shape)
+        torch.optim.Optimizer.load_state_dict(self.optimizer, moments)
+        self.manager.steps_since_last_scale = state["scaler"].get("steps", 0)
+        if self.scaled:
+            self.manager.loss_scale = state["scaler"]["scale"]
+
+
+def _parts(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """This rank's parts of all parameters, by the plain model's names."""
+    for name, parameter in model.named_parameters():
+        yield name.replace(MODULE, ""), parameter
+
+
+def _is_parted(owner: Any, value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dim() > 0 and value.shape == owner.data.shape
+
+
+def _optimizer(model: nn.Module, training: Training, offload: bool) -> torch.optim.Optimizer:
+    from bmtrain.optim import AdamOffloadOptimizer, AdamOptimizer
+
+    if training.optimizer != "adam":
+        return make_optimizer(model, training)
+    kind = AdamOffloadOptimizer if offload else AdamOptimizer
+    parameters = [parameter for _, parameter in _parts(model) if parameter.requires_grad]
+    made: torch.optim.Optimizer = kind(
+        parameters, lr=training.learning_rate, betas=training.betas, weight_decay=training.weight_decay
+    )
+    return made
+
+
+def _refuse(
+    model: nn.Module,
+    training: Training,
+    others: list[nn.Parameter],
+    kept: Mapping[str, Tensor] | None,
+    offload: bool,
+) -> None:
+    shared = len(list(model.named_parameters(remove_duplicate=False))) - len(list(model.parameters()))
+    problems = {
+        "a weight has two names, and bmtrain would train two of it": shared > 0,
+        "bmtrain does not hold 2:4 patterns": bool(kept),
+        "bmtrain does not train projections beside the model": bool(others),
+        f'bmtrain has no {training.optimizer} on the CPU; write "optimizer": "adam", or no offload': offload
+        and training.optimizer != "adam",
+    }
+    for message in (words for words, found in problems.items() if found):
+        raise InputError.at("engine", message, 'or write "name": "torch"', code="engine-cannot")
