@@ -93,7 +93,8 @@ class Driver(Protocol):
     def state(self) -> dict[str, Any]:
         """Weights, moments and loss scale, as `load` takes them.
 
-        Whole plain CPU tensors on the lead and nothing elsewhere, or each rank's part as DTensors (see `saves`).
+        Plain tensors, of which the lead's are written; or as `shards`, by name, each rank's parts (DTensors), which are
+        written to a folder, and whose place `load` is then given instead.
         """
 
     def load(self, state: Mapping[str, Any]) -> None:

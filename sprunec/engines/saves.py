@@ -76,10 +76,8 @@ class Saves:
 
     def _whole(self) -> Path | None:
         for path in sorted(self.directory.glob("step-*"), reverse=True):
-            if not path.exists():  # a link that leads nowhere
-                continue
             digest = _folder_digest(path) if path.is_dir() else _file_digest(path)
-            if path.name.removesuffix(".pt").rpartition("-")[2] == digest:
+            if digest and path.name.removesuffix(".pt").rpartition("-")[2] == digest:
                 return path
             self._tell(f"{path} is damaged, and is not used")
         return None
@@ -181,14 +179,19 @@ def _write(path: Path, state: dict[str, Any]) -> str:
 
 
 def _file_digest(path: Path) -> str:
+    """Of its content; nothing of what is no file."""
+    if not path.is_file():
+        return ""
     with naming(path), path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()[:DIGITS]
 
 
 def _folder_digest(path: Path) -> str:
-    """Of the names and contents of all files in it."""
+    """Of the names and contents of all files in it; nothing if it holds more than files."""
     digest = hashlib.sha256()
     for file in sorted(path.iterdir()):
+        if not file.is_file():
+            return ""
         digest.update(f"{file.name} {_file_digest(file)}\n".encode())
     return digest.hexdigest()[:DIGITS]
 

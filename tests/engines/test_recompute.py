@@ -1,7 +1,10 @@
-"""Blocks that are computed again on the way back train as those that keep everything."""
+"""What saves memory in one process, blocks computed again and weights offloaded, trains as what saves none."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +19,7 @@ from sprunec.rewrite.trace import trace_blocks
 from tests.conftest import tiny_config, tiny_model
 from tests.engines.test_loop import CPU, TRAINING, batch
 
+ROOT = Path(__file__).parents[2]
 UNITS = ("block", "attention", "head", "dim_head", "dim_ff")
 
 
@@ -64,3 +68,10 @@ def test_a_driven_model_gives_its_weights_by_its_own_names(recompute: bool) -> N
     engine = TorchEngine(CPU.place, recompute=recompute)
     engine.drive(model, TRAINING)
     assert engine.weights(model).keys() == tiny_model().state_dict().keys()
+
+
+def test_what_is_offloaded_trains_the_same_across_a_stop(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.engines.offloaded", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 1e-6

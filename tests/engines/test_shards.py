@@ -85,6 +85,18 @@ def test_a_damaged_folder_is_not_taken_for_good(folder: Path, tmp_path: Path) ->
     assert told == [f"{whole} is damaged, and is not used"]
 
 
+@pytest.mark.parametrize("kind", ["folder in it", "link to nowhere", "empty"])
+def test_what_is_no_save_is_left_aside(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "step-000000004-0123"
+    if kind == "link to nowhere":
+        path.symlink_to(tmp_path / "nowhere")
+    else:
+        path.mkdir()
+    if kind == "folder in it":
+        (path / "more").mkdir()
+    assert Saves(tmp_path, 1, lambda: False).latest() is None
+
+
 @pytest.mark.parametrize("left", ["file", "folder"])
 def test_what_a_killed_run_left_half_written_is_in_nobodys_way(left: str, tmp_path: Path) -> None:
     aside = tmp_path / "save.writing"
