@@ -8,8 +8,7 @@ FSDP2    holds one n-th of it (ZeRO-3, Rajbhandari et al. 2020), gathers each bl
          and backward, and scatters its gradients: 3 (n - 1) / n, the gathered ones with 2 bytes in half precision. What
          stands outside the blocks is gathered once, and stays whole until its gradients are there; while a block works
          on the way back, its weights, the next block's and its gradients are whole.
-BMTrain  parts as FSDP2 does; in half precision its weights and gradients have 2 bytes, and its Adam keeps fp32 weights
-         beside the moments.
+BMTrain  parts as FSDP2 does, and gathers with 4 bytes in every precision: its weights stay in fp32 here.
 """
 
 from __future__ import annotations
@@ -54,12 +53,12 @@ class Setting:
     @property
     def casts(self) -> bool:
         """Whether fp32 weights are whole, and cast to half precision on their way into products."""
-        return self.product < self.weight and not self.full
+        return self.product < FLOAT and not self.full
 
     @property
-    def weight(self) -> int:
-        """Bytes of a weight, and of its gradient."""
-        return self.product if self.engine == "bmtrain" else FLOAT
+    def gathered(self) -> int:
+        """Bytes of a weight of a block that is gathered; BMTrain gathers what it holds, and casts it then."""
+        return FLOAT if self.engine == "bmtrain" else self.product
 
 
 @dataclass(frozen=True)
@@ -87,16 +86,14 @@ class Cost:
 def cost(config: ModelConfig, setting: Setting) -> Cost:
     """The peak of a device's memory in a training step, and its traffic."""
     parameters, blocks = config.parameters(), [block_parameters(config, i) for i in range(config.num_layers)]
-    n, width, outside = setting.devices, setting.weight, config.parameters() - sum(blocks)
-    share = n if setting.full else 1
-    master = FLOAT if width < FLOAT else 0
-    moments = (MOMENTS[setting.optimizer] * FLOAT + master) * parameters / share
+    n, outside, share = setting.devices, parameters - sum(blocks), setting.devices if setting.full else 1
+    moments = MOMENTS[setting.optimizer] * FLOAT * parameters / share
     working = HALF * sum(blocks) if setting.casts and not setting.recompute else 0.0
-    sent = 2.0 * width * parameters
+    sent = 2.0 * FLOAT * parameters
     if setting.full and n > 1:
-        working = 2.0 * width * outside + (2.0 * setting.product + width) * max(blocks, default=0)
-        sent = (2.0 * setting.product + width) * sum(blocks) + 2.0 * width * outside
-    weights, taught = width * parameters / share, float(FLOAT * setting.teacher)
+        working = 2.0 * FLOAT * outside + (2.0 * setting.gathered + FLOAT) * max(blocks, default=0)
+        sent = (2.0 * setting.gathered + FLOAT) * sum(blocks) + 2.0 * FLOAT * outside
+    weights, taught = FLOAT * parameters / share, float(FLOAT * setting.teacher)
     activated = activations(config, setting)
     return Cost(weights, weights, moments, working + taught, activated, (n - 1) / n * sent)
 
