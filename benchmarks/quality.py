@@ -6,7 +6,7 @@
 A cell is one method, target, budget and seed: a native plan, run by `sprunec run` on one thread from a dense model that
 is trained once for each corpus. What cells gave stands in `benchmarks/quality.json` by the digest of all that decides
 it, so a cell is run once, and work adds up over days. `--show` prints the tables of that file, `--publish` puts them
-into `docs/quality.md` with a picture.
+into `docs/quality.md` with a picture, and the main one into the README.
 """
 
 from __future__ import annotations
@@ -179,11 +179,12 @@ def main() -> None:
     options = parser.parse_args()
     if not (options.show or options.publish):
         run_cells(options)
-    print("\n\n".join(table.plain() for table in tables(read_results())))
+    shown = tables(read_results())
+    print("\n\n".join(table.plain() for table in shown))
     if options.publish:
         (DOCS / "quality.md").write_text(page(json.loads(RESULTS.read_text())))
-        (DOCS / "quality.svg").write_text(picture(tables(read_results())) + "\n")
-        README.write_text(with_table(README.read_text(), tables(read_results())))
+        (DOCS / "quality.svg").write_text(picture(shown) + "\n")
+        README.write_text(with_table(README.read_text(), shown))
 
 
 def page(results: Mapping[str, Any]) -> str:

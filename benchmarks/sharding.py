@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
+from models import TRAINING, model_of
 from torch import Tensor
 
 from sprunec.engines.device import Place
@@ -37,33 +38,6 @@ from sprunec.plan.scale import Cost, Setting, cost
 
 MODES = {"one process": (1, False), "DDP": (2, False), "FSDP2": (2, True)}
 ROWS, TEXT = 2, 28
-OPTIONS: dict[str, Any] = {
-    "optimizer": "adamw",
-    "betas": (0.9, 0.999),
-    "learning_rate": 1e-4,
-    "schedule": "constant",
-    "warmup_steps": 0,
-    "weight_decay": 0.01,
-    "clip_grad": 1.0,
-    "accumulate": 1,
-    "loss_scale": 1.0,
-}
-
-
-def config_of(width: int, layers: int) -> ModelConfig:
-    return ModelConfig.from_dict(
-        {
-            "vocab_size": 512,
-            "dim_model": width,
-            "num_heads": width // 32,
-            "dim_head": 32,
-            "dim_ff": 4 * width,
-            "num_layers": layers,
-            "prompt_types": 3,
-            "prompt_length": 4,
-            "segment_types": 3,
-        }
-    )
 
 
 def measure(folder: Path, mode: str, steps: int) -> dict[str, float]:
@@ -84,7 +58,7 @@ def measure(folder: Path, mode: str, steps: int) -> dict[str, float]:
 
     TorchDriver.step = look  # type: ignore[method-assign]
     with sent:
-        fit(model, lambda _: batch, Training(steps=steps, **OPTIONS), engine, first_step=0, report=lambda _: None)
+        fit(model, lambda _: batch, Training(steps=steps, **TRAINING), engine, first_step=0, report=lambda _: None)
     return found | {"peak": memory("VmHWM") - before, "traffic": sent.bytes / steps}
 
 
@@ -162,7 +136,7 @@ def main() -> None:
     if arguments.worker:
         print(json.dumps(measure(arguments.folder, arguments.worker, arguments.steps)), flush=True)
         return
-    config = config_of(arguments.width, arguments.layers)
+    config = model_of(arguments.width, arguments.layers)
     with tempfile.TemporaryDirectory() as name:
         model = build(config)
         initialize(model, 0)

@@ -12,9 +12,9 @@ import json
 import time
 from collections.abc import Callable
 from statistics import median
-from typing import Any
 
 import torch
+from models import TRAINING, model_of
 
 from sprunec.data.batches import Batch
 from sprunec.engines.device import Place
@@ -33,33 +33,6 @@ from sprunec.rewrite.gating import insert_gates
 from sprunec.rewrite.trace import trace_blocks
 
 UNITS = ("attention", "feed_forward", "head", "dim_ff")
-OPTIONS: dict[str, Any] = {
-    "optimizer": "adamw",
-    "betas": (0.9, 0.999),
-    "learning_rate": 1e-4,
-    "schedule": "constant",
-    "warmup_steps": 0,
-    "weight_decay": 0.01,
-    "clip_grad": 1.0,
-    "accumulate": 1,
-    "loss_scale": 1.0,
-}
-
-
-def config_of(width: int) -> ModelConfig:
-    return ModelConfig.from_dict(
-        {
-            "vocab_size": 2048,
-            "dim_model": width,
-            "num_heads": width // 32,
-            "dim_head": 32,
-            "dim_ff": 3 * width,
-            "num_layers": 6,
-            "prompt_types": 3,
-            "prompt_length": 4,
-            "segment_types": 3,
-        }
-    )
 
 
 def fresh(config: ModelConfig, place: Place) -> CPMAnt:
@@ -92,7 +65,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()
-    place, config = Place.of(arguments.device, "fp32"), config_of(arguments.width)
+    place, width = Place.of(arguments.device, "fp32"), arguments.width
+    config = model_of(width, 6, vocab_size=2048, dim_ff=3 * width)
     batch = random_batch(config, rows=8, text=124)
     model, learner = gated(config, place, arguments.steps + 1)
     runs: dict[str, Callable[[], None]] = {
@@ -115,7 +89,7 @@ def main() -> None:
 
 
 def stepper(model: CPMAnt, batch: Batch, place: Place, learner: GateLearner | None) -> Callable[[], None]:
-    training, engine = Training(steps=1, **OPTIONS), TorchEngine(place)
+    training, engine = Training(steps=1, **TRAINING), TorchEngine(place)
 
     def step() -> None:
         fit(model, lambda _: batch, training, engine, first_step=0, report=lambda _: None, companion=learner)

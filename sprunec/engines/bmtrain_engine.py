@@ -31,7 +31,7 @@ from sprunec.engines.device import Place
 from sprunec.engines.optimizer import in_groups, make_optimizer, one_group
 from sprunec.engines.training import Training
 from sprunec.engines.world import Alone, World
-from sprunec.errors import InputError
+from sprunec.errors import InputError, PassError
 from sprunec.model.blocks import blocks
 
 INSTALL = "pip install --no-deps bmtrain==1.0.1 (Python 3.11 or older; --no-deps keeps torch's own NCCL)"
@@ -178,30 +178,34 @@ class BMTrainDriver:
     def state(self) -> dict[str, Any]:
         owners = [parameter for _, parameter in _parts(self.model)]
         moments = one_group(self.optimizer.state_dict())
-        for number, entries in moments["state"].items():
-            owner = owners[number]
-            moments["state"][number] = {
-                key: self.engine.gather(owner, value) if _is_parted(owner, value) else value
-                for key, value in entries.items()
-            }
-        manager = {"scale": self.scale, "steps": self.manager.steps_since_last_scale}
-        return {"model": self.engine.weights(self.model), "optimizer": moments, "scaler": manager}
+        whole = {number: self._whole(owners[number], entries) for number, entries in moments["state"].items()}
+        scaler = {"scale": self.scale, "_growth_tracker": self.manager.steps_since_last_scale}  # as `LossScale` has it
+        return {
+            "model": self.engine.weights(self.model),
+            "optimizer": moments | {"state": whole},
+            "scaler": scaler if self.scaled else {},
+        }
+
+    def _whole(self, owner: Any, entries: Mapping[str, Any]) -> dict[str, Any]:
+        """An optimizer's entries of one parameter; what is of the part's shape is parted as it is."""
+
+        def is_parted(value: Any) -> bool:
+            return isinstance(value, Tensor) and value.dim() > 0 and value.shape == owner.data.shape
+
+        return {key: self.engine.gather(owner, v) if is_parted(v) else v for key, v in entries.items()}
 
     def load(self, state: Mapping[str, Any]) -> None:
+        if "shards" in state:
+            raise PassError(f'{state["shards"]} is in parts of FSDP2, which bmtrain does not read; go on with "torch"')
         owners = [parameter for _, parameter in _parts(self.model)]
         for name, parameter in _parts(self.model):
             parameter._copy_data(state["model"][name].to(parameter.device))
         moments = in_groups(state["optimizer"], self.optimizer)
-        for number, entries in moments["state"].items():
-            owner = owners[number]
-            for key, value in entries.items():
-                if isinstance(value, Tensor) and value.shape == owner._original_shape:
-                    part = value.flatten()[owner._start_partition : owner._end_partition]
-                    entries[key] = part.clone().view(owner.data.shape)
-        torch.optim.Optimizer.load_state_dict(self.optimizer, moments)
-        self.manager.steps_since_last_scale = state["scaler"].get("steps", 0)
+        parts = {number: _parted(owners[number], entries) for number, entries in moments["state"].items()}
+        torch.optim.Optimizer.load_state_dict(self.optimizer, moments | {"state": parts})
         if self.scaled:
             self.manager.loss_scale = state["scaler"]["scale"]
+            self.manager.steps_since_last_scale = state["scaler"]["_growth_tracker"]
 
 
 def _parts(model: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -210,8 +214,14 @@ def _parts(model: nn.Module) -> Iterator[tuple[str, Any]]:
         yield name.replace(MODULE, ""), parameter
 
 
-def _is_parted(owner: Any, value: Any) -> bool:
-    return isinstance(value, Tensor) and value.dim() > 0 and value.shape == owner.data.shape
+def _parted(owner: Any, entries: Mapping[str, Any]) -> dict[str, Any]:
+    """An optimizer's whole entries of one parameter, shared out as it is."""
+    mine = slice(owner._start_partition, owner._end_partition)
+
+    def is_whole(value: Any) -> bool:
+        return isinstance(value, Tensor) and value.dim() > 0 and value.shape == owner._original_shape
+
+    return {key: v.flatten()[mine].clone().view(owner.data.shape) if is_whole(v) else v for key, v in entries.items()}
 
 
 def _optimizer(model: nn.Module, training: Training, offload: bool) -> torch.optim.Optimizer:

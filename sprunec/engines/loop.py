@@ -66,10 +66,7 @@ def fit(
         OSError: the pass cannot be saved.
     """
     trainer = Trainer(model, training, engine, first_step, companion, objective, kept)
-    if engine.world.size > 1 and companion is not None:  # where it starts from was computed on each rank
-        companion.load(engine.world.share(companion.state()))
-    saved = saves.latest() if saves is not None else None
-    start, event = trainer.load(saved) if saved is not None else (0, {})
+    start, event = trainer.start(saves.latest() if saves is not None else None)
     for step in range(start, training.steps):
         if companion is not None and companion.done():
             break
@@ -82,10 +79,7 @@ def fit(
             saves.after_step(step + 1, training.steps, lambda event=event: trainer.state(event))  # type: ignore[misc]
     if saves is not None:
         saves.settle()
-    if trainer.skips.total >= training.steps:
-        words = "in fp16 no step had finite gradients, so nothing was trained"
-        raise PassError(f"{words}; lower loss_scale, or choose precision bf16 or fp32")
-    trainer.check_weights("in the last step")
+    trainer.check_end()
     return event
 
 
@@ -106,6 +100,16 @@ class Trainer:
         self.first_step, self.companion, self.objective = first_step, companion, objective
         self.driver = engine.drive(model, training, objective.parameters() if objective is not None else (), kept)
         self.skips = Skips()
+
+    def start(self, saved: dict[str, Any] | None) -> tuple[int, dict[str, Any]]:
+        """From a save, or from the lead's gates: each rank has computed for itself where they begin.
+
+        Returns:
+            The steps that are done, and the last one's event.
+        """
+        if self.world.size > 1 and self.companion is not None:
+            self.companion.load(self.world.share(self.companion.state()))
+        return self.load(saved) if saved is not None else (0, {})
 
     def step(self, step: int, batch: Batch) -> tuple[dict[str, Any], str | None]:
         """One update, or none: a step whose loss or gradients are not finite moves nothing but the loss scale.
@@ -179,6 +183,13 @@ class Trainer:
         self.driver.end(finite)
         self.skips = self.skips.after(finite)
         return self.skips.event(finite, scale) if self.driver.scaled else {}
+
+    def check_end(self) -> None:
+        """Raises PassError if nothing was trained, or what was is not finite."""
+        if self.skips.total >= self.training.steps:
+            words = "in fp16 no step had finite gradients, so nothing was trained"
+            raise PassError(f"{words}; lower loss_scale, or choose precision bf16 or fp32")
+        self.check_weights("in the last step")
 
     def check_weights(self, when: str) -> None:
         """Raises PassError if what was trained, with what learned beside it, is not finite."""

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from sprunec.engines.world import Alone
 from sprunec.errors import ComparisonError, InputError, PassError, SprunecError, disk_words, remedied
 from sprunec.graph.events import Events
 from sprunec.graph.graph import Graph, Node, file_stamp
@@ -107,21 +108,21 @@ def execute(
 def _check_ready(graph: Graph, team: Team | None) -> str:
     """The device that `auto` means here; raises for what would stop the run later."""
     from sprunec.engines.device import Place
+    from sprunec.passes.bench import check_engine
 
     for node in graph.nodes:
         for path in (path for paths in node.files.values() for path in paths):
             if not path.exists():
                 raise InputError.at(path, "there is no such file", "give its path in the plan", code="missing-file")
+    device = graph.device
     if team is not None:
         from sprunec.engines.team import here
 
         check_shares(graph, team.size)
-    device = graph.device if team is None else here(graph.device, team.local_rank)
+        device = here(graph.device, team.local_rank)
     place = Place.of(device, "fp32")
-    if graph.engine.get("name") == "bmtrain" and any(PASSES[node.pass_].trains for node in graph.nodes):
-        from sprunec.engines.bmtrain_engine import check_here
-
-        check_here(place)
+    if any(PASSES[node.pass_].trains for node in graph.nodes):
+        check_engine(graph.engine, place)
     return str(place.device)
 
 
@@ -218,12 +219,12 @@ def _outcome(node: Node, shop: Workshop, done: Mapping[str, Outcome]) -> Outcome
 
     with shop.store.writing() as directory:
         inputs = {role: done[name].artifact.path for role, name in node.inputs.items()}
-        world = {} if shop.team is None or not PASSES[node.pass_].trains else {"world": shop.team}
+        team = shop.team if PASSES[node.pass_].trains else None
         saves, engine = _saves(node, shop), shop.graph.engine
-        job = Job(node.options, inputs, node.files, directory, shop.device, tell, saves, engine, **world)
-        if shop.team is not None and world:
-            shop.team.order(order(node, job, shop.graph.device))
-        metrics = _call(node, job, shop.team)
+        job = Job(node.options, inputs, node.files, directory, shop.device, tell, saves, engine, team or Alone())
+        if team is not None:
+            team.order(order(node, job, shop.graph.device))
+        metrics = _call(node, job, team)
         _check_unchanged(node)
         digests = {role: done[name].node.digest for role, name in node.inputs.items()}
         made = datetime.now(UTC).isoformat(timespec="seconds")
@@ -259,5 +260,5 @@ def _call(node: Node, job: Job, team: Team | None) -> dict[str, Any]:
         raise PassError(f"{node.name}: {disk_words(error, job.out)}") from error
     except (MemoryError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        blamed = blame(error, team) if team is not None and job.world.size > 1 else None
+        blamed = blame(error, team) if team is not None else None
         raise PassError(f"{node.name}: {blamed or first}") from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,22 +25,32 @@ from sprunec.plan.scale import shards_by_itself
 from sprunec.rewrite.observe import observable
 from sprunec.rewrite.trace import TracedBlock, trace_blocks
 
+BMTRAIN = "bmtrain"
+
 
 def place_of(job: Job) -> Place:
     return Place.of(job.device, job.options.get("precision", "fp32"))
 
 
+def check_engine(engine: Mapping[str, Any], place: Place) -> None:
+    """Raises InputError if what a plan wants to train with cannot work here."""
+    if engine.get("name") == BMTRAIN:
+        from sprunec.engines.bmtrain_engine import check_here
+
+        check_here(place)
+
+
 def engine_of(job: Job) -> Engine:
     """What trains; made by all ranks."""
     place, options = place_of(job), job.engine
-    offload = bool(options.get("offload")) and place.device.type != "cpu"
-    full = offload or (job.world.size > 1 and _shards(job, place))
-    recompute = bool(options.get("activation_checkpointing"))
-    if options.get("name") == "bmtrain":
+    offload, recompute = bool(options.get("offload")), bool(options.get("activation_checkpointing"))
+    if options.get("name") == BMTRAIN:
         from sprunec.engines.bmtrain_engine import BMTrainEngine
 
-        full, offload = options.get("sharding") != "none", bool(options.get("offload"))
+        full = options.get("sharding") != "none"
         return BMTrainEngine(place, job.world, job.options["seed"], full=full, recompute=recompute, offload=offload)
+    offload = offload and place.device.type != "cpu"
+    full = offload or (job.world.size > 1 and _shards(job, place))
     return TorchEngine(place, job.world, full=full, recompute=recompute, offload=offload)
 
 

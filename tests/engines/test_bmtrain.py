@@ -21,7 +21,7 @@ from sprunec.engines.engine import Engine
 from sprunec.engines.loop import fit
 from sprunec.engines.torch_engine import TorchEngine
 from sprunec.engines.training import Training
-from sprunec.errors import InputError
+from sprunec.errors import InputError, PassError
 from sprunec.masks.budgets import make_budgets
 from sprunec.masks.lagrangian import Lagrangian
 from sprunec.masks.learn import GateLearner, start_from
@@ -42,7 +42,6 @@ UNITS = ("head", "dim_ff")
 def double(monkeypatch: pytest.MonkeyPatch) -> None:
     bmtrain_double.put_on(monkeypatch)
     monkeypatch.setattr(bmtrain_engine, "check_here", lambda place: None)
-    return
 
 
 def train(engine: Engine, steps: int = 20, **changes: Any) -> tuple[list[float], dict[str, Tensor]]:
@@ -155,6 +154,16 @@ def test_fp16_halves_its_scale_at_a_step_that_is_left_out(double: None) -> None:
     assert (driver.scaled, driver.scale) == (True, 1024.0)
     driver.end(False)
     assert driver.scale == 512.0
+    for engine in (TorchEngine(half), BMTrainEngine(half)):
+        other = engine.drive(tiny_model(), Training.of(OPTIONS | {"optimizer": "adam"}))
+        other.load(driver.state())
+        assert other.scale == 512.0
+
+
+def test_parts_of_another_engine_are_named_and_not_read(double: None) -> None:
+    driver = BMTrainEngine(PLACE).drive(tiny_model(), Training.of(OPTIONS | {"optimizer": "adam"}))
+    with pytest.raises(PassError, match="step-7 is in parts of FSDP2"):
+        driver.load({"shards": Path("step-7")})
 
 
 def test_a_whole_run_ends_with_the_masks_of_plain_torch(

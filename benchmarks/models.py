@@ -1,0 +1,26 @@
+"""What is trained where speed and memory are measured: CPM-Ant of any size, and how."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sprunec.model.config import ModelConfig
+
+TRAINING: dict[str, Any] = {
+    "optimizer": "adamw",
+    "betas": (0.9, 0.999),
+    "learning_rate": 1e-4,
+    "schedule": "constant",
+    "warmup_steps": 0,
+    "weight_decay": 0.01,
+    "clip_grad": 1.0,
+    "accumulate": 1,
+    "loss_scale": 1.0,
+}
+
+
+def model_of(width: int, layers: int, **changes: int) -> ModelConfig:
+    """Heads of 32, so many that they are as wide as the stream."""
+    shape = {"dim_model": width, "num_heads": width // 32, "dim_head": 32, "dim_ff": 4 * width, "num_layers": layers}
+    types = {"vocab_size": 512, "prompt_types": 3, "prompt_length": 4, "segment_types": 3}
+    return ModelConfig.from_dict(shape | types | changes)
