@@ -20,8 +20,9 @@ CONFIG = {
     "prompt_length": 4,
     "segment_types": 3,
 }
-TRAINING = {"learning_rate": 0.01, "weight_decay": 0.3}
-DENSE_STEPS, DENSE_ROWS, ROWS = 1500, 16, 8
+TRAINING = {"learning_rate": 0.02, "weight_decay": 0.1}
+DENSE_STEPS, DENSE_ROWS, ROWS = {"python-docs": 1500}, 16, 8
+DENSE_STEPS_OF_TEXT = 4000  # other texts are larger
 STEPS = {"short": 500, "long": 3000}
 LOOK = 8
 HELD_OUT = 50_000
@@ -53,7 +54,7 @@ class Method:
 
     criterion: str | None = None
     learned: bool = False
-    mask_share: float = 0.2
+    mask_share: float = 0.1
     options: Mapping[str, Any] | None = None
     tuning: Mapping[str, Any] | None = None
 
@@ -89,13 +90,14 @@ EXTRAS: dict[str, Callable[[Method], Method]] = {
 
 
 def dense_plan(corpus: str) -> dict[str, Any]:
+    steps = DENSE_STEPS.get(corpus, DENSE_STEPS_OF_TEXT)
     return {
         "name": "dense",
         "seed": 1,
         "model": {"config": CONFIG},
         "data": data(corpus, DENSE_ROWS),
         "training": TRAINING,
-        "passes": [{"pass": "train", "steps": DENSE_STEPS}, {"pass": "emit", "formats": ["sprunec"]}],
+        "passes": [{"pass": "train", "steps": steps}, {"pass": "emit", "formats": ["sprunec"]}],
     }
 
 

@@ -42,12 +42,18 @@ def test_refitting_lowers_the_loss_of_a_cut_and_stays_exact(folder: Path, criter
     assert refitted["models"]["masked"]["loss"] == pytest.approx(losses[1], abs=1e-5)
 
 
-def test_what_is_left_after_learned_gates_is_refitted_to_what_they_let_through(folder: Path) -> None:
-    cut = {"pass": "train-mask", "steps": 60, "mask_learning_rate": 0.5, **CUT}
+@pytest.mark.parametrize("rate", [0.5, 0.1], ids=["decided gates", "undecided gates"])
+def test_what_is_left_after_learned_gates_takes_over_what_is_cut_and_does_not_shrink(folder: Path, rate: float) -> None:
+    cut = {"pass": "train-mask", "steps": 60, "mask_learning_rate": rate, **CUT}
     plain, refitted = report(folder, cut), report(folder, {**cut, "compensate": "least-squares"})
     assert refitted["kept"] == plain["kept"]
     assert refitted["models"]["small"]["loss"] < plain["models"]["small"]["loss"] + 0.02
     assert refitted["comparison"]["max_abs_difference"] < 1e-9
+    out = folder / "out"
+    kept = list(read_kept(artifact(out, "rewrite"))[0].dim_ff or ())
+    places = [artifact(out, name) / "model.safetensors" for name in ("train-mask", "compensate")]
+    before, after = (load_file(place)[W_OUT][:, kept] for place in places)
+    assert float((before * after).sum() / before.square().sum()) > 0.95
 
 
 def test_a_mask_that_was_learned_can_be_put_on_the_weights_that_entered(folder: Path, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ def train_mask(build: Builder, spec: PassSpec) -> None:
     build.evaluate_dense()
     options = training_options(build, spec) | _mask_options(spec)
     options |= {key: spec.options[key] for key in ("criterion", "batches", "mask_learning_rate", "ramp")}
+    options |= _allocation(spec)
     options |= {"stop_when_settled": True} if spec.options["stop_when_settled"] else {}
     options["target"] = spec.options.get("gates_for", spec.options["target"])
     inputs = {"model": build.latest["model"], "data": build.latest["data"]} | teacher(build, spec)
@@ -81,7 +82,7 @@ def load_mask(build: Builder, spec: PassSpec) -> None:
 
 def _binarize(build: Builder, spec: PassSpec, scores: str) -> str:
     inputs = {"model": build.latest["model"], "scores": scores}
-    options, writes = _mask_options(spec), {}
+    options, writes = _mask_options(spec) | _allocation(spec), {}
     options |= {"multiple_of": spec.options["multiple_of"]} if spec.options["multiple_of"] else {}
     notes: tuple[str, ...] = ()
     if "gates_for" in spec.options:
@@ -155,7 +156,16 @@ def _mask_options(spec: PassSpec) -> dict[str, Any]:
     return {key: spec.options[key] for key in ("unit", "target", "budget", "tie_heads")}
 
 
+def _allocation(spec: PassSpec) -> dict[str, Any]:
+    """Where the start of the gates says how many units each layer keeps, and there is a choice."""
+    free = spec.options["budget"] == "global" and not spec.options["tie_heads"]
+    free = free and set(spec.options["unit"]) <= set(INSIDE_UNITS)
+    return {"allocation": "scores"} if free and spec.options.get("allocation") == "scores" else {}
+
+
 def _target_words(spec: PassSpec, target: Mapping[str, Any] | None = None) -> str:
     words = ", ".join(f"{name} -> {value}" for name, value in (target or spec.options["target"]).items())
     words += "".join(f", {name} in multiples of {count}" for name, count in spec.options["multiple_of"].items())
-    return f"{words} ({'the same in all layers' if spec.options['tie_heads'] else spec.options['budget']})"
+    scope = "the same in all layers" if spec.options["tie_heads"] else spec.options["budget"]
+    shared = f", shared out by {spec.options['criterion']}" if _allocation(spec) else ""
+    return f"{words} ({scope}{shared})"

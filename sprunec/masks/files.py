@@ -124,7 +124,11 @@ def units_of(layer: LayerKept, unit: str) -> tuple[int, ...]:
 # --- scores and log-alphas, by (layer, unit) ---
 
 
+START = "start"  # beside learned scores, those that their gates started from
+
+
 def save_scores(directory: Path, scores: Mapping[tuple[int, str], Tensor]) -> None:
+    directory.mkdir(exist_ok=True)
     tensors = {f"{layer}.{unit}": value.detach().clone() for (layer, unit), value in scores.items()}
     save_tensors(tensors, directory / "scores.safetensors")
 

@@ -76,7 +76,7 @@ def refit(moment: Tensor, weight: Tensor, kept: Tensor, gate: Tensor | None = No
         moment: (C, C).
         weight: (O, C).
         kept: (K,) columns.
-        gate: (C,), what the columns were multiplied by until now; None: 1.
+        gate: (C,), what each column of the output that is wanted counts; None: 1.
 
     Returns:
         (O, K) in the weight's dtype; damping draws it to what it was.

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from sprunec.masks.budgets import Budget, fill_all, make_budgets
-from sprunec.masks.files import load_scores, write_mask
+from sprunec.masks.budgets import Budget, fill_all, make_budgets, shared_out
+from sprunec.masks.files import START, load_scores, write_mask
 from sprunec.masks.learn import settling
 from sprunec.masks.units import Key, apply_masks
 from sprunec.model.checkpoint import read_kept
@@ -24,7 +24,7 @@ def run(job: Job) -> dict[str, Any]:
     scores = load_scores(job.inputs["scores"])
     wanted = (options["unit"], options["target"], options["budget"], options["tie_heads"])
     budgets = make_budgets(config, *wanted, options.get("multiple_of", {}))
-    masks = fill_all(budgets, scores)
+    masks = fill_all(_within(job, budgets), scores)
     before = read_kept(job.inputs["model"])
     kept = apply_masks(before, masks)
     (job.out / "kept.json").write_text(json.dumps(kept_to_json(kept)))
@@ -32,6 +32,11 @@ def run(job: Job) -> dict[str, Any]:
     rows = [{"name": budget.name, "target": budget.target, "got": budget.measure(after)} for budget in budgets]
     metrics = {"budgets": rows, "parameters": after.parameters()}
     return metrics | _distance(budgets, scores, rows) if options.get("learned") else metrics
+
+
+def _within(job: Job, budgets: Sequence[Budget]) -> Sequence[Budget]:
+    """The budgets, or what the scores that gates started from give each layer of them."""
+    return shared_out(budgets, load_scores(job.inputs["scores"] / START)) if "allocation" in job.options else budgets
 
 
 def _distance(

@@ -1,8 +1,10 @@
 """Refit the weights behind units that are about to be cut, so that what stays stands in for them.
 
-The columns of a projection that its mask keeps are fitted to the output that all of them gave, soft gates included
-where gates have been trained; the others keep their values, since nothing reads them any more. Both the masked and the
-rewritten model get these weights, so one still computes what the other does.
+The columns of a projection that its mask keeps are fitted to the output that all of them gave; the others keep their
+values, since nothing reads them any more. Where gates have been trained, what is cut counts as much as its soft gate
+let through, and what is kept counts whole, for the mask opens it whole: fitted to its own soft gate it would shrink,
+and with many undecided gates the refit would cost more than it gives. Both the masked and the rewritten model get
+these weights, so one still computes what the other does.
 """
 
 from __future__ import annotations
@@ -63,7 +65,9 @@ def _refit_all(moments: Moments, kept: Sequence[LayerKept], soft: Soft) -> int:
         if columns is None or not columns or _absent(projection, layer):
             continue
         weight, index = projection.weight, torch.tensor(columns)
-        weight[:, index.to(weight.device)] = refit(moment, weight, index, _column_gate(projection, soft))
+        gate = _column_gate(projection, soft)
+        gate = gate.index_fill(0, index, 1.0) if gate is not None else None
+        weight[:, index.to(weight.device)] = refit(moment, weight, index, gate)
         count += 1
     return count
 

@@ -40,7 +40,7 @@ PASSES: dict[str, PassInfo] = {
     "load-mask": PassInfo("load_mask", 2, ("model", "source"), "masks"),
     "sparsify": PassInfo("sparsify", 1, ("model",), "model"),
     "binarize": PassInfo("binarize", 3, ("model", "scores"), "masks"),
-    "compensate": PassInfo("compensate", 1, ("model", "masks", "data"), "model", optional=("scores",)),
+    "compensate": PassInfo("compensate", 2, ("model", "masks", "data"), "model", optional=("scores",)),
     "rewrite": PassInfo("rewrite", 2, ("model", "masks"), "rewritten", optional=("origin",)),
     "expand": PassInfo("expand", 2, ("model", "source"), "masked", optional=("origin",)),
     "emit": PassInfo("emit", 3, ("model", "source"), "emitted"),

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sprunec.engines.loop import fit, language_model_loss
 from sprunec.engines.training import Training
-from sprunec.masks.budgets import make_budgets
+from sprunec.masks.budgets import Budget, make_budgets, shared_out
 from sprunec.masks.criteria import CRITERIA, Sight
-from sprunec.masks.files import save_scores
+from sprunec.masks.files import START, save_scores
 from sprunec.masks.lagrangian import Lagrangian
 from sprunec.masks.learn import GateLearner, settling, start_from, tie
-from sprunec.masks.units import gate_units
+from sprunec.masks.units import Values, gate_units
 from sprunec.model.checkpoint import read_kept, save_model
 from sprunec.passes.bench import config_of, engine_of, next_batches, open_data, open_lesson, open_model, traced
 from sprunec.passes.job import Job
@@ -26,13 +27,13 @@ def run(job: Job) -> dict[str, Any]:
     blocks = traced(model, config)
     gates = insert_gates(model, blocks, gate_units(options["unit"]))
     sight = Sight(model, gates, blocks, next_batches(job, config), language_model_loss, place, options["seed"])
-    scores = CRITERIA[options["criterion"]](sight)
+    scores = engine.world.share(CRITERIA[options["criterion"]](sight))
     tied = options["tie_heads"]
     budgets = make_budgets(config, options["unit"], options["target"], options["budget"], tied)
     learner = GateLearner(
         gates,
         start_from(tie(scores) if tied else scores),
-        Lagrangian(budgets, options["steps"], options["ramp"]),
+        Lagrangian(_within(budgets, scores, options), options["steps"], options["ramp"]),
         steps=options["steps"],
         rate=options["mask_learning_rate"],
         seed=options["seed"],
@@ -57,8 +58,15 @@ def run(job: Job) -> dict[str, Any]:
         return {}
     save_model(job.out, config, read_kept(job.inputs["model"]), state)
     save_scores(job.out, learner.log_alphas)
+    if "allocation" in options:
+        save_scores(job.out / START, scores)
     rows = [settling(budget, learner.log_alphas) for budget in budgets]
     metrics = {"loss": last["loss"], "steps": last["step"], "undecided": learner.undecided(), "budgets": rows}
     metrics |= lesson.metrics(last) | {"planned_steps": last["steps"]}
     notes = [*metrics.get("notes", []), *learner.convergence.ending(last["step"], learner.expected())]
     return metrics | ({"notes": notes} if notes else {})
+
+
+def _within(budgets: Sequence[Budget], scores: Values, options: Mapping[str, Any]) -> Sequence[Budget]:
+    """What the gates are held to: the budgets, or what the scores give each layer of them."""
+    return shared_out(budgets, scores) if "allocation" in options else budgets

@@ -138,4 +138,4 @@ def test_a_hopeless_pass_warns_while_it_runs_and_in_the_report(tmp_path: Path) -
     assert report["status"] == "target-missed"
     assert len(told) == 1 and told[0]["step"] < 60
     assert notes[0] == told[0]["warning"]
-    assert notes[1].startswith("not settled after 60 steps: num_heads 2")
+    assert notes[1].startswith("not settled after 60 steps: head layer 0 ")
