@@ -56,7 +56,8 @@ th { color: var(--soft); font-weight: 600; font-size: 13px; text-align: left; }
 th, td { padding: 5px 14px 5px 0; border-bottom: 1px solid var(--line); } tr:last-child td { border-bottom: 0; }
 th.n, td.n { text-align: right; } code, pre { font: 13px/1.5 ui-monospace, monospace; }
 pre { background: var(--page); border-radius: 6px; padding: 10px 12px; margin: 0; }
-pre, td { overflow-wrap: anywhere; } pre { white-space: pre-wrap; }
+pre { overflow-wrap: anywhere; white-space: pre-wrap; } td { overflow-wrap: break-word; }
+td:first-child, td:last-child { white-space: nowrap; }
 svg { display: block; width: 100%; height: auto; } svg text { fill: var(--soft); font-size: 12px; }
 .grid { stroke: var(--line); } .band { fill: var(--band); } .on { fill: var(--main); } .off { fill: var(--off); }
 .raw, .curve, .target { fill: none; stroke: var(--main); stroke-width: 2; stroke-linejoin: round; }
