@@ -31,13 +31,14 @@ Pass = dict[str, Any]
 Stage = tuple[Any, Mapping[str, Any]]
 
 # By name, the stages of a cut: the units, and the target of each. `guide` has the ratios of BMCook's guide, heads to a
-# quarter and dims to a half; `staged` cuts one after the other, as it does.
+# quarter and dims to a half; `staged` cuts one after the other, as it does; `joint` asks for the size of `guide` only.
 TARGETS: dict[str, tuple[Stage, ...]] = {
     "guide": ((["head", "dim_ff"], {"num_heads": 2, "dim_ff": 128}),),
     "staged": (("head", {"num_heads": 2}), ("dim_ff", {"dim_ff": 128})),
     "20%": ((["head", "dim_ff"], {"sparsity": 0.2}),),
     "50%": ((["head", "dim_ff"], {"sparsity": 0.5}),),
     "layers": (("layer", {"sparsity": 1 / 3}),),
+    "joint": ((["layer", "head", "dim_ff"], {"parameters": 291_688}),),
 }
 
 
