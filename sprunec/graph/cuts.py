@@ -25,7 +25,6 @@ def train_mask(build: Builder, spec: PassSpec) -> None:
     build.evaluate_dense()
     options = training_options(build, spec) | _mask_options(spec)
     options |= {key: spec.options[key] for key in ("criterion", "batches", "mask_learning_rate", "ramp")}
-    options |= _allocation(spec)
     options |= {"stop_when_settled": True} if spec.options["stop_when_settled"] else {}
     options["target"] = spec.options.get("gates_for", spec.options["target"])
     inputs = {"model": build.latest["model"], "data": build.latest["data"]} | teacher(build, spec)
@@ -82,7 +81,7 @@ def load_mask(build: Builder, spec: PassSpec) -> None:
 
 def _binarize(build: Builder, spec: PassSpec, scores: str) -> str:
     inputs = {"model": build.latest["model"], "scores": scores}
-    options, writes = _mask_options(spec) | _allocation(spec), {}
+    options, writes = _mask_options(spec), {}
     options |= {"multiple_of": spec.options["multiple_of"]} if spec.options["multiple_of"] else {}
     notes: tuple[str, ...] = ()
     if "gates_for" in spec.options:
@@ -153,7 +152,7 @@ def _provenance(
 
 
 def _mask_options(spec: PassSpec) -> dict[str, Any]:
-    return {key: spec.options[key] for key in ("unit", "target", "budget", "tie_heads")}
+    return {key: spec.options[key] for key in ("unit", "target", "budget", "tie_heads")} | _allocation(spec)
 
 
 def _allocation(spec: PassSpec) -> dict[str, Any]:

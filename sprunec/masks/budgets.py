@@ -187,10 +187,9 @@ def _count_budgets(
 
 def shared_out(budgets: Iterable[Budget], scores: Values) -> tuple[Budget, ...]:
     """A budget for each layer and kind of unit instead: as many as the given ones would keep of it by the scores."""
-    kept = {key: mask for key, mask in fill_all(budgets, scores).items() if key in scores}
     return tuple(
         CountBudget(f"{unit} layer {layer}", ((layer, unit),), float(mask.numel()), float(mask.sum()))
-        for (layer, unit), mask in kept.items()
+        for (layer, unit), mask in fill_all(budgets, scores).items()
     )
 
 

@@ -24,7 +24,8 @@ def run(job: Job) -> dict[str, Any]:
     scores = load_scores(job.inputs["scores"])
     wanted = (options["unit"], options["target"], options["budget"], options["tie_heads"])
     budgets = make_budgets(config, *wanted, options.get("multiple_of", {}))
-    masks = fill_all(_within(job, budgets), scores)
+    inside = shared_out(budgets, load_scores(job.inputs["scores"] / START)) if "allocation" in options else budgets
+    masks = fill_all(inside, scores)
     before = read_kept(job.inputs["model"])
     kept = apply_masks(before, masks)
     (job.out / "kept.json").write_text(json.dumps(kept_to_json(kept)))
@@ -32,11 +33,6 @@ def run(job: Job) -> dict[str, Any]:
     rows = [{"name": budget.name, "target": budget.target, "got": budget.measure(after)} for budget in budgets]
     metrics = {"budgets": rows, "parameters": after.parameters()}
     return metrics | _distance(budgets, scores, rows) if options.get("learned") else metrics
-
-
-def _within(job: Job, budgets: Sequence[Budget]) -> Sequence[Budget]:
-    """The budgets, or what the scores that gates started from give each layer of them."""
-    return shared_out(budgets, load_scores(job.inputs["scores"] / START)) if "allocation" in job.options else budgets
 
 
 def _distance(

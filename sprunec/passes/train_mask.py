@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sprunec.engines.loop import fit, language_model_loss
 from sprunec.engines.training import Training
-from sprunec.masks.budgets import Budget, make_budgets, shared_out
+from sprunec.masks.budgets import make_budgets, shared_out
 from sprunec.masks.criteria import CRITERIA, Sight
 from sprunec.masks.files import START, save_scores
 from sprunec.masks.lagrangian import Lagrangian
 from sprunec.masks.learn import GateLearner, settling, start_from, tie
-from sprunec.masks.units import Values, gate_units
+from sprunec.masks.units import gate_units
 from sprunec.model.checkpoint import read_kept, save_model
 from sprunec.passes.bench import config_of, engine_of, next_batches, open_data, open_lesson, open_model, traced
 from sprunec.passes.job import Job
@@ -30,10 +29,11 @@ def run(job: Job) -> dict[str, Any]:
     scores = engine.world.share(CRITERIA[options["criterion"]](sight))
     tied = options["tie_heads"]
     budgets = make_budgets(config, options["unit"], options["target"], options["budget"], tied)
+    inside = shared_out(budgets, scores) if "allocation" in options else budgets
     learner = GateLearner(
         gates,
         start_from(tie(scores) if tied else scores),
-        Lagrangian(_within(budgets, scores, options), options["steps"], options["ramp"]),
+        Lagrangian(inside, options["steps"], options["ramp"]),
         steps=options["steps"],
         rate=options["mask_learning_rate"],
         seed=options["seed"],
@@ -65,8 +65,3 @@ def run(job: Job) -> dict[str, Any]:
     metrics |= lesson.metrics(last) | {"planned_steps": last["steps"]}
     notes = [*metrics.get("notes", []), *learner.convergence.ending(last["step"], learner.expected())]
     return metrics | ({"notes": notes} if notes else {})
-
-
-def _within(budgets: Sequence[Budget], scores: Values, options: Mapping[str, Any]) -> Sequence[Budget]:
-    """What the gates are held to: the budgets, or what the scores give each layer of them."""
-    return shared_out(budgets, scores) if "allocation" in options else budgets

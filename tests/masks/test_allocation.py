@@ -37,7 +37,7 @@ def test_each_layer_keeps_as_many_by_any_scores_as_by_those_that_shared_it_out(
 
 
 def trained(directory: Path, *passes: dict[str, Any]) -> dict[str, dict[str, int]]:
-    """How many heads and dims each layer keeps, and the heads themselves."""
+    """How many heads and dims each layer keeps."""
     report = execute(plan({"pass": "train", "steps": 20}, *passes, EMIT), directory)
     kept = report["kept"]
     return {
