@@ -166,5 +166,5 @@ def _target_words(spec: PassSpec, target: Mapping[str, Any] | None = None) -> st
     words = ", ".join(f"{name} -> {value}" for name, value in (target or spec.options["target"]).items())
     words += "".join(f", {name} in multiples of {count}" for name, count in spec.options["multiple_of"].items())
     scope = "the same in all layers" if spec.options["tie_heads"] else spec.options["budget"]
-    shared = f", shared out by {spec.options['criterion']}" if _allocation(spec) else ""
+    shared = f", by {spec.options['criterion']}" if _allocation(spec) else ""
     return f"{words} ({scope}{shared})"
