@@ -119,6 +119,11 @@ def follow(graph: fx.Graph, root: torch.nn.Module, inputs: tuple[Any, ...], rule
     return flow
 
 
+def argument(node: fx.Node, place: int, name: str, default: Any = None) -> Any:
+    """Of a call, given by its place or by its name."""
+    return node.args[place] if len(node.args) > place else node.kwargs.get(name, default)
+
+
 def tensor_inputs(flow: Flow, node: fx.Node) -> Iterator[fx.Node]:
     return (value for value in node.all_input_nodes if flow.is_tensor(value))
 

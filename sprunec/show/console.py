@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sprunec.errors import Diagnostic
-from sprunec.show.tables import is_finite, number, plural, printable
+from sprunec.show.words import is_finite, number, plural, printable
 
 SECONDS_BETWEEN_LINES = 2.0
 SHARE_BETWEEN_LINES = 0.1

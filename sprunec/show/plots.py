@@ -8,7 +8,8 @@ from html import escape
 from math import floor, log10
 from typing import Any
 
-from sprunec.show.tables import ABSENT, is_finite, kept_layers
+from sprunec.show.tables import kept_layers
+from sprunec.show.words import ABSENT, is_finite
 
 Points = list[tuple[float, float]]
 

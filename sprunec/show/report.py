@@ -10,19 +10,8 @@ from typing import Any
 from sprunec.durable import write_atomically
 from sprunec.show.console import duration, metric_words
 from sprunec.show.plots import kept_drawings, loss_chart, mask_charts, text
-from sprunec.show.tables import (
-    MODELS,
-    NOTHING,
-    comparison_words,
-    difference,
-    form_words,
-    is_finite,
-    model_rows,
-    number,
-    percent,
-    size,
-    times,
-)
+from sprunec.show.tables import MODELS, comparison_words, difference, form_words, model_rows, size
+from sprunec.show.words import NOTHING, is_finite, number, percent, times
 
 STATUS = {
     "running": ("busy", "Running."),

@@ -11,6 +11,7 @@ from jsonschema import Draft202012Validator
 from rich.console import Console, RenderableType
 
 from sprunec.show import tables
+from sprunec.show.words import number, rounded
 
 SCHEMAS = Path(__file__).parents[2] / "schemas"
 
@@ -129,7 +130,7 @@ def test_result_table_of_a_run_that_failed_early_has_dashes() -> None:
     ("amount", "words"), [(None, "-"), (999, "999"), (1000, "1 k"), (999_999, "1 M"), (1_016_000_000, "1.02 B")]
 )
 def test_sizes_are_rounded_to_three_digits(amount: int | None, words: str) -> None:
-    assert tables.rounded(amount) == words
+    assert rounded(amount) == words
 
 
 @pytest.mark.parametrize("difference", [2e-4, float("nan")])
@@ -173,7 +174,7 @@ def test_text_of_a_stranger_cannot_drive_the_terminal() -> None:
     ("value", "words"), [(None, "-"), (True, "yes"), (1234567, "1,234,567"), (0.123456, "0.1235"), ("fp16", "fp16")]
 )
 def test_numbers_read_well(value: Any, words: str) -> None:
-    assert tables.number(value) == words
+    assert number(value) == words
 
 
 @pytest.mark.parametrize(("difference", "verdict"), [(1e-3, "within"), (0.5, "ABOVE"), (None, "ABOVE")])
