@@ -134,7 +134,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
-        print(json.dumps(measure(arguments.folder, arguments.worker, arguments.steps)), flush=True)
+        line = json.dumps(measure(arguments.folder, arguments.worker, arguments.steps)) + "\n"
+        os.write(sys.stdout.fileno(), line.encode())  # at once, or lines of two processes run into each other
         return
     config = model_of(arguments.width, arguments.layers)
     with tempfile.TemporaryDirectory() as name:
