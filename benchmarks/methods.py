@@ -22,7 +22,7 @@ CONFIG = {
 }
 TRAINING = {"learning_rate": 0.02, "weight_decay": 0.1}
 DENSE_STEPS, DENSE_STEPS_OF_TEXT = 1500, 4000  # of python-docs, and of other texts, which are larger
-DENSE_ROWS, ROWS = 16, 8
+DENSE_ROWS, ROWS, LENGTH = 16, 8, 132
 STEPS = {"short": 500, "long": 3000}
 LOOK = 8
 HELD_OUT = 50_000
@@ -31,7 +31,8 @@ Pass = dict[str, Any]
 Stage = tuple[Any, Mapping[str, Any]]
 
 # By name, the stages of a cut: the units, and the target of each. `guide` has the ratios of BMCook's guide, heads to a
-# quarter and dims to a half; `staged` cuts one after the other, as it does; `joint` asks for the size of `guide` only.
+# quarter and dims to a half; `staged` cuts one after the other, as it does; `joint` asks for the size of `guide` only;
+# `dims`, its half of the dims, is what torch-pruning can do, too.
 TARGETS: dict[str, tuple[Stage, ...]] = {
     "guide": ((["head", "dim_ff"], {"num_heads": 2, "dim_ff": 128}),),
     "staged": (("head", {"num_heads": 2}), ("dim_ff", {"dim_ff": 128})),
@@ -39,6 +40,7 @@ TARGETS: dict[str, tuple[Stage, ...]] = {
     "50%": ((["head", "dim_ff"], {"sparsity": 0.5}),),
     "layers": (("layer", {"sparsity": 1 / 3}),),
     "joint": ((["layer", "head", "dim_ff"], {"parameters": 291_688}),),
+    "dims": (("dim_ff", {"dim_ff": 128}),),
 }
 
 
@@ -48,6 +50,7 @@ class Method:
 
     Attributes:
         criterion: of `score-mask`; for `learned` ones, of what the gates start from.
+        peer: another project's pruner chooses; what it says is loaded as a mask.
         mask_share: of a stage's steps, how many train its mask; the others fine-tune.
         options: more of the pass that chooses the mask.
         tuning: more of the pass that fine-tunes.
@@ -55,20 +58,30 @@ class Method:
 
     criterion: str | None = None
     learned: bool = False
+    peer: bool = False
     mask_share: float = 0.1
     options: Mapping[str, Any] | None = None
     tuning: Mapping[str, Any] | None = None
 
-    def passes(self, target: str, steps: int) -> list[list[Pass]]:
-        """The passes of each stage, all stages together worth `steps` training steps, looks at the data counted."""
-        stages = TARGETS[target]
-        return [self._stage(unit, aim, steps // len(stages)) for unit, aim in stages]
+    def takes(self, target: str) -> bool:
+        return not self.peer or target == "dims"
 
-    def _stage(self, unit: Any, aim: Mapping[str, Any], steps: int) -> list[Pass]:
+    def passes(self, target: str, steps: int, mask: Path | None = None) -> list[list[Pass]]:
+        """The passes of each stage, all stages together worth `steps` training steps, looks at the data counted.
+
+        Args:
+            mask: what a peer has chosen.
+        """
+        stages = TARGETS[target]
+        return [self._stage(unit, aim, steps // len(stages), mask) for unit, aim in stages]
+
+    def _stage(self, unit: Any, aim: Mapping[str, Any], steps: int, mask: Path | None) -> list[Pass]:
         cut: Pass = {"unit": unit, "target": dict(aim), **(self.options or {})}
         if self.criterion is not None:
             cut["criterion"] = self.criterion
         looked = LOOK * ((self.learned or self.criterion not in ("random", "magnitude")) + bool(cut.get("compensate")))
+        if self.peer:
+            return [{"pass": "load-mask", "path": str(mask), **(self.options or {})}, self._tune(steps - looked)]
         if not self.learned:
             return [{"pass": "score-mask", **cut}, self._tune(steps - looked)]
         learning = round(self.mask_share * (steps - looked))
@@ -81,7 +94,7 @@ class Method:
 
 METHODS: dict[str, Method] = {
     name: Method(name) for name in ("random", "magnitude", "taylor", "activation", "reconstruction")
-} | {"train-mask": Method(learned=True)}
+} | {"torch-pruning": Method(peer=True), "train-mask": Method(learned=True)}
 
 # By name, options of all methods alike.
 EXTRAS: dict[str, Callable[[Method], Method]] = {
@@ -105,7 +118,7 @@ def dense_plan(corpus: str) -> dict[str, Any]:
 def data(corpus: str, rows: int) -> dict[str, Any]:
     """`corpus`: python-docs, or the path of a text file."""
     source = {"source": corpus} if corpus == "python-docs" else {"source": "text", "path": str(Path(corpus).resolve())}
-    return source | {"max_length": 132, "batch_size": rows}
+    return source | {"max_length": LENGTH, "batch_size": rows}
 
 
 def cell_plan(corpus: str, checkpoint: Path, passes: list[Pass], seed: int, distil: float) -> dict[str, Any]:

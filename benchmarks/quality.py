@@ -27,7 +27,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from methods import EXTRAS, METHODS, STEPS, TARGETS, Method, cell_plan, dense_plan
+from methods import EXTRAS, LENGTH, LOOK, METHODS, ROWS, STEPS, TARGETS, Method, cell_plan, dense_plan
+from peers import torch_pruning_dims
 from quality_tables import Setting, Table, picture, tables
 
 from sprunec import lower, read_plan
@@ -52,6 +53,18 @@ at the data counted. Means over seeds, with the standard error. Machine: {machin
 
 
 @dataclass(frozen=True)
+class Source:
+    """What cells start from: the emitted dense model, and what its data pass has made."""
+
+    model: Path
+    data: Path
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.model / "model.safetensors"
+
+
+@dataclass(frozen=True)
 class Cell:
     """One run of one method."""
 
@@ -63,11 +76,11 @@ class Cell:
     distil: float
     seed: int
 
-    def stages(self) -> list[list[dict[str, Any]]]:
+    def stages(self, mask: Path) -> list[list[dict[str, Any]]]:
         method: Method = METHODS[self.method]
         for name in self.extras:
             method = EXTRAS[name](method)
-        return method.passes(self.target, STEPS[self.budget])
+        return method.passes(self.target, STEPS[self.budget], mask)
 
     def about(self) -> dict[str, Any]:
         return {**vars(self), "extras": list(self.extras), "corpus": Path(self.corpus).name}
@@ -112,12 +125,16 @@ def graph_of(plan: dict[str, Any], folder: Path) -> Graph:
     return lower(read_plan(path))
 
 
-def measure(cell: Cell, dense: Graph, checkpoint: Path, folder: Path) -> None:
+def measure(cell: Cell, dense: Graph, source: Source, folder: Path) -> None:
     """Run a cell that has not been run yet, and write down what it gave."""
-    stages = cell.stages()
-    whole, cut = [p for stage in stages for p in stage], [*(p for stage in stages[:-1] for p in stage), stages[-1][0]]
-    plans = [cell_plan(cell.corpus, checkpoint, passes, cell.seed, cell.distil) for passes in (cut, whole)]
     place = folder / hashlib.sha256(repr(cell).encode()).hexdigest()[:16]
+    mask = place / "mask.pt"
+    if METHODS[cell.method].peer:
+        place.mkdir(parents=True, exist_ok=True)
+        torch_pruning_dims(source.model, source.data, mask, rows=ROWS, length=LENGTH, seed=cell.seed, look=LOOK)
+    stages = cell.stages(mask)
+    whole, cut = [p for stage in stages for p in stage], [*(p for stage in stages[:-1] for p in stage), stages[-1][0]]
+    plans = [cell_plan(cell.corpus, source.checkpoint, passes, cell.seed, cell.distil) for passes in (cut, whole)]
     key = digest(graph_of(plans[1], place), dense)
     if key in read_results():
         return
@@ -202,13 +219,14 @@ def with_table(readme: str, shown: Sequence[Table]) -> str:
 
 def run_cells(options: argparse.Namespace) -> None:
     corpus = str(library(options.folder)) if options.corpus == "library" else options.corpus
-    names = list(METHODS) if options.methods == "all" else options.methods.split(",")
+    taken = [name for name, method in METHODS.items() if method.takes(options.target)]
+    names = taken if options.methods == "all" else options.methods.split(",")
     extras = tuple(filter(None, options.extras.split(",")))
     folder = options.folder / Path(corpus).stem
     plan = dense_plan(corpus)
     dense = graph_of(plan, folder / "dense")
-    run(plan, folder / "dense")
-    checkpoint = folder / "dense" / "out" / "model" / "sprunec" / "model.safetensors"
+    out, report = folder / "dense" / "out", run(plan, folder / "dense")
+    source = Source(out / "model" / "sprunec", out / "store" / report["passes"][0]["digest"])
     seeds = [int(seed) for seed in options.seeds.split(",")]
     cells = [
         Cell(corpus, options.budget, options.target, name, extras, options.distil, seed)
@@ -216,7 +234,7 @@ def run_cells(options: argparse.Namespace) -> None:
         for name in names
     ]
     with ThreadPoolExecutor(options.jobs) as pool:
-        list(pool.map(lambda cell: measure(cell, dense, checkpoint, folder), cells))
+        list(pool.map(lambda cell: measure(cell, dense, source, folder), cells))
 
 
 if __name__ == "__main__":

@@ -114,7 +114,7 @@ def learn(unit: str, target: dict[str, int], model: Path, text: Path, out: Path,
     options = LOOK | TRAINING | {"seed": seed, "unit": (unit,), "target": target, "budget": "per-layer"}
     options |= {
         "steps": 120,
-        "mask_learning_rate": 0.1,
+        "mask_learning_rate": 0.25,  # the default of 120 steps
         "ramp": 0.5,
         "criterion": "reconstruction",
         "batches": 8,

@@ -11,6 +11,7 @@ from torch import Tensor
 from sprunec.masks import gates as hard_concrete
 from sprunec.masks.budgets import Budget, settled
 from sprunec.masks.convergence import Convergence
+from sprunec.masks.group_adam import GroupAdam
 from sprunec.masks.lagrangian import Lagrangian
 from sprunec.masks.units import Key
 from sprunec.rewrite.gating import Gates
@@ -87,7 +88,7 @@ class GateLearner:
             heads = [key for key in self.log_alphas if key[1] == TIED]
             self.log_alphas |= dict.fromkeys(heads, self.log_alphas[heads[0]])
         self._own = list({id(value): value for value in self.log_alphas.values()}.values())
-        self.rate, self.optimizer = rate, torch.optim.Adam(self._own, lr=rate)
+        self.rate, self.optimizer = rate, GroupAdam([[value] for value in self._own], rate)
         count = sum(value.numel() for value in self.log_alphas.values())
         self.convergence = Convergence(lagrangian.budgets, count, steps, lagrangian.ramp_steps)
         self.stops = stop_when_settled

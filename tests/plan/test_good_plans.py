@@ -53,7 +53,7 @@ def test_mask_options_are_written_in_one_way() -> None:
     plan = read_plan(GOOD / "counts.json")
     assert options(plan, 1)["unit"] == ("head",)
     assert options(plan, 1)["budget"] == "per-layer"
-    assert (options(plan, 1)["mask_learning_rate"], options(plan, 1)["ramp"]) == (0.1, 0.5)
+    assert (options(plan, 1)["mask_learning_rate"], options(plan, 1)["ramp"]) == (0.3, 0.5)
     assert options(plan, 3)["unit"] == ("dim_ff", "dim_head")
     assert options(plan, 3)["budget"] == "global"
     assert options(plan, 3)["target"] == {"dim_head": 3, "dim_ff": 20}
