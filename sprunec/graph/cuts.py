@@ -156,9 +156,12 @@ def _mask_options(spec: PassSpec) -> dict[str, Any]:
 
 
 def _allocation(spec: PassSpec) -> dict[str, Any]:
-    """Where the start of the gates says how many units each layer keeps, and there is a choice."""
+    """Where the start of the gates says how many units each layer keeps, and there is a choice left.
+
+    Of sublayers it says which, so that a pass over them alone would have nothing to learn.
+    """
     free = spec.options["budget"] == "global" and not spec.options["tie_heads"]
-    free = free and set(spec.options["unit"]) <= set(INSIDE_UNITS)
+    free = free and not set(spec.options["unit"]).isdisjoint(INSIDE_UNITS)
     return {"allocation": "scores"} if free and spec.options.get("allocation") == "scores" else {}
 
 

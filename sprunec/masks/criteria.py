@@ -1,6 +1,6 @@
 """Cheap scores of units: the higher, the more worth keeping.
 
-`CRITERIA` has them by name; each is a function of what it needs of a `Sight`.
+`CRITERIA` has them by name; each is a function of what it needs of a `Sight`. `comparable` says how targets take them.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from sprunec.data.batches import Batch
 from sprunec.engines.device import Place
 from sprunec.masks.least_squares import removal_errors
 from sprunec.masks.moments import Moments, look
+from sprunec.masks.sizes import SIZES
 from sprunec.masks.units import Key
 from sprunec.rewrite.gating import Gates
 from sprunec.rewrite.sites import SUBLAYER_OF
@@ -104,6 +106,25 @@ CRITERIA: dict[str, Callable[[Sight], dict[Key, Tensor]]] = {
     "activation": lambda sight: activation(sight.moments(), sight.gates.sizes),
     "reconstruction": lambda sight: reconstruction(sight.moments(), sight.gates.sizes),
 }
+
+
+def comparable(scores: Mapping[Key, Tensor], target: Mapping[str, Any]) -> dict[Key, Tensor]:
+    """Scores as a target takes them: a size, which all kinds of units share, takes their ranks."""
+    return dict(scores) if target.keys().isdisjoint(SIZES) else ranks(scores)
+
+
+def ranks(scores: Mapping[Key, Tensor]) -> dict[Key, Tensor]:
+    """Each unit's place among all of its kind, in (0, 1], so that every kind gives the same share of its units.
+
+    How much a head is worth says little of how much a dim is: errors of both in one order keep all heads and few dims.
+    """
+    found: dict[Key, Tensor] = {}
+    for unit in dict.fromkeys(unit for _, unit in scores):
+        keys = [key for key in scores if key[1] == unit]
+        order = torch.cat([scores[key] for key in keys]).argsort(stable=True)
+        places = torch.empty(len(order)).index_copy_(0, order, torch.arange(1.0, len(order) + 1) / len(order))
+        found |= dict(zip(keys, places.split([scores[key].numel() for key in keys]), strict=True))
+    return found
 
 
 def _by_columns(moments: Moments, sizes: Mapping[Key, int], score: Score) -> dict[Key, Tensor]:

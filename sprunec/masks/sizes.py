@@ -13,6 +13,8 @@ from sprunec.masks.bundles import Bundle, Multiples, bundles, spare
 from sprunec.masks.units import Key, Values, unit_cost, unit_keys
 from sprunec.model.config import LayerShape, ModelConfig
 
+SIZES = ("parameters", "sparsity")  # the targets that are one
+
 
 @dataclass(frozen=True)
 class SizeBudget:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sprunec.engines.loop import language_model_loss
-from sprunec.masks.criteria import CRITERIA, Sight
+from sprunec.masks.criteria import CRITERIA, Sight, comparable
 from sprunec.masks.files import save_scores
 from sprunec.masks.units import gate_units
 from sprunec.passes.bench import config_of, next_batches, open_model, place_of, traced
@@ -20,6 +20,6 @@ def run(job: Job) -> dict[str, Any]:
     gates = insert_gates(model, blocks, gate_units(options["unit"]))
     batches = next_batches(job, config) if "data" in job.inputs else iter(())
     sight = Sight(model, gates, blocks, batches, language_model_loss, place, options["seed"])
-    scores = CRITERIA[options["criterion"]](sight)
+    scores = comparable(CRITERIA[options["criterion"]](sight), options["target"])
     save_scores(job.out, scores)
     return {"criterion": options["criterion"], "units": sum(value.numel() for value in scores.values())}

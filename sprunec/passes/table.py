@@ -36,7 +36,7 @@ PASSES: dict[str, PassInfo] = {
     "train": PassInfo("train", 2, ("model", "data"), "model", optional=("teacher",), trains=True),
     "finetune": PassInfo("train", 2, ("model", "data"), "model", optional=("teacher",), trains=True),
     "train-mask": PassInfo("train_mask", 4, ("model", "data"), "gated", optional=("teacher",), trains=True),
-    "score-mask": PassInfo("score_mask", 1, ("model",), "scores", optional=("data",)),
+    "score-mask": PassInfo("score_mask", 2, ("model",), "scores", optional=("data",)),
     "load-mask": PassInfo("load_mask", 2, ("model", "source"), "masks"),
     "sparsify": PassInfo("sparsify", 1, ("model",), "model"),
     "binarize": PassInfo("binarize", 3, ("model", "scores"), "masks"),

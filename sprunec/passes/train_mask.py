@@ -7,7 +7,7 @@ from typing import Any
 from sprunec.engines.loop import fit, language_model_loss
 from sprunec.engines.training import Training
 from sprunec.masks.budgets import make_budgets, shared_out
-from sprunec.masks.criteria import CRITERIA, Sight
+from sprunec.masks.criteria import CRITERIA, Sight, comparable
 from sprunec.masks.files import START, save_scores
 from sprunec.masks.lagrangian import Lagrangian
 from sprunec.masks.learn import GateLearner, settling, start_from, tie
@@ -29,7 +29,8 @@ def run(job: Job) -> dict[str, Any]:
     scores = engine.world.share(CRITERIA[options["criterion"]](sight))
     tied = options["tie_heads"]
     budgets = make_budgets(config, options["unit"], options["target"], options["budget"], tied)
-    inside = shared_out(budgets, scores) if "allocation" in options else budgets
+    allocating = comparable(scores, options["target"])
+    inside = shared_out(budgets, allocating) if "allocation" in options else budgets
     learner = GateLearner(
         gates,
         start_from(tie(scores) if tied else scores),
@@ -59,7 +60,7 @@ def run(job: Job) -> dict[str, Any]:
     save_model(job.out, config, read_kept(job.inputs["model"]), state)
     save_scores(job.out, learner.log_alphas)
     if "allocation" in options:
-        save_scores(job.out / START, scores)
+        save_scores(job.out / START, allocating)
     rows = [settling(budget, learner.log_alphas) for budget in budgets]
     metrics = {"loss": last["loss"], "steps": last["step"], "undecided": learner.undecided(), "budgets": rows}
     metrics |= lesson.metrics(last) | {"planned_steps": last["steps"]}

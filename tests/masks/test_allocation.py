@@ -59,12 +59,21 @@ def test_a_run_keeps_of_each_layer_what_the_start_of_its_gates_would(tmp_path: P
         assert (sum(kept["heads"].values()), sum(kept["dims"].values())) == (9, 60)
 
 
+def test_sublayers_go_where_the_start_says_and_gates_learn_what_is_inside(tmp_path: Path) -> None:
+    cut = {"unit": ["layer", *UNITS], "target": {"sparsity": 0.5}, "criterion": "magnitude"}
+    scored = trained(tmp_path / "scored", {"pass": "score-mask", **cut})
+    inside = trained(tmp_path / "inside", {"pass": "train-mask", "steps": 40, **cut})
+    assert inside == scored
+    assert 0 in scored["heads"].values() or None in scored["dims"].values()
+    assert len({*scored["heads"].values()} - {0}) > 1
+
+
 @pytest.mark.parametrize(
     ("unit", "target", "options"),
     [
         ("head", {"num_heads": 3}, {"budget": "per-layer"}),
         ("head", {"num_heads": 3}, {"tie_heads": True}),
-        (["layer", "head"], {"sparsity": 0.3}, {}),
+        ("layer", {"sparsity": 0.3}, {}),
         ("head", {"num_heads": 3}, {"allocation": "learned"}),
     ],
 )

@@ -188,3 +188,23 @@ def test_random_scores_follow_the_seed() -> None:
     assert all(torch.equal(first[key], same[key]) for key in sizes)
     assert all(not torch.equal(first[key], other[key]) for key in sizes)
     assert {key: value.numel() for key, value in first.items()} == sizes
+
+
+def test_ranks_let_each_kind_of_unit_give_the_same_share() -> None:
+    """By errors as they are, all heads would stay: they are of another size than those of dims."""
+    draw = torch.Generator().manual_seed(0)
+    scores = {(layer, "head"): 100 + torch.rand(4, generator=draw) for layer in range(3)}
+    scores |= {(layer, "dim_ff"): torch.rand(40, generator=draw) for layer in range(3)}
+    ranks = criteria.comparable(scores, {"sparsity": 0.5})
+    for unit in ("head", "dim_ff"):
+        before = torch.cat([value for key, value in scores.items() if key[1] == unit])
+        after = torch.cat([value for key, value in ranks.items() if key[1] == unit])
+        assert torch.equal(after.argsort(), before.argsort())
+        assert float((after > 0.5).double().mean()) == 0.5
+    assert {key: value.shape for key, value in ranks.items()} == {key: value.shape for key, value in scores.items()}
+    assert criteria.comparable(scores, {"num_heads": 2}) == scores
+
+
+def test_equal_scores_rank_in_the_order_of_their_places() -> None:
+    ranks = criteria.ranks({(0, "head"): torch.ones(2), (1, "head"): torch.ones(2)})
+    assert torch.cat(list(ranks.values())).tolist() == [0.25, 0.5, 0.75, 1.0]
