@@ -56,10 +56,17 @@ def random(sizes: Mapping[Key, int], seed: int) -> dict[Key, Tensor]:
     return {key: torch.rand(size, generator=noise) for key, size in sizes.items()}
 
 
-def magnitude(blocks: Sequence[TracedBlock], sizes: Mapping[Key, int]) -> dict[Key, Tensor]:
-    """The root mean square of all weights that a unit would take with it (Han et al. 2015, by structure)."""
+def magnitude(
+    blocks: Sequence[TracedBlock], sizes: Mapping[Key, int], weights: Mapping[str, Tensor]
+) -> dict[Key, Tensor]:
+    """The root mean square of all weights that a unit would take with it (Han et al. 2015, by structure).
+
+    Args:
+        blocks: what was traced, of weights or of their shapes alone.
+        weights: the model's, by name; each is asked for when it is needed, and not kept.
+    """
     by_index = {block.index: block for block in blocks}
-    return {(index, unit): _magnitude(by_index[index], unit) for index, unit in sizes}
+    return {(index, unit): _magnitude(by_index[index], unit, weights) for index, unit in sizes}
 
 
 def taylor(model: nn.Module, gates: Gates, batches: Iterable[Batch], loss: Loss, place: Place) -> dict[Key, Tensor]:
@@ -101,7 +108,7 @@ def reconstruction(moments: Moments, sizes: Mapping[Key, int]) -> dict[Key, Tens
 
 CRITERIA: dict[str, Callable[[Sight], dict[Key, Tensor]]] = {
     "random": lambda sight: random(sight.gates.sizes, sight.seed),
-    "magnitude": lambda sight: magnitude(sight.blocks, sight.gates.sizes),
+    "magnitude": lambda sight: magnitude(sight.blocks, sight.gates.sizes, sight.model.state_dict()),
     "taylor": lambda sight: taylor(sight.model, sight.gates, sight.batches, sight.loss, sight.place),
     "activation": lambda sight: activation(sight.moments(), sight.gates.sizes),
     "reconstruction": lambda sight: reconstruction(sight.moments(), sight.gates.sizes),
@@ -155,19 +162,19 @@ def columns(units: tuple[int, int, int]) -> Tensor:
     return torch.arange(math.prod(units)).view(units).movedim(1, 0).flatten(1)
 
 
-def _magnitude(block: TracedBlock, unit: str) -> Tensor:
-    tensors = block.tensors()
+def _magnitude(block: TracedBlock, unit: str, weights: Mapping[str, Tensor]) -> Tensor:
     if unit in block.sites:
-        axes, site = block.forward.groups, block.sites[unit]
+        axes, site, own = block.forward.groups, block.sites[unit], block.tensors()
         energies = [
-            _energy(tensors[name], axes.tensors[name][dim], dim, group, axes.sizes)
+            _energy(weights[f"{block.path}.{name}"], axes.tensors[name][dim], dim, group, axes.sizes)
             for group in site.groups["forward"]
             for name, dim in axes.holding(group)
-            if isinstance(tensors[name], nn.Parameter)
+            if isinstance(own[name], nn.Parameter)
         ]
         return torch.stack(energies).mean(0).sqrt()
     names = [name for r in block.forward.residuals if unit in ("block", r.kind) for name in r.tensors]
-    return torch.stack([tensors[name].detach().float().square().mean().cpu() for name in names]).mean().sqrt()[None]
+    whole = (weights[f"{block.path}.{name}"].detach().float().square().mean().cpu() for name in names)
+    return torch.stack(list(whole)).mean().sqrt()[None]
 
 
 def _energy(tensor: Tensor, dim_groups: tuple[int, ...], dim: int, group: int, sizes: Mapping[int, int]) -> Tensor:

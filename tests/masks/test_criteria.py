@@ -13,6 +13,7 @@ from sprunec.engines.device import Place
 from sprunec.engines.loop import language_model_loss
 from sprunec.masks import criteria
 from sprunec.masks.units import gate_units, unit_sizes
+from sprunec.model.checkpoint import empty_model
 from sprunec.model.config import LayerKept
 from sprunec.model.cpm_ant import build, example_inputs
 from sprunec.rewrite.gating import insert_gates
@@ -58,7 +59,8 @@ def by_look(criterion: str, model: nn.Module, *units: str) -> dict:
 
 
 def magnitude(model: nn.Module, *units: str) -> dict:
-    return criteria.magnitude(trace_blocks(model, example_inputs(tiny_config())), unit_sizes(tiny_config(), units))
+    blocks = trace_blocks(model, example_inputs(tiny_config()))
+    return criteria.magnitude(blocks, unit_sizes(tiny_config(), units), model.state_dict())
 
 
 @pytest.mark.parametrize("unit", DEAD)
@@ -147,8 +149,25 @@ def test_magnitude_of_heads_that_are_left_is_what_it_was() -> None:
     small = config.cut(config.everything(), kept)
     cut = build(small)
     cut.load_state_dict(make_recipe(trace_blocks(model, example_inputs(config)), kept).cut(model.state_dict()))
-    after = criteria.magnitude(trace_blocks(cut, example_inputs(small)), unit_sizes(small, ["head"]))
+    after = criteria.magnitude(trace_blocks(cut, example_inputs(small)), unit_sizes(small, ["head"]), cut.state_dict())
     assert torch.allclose(after[(0, "head")], before[(0, "head")][[1, 3]])
+
+
+@pytest.mark.parametrize("units", [["head", "dim_ff"], ["layer", "dim_head"], ["block"]])
+def test_magnitude_needs_shapes_and_the_weights_of_blocks_only(units: list[str]) -> None:
+    """The same numbers from a checkpoint's tensors as from a model in memory, one asked for after the other."""
+    state, asked = tiny_model().state_dict(), set()
+
+    class Stored(dict[str, torch.Tensor]):
+        def __getitem__(self, name: str) -> torch.Tensor:
+            asked.add(name)
+            return super().__getitem__(name)
+
+    blocks = trace_blocks(empty_model(tiny_config()), example_inputs(tiny_config()))
+    sizes = unit_sizes(tiny_config(), units)
+    got, wanted = criteria.magnitude(blocks, sizes, Stored(state)), magnitude(tiny_model(), *units)
+    assert got.keys() == wanted.keys() and all(torch.equal(got[key], wanted[key]) for key in wanted)
+    assert asked and all(name.startswith("encoder.layers.") for name in asked)
 
 
 def test_magnitude_ranks_a_smaller_sublayer_lower() -> None:
