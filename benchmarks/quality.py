@@ -6,7 +6,7 @@
 A cell is one method, target, budget and seed: a native plan, run by `sprunec run` on one thread from a dense model that
 is trained once for each corpus. What cells gave stands in `benchmarks/quality.json` by the digest of all that decides
 it, so a cell is run once, and work adds up over days. `--show` prints the tables of that file, `--publish` puts them
-into `docs/quality.md` with a picture, and the main one into the README.
+into `docs/quality.md` with a picture, and the main one into the README. The target `dims` also wants torch-pruning.
 """
 
 from __future__ import annotations

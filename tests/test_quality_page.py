@@ -17,7 +17,7 @@ def quality(monkeypatch: pytest.MonkeyPatch) -> object:
     import quality
 
     yield quality
-    for name in ("quality", "quality_tables", "methods"):
+    for name in ("quality", "quality_tables", "methods", "peers"):
         sys.modules.pop(name, None)
 
 

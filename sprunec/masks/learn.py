@@ -88,7 +88,8 @@ class GateLearner:
             heads = [key for key in self.log_alphas if key[1] == TIED]
             self.log_alphas |= dict.fromkeys(heads, self.log_alphas[heads[0]])
         self._own = list({id(value): value for value in self.log_alphas.values()}.values())
-        self.rate, self.optimizer = rate, GroupAdam([[value] for value in self._own], rate)
+        self.rate = rate
+        self.optimizer = GroupAdam([[value] for value in self._own], rate)  # gates of a layer and kind vie
         count = sum(value.numel() for value in self.log_alphas.values())
         self.convergence = Convergence(lagrangian.budgets, count, steps, lagrangian.ramp_steps)
         self.stops = stop_when_settled
