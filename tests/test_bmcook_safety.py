@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import sprunec
-from sprunec.graph.execute import Nobody
+from sprunec.graph.watcher import Nobody
 from sprunec.plan.bmcook.flags import Flags
 from tests.guide import STEPS, command, digests, emitted, fine, prepare, report, run
 from tests.plan.bmcook.files import FINE, bmcook

@@ -16,8 +16,8 @@ import pytest
 import sprunec
 from sprunec.errors import InputError
 from sprunec.graph.events import read_line
-from sprunec.graph.execute import Nobody
 from sprunec.graph.manifest import read_manifest
+from sprunec.graph.watcher import Nobody
 from sprunec.show.report import write_html
 from tests.runs import EMIT, TRAIN, mask_pass, plan, read_report, write
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 import sprunec
 from sprunec.cli import main
 from sprunec.errors import ComparisonError, InputError, PassError
-from sprunec.graph.execute import Nobody
+from sprunec.graph.watcher import Nobody
 from sprunec.model.config import LayerKept
 from sprunec.passes import emit
 from sprunec.rewrite import gating, surgery

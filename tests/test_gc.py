@@ -12,7 +12,7 @@ import pytest
 
 import sprunec
 from sprunec.cli import main
-from sprunec.graph.execute import Nobody
+from sprunec.graph.watcher import Nobody
 from sprunec.plan.schema import validator
 from tests.runs import EMIT, TRAIN, artifact, execute, mask_pass, plan, read_report, write
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 import sprunec
 from sprunec.errors import InputError, PassError
-from sprunec.graph.execute import Nobody
+from sprunec.graph.watcher import Nobody
 from sprunec.masks import files
 from sprunec.model.checkpoint import read_kept
 from sprunec.plan.provenance import read_provenance

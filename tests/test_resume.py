@@ -19,7 +19,7 @@ import pytest
 
 import sprunec
 from sprunec.engines.saves import Saves
-from sprunec.graph.execute import Nobody
+from sprunec.graph.watcher import Nobody
 from tests.runs import EMIT, mask_pass, plan, write
 
 ROOT = Path(__file__).parent.parent

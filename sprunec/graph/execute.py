@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from sprunec.engines.world import Alone
 from sprunec.errors import ComparisonError, InputError, PassError, SprunecError, disk_words, remedied
@@ -22,6 +22,7 @@ from sprunec.graph.publish import publish, unpublish
 from sprunec.graph.report import Report, versions, with_notes
 from sprunec.graph.store import Artifact, Store
 from sprunec.graph.team import blame, check_shares, meet, order
+from sprunec.graph.watcher import Nobody, Watcher
 from sprunec.passes.job import Job
 from sprunec.passes.table import PASSES
 from sprunec.plan.provenance import write_provenance
@@ -29,34 +30,6 @@ from sprunec.plan.provenance import write_provenance
 if TYPE_CHECKING:
     from sprunec.engines.saves import Saves
     from sprunec.engines.team import Team
-
-
-class Watcher(Protocol):
-    """Who is told how a run goes."""
-
-    def node_started(self, index: int, total: int, name: str) -> None: ...
-
-    def node_finished(
-        self, index: int, total: int, name: str, *, cached: bool, seconds: float, metrics: Mapping[str, Any]
-    ) -> None: ...
-
-    def step(self, event: Mapping[str, Any]) -> None: ...
-
-    def message(self, text: str) -> None: ...
-
-
-class Nobody:
-    """Watches nothing."""
-
-    def node_started(self, index: int, total: int, name: str) -> None: ...
-
-    def node_finished(
-        self, index: int, total: int, name: str, *, cached: bool, seconds: float, metrics: Mapping[str, Any]
-    ) -> None: ...
-
-    def step(self, event: Mapping[str, Any]) -> None: ...
-
-    def message(self, text: str) -> None: ...
 
 
 @dataclass(frozen=True)
