@@ -18,7 +18,7 @@ MASKS = ("train-mask", "score-mask")
 TRAINS = ("train", "finetune", "train-mask")
 LOOKING = ("taylor", "activation", "reconstruction")
 _WARMUP_SHARE = 20
-_GATE_PATH, _LEAST_GATE_RATE = 30.0, 0.1  # far enough to open or close for good, in however few steps
+_GATE_PATH, _GATE_RATES = 30.0, (0.1, 1.0)  # far enough to open or close for good, in however few steps
 
 
 def takes_a_look(options: Mapping[str, Any]) -> bool:
@@ -110,7 +110,8 @@ def finish(options: dict[str, Any], folder: Path) -> Mapping[str, Any]:
     if "warmup_steps" in options and options["warmup_steps"] is None:
         options["warmup_steps"] = options["steps"] // _WARMUP_SHARE
     if "mask_learning_rate" in options and options["mask_learning_rate"] is None:
-        options["mask_learning_rate"] = max(_LEAST_GATE_RATE, _GATE_PATH / options["steps"])
+        least, most = _GATE_RATES
+        options["mask_learning_rate"] = min(most, max(least, _GATE_PATH / options["steps"]))
     return MappingProxyType({key: freeze(value) for key, value in options.items()})
 
 

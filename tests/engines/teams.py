@@ -26,7 +26,7 @@ def every_kind(**engine: Any) -> dict[str, Any]:
     """Every pass that trains, with all that may learn in it: gates, held weights, projections; in two parts a rank."""
     content = plan(
         {"pass": "train", "steps": STEPS},
-        mask_pass("head", {"num_heads": 3}, steps=STEPS, budget="global"),
+        mask_pass("head", {"num_heads": 3}, steps=STEPS, budget="global", mask_learning_rate=0.1),
         {"pass": "sparsify", "pattern": "m4n2_1d", "tensors": ["w_in"]},
         {"pass": "finetune", "steps": STEPS, "distillation": DISTILLATION},
         training={"accumulate": 2, "checkpoint_every": 5},
@@ -94,7 +94,8 @@ def saves(directory: Path) -> list[str]:
 
 
 def events(directory: Path, node: str = "") -> list[dict[str, Any]]:
-    lines = (directory / "out/events.jsonl").read_text().splitlines()
+    whole, _, _ = (directory / "out/events.jsonl").read_text().rpartition("\n")  # the last may be in the writing
+    lines = whole.splitlines()
     return [event for event in map(json.loads, lines) if node in event["node"]]
 
 
