@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import sprunec
-from sprunec.graph.watcher import Nobody
+from sprunec.graph.watcher import Watcher
 from sprunec.plan.bmcook.flags import Flags
 from tests.guide import STEPS, command, digests, emitted, fine, prepare, report, run
 from tests.plan.bmcook.files import FINE, bmcook
@@ -142,7 +142,7 @@ def test_a_small_set_holds_out_one_record() -> None:
     assert report("out")["models"]["dense"]["loss"] > 0
 
 
-class Counts(Nobody):
+class Counts(Watcher):
     """The training steps that were made."""
 
     made = 0

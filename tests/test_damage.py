@@ -17,7 +17,7 @@ import sprunec
 from sprunec.errors import InputError
 from sprunec.graph.events import read_line
 from sprunec.graph.manifest import read_manifest
-from sprunec.graph.watcher import Nobody
+from sprunec.graph.watcher import Watcher
 from sprunec.show.report import write_html
 from tests.runs import EMIT, TRAIN, mask_pass, plan, read_report, write
 
@@ -31,7 +31,7 @@ PLAN = plan(
 )
 
 
-class Hears(Nobody):
+class Hears(Watcher):
     def __init__(self) -> None:
         self.heard: list[str] = []
         self.made: list[str] = []

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 import sprunec
 from sprunec.cli import main
 from sprunec.errors import ComparisonError, InputError, PassError
-from sprunec.graph.watcher import Nobody
+from sprunec.graph.watcher import Watcher
 from sprunec.model.config import LayerKept
 from sprunec.passes import emit
 from sprunec.rewrite import gating, surgery
@@ -116,7 +116,7 @@ def test_what_an_earlier_run_published_does_not_stay_beside_another_report(finis
 
 
 def test_one_run_at_a_time(tmp_path: Path) -> None:
-    class Rival(Nobody):
+    class Rival(Watcher):
         def node_started(self, index: int, total: int, name: str) -> None:
             execute(plan(TRAIN), tmp_path)
 
@@ -127,7 +127,7 @@ def test_one_run_at_a_time(tmp_path: Path) -> None:
 
 
 def test_a_file_that_changes_meanwhile_is_not_stored(tmp_path: Path) -> None:
-    class Writes(Nobody):
+    class Writes(Watcher):
         def node_started(self, index: int, total: int, name: str) -> None:
             (tmp_path / "mine").write_text("another text, and a longer one " * 60)
 

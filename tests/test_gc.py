@@ -12,7 +12,7 @@ import pytest
 
 import sprunec
 from sprunec.cli import main
-from sprunec.graph.watcher import Nobody
+from sprunec.graph.watcher import Watcher
 from sprunec.plan.schema import validator
 from tests.runs import EMIT, TRAIN, artifact, execute, mask_pass, plan, read_report, write
 
@@ -89,7 +89,7 @@ def test_what_a_stopped_run_goes_on_from_stays(
 ) -> None:
     content = plan({"pass": "train", "steps": 6, "checkpoint_every": 2}, EMIT)
 
-    class Stops(Nobody):
+    class Stops(Watcher):
         def step(self, event: Any) -> None:
             if event["step"] == 5:
                 raise KeyboardInterrupt
@@ -138,7 +138,7 @@ def test_nothing_goes_while_a_run_is_there(
 ) -> None:
     codes: list[int] = []
 
-    class Collects(Nobody):
+    class Collects(Watcher):
         def node_started(self, index: int, total: int, name: str) -> None:
             codes.append(gc(copy / "out", monkeypatch=monkeypatch))
 

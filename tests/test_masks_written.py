@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 import sprunec
 from sprunec.errors import InputError, PassError
-from sprunec.graph.watcher import Nobody
+from sprunec.graph.watcher import Watcher
 from sprunec.masks import files
 from sprunec.model.checkpoint import read_kept
 from sprunec.plan.provenance import read_provenance
@@ -124,7 +124,7 @@ def test_where_a_mask_is_written_is_no_part_of_what_is_made(here: Path) -> None:
 
 
 def test_a_run_that_stops_before_the_end_of_the_pass_leaves_the_old_file(tmp_path: Path) -> None:
-    class Watches(Nobody):
+    class Watches(Watcher):
         steps, names = 0, ""
 
         def node_started(self, index: int, total: int, name: str) -> None:
@@ -198,7 +198,7 @@ def test_an_applied_layer_mask_is_noted_also_when_the_pass_was_done_before(here:
     torch.save(values, here / "coarse.pt")
     noted: list[Any] = []
 
-    class Listens(Nobody):
+    class Listens(Watcher):
         def node_finished(self, *arguments: Any, metrics: Any, **named: Any) -> None:
             noted.extend(metrics.get("notes", []))
 

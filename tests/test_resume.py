@@ -19,7 +19,7 @@ import pytest
 
 import sprunec
 from sprunec.engines.saves import Saves
-from sprunec.graph.watcher import Nobody
+from sprunec.graph.watcher import Watcher
 from tests.runs import EMIT, mask_pass, plan, write
 
 ROOT = Path(__file__).parent.parent
@@ -40,7 +40,7 @@ def execute(directory: Path, watcher: Any = None, stop: Any = lambda: False) -> 
     return sprunec.execute(graph, directory / "out", watcher, stop).data
 
 
-class Counts(Nobody):
+class Counts(Watcher):
     """The steps that were really made, by node; presses Ctrl-C at one of them."""
 
     def __init__(self, interrupt_at: tuple[str, int] | None = None) -> None:

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import sprunec
-from sprunec.graph.watcher import Nobody
+from sprunec.graph.watcher import Watcher
 from sprunec.plan.schema import validator
 from tests.runs import EMIT, MODEL, TRAIN, artifact, execute, guide, mask_pass, plan, read_report, write
 
@@ -116,7 +116,7 @@ def test_a_damaged_artifact_is_made_again(finished: Path, tmp_path: Path) -> Non
     assert weights.read_bytes() != bytes(data)
 
 
-class StopsAt(Nobody):
+class StopsAt(Watcher):
     """Presses Ctrl-C at a training step."""
 
     def __init__(self, step: int) -> None:

@@ -22,7 +22,7 @@ from sprunec.graph.publish import publish, unpublish
 from sprunec.graph.report import Report, versions, with_notes
 from sprunec.graph.store import Artifact, Store
 from sprunec.graph.team import blame, check_shares, meet, order
-from sprunec.graph.watcher import Nobody, Watcher
+from sprunec.graph.watcher import Watcher
 from sprunec.passes.job import Job
 from sprunec.passes.table import PASSES
 from sprunec.plan.provenance import write_provenance
@@ -75,7 +75,7 @@ def execute(
     device = _check_ready(graph, team)
     check_places(graph, out)
     with alone(out):
-        return _execute(graph, out, watcher or Nobody(), device, stop, team)
+        return _execute(graph, out, watcher or Watcher(), device, stop, team)
 
 
 def _check_ready(graph: Graph, team: Team | None) -> str:

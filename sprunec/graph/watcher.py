@@ -1,27 +1,13 @@
-"""Who is told how a run goes: a progress display, a test, or nobody."""
+"""Who is told how a run goes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 
-class Watcher(Protocol):
-    """Who is told how a run goes."""
-
-    def node_started(self, index: int, total: int, name: str) -> None: ...
-
-    def node_finished(
-        self, index: int, total: int, name: str, *, cached: bool, seconds: float, metrics: Mapping[str, Any]
-    ) -> None: ...
-
-    def step(self, event: Mapping[str, Any]) -> None: ...
-
-    def message(self, text: str) -> None: ...
-
-
-class Nobody:
-    """Watches nothing."""
+class Watcher:
+    """Is told how a run goes, and does nothing with it; a progress display does."""
 
     def node_started(self, index: int, total: int, name: str) -> None: ...
 

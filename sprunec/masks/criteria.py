@@ -1,6 +1,7 @@
 """Cheap scores of units: the higher, the more worth keeping.
 
-`CRITERIA` has them by name; each is a function of what it needs of a `Sight`. `comparable` says how targets take them.
+`CRITERIA` has them by name, functions of a `Sight`; those in `BLIND` need no more than `Shapes`. `comparable` says how
+targets take them.
 """
 
 from __future__ import annotations
@@ -28,6 +29,22 @@ Score = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
+class Shapes:
+    """What a criterion that sees no data may look at; no model need be in memory.
+
+    Attributes:
+        blocks: what was traced, of weights or of their shapes alone.
+        sizes: how many units there are.
+        weights: the model's, by name; each is asked for when it is needed, and not kept.
+    """
+
+    blocks: Sequence[TracedBlock]
+    sizes: Mapping[Key, int]
+    weights: Mapping[str, Tensor]
+    seed: int
+
+
+@dataclass(frozen=True)
 class Sight:
     """What a criterion may look at.
 
@@ -46,6 +63,9 @@ class Sight:
     place: Place
     seed: int
 
+    def shapes(self) -> Shapes:
+        return Shapes(self.blocks, self.gates.sizes, self.model.state_dict(), self.seed)
+
     def moments(self) -> Moments:
         return look(self.model, self.blocks, self.batches, self.place)
 
@@ -59,12 +79,7 @@ def random(sizes: Mapping[Key, int], seed: int) -> dict[Key, Tensor]:
 def magnitude(
     blocks: Sequence[TracedBlock], sizes: Mapping[Key, int], weights: Mapping[str, Tensor]
 ) -> dict[Key, Tensor]:
-    """The root mean square of all weights that a unit would take with it (Han et al. 2015, by structure).
-
-    Args:
-        blocks: what was traced, of weights or of their shapes alone.
-        weights: the model's, by name; each is asked for when it is needed, and not kept.
-    """
+    """The root mean square of all weights that a unit would take with it (Han et al. 2015, by structure)."""
     by_index = {block.index: block for block in blocks}
     return {(index, unit): _magnitude(by_index[index], unit, weights) for index, unit in sizes}
 
@@ -106,9 +121,13 @@ def reconstruction(moments: Moments, sizes: Mapping[Key, int]) -> dict[Key, Tens
     return _by_columns(moments, sizes, _errors)
 
 
+BLIND: dict[str, Callable[[Shapes], dict[Key, Tensor]]] = {
+    "random": lambda shapes: random(shapes.sizes, shapes.seed),
+    "magnitude": lambda shapes: magnitude(shapes.blocks, shapes.sizes, shapes.weights),
+}
 CRITERIA: dict[str, Callable[[Sight], dict[Key, Tensor]]] = {
-    "random": lambda sight: random(sight.gates.sizes, sight.seed),
-    "magnitude": lambda sight: magnitude(sight.blocks, sight.gates.sizes, sight.model.state_dict()),
+    "random": lambda sight: BLIND["random"](sight.shapes()),
+    "magnitude": lambda sight: BLIND["magnitude"](sight.shapes()),
     "taylor": lambda sight: taylor(sight.model, sight.gates, sight.batches, sight.loss, sight.place),
     "activation": lambda sight: activation(sight.moments(), sight.gates.sizes),
     "reconstruction": lambda sight: reconstruction(sight.moments(), sight.gates.sizes),

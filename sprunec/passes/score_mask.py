@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from sprunec.engines.loop import language_model_loss
-from sprunec.masks.criteria import CRITERIA, Sight, comparable, magnitude, random
+from sprunec.masks.criteria import BLIND, CRITERIA, Shapes, Sight, comparable
 from sprunec.masks.files import save_scores
 from sprunec.masks.units import Key, gate_units, unit_sizes
 from sprunec.model.checkpoint import open_model_tensors
@@ -25,10 +25,8 @@ def run(job: Job) -> dict[str, Any]:
 def _by_weights(job: Job) -> dict[Key, Tensor]:
     """One tensor at a time, so that a checkpoint of any size can be scored."""
     config, options = config_of(job), job.options
-    sizes = unit_sizes(config, options["unit"])
-    if options["criterion"] == "random":
-        return random(sizes, options["seed"])
-    return magnitude(traced_shape(config), sizes, open_model_tensors(job.inputs["model"]))
+    sizes, weights = unit_sizes(config, options["unit"]), open_model_tensors(job.inputs["model"])
+    return BLIND[options["criterion"]](Shapes(traced_shape(config), sizes, weights, options["seed"]))
 
 
 def _by_data(job: Job) -> dict[Key, Tensor]:

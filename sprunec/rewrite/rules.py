@@ -9,15 +9,7 @@ from torch import fx
 
 from sprunec.rewrite.axes import Axis, Dim, Layout, fresh, pin, unite
 from sprunec.rewrite.flow import Flow, OpenCore, Rule, argument, pin_all, tensor_inputs
-from sprunec.rewrite.moves import (
-    concatenate,
-    index_select,
-    item,
-    matrix_transpose,
-    permute,
-    transpose,
-    view,
-)
+from sprunec.rewrite.moves import concatenate, index_select, item, matrix_transpose, permute, transpose, view
 
 
 def broadcast(flow: Flow, node: fx.Node) -> Layout:

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sprunec.errors import Diagnostic
+from sprunec.graph.watcher import Watcher
 from sprunec.show.words import is_finite, number, plural, printable
 
 SECONDS_BETWEEN_LINES = 2.0
@@ -22,7 +23,7 @@ MOST_METRICS = 4
 COLOURS = {"error": "bold red", "warning": "bold yellow"}
 
 
-class Progress:
+class Progress(Watcher):
     """Follows one run: a live display on a terminal, plain lines otherwise; `index` counts nodes from 1."""
 
     def __init__(self, *, quiet: bool = False, console: Console | None = None) -> None:
