@@ -6,6 +6,7 @@ Exit codes: 0 done · 1 a pass failed or the comparison did · 2 usage · 3 inva
 
 from __future__ import annotations
 
+import logging
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -16,12 +17,14 @@ import typer
 from rich.console import Console
 
 from sprunec.cli_flags import with_flags
-from sprunec.cli_run import diagnostics_document, document_on_error, execute_graph, print_json, show_graph, show_report
+from sprunec.cli_run import diagnostics_document, execute_graph, print_json, reporting, show_graph, show_report
 from sprunec.cli_team import at_the_head, follow_lead, launch_all, leads, must_launch
 from sprunec.errors import InputError, SprunecError, disk_words
 from sprunec.graph.team import launched
+from sprunec.interrupts import INTERRUPTED, interrupts
 from sprunec.plan.bmcook.flags import Flags
 from sprunec.show.console import SECONDS_BETWEEN_LINES, Progress, print_diagnostics
+from sprunec.unexpected import explained, log
 
 app = typer.Typer(
     name="sprunec",
@@ -31,8 +34,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
-INTERRUPTED = 130
 TARGET_MISSED = 4
+
+
+def _show_tracebacks(wanted: bool) -> None:
+    """Let `unexpected` say on stderr what it else writes to a file only."""
+    log.handlers = [logging.StreamHandler()] if wanted else []
+    log.setLevel(logging.DEBUG if wanted else logging.WARNING)
+
+
+Debug = Annotated[
+    bool, typer.Option("--debug", help="Show the traceback of an unexpected error.", callback=_show_tracebacks)
+]
 
 
 @app.command()
@@ -42,13 +55,17 @@ def validate(
     flags: Flags,
     strict: Annotated[bool, typer.Option(help="A missing checkpoint, data or mask file is an error.")] = False,
     as_json: Json = False,
+    debug: Debug = False,
 ) -> None:
     """Check plans: all errors at once, with file, line, column, what is wrong and what to write instead."""
     from sprunec.plan.plan import check_plan
 
-    found = [
-        finding for path in plans for finding in check_plan(path, strict=strict, flags=flags, incomplete=not strict)[1]
-    ]
+    with reporting(as_json, "checking plans"):
+        found = [
+            finding
+            for path in plans
+            for finding in check_plan(path, strict=strict, flags=flags, incomplete=not strict)[1]
+        ]
     valid = not any(finding.severity == "error" for finding in found)
     if as_json:
         print_json(diagnostics_document(found))
@@ -72,31 +89,23 @@ def run(
     ] = 1,
     quiet: Annotated[bool, typer.Option(help="No progress.")] = False,
     as_json: Json = False,
+    debug: Debug = False,
 ) -> None:
     """Run a plan; what is already done is not done again."""
     if must_launch(devices) and not dry_run:
         raise typer.Exit(launch_all(devices))
     if not leads():
         raise typer.Exit(follow_lead())
-    from sprunec.plan.plan import check_plan
-
-    with at_the_head() as team:
-        checked, found = check_plan(plan, strict=strict or not dry_run, flags=flags)
-        if checked is None:
-            with document_on_error(as_json):
-                raise InputError(*found)
-        print_diagnostics(found)
-        from sprunec.graph.lower import lower
-        from sprunec.plan.scale import plan_costs
-
-        graph = lower(checked)
-        folder = _out(out, flags.save) or Path("runs") / checked.name
+    progress = Progress(quiet=quiet)
+    with interrupts(progress.message) as stop, at_the_head() as team:
+        with reporting(as_json, f"reading {plan}"):
+            graph, folder, costs = _lowered(plan, flags, out, strict or not dry_run, devices)
         if dry_run:
-            show_graph(graph, folder, as_json, plan_costs(checked, max(devices, launched()[1])))
+            show_graph(graph, folder, as_json, costs)
             return
-        with document_on_error(as_json, folder):
-            report = execute_graph(graph, folder, Progress(quiet=quiet), team)
-    show_report(report, folder, as_json)
+        with reporting(as_json, f"running {plan}", folder):
+            report = execute_graph(graph, folder, progress, stop, team)
+        show_report(report, folder, as_json)
     raise typer.Exit(0 if report.status == "done" else TARGET_MISSED)
 
 
@@ -111,11 +120,12 @@ def convert(
     ] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the plan there.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="On bad input, too, one JSON document on stdout.")] = False,
+    debug: Debug = False,
 ) -> None:
     """Print BMCook's files as one native plan; its relative paths are the current directory's, or those of -o FILE."""
     from sprunec.plan.conversion import convert_plan, plan_text
 
-    with document_on_error(as_json):
+    with reporting(as_json, f"converting {bmcook}"):
         document, found = convert_plan(bmcook, seconds or (), flags, output)
     print_diagnostics(found)
     if output is None or as_json:
@@ -126,11 +136,12 @@ def convert(
 def inspect(
     model: Annotated[Path, typer.Argument(help="A model config, a checkpoint, or a directory.", show_default=False)],
     as_json: Json = False,
+    debug: Debug = False,
 ) -> None:
     """Show what is in a model, what can be cut, and what each cut would save."""
     from sprunec.rewrite.inspect import inspect_model
 
-    with document_on_error(as_json):
+    with reporting(as_json, f"inspecting {model}"):
         document = inspect_model(model)
     if as_json:
         print_json(document)
@@ -152,6 +163,7 @@ def make_data(
     seed: Annotated[int, typer.Option(min=0, help="Of the choice between filling in and going on.")] = 1234,
     quiet: Annotated[bool, typer.Option(help="No progress.")] = False,
     as_json: Json = False,
+    debug: Debug = False,
 ) -> None:
     """Make a CPM-Live data set (version 1) from text, for source "cpm-live" and for CPM-Live itself."""
     from sprunec.data.vocabulary import read_vocabulary
@@ -165,7 +177,7 @@ def make_data(
             Console(stderr=True).print(f"{written.documents:,} documents read", highlight=False)
 
     sizes = {"prompt_length": prompt_length, "max_length": max_length, "seed": seed}
-    with document_on_error(as_json):
+    with reporting(as_json, f"making {out}"), interrupts(lambda text: None):
         made = make_dataset(out, inputs, read_vocabulary(vocab), **sizes, progress=progress)
     if as_json:
         print_json({"directory": str(out), **asdict(made)})
@@ -180,19 +192,39 @@ def gc(
     out: Annotated[Path, typer.Argument(help="The folder of runs, e.g. runs/NAME.", show_default=False)],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go, and how much it is.")] = False,
     as_json: Json = False,
+    debug: Debug = False,
 ) -> None:
     """Remove what no plan in OUT refers to, and what stopped or damaged runs left behind."""
     from sprunec.graph.collect import collect, look
     from sprunec.show.tables import waste_table
 
-    with document_on_error(as_json):
+    with reporting(as_json, f"cleaning {out}"):
         found = look(out)
     if not as_json:
         Console().print(waste_table(found.document(removed=False), dry_run), soft_wrap=True)
     if not dry_run:
-        collect(out, found)
+        with reporting(as_json, f"cleaning {out}"):
+            collect(out, found)
     if as_json:
         print_json(found.document(removed=not dry_run))
+
+
+def _lowered(plan: Path, flags: Flags, out: Path | None, strict: bool, devices: int) -> tuple[Any, Path, Any]:
+    """The graph of a plan, where it runs, and what training takes of so many devices.
+
+    Raises:
+        InputError: the plan, or a file that it names, cannot be used.
+    """
+    from sprunec.graph.lower import lower
+    from sprunec.plan.plan import check_plan
+    from sprunec.plan.scale import plan_costs
+
+    checked, found = check_plan(plan, strict=strict, flags=flags)
+    if checked is None:
+        raise InputError(*found)
+    print_diagnostics(found)
+    folder = _out(out, flags.save) or Path("runs") / checked.name
+    return lower(checked), folder, plan_costs(checked, max(devices, launched()[1]))
 
 
 def _out(out: Path | None, save: str | None) -> Path | None:
@@ -210,17 +242,19 @@ def _print_error(words: str) -> None:
 
 
 def main() -> None:
-    """Run the command; every error a user can cause becomes one message and an exit code."""
+    """Run the command; every error becomes one message and an exit code."""
     try:
         app()
-    except InputError as error:
-        print_diagnostics(error.diagnostics)
-        sys.exit(error.exit_code)
-    except SprunecError as error:
-        _print_error(str(error))
-        sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
-    except OSError as error:
-        _print_error(disk_words(error))
-        sys.exit(SprunecError.exit_code)
+    except Exception as error:
+        sys.exit(_tell(explained(error, " ".join(["sprunec", *sys.argv[1:2]]), None)))
+
+
+def _tell(error: BaseException) -> int:
+    """Print an error; its exit code."""
+    if isinstance(error, InputError):
+        print_diagnostics(error.diagnostics)
+        return error.exit_code
+    _print_error(disk_words(error) if isinstance(error, OSError) else str(error))
+    return error.exit_code if isinstance(error, SprunecError) else SprunecError.exit_code

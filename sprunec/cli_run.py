@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -12,16 +11,19 @@ import typer
 from rich.console import Console
 
 from sprunec.errors import Diagnostic, InputError
+from sprunec.interrupts import Interrupts
 from sprunec.show.console import Progress
+from sprunec.unexpected import explained
 
 
-def execute_graph(graph: Any, folder: Path, progress: Progress, team: Any = None) -> Any:
+def execute_graph(graph: Any, folder: Path, progress: Progress, stop: Interrupts, team: Any = None) -> Any:
     from sprunec.graph.execute import execute
+    from sprunec.graph.report import mark_interrupted
     from sprunec.show.report import write_html
 
+    stop.abandon = lambda: mark_interrupted(folder)
     try:
-        with interrupts(progress.message) as stop:
-            report = execute(graph, folder, progress, stop, team)
+        report = execute(graph, folder, progress, stop, team)
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             progress.message(f"interrupted; what is done is kept: run the same command again to continue in {folder}")
@@ -35,37 +37,39 @@ def execute_graph(graph: Any, folder: Path, progress: Progress, team: Any = None
 
 
 @contextmanager
-def document_on_error(as_json: bool, folder: Path | None = None) -> Iterator[None]:
-    """With --json stdout gets a document whatever happens: the findings about bad input, else the run's own report."""
+def reporting(as_json: bool, doing: str, folder: Path | None = None) -> Iterator[None]:
+    """Whatever goes wrong becomes an error to tell of, and with --json a document on stdout.
+
+    The document is the run's own report where there is one in `folder`, else the findings.
+
+    Args:
+        doing: what to say was being done when something goes wrong that nobody foresaw.
+        folder: OUT of a run; the traceback goes there, too.
+    """
     try:
         yield
-    except InputError as error:
+    except Exception as error:
+        told = explained(error, doing, folder if folder is not None and folder.is_dir() else None)
         if as_json:
-            print_json(diagnostics_document(error.diagnostics))
-        raise
+            _print_failure(told, folder)
+        raise told from told.__cause__
     except BaseException:
-        if as_json and folder is not None and (folder / "report.json").is_file():
-            typer.echo((folder / "report.json").read_text(encoding="utf-8"))
+        if as_json and folder is not None:
+            _print_file(folder / "report.json")
         raise
 
 
-@contextmanager
-def interrupts(tell: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
-    """Ctrl-C and SIGTERM: the first lets the step or pass in hand end, the second stops at once."""
-    asked: list[int] = []
+def _print_failure(error: BaseException, folder: Path | None) -> None:
+    if isinstance(error, InputError):
+        print_json(diagnostics_document(error.diagnostics))
+    elif folder is None or not _print_file(folder / "report.json"):
+        print_json(diagnostics_document([Diagnostic("failed", str(error))]))
 
-    def note(number: int, _: object) -> None:
-        if asked:
-            raise KeyboardInterrupt
-        asked.append(number)
-        tell("stopping after this step, or after this pass if it has none; once more stops at once")
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(asked)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _print_file(path: Path) -> bool:
+    if path.is_file():
+        typer.echo(path.read_text(encoding="utf-8"))
+    return path.is_file()
 
 
 def show_graph(graph: Any, folder: Path, as_json: bool, costs: Sequence[dict[str, Any]]) -> None:

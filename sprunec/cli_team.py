@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from sprunec.cli_run import interrupts
 from sprunec.graph.team import follow, launched
+from sprunec.interrupts import interrupts
 
 if TYPE_CHECKING:
     from sprunec.engines.team import Team
@@ -50,5 +50,5 @@ def follow_lead() -> int:
     """What the other processes do: the exit code."""
     from sprunec.engines.team import Team
 
-    with interrupts(lambda text: None) as stop:
+    with interrupts(lambda text: None, at_once=False) as stop:  # the lead lets this one go
         return follow(Team(), stop)

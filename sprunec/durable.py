@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,23 +10,29 @@ from pathlib import Path
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """An error of reading, writing or flushing knows a number, and no name: in here it gets `path`."""
+def naming(path: Path, needed: int | None = None) -> Iterator[None]:
+    """Give an error of reading, writing or flushing, which knows a number and no name, the name `path`.
+
+    Args:
+        needed: bytes that are to be written there, where that is known.
+    """
     try:
         yield
     except OSError as error:
-        _name(error, path)
+        _name(error, path, needed)
         raise
     except RuntimeError as error:  # torch then closes its archive, fails again, and tells of that
         if not isinstance(error.__context__, OSError):
             raise
-        _name(error.__context__, path)
+        _name(error.__context__, path, needed)
         raise error.__context__ from None
 
 
-def _name(error: OSError, path: Path) -> None:
+def _name(error: OSError, path: Path, needed: int | None) -> None:
     if error.errno is not None and error.filename is None:
         error.filename = str(path)
+    if needed is not None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        error.add_note(f"{needed:,} bytes were to be written")
 
 
 def flush(path: Path) -> None:

@@ -4,12 +4,15 @@ SprunecError
 ├── InputError          3   a plan or an input file that cannot be used; carries diagnostics
 ├── TraceError          1   a module that cannot be traced or cut, named with its source line
 ├── PassError           1   a pass that could not do its work
+│   └── UnexpectedError 1   something nobody foresaw, see `unexpected`
 └── ComparisonError     1   the masked and the rewritten model disagree; nothing is emitted
 """
 
 from __future__ import annotations
 
 import errno
+import os
+import shutil
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -69,18 +72,54 @@ class InputError(SprunecError):
 def disk_words(error: OSError, place: object = "") -> str:
     """As `remedied`, with the file that it went wrong with, or else `place`, in front."""
     file = error.filename or place
-    return f"{file}: {remedied(error)}" if file else remedied(error)
+    return f"{file}: {remedied(error, place)}" if file else remedied(error)
 
 
-def remedied(error: OSError) -> str:
-    """What went wrong with a file, and what to do about it."""
+def remedied(error: OSError, place: object = "") -> str:
+    """What went wrong with a file, how much room it needed and there is, and what to do about it."""
     words, remedy = error.strerror or str(error), REMEDIES.get(error.errno or 0)
-    return f"{words}; {remedy}" if remedy else words
+    facts = [*getattr(error, "__notes__", ()), *_room(error, str(error.filename or place))]
+    known = f" ({', '.join(facts)})" if facts else ""
+    return f"{words}{known}; {remedy}" if remedy else f"{words}{known}"
+
+
+def _room(error: OSError, file: str) -> list[str]:
+    """What is free where a file did not fit; nothing where that cannot be told."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not file:
+        return []
+    place = os.path.abspath(file)
+    while not os.path.exists(place):
+        place = os.path.dirname(place)
+    try:
+        return [f"{shutil.disk_usage(place).free:,} bytes are free there"]
+    except OSError:
+        return []
 
 
 _ROOM, _WRITABLE = "make room, then run again", "make it writable or give another place, then run again"
-REMEDIES = {errno.ENOSPC: _ROOM, errno.EDQUOT: _ROOM, errno.EROFS: _WRITABLE, errno.EACCES: _WRITABLE}
-REMEDIES |= {errno.EPERM: _WRITABLE, errno.EIO: "the disk or its connection fails; run again when it is well"}
+_GONE = "put it back, or mount its disk again, then run again"
+_SHORTER = "give a place with a shorter name"
+REMEDIES = {
+    errno.ENOSPC: _ROOM,
+    errno.EDQUOT: "you are at your quota: make room or have it raised, then run again",
+    errno.EFBIG: "this disk or `ulimit -f` takes no file as large; give --out on another disk",
+    errno.EROFS: _WRITABLE,
+    errno.EACCES: _WRITABLE,
+    errno.EPERM: _WRITABLE,
+    errno.EIO: "the disk or its connection fails; run again when it is well",
+    errno.ENOENT: _GONE,
+    errno.ESTALE: _GONE,
+    errno.ENODEV: _GONE,
+    errno.ENXIO: _GONE,
+    errno.ENOTCONN: _GONE,
+    errno.ETIMEDOUT: _GONE,
+    errno.ENOTDIR: "a folder on the way to it is a file; give another place",
+    errno.EISDIR: "there is a folder in its place; remove it, or give another place",
+    errno.EMFILE: "raise `ulimit -n`, then run again",
+    errno.ENFILE: "close other programs, then run again",
+    errno.ENAMETOOLONG: _SHORTER,
+    errno.ELOOP: "a link leads back to itself; remove it",
+}
 
 
 class TraceError(SprunecError):

@@ -9,7 +9,9 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-FAILED, INTERRUPTED = 1, 130
+from sprunec.interrupts import INTERRUPTED
+
+FAILED = 1
 
 
 def launch(processes: int, arguments: Sequence[str]) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -19,6 +20,7 @@ from sprunec.engines.engine import Engine
 from sprunec.engines.saves import Saves
 from sprunec.engines.training import Training
 from sprunec.errors import PassError
+from sprunec.interrupts import postponed
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -67,16 +69,17 @@ def fit(
     """
     trainer = Trainer(model, training, engine, first_step, companion, objective, kept)
     start, event = trainer.start(saves.latest() if saves is not None else None)
-    for step in range(start, training.steps):
-        if companion is not None and companion.done():
-            break
-        batch = batches(first_step + step)
-        event, wrong = trainer.step(step, batch)
-        if wrong is not None:
-            raise accident(wrong, first_step + step, batch, saves.last if saves is not None else None)
-        report(event)
-        if saves is not None:
-            saves.after_step(step + 1, training.steps, lambda event=event: trainer.state(event))  # type: ignore[misc]
+    with postponed() if saves is not None else nullcontext():
+        for step in range(start, training.steps):
+            if companion is not None and companion.done():
+                break
+            batch = batches(first_step + step)
+            event, wrong = trainer.step(step, batch)
+            if wrong is not None:
+                raise accident(wrong, first_step + step, batch, saves.last if saves is not None else None)
+            report(event)
+            if saves is not None:
+                saves.after_step(step + 1, training.steps, lambda event=event: trainer.state(event))  # type: ignore[misc]
     if saves is not None:
         saves.settle()
     trainer.check_end()

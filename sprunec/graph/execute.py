@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sprunec.durable import forget
 from sprunec.engines.world import Alone
 from sprunec.errors import ComparisonError, InputError, PassError, SprunecError, disk_words, remedied
 from sprunec.graph.events import Events
@@ -26,6 +27,7 @@ from sprunec.graph.watcher import Watcher
 from sprunec.passes.job import Job
 from sprunec.passes.table import PASSES
 from sprunec.plan.provenance import write_provenance
+from sprunec.unexpected import FILE, UnexpectedError, explained, own_words
 
 if TYPE_CHECKING:
     from sprunec.engines.saves import Saves
@@ -110,6 +112,7 @@ def _execute(
     if not all(store.has(node) for node in graph.nodes):
         unpublish(out)
     report.save()
+    forget(out / FILE)
     try:
         if team is not None:
             meet(team, graph, device)
@@ -120,9 +123,10 @@ def _execute(
         origin = origin_of(graph, report.data, made)
         publish(graph, out, {name: artifact.path for name, artifact in artifacts.items()}, origin)
     except BaseException as error:
+        told = explained(error, f"the run in {out}", out)
         with suppress(OSError):  # a disk that takes no report, either: what stopped the run is the error to tell of
-            report.end(_status(error), _words(error), getattr(error, "metrics", None))
-        raise
+            report.end(_status(told), _words(told), getattr(told, "metrics", None))
+        raise told from told.__cause__
     report.end("done" if report.on_target() else "target-missed")
     return report
 
@@ -176,7 +180,7 @@ def _write(node: Node, source: str, done: Mapping[str, Outcome]) -> None:
             if node.provenance:
                 write_provenance(path, node.provenance)
         except (OSError, RuntimeError) as error:
-            reason = remedied(error) if isinstance(error, OSError) else str(error) or type(error).__name__
+            reason = remedied(error) if isinstance(error, OSError) else own_words(error)
             raise PassError(f"{node.name}: {path} cannot be written: {reason}") from error
 
 
@@ -231,7 +235,9 @@ def _call(node: Node, job: Job, team: Team | None) -> dict[str, Any]:
         raise
     except OSError as error:
         raise PassError(f"{node.name}: {disk_words(error, job.out)}") from error
-    except (MemoryError, RuntimeError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except Exception as error:
         blamed = blame(error, team) if team is not None else None
-        raise PassError(f"{node.name}: {blamed or first}") from error
+        if blamed is not None:
+            raise PassError(f"{node.name}: {blamed}") from error
+        doing = f"{node.name} ({node.about})" if node.about else node.name
+        raise UnexpectedError(doing, error) from error

@@ -10,7 +10,7 @@ from sprunec.graph.graph import Graph
 from sprunec.graph.publish import PUBLISHED
 from sprunec.plan.provenance import note_path
 
-OWN = ("store", "report.json", "report.html", "events.jsonl")
+OWN = ("store", "report.json", "report.html", "events.jsonl", "error.txt")
 LONGEST_NAME = 200  # what most disks take, 255 bytes, less what is added while a file and its note are written
 
 

@@ -56,7 +56,7 @@ def _copy(folder: Path, to: Path) -> None:
     for file in (path for path in folder.rglob("*") if path.is_file()):
         target = to / file.relative_to(folder)
         target.parent.mkdir(parents=True, exist_ok=True)
-        with naming(target):
+        with naming(target, file.stat().st_size):
             shutil.copyfile(file, target)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -120,6 +121,13 @@ class Report:
 
     def save(self) -> None:
         write_atomically(self.out / "report.json", strict_json(self.data))
+
+
+def mark_interrupted(out: Path) -> None:
+    """Say so in the report of a run that cannot do it itself any more; a report that cannot be read stays as it is."""
+    with suppress(OSError, ValueError, TypeError):
+        report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+        write_atomically(out / "report.json", strict_json({**report, "status": "interrupted"}))
 
 
 def with_notes(node: Node, metrics: Mapping[str, Any]) -> dict[str, Any]:

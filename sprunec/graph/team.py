@@ -19,6 +19,7 @@ from sprunec.errors import InputError, SprunecError
 from sprunec.graph.graph import Graph, Node, plain
 from sprunec.passes.job import Job
 from sprunec.passes.table import PASSES
+from sprunec.unexpected import log, own_words
 
 if TYPE_CHECKING:
     from sprunec.engines.team import Team
@@ -77,7 +78,7 @@ def follow(team: Team, stop: Callable[[], bool]) -> int:
                 _take_part(team, found, stop)
     except KeyboardInterrupt:
         return 0
-    except (SprunecError, OSError, RuntimeError, MemoryError) as error:
+    except Exception as error:
         return _explain(team, error)
     finally:
         team.leave()
@@ -90,8 +91,9 @@ def _explain(team: Team, error: BaseException) -> int:
     from sprunec.engines.team import lost
 
     gone = lost(error)
-    words = gone or (str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
+    words = gone or (str(error) if isinstance(error, SprunecError) else own_words(error))
     if gone is None:
+        log.debug("rank %d", team.rank, exc_info=error)
         team.complain(words)
     if not team.is_over():
         print(f"error: rank {team.rank}: {words}", file=sys.stderr, flush=True)

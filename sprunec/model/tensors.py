@@ -6,6 +6,7 @@ and letting go of it frees them. So a checkpoint of any size can be walked throu
 
 from __future__ import annotations
 
+import errno
 import mmap
 import pickle
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -115,7 +116,7 @@ def _read_rows(place: Stored, kept: Sequence[int], into: memoryview) -> None:
             while start < end:
                 count = file.readinto(into[start:end])
                 if not count:
-                    raise EOFError(f"{place.file} has become shorter while it was read")
+                    raise OSError(errno.EIO, "it has become shorter while it was read")
                 start += count
 
 

@@ -139,7 +139,7 @@ def _write_file(outputs: Mapping[str, Output], path: Path) -> None:
         header[name] = {"dtype": WORDS[output.dtype], "shape": list(output.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with naming(path), path.open("wb") as file, ThreadPoolExecutor(1) as reader:
+    with naming(path, 8 + len(text) + end), path.open("wb") as file, ThreadPoolExecutor(1) as reader:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in order:
             _write_tensor(file, reader, name, outputs[name])

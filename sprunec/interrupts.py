@@ -1,0 +1,107 @@
+"""Answer Ctrl-C and SIGTERM within two seconds, whatever is running.
+
+The first signal raises KeyboardInterrupt at once, but for the steps of a training pass: there it waits for the step in
+hand, which is then saved. A second one waits for nothing. Python runs its handlers between bytecodes only, and one
+product of large matrices may take minutes; so a thread watches whether the main thread answers, and ends the process
+where it does not. Whatever is on disk is whole at any moment, so that loses no more than the pass in hand.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+INTERRUPTED = 130
+PATIENCE = 1.5  # seconds that the main thread is given to unwind
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_postponed = threading.Event()
+
+
+@contextmanager
+def postponed() -> Iterator[None]:
+    """Let the first signal only be noted: who is in here asks after each step whether to stop, and saves."""
+    _postponed.set()
+    try:
+        yield
+    finally:
+        _postponed.clear()
+
+
+class Interrupts:
+    """What the signals of a run have asked for; called, it says whether to stop.
+
+    Args:
+        tell: takes a line for the user.
+        at_once: whether the first signal may raise outside of training steps, too.
+
+    Attributes:
+        abandon: what to do last, in another thread, before a process is ended that does not answer.
+    """
+
+    def __init__(self, tell: Callable[[str], None], at_once: bool) -> None:
+        self._tell, self._at_once = tell, at_once
+        self.abandon: Callable[[], None] = lambda: None
+        self._asked = False
+        self._left = threading.Event()
+
+    def __call__(self) -> bool:
+        return self._asked
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """What Python calls in the main thread.
+
+        Raises:
+            KeyboardInterrupt: the run stops here.
+        """
+        again, self._asked = self._asked, True
+        if again or not self._waits():
+            raise KeyboardInterrupt
+
+    def watch(self, pipe: int) -> None:
+        """Read the signals' numbers as they arrive, until the pipe is closed."""
+        count = 0
+        while number := os.read(pipe, 1):
+            if number[0] in SIGNALS:
+                count += 1
+                self._answer(first=count == 1)
+
+    def leave(self) -> None:
+        self._left.set()
+
+    def _waits(self) -> bool:
+        return _postponed.is_set() or not self._at_once
+
+    def _answer(self, first: bool) -> None:
+        if first and self._waits():
+            self._tell("stopping after this step, which is saved; once more stops at once")
+            return
+        self._tell("stopping")
+        if not self._left.wait(PATIENCE):
+            self.abandon()
+            os._exit(INTERRUPTED)
+
+
+@contextmanager
+def interrupts(tell: Callable[[str], None], *, at_once: bool = True) -> Iterator[Interrupts]:
+    """Answer signals as `Interrupts` says while the block runs; for the main thread."""
+    found = Interrupts(tell, at_once)
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    thread = threading.Thread(target=found.watch, args=(reading,), daemon=True)
+    thread.start()
+    pipe_before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    before = {number: signal.signal(number, found.handle) for number in SIGNALS}
+    try:
+        yield found
+    finally:
+        found.leave()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(pipe_before)
+        os.close(writing)
+        thread.join()
+        os.close(reading)

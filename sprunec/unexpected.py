@@ -1,0 +1,66 @@
+"""Errors that nobody foresaw: one line for the user, the traceback in a file for whoever mends it."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import traceback
+from pathlib import Path
+
+from sprunec.durable import write_atomically
+from sprunec.errors import PassError, SprunecError
+
+FILE = "error.txt"
+log = logging.getLogger("sprunec")
+
+
+class UnexpectedError(PassError):
+    """A mistake of this tool or of a library; its cause is the exception itself.
+
+    Args:
+        doing: the pass, and what was being done.
+        error: what went wrong there.
+    """
+
+    def __init__(self, doing: str, error: BaseException) -> None:
+        super().__init__(f"{doing}: {own_words(error)}")
+        self.__cause__ = error
+        self.file: Path | None = None
+
+    def __str__(self) -> str:
+        kept = f"; the traceback is in {self.file}" if self.file is not None else ""
+        return super().__str__() + kept
+
+
+def own_words(error: BaseException) -> str:
+    """The kind of an exception and the first line of what it says."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def explained(error: BaseException, doing: str, folder: Path | None) -> BaseException:
+    """The error to raise for `error`: itself where it was foreseen, else one that says where its traceback is kept.
+
+    Args:
+        folder: where `error.txt` goes; None: to a new file among the system's temporary ones.
+    """
+    if isinstance(error, SprunecError | OSError) and not isinstance(error, UnexpectedError):
+        return error
+    if not isinstance(error, Exception):
+        return error
+    told = error if isinstance(error, UnexpectedError) else UnexpectedError(doing, error)
+    if told.file is None:
+        text = "".join(traceback.format_exception(told.__cause__ or told))
+        log.debug("%s", text)
+        told.file = _keep(text, folder)
+    return told
+
+
+def _keep(text: str, folder: Path | None) -> Path | None:
+    """Where it was written; None where nothing can be: the line that is told says enough to go on."""
+    try:
+        file = Path(tempfile.mkdtemp(prefix="sprunec-")) / FILE if folder is None else folder / FILE
+        write_atomically(file, text)
+    except OSError:
+        return None
+    return file
