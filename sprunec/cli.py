@@ -34,7 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
-TARGET_MISSED = 4
+EXIT_CODES = {"done": 0, "target-missed": 4, "comparison-failed": 1}
 
 
 def _show_tracebacks(wanted: bool) -> None:
@@ -106,7 +106,7 @@ def run(
         with reporting(as_json, f"running {plan}", folder):
             report = execute_graph(graph, folder, progress, stop, team)
         show_report(report, folder, as_json)
-    raise typer.Exit(0 if report.status == "done" else TARGET_MISSED)
+    raise typer.Exit(EXIT_CODES[report.status])
 
 
 @app.command()

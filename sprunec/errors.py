@@ -4,6 +4,7 @@ SprunecError
 ├── InputError          3   a plan or an input file that cannot be used; carries diagnostics
 ├── TraceError          1   a module that cannot be traced or cut, named with its source line
 ├── PassError           1   a pass that could not do its work
+│   ├── FormError       1   a form that cannot hold or open the model; other forms are emitted all the same
 │   └── UnexpectedError 1   something nobody foresaw, see `unexpected`
 └── ComparisonError     1   the masked and the rewritten model disagree; nothing is emitted
 """
@@ -130,6 +131,10 @@ class PassError(SprunecError):
     """A pass could not do its work."""
 
 
+class FormError(PassError):
+    """A form cannot hold the model that is to be emitted, or cannot be opened again."""
+
+
 class ComparisonError(SprunecError):
     """The masked and the rewritten model disagree by more than the tolerance.
 
@@ -143,7 +148,7 @@ class ComparisonError(SprunecError):
             super().__init__(
                 f"the form {metrics['form']} differs from the model it was made of by "
                 f"{metrics['max_abs_difference']:.3g} on {metrics['tokens']} tokens, the tolerance of "
-                f"{metrics['dtype']} is {metrics['tolerance']:.3g}; nothing is emitted"
+                f"{metrics['dtype']} is {metrics['tolerance']:.3g}; it is not emitted"
             )
             return
         difference, limit, where = metrics["max_abs_difference"], metrics["tolerance"], "float64"

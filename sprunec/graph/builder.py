@@ -95,6 +95,10 @@ class Builder:
         shape = {} if data is None else {"max_length": data.max_length, "batch_size": data.batch_size}
         return {"seed": self.plan.seed} | shape
 
+    def compared(self) -> dict[str, Any]:
+        """What decides what models are compared on."""
+        return self.look() | {"tokens": self.plan.compare_tokens}
+
     def source_options(self) -> Mapping[str, Any]:
         return next(node.options for node in self.nodes if node.name == self.roles["source"])
 

@@ -119,7 +119,7 @@ def _cut(build: Builder, masks: str, spec: PassSpec | None) -> None:
     small = build.add("rewrite", {}, inputs, about="slices only", parameters=build.left.parameters)
     if _changes_weights(build.plan):  # else the comparison at the end says it all
         inputs = {"masked": entering, "masks": masks, "small": small}
-        build.add("compare", build.look(), inputs | build.data_inputs(), about="masked = small")
+        build.add("compare", build.compared(), inputs | build.data_inputs(), about="masked = small")
     build.latest |= {"model": small, "origin": small}
 
 

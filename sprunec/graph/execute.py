@@ -121,14 +121,22 @@ def _execute(
         emitted = artifacts.get(graph.roles.get("emitted", ""))
         made = str(emitted.manifest["made"]) if emitted is not None else None
         origin = origin_of(graph, report.data, made)
-        publish(graph, out, {name: artifact.path for name, artifact in artifacts.items()}, origin)
+        publish(
+            graph, out, {name: artifact.path for name, artifact in artifacts.items()}, origin, report.failed_forms()
+        )
     except BaseException as error:
         told = explained(error, f"the run in {out}", out)
         with suppress(OSError):  # a disk that takes no report, either: what stopped the run is the error to tell of
             report.end(_status(told), _words(told), getattr(told, "metrics", None))
         raise told from told.__cause__
-    report.end("done" if report.on_target() else "target-missed")
+    report.end(_ending(report), "; ".join(report.failed_forms().values()) or None)
     return report
+
+
+def _ending(report: Report) -> str:
+    if report.failed_forms():
+        return "comparison-failed"
+    return "done" if report.on_target() else "target-missed"
 
 
 def _restore(events: Events, store: Store, graph: Graph) -> None:
@@ -156,7 +164,14 @@ def _run(graph: Graph, shop: Workshop, report: Report) -> dict[str, Outcome]:
         if shop.stop():
             raise KeyboardInterrupt
         watcher.node_started(index, total, node.name)
-        outcome = _outcome(node, shop, outcomes)
+        try:
+            outcome = _outcome(node, shop, outcomes)
+        except SprunecError as error:
+            report.form_failed(node, error)
+            if not PASSES[node.pass_].fails_alone or report.has_no_form():
+                raise
+            watcher.node_failed(index, total, node.name, str(explained(error, node.name, report.out)))
+            continue
         outcomes[node.name] = outcome
         report.add(outcome.node, outcome.artifact, outcome.cached, outcome.seconds)
         report.save()

@@ -60,7 +60,7 @@ def _finish(build: Builder) -> None:
     small = _emitted(build, final) if build.formats else final
     if masked != small:
         inputs = {"masked": masked, "masks": final, "small": small}
-        build.add("compare", build.look(), inputs | build.data_inputs(), about="masked = small")
+        build.add("compare", build.compared(), inputs | build.data_inputs(), about="masked = small")
     build.evaluate_pruned(masked, final, small)
 
 
@@ -85,7 +85,7 @@ def _emitted(build: Builder, final: str) -> str:
         inputs = {"model": final, "emitted": name}
         build.add(
             "compare-format",
-            build.look() | {"form": form},
+            build.compared() | {"form": form},
             inputs | build.data_inputs(),
             suffix=form,
             about="opened again",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,18 @@ from sprunec.plan.provenance import note_weights
 PUBLISHED = ("model", "masks", "recipe.json")
 
 
-def publish(graph: Graph, out: Path, artifacts: Mapping[str, Path], origin: Mapping[str, Any]) -> None:
+def publish(
+    graph: Graph,
+    out: Path,
+    artifacts: Mapping[str, Path],
+    origin: Mapping[str, Any],
+    failed: Collection[str] = (),
+) -> None:
     """Make everything aside, then put it in place of what an earlier run has published.
 
     Args:
         origin: what an emitted model says about where it comes from.
+        failed: the forms that are not handed out.
     """
     aside = out / ".publishing"
     if aside.is_symlink():
@@ -27,7 +34,7 @@ def publish(graph: Graph, out: Path, artifacts: Mapping[str, Path], origin: Mapp
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     with naming(aside):
-        _make(graph, aside, artifacts, origin)
+        _make(graph, aside, artifacts, origin, failed)
     for path in aside.rglob("*"):
         flush(path)
     unpublish(out)
@@ -39,12 +46,14 @@ def publish(graph: Graph, out: Path, artifacts: Mapping[str, Path], origin: Mapp
             note_weights(path, out / graph.checkpoint_name)
 
 
-def _make(graph: Graph, aside: Path, artifacts: Mapping[str, Path], origin: Mapping[str, Any]) -> None:
+def _make(
+    graph: Graph, aside: Path, artifacts: Mapping[str, Path], origin: Mapping[str, Any], failed: Collection[str]
+) -> None:
     if "origin" in graph.roles:
         _masks_and_recipe(graph, aside, artifacts)
     if "emitted" in graph.roles:
         emitted = artifacts[graph.roles["emitted"]]
-        for form in (path for path in emitted.iterdir() if path.is_dir()):
+        for form in (path for path in emitted.iterdir() if path.is_dir() and path.name not in failed):
             _copy(form, aside / "model" / form.name)
             write_origin(aside / "model" / form.name, origin)
     if graph.checkpoint_name is not None:

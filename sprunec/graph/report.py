@@ -12,12 +12,21 @@ from pathlib import Path
 from typing import Any
 
 from sprunec.durable import write_atomically
+from sprunec.errors import SprunecError
 from sprunec.graph.graph import Graph, Node
 from sprunec.graph.store import Artifact, strict_json
 from sprunec.model.config import LayerKept, ModelConfig, kept_from_json
 
-COMPARED = ("max_abs_difference", "tolerance", "tokens", "float32_difference", "float32_tolerance", "largest_logit")
-FORM_COMPARED = ("max_abs_difference", "tolerance", "tokens", "dtype")
+COMPARED = (
+    "max_abs_difference",
+    "tolerance",
+    "tokens",
+    "float32_difference",
+    "float32_tolerance",
+    "float32_noise",
+    "largest_logit",
+)
+FORM_COMPARED = ("max_abs_difference", "tolerance", "noise", "tokens", "dtype")
 MEASURES = ("parameters", "loss", "perplexity", "tokens_per_second", "sample")
 
 
@@ -82,6 +91,22 @@ class Report:
         worst = max(before, metrics, key=lambda found: found.get("worst_block_difference", -1.0))
         merged = {key: max(metrics[key], before.get(key, metrics[key])) for key in COMPARED}
         self.data["comparison"] = merged | {key: worst[key] for key in ("worst_block", "worst_block_difference")}
+
+    def form_failed(self, node: Node, error: SprunecError) -> None:
+        """Note why an emitted form is not handed out; of any other node, nothing."""
+        form = node.options.get("form")
+        if form is not None:
+            measured = getattr(error, "metrics", {})
+            self.data["formats"][form] = {key: measured.get(key) for key in FORM_COMPARED} | {"error": str(error)}
+
+    def failed_forms(self) -> dict[str, str]:
+        """By form, why it is not handed out."""
+        return {form: found["error"] for form, found in self.data["formats"].items() if "error" in found}
+
+    def has_no_form(self) -> bool:
+        """Whether every form that was to be emitted has failed."""
+        emitted = self.graph.node(self.graph.roles["emitted"]).options["formats"]
+        return set(emitted) <= self.failed_forms().keys()
 
     def _binarized(self, node: Node, metrics: Mapping[str, Any]) -> None:
         """Asked and got, beside what the gates expected when their training ended."""

@@ -15,6 +15,9 @@ class Watcher:
         self, index: int, total: int, name: str, *, cached: bool, seconds: float, metrics: Mapping[str, Any]
     ) -> None: ...
 
+    def node_failed(self, index: int, total: int, name: str, error: str) -> None:
+        """The run goes on without it."""
+
     def step(self, event: Mapping[str, Any]) -> None: ...
 
     def message(self, text: str) -> None: ...

@@ -1,28 +1,83 @@
-"""A CPM-Ant of any size, run with the weights of one part at a time.
+"""A CPM-Ant of any size, run with a few rows of its weights at a time.
 
-The model stands on the meta device. Embeddings, one block after the other, then the last norm and the head are given
-their tensors, in the arithmetic asked for, and lose them again; only hidden states go on from part to part.
+The model stands on the meta device. A part's parameters are read when its code asks for them, in the arithmetic asked
+for, and let go of when it has used them; only hidden states go on from part to part. Large matrices are multiplied by
+some rows after the others, of the embeddings only the rows that are looked up are read, and the head is gone through a
+few words at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sprunec.errors import InputError
 from sprunec.model.frame import CPMAnt
-from sprunec.model.shapes import misfit
+from sprunec.model.shapes import Shape, misfit
 from sprunec.model.tensors import Tensors
 
 Inputs = Mapping[str, Tensor]
-ENTRANCE = ("prompt_embedding", "segment_embedding", "input_embedding")
-EXIT = ("encoder.output_layernorm", "input_embedding")
-BIAS = "position_bias"
+BIAS, NORM = "position_bias", "encoder.output_layernorm"
+PROMPTS, SEGMENTS, WORDS = "prompt_embedding", "segment_embedding", "input_embedding"
 MASKS = ("length", "context", "segment", "span")
-ROWS_AT_ONCE = 256
+HELD_BYTES = 32 * 2**20  # a part of up to so many is kept until it is left
+CHUNK_BYTES = 8 * 2**20  # of a matrix that is streamed
+
+
+class StreamedWeight:
+    """A matrix (out, in) that a linear multiplies by some rows at a time; for anything else it is made whole.
+
+    Torch hands the calls that it is an argument of to `__torch_function__`.
+
+    Args:
+        shape: of the whole.
+        read: some of its rows.
+        rows: how many at a time.
+    """
+
+    def __init__(self, shape: Shape, read: Callable[[range], Tensor], rows: int) -> None:
+        self.shape, self.read, self.rows = shape, read, rows
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.linear and len(args) == 2 and isinstance(args[1], cls) and not (kwargs or {}).get("bias"):
+            return torch.cat([F.linear(args[0], part) for part in args[1].parts()], dim=-1)
+        whole = [torch.cat(list(each.parts())) if isinstance(each, cls) else each for each in args]
+        return func(*whole, **(kwargs or {}))
+
+    def parts(self) -> Iterator[Tensor]:
+        for first in range(0, self.shape[0], self.rows):
+            yield self.read(range(first, min(first + self.rows, self.shape[0])))
+
+
+class LazyParameters(dict[str, Any]):
+    """A module's parameters, each read when its code asks for it.
+
+    Args:
+        names: of the parameters; those that are None (a linear without a bias) stay so.
+        read: gives one by its name.
+        hold: whether to keep what has been read.
+    """
+
+    def __init__(self, names: Mapping[str, Any], read: Callable[[str], Any], hold: bool) -> None:
+        super().__init__(names)
+        self._wanted = {name for name, parameter in names.items() if parameter is not None}
+        self._read, self._hold = read, hold
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._wanted:
+            return super().__getitem__(name)
+        found = self._read(name)
+        if self._hold:
+            self[name] = found
+            self._wanted.remove(name)
+        return found
 
 
 class Walk:
@@ -50,29 +105,74 @@ class Walk:
         self.hidden: list[Tensor] = []
         self._tensors = tensors
 
+    @property
+    def words(self) -> int:
+        """How many the head knows."""
+        return self._tensors.shape(f"{WORDS}.weight")[0]
+
+    @property
+    def width(self) -> int:
+        """Of the hidden states."""
+        return self._tensors.shape(f"{WORDS}.weight")[1]
+
     @contextmanager
     def holding(self, *parts: str) -> Iterator[None]:
         """The named modules have their weights meanwhile."""
-        modules = {name: self.model.get_submodule(name) for name in parts}
-        empty = {name: module.state_dict() for name, module in modules.items()}
-        try:
-            for name, module in modules.items():
-                weights = {key: self._weight(f"{name}.{key}") for key in empty[name]}
-                module.load_state_dict(weights, strict=True, assign=True)
-                place_buffers(module, self.device)
+        with ExitStack() as stack:
+            for part in parts:
+                top = self.model.get_submodule(part)
+                place_buffers(top, self.device)
+                size = sum(parameter.numel() for parameter in top.parameters()) * self.dtype.itemsize
+                read = self._weight if size <= HELD_BYTES else self._streamed
+                stack.enter_context(_with_parameters(self.model, (part,), read, hold=size <= HELD_BYTES))
             yield
-        finally:
-            for name, module in modules.items():
-                module.load_state_dict(empty[name], strict=True, assign=True)
 
     def _weight(self, name: str) -> Tensor:
-        tensor = self._tensors[name].to(self.device)
+        return self._cast(self._tensors[name])
+
+    def _streamed(self, name: str) -> Any:
+        """A large matrix as one that is never whole."""
+        shape = self._tensors.shape(name)
+        rows = max(1, CHUNK_BYTES // max(1, math.prod(shape[1:]) * self.dtype.itemsize))
+        if len(shape) != 2 or shape[0] <= rows:
+            return self._weight(name)
+        return StreamedWeight(shape, lambda some: self._cast(self._tensors.rows(name, some)), rows)
+
+    def _cast(self, tensor: Tensor) -> Tensor:
+        tensor = tensor.to(self.device)
         if tensor.dtype.itemsize < self.dtype.itemsize // 2:
             tensor = tensor.float()  # from half precision in two steps, which is twice as fast
         return tensor.to(self.dtype)
 
+    @contextmanager
+    def entrance(self) -> Iterator[None]:
+        """`model.embed` and `model.embed_new` work meanwhile, for words of the batches."""
+        rows = self._looked_up()
+
+        def table(name: str) -> Tensor:
+            """Of full size, but memory that is never touched takes none."""
+            found = torch.empty(self._tensors.shape(name), dtype=self.dtype, device=self.device)
+            wanted = rows[name.partition(".")[0]]
+            found[wanted.to(self.device)] = self._cast(self._tensors.rows(name, wanted.tolist()))
+            return found
+
+        with _with_parameters(self.model, tuple(rows), table):
+            yield
+
+    def _looked_up(self) -> dict[str, Tensor]:
+        """The rows of each table that any batch reads, in order; ids behind the words mean prompts."""
+        length, words = self.model.prompt_length, self.words
+        text = torch.cat([batch["input"][:, length:].flatten() for batch in self.batches])
+        front = torch.cat([batch["input"][:, :length].flatten() for batch in self.batches])
+        found = {
+            PROMPTS: torch.cat([front, (text - words).clamp(min=0)]),
+            SEGMENTS: torch.cat([batch["segment"].flatten() for batch in self.batches]),
+            WORDS: text.clamp(max=words - 1),
+        }
+        return {name: ids.unique().cpu() for name, ids in found.items()}
+
     def enter(self) -> None:
-        with self.holding(*ENTRANCE):
+        with self.entrance():
             self.hidden = [self.model.embed(batch["input"], batch["segment"]) for batch in self.batches]
 
     def layer(self, index: int) -> nn.Module:
@@ -82,10 +182,50 @@ class Walk:
         """The attention bias (B, H, N, N) of a batch; `BIAS` must be held."""
         return self.model.full_bias(*(self.batches[number][name] for name in MASKS))
 
-    def logits(self, number: int, used: Tensor) -> Iterator[Tensor]:
-        """(rows, V) of the columns `used` (B, N) of a batch, a few at a time; `EXIT` must be held."""
-        for rows in self.hidden[number][used].split(ROWS_AT_ONCE):
-            yield self.model.leave(rows)[0]
+    def leave(self, hidden: Tensor, words: range) -> Tensor:
+        """The logits (rows, words) of hidden states (rows, D) behind the last block."""
+
+        def some(name: str) -> Tensor:
+            return self._cast(self._tensors.rows(name, words)) if name == f"{WORDS}.weight" else self._weight(name)
+
+        with _with_parameters(self.model, (NORM, WORDS), some):
+            return self.model.leave(hidden)[0]
+
+    @torch.no_grad()
+    def run(self) -> None:
+        """Bring all batches behind the last block."""
+        self.enter()
+        with self.holding(BIAS):
+            biases = [self.bias(number) for number in range(len(self.batches))]
+        for index in range(len(self.model.encoder.layers)):
+            with self.holding(f"encoder.layers.{index}"):
+                pairs = zip(self.hidden, biases, strict=True)
+                self.hidden = [self.layer(index)(hidden, bias) for hidden, bias in pairs]
+
+
+@contextmanager
+def _with_parameters(
+    model: nn.Module, parts: Sequence[str], read: Callable[[str], Any], *, hold: bool = False
+) -> Iterator[None]:
+    """Modules below `parts` read their parameters by their names in `model`.
+
+    Args:
+        hold: whether each is read but once.
+    """
+    changed: list[tuple[nn.Module, Any]] = []
+    try:
+        for part in parts:
+            for name, module in model.get_submodule(part).named_modules(prefix=part):
+                changed.append((module, module._parameters))
+                module._parameters = LazyParameters(module._parameters, _reader(name, read), hold)
+        yield
+    finally:
+        for module, parameters in reversed(changed):
+            module._parameters = parameters
+
+
+def _reader(module: str, read: Callable[[str], Any]) -> Callable[[str], Any]:
+    return lambda name: read(f"{module}.{name}")
 
 
 def place_buffers(model: nn.Module, device: torch.device) -> None:
@@ -106,7 +246,7 @@ class Decoding:
         inputs: a batch for `CPMAnt.forward`.
     """
 
-    def __init__(self, model: CPMAnt, inputs: Inputs, steps: int = 4) -> None:
+    def __init__(self, model: CPMAnt, inputs: Inputs, steps: int = 2) -> None:
         row, prompt = int(inputs["length"].argmax()), model.prompt_length
         columns, device = int(inputs["length"][row]), inputs["input"].device
         one = {name: tensor[row : row + 1, ..., :columns] for name, tensor in inputs.items() if tensor.dim() == 2}
@@ -131,19 +271,9 @@ class Decoding:
         for number, bias in enumerate(self._biases):
             self._steps[number], *past = layer.forward_cached(self._steps[number], bias, *past)  # type: ignore[operator]
 
-    def difference(self, model: CPMAnt) -> float:
-        """Between the logits of both ways; the model has the weights of its exit."""
-        gap = model.leave(torch.cat(self._steps, 1))[0] - model.leave(self.whole)[0]
-        return largest(gap)
-
-
-@torch.no_grad()
-def cached_difference(model: CPMAnt, inputs: Inputs) -> float:
-    """How far a model's own decoding is from its forward; the model has all its weights."""
-    decoding = Decoding(model, inputs)
-    for index, layer in enumerate(model.encoder.layers):
-        decoding.through(index, layer)
-    return decoding.difference(model)
+    def both(self) -> tuple[Tensor, Tensor]:
+        """The hidden states (N, D) that decoding has come to, and those of the full forward."""
+        return torch.cat(self._steps, 1)[0], self.whole[0]
 
 
 def largest(difference: Tensor) -> float:

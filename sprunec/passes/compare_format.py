@@ -1,55 +1,82 @@
 """Hold an emitted form, opened from disk as its users open it, against the small model that it was made of.
 
-That model has been compared with the masked one. A form that folds factors into weights has rounded them once more, so
-its tolerance is that of the dtype that it stores.
+That model has been compared with the masked one. Here it runs in float64, and once more in float32, or in the dtype
+that the form stores: how far these two are apart is the arithmetic's own noise, which no form can be asked to be below.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from sprunec.errors import ComparisonError
-from sprunec.model.checkpoint import load_model
+from sprunec.errors import ComparisonError, FormError, PassError
+from sprunec.model.checkpoint import empty_model, open_model_tensors
+from sprunec.model.walk import Inputs, Walk, largest
 from sprunec.passes.bench import config_of
-from sprunec.passes.forms.opening import FORMS
+from sprunec.passes.forms.opening import FORMS, Form
 from sprunec.passes.job import Job
-from sprunec.passes.looks import look
+from sprunec.passes.looks import NOISES, TOLERANCE, looks
 
-BATCHES = 2
-TOLERANCE = 1e-5
-EPSILONS = 4
+LOGITS = 2**24  # numbers: what a form says is held as a whole
+EPSILONS = 4.0
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Raises ComparisonError where a logit is further off than the stored dtype explains."""
-    name = job.options["form"]
+    """Raises ComparisonError where a logit is further off than the arithmetic and the stored dtype explain."""
+    name, config = job.options["form"], config_of(job)
     form, directory = FORMS[name], job.inputs["emitted"] / name
-    model = load_model(job.inputs["model"]).eval()
-    dtype = form.dtype(directory, model)
-    model = model if form.in_its_dtype else model.float()
-    difference, largest, tokens = 0.0, 0.0, 0
-    for batch in look(job, config_of(job), BATCHES):
-        found, wanted = form.logits(directory, model, batch)
-        difference = max(difference, float((found - wanted).abs().nan_to_num(float("inf")).max()))
-        largest, tokens = max(largest, float(wanted.abs().max())), tokens + wanted.size(0)
-    exact = form.exact(directory)
-    metrics = {
-        "form": name,
-        "max_abs_difference": difference,
-        "tolerance": tolerance(torch.float32 if exact else dtype, largest),
-        "tokens": tokens,
-        "largest_logit": largest,
-        "dtype": str(dtype).removeprefix("torch."),
-    }
-    if not difference <= metrics["tolerance"]:
+    if not directory.is_dir():
+        raise FormError((job.inputs["emitted"] / f"{name}.txt").read_text(encoding="utf-8"))
+    weights = open_model_tensors(job.inputs["model"])
+    stored = form.dtype(directory, weights)
+    rounds_in = stored if form.in_its_dtype or not form.exact(directory) else torch.float32
+    found = {"max_abs_difference": 0.0, "noise": 0.0, "largest_logit": 0.0}
+    tokens = 0
+    for batches in looks(job, config, most=LOGITS // config.vocab_size):
+        inputs = [each for batch in batches for each in form.inputs(directory, config, batch)]
+        said = form.logits(directory, config, inputs).double()
+        exact, rounded = (_logits(job, form, inputs, dtype) for dtype in (torch.float64, rounds_in))
+        found = {
+            "max_abs_difference": max(found["max_abs_difference"], largest(said - exact)),
+            "noise": max(found["noise"], largest(rounded - exact)),
+            "largest_logit": max(found["largest_logit"], largest(exact)),
+        }
+        tokens += exact.size(0)
+    if not math.isfinite(found["largest_logit"]):
+        raise PassError("the small model's own logits are not finite: what is compared?")
+    limit = tolerance(stored if rounds_in != torch.float32 else torch.float32, found["largest_logit"], found["noise"])
+    metrics = {"form": name, "tolerance": limit, "tokens": tokens, "dtype": str(stored).removeprefix("torch.")} | found
+    if not found["max_abs_difference"] <= limit:
         raise ComparisonError(metrics)
     return metrics
 
 
-def tolerance(dtype: torch.dtype, largest: float) -> float:
-    """Grows with the logits: float32 differs by the order of sums, half precision by one more rounding of weights."""
-    if dtype == torch.float32:
-        return TOLERANCE * max(1.0, largest)
-    return float(EPSILONS * torch.finfo(dtype).eps * largest)
+def _logits(job: Job, form: Form, inputs: list[Inputs], dtype: torch.dtype) -> Tensor:
+    """The small model's (columns, V), one tensor of it in memory at a time."""
+    model, weights = empty_model(config_of(job)), open_model_tensors(job.inputs["model"])
+    walk = Walk(model, weights, inputs, dtype, torch.device("cpu"))
+    walk.run()
+    pairs = zip(walk.hidden, inputs, strict=True)
+    states = torch.cat([hidden[form.used(batch)] for hidden, batch in pairs])
+    with torch.no_grad():
+        return torch.cat([walk.leave(states, part).double() for part in _parts(walk.words)], dim=1)
+
+
+def _parts(words: int, step: int = 4096) -> list[range]:
+    return [range(first, min(first + step, words)) for first in range(0, words, step)]
+
+
+def tolerance(dtype: torch.dtype, largest_logit: float, noise: float = 0.0) -> float:
+    """What may be: grows with the logits, and with the noise that was measured.
+
+    Args:
+        dtype: of the arithmetic, or of weights that have been rounded once more.
+        noise: infinite where a narrow dtype overflows: what rounding can do is then told by its epsilon.
+    """
+    least = TOLERANCE * max(1.0, largest_logit)
+    if not math.isfinite(noise):
+        return max(least, EPSILONS * float(torch.finfo(dtype).eps) * largest_logit)
+    return max(least, NOISES * noise)

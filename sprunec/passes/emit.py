@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sprunec.errors import FormError
 from sprunec.model.checkpoint import describe, empty_model, open_model_tensors, read_kept
 from sprunec.model.config import LayerKept, ModelConfig, local
 from sprunec.model.cpm_ant import cache_shapes
@@ -20,11 +22,24 @@ from sprunec.rewrite.trace import TracedBlock
 
 
 def run(job: Job) -> dict[str, Any]:
-    sizes, about = {}, {}
+    """A form that cannot hold the model leaves a note of why, and the others are written.
+
+    Raises:
+        FormError: none of them can.
+    """
+    sizes, about, failed = {}, {}, {}
     for name in job.options["formats"]:
         directory = job.out / name
-        about[name] = FORMATS[name](job, directory)
+        try:
+            about[name] = FORMATS[name](job, directory)
+        except FormError as error:
+            shutil.rmtree(directory, ignore_errors=True)
+            failed[name] = error
+            (job.out / f"{name}.txt").write_text(str(error), encoding="utf-8")
+            continue
         sizes[name] = sum(file.stat().st_size for file in directory.iterdir())
+    if not about:
+        raise next(iter(failed.values()))
     return {"parameters": config_of(job).parameters(), "bytes": sizes, "forms": about}
 
 

@@ -1,8 +1,9 @@
-"""The batches that models are compared on."""
+"""What models are compared on, as many tokens as a fixed number of operations allows, and how far they may be apart."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
 from itertools import islice
 
 import torch
@@ -12,12 +13,80 @@ from sprunec.model.config import ModelConfig
 from sprunec.passes.bench import open_data
 from sprunec.passes.job import Job
 
+# A comparison runs the masked model once and the small one up to five times, in float64 or float32. On two cores these
+# operations take about ten seconds.
+TOLERANCE = 1e-5
+NOISES = 8.0  # a difference may be so many times the arithmetic's own noise
 
-def look(job: Job, config: ModelConfig, count: int) -> Iterator[Batch]:
-    """At most `count` batches of held-out text where the plan has any, else one of words drawn at random."""
+OPERATIONS, PER_PARAMETER = 250_000_000_000, 16
+LEAST_TEXT, MOST_BATCHES = 64, 4
+STATES = 2**24  # numbers in all hidden states, or in all attention biases, together
+
+
+def affordable_tokens(config: ModelConfig) -> int:
+    """How many tokens a model of this size is compared on unless a plan says another number."""
+    return max(LEAST_TEXT + config.prompt_length, OPERATIONS // (PER_PARAMETER * config.parameters()))
+
+
+def looks(job: Job, config: ModelConfig, most: int | None = None) -> Iterator[list[Batch]]:
+    """Held-out text where the plan has any, else words drawn at random.
+
+    Args:
+        most: take no more tokens than these, whatever the plan asks for or can be afforded.
+
+    Returns:
+        As many batches at a time as there is room for; in all at most so many columns, the prompts' among them, and
+        one row at least. More than one such group is only given where the plan asks for a number of tokens.
+    """
+    asked = job.options["tokens"]
+    tokens = min(most or sys.maxsize, asked or affordable_tokens(config))
     if "data" in job.inputs:
-        return islice(open_data(job, config).held_out_batches(), count)
-    return iter([random_batch(config)])
+        held_out: Iterable[Batch] = open_data(job, config).held_out_batches()
+    else:
+        held_out = [random_batch(config, rows=-(-tokens // (LEAST_TEXT + config.prompt_length)) if asked else 2)]
+    batches = _first_tokens(held_out if asked else islice(held_out, MOST_BATCHES), config, tokens)
+    groups = _groups(batches, config)
+    return groups if asked else islice(groups, 1)
+
+
+def _first_tokens(batches: Iterable[Batch], config: ModelConfig, tokens: int) -> Iterator[Batch]:
+    """Whole rows while they fit; where not one fits, the beginning of one."""
+    left = tokens
+    for batch in batches:
+        rows, columns = batch.targets.shape
+        rows = min(rows, left // columns)
+        if not rows and left == tokens:
+            rows, columns = 1, min(columns, max(tokens, config.prompt_length + 1))
+        if not rows:
+            return
+        yield _part(batch, 0, rows, columns)
+        left -= rows * columns
+
+
+def _groups(batches: Iterable[Batch], config: ModelConfig) -> Iterator[list[Batch]]:
+    """Batches, or parts of them, that are held at a time."""
+    group: list[Batch] = []
+    states = 0
+    for batch in batches:
+        rows, columns = batch.targets.shape
+        each = columns * max(config.dim_model, config.num_heads * columns)
+        at_once = max(1, STATES // each)
+        for first in range(0, rows, at_once):
+            part = _part(batch, first, first + at_once, columns)
+            size = part.targets.size(0) * each
+            if group and states + size > STATES:
+                yield group
+                group, states = [], 0
+            group.append(part)
+            states += size
+    if group:
+        yield group
+
+
+def _part(batch: Batch, first: int, last: int, columns: int) -> Batch:
+    inputs = {name: tensor[first:last, ..., :columns] for name, tensor in batch.inputs.items() if tensor.dim() == 2}
+    lengths = {"length": batch.inputs["length"][first:last].clamp(max=columns)}
+    return Batch(inputs | lengths, batch.targets[first:last, :columns])
 
 
 def random_batch(config: ModelConfig, rows: int = 2, text: int = 64) -> Batch:

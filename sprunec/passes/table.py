@@ -19,6 +19,7 @@ class PassInfo:
         needs: the inputs, by the names that `run` finds them under; those in `optional` may be missing.
         gives: what kind of artifact it leaves.
         trains: whether all ranks do it together; other passes are the lead's.
+        fails_alone: whether the run goes on without what it has looked at, and ends with exit code 1.
     """
 
     module: str
@@ -27,6 +28,7 @@ class PassInfo:
     gives: str
     optional: tuple[str, ...] = ()
     trains: bool = False
+    fails_alone: bool = False
 
 
 PASSES: dict[str, PassInfo] = {
@@ -44,7 +46,9 @@ PASSES: dict[str, PassInfo] = {
     "rewrite": PassInfo("rewrite", 2, ("model", "masks"), "rewritten", optional=("origin",)),
     "expand": PassInfo("expand", 2, ("model", "source"), "masked", optional=("origin",)),
     "emit": PassInfo("emit", 3, ("model", "source"), "emitted"),
-    "compare-format": PassInfo("compare_format", 1, ("model", "emitted"), "comparison", optional=("data",)),
-    "compare": PassInfo("compare", 4, ("masked", "masks", "small"), "comparison", optional=("data",)),
+    "compare-format": PassInfo(
+        "compare_format", 2, ("model", "emitted"), "comparison", optional=("data",), fails_alone=True
+    ),
+    "compare": PassInfo("compare", 5, ("masked", "masks", "small"), "comparison", optional=("data",)),
     "evaluate": PassInfo("evaluate", 1, ("model", "data"), "measures", optional=("masks",)),
 }

@@ -95,6 +95,7 @@ class Plan:
     """Everything a run depends on.
 
     Attributes:
+        compare_tokens: on how many tokens models are compared; None: as many as their size allows.
         checkpoint_name: the file in the run's directory for the final weights in the input's shape; None: no such file.
         file: None for a plan that was made in memory.
     """
@@ -109,6 +110,7 @@ class Plan:
     passes: tuple[PassSpec, ...]
     file: Path | None
     checkpoint_name: str | None = None
+    compare_tokens: int | None = None
 
 
 def read_plan(path: str | Path, overrides: Mapping[str, Any] = NOTHING, flags: Flags = NO_FLAGS) -> Plan:
@@ -190,6 +192,7 @@ def _plan(draft: Draft, config: ModelConfig) -> Plan:
         passes=passes,
         file=Path(draft.source.file),
         checkpoint_name=draft.section("outputs").get("checkpoint"),
+        compare_tokens=draft.section("compare")["tokens"],
     )
 
 

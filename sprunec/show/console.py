@@ -61,6 +61,10 @@ class Progress(Watcher):
         for note in metrics.get("notes", ()):
             self._note(note)
 
+    def node_failed(self, index: int, total: int, name: str, error: str) -> None:
+        self._stop_live()
+        self._console.print(Text(printable(f"[{index}/{total}] {name}: {error}"), style="red"), soft_wrap=True)
+
     def step(self, event: Mapping[str, Any]) -> None:
         """One training step; cheap enough to be called at every one."""
         if self._quiet:

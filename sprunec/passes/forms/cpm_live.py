@@ -21,7 +21,7 @@ WEIGHTS, CONFIG = "model.pt", "config.json"
 
 
 def write(job: Job, directory: Path) -> dict[str, Any]:
-    """Raises PassError where the layers differ, which one config cannot say."""
+    """Raises FormError where the layers differ, which one config cannot say."""
     config, state = config_of(job), open_model_tensors(job.inputs["model"])
     even, dtype = even_of(config, "cpm-live"), stored_dtype(state, job.options["dtype"])
     directory.mkdir()

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from sprunec.errors import PassError
+from sprunec.errors import FormError
 from sprunec.model.config import ModelConfig
 from sprunec.model.even import bias_columns, even_config, fold_factors
 from sprunec.model.hf import is_scaled
@@ -21,11 +21,11 @@ TABLE = "position_bias.relative_attention_bias"
 
 
 def even_of(config: ModelConfig, form: str) -> ModelConfig:
-    """Raises PassError where the layers differ."""
+    """Raises FormError where the layers differ."""
     try:
         return even_config(config)
     except ValueError as error:
-        raise PassError(f"the form {form} cannot hold this model: {error}") from error
+        raise FormError(f"the form {form} cannot hold this model: {error}") from error
 
 
 def folded(

@@ -1,4 +1,4 @@
-"""Emitted forms opened again from disk, the way that their users open them: logits for a batch."""
+"""Emitted forms opened again from disk, the way that their users open them: what they are given, and their logits."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from sprunec.data.batches import Batch
-from sprunec.errors import PassError
+from sprunec.errors import FormError
 from sprunec.model import hf
-from sprunec.model.frame import CPMAnt
+from sprunec.model.config import ModelConfig
+from sprunec.model.tensors import Tensors
+from sprunec.model.walk import Inputs
 from sprunec.passes.forms import cpm_live, huggingface, pt2
 
 OPENED_BY_TRANSFORMERS = """
@@ -31,38 +33,44 @@ torch.save([row[0] for row in rows], logits)
 """
 
 
-@torch.no_grad()
-def cpm_live_logits(directory: Path, model: CPMAnt, batch: Batch) -> tuple[Tensor, Tensor]:
-    """What the form says and what it should say, (rows, V), over the columns in use, in float32 arithmetic."""
-    used = _used(batch)
-    return cpm_live.read(directory).float()(**batch.inputs)[0][used], model(**batch.inputs)[0][used]
+def plain_inputs(directory: Path, config: ModelConfig, batch: Batch) -> list[Inputs]:
+    """Batches as they are."""
+    return [batch.inputs]
+
+
+def texts_behind_prompts(directory: Path, config: ModelConfig, batch: Batch) -> list[Inputs]:
+    """Every row's words behind one prompt, all of them context, as `transformers` sees what it is given."""
+    about = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    task, segment = about.get("task", hf.STOCK_TASK), about.get("segment", hf.STOCK_SEGMENT)
+    prompt = config.prompt_length
+    rows = zip(batch.inputs["input"], batch.inputs["length"].tolist(), strict=True)
+    texts = [row[prompt:length].clamp(1, config.vocab_size - 1) for row, length in rows if length > prompt]
+    return [all_context(text, prompt, task, segment) for text in texts]  # word 0 would be padding
 
 
 @torch.no_grad()
-def pt2_logits(directory: Path, model: CPMAnt, batch: Batch) -> tuple[Tensor, Tensor]:
+def cpm_live_logits(directory: Path, config: ModelConfig, inputs: list[Inputs]) -> Tensor:
+    """In float32 arithmetic."""
+    model = cpm_live.read(directory).float()
+    return torch.cat([model(**batch)[0][shown(batch)] for batch in inputs])
+
+
+@torch.no_grad()
+def pt2_logits(directory: Path, config: ModelConfig, inputs: list[Inputs]) -> Tensor:
     """The program in the dtype that it was exported in."""
-    used = _used(batch)
-    found = pt2.read(directory)(*(batch.inputs[name] for name in pt2.NAMES))[0]
-    return found[used].float(), model(**batch.inputs)[0][used].float()
+    program = pt2.read(directory)
+    return torch.cat([program(*(batch[name] for name in pt2.NAMES))[0][shown(batch)] for batch in inputs])
 
 
-@torch.no_grad()
-def huggingface_logits(directory: Path, model: CPMAnt, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Every row's words behind one prompt, all of them context, as `transformers` sees what it is given.
-
-    Opened in a process of its own: it runs the directory's code, and writes a cache of it.
-    """
-    task, segment = _in_front(directory)
-    texts = list(_texts(batch, model))
+def huggingface_logits(directory: Path, config: ModelConfig, inputs: list[Inputs]) -> Tensor:
+    """Opened in a process of its own: it runs the directory's code, and writes a cache of it."""
     with tempfile.TemporaryDirectory() as folder:
         words, logits = Path(folder) / "words.pt", Path(folder) / "logits.pt"
-        torch.save(texts, words)
+        torch.save([batch["input"][0, config.prompt_length :] for batch in inputs], words)
         own = "own" if huggingface.has_own_classes(directory) else "stock"
         _run([directory, words, logits, own], folder)
         found = torch.cat([row.float() for row in torch.load(logits, weights_only=True)])
-    wanted = [model(**all_context(text, model.prompt_length, task, segment))[0][0] for text in texts]
-    said = torch.cat([row[model.prompt_length :] for row in wanted])
-    return found[:, : said.size(1)], said  # before release 5 the head has the prompts' rows too
+    return found[:, : config.vocab_size]  # before release 5 the head has the prompts' rows too
 
 
 def all_context(words: Tensor, prompt_length: int, task: int, segment: int) -> dict[str, Tensor]:
@@ -78,37 +86,37 @@ def all_context(words: Tensor, prompt_length: int, task: int, segment: int) -> d
     }
 
 
-def _in_front(directory: Path) -> tuple[int, int]:
-    """The kind of prompt, and the text's segment."""
-    config = json.loads((directory / "config.json").read_text())
-    return config.get("task", hf.STOCK_TASK), config.get("segment", hf.STOCK_SEGMENT)
-
-
-def _texts(batch: Batch, model: CPMAnt) -> Iterator[Tensor]:
-    """The rows' words (T,) without the prompt; 0 would be padding."""
-    count, prompt = model.input_embedding.weight.size(0), model.prompt_length
-    for row, length in zip(batch.inputs["input"], batch.inputs["length"].tolist(), strict=True):
-        if length > prompt:
-            yield row[prompt:length].clamp(1, count - 1)
-
-
 def _run(arguments: list[object], folder: str) -> None:
     script = [sys.executable, "-P", "-c", OPENED_BY_TRANSFORMERS, *map(str, arguments)]
     quiet = {"HF_HOME": folder, "HF_MODULES_CACHE": f"{folder}/modules", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(script, env=os.environ | quiet, capture_output=True, text=True, check=False)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise PassError(f"transformers cannot open the form huggingface: {last}")
+        raise FormError(f"transformers cannot open the form huggingface: {last}")
 
 
-def _used(batch: Batch) -> Tensor:
-    columns = torch.arange(batch.inputs["input"].size(1))
-    return columns[None, :] < batch.inputs["length"][:, None]
+def shown(batch: Inputs) -> Tensor:
+    """(B, N): columns in use."""
+    columns = torch.arange(batch["input"].size(1))
+    return columns[None, :] < batch["length"][:, None]
 
 
-def _config_dtype(directory: Path, model: CPMAnt) -> torch.dtype:
-    dtype: torch.dtype = getattr(torch, json.loads((directory / "config.json").read_text())["dtype"])
+def text_only(batch: Inputs) -> Tensor:
+    """(1, N): the columns that hold a text behind its prompt."""
+    return batch["segment"] != 0
+
+
+def _config_dtype(directory: Path, weights: Tensors) -> torch.dtype:
+    dtype: torch.dtype = getattr(torch, json.loads((directory / "config.json").read_text(encoding="utf-8"))["dtype"])
     return dtype
+
+
+def _model_dtype(directory: Path, weights: Tensors) -> torch.dtype:
+    return weights.dtype("input_embedding.weight")
+
+
+def _live_dtype(directory: Path, weights: Tensors) -> torch.dtype:
+    return cpm_live.read(directory).input_embedding.weight.dtype
 
 
 @dataclass(frozen=True)
@@ -116,20 +124,26 @@ class Form:
     """How a form is held against the model it was made of.
 
     Attributes:
-        logits: what it says and what it should say, (columns in use, V) each.
+        logits: what it says to inputs, (columns, V).
         dtype: what its weights are stored in.
-        exact: whether they are the model's own, and not rounded again.
-        in_its_dtype: it computes in the dtype that it stores, and so must the model.
+        inputs: those of `CPMAnt.forward` that it can be given, for a batch.
+        used: which columns (B, N) it gives logits for.
+        exact: whether the weights are the model's own, and not rounded again.
+        in_its_dtype: it computes in the dtype that it stores.
     """
 
-    logits: Callable[[Path, CPMAnt, Batch], tuple[Tensor, Tensor]]
-    dtype: Callable[[Path, CPMAnt], torch.dtype]
+    logits: Callable[[Path, ModelConfig, list[Inputs]], Tensor]
+    dtype: Callable[[Path, Tensors], torch.dtype]
+    inputs: Callable[[Path, ModelConfig, Batch], list[Inputs]] = plain_inputs
+    used: Callable[[Inputs], Tensor] = shown
     exact: Callable[[Path], bool] = lambda directory: False
     in_its_dtype: bool = False
 
 
 FORMS = {
-    "cpm-live": Form(cpm_live_logits, lambda directory, _: cpm_live.read(directory).input_embedding.weight.dtype),
-    "huggingface": Form(huggingface_logits, _config_dtype, huggingface.has_own_classes),
-    "pt2": Form(pt2_logits, lambda _, model: model.input_embedding.weight.dtype, in_its_dtype=True),
+    "cpm-live": Form(cpm_live_logits, _live_dtype),
+    "huggingface": Form(
+        huggingface_logits, _config_dtype, texts_behind_prompts, text_only, exact=huggingface.has_own_classes
+    ),
+    "pt2": Form(pt2_logits, _model_dtype, in_its_dtype=True),
 }

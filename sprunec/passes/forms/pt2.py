@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from sprunec.durable import naming
+from sprunec.errors import FormError
 from sprunec.model.checkpoint import load_model
 from sprunec.passes.job import Job
+from sprunec.unexpected import own_words
 
 WEIGHTS = "model.pt2"
 NAMES = ("input", "length", "context", "segment", "span")
@@ -18,7 +20,10 @@ NAMES = ("input", "length", "context", "segment", "span")
 
 def write(job: Job, directory: Path) -> dict[str, Any]:
     model = load_model(job.inputs["model"]).eval()
-    program = torch.export.export(model, example(model), dynamic_shapes=dynamic_shapes(model.prompt_length))
+    try:
+        program = torch.export.export(model, example(model), dynamic_shapes=dynamic_shapes(model.prompt_length))
+    except Exception as error:  # whatever this release of torch cannot export
+        raise FormError(f"the form pt2 cannot hold this model: {own_words(error)}") from error
     directory.mkdir()
     path = directory / WEIGHTS
     with naming(path), path.open("wb") as stream:  # a disk that fails is then an OSError that says how
