@@ -69,12 +69,13 @@ def _parts(words: int, step: int = 4096) -> list[range]:
     return [range(first, min(first + step, words)) for first in range(0, words, step)]
 
 
-def tolerance(dtype: torch.dtype, largest_logit: float, noise: float = 0.0) -> float:
+def tolerance(dtype: torch.dtype, largest_logit: float, noise: float = math.inf) -> float:
     """What may be: grows with the logits, and with the noise that was measured.
 
     Args:
         dtype: of the arithmetic, or of weights that have been rounded once more.
-        noise: infinite where a narrow dtype overflows: what rounding can do is then told by its epsilon.
+        noise: infinite where it is not known, or a narrow dtype overflows: what rounding can do is then told by the
+            dtype's epsilon.
     """
     least = TOLERANCE * max(1.0, largest_logit)
     if not math.isfinite(noise):

@@ -13,11 +13,10 @@ from sprunec.model.config import ModelConfig
 from sprunec.passes.bench import open_data
 from sprunec.passes.job import Job
 
+TOLERANCE = 1e-5
+NOISES = 4.0  # a difference may be so many times the arithmetic's own noise
 # A comparison runs the masked model once and the small one up to five times, in float64 or float32. On two cores these
 # operations take about ten seconds.
-TOLERANCE = 1e-5
-NOISES = 8.0  # a difference may be so many times the arithmetic's own noise
-
 OPERATIONS, PER_PARAMETER = 250_000_000_000, 16
 LEAST_TEXT, MOST_BATCHES = 64, 4
 STATES = 2**24  # numbers in all hidden states, or in all attention biases, together
