@@ -14,9 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from sprunec.errors import InputError
+from sprunec.file_kinds import file_kind, foreign
+from sprunec.text_files import read_json
 
 Shape = tuple[int, ...]
 WEIGHTS, INDEX, PT_WEIGHTS = "model.safetensors", "model.safetensors.index.json", "model.pt"
+ENDINGS = {"safetensors": ".safetensors", "torch": ".pt"}
 LONGEST_DTYPE = 20
 MOST_DIMS, MOST_BYTES = 64, 2**63  # what torch can address
 LARGEST_HEADER = 100 * 1024 * 1024
@@ -69,9 +72,10 @@ def weight_files(path: Path) -> list[Path]:
 
 
 def _shards(index: Path) -> list[Path]:
+    content = read_json(index, "an index of shards", "it must have a weight_map")
     try:
-        shards = sorted({str(shard) for shard in json.loads(index.read_text())["weight_map"].values()})
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        shards = sorted({str(shard) for shard in content["weight_map"].values()})
+    except (KeyError, AttributeError, TypeError) as error:
         raise InputError.at(index, "is no index of shards", "it must have a weight_map") from error
     if any(not _is_shard(shard) for shard in shards):
         raise InputError.at(index, "names a shard outside its own directory", "name files of tensors beside it")
@@ -81,6 +85,20 @@ def _shards(index: Path) -> list[Path]:
 def _is_shard(name: str) -> bool:
     """Whether it names a file beside the index, and none that could stand for an artifact's own notes."""
     return Path(name).name == name and name not in ("", "..") and not name.endswith(".json") and "\0" not in name
+
+
+def check_kind(file: Path) -> None:
+    """Raises InputError: a file of a checkpoint is, by its first bytes, something else than its name says."""
+    if file.suffix == ".safetensors":
+        fine, wanted = {"safetensors", "unknown"}, "a safetensors file"
+    else:
+        fine, wanted = {"torch"}, "a PyTorch checkpoint"
+    if file_kind(file) == "old torch":
+        wanted = "one as it writes today"
+    renamed = {kind: f"rename it to {file.stem}{ending}" for kind, ending in ENDINGS.items()}
+    told = foreign(file, wanted, fine, {"": "give safetensors, or a state dict that torch.save wrote"} | renamed)
+    if told is not None:
+        raise told
 
 
 def is_addressable(shape: Shape) -> bool:

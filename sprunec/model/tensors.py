@@ -19,9 +19,9 @@ from torch import Tensor
 from sprunec.durable import naming
 from sprunec.errors import InputError
 from sprunec.model.pt_header import Unknown, read_pt
-from sprunec.model.stored import SIZES, Shape, Stored, read_safetensors, weight_files
+from sprunec.model.stored import SIZES, Shape, Stored, check_kind, read_safetensors, weight_files
 from sprunec.model.unfolded import check_unfolded
-from sprunec.model.unreadable import reason
+from sprunec.model.unreadable import Unsafe, reason
 
 DTYPES = {
     "F64": torch.float64,
@@ -152,15 +152,16 @@ def open_tensors(path: Path) -> Tensors:
 
 
 def _places(file: Path) -> Mapping[str, Stored | Tensor]:
+    check_kind(file)
     if file.suffix != ".safetensors":
         return _places_in_pt(file)
     try:
         places = read_safetensors(file)
     except InputError as error:
-        raise ValueError(error.diagnostics[0].message) from error
+        raise _unreadable(file, Unsafe(error.diagnostics[0].message)) from error
     for name, place in places.items():
         if place.dtype not in DTYPES:
-            raise ValueError(f"{name} is of dtype {place.dtype}")
+            raise _unreadable(file, Unsafe(f"{name} is of dtype {place.dtype}"))
     return places
 
 

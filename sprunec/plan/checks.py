@@ -143,7 +143,7 @@ def data_set_whole(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnos
                 version = read_set(draft.folder / folder, size).version
             except InputError as error:
                 for told in error.diagnostics:
-                    yield draft.source.find("bad-data-set", f"/data/{key}", f"{told.file} {told.message}", told.hint)
+                    yield draft.source.find("bad-data-set", f"/data/{key}", f"{told.place} {told.message}", told.hint)
                 continue
             if version == 2 and "/data/block_size" in draft.source.places:
                 message = f"the set {draft.folder / folder} is of version 2 and knows its block sizes"

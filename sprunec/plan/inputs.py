@@ -10,12 +10,17 @@ from typing import Any
 
 from sprunec.data.sets import DEFAULT_BLOCK, set_files
 from sprunec.errors import Diagnostic, InputError
+from sprunec.file_kinds import SAVED, TEXT, foreign
 from sprunec.model.config import ModelConfig
 from sprunec.model.hf import native_shapes
 from sprunec.model.shapes import Shape, expected_tensors, read_header
+from sprunec.model.stored import check_kind
 from sprunec.plan.draft import Draft, as_list
 from sprunec.plan.forms import package_findings
 from sprunec.plan.models import inline_config, read_config
+from sprunec.text_files import ANY_TEXT, foreign_text
+
+MASK_HINTS = {"": "give a mask file as BMCook, or save_mask of a pass, writes it"}
 
 
 def model_config(draft: Draft, *, incomplete: bool = False) -> tuple[ModelConfig | None, list[Diagnostic]]:
@@ -60,8 +65,33 @@ def input_findings(draft: Draft, config: ModelConfig | None, strict: bool) -> It
             yield (replace(finding, severity="error", hint=_where(draft)) if strict else finding)
         elif what != "checkpoint" and os.path.isdir(path):
             yield draft.source.find("not-a-file", pointer, f"{what} {path} is a folder", "name the files in it")
+        elif path.is_file() and (told := _foreign(draft, path, what)):
+            yield from _retold(draft, pointer, told)
         elif what == "checkpoint" and config is not None and path.suffix == ".safetensors" and path.is_file():
             yield from _checkpoint(draft, pointer, path, config)
+
+
+def _foreign(draft: Draft, path: Path, what: str) -> InputError | None:
+    """What a file is, where it is not what it was named as."""
+    if what == "checkpoint":
+        try:
+            check_kind(path)
+        except InputError as error:
+            return error
+        return None
+    if what == "mask file":
+        return foreign(path, "a mask file", TEXT if path.suffix == ".json" else SAVED, MASK_HINTS)
+    if what in ("data set", "file of the data set"):
+        return None
+    plain = what != "vocabulary file" and draft.section("data").get("source") not in ("jsonl", "pairs")
+    wanted = "a vocabulary" if what == "vocabulary file" else "text" if plain else "JSON lines"
+    return foreign_text(path, wanted, ANY_TEXT if plain else TEXT)
+
+
+def _retold(draft: Draft, pointer: str, error: InputError) -> Iterator[Diagnostic]:
+    """The findings about a file, at the place in the plan that names it."""
+    for found in error.diagnostics:
+        yield draft.source.find(found.code, pointer, f"{found.place}: {found.message}", found.hint)
 
 
 def named_files(draft: Draft) -> Iterator[tuple[str, Path, str]]:
@@ -106,7 +136,7 @@ def _checkpoint(draft: Draft, pointer: str, path: Path, config: ModelConfig) -> 
     try:
         found = native_shapes(config, read_header(path))
     except InputError as error:
-        yield from (draft.source.find(d.code, pointer, f"{path}: {d.message}", d.hint) for d in error.diagnostics)
+        yield from _retold(draft, pointer, error)
         return
     expected = expected_tensors(config)
     message, hint = _unlike(found, expected)
