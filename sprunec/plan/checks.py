@@ -74,7 +74,8 @@ def budgets_fit(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnostic
 def trained_first(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnostic]:
     """Masks are learned on, and recovered from, a model that knows something."""
     model = draft.source.value.get("model")
-    if not isinstance(model, dict) or "checkpoint" in model:
+    unopened = not draft.sound("/model/path") or not draft.sound("/model/config")  # it may well have weights
+    if not isinstance(model, dict) or "checkpoint" in model or unopened:
         return
     for step in draft.steps:
         if step.name in ("", "train"):

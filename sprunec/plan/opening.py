@@ -11,6 +11,7 @@ from sprunec.file_kinds import JSON, foreign
 from sprunec.plan.bmcook.convert import convert
 from sprunec.plan.bmcook.files import SECTIONS, is_bmcook, kind_of
 from sprunec.plan.bmcook.flags import NATIVE, NO_FLAGS, Flags, foreign_to_native, native_overrides, option
+from sprunec.plan.directories import path_as_config
 from sprunec.plan.explain import nearest
 from sprunec.plan.override import override
 from sprunec.plan.source import Source, read_source
@@ -52,5 +53,7 @@ def read_any(path: str | Path, flags: Flags = NO_FLAGS, seconds: Sequence[str | 
         message = f"{what} goes with BMCook's bmcook.json, and this is a plan of its own"
         raise InputError(source.find("foreign-flag", "", message, "edit the plan instead"))
     overrides = native_overrides(flags)
+    if "/model/config" in overrides or "/model/checkpoint" in overrides:
+        source = path_as_config(source)
     named = {NATIVE[name]: (Source(option(name), None), "") for name in flags.given() if name in NATIVE}
     return replace(override(source, overrides), origins=named)

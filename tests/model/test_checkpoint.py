@@ -145,8 +145,9 @@ NO_INDEX = "is no index of shards"
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:
-    for path in (tmp_path / "none.pt", tmp_path / "none.safetensors", tmp_path):
+    for path in (tmp_path / "none.pt", tmp_path / "none.safetensors", tmp_path / "none"):
         assert complaint(lambda path=path: read_state(path), path) == "there is no such file"
+    assert complaint(lambda: read_state(tmp_path), tmp_path) == "has no weights: it is empty"
 
 
 @pytest.mark.parametrize("content", ["[]", "{", '{"weight_map": 3}', "{}"])
@@ -219,7 +220,7 @@ def test_a_directory_without_a_config_is_an_input_error(tmp_path: Path) -> None:
 
 def test_a_directory_without_weights_is_an_input_error(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(TINY))
-    assert complaint(lambda: load(tmp_path), tmp_path) == "there is no such file"
+    assert complaint(lambda: load(tmp_path), tmp_path) == "has no weights; there is config.json"
 
 
 @pytest.mark.parametrize(
