@@ -33,8 +33,13 @@ class Diagnostic:
     line: int = 0
     column: int = 0
 
+    @property
+    def place(self) -> str:
+        """file:line:column, as far as they are known."""
+        return ":".join(str(part) for part in (self.file, self.line, self.column) if part)
+
     def __str__(self) -> str:
-        place = ":".join(str(part) for part in (self.file, self.line, self.column) if part)
+        place = self.place
         words = ": ".join(part for part in (self.pointer, self.severity, self.message) if part)
         tail = f"; {self.hint}" if self.hint else ""
         return f"{place}: {words}{tail}" if place else f"{words}{tail}"

@@ -7,7 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import sprunec
+from sprunec.model.config import ModelConfig
+from sprunec.model.cpm_ant import build, initialize
 
 MODEL = {
     "vocab_size": 128,
@@ -58,6 +62,14 @@ def plan(*passes: dict[str, Any], **changes: Any) -> dict[str, Any]:
 def write(directory: Path, content: dict[str, Any], name: str = "plan.json") -> Path:
     path = directory / name
     path.write_text(json.dumps(content))
+    return path
+
+
+def save_weights(path: Path, seed: int = 0, **changes: Any) -> Path:
+    """A new model's state dict as torch saves it, of MODEL or a variant."""
+    model = build(ModelConfig.from_dict(MODEL | changes))
+    initialize(model, seed)
+    torch.save(model.state_dict(), path)
     return path
 
 

@@ -185,4 +185,4 @@ def test_an_index_that_names_what_is_no_shard_beside_it(name: str, tmp_path: Pat
 
 def test_an_index_nested_without_end(tmp_path: Path) -> None:
     (tmp_path / "a.index.json").write_text("[" * 100_000)
-    refused(open_tensors, tmp_path / "a.index.json", "is no index of shards")
+    refused(open_tensors, tmp_path / "a.index.json", "this is not an index of shards: it is nested without end")

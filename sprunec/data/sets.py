@@ -15,11 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from sprunec.data.pickles import Known, Refused, Window, brief, load
-from sprunec.errors import InputError
+from sprunec.errors import Diagnostic, InputError
+from sprunec.file_kinds import TEXT, foreign
+from sprunec.text_files import decode
 
 META = "meta.bin"
 RECORD, END = 0x1F, 0x00
 DEFAULT_BLOCK = 16 << 20
+_ENTRY = ("file_name", "block_begin", "block_end", "nbytes", "nlines", "mask")
 _CLASS, _LOADER = "FileInfo", "_load_from_state"
 MODULE = "cpm_live.dataset.distributed_dataset"
 
@@ -141,16 +144,20 @@ def _files_v1(meta: Path, content: bytes, block_size: int) -> list[FileInfo]:
 
 
 def _files_v2(meta: Path, content: bytes) -> list[FileInfo]:
+    hint = "copy the set again, or make it with sprunec make-data"
+    told = foreign(meta, "the meta.bin of a data set", TEXT, {"": hint})
+    if told is not None:
+        raise told
     files = []
-    for number, line in enumerate(content.split(b"\n"), start=1):
+    for number, line in enumerate(decode(content, meta).split("\n"), start=1):
         if line.strip():
             try:
                 entry = json.loads(line)
-                keys = ("file_name", "block_begin", "block_end", "nbytes", "nlines", "mask")
-                files.append(_file_info(tuple(entry[key] for key in keys), entry["block_size"]))
+                files.append(_file_info(tuple(entry[key] for key in _ENTRY), entry["block_size"]))
             except (ValueError, KeyError, TypeError, RecursionError, Refused) as error:
-                message = f"line {number} is no entry of a data set ({type(error).__name__}: {error})"
-                raise InputError.at(meta, message, "copy the set again") from error
+                message = f"this line is no entry of a data set, which has {', '.join(_ENTRY)} and block_size"
+                finding = Diagnostic("bad-data", message, hint, file=str(meta), line=number)
+                raise InputError(finding) from error
     return files
 
 

@@ -1,4 +1,7 @@
-"""Text in: the documentation inside every CPython, text files, JSON lines; and what is held out of it."""
+"""Text in: the documentation inside every CPython, text files, JSON lines; and what is held out of it.
+
+Files are opened by `text_files`: a byte order mark and the system's line ends change no text.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sprunec.errors import Diagnostic, InputError
+from sprunec.text_files import ANY_TEXT, read_lines
+from sprunec.text_files import read_text as read_file
 
 
 def read_text(source: str, paths: Sequence[Path]) -> str:
@@ -17,7 +22,7 @@ def read_text(source: str, paths: Sequence[Path]) -> str:
     """
     if source == "python-docs":
         return _python_docs()
-    reader = _json_lines if source == "jsonl" else _utf8
+    reader = _json_lines if source == "jsonl" else _plain
     return "\n".join(reader(path) for path in paths)
 
 
@@ -35,35 +40,8 @@ def _python_docs() -> str:
     return "\n".join(topics[key] for key in sorted(topics))
 
 
-def read_lines(path: Path) -> Iterator[str]:
-    """A file's lines, one by one, with their ends. Raises InputError: the file is missing or not UTF-8."""
-    offset = 0
-    try:
-        with path.open("rb") as stream:
-            for line in stream:
-                yield line.decode("utf-8")
-                offset += len(line)
-    except UnicodeDecodeError as error:
-        raise _not_utf8(path, offset + error.start) from error
-    except OSError as error:
-        raise _unreadable(path, error) from error
-
-
-def _utf8(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise _not_utf8(path, error.start) from error
-    except OSError as error:
-        raise _unreadable(path, error) from error
-
-
-def _not_utf8(path: Path, byte: int) -> InputError:
-    return InputError.at(path, f"is not UTF-8 text: byte {byte}", "convert it to UTF-8")
-
-
-def _unreadable(path: Path, error: OSError) -> InputError:
-    return InputError.at(path, f"cannot be read: {error.strerror}", "check its path")
+def _plain(path: Path) -> str:
+    return read_file(path, "text", ANY_TEXT)
 
 
 def _json_lines(path: Path) -> str:
@@ -72,7 +50,7 @@ def _json_lines(path: Path) -> str:
 
 def json_records(path: Path, keys: Sequence[str]) -> Iterator[dict[str, str]]:
     """The objects of a file of JSON lines, blank lines left out; each has a string under every one of `keys`."""
-    for number, line in enumerate(read_lines(path), start=1):
+    for number, line in enumerate(read_lines(path, "JSON lines"), start=1):
         if line.strip():
             yield _record(path, number, line, keys)
 
@@ -81,8 +59,8 @@ def _record(path: Path, number: int, line: str, keys: Sequence[str]) -> dict[str
     try:
         record = json.loads(line)
     except (json.JSONDecodeError, RecursionError) as error:
-        column, why = getattr(error, "colno", 1), getattr(error, "msg", "it is nested too deeply")
-        raise InputError(_at_line(path, number, column, f"is not JSON: {why}", keys)) from error
+        deep = "is nested too deeply" if isinstance(error, RecursionError) else "is not JSON from here on"
+        raise InputError(_at_line(path, number, getattr(error, "colno", 1), deep, keys)) from error
     for key in keys:
         if not isinstance(record, dict) or not isinstance(record.get(key), str):
             raise InputError(_at_line(path, number, 1, f"has no `{key}` string", keys))

@@ -17,39 +17,42 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sprunec.errors import Diagnostic, InputError
+from sprunec.file_kinds import foreign
+from sprunec.text_files import read_lines
 
 UNKNOWN, BEGIN, END = "<unk>", "<s>", "</s>"
 WRITTEN = {"</n>": "\n", "</_>": " "}
 LONGEST_WORD = 200
+WANTED = "a vocabulary"
+HINTS = {"": "give CPM-Ant's vocabulary: a text file with one piece a line"}
 _REMEMBERED = 1 << 16
 
 
 def read_vocabulary(path: Path) -> Vocabulary:
-    """The vocabulary in a file.
+    """The vocabulary in a file; raises as `vocabulary_lines`."""
+    return Vocabulary(tuple(WRITTEN.get(piece, piece) for piece in vocabulary_lines(path)))
+
+
+def vocabulary_lines(path: Path) -> tuple[str, ...]:
+    """The pieces in a file, as they are written there.
 
     Raises:
-        InputError: it is not UTF-8, a line is blank or there twice, or <unk>, <s> or </s> is missing.
+        InputError: it is no UTF-8 text, a line is blank or there twice, or <unk>, <s> or </s> is missing.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise InputError.at(path, f"is not UTF-8 text: byte {error.start}", "convert it to UTF-8") from error
-    except OSError as error:
-        raise InputError.at(path, f"cannot be read: {error.strerror}", "give a vocabulary file") from error
-    if lines[-1] == "":
-        lines.pop()
     places: dict[str, int] = {}
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_lines(path, WANTED, hints=HINTS), start=1):
         piece = line.strip()
         if not piece or piece in places:
             message = f"{piece!r} stands on line {places[piece]} already" if piece else "the line is blank"
             hint = "remove the line: ids are the numbers of the lines"
-            raise InputError(Diagnostic("bad-vocabulary", message, hint, file=str(path), line=number))
+            finding = Diagnostic("bad-vocabulary", message, hint, file=str(path), line=number)
+            raise foreign(path, WANTED, ("text",), HINTS) or InputError(finding)
         places[piece] = number
     missing = [special for special in (UNKNOWN, BEGIN, END) if special not in places]
     if missing:
-        raise InputError.at(path, f"has no line {missing[0]}", "give a vocabulary with CPM-Ant's special pieces")
-    return Vocabulary(tuple(WRITTEN.get(piece, piece) for piece in places))
+        told = InputError.at(path, f"has no line {missing[0]}", "give a vocabulary with CPM-Ant's special pieces")
+        raise foreign(path, WANTED, ("text",), HINTS) or told
+    return tuple(places)
 
 
 @dataclass(frozen=True)

@@ -131,12 +131,13 @@ def _records(
 
 def documents(path: Path) -> Iterator[str]:
     """The documents of a file. Raises InputError: it cannot be read."""
-    from sprunec.data.text import json_records, read_lines
+    from sprunec.data.text import json_records
+    from sprunec.text_files import ANY_TEXT, read_lines
 
     if path.suffix == ".jsonl":
         yield from (record["text"].strip() for record in json_records(path, ("text",)))
     else:
-        yield from (line.strip().replace("<n>", "\n") for line in read_lines(path) if line.strip())
+        yield from (line.strip().replace("<n>", "\n") for line in read_lines(path, "text", ANY_TEXT) if line.strip())
 
 
 def _pieces(ids: NDArray[np.int32], room: int, counts: Written) -> Iterator[NDArray[np.int32]]:

@@ -19,12 +19,14 @@ import torch
 from torch import Tensor
 
 from sprunec.errors import InputError
+from sprunec.file_kinds import SAVED, foreign
 from sprunec.masks.files import BMCOOK_KEYS, PLUGIN_KEYS
 from sprunec.masks.numpy_values import Array, stand_ins
 from sprunec.model.bounded import load_bounded
 from sprunec.model.unreadable import reason
+from sprunec.text_files import read_json
 
-MOST_LAYERS = 100_000
+MOST_LAYERS, MASK_FILE = 100_000, "a mask file"
 CROSS = "cross_att_layer_z"
 BMCOOK = {"self_att_layer_z": "attention", "ffn_layer_z": "feed_forward"} | {k: u for u, k in BMCOOK_KEYS.items()}
 PLUGIN = {key: unit for unit, key in PLUGIN_KEYS.items()}
@@ -92,13 +94,14 @@ def read_sheets(path: Path) -> list[Sheet]:
 
 
 def _load(path: Path) -> Any:
+    if path.suffix == ".json":
+        return read_json(path, MASK_FILE, KNOWN)
     try:
-        if path.suffix == ".json":
-            return json.loads(path.read_bytes())
         with torch.serialization.safe_globals(stand_ins()):
             return load_bounded(path)
     except Exception as error:  # Damaged bytes may fail anywhere in the reader.
-        raise InputError.at(path, f"cannot be read as a mask file: {reason(error)}", KNOWN) from error
+        told = InputError.at(path, f"cannot be read as a mask file: {reason(error)}", KNOWN)
+        raise foreign(path, MASK_FILE, SAVED, {"": KNOWN}) or told from error
 
 
 def _own(value: Any) -> Any:

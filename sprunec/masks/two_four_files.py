@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sprunec.durable import put_file
 from sprunec.errors import InputError
+from sprunec.file_kinds import SAVED, foreign
 from sprunec.masks.two_four import Pattern, refuse_uneven, violation
 from sprunec.model.bounded import load_bounded
 from sprunec.model.checkpoint import read_config, read_state
@@ -100,7 +101,9 @@ def _load(path: Path) -> dict[str, Any]:
     try:
         content = load_bounded(path)
     except Exception as error:  # Damaged bytes may fail anywhere in the reader.
-        raise InputError.at(path, f"cannot be read as a 2:4 mask file: {reason(error)}", "save it again") from error
+        told = InputError.at(path, f"cannot be read as a 2:4 mask file: {reason(error)}", "save it again")
+        hint = "give one that BMCook or save_mask of a sparsify pass has written"
+        raise foreign(path, "a 2:4 mask file", SAVED, {"": hint}) or told from error
     if not isinstance(content, dict):
         raise _foreign(path)
     return content

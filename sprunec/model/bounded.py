@@ -11,24 +11,25 @@ import torch
 from torch import Tensor
 
 from sprunec.model.unfolded import check_unfolded
+from sprunec.model.unreadable import Unsafe
 
 
 def load_bounded(path: Path) -> Any:
     """As `torch.load(weights_only=True)`, on the CPU.
 
     Raises:
-        ValueError: it is compressed, or a tensor has more entries than there are in the file; says which.
+        Unsafe: it is compressed, or a tensor has more entries than there are in the file; says which.
         Exception: whatever torch finds wrong with it.
     """
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
-                raise ValueError("it is compressed, which torch.save never does")
+                raise Unsafe("it is compressed, which torch.save never does")
     check_unfolded(path)
     content = torch.load(path, map_location="cpu", weights_only=True)
     for tensor in tensors_in(content):
         if tensor.layout is torch.strided and not tensor.is_meta and tensor.nbytes > tensor.untyped_storage().nbytes():
-            raise ValueError(f"a tensor claims {tensor.numel():,} entries, and the file has fewer")
+            raise Unsafe(f"a tensor claims {tensor.numel():,} entries, and the file has fewer")
     return content
 
 

@@ -23,6 +23,7 @@ from sprunec.model.tensors import read_shapes as read_shapes
 from sprunec.model.tensors import read_state as read_state
 from sprunec.model.writing import Output, write_outputs
 from sprunec.model.writing import write_state as write_state
+from sprunec.text_files import read_json
 
 
 def save_model(directory: Path, config: ModelConfig, kept: tuple[LayerKept, ...], state: Mapping[str, Tensor]) -> None:
@@ -71,19 +72,24 @@ def _check_fit(wanted: Mapping[str, Shape], given: Mapping[str, Shape], source: 
 
 def read_config(directory: Path) -> ModelConfig:
     """Raises InputError for anything but a model config."""
-    path = directory / "config.json"
+    path, hint = directory / "config.json", "give a directory that `emit` wrote"
+    data = read_json(path, "a model config", hint)
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        if data.get("num_layers", 0) > MOST_LAYERS:
-            raise ValueError(f"it says {data['num_layers']} layers, above {MOST_LAYERS}")
-        config = ModelConfig.from_dict(data)
-        if len(config.layers) != config.num_layers:
-            raise ValueError(f"it has {len(config.layers)} layers and says {config.num_layers}")
-        if any(size < 0 for layer in config.layers for size in (layer.heads, layer.dim_head, layer.dim_ff)):
-            raise ValueError("it has a negative size")
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise InputError.at(path, f"is no model config: {error}", "give a directory that `emit` wrote") from error
+        many = data.get("num_layers", 0) > MOST_LAYERS
+        config = None if many else ModelConfig.from_dict(data)
+        why = _wrong(config) if config else f"it says {data['num_layers']} layers, above {MOST_LAYERS}"
+    except (ValueError, TypeError, KeyError, AttributeError):
+        config, why = None, "a value in it is of another kind than its key has"
+    if config is None or why:
+        raise InputError.at(path, f"is no model config: {why}", hint)
     return config
+
+
+def _wrong(config: ModelConfig) -> str:
+    if len(config.layers) != config.num_layers:
+        return f"it has {len(config.layers)} layers and says {config.num_layers}"
+    negative = any(size < 0 for layer in config.layers for size in (layer.heads, layer.dim_head, layer.dim_ff))
+    return "it has a negative size" if negative else ""
 
 
 def read_kept(directory: Path) -> tuple[LayerKept, ...]:

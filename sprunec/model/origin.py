@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sprunec.errors import InputError
+from sprunec.text_files import decode
 
 ORIGIN = "origin.json"
 LARGEST = 64 * 1024 * 1024
@@ -31,8 +32,8 @@ def read_origin(directory: Path) -> dict[str, Any] | None:
     try:
         if not path.is_file() or path.stat().st_size > LARGEST:
             return None
-        note = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        note = json.loads(decode(path.read_bytes(), path))
+    except (OSError, ValueError, RecursionError, InputError):
         return None
     files = note.get("files") if isinstance(note, dict) else None
     return note if isinstance(files, dict) else None

@@ -118,5 +118,5 @@ def misfit(wanted: Mapping[str, Shape], given: Mapping[str, Shape], *, exact: bo
 
 
 def _no_model(path: str | Path, why: str) -> InputError:
-    message = f"this is no whole safetensors file: {why}"
-    return InputError.at(path, message, "copy or convert it again", code="bad-checkpoint")
+    hint = "give a checkpoint with CPM-Live's names, or a directory with a config.json"
+    return InputError.at(path, why, hint, code="bad-checkpoint")

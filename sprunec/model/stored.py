@@ -1,7 +1,4 @@
-"""Where the tensors of a checkpoint lie: names, dtypes, shapes and places, read from headers alone; needs no torch.
-
-A checkpoint is a safetensors file, shards with an index, torch's `.pt`, or a directory that holds one of these.
-"""
+"""Where the tensors of a safetensors file lie: names, dtypes, shapes and places, from its header; needs no torch."""
 
 from __future__ import annotations
 
@@ -14,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from sprunec.errors import InputError
+from sprunec.file_kinds import file_kind, foreign
+from sprunec.model.layouts import weight_files as weight_files
 
 Shape = tuple[int, ...]
-WEIGHTS, INDEX, PT_WEIGHTS = "model.safetensors", "model.safetensors.index.json", "model.pt"
+ENDINGS = {"safetensors": ".safetensors", "torch": ".pt"}
 LONGEST_DTYPE = 20
 MOST_DIMS, MOST_BYTES = 64, 2**63  # what torch can address
 LARGEST_HEADER = 100 * 1024 * 1024
@@ -53,34 +52,18 @@ class Stored:
         return (last + 1) * SIZES[self.dtype]
 
 
-def weight_files(path: Path) -> list[Path]:
-    """The files that a checkpoint is made of: the path itself, or what a directory or an index names, index first.
-
-    Raises:
-        InputError: an index is none, or names files elsewhere.
-    """
-    index = path / INDEX if path.is_dir() else path
-    if index.name.endswith(".index.json") and index.exists():
-        return [index, *_shards(index)]
-    if path.is_dir():
-        single = path / PT_WEIGHTS
-        return [single if single.exists() and not (path / WEIGHTS).exists() else path / WEIGHTS]
-    return [path]
-
-
-def _shards(index: Path) -> list[Path]:
-    try:
-        shards = sorted({str(shard) for shard in json.loads(index.read_text())["weight_map"].values()})
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise InputError.at(index, "is no index of shards", "it must have a weight_map") from error
-    if any(not _is_shard(shard) for shard in shards):
-        raise InputError.at(index, "names a shard outside its own directory", "name files of tensors beside it")
-    return [index.parent / shard for shard in shards]
-
-
-def _is_shard(name: str) -> bool:
-    """Whether it names a file beside the index, and none that could stand for an artifact's own notes."""
-    return Path(name).name == name and name not in ("", "..") and not name.endswith(".json") and "\0" not in name
+def check_kind(file: Path) -> None:
+    """Raises InputError: a file of a checkpoint is, by its first bytes, something else than its name says."""
+    if file.suffix == ".safetensors":
+        fine, wanted = {"safetensors", "unknown"}, "a safetensors file"
+    else:
+        fine, wanted = {"torch"}, "a PyTorch checkpoint"
+    if file_kind(file) == "old torch":
+        wanted = "one as it writes today"
+    renamed = {kind: f"rename it to {file.stem}{ending}" for kind, ending in ENDINGS.items()}
+    told = foreign(file, wanted, fine, {"": "give safetensors, or a state dict that torch.save wrote"} | renamed)
+    if told is not None:
+        raise told
 
 
 def is_addressable(shape: Shape) -> bool:

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import errno
 import mmap
-import pickle
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,8 +17,8 @@ from torch import Tensor
 
 from sprunec.durable import naming
 from sprunec.errors import InputError
-from sprunec.model.pt_header import Unknown, read_pt
-from sprunec.model.stored import SIZES, Shape, Stored, read_safetensors, weight_files
+from sprunec.model.headers import read_places, unreadable
+from sprunec.model.stored import SIZES, Shape, Stored
 from sprunec.model.unfolded import check_unfolded
 from sprunec.model.unreadable import reason
 
@@ -138,56 +136,22 @@ def open_tensors(path: Path) -> Tensors:
     Raises:
         InputError: a file is missing or damaged, or holds anything but named tensors.
     """
-    try:
-        files = weight_files(path)
-        files = files[1:] if files[0].name.endswith(".index.json") else files
-        for file in files:
-            if not file.exists():
-                raise FileNotFoundError(file)
-        places = {name: place for file in files for name, place in _places(file).items()}
-    except FileNotFoundError as error:
-        raise InputError.at(path, "there is no such file", "give the path of a checkpoint") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise _unreadable(path, error) from error
-    return Tensors(places)
+    return Tensors(read_places(path, _in_torch))
 
 
-def _places(file: Path) -> Mapping[str, Stored | Tensor]:
-    if file.suffix != ".safetensors":
-        return _places_in_pt(file)
-    try:
-        places = read_safetensors(file)
-    except InputError as error:
-        raise ValueError(error.diagnostics[0].message) from error
-    for name, place in places.items():
-        if place.dtype not in DTYPES:
-            raise ValueError(f"{name} is of dtype {place.dtype}")
-    return places
-
-
-def _places_in_pt(path: Path) -> Mapping[str, Stored | Tensor]:
-    try:
-        return read_pt(path)
-    except Unknown:  # torch knows more ways to write a state dict, and says best what is wrong with it
-        state = _load_in_torch(path)
-    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        inner = [key for key, value in state.items() if isinstance(value, dict)] if isinstance(state, dict) else []
-        what = f"; {inner[0]!r} in it may be one" if inner else ""
-        message = f"is no state dict: it must map names to tensors{what}"
-        raise InputError.at(path, message, "save model.state_dict()")
-    return state
-
-
-def _load_in_torch(path: Path) -> Any:
+def _in_torch(path: Path) -> Mapping[str, Tensor]:
+    """Torch knows more ways to write a state dict than its header tells, and what else may be in a file."""
     try:
         check_unfolded(path)
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # damaged bytes may fail anywhere in the reader
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: Exception) -> InputError:
-    return InputError.at(path, f"cannot be read as a checkpoint: {reason(error)}", "save it as a state dict")
+        raise unreadable(path, reason(error)) from error
+    if isinstance(state, dict) and all(isinstance(tensor, Tensor) for tensor in state.values()):
+        return state
+    inner = [key for key, value in state.items() if isinstance(value, dict)] if isinstance(state, dict) else []
+    what = f"; {inner[0]!r} in it may be one" if inner else ""
+    message = f"is no state dict: it must map names to tensors{what}"
+    raise InputError.at(path, message, "save model.state_dict()")
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

@@ -11,6 +11,8 @@ import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from sprunec.model.unreadable import Unsafe
+
 MOST = 10_000_000
 FILLING = {"APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD"}
 PUTS, GETS = {"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"}, {"GET", "BINGET", "LONG_BINGET"}
@@ -22,7 +24,7 @@ def check_unfolded(path: Path) -> None:
     """Of a file that torch has saved, before anything is made of it.
 
     Raises:
-        ValueError: it stands for far more than it holds, or asks for bytes.
+        Unsafe: it stands for far more than it holds, or asks for bytes.
         Exception: whatever `pickletools` finds wrong with it.
     """
     with path.open("rb") as stream:
@@ -51,7 +53,7 @@ def check_pickle(stream: BinaryIO) -> None:
             sizes[id(node)] = 0
             waiting += [(node, True), *((part, False) for part in node)]
     if max(sizes.values(), default=0) > max(MOST, 4 * len(nodes)):
-        raise ValueError("its few objects stand for more than any memory holds")
+        raise Unsafe("its few objects stand for more than any memory holds")
 
 
 def _nodes(stream: BinaryIO) -> list[Node]:
@@ -67,7 +69,7 @@ def _nodes(stream: BinaryIO) -> list[Node]:
         elif opcode.name == "MARK":
             stack.append(None)
         elif opcode.name == "GLOBAL" and str(argument).endswith(" bytearray"):  # torch would make one of any size
-            raise ValueError("it holds bytes to be made, which are no tensor")
+            raise Unsafe("it holds bytes to be made, which are no tensor")
         else:
             parts = _taken(stack, opcode.stack_before)
             node: Node = parts.pop(0) if opcode.name in FILLING else []
@@ -87,6 +89,6 @@ def _taken(stack: list[Node | None], before: list[Any]) -> list[Node]:
     for _ in before:
         part = stack.pop()
         if part is None:
-            raise ValueError("a mark where an object should be")
+            raise Unsafe("a mark where an object should be")
         parts.append(part)
     return parts[::-1]

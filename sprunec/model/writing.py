@@ -21,7 +21,8 @@ from torch import Tensor
 
 from sprunec.durable import naming
 from sprunec.errors import PassError
-from sprunec.model.stored import INDEX, PT_WEIGHTS, WEIGHTS, Shape, weight_files
+from sprunec.model.layouts import BIN_INDEX, INDEX, PT_WEIGHTS, SAFETENSORS, WEIGHTS, is_index, weight_files
+from sprunec.model.stored import Shape
 from sprunec.model.tensors import DTYPES, Tensors
 
 SHARD_BYTES = 5 * 2**30
@@ -167,11 +168,9 @@ def _ahead(reader: Executor, parts: Iterable[Tensor]) -> Iterator[Tensor]:
 def adopt_weights(path: Path, directory: Path) -> None:
     """Give `directory` the user's own checkpoint: links to its files, by the names that a model's weights have."""
     files = weight_files(path)
-    names = [file.name for file in files]
-    if len(files) == 1:
-        names = [WEIGHTS if files[0].suffix == ".safetensors" else PT_WEIGHTS]
-    elif names[0] != INDEX:
-        names[0] = INDEX
+    safe = files[-1].name.endswith(SAFETENSORS)
+    first = (INDEX if safe else BIN_INDEX) if is_index(files[0]) else WEIGHTS if safe else PT_WEIGHTS
+    names = [first, *(file.name for file in files[1:])]
     for file, name in zip(files, names, strict=True):
         (directory / name).symlink_to(file.resolve())
 

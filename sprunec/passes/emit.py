@@ -11,7 +11,7 @@ from sprunec.errors import FormError
 from sprunec.model.checkpoint import describe, empty_model, open_model_tensors, read_kept
 from sprunec.model.config import LayerKept, ModelConfig, local
 from sprunec.model.cpm_ant import cache_shapes
-from sprunec.model.stored import weight_files
+from sprunec.model.layouts import weight_files
 from sprunec.model.writing import link_weights, write_state
 from sprunec.passes.bench import config_of, traced
 from sprunec.passes.forms import cpm_live, huggingface, pt2

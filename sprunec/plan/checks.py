@@ -74,7 +74,8 @@ def budgets_fit(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnostic
 def trained_first(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnostic]:
     """Masks are learned on, and recovered from, a model that knows something."""
     model = draft.source.value.get("model")
-    if not isinstance(model, dict) or "checkpoint" in model:
+    unopened = not draft.sound("/model/path") or not draft.sound("/model/config")  # it may well have weights
+    if not isinstance(model, dict) or "checkpoint" in model or unopened:
         return
     for step in draft.steps:
         if step.name in ("", "train"):
@@ -143,7 +144,7 @@ def data_set_whole(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnos
                 version = read_set(draft.folder / folder, size).version
             except InputError as error:
                 for told in error.diagnostics:
-                    yield draft.source.find("bad-data-set", f"/data/{key}", f"{told.file} {told.message}", told.hint)
+                    yield draft.source.find("bad-data-set", f"/data/{key}", f"{told.place} {told.message}", told.hint)
                 continue
             if version == 2 and "/data/block_size" in draft.source.places:
                 message = f"the set {draft.folder / folder} is of version 2 and knows its block sizes"

@@ -10,12 +10,15 @@ from typing import Any
 
 from sprunec.data.sets import DEFAULT_BLOCK, set_files
 from sprunec.errors import Diagnostic, InputError
+from sprunec.file_kinds import SAVED, TEXT, foreign
 from sprunec.model.config import ModelConfig
-from sprunec.model.hf import native_shapes
-from sprunec.model.shapes import Shape, expected_tensors, read_header
+from sprunec.plan.checkpoints import checkpoint_findings, retold
 from sprunec.plan.draft import Draft, as_list
 from sprunec.plan.forms import package_findings
 from sprunec.plan.models import inline_config, read_config
+from sprunec.text_files import ANY_TEXT, foreign_text
+
+MASK_HINTS = {"": "give a mask file as BMCook, or save_mask of a pass, writes it"}
 
 
 def model_config(draft: Draft, *, incomplete: bool = False) -> tuple[ModelConfig | None, list[Diagnostic]]:
@@ -26,14 +29,11 @@ def model_config(draft: Draft, *, incomplete: bool = False) -> tuple[ModelConfig
     """
     section = draft.source.value.get("model")
     written = section.get("config") if isinstance(section, dict) else None
-    if not draft.sound("/model/config") or not isinstance(written, str | dict):
+    if not draft.sound("/model/config") or not draft.sound("/model/path") or not isinstance(written, str | dict):
         return None, []
     if isinstance(written, dict):
         return inline_config(draft.source, "/model/config", written)
     path = str(draft.folder / written)
-    if os.path.isdir(path):
-        message = f"model config {path} is a folder"
-        return None, [draft.source.find("not-a-file", "/model/config", message, "name the config file in it")]
     if os.path.exists(path):
         return read_config(path)
     message = f"there is no model config {path}"
@@ -60,8 +60,21 @@ def input_findings(draft: Draft, config: ModelConfig | None, strict: bool) -> It
             yield (replace(finding, severity="error", hint=_where(draft)) if strict else finding)
         elif what != "checkpoint" and os.path.isdir(path):
             yield draft.source.find("not-a-file", pointer, f"{what} {path} is a folder", "name the files in it")
-        elif what == "checkpoint" and config is not None and path.suffix == ".safetensors" and path.is_file():
-            yield from _checkpoint(draft, pointer, path, config)
+        elif what == "checkpoint":
+            yield from checkpoint_findings(draft, pointer, path, config)
+        elif told := _foreign(draft, path, what):
+            yield from retold(draft, pointer, told)
+
+
+def _foreign(draft: Draft, path: Path, what: str) -> InputError | None:
+    """What a file is, where it is not what it was named as."""
+    if what == "mask file":
+        return foreign(path, "a mask file", TEXT if path.suffix == ".json" else SAVED, MASK_HINTS)
+    if what in ("data set", "file of the data set"):
+        return None
+    plain = what != "vocabulary file" and draft.section("data").get("source") not in ("jsonl", "pairs")
+    wanted = "a vocabulary" if what == "vocabulary file" else "text" if plain else "JSON lines"
+    return foreign_text(path, wanted, ANY_TEXT if plain else TEXT)
 
 
 def named_files(draft: Draft) -> Iterator[tuple[str, Path, str]]:
@@ -100,35 +113,3 @@ def _set_files(draft: Draft, pointer: str, written: Any, block_size: int) -> Ite
         meta, *files = set_files(draft.folder / written, block_size)
         yield pointer, meta, "data set"
         yield from ((pointer, path, "file of the data set") for path in files)
-
-
-def _checkpoint(draft: Draft, pointer: str, path: Path, config: ModelConfig) -> Iterator[Diagnostic]:
-    try:
-        found = native_shapes(config, read_header(path))
-    except InputError as error:
-        yield from (draft.source.find(d.code, pointer, f"{path}: {d.message}", d.hint) for d in error.diagnostics)
-        return
-    expected = expected_tensors(config)
-    message, hint = _unlike(found, expected)
-    if message:
-        yield draft.source.find("checkpoint-mismatch", pointer, f"{path}: {message}", hint)
-    extra = [name for name in found if name not in expected]
-    if extra and not message:
-        text = f"{path} has tensors that the config doesn't name: {_first(extra)}"
-        yield draft.source.warn("checkpoint-extra", pointer, text, "they are ignored")
-
-
-def _unlike(found: dict[str, Shape], expected: dict[str, Shape]) -> tuple[str, str]:
-    """What the file lacks or has in another shape, and what to do; empty when it fits."""
-    missing = [name for name in expected if name not in found]
-    other = [name for name in expected if name in found and found[name] != expected[name]]
-    if other:
-        name = other[0]
-        more = f" ({len(other) - 1} more differ)" if len(other) > 1 else ""
-        message = f"{name} is {list(found[name])} and the config says {list(expected[name])}{more}"
-        return message, "give the checkpoint's own config"
-    return (f"no tensor {_first(missing)}", "give the checkpoint's own config") if missing else ("", "")
-
-
-def _first(names: list[str]) -> str:
-    return names[0] + (f" (and {len(names) - 1} more)" if len(names) > 1 else "")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from sprunec.errors import Diagnostic, InputError
+from sprunec.file_kinds import foreign
 from sprunec.model.config import ModelConfig
 from sprunec.model.hf import STOCK, is_huggingface, native_keys
 from sprunec.plan.explain import schema_findings
@@ -14,6 +16,7 @@ from sprunec.plan.schema import properties
 from sprunec.plan.source import Source, read_source
 from sprunec.plan.text import show
 
+CONFIG, CONFIG_HINT = "a model config", "give the config.json that belongs to the weights"
 # Keys of CPM-Live's older files, with the one value that this family has; None: it says nothing about the model.
 _OLDER: Mapping[str, Any] = (
     dict.fromkeys(f"{part}_init_{kind}" for part in ("emb", "pos", "att", "ffn", "proj") for kind in ("mean", "std"))
@@ -42,7 +45,10 @@ def read_native(path: str) -> Source:
     Raises:
         InputError: it is not JSON, or Hugging Face's config of another family.
     """
-    source = read_source(path)
+    source = read_source(path, CONFIG, CONFIG_HINT)
+    told = foreign(Path(path), CONFIG, {"text", "config", "json"}, {"": CONFIG_HINT})
+    if told is not None:
+        raise told
     if not is_huggingface(source.value):
         return source
     try:

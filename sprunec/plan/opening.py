@@ -7,9 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from sprunec.errors import InputError
+from sprunec.file_kinds import JSON, foreign
 from sprunec.plan.bmcook.convert import convert
 from sprunec.plan.bmcook.files import SECTIONS, is_bmcook, kind_of
 from sprunec.plan.bmcook.flags import NATIVE, NO_FLAGS, Flags, foreign_to_native, native_overrides, option
+from sprunec.plan.directories import path_as_config
 from sprunec.plan.explain import nearest
 from sprunec.plan.override import override
 from sprunec.plan.source import Source, read_source
@@ -28,6 +30,9 @@ def read_any(path: str | Path, flags: Flags = NO_FLAGS, seconds: Sequence[str | 
     for flag in flags.not_finite():
         raise InputError.at(flag, "this is no finite number", "give one")
     source = read_source(path)
+    told = foreign(Path(path), "a plan", {"text", *JSON}, {"": "name a plan, a JSON file"})
+    if told is not None:
+        raise told
     if is_bmcook(source):
         return convert(source, seconds, flags)
     if kind_of(source):
@@ -42,11 +47,13 @@ def read_any(path: str | Path, flags: Flags = NO_FLAGS, seconds: Sequence[str | 
         message = "this is neither a plan nor a bmcook.json"
         hint = near or 'a plan has "passes", bmcook.json a section such as "pruning"'
         raise InputError(source.find("foreign-file", "", message, hint))
-    foreign = foreign_to_native(flags)
-    if foreign or seconds:
-        what = foreign[0] if foreign else str(seconds[0])
+    unused = foreign_to_native(flags)
+    if unused or seconds:
+        what = unused[0] if unused else str(seconds[0])
         message = f"{what} goes with BMCook's bmcook.json, and this is a plan of its own"
         raise InputError(source.find("foreign-flag", "", message, "edit the plan instead"))
     overrides = native_overrides(flags)
+    if "/model/config" in overrides or "/model/checkpoint" in overrides:
+        source = path_as_config(source)
     named = {NATIVE[name]: (Source(option(name), None), "") for name in flags.given() if name in NATIVE}
     return replace(override(source, overrides), origins=named)

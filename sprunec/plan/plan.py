@@ -16,6 +16,7 @@ from sprunec.errors import Diagnostic, InputError
 from sprunec.model.config import ModelConfig
 from sprunec.plan.bmcook.flags import NO_FLAGS, Flags
 from sprunec.plan.checks import CHECKS
+from sprunec.plan.directories import open_directory
 from sprunec.plan.draft import TRAINS, Draft, as_list
 from sprunec.plan.explain import schema_findings
 from sprunec.plan.inputs import input_findings, model_config
@@ -155,6 +156,8 @@ def check_source(
     if any(finding.severity == "error" for finding in source.problems) and source.origins:
         return None, _in_order(source.problems, source.file)  # a plan that could not be made is not looked into
     found = [*source.problems, *schema_findings(source, "plan")]
+    source, about_directory = open_directory(source, Draft.of(source, found))
+    found += about_directory
     draft = Draft.of(source, found)
     config, about_model = model_config(draft, incomplete=incomplete)
     found += about_model

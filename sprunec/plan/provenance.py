@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from sprunec.durable import put_file
+from sprunec.errors import InputError
+from sprunec.text_files import decode
 
 
 def note_path(mask: Path) -> Path:
@@ -59,9 +61,9 @@ def read_provenance(mask: Path) -> dict[str, Any] | None:
 def _read(mask: Path) -> dict[str, Any] | None:
     """As `read_provenance`; raises OSError for a note that is there and cannot be read."""
     try:
-        note = json.loads(note_path(mask).read_text(encoding="utf-8"))
+        note = json.loads(decode(note_path(mask).read_bytes(), mask))
         fits = isinstance(note, dict) and note.get("mask") == _sha256(mask)
-    except (FileNotFoundError, ValueError, RecursionError):
+    except (FileNotFoundError, ValueError, RecursionError, InputError):
         return None
     return note if fits else None
 

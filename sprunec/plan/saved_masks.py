@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sprunec.errors import Diagnostic
 from sprunec.model.config import ModelConfig
+from sprunec.model.layouts import checkpoint_files
 from sprunec.plan.draft import Draft, Step
 from sprunec.plan.inputs import named_files
 from sprunec.plan.targets import SUBLAYERS
@@ -46,7 +47,9 @@ def _files_read(draft: Draft) -> dict[str, str]:
     config = draft.section("model").get("config")
     if isinstance(config, str):
         read[_real(draft.folder / config)] = "model config"
-    return read | {_real(path): what for _, path, what in named_files(draft)}
+    for _, path, what in named_files(draft):
+        read |= {_real(file): what for file in (path, *(checkpoint_files(path) if what == "checkpoint" else ()))}
+    return read
 
 
 def _real(path: Path) -> str:

@@ -6,7 +6,6 @@ standard parser lets through is refused here: repeated keys, NaN and Infinity, n
 
 from __future__ import annotations
 
-import os
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
@@ -17,8 +16,11 @@ from typing import Any
 from sprunec.errors import Diagnostic, InputError
 from sprunec.plan.reader import Reader, Slip
 from sprunec.plan.text import show, unescape
+from sprunec.text_files import read_text
 
 LARGEST_FILE = 1024 * 1024
+_WEIGHTS = 'name it as "checkpoint" in a plan\'s "model", or look into it with sprunec inspect'
+HINTS = {"a plan": dict.fromkeys(("safetensors", "torch", "old torch"), _WEIGHTS)}
 
 Place = tuple[int, int]
 
@@ -69,9 +71,16 @@ class Source:
         return replace(self.find(code, pointer, message, hint, key=key), severity="warning")
 
 
-def read_source(path: str | Path) -> Source:
-    """Raises InputError, with one diagnostic, when there is nothing to look into."""
-    text = _read_text(path)
+def read_source(path: str | Path, wanted: str = "a plan", hint: str = "name a plan, a JSON file") -> Source:
+    """One object in a JSON file.
+
+    Args:
+        wanted: what the file should be, with an article, and `hint` what to do where it is something else.
+
+    Raises:
+        InputError: with one diagnostic, when there is nothing to look into.
+    """
+    text = read_text(Path(path), wanted, hints=HINTS.get(wanted, {}) | {"": hint}, largest=LARGEST_FILE)
     source = parse_source(text, str(path))
     if not isinstance(source.value, dict):
         kind = "a list" if isinstance(source.value, list) else show(source.value)
@@ -107,29 +116,3 @@ def _repeated(source: Source, reader: Reader, place: Callable[[int], Place]) -> 
         line, column = place(offset)
         message = f"key {show(unescape(pointer.rpartition('/')[2]))} is given twice, first on line {first}"
         yield Diagnostic("duplicate-key", message, "keep one of them", "error", source.file, pointer, line, column)
-
-
-def _read_text(path: str | Path) -> str:
-    name = str(path)
-    if not os.path.exists(name):
-        raise InputError.at(name, "there is no such file", "check the path", code="missing-file")
-    if os.path.isdir(name):
-        raise InputError.at(name, "this is a folder", "name the file in it", code="not-a-file")
-    try:
-        with open(name, "rb") as file:
-            data = file.read(LARGEST_FILE + 1)
-    except OSError as error:
-        message = f"the file cannot be read: {error.strerror}"
-        raise InputError.at(name, message, "check its permissions", code="unreadable") from None
-    if len(data) > LARGEST_FILE:
-        message = f"the file is larger than {LARGEST_FILE // 1024**2} MB"
-        raise InputError.at(name, message, "is it the right file?", code="too-large")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        column = len(data[data.rfind(b"\n", 0, error.start) + 1 : error.start].decode("utf-8", "replace")) + 1
-        message = f"byte 0x{data[error.start]:02x} is not UTF-8"
-        raise InputError(
-            Diagnostic("not-utf8", message, "save the file as UTF-8", "error", name, "", line, column)
-        ) from None

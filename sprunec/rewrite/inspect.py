@@ -7,14 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from sprunec.errors import InputError
+from sprunec.file_kinds import JSON, file_kind, foreign
 from sprunec.model.checkpoint import empty_model, read_shapes
 from sprunec.model.config import ModelConfig
 from sprunec.model.cpm_ant import block_kinds, example_inputs
 from sprunec.model.hf import native_shapes
+from sprunec.model.layouts import CONFIG, is_index
 from sprunec.model.origin import origin_words
 from sprunec.model.shapes import expected_tensors, guess_config
 from sprunec.plan.models import read_config
 from sprunec.rewrite.trace import TracedBlock, trace_blocks
+
+HINT = "name a config, safetensors, what torch.save wrote, or a directory of these"
 
 
 def inspect_model(path: Path) -> dict[str, Any]:
@@ -25,13 +29,28 @@ def inspect_model(path: Path) -> dict[str, Any]:
         TraceError: the model cannot be traced.
     """
     if path.is_dir():
-        config = _config(path / "config.json")
-        check_shapes(config, native_shapes(config, read_shapes(path)), path)
-        origin = origin_words(path)
-        return describe(config) | ({"origin": origin} if origin is not None else {})
-    if path.suffix == ".json":
+        return _directory(path)
+    if not path.exists():
+        raise InputError.at(path, "there is no such file", "check the path", code="missing-file")
+    if is_index(path):
+        return describe(guess_config(read_shapes(path), path))
+    if path.suffix == ".json" or file_kind(path) in JSON:
         return describe(_config(path))
+    told = foreign(path, "a model config or a checkpoint", {"safetensors", "torch", "unknown"}, {"": HINT})
+    if told is not None:
+        raise told
     return describe(guess_config(read_shapes(path), path))
+
+
+def _directory(path: Path) -> dict[str, Any]:
+    """Of weights without a config as much as their shapes tell."""
+    shapes = read_shapes(path)
+    if not (path / CONFIG).exists():
+        return describe(guess_config(shapes, path))
+    config = _config(path / CONFIG)
+    check_shapes(config, native_shapes(config, shapes), path)
+    origin = origin_words(path)
+    return describe(config) | ({"origin": origin} if origin is not None else {})
 
 
 def describe(config: ModelConfig) -> dict[str, Any]:

@@ -79,12 +79,13 @@ def test_a_line_nested_too_deep_is_an_input_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize("source", ["text", "jsonl"])
 def test_bytes_that_are_not_utf8_are_named_by_place(tmp_path: Path, source: str) -> None:
     (tmp_path / "x").write_bytes(b'{"text": "fine"}\n\xff')
-    assert finding(tmp_path / "x", source).message == "is not UTF-8 text: byte 17"
+    found = finding(tmp_path / "x", source)
+    assert (found.line, found.column, found.message) == (2, 1, "byte 0xff is not UTF-8")
 
 
 def test_a_missing_file_and_a_folder_are_input_errors(tmp_path: Path) -> None:
-    assert "No such file" in finding(tmp_path / "none", "text").message
-    assert "cannot be read" in finding(tmp_path, "text").message
+    assert "there is no such file" in finding(tmp_path / "none", "text").message
+    assert "this is a folder" in finding(tmp_path, "text").message
 
 
 @pytest.mark.parametrize(("share", "kept"), [(0.1, 90), (0.25, 75), (0.005, 100), (0.5, 50)])

@@ -86,10 +86,21 @@ def test_the_vocabulary_goes_along(tmp_path: Path) -> None:
     marks = ["<pad>", "<unk>", "<mask>", "<sep>", "</n>", "</_>", "<s>", "</s>", "a", "b"]
     (tmp_path / "words.txt").write_text("\n".join(marks), encoding="utf-8")
     directory = emitted(RAGGED, tmp_path, "huggingface", vocab=(tmp_path / "words.txt",)) / "huggingface"
-    assert (directory / "vocab.txt").read_text(encoding="utf-8").split("\n") == marks
+    assert (directory / "vocab.txt").read_text(encoding="utf-8").split("\n") == [*marks, ""]
     config = json.loads((directory / "config.json").read_text())
     assert (config["bos_token_id"], config["eos_token_id"]) == (6, 7)
     assert json.loads((directory / "tokenizer_config.json").read_text())["tokenizer_class"] == "CpmAntTokenizer"
+
+
+def test_the_vocabulary_goes_along_without_mark_and_other_line_ends(tmp_path: Path) -> None:
+    """transformers takes a line as it stands: a mark or a space would be part of a piece."""
+    marks = ["<pad>", "<unk>", "<mask>", "<sep>", "</n>", "</_>", "<s>", "</s>", "a", "b"]
+    text = "\r\n".join([marks[0], f" {marks[1]} ", *marks[2:]])
+    (tmp_path / "words.txt").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    directory = emitted(RAGGED, tmp_path, "huggingface", vocab=(tmp_path / "words.txt",)) / "huggingface"
+    assert (directory / "vocab.txt").read_bytes() == "".join(f"{piece}\n" for piece in marks).encode()
+    assert json.loads((directory / "config.json").read_text())["bos_token_id"] == 6
+    assert (directory / "tokenizer_config.json").exists()
 
 
 def opened(tmp_path: Path) -> SprunecForCausalLM:

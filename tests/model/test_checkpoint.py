@@ -104,7 +104,8 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path, monkeypatch: py
     else:
         torch.save(Bomb() if form == "torch" else {"a": torch.ones(1), "b": Bomb()}, path)
     said = complaint(lambda: read_state(path), path)
-    assert "cannot be read as a checkpoint" in said
+    plain = "this is a Python pickle, not a PyTorch checkpoint"
+    assert said == plain if form == "plain pickle" else "cannot be read as a checkpoint" in said
     assert "weights_only" not in said
     assert "\x1b" not in said
     assert not Path("exploded").exists()
@@ -124,7 +125,13 @@ def test_a_pt_that_is_no_state_dict_is_refused(tmp_path: Path, content: Any) -> 
 def test_damaged_files_are_refused(tmp_path: Path, name: str, content: bytes) -> None:
     path = tmp_path / name
     path.write_bytes(content)
-    assert "cannot be read as a checkpoint" in complaint(lambda: read_state(path), path)
+    words = {b"": "empty", b"not tensors": "plain text", b"\xff" * 64: "binary data of no kind that is known here"}
+    wanted = "a PyTorch checkpoint" if name == "x.pt" else "a safetensors file"
+    told = complaint(lambda: read_state(path), path)
+    if (name, content) == ("x.safetensors", b"\xff" * 64):
+        assert "this is no whole safetensors file: its header would be" in told
+    else:
+        assert told == f"this is {words[content]}, not {wanted}"
 
 
 def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
@@ -134,15 +141,20 @@ def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
         assert "cannot be read as a checkpoint" in complaint(lambda path=path: read_state(path), path)
 
 
+NO_INDEX = "is no index of shards"
+
+
 def test_missing_files_are_named(tmp_path: Path) -> None:
-    for path in (tmp_path / "none.pt", tmp_path / "none.safetensors", tmp_path):
+    for path in (tmp_path / "none.pt", tmp_path / "none.safetensors", tmp_path / "none"):
         assert complaint(lambda path=path: read_state(path), path) == "there is no such file"
+    assert complaint(lambda: read_state(tmp_path), tmp_path) == "has no weights: it is empty"
 
 
 @pytest.mark.parametrize("content", ["[]", "{", '{"weight_map": 3}', "{}"])
 def test_a_broken_index_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / SHARDED).write_text(content)
-    assert complaint(lambda: read_state(tmp_path), tmp_path / SHARDED) == "is no index of shards"
+    told = complaint(lambda: read_state(tmp_path), tmp_path / SHARDED)
+    assert told == ("this is not an index of shards: from here on it is no JSON" if content == "{" else NO_INDEX)
 
 
 def test_an_index_may_not_point_out_of_its_directory(tmp_path: Path) -> None:
@@ -208,7 +220,7 @@ def test_a_directory_without_a_config_is_an_input_error(tmp_path: Path) -> None:
 
 def test_a_directory_without_weights_is_an_input_error(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(TINY))
-    assert complaint(lambda: load(tmp_path), tmp_path) == "there is no such file"
+    assert complaint(lambda: load(tmp_path), tmp_path) == "has no weights; there is config.json"
 
 
 @pytest.mark.parametrize(
@@ -228,4 +240,6 @@ def test_a_directory_without_weights_is_an_input_error(tmp_path: Path) -> None:
 def test_a_config_that_is_none_is_an_input_error(tmp_path: Path, content: str) -> None:
     write_state(state(), tmp_path)
     (tmp_path / "config.json").write_text(content)
-    assert "is no model config" in complaint(lambda: load(tmp_path), tmp_path / "config.json")
+    told = complaint(lambda: load(tmp_path), tmp_path / "config.json")
+    assert told.startswith("this is not a model config" if content == "{" else "is no model config: ")
+    assert "supported" not in told and "unpack" not in told

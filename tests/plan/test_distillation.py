@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shutil import copyfile
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import sprunec
 from sprunec.errors import InputError
 from sprunec.graph.graph import Graph
 from sprunec.plan.plan import Plan, check_plan
-from tests.runs import EMIT, TRAIN, mask_pass, plan, write
+from tests.runs import EMIT, TRAIN, mask_pass, plan, save_weights, write
 
 PAIR = "[post]encoder.output_layernorm:[post]encoder.output_layernorm"
 HEADS = mask_pass("head", {"num_heads": 3})
@@ -93,7 +94,7 @@ def test_the_teacher_is_the_model_before_the_first_pass_that_cuts(tmp_path: Path
 
 
 def test_a_teacher_from_a_file_is_loaded_once(tmp_path: Path) -> None:
-    (tmp_path / "t.pt").write_bytes(b"one")
+    save_weights(tmp_path / "t.pt")
     given = {"distillation": {"logits": 0.5, "teacher": "t.pt"}}
     graph = lowered(tmp_path, TRAIN | given, HEADS | given, TUNE | HALF, EMIT)
     (loaded,) = [node for node in graph.nodes if node.name.endswith("-load-teacher")]
@@ -101,7 +102,7 @@ def test_a_teacher_from_a_file_is_loaded_once(tmp_path: Path) -> None:
     assert graph.node(list(teachers(graph).values())[2]).pass_ == "train"
     assert loaded.files == {"checkpoint": (tmp_path / "t.pt",)}
     assert loaded.options["config"] == graph.node(graph.roles["source"]).options["config"]
-    (tmp_path / "t.pt").write_bytes(b"two")
+    save_weights(tmp_path / "t.pt", seed=1)
     again = lowered(tmp_path, TRAIN | given, HEADS | given, TUNE | HALF, EMIT)
     assert again.node(loaded.name).digest != loaded.digest
     assert [n.digest == m.digest for n, m in zip(graph.nodes, again.nodes, strict=True) if n.pass_ == "train"] == [
@@ -121,8 +122,7 @@ def test_what_is_distilled_changes_digests_and_where_the_teacher_lies_does_not(t
         graph = lowered(tmp_path, TRAIN, HEADS, TUNE | {"distillation": options}, EMIT)
         return next(node.digest for node in graph.nodes if node.pass_ == "finetune")
 
-    for name in ("a.pt", "b.pt"):
-        (tmp_path / name).write_bytes(b"same")
+    copyfile(save_weights(tmp_path / "a.pt"), tmp_path / "b.pt")
     assert digest(logits=0.5) == digest(logits=0.5, hidden=0, temperature=1.0)
     assert len({digest(logits=0.5), digest(logits=1), digest(logits=0.5, temperature=2)}) == 3
     assert digest(logits=0.5, teacher="a.pt") == digest(logits=0.5, teacher="b.pt") != digest(logits=0.5)

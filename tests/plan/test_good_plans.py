@@ -106,7 +106,7 @@ def test_defaults_of_absent_sections() -> None:
     assert plan.model.checkpoint is None
     assert plan.engine == Engine("torch", "auto", "fp32")
     assert (plan.seed, plan.evaluate, plan.evaluate_tokens) == (1234, False, None)
-    loaded = {"path": (GOOD / "../text.txt",), "compensate": None, "batches": 8}
+    loaded = {"path": (GOOD / "../mask.json",), "compensate": None, "batches": 8}
     assert plan.passes[0] == PassSpec("load-mask", MappingProxyType(loaded), "/passes/0")
 
 

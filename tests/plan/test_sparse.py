@@ -100,7 +100,7 @@ def test_multiples_make_widths_known_that_a_pass_chooses(
 
 
 def test_a_mask_file_may_leave_any_width(tmp_path: Path) -> None:
-    (tmp_path / "mask.pt").touch()
+    torch.save({"heads_z": torch.ones(3, 8)}, tmp_path / "mask.pt")
     found = findings(tmp_path, {"pass": "load-mask", "path": "mask.pt"})
     assert found == [("warning unknown-width", ATT_OUT)]
 
@@ -154,7 +154,7 @@ def test_a_word_that_names_nothing_is_put_right(tmp_path: Path, word: str, hint:
 
 
 def test_a_given_mask_may_come_before_the_training(tmp_path: Path) -> None:
-    (tmp_path / "mask.pt").touch()
+    torch.save({"heads_z": torch.ones(3, 8)}, tmp_path / "mask.pt")
     content = plan({"pass": "sparsify", "pattern": "m4n2_1d", "path": "mask.pt"}, TRAIN)
     assert check_plan(write(tmp_path, content))[1] == ()
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import sprunec.model
+from sprunec.data.vocabulary import vocabulary_lines
 from sprunec.model import hf
 from sprunec.model.checkpoint import open_model_tensors
 from sprunec.model.config import ModelConfig
@@ -95,8 +96,9 @@ def _tokenizer(job: Job, directory: Path) -> dict[str, int]:
     if "vocab" not in job.files:
         return {}
     (file,) = job.files["vocab"]
-    shutil.copyfile(file, directory / "vocab.txt")
-    pieces = {line.rstrip("\r"): number for number, line in enumerate(file.read_text("utf-8").split("\n"))}
+    lines = vocabulary_lines(file)  # as transformers reads them: no byte order mark, one line end
+    (directory / "vocab.txt").write_bytes("".join(f"{piece}\n" for piece in lines).encode())
+    pieces = {piece: number for number, piece in enumerate(lines)}
     if all(piece in pieces for piece in NEEDED):
         about = MARKS | {"tokenizer_class": TOKENIZER, "padding_side": "left"}
         (directory / "tokenizer_config.json").write_text(json.dumps(about, indent=1))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sprunec.model.config import ModelConfig
+from sprunec.model.layouts import CONFIG, has_weights
 from sprunec.plan.bmcook.distill import distillation
 from sprunec.plan.bmcook.draft import Growing
 from sprunec.plan.bmcook.flags import Flags, plan_name
@@ -28,7 +29,7 @@ def plan_document(plan: Growing, bmcook: Source, config: str, half: bool, *, pru
     flags = plan.flags
     steps = plan.trained
     model: dict[str, Any] = {"config": config}
-    if flags.load is not None or prunes:
+    if flags.load is not None or (prunes and not _brings_weights(config)):
         model["checkpoint"] = flags.of("load")
     if flags.start_step:
         model["start_step"] = flags.start_step
@@ -77,8 +78,15 @@ def config_path(bmcook: Source, flags: Flags) -> str:
     return str(beside) if missing and beside.exists() else path
 
 
+def _brings_weights(config: str) -> bool:
+    """A directory given as the model config may have the checkpoint in it."""
+    return os.path.isdir(config) and has_weights(Path(config))
+
+
 def look_at(path: str) -> tuple[ModelConfig | None, bool]:
     """The config if it can be read, and whether the model is trained in half precision; what is wrong is told later."""
+    if os.path.isdir(path):
+        path = os.path.join(path, CONFIG)
     if not os.path.isfile(path):
         return None, True
     config = read_config(path)[0]

@@ -1,0 +1,266 @@
+"""What a file really is, by its first bytes, in the words of whoever named it; needs no torch.
+
+file_kind(path)      a key of `KINDS`
+foreign(path, ...)   the error for a file that is not what it was named as, before or after a reader has failed on it
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+import zipfile
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sprunec.errors import InputError
+
+HEAD = 1024
+LARGEST_HEADER = 100 * 1024 * 1024
+LARGEST_JSON = 64 * 1024 * 1024
+_UNPACK = "unpack it, and name what was in it"
+_AGAIN = "download it again, with a link to the file itself"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Words for a kind of file, with an article; what to do about it wherever it is named, if that can be said."""
+
+    words: str
+    remedy: str = ""
+
+
+KINDS: Mapping[str, Kind] = {
+    "safetensors": Kind("a safetensors file"),
+    "torch": Kind("a PyTorch checkpoint (.pt)"),
+    "old torch": Kind(
+        "a PyTorch checkpoint as torch before 1.6 wrote it", "load it in torch, and torch.save its state dict again"
+    ),
+    "exported": Kind("a program that torch.export wrote (.pt2)"),
+    "torchscript": Kind("a TorchScript program", "torch.save the module's state_dict()"),
+    "pickle": Kind("a Python pickle"),
+    "gguf": Kind("a GGUF file"),
+    "ggml": Kind("a GGML file"),
+    "lfs": Kind("a Git LFS pointer: the file itself was not fetched", "fetch it with git lfs pull"),
+    "html": Kind("a web page (HTML)", _AGAIN),
+    "xml": Kind("an XML document", _AGAIN),
+    "gzip": Kind("a gzip archive", _UNPACK),
+    "xz": Kind("an xz archive", _UNPACK),
+    "zstd": Kind("a Zstandard archive", _UNPACK),
+    "bzip2": Kind("a bzip2 archive", _UNPACK),
+    "lz4": Kind("an LZ4 archive", _UNPACK),
+    "tar": Kind("a tar archive", _UNPACK),
+    "7z": Kind("a 7z archive", _UNPACK),
+    "rar": Kind("a RAR archive", _UNPACK),
+    "zip": Kind("a zip archive", _UNPACK),
+    "office": Kind("an Office document (.docx, .xlsx)"),
+    "hdf5": Kind("an HDF5 file, as Keras and TensorFlow write"),
+    "tensorflow": Kind("a TensorFlow checkpoint"),
+    "npy": Kind("a NumPy array (.npy)"),
+    "npz": Kind("NumPy arrays (.npz)"),
+    "parquet": Kind("a Parquet table"),
+    "arrow": Kind("an Arrow table"),
+    "sqlite": Kind("an SQLite database"),
+    "sentencepiece": Kind("a SentencePiece model"),
+    "pdf": Kind("a PDF document"),
+    "image": Kind("an image"),
+    "program": Kind("a program"),
+    "megatron": Kind("an index of Megatron's data sets (.idx)"),
+    "utf-16": Kind("UTF-16 text", "save it as UTF-8"),
+    "utf-32": Kind("UTF-32 text", "save it as UTF-8"),
+    "empty": Kind("empty", "copy or save it again"),
+    "zeros": Kind("zero bytes from its beginning on", "copy or download it again"),
+    "tokenizer": Kind("a tokenizer.json of Hugging Face"),
+    "plan": Kind("a plan"),
+    "config": Kind("a model config"),
+    "index": Kind("an index of shards"),
+    "json": Kind("a JSON file"),
+    "text": Kind("plain text"),
+    "folder": Kind("a folder"),
+    "unknown": Kind("binary data of no kind that is known here"),
+}
+JSON = frozenset({"plan", "config", "json"})
+TEXT = frozenset({"text", "tokenizer", "index", *JSON})
+SAVED = frozenset({"torch", "old torch", "pickle"})  # what torch.load opens
+MARKUP = frozenset({"html", "xml"})  # text too, but hardly what anybody means
+
+_STARTS: tuple[tuple[bytes, str], ...] = (
+    (b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19", "old torch"),
+    (b"GGUF", "gguf"),
+    *((magic, "ggml") for magic in (b"lmgg", b"fmgg", b"tjgg", b"ggml", b"ggjt")),
+    (b"version https://git-lfs", "lfs"),
+    (b"\x1f\x8b", "gzip"),
+    (b"\xfd7zXZ\x00", "xz"),
+    (b"\x28\xb5\x2f\xfd", "zstd"),
+    (b"\x04\x22\x4d\x18", "lz4"),
+    (b"7z\xbc\xaf\x27\x1c", "7z"),
+    (b"Rar!\x1a\x07", "rar"),
+    (b"\x89HDF\r\n\x1a\n", "hdf5"),
+    (b"\x93NUMPY", "npy"),
+    (b"PAR1", "parquet"),
+    (b"ARROW1", "arrow"),
+    (b"FEA1", "arrow"),
+    (b"SQLite format 3\x00", "sqlite"),
+    (b"%PDF-", "pdf"),
+    (b"\x89PNG\r\n", "image"),
+    (b"\xff\xd8\xff", "image"),
+    (b"GIF8", "image"),
+    (b"II*\x00", "image"),
+    (b"MM\x00*", "image"),
+    (b"\x7fELF", "program"),
+    (b"MMIDIDX\x00\x00", "megatron"),
+    (b"\xff\xfe\x00\x00", "utf-32"),
+    (b"\x00\x00\xfe\xff", "utf-32"),
+    (b"\xff\xfe", "utf-16"),
+    (b"\xfe\xff", "utf-16"),
+)
+_PRINTED = ("lfs", "pdf")  # a text may begin as others do, with GIF8
+_PATTERNS: tuple[tuple[re.Pattern[bytes], str], ...] = (
+    (re.compile(rb"BZh[1-9]1AY&SY"), "bzip2"),
+    (re.compile(rb"\x80[\x02-\x05]"), "pickle"),
+    (re.compile(rb"\xff{4}..[\x00-\x0f]\x00", re.DOTALL), "arrow"),
+    (re.compile(rb"RIFF....WEBP", re.DOTALL), "image"),
+    (re.compile(rb".{257}ustar", re.DOTALL), "tar"),
+    (re.compile(rb"\n.{0,50}<unk>\x15", re.DOTALL), "sentencepiece"),
+    (re.compile(rb"\x00*\Z"), "zeros"),
+)
+_HTML = re.compile(rb"<(!doctype html|html|head|body)[\s>]", re.IGNORECASE)
+_TABLE_END = b"\x57\xfb\x80\x8b\x24\x75\x47\xdb"  # of the index beside a TensorFlow checkpoint
+# keys of a JSON object that tell it
+_KEYS: tuple[tuple[str, str], ...] = (
+    ("weight_map", "index"),
+    ("added_tokens", "tokenizer"),
+    ("passes", "plan"),
+    ("model_type", "config"),
+    ("dim_model", "config"),
+    ("hidden_size", "config"),
+)
+
+
+def foreign(path: Path, wanted: str, fine: Collection[str], hints: Mapping[str, str]) -> InputError | None:
+    """The error for a file that is of another kind than its place wants; None where it may be what it should be.
+
+    Args:
+        wanted: what the place is for, with an article.
+        fine: the kinds that it may be.
+        hints: what to do, by kind; under "" for all those that have no remedy of their own.
+    """
+    try:
+        kind = file_kind(path)
+    except OSError:
+        return None  # the reader says best why
+    return None if kind in fine else unlike(path, kind, wanted, hints)
+
+
+def unlike(path: Path, kind: str, wanted: str, hints: Mapping[str, str]) -> InputError:
+    """As `foreign`, of a kind that is known."""
+    hint = hints.get(kind) or KINDS[kind].remedy or hints.get("", "")
+    code = "not-utf8" if kind.startswith("utf") else "foreign-file"
+    return InputError.at(path, f"this is {KINDS[kind].words}, not {wanted}", hint, code=code)
+
+
+def binary_kind(path: Path) -> str | None:
+    """As `file_kind`, for whatever its first bytes tell for certain; None for text, and for what is not known.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    if path.is_dir():
+        return "folder"
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        head = stream.read(HEAD)
+        stream.seek(max(0, size - len(_TABLE_END)))
+        tail = stream.read()
+    if not head:
+        return "empty"
+    if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+        return _zip_kind(path)
+    if head[8:9] == b"{" and 2 <= int.from_bytes(head[:8], "little") <= LARGEST_HEADER:
+        return "safetensors"
+    for magic, name in _STARTS:
+        if head.startswith(magic) and (name in _PRINTED or not _is_text(head)):
+            return name
+    for pattern, name in _PATTERNS:
+        if pattern.match(head):
+            return name
+    return "tensorflow" if tail == _TABLE_END else _text_kind(head)
+
+
+def _text_kind(head: bytes) -> str | None:
+    """Of text that tells by its first words or by its zeros what it is."""
+    opening = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if _HTML.match(opening):
+        return "html"
+    if opening.startswith(b"<?xml"):
+        return "xml"
+    # Latin letters of UTF-16 without a mark: every second byte is 0
+    sample = head[: HEAD // 2 * 2]
+    nulls = max(sample[0::2].count(0), sample[1::2].count(0))
+    if sample.count(0) == nulls and nulls > len(sample) // 4:
+        return "utf-16"
+    return None
+
+
+def file_kind(path: Path) -> str:
+    """What a file is: a key of `KINDS`.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    found = binary_kind(path)
+    if found is not None:
+        return found
+    with path.open("rb") as stream:
+        head = stream.read(HEAD)
+    opening = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if opening.startswith((b"{", b"[")):
+        return _json_kind(path) or "text"
+    return "text" if _is_text(head) else "unknown"
+
+
+def _is_text(head: bytes) -> bool:
+    """UTF-8, the last character perhaps cut off, without bytes that no text has."""
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(head, final=len(head) < HEAD)
+    except UnicodeDecodeError:
+        return False
+    return b"\x00" not in head
+
+
+def _zip_kind(path: Path) -> str:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except Exception:  # damaged: its end, with the list of names, is missing
+        return "zip" if b"data.pkl" not in _first(path) else "torch"
+    inner = {name.partition("/")[2] for name in names}
+    if "archive_format" in inner or "models/model.json" in inner:
+        return "exported"
+    if "constants.pkl" in inner or any(name.startswith("code/") for name in inner):
+        return "torchscript"
+    if "data.pkl" in inner:
+        return "torch"
+    if names and all(name.endswith(".npy") for name in names):
+        return "npz"
+    return "office" if "[Content_Types].xml" in names else "zip"
+
+
+def _first(path: Path) -> bytes:
+    with path.open("rb") as stream:
+        return stream.read(HEAD)
+
+
+def _json_kind(path: Path) -> str | None:
+    """None where it only begins like JSON."""
+    if path.stat().st_size > LARGEST_JSON:
+        return "json"
+    try:
+        value: Any = json.loads(path.read_bytes().decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        return None
+    if isinstance(value, dict):
+        return next((name for key, name in _KEYS if key in value), "json")
+    return "json"

@@ -1,0 +1,56 @@
+"""Names, shapes and places of a checkpoint's tensors, from the headers of all its files; needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+from sprunec.errors import InputError
+from sprunec.model.layouts import check_index, is_index, weight_files
+from sprunec.model.pt_header import Unknown, read_pt
+from sprunec.model.stored import SIZES, Stored, check_kind, read_safetensors
+
+T = TypeVar("T")
+
+
+def read_places(path: Path, otherwise: Callable[[Path], Mapping[str, T]]) -> dict[str, Stored | T]:
+    """Every tensor of a checkpoint file, of an index, or of a directory that holds one.
+
+    Args:
+        otherwise: reads what torch has saved in a way that is not known here.
+
+    Raises:
+        InputError: a file is missing or damaged, or is something else, or the index says otherwise.
+    """
+    files = weight_files(path)
+    index = files.pop(0) if is_index(files[0]) else None
+    found: dict[Path, Mapping[str, Stored | T]] = {file: _places_in(file, otherwise) for file in files}
+    if index is not None:
+        check_index(index, found)
+    return {name: place for places in found.values() for name, place in places.items()}
+
+
+def _places_in(file: Path, otherwise: Callable[[Path], Mapping[str, T]]) -> Mapping[str, Stored | T]:
+    if not file.exists():
+        raise InputError.at(file, "there is no such file", "give the path of a checkpoint", code="missing-file")
+    check_kind(file)
+    try:
+        if file.suffix != ".safetensors":
+            return read_pt(file)
+        places = read_safetensors(file)
+    except Unknown:
+        return otherwise(file)
+    except InputError as error:
+        raise unreadable(file, error.diagnostics[0].message) from error
+    except OSError as error:
+        raise unreadable(file, error.strerror or "the disk fails") from error
+    strange = next((name for name, place in places.items() if place.dtype not in SIZES), None)
+    if strange is not None:
+        raise unreadable(file, f"{strange} is of dtype {places[strange].dtype}")
+    return places
+
+
+def unreadable(file: Path, why: str) -> InputError:
+    message = f"cannot be read as a checkpoint: {why}"
+    return InputError.at(file, message, "copy or save it again", code="bad-checkpoint")

@@ -1,0 +1,157 @@
+"""Which files a checkpoint consists of, in every layout that Hugging Face's libraries write; needs no torch.
+
+A checkpoint is a file of tensors, an index with the shards beside it, or a directory with one of these in it:
+safetensors before what torch saves, the standard names before any other.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from sprunec.errors import InputError
+from sprunec.text_files import read_json
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+BIN, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+PT_WEIGHTS = "model.pt"
+CONFIG = "config.json"
+# Of each group one may be there; the first group that has any counts.
+STANDARD = ((WEIGHTS, INDEX), (BIN, BIN_INDEX, PT_WEIGHTS))
+SAFETENSORS, TORCH = (".safetensors",), (".bin", ".pt", ".pth", ".ckpt")
+_INDEX = re.compile(r"\.index(\.[\w-]+)?\.json$")
+_SHARD = re.compile(r"-\d+-of-(?!0*1\.)\d+\.\w+$")
+_NO_WEIGHTS = re.compile(r"^(training_args|optimizer|scheduler|scaler|rng_state|random_states|pattern|adapter_model)")
+_ADAPTER = "adapter_config.json"
+_MOST_NAMED = 8
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The files that a checkpoint is made of: the path itself, or what a directory or an index names, index first.
+
+    Raises:
+        InputError: a directory has no weights, or several; an index is none, or names files that are not there.
+    """
+    file = _weights_in(path) if path.is_dir() else path
+    return [file, *_shards(file)] if is_index(file) and file.exists() else [file]
+
+
+def checkpoint_files(path: Path) -> tuple[Path, ...]:
+    """What a checkpoint depends on: as `weight_files`, and `path` itself where those cannot be told."""
+    try:
+        return tuple(weight_files(path))
+    except InputError:
+        return (path,)
+
+
+def is_index(path: Path) -> bool:
+    """Whether a file is, by its name, an index of shards."""
+    return bool(_INDEX.search(path.name))
+
+
+def has_weights(directory: Path) -> bool:
+    """Whether there is anything in a directory that could be a checkpoint, sound or not."""
+    return bool(_candidates(_names(directory)))
+
+
+def _weights_in(directory: Path) -> Path:
+    names = _names(directory)
+    found = _candidates(names)
+    if len(found) == 1 and not _SHARD.search(found[0]):
+        return directory / found[0]
+    if not found:
+        raise InputError.at(directory, _nothing(names), _remedy(names), code="no-weights")
+    if all(_SHARD.search(name) for name in found):
+        message = f"has shards, {_listed(found)}, and no index of them"
+        raise InputError.at(directory, message, f"put their index beside them, {_index_of(found[0])}", code="no-index")
+    message = f"has several checkpoints: {_listed(found)}"
+    raise InputError.at(directory, message, "name the one that is meant", code="several-checkpoints")
+
+
+def _names(directory: Path) -> list[str]:
+    try:
+        return sorted(name for name in os.listdir(directory) if not name.startswith("."))
+    except OSError as error:
+        raise InputError.at(directory, f"cannot be read: {error.strerror}", "check its permissions") from None
+
+
+def _candidates(names: Iterable[str]) -> list[str]:
+    """The files that may be the checkpoint; more than one where nobody can say which."""
+    there = [name for name in names if not _NO_WEIGHTS.match(name)]
+    for group in STANDARD:
+        if found := [name for name in group if name in there]:
+            return found
+    for endings in (SAFETENSORS, TORCH):
+        if found := [name for name in there if _INDEX.search(name) and _INDEX.sub("", name).endswith(endings)]:
+            return found
+        if found := [name for name in there if name.endswith(endings)]:
+            return found
+    return []
+
+
+def _nothing(names: list[str]) -> str:
+    return f"has no weights; there is {_listed(names)}" if names else "has no weights: it is empty"
+
+
+def _remedy(names: list[str]) -> str:
+    if _ADAPTER in names:
+        return "this is a PEFT adapter: merge it into its model with merge_and_unload(), and save that"
+    return f"give a directory with {WEIGHTS}, {BIN} or their shards in it"
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return ", ".join(names[:_MOST_NAMED]) + more
+
+
+def _index_of(shard: str) -> str:
+    return INDEX if shard.endswith(SAFETENSORS) else BIN_INDEX
+
+
+def weight_map(index: Path) -> dict[str, str]:
+    """Of every tensor the shard that it is in.
+
+    Raises:
+        InputError: the file is no index, or names files elsewhere.
+    """
+    hint = "it must have a weight_map"
+    content = read_json(index, "an index of shards", hint)
+    shards = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(shards, dict) or not shards or not all(isinstance(shard, str) for shard in shards.values()):
+        raise InputError.at(index, "is no index of shards", hint)
+    if any(not _is_shard(shard) for shard in shards.values()):
+        raise InputError.at(index, "names a shard outside its own directory", "name files of tensors beside it")
+    return shards
+
+
+def _shards(index: Path) -> list[Path]:
+    shards = sorted(set(weight_map(index).values()))
+    missing = [shard for shard in shards if not os.path.lexists(index.parent / shard)]
+    if missing:
+        message = f"names {_listed(missing)}, which {'are' if len(missing) > 1 else 'is'} not beside it"
+        message += f" ({len(missing)} of {len(shards)} shards)"
+        raise InputError.at(index, message, "copy or download what is missing", code="missing-file")
+    return [index.parent / shard for shard in shards]
+
+
+def _is_shard(name: str) -> bool:
+    """Whether it names a file beside the index, and none that could stand for an artifact's own notes."""
+    return Path(name).name == name and name not in ("", "..") and not name.endswith(".json") and "\0" not in name
+
+
+def check_index(index: Path, found: Mapping[Path, Iterable[str]]) -> None:
+    """Raises InputError where an index and the tensors `found` in its shards disagree."""
+    said, hint = weight_map(index), "the index is of another checkpoint: copy both again"
+    there = {(name, shard.name) for shard, names in found.items() for name in names}
+    absent = [(name, shard) for name, shard in said.items() if (name, shard) not in there]
+    unsaid = sorted(there - set(said.items()))
+    if absent:
+        name, shard = absent[0]
+        more = f" ({len(absent) - 1} more like it)" if len(absent) > 1 else ""
+        raise InputError.at(index, f"says that {name} is in {shard}, which has no such tensor{more}", hint)
+    if unsaid:
+        name, shard = unsaid[0]
+        where = f"says that it is in {said[name]}" if name in said else "does not name it"
+        raise InputError.at(index, f"{shard} has {name}, and the index {where}", hint)

@@ -1,0 +1,133 @@
+"""The one way to open text that a user gives: UTF-8 with or without a byte order mark, line ends of any system.
+
+Whatever wrote a file, its text has `\\n` at the end of a line and begins with its first character. Needs no torch.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, BinaryIO
+
+from sprunec.errors import Diagnostic, InputError
+from sprunec.file_kinds import JSON, MARKUP, TEXT, binary_kind, foreign, unlike
+
+_TABLE = 'write it as JSON lines first, e.g. pandas.read_parquet(FILE).to_json(NEW, orient="records", lines=True)'
+_TABLES = {"parquet": _TABLE, "arrow": _TABLE.replace("parquet", "feather"), "": "give a text file in UTF-8"}
+Hints = Mapping[str, str]
+NO_HINTS: Hints = MappingProxyType({})
+ANY_TEXT = TEXT | MARKUP
+
+
+def read_text(
+    path: Path, wanted: str, fine: Collection[str] = TEXT, hints: Hints = NO_HINTS, largest: int | None = None
+) -> str:
+    """A whole file.
+
+    Args:
+        wanted: what the file should be, with an article, for whoever named another.
+        fine: the kinds of files that it may be.
+        hints: what to do about a file of another kind, as `foreign` has it.
+        largest: bytes that it may have.
+
+    Raises:
+        InputError: it is missing, no UTF-8 (with line and column), or a file of another kind.
+    """
+    _check_kind(path, wanted, fine, hints)
+    if largest is not None and path.stat().st_size > largest:
+        message = f"the file is larger than {largest // 1024**2} MB"
+        told = InputError.at(path, message, "is it the right file?", code="too-large")
+        raise foreign(path, wanted, {"text", *JSON}, hints) or told
+    return "".join(_pieces(path, whole=True))
+
+
+def read_lines(path: Path, wanted: str, fine: Collection[str] = TEXT, hints: Hints = NO_HINTS) -> Iterator[str]:
+    """A file's lines, one by one, with `\\n` at their ends; raises as `read_text`, while they are read."""
+    _check_kind(path, wanted, fine, hints)
+    yield from _pieces(path, whole=False)
+
+
+def _pieces(path: Path, *, whole: bool) -> Iterator[str]:
+    """A file's text or its lines; Python's universal line ends make them all `\\n`."""
+    try:
+        with path.open(encoding="utf-8-sig") as stream:
+            yield from [stream.read()] if whole else stream
+    except UnicodeDecodeError:
+        with path.open("rb") as raw:
+            raise _not_utf8(path, raw) from None
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
+def decode(content: bytes, file: object) -> str:
+    """As `read_text`, of bytes that have been read from `file`.
+
+    Raises:
+        InputError: they are no UTF-8.
+    """
+    try:
+        return io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig").read()
+    except UnicodeDecodeError:
+        raise _not_utf8(file, io.BytesIO(content)) from None
+
+
+def read_json(path: Path, wanted: str, hint: str = "") -> Any:
+    """The value in a JSON file.
+
+    Raises:
+        InputError: as `read_text`, or it is not JSON (with line and column), or nested without end.
+    """
+    text = read_text(path, wanted, hints={"": hint})
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, json.JSONDecodeError):
+            message = f"this is not {wanted}: from here on it is no JSON"
+            finding = Diagnostic("syntax", message, hint, file=str(path), line=error.lineno, column=error.colno)
+            raise foreign(path, wanted, TEXT, {"": hint}) or InputError(finding) from None
+        raise InputError.at(path, f"this is not {wanted}: it is nested without end", hint, code="syntax") from None
+
+
+def foreign_text(path: Path, wanted: str, fine: Collection[str], hints: Hints = NO_HINTS) -> InputError | None:
+    """As `foreign`, by the first bytes of a file that should be text: the rest of it is not looked at."""
+    try:
+        kind = binary_kind(path)
+    except OSError as error:
+        return _unreadable(path, error)
+    return None if kind in (None, "empty", *fine) else unlike(path, str(kind), wanted, {**_TABLES, **hints})
+
+
+def _check_kind(path: Path, wanted: str, fine: Collection[str], hints: Hints) -> None:
+    if not path.exists():
+        raise InputError.at(path, "there is no such file", "check the path", code="missing-file")
+    if path.is_dir():
+        raise InputError.at(path, "this is a folder", "name the file in it", code="not-a-file")
+    told = foreign_text(path, wanted, fine, hints)
+    if told is not None:
+        raise told
+
+
+def _unreadable(path: Path, error: OSError) -> InputError:
+    return InputError.at(path, f"the file cannot be read: {error.strerror}", "check its permissions", code="unreadable")
+
+
+def _not_utf8(file: object, stream: BinaryIO) -> InputError:
+    line, column, byte = _bad_byte(stream)
+    message, hint = f"byte 0x{byte:02x} is not UTF-8", "save the file as UTF-8"
+    return InputError(Diagnostic("not-utf8", message, hint, "error", str(file), "", line, column))
+
+
+def _bad_byte(stream: BinaryIO) -> tuple[int, int, int]:
+    """Line and column of the first byte that is not UTF-8, and the byte; a mark at the beginning takes no column."""
+    line = 1
+    for raw in stream:
+        try:
+            raw.decode("utf-8")
+        except UnicodeDecodeError as error:
+            rows = decode(raw[: error.start], "").split("\n")
+            return line + len(rows) - 1, len(rows[-1]) + 1, raw[error.start]
+        line += raw.count(b"\n") + raw.count(b"\r") - raw.count(b"\r\n")
+    raise AssertionError("all of it is UTF-8")
