@@ -113,7 +113,7 @@ def _look_options(build: Builder, spec: PassSpec) -> dict[str, Any]:
 def _cut(build: Builder, masks: str, spec: PassSpec | None) -> None:
     entering = build.latest["model"]
     if spec is not None:
-        build.left = planned(build.left, spec.options["unit"], spec.options["target"])
+        build.left = planned(build.left, *(spec.options[key] for key in ("unit", "target", "multiple_of")))
     inputs = {"model": entering, "masks": masks}
     inputs |= {"origin": build.latest["origin"]} if "origin" in build.latest else {}
     small = build.add("rewrite", {}, inputs, about="slices only", parameters=build.left.parameters)

@@ -118,7 +118,8 @@ class Report:
                 {
                     "pass": scores,
                     "name": row["name"],
-                    "target": row["target"],
+                    "asked": row["asked"],
+                    "target": soft.get("target", row["target"]),
                     "expected": soft.get("expected"),
                     "got": row["got"],
                     "distance": soft.get("distance"),

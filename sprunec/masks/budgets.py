@@ -48,7 +48,12 @@ class Budget(Protocol):
         """The size when everything is kept."""
 
     @property
-    def target(self) -> float: ...
+    def target(self) -> float:
+        """What gates are held to: what was asked for, or as much of it as there is."""
+
+    @property
+    def asked(self) -> float:
+        """What the plan says."""
 
     @property
     def unit(self) -> float:
@@ -82,6 +87,7 @@ class CountBudget:
         each: units for each layer that is still there once the gates around are decided; None: `target` as it is.
         tied: the same units in every layer, the best by the sum of their scores.
         multiple: what is kept of each layer is a multiple of it.
+        wanted: what the plan says, where that is above the target; None: the target.
     """
 
     name: str
@@ -93,6 +99,11 @@ class CountBudget:
     unit: float = 1.0
     tied: bool = False
     multiple: int = 1
+    wanted: float | None = None
+
+    @property
+    def asked(self) -> float:
+        return self.target if self.wanted is None else self.wanted
 
     def expected(self, kept: Values) -> Tensor:
         sizes = [kept[key].sum() * self._open(kept, key[0]) for key in self.keys]
@@ -143,24 +154,26 @@ def make_budgets(
         multiple_of: by count target, what the numbers of units that a layer keeps are multiples of.
 
     Raises:
-        PassError: heads are to be tied, and layers do not have the same ones.
+        PassError: heads are to be tied, and layers do not have the same ones; there is nothing left to cut; or cutting
+            everything leaves more than the target.
     """
     if tie_heads and len(bias_columns(config)) > 1:
         raise PassError("tie_heads keeps the same heads in all layers, and they have different ones left")
-    multiples = by_unit(multiple_of)
+    multiples, sizes = by_unit(multiple_of), unit_sizes(config, units)
+    if not sizes:
+        raise PassError(f"the model has no {' and no '.join(units)} left that this pass could cut")
     if "parameters" in target:
-        return (SizeBudget("all", config, units, True, float(target["parameters"]), multiples),)
+        return (SizeBudget("all", config, units, True, float(target["parameters"]), multiples).within_reach(),)
     if "sparsity" in target:
         part = SizeBudget("all", config, units, False, 0.0, multiples)
         return (replace(part, target=(1.0 - target["sparsity"]) * part.full),)
-    sizes = unit_sizes(config, units)
     outer_first = sorted(target.items(), key=lambda item: COUNTS[item[0]] in INSIDE)
     budgets = [b for name, count in outer_first for b in _count_budgets(sizes, target, name, count, budget, multiples)]
     if not tie_heads:
         return tuple(budgets)
-    (heads,) = _count_budgets(sizes, target, "num_heads", target["num_heads"], "global", multiples)
+    tied = _count_budgets(sizes, target, "num_heads", target["num_heads"], "global", multiples)
     rest = [each for each in budgets if each.keys[0][1] != "head"]
-    return (*rest, replace(heads, tied=True, unit=float(len(heads.keys))))
+    return (*rest, *(replace(heads, tied=True, unit=float(len(heads.keys))) for heads in tied))
 
 
 def _count_budgets(
@@ -171,18 +184,23 @@ def _count_budgets(
     keys = tuple(key for key in sizes if key[1] == unit)
     full = float(sum(sizes[key] for key in keys))
     around = ("block", INSIDE[unit]) if unit in INSIDE else ("block",) if unit != "block" else ()
+    if not keys:
+        return []
     if unit not in INSIDE:
-        return [CountBudget(name, keys, full, min(count, full), around)]
+        return [CountBudget(name, keys, full, min(float(count), full), around, wanted=float(count))]
     multiple = multiples.get(unit, 1)
     if budget == "global":
         outside = [n for n, kind in COUNTS.items() if kind in around and n in target]
         layers = min([len(keys), *(target[n] for n in outside)])
         most = sum(round_down(sizes[key], multiple) for key in keys)
-        return [CountBudget(name, keys, full, min(float(count * layers), most), around, count, multiple=multiple)]
-    wanted = {key: float(round_down(min(count, sizes[key]), multiple)) for key in keys}
-    return [
-        CountBudget(f"{name} layer {k[0]}", (k,), float(sizes[k]), wanted[k], around, multiple=multiple) for k in keys
-    ]
+        asked = float(count * layers)
+        return [CountBudget(name, keys, full, min(asked, most), around, count, multiple=multiple, wanted=asked)]
+    budgets = []
+    for key in keys:
+        most = float(round_down(min(count, sizes[key]), multiple))
+        layer, size = f"{name} layer {key[0]}", float(sizes[key])
+        budgets.append(CountBudget(layer, (key,), size, most, around, multiple=multiple, wanted=float(count)))
+    return budgets
 
 
 def shared_out(budgets: Iterable[Budget], scores: Values) -> tuple[Budget, ...]:

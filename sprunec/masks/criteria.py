@@ -182,8 +182,9 @@ def columns(units: tuple[int, int, int]) -> Tensor:
 
 
 def _magnitude(block: TracedBlock, unit: str, weights: Mapping[str, Tensor]) -> Tensor:
+    own = block.tensors()
     if unit in block.sites:
-        axes, site, own = block.forward.groups, block.sites[unit], block.tensors()
+        axes, site = block.forward.groups, block.sites[unit]
         energies = [
             _energy(weights[f"{block.path}.{name}"], axes.tensors[name][dim], dim, group, axes.sizes)
             for group in site.groups["forward"]
@@ -192,8 +193,9 @@ def _magnitude(block: TracedBlock, unit: str, weights: Mapping[str, Tensor]) -> 
         ]
         return torch.stack(energies).mean(0).sqrt()
     names = [name for r in block.forward.residuals if unit in ("block", r.kind) for name in r.tensors]
-    whole = (weights[f"{block.path}.{name}"].detach().float().square().mean().cpu() for name in names)
-    return torch.stack(list(whole)).mean().sqrt()[None]
+    names = [name for name in names if isinstance(own[name], nn.Parameter)]
+    whole = [weights[f"{block.path}.{name}"].detach().float().square().mean().cpu() for name in names]
+    return torch.stack(whole).mean().sqrt()[None]
 
 
 def _energy(tensor: Tensor, dim_groups: tuple[int, ...], dim: int, group: int, sizes: Mapping[int, int]) -> Tensor:

@@ -25,6 +25,7 @@ class SizeBudget:
         units: what the pass may cut.
         whole: count the whole model, else only what these units can remove.
         multiples: by kind of unit, what the numbers that layers keep are multiples of.
+        wanted: what the plan says, where that is above the target; None: the target.
     """
 
     name: str
@@ -33,6 +34,22 @@ class SizeBudget:
     whole: bool
     target: float
     multiples: Multiples = field(default_factory=dict, hash=False)
+    wanted: float | None = None
+
+    @property
+    def asked(self) -> float:
+        return self.target if self.wanted is None else self.wanted
+
+    def within_reach(self) -> SizeBudget:
+        """Held to the size of all that is there, where more is asked for.
+
+        Raises:
+            PassError: not even cutting everything is enough.
+        """
+        nothing = {key: torch.zeros(1) for key in self.keys}
+        if float(self.expected(nothing)) > self.target:
+            raise PassError(f"{self.target:,.0f} is below what is left when every unit of this pass is cut")
+        return replace(self, target=min(self.target, self.full), wanted=self.target)
 
     @property
     def keys(self) -> tuple[Key, ...]:
@@ -58,14 +75,9 @@ class SizeBudget:
         Where a large unit would overshoot it is passed over, and smaller ones are cut instead; what still fits then is
         given back. What comes out is at most the target, and less than one smallest unit below it. All of this goes by
         bundles; units that make no whole one are cut whatever they score.
-
-        Raises:
-            PassError: not even cutting everything is enough.
         """
         parts = (bundles(k, v, self.multiples.get(k[1], 1), worst_first=True) for k, v in scores.items())
         order = sorted((bundle for part in parts for bundle in part), key=lambda e: e[0])
-        if self._without(scores, order) > self.target:
-            raise PassError(f"{self.target:,.0f} is below what is left when every unit of this pass is cut")
         gone = self._more(scores, [], order)
         for alike in self._by_cost(scores):
             taken = set(gone)

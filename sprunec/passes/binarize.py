@@ -9,14 +9,15 @@ from typing import Any
 
 from torch import Tensor
 
-from sprunec.masks.budgets import Budget, fill_all, make_budgets, shared_out
+from sprunec.masks.budgets import COUNTS, Budget, fill_all, make_budgets, shared_out
 from sprunec.masks.files import START, load_scores, write_mask
 from sprunec.masks.learn import settling
 from sprunec.masks.units import Key, apply_masks
 from sprunec.model.checkpoint import read_kept
-from sprunec.model.config import kept_to_json
+from sprunec.model.config import ModelConfig, kept_to_json
 from sprunec.passes.bench import config_of
 from sprunec.passes.job import Job
+from sprunec.plan.shortfalls import short_layers, short_words
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -30,9 +31,29 @@ def run(job: Job) -> dict[str, Any]:
     kept = apply_masks(before, masks)
     (job.out / "kept.json").write_text(json.dumps(kept_to_json(kept)))
     after = config.cut(before, kept)
-    rows = [{"name": budget.name, "target": budget.target, "got": budget.measure(after)} for budget in budgets]
-    metrics = {"budgets": rows, "parameters": after.parameters()}
-    return metrics | _distance(budgets, scores, rows) if options.get("learned") else metrics
+    rows = [
+        {"name": budget.name, "asked": budget.asked, "target": budget.target, "got": budget.measure(after)}
+        for budget in budgets
+    ]
+    metrics: dict[str, Any] = {"budgets": rows, "parameters": after.parameters()}
+    metrics |= _distance(budgets, scores, rows) if options.get("learned") else {}
+    short = _shortfalls(config, options, budgets)
+    return metrics | ({"notes": metrics.get("notes", []) + short} if short else {})
+
+
+def _shortfalls(config: ModelConfig, options: Mapping[str, Any], budgets: Sequence[Budget]) -> list[str]:
+    """What was asked for and is not there, in words."""
+    if options["budget"] == "per-layer":
+        multiples, found = options.get("multiple_of", {}), []
+        for key, wanted in options["target"].items():
+            short = short_layers(config.layers, key, wanted, multiples.get(key, 1))
+            short = {index: most for index, most in short.items() if most is not None}
+            found += [short_words(key, wanted, short)] if short else []
+        return found
+    counted = {budget.name for budget in budgets}
+    gone = [f"{key}: the model has none left" for key in options["target"] if key in COUNTS and key not in counted]
+    less = [f"{b.name}: {b.asked:,.0f} asked for, {b.target:,.0f} can be kept" for b in budgets if b.target < b.asked]
+    return gone + less
 
 
 def _distance(

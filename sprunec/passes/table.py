@@ -41,7 +41,7 @@ PASSES: dict[str, PassInfo] = {
     "score-mask": PassInfo("score_mask", 2, ("model",), "scores", optional=("data",)),
     "load-mask": PassInfo("load_mask", 2, ("model", "source"), "masks"),
     "sparsify": PassInfo("sparsify", 1, ("model",), "model"),
-    "binarize": PassInfo("binarize", 3, ("model", "scores"), "masks"),
+    "binarize": PassInfo("binarize", 4, ("model", "scores"), "masks"),
     "compensate": PassInfo("compensate", 2, ("model", "masks", "data"), "model", optional=("scores",)),
     "rewrite": PassInfo("rewrite", 2, ("model", "masks"), "rewritten", optional=("origin",)),
     "expand": PassInfo("expand", 2, ("model", "source"), "masked", optional=("origin",)),

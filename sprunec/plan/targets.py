@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from types import MappingProxyType
 from typing import Any
 
 from sprunec.model.config import LayerShape, ModelConfig
@@ -20,9 +21,10 @@ UNITS_OF = {
 }
 SIZES = ("sparsity", "parameters")
 SUBLAYERS = ("block", "layer", "attention", "feed_forward")
-_FIELDS = {"num_heads": "heads", "dim_head": "dim_head", "dim_ff": "dim_ff"}
+FIELDS = {"num_heads": "heads", "dim_head": "dim_head", "dim_ff": "dim_ff"}
 _CUTS_ATTENTION = {"block", "layer", "attention", "head", "dim_head"}
 _CUTS_FEED_FORWARD = {"block", "layer", "feed_forward", "dim_ff"}
+ANY_COUNT: Mapping[str, int] = MappingProxyType({})
 _SUFFIXES = {"K": 10**3, "M": 10**6, "B": 10**9}
 
 
@@ -109,19 +111,19 @@ class Left:
         """After a pass that may have cut anything."""
         return replace(self, layers=None)
 
-    def after(self, target: Mapping[str, Any], budget: str) -> Left:
+    def after(self, target: Mapping[str, Any], budget: str, multiple_of: Mapping[str, int] = ANY_COUNT) -> Left:
         """What is left once a pass has reached its target."""
         counts = {key: min(self.counts[key], target.get(key, self.counts[key])) for key in self.counts}
         means = {key: min(self.means[key], Fraction(counts[key])) for key in self.means}
         if any(key in target for key in ("num_layers", "num_attention", "num_feed_forward", *SIZES)):
             means = {key: Fraction(counts[key]) for key in self.means}
         if budget == "global":
-            counts |= {key: self.counts[key] for key in _FIELDS}
+            counts |= {key: self.counts[key] for key in FIELDS}
             means = {key: min(means[key], Fraction(target.get(key, means[key]))) for key in means}
         counts["num_layers"] = min(counts["num_layers"], counts["num_attention"] + counts["num_feed_forward"])
         counts["num_attention"] = min(counts["num_attention"], counts["num_layers"])
         counts["num_feed_forward"] = min(counts["num_feed_forward"], counts["num_layers"])
-        layers = _cut(self.layers, target, budget)
+        layers = _cut(self.layers, target, budget, multiple_of)
         if layers is None:
             parameters = min(self.parameters, target.get("parameters", self.parameters))
             return Left(counts, means, None, self.config, parameters)
@@ -135,30 +137,42 @@ def _counts(layers: Iterable[LayerShape]) -> dict[str, int]:
         "num_layers": sum(1 for layer in shapes if layer.heads or layer.dim_ff),
         "num_attention": sum(1 for layer in shapes if layer.heads),
         "num_feed_forward": sum(1 for layer in shapes if layer.dim_ff),
-    } | {key: max((getattr(layer, name) for layer in shapes), default=0) for key, name in _FIELDS.items()}
+    } | {key: max((getattr(layer, name) for layer in shapes), default=0) for key, name in FIELDS.items()}
 
 
 def _means(layers: Iterable[LayerShape]) -> dict[str, Fraction]:
     shapes = list(layers)
-    present = {key: [getattr(layer, name) for layer in shapes if getattr(layer, name)] for key, name in _FIELDS.items()}
+    present = {key: [getattr(layer, name) for layer in shapes if getattr(layer, name)] for key, name in FIELDS.items()}
     return {key: Fraction(sum(sizes), max(len(sizes), 1)) for key, sizes in present.items()}
 
 
 def _cut(
-    layers: tuple[LayerShape, ...] | None, target: Mapping[str, Any], budget: str
+    layers: tuple[LayerShape, ...] | None, target: Mapping[str, Any], budget: str, multiple_of: Mapping[str, int]
 ) -> tuple[LayerShape, ...] | None:
     """The shapes after count targets; None where the pass itself chooses among unlike ones."""
     if layers is None or any(size in target for size in SIZES):
         return None
-    by_layer = [key for key in target if key in _FIELDS]
+    by_layer = [key for key in target if key in FIELDS]
     if by_layer and budget == "global":
         return None
     for key in by_layer:
-        name = _FIELDS[key]
-        layers = tuple(replace(layer, **{name: min(getattr(layer, name), target[key])}) for layer in layers)
+        layers = tuple(_trimmed(layer, key, target[key], multiple_of.get(key, 1)) for layer in layers)
     for key, names in _GONE.items():
         layers = _drop(layers, target[key], names) if layers is not None and key in target else layers
     return None if layers is None else tuple(replace(layer, kept_heads=None) for layer in layers)
+
+
+def _trimmed(layer: LayerShape, key: str, wanted: int, multiple: int) -> LayerShape:
+    """A sublayer left with none of its units is absent."""
+    most = most_kept(getattr(layer, FIELDS[key]), wanted, multiple)
+    names = (FIELDS[key],) if most else next(names for names in _GONE.values() if FIELDS[key] in names)
+    sizes: dict[str, Any] = dict.fromkeys(names, most)
+    return replace(layer, **sizes)
+
+
+def most_kept(size: int, wanted: int, multiple: int) -> int:
+    """Of a layer with `size` units that is asked for `wanted`, in whole multiples."""
+    return min(size, wanted) // multiple * multiple
 
 
 _GONE = {

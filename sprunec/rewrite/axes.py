@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 Dim = list["Axis"]
 Layout = list[Dim]
 
+LONE = "an axis of 1 in it is paired with nothing"
+
 
 class Axis:
     """One factor of a dim; a node of a union-find forest whose roots may be split into smaller axes."""
@@ -43,6 +45,8 @@ class Axis:
     def split(self, first: int) -> None:
         """Make this leaf the product (first, size / first)."""
         root = self.root()
+        assert root._parts is None
+        assert root.size % first == 0
         root._parts = [Axis(first, root.pinned), Axis(root.size // first, root.pinned)]
 
     def join(self, other: Axis) -> None:
@@ -70,35 +74,71 @@ def pin(dim: Iterable[Axis], reason: str) -> None:
 
 
 def unite(left: Dim, right: Dim) -> None:
-    """Pair two dims of one size, splitting the coarser side where needed."""
+    """Pair two dims entry by entry, splitting the coarser side where needed; those that no split lines up are pinned.
+
+    Axes that fall within one another are united; dims of unlike sizes are never.
+    """
     ours, theirs = leaves(left), leaves(right)
+    if size(ours) != size(theirs):
+        pin([*ours, *theirs], f"{size(ours)} and {size(theirs)} of it are paired: not one to one")
+        return
+    if size(ours) == 0 and [axis.size for axis in ours] != [axis.size for axis in theirs]:
+        pin([*ours, *theirs], "it has no entries")
+        return
     while ours and theirs:
-        _match_ones(ours, theirs)
-        ours, theirs = leaves(ours), leaves(theirs)
         a, b = ours[0], theirs[0]
-        if a is b or a.size == b.size:
-            a.join(b)
-            ours, theirs = leaves(ours[1:]), leaves(theirs[1:])
+        if a is not b and a.size != b.size and 1 in (a.size, b.size):
+            _match_one(ours, theirs)
+        elif a is b or a.size == b.size:
+            _match_last_ones(ours, theirs)
+            ours, theirs = leaves(ours), leaves(theirs)
+            ours.pop(0).join(theirs.pop(0))
         elif a.size % b.size and b.size % a.size:
             pin([*ours, *theirs], "two views of it do not line up")
             return
         else:
             big, small = (a, b) if a.size > b.size else (b, a)
             big.split(small.size)
-            ours, theirs = leaves(ours), leaves(theirs)
+        ours, theirs = leaves(ours), leaves(theirs)
+    pin([*ours, *theirs], LONE)
 
 
-def _match_ones(ours: Dim, theirs: Dim) -> None:
+def _match_one(ours: Dim, theirs: Dim) -> None:
+    """One side begins with an axis of 1 that the other lacks: give it to the other too.
+
+    An axis that stands on both sides cannot get it on one of them alone: then the 1 is paired with nothing.
+    """
+    with_one, without = (ours, theirs) if ours[0].size == 1 else (theirs, ours)
+    if without[0] in with_one:
+        with_one.pop(0).pin(LONE)
+    else:
+        without[0].split(1)
+
+
+def _match_last_ones(ours: Dim, theirs: Dim) -> None:
     """Where one side ends in an axis of 1 that the other lacks, give it to the other too."""
     for long, short in ((ours, theirs), (theirs, ours)):
-        if len(short) == 1 and len(long) > 1 and long[0].size == short[0].size:
+        if len(short) == 1 and len(long) > 1 and short[0] not in long:
             short[0].split(short[0].size)
             return
+
+
+def meet(left: Dim, right: Dim) -> Dim:
+    """What comes of two dims that an op broadcasts: a dim of 1 meets anything, others are united."""
+    if size(left) == 1 != size(right):
+        return right
+    if size(right) != 1 or size(left) == 1:
+        unite(left, right)
+    return left
 
 
 def regroup(layout: Layout, shape: Sequence[int]) -> Layout:
     """The layout after a view to `shape`: the same axes in order, split where a dim boundary falls inside one."""
     rest = [leaf for dim in layout for leaf in leaves(dim)]
+    if size(rest) != math.prod(shape) or size(rest) == 0:
+        reason = f"{size(rest)} entries of it are viewed as {math.prod(shape)}" if size(rest) else "it has no entries"
+        pin(rest, reason)
+        return fresh(shape, reason)
     result: Layout = []
     for length in shape:
         taken: Dim = []
@@ -111,19 +151,20 @@ def regroup(layout: Layout, shape: Sequence[int]) -> Layout:
                 rest[0].split(missing)
                 rest = leaves(rest)
             taken.append(rest.pop(0))
-        result.append(taken or [_last_one(result) if length == 1 else Axis(int(length))])
-    if result and rest:
+        result.append(taken or [_last_one(result)])
+    if result:
         result[-1].extend(rest)
     return result
 
 
 def _last_one(layout: Layout) -> Axis:
     """A trailing 1 is a factor of the axis before it, so that heads of one dim still have that dim."""
-    if not layout or not layout[-1]:
+    if not layout:
         return Axis(1)
-    last = layout[-1][-1]
+    *before, last = leaves(layout[-1])
     last.split(last.size)
-    layout[-1][-1:], one = last.leaves()[:1], last.leaves()[1]
+    same, one = last.leaves()
+    layout[-1] = [*before, same]
     return one
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from sprunec.rewrite.axes import Dim, Groups, Layout, Numbering, fresh, pin
+from sprunec.rewrite.axes import Dim, Groups, Layout, Numbering, fresh, pin, size
 
 Rule = Callable[["Flow", fx.Node], Layout]
 INPLACE = ("iadd", "isub", "imul", "itruediv")
@@ -87,10 +87,18 @@ class Flow:
             return fresh(self.shape(node))
         rule = self.rules.get(self.op(node))
         if rule is not None:
-            return rule(self, node)
-        for value in tensor_inputs(self, node):
-            pin_all(self.layout(value), f"it goes through {self.op(node)}")
-        return fresh(self.shape(node), f"it comes out of {self.op(node)}")
+            layout = rule(self, node)
+            if tuple(size(dim) for dim in layout) == self.shape(node):
+                return layout
+            # A way to call it that the rule does not know: what it says of the axes cannot be right.
+            pin_all(layout, f"it comes out of {self.op(node)}")
+        return self.lost(node, node)
+
+    def lost(self, node: fx.Node, through: fx.Node) -> Layout:
+        """The layout of `node` where nobody knows what `through` does: all axes that go in and come out are pinned."""
+        for value in tensor_inputs(self, through):
+            pin_all(self.layout(value), f"it goes through {self.op(through)}")
+        return fresh(self.shape(node), f"it comes out of {self.op(through)}")
 
     def sums_over(self, node: fx.Node, operand: Any, dim: int) -> None:
         self.contractions.append(Contraction(node.name, operand.name, dim))

@@ -83,8 +83,11 @@ def _kept_units(kept: LayerKept, unit: str) -> tuple[int, ...]:
 
 
 def _check_sites(block: TracedBlock, kept: LayerKept) -> None:
+    """What cannot be cut may be kept whole."""
     for unit, kind in (("head", "attention"), ("dim_ff", "feed_forward")):
-        if kind in block.sublayers() and unit not in block.sites and _kept_units(kept, kind):
+        if kind not in block.sublayers() or unit in block.sites or not _kept_units(kept, kind):
+            continue
+        if len(_kept_units(kept, unit)) != block.fixed.get(unit):
             raise TraceError(f"{block.path}: no {unit} can be cut here: {'; '.join(block.notes)}")
 
 

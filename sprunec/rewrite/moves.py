@@ -46,6 +46,8 @@ def index_select(flow: Flow, node: fx.Node) -> Layout:
 
 def concatenate(flow: Flow, node: fx.Node) -> Layout:
     parts = [flow.layout(value) for value in node.args[0]]  # type: ignore[union-attr]
+    # Tensors of shape (0,) may be put together with any others, and change nothing.
+    parts = [part for part in parts if len(part) == len(flow.shape(node))]
     along = argument(node, 1, "dim", 0) % len(parts[0])
     result = list(parts[0])
     for part in parts:
@@ -87,6 +89,8 @@ def item(flow: Flow, node: fx.Node) -> Layout:
 def piece(flow: Flow, node: fx.Node, source: fx.Node) -> Layout:
     """Equal pieces are a view to (pieces, rest) of the dim that was cut up; unequal ones are pinned."""
     whole, name = source.args[0], flow.op(source)
+    if name not in ("chunk", "split", "tensor_split", "unbind"):
+        return flow.lost(node, source)
     layout = list(flow.layout(whole))
     dim = argument(source, 1 if name == "unbind" else 2, "dim", 0) % len(layout)
     pieces = flow.shapes[source.name]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from sprunec.rewrite.axes import Axis, Dim, Layout, fresh, pin, unite
+from sprunec.rewrite.axes import Axis, Dim, Layout, fresh, meet, pin, size, unite
 from sprunec.rewrite.flow import Flow, OpenCore, Rule, argument, pin_all, tensor_inputs
 from sprunec.rewrite.moves import concatenate, index_select, item, matrix_transpose, permute, transpose, view
 
@@ -17,15 +17,14 @@ def broadcast(flow: Flow, node: fx.Node) -> Layout:
     shape = flow.shape(node)
     result: list[Dim | None] = [None] * len(shape)
     for value in tensor_inputs(flow, node):
-        layout, own = flow.layout(value), flow.shape(value)
-        for back in range(1, len(own) + 1):
-            if own[-back] != shape[-back]:
+        for back, dim in enumerate(reversed(flow.layout(value)[-len(shape) :] if shape else []), start=1):
+            if size(dim) != shape[-back]:
                 continue
             known = result[-back]
             if known is None:
-                result[-back] = layout[-back]
+                result[-back] = dim
             else:
-                unite(known, layout[-back])
+                unite(known, dim)
     return [dim if dim is not None else [Axis(length)] for dim, length in zip(result, shape, strict=True)]
 
 
@@ -44,38 +43,42 @@ def matmul(flow: Flow, node: fx.Node) -> Layout:
     if min(len(left), len(right)) < 2 or len(left) != len(right):
         pin_all([*left, *right], "it goes through a matmul of unlike ranks")
         return fresh(flow.shape(node), "it comes out of a matmul of unlike ranks")
-    for ours, theirs in zip(left[:-2], right[:-2], strict=True):
-        unite(ours, theirs)
+    side_by_side = [meet(ours, theirs) for ours, theirs in zip(left[:-2], right[:-2], strict=True)]
     unite(left[-1], right[-2])
     flow.sums_over(node, node.args[0], len(left) - 1)
     mixed = softmax_origin(flow, node)
     if mixed is not None:
-        flow.cores.append(OpenCore(node.name, tuple(left[:-2]), scored_dim(flow, mixed), right[-1]))
-    return [*left[:-1], right[-1]]
+        flow.cores.append(OpenCore(node.name, tuple(side_by_side), scored_dim(flow, mixed), right[-1]))
+    return [*side_by_side, left[-2], right[-1]]
 
 
 def attention(flow: Flow, node: fx.Node) -> Layout:
-    """softmax(q kᵀ + mask) v: the leading dims run side by side, E is summed over, the rest is mixed."""
+    """softmax(q kᵀ + mask) v: the leading dims run side by side, E is summed over, the rest is mixed.
+
+    Grouped queries are fewer keys than queries in one of those dims: they are paired, but not one to one.
+    """
     query, key, value = (flow.layout(argument(node, i, name)) for i, name in enumerate(("query", "key", "value")))
-    for ours, keys, values in zip(query[:-2], key[:-2], value[:-2], strict=True):
-        unite(ours, keys)
-        unite(ours, values)
+    if not len(query) == len(key) == len(value):
+        pin_all([*query, *key, *value], "it goes through an attention of unlike ranks")
+        return fresh(flow.shape(node), "it comes out of an attention of unlike ranks")
+    rows = zip(query[:-2], key[:-2], value[:-2], strict=True)
+    side_by_side = [meet(meet(ours, keys), values) for ours, keys, values in rows]
     unite(query[-1], key[-1])
     unite(key[-2], value[-2])
     pin(key[-2], "attention takes a softmax over it")
     mask = argument(node, 3, "attn_mask")
     if mask is not None:
-        align_mask(flow, mask, [*query[:-1], key[-2]], flow.shape(argument(node, 0, "query")))
+        align_mask(flow.layout(mask), [*side_by_side, query[-2], key[-2]])
     flow.sums_over(node, argument(node, 0, "query"), len(query) - 1)
-    flow.cores.append(OpenCore(node.name, tuple(query[:-2]), query[-1], value[-1]))
-    return [*query[:-1], value[-1]]
+    flow.cores.append(OpenCore(node.name, tuple(side_by_side), query[-1], value[-1]))
+    return [*side_by_side, query[-2], value[-1]]
 
 
-def align_mask(flow: Flow, mask: fx.Node, scores: Layout, query_shape: tuple[int, ...]) -> None:
-    layout, shape = flow.layout(mask), flow.shape(mask)
-    for back in range(1, len(layout) + 1):
-        if shape[-back] != 1 or (back > 2 and query_shape[-back] == 1):
-            unite(scores[-back], layout[-back])
+def align_mask(mask: Layout, scores: Layout) -> None:
+    """A mask's dims, from the right, with those of the scores; one query's or one key's 1 is no axis of the mask's."""
+    for back, (ours, theirs) in enumerate(zip(reversed(scores), reversed(mask), strict=False), start=1):
+        if back > 2 or size(theirs) != 1:
+            meet(ours, theirs)
 
 
 def softmax_origin(flow: Flow, node: fx.Node) -> fx.Node | None:
@@ -127,7 +130,7 @@ def reduction(flow: Flow, node: fx.Node) -> Layout:
     gone = {dim % len(layout) for dim in dims}
     for dim in gone:
         pin(layout[dim], f"{flow.op(node)} counts it")
-    if argument(node, 2, "keepdim", False):
+    if len(flow.shape(node)) == len(layout):
         return [[Axis(1)] if place in gone else dim for place, dim in enumerate(layout)]
     return [dim for place, dim in enumerate(layout) if place not in gone]
 

@@ -53,12 +53,20 @@ def find_sites(
         reason = _obstacle(forward, groups, set(parameters), shared)
         if reason:
             notes.append(f"{block}: {unit} cannot be cut: {reason}")
-            fixed[unit] = forward.groups.sizes[groups[0]]
+            fixed[unit] = _units(forward, unit, groups)
         else:
             sites[unit] = _site(block, unit, groups, programs, parameters)
     if _strays(forward, sites):
         notes.append(f"{block}: what is added together with the attention cannot be cut by itself")
     return sites, fixed, tuple(notes)
+
+
+def _units(program: Program, unit: str, groups: tuple[int, ...]) -> int:
+    """How many units there are of what cannot be cut: one attention's heads may be a product of several axes."""
+    if unit == "head":
+        groups = tuple(group for dim in program.cores[0].heads for group in dim if group in groups)
+        return math.prod(program.groups.sizes[group] for group in groups)
+    return max(program.groups.sizes[group] for group in groups)
 
 
 def _strays(program: Program, sites: Mapping[str, Site]) -> bool:
@@ -105,12 +113,15 @@ def _obstacle(program: Program, groups: tuple[int, ...], parameters: set[str], s
     """Why these groups cannot be cut as one site; empty when they can."""
     axes = program.groups
     sizes = {axes.sizes[group] for group in groups}
+    for group in groups:
+        if group in axes.pinned:
+            return axes.pinned[group]
+    if any(len({*dim} & {*groups}) > 1 for dims in axes.tensors.values() for dim in dims):
+        return f"it is a product of axes, of sizes {[axes.sizes[group] for group in groups]}"
     if len(sizes) > 1:
         return f"it has axes of different sizes, {sorted(sizes)}"
     for group in groups:
         holders = [name for name, _ in axes.holding(group)]
-        if group in axes.pinned:
-            return axes.pinned[group]
         if any(name in shared for name in holders):
             return "other blocks use the same tensor"
         if len(set(holders)) < len(holders):

@@ -10,7 +10,7 @@ from typing import Any
 from sprunec.durable import write_atomically
 from sprunec.show.console import duration, metric_words
 from sprunec.show.plots import kept_drawings, loss_chart, mask_charts, text
-from sprunec.show.tables import MODELS, comparison_words, difference, form_words, model_rows, size
+from sprunec.show.tables import MODELS, asked, comparison_words, difference, form_words, model_rows, size
 from sprunec.show.words import NOTHING, is_finite, number, percent, times
 
 STATUS = {
@@ -163,7 +163,7 @@ def budgets_table(report: Mapping[str, Any]) -> str:
 def sizes(budget: Mapping[str, Any]) -> tuple[str, str, str]:
     """Asked, got, and by how much they differ."""
     off = difference(budget)
-    return size(budget["target"]), size(budget["got"]), size(off) if off else NOTHING
+    return size(asked(budget)), size(budget["got"]), size(off) if off else NOTHING
 
 
 def passes_table(report: Mapping[str, Any]) -> str:

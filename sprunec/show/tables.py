@@ -123,13 +123,18 @@ def form_words(report: Mapping[str, Any]) -> list[str]:
 def missed_words(report: Mapping[str, Any]) -> list[str]:
     """The budgets whose mask is not exactly of the size that was asked for, by how much."""
     rows = [row for row in report.get("budgets") or () if difference(row)]
-    lines = [f"{r['pass']}, {r['name']}: asked {size(r['target'])}, got {size(r['got'])}" for r in rows[:MOST_MISSED]]
+    lines = [f"{r['pass']}, {r['name']}: asked {size(asked(r))}, got {size(r['got'])}" for r in rows[:MOST_MISSED]]
     return lines + ([f"and {plural(len(rows) - MOST_MISSED, 'budget')} more"] if len(rows) > MOST_MISSED else [])
 
 
 def difference(budget: Mapping[str, Any]) -> float:
     """What a mask keeps above what was asked for; negative below."""
-    return float(budget["got"]) - float(budget["target"])
+    return float(budget["got"]) - asked(budget)
+
+
+def asked(budget: Mapping[str, Any]) -> float:
+    """By the plan; reports of before it was told apart from the target have that alone."""
+    return float(budget.get("asked", budget["target"]))
 
 
 def size(value: float) -> str:

@@ -178,9 +178,8 @@ def test_gradients_of_the_expected_size_reach_every_probability() -> None:
 
 
 def test_a_target_below_the_rest_is_an_error() -> None:
-    budget = SizeBudget("all", tiny_config(), ("head",), whole=True, target=1000)
-    with pytest.raises(PassError, match="below what is left when every unit of this pass is cut"):
-        budget.fill(scores(tiny_config(), ("head",)), {})
+    with pytest.raises(PassError, match="1,000 is below what is left when every unit of this pass is cut"):
+        make_budgets(tiny_config(), ("head",), {"parameters": 1000}, "global")
 
 
 def test_sublayers_are_counted_over_the_model() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -82,6 +83,39 @@ def test_ops_that_mix_or_count_an_axis_pin_it(name: str) -> None:
     groups = analyse(lambda m, x: F.linear(op(F.linear(x, m.first)), m.second))
     rows, _ = hidden(groups)
     assert {groups.pinned.get(group) for group in rows} == {reason}
+
+
+ONES: dict[str, Callable[[Tensor], Tensor]] = {
+    "a new dim taken away": lambda y: y[:, :, None].squeeze(2) + y,
+    "a mean's dim flattened": lambda y: y.mean(1, keepdim=True).flatten(1).unsqueeze(1) + y,
+    "behind": lambda y: y[..., None].flatten(2) * y,
+}
+
+
+@pytest.mark.parametrize("name", ONES)
+def test_a_1_folded_into_a_dim_beside_the_same_dim_without_it_ends(name: str) -> None:
+    groups = analyse(lambda m, x: F.linear(ONES[name](F.linear(x, m.first)), m.second))
+    rows, _ = hidden(groups)
+    assert not [groups.pinned[group] for group in rows if groups.sizes[group] > 1 and group in groups.pinned]
+
+
+UNKNOWN: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
+    "a tuple of no pieces": (lambda y: torch.topk(y, 12, -1)[0], "it comes out of topk"),
+    "values and indices": (lambda y: torch.max(y, 1)[0], "it comes out of max"),
+    "a kept dim by place": (lambda y: y - y.std(-1, False, True), "std counts it"),
+    "the type of a tensor with more dims": (lambda y: y.type_as(y[None]), "it leaves the block"),
+    "columns that are broadcast": (lambda y: torch.eq(y, y[None, None]), "it leaves the block"),
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_what_a_rule_does_not_know_keeps_the_shapes_right(name: str) -> None:
+    op, reason = UNKNOWN[name]
+    groups = analyse(lambda m, x: op(F.linear(x, m.first)))
+    rows = groups.tensors["first"][0]
+    assert reason in groups.pinned.values()
+    assert math.prod(groups.sizes[group] for group in rows) == 12
+    assert groups.pinned.keys() & set(rows)
 
 
 def test_linear_unites_columns_with_what_it_sums() -> None:

@@ -53,6 +53,7 @@ def fake_budgets() -> list[dict[str, Any]]:
         {
             "pass": name,
             "name": f"layer {layer}",
+            "asked": target,
             "target": target,
             "expected": target * 1.006,
             "got": target,

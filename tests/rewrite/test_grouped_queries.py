@@ -1,0 +1,130 @@
+"""More queries than keys and values: traced to an end, cut where it is exact, and said why where it is not."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sprunec.errors import TraceError
+from sprunec.model.config import LayerKept
+from sprunec.rewrite import gating, surgery
+from sprunec.rewrite.recipe import make_recipe
+from sprunec.rewrite.trace import trace
+
+HEADS, DIM_HEAD = 8, 6
+EVERY = tuple(range(DIM_HEAD))
+
+
+class Grouped(nn.Module):
+    """Attention of 8 query heads over fewer key and value heads, in the ways that people write it."""
+
+    def __init__(self, style: str, groups: int) -> None:
+        super().__init__()
+        self.style, self.groups = style, groups
+        self.norm_one, self.norm_two = nn.LayerNorm(24), nn.LayerNorm(24)
+        self.q, self.out = nn.Linear(24, HEADS * DIM_HEAD), nn.Linear(HEADS * DIM_HEAD, 24)
+        self.k, self.v = nn.Linear(24, groups * DIM_HEAD), nn.Linear(24, groups * DIM_HEAD)
+        self.up, self.down = nn.Linear(24, 40), nn.Linear(40, 24)
+
+    def attend(self, x: Tensor) -> Tensor:
+        query = self.q(x).unflatten(-1, (HEADS, DIM_HEAD)).transpose(1, 2)
+        key, value = (p(x).unflatten(-1, (self.groups, DIM_HEAD)).transpose(1, 2) for p in (self.k, self.v))
+        if self.style == "enable_gqa":
+            mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
+        elif self.style == "five dims":
+            query, (key, value) = query.unflatten(1, (self.groups, -1)), (x[:, :, None] for x in (key, value))
+            scores = query @ key.transpose(-2, -1) * DIM_HEAD**-0.5
+            mixed = (F.softmax(scores, dim=-1) @ value).flatten(1, 2)
+        elif self.style == "broadcast":
+            mixed = F.softmax(query @ key.transpose(-2, -1) * DIM_HEAD**-0.5, dim=-1) @ value
+        else:
+            key, value = self.repeated(key), self.repeated(value)
+            mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+    def repeated(self, x: Tensor) -> Tensor:
+        if self.style == "repeat_interleave":
+            return x.repeat_interleave(HEADS // self.groups, dim=1)
+        if self.style == "repeat":
+            return x.repeat(1, HEADS // self.groups, 1, 1)
+        return x[:, :, None].expand(-1, -1, HEADS // self.groups, -1, -1).flatten(1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attend(self.norm_one(x))
+        return x + self.down(F.gelu(self.up(self.norm_two(x))))
+
+
+class Model(nn.Module):
+    def __init__(self, style: str, groups: int) -> None:
+        super().__init__()
+        self.words, self.blocks = nn.Embedding(50, 24), nn.ModuleList(Grouped(style, groups) for _ in range(2))
+        for parameter in self.blocks.parameters():
+            nn.init.normal_(parameter, std=0.3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.words(ids)
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+IDS = torch.arange(14).reshape(2, 7)
+
+
+@torch.no_grad()
+def cut_difference(model: Model, kept: LayerKept) -> float:
+    """Between masked and cut, once it is sure that the cut matters."""
+    masked, small = copy.deepcopy(model), copy.deepcopy(model)
+    gating.mask(masked, trace(masked, IDS), (kept,) * 2)
+    surgery.rewrite(small, trace(small, IDS), (kept,) * 2)
+    wanted = masked(IDS)
+    assert (model(IDS) - wanted).abs().max() > 0.01
+    return float((small(IDS) - wanted).abs().max())
+
+
+WHY = {
+    ("enable_gqa", 2): "8 and 2 of it are paired: not one to one",
+    ("enable_gqa", 4): "8 and 4 of it are paired: not one to one",
+    ("repeat_interleave", 2): "it comes out of repeat_interleave",
+    ("repeat", 4): "it comes out of repeat",
+    ("expand", 2): "it comes out of expand",
+    ("five dims", 2): "it is a product of axes, of sizes [2, 4]",
+    ("five dims", 4): "it is a product of axes, of sizes [4, 2]",
+}
+
+
+@pytest.mark.parametrize(("style", "groups"), WHY)
+def test_heads_of_grouped_queries_are_said_not_to_be_cut(style: str, groups: int) -> None:
+    torch.manual_seed(0)
+    model = Model(style, groups).eval()
+    for index, block in enumerate(trace(model, IDS)):
+        assert "head" not in block.sites
+        assert block.fixed["head"] == HEADS
+        assert f"blocks.{index}: head cannot be cut: {WHY[style, groups]}" in block.notes
+        assert block.sites["dim_ff"].size == 40
+    with pytest.raises(TraceError, match="no head can be cut"):
+        make_recipe(trace(model, IDS), (LayerKept((0, 1), EVERY, tuple(range(40))),) * 2)
+    assert cut_difference(model, LayerKept(tuple(range(HEADS)), EVERY, (0, 3, 17))) < 5e-6
+
+
+@pytest.mark.parametrize("groups", [2, 4])
+def test_head_dims_of_grouped_queries_are_cut_in_all_projections(groups: int) -> None:
+    torch.manual_seed(0)
+    model = Model("enable_gqa", groups).eval()
+    tensors = {name for name, _ in trace(model, IDS)[0].sites["dim_head"].tensors}
+    assert tensors == {"q.weight", "q.bias", "k.weight", "k.bias", "v.weight", "v.bias", "out.weight"}
+    assert cut_difference(model, LayerKept(tuple(range(HEADS)), (0, 2, 5), (1, 2))) < 5e-6
+
+
+@pytest.mark.parametrize("style", ["enable_gqa", "broadcast"])
+def test_queries_of_one_key_are_cut_alone(style: str) -> None:
+    torch.manual_seed(0)
+    model = Model(style, 1).eval()
+    block = trace(model, IDS)[0]
+    assert {name for name, _ in block.sites["head"].tensors} == {"q.weight", "q.bias", "out.weight"}
+    assert block.sites["head"].size == HEADS
+    assert cut_difference(model, LayerKept((1, 4, 6), (0, 2, 5), (1, 2))) < 5e-6
