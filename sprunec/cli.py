@@ -137,7 +137,7 @@ def inspect(
     else:
         from sprunec.show.tables import inspect_table
 
-        Console().print(inspect_table(document))
+        Console().print(inspect_table(document), crop=False)
 
 
 @app.command("make-data")
@@ -188,7 +188,7 @@ def gc(
     with document_on_error(as_json):
         found = look(out)
     if not as_json:
-        Console().print(waste_table(found.document(removed=False), dry_run), soft_wrap=True)
+        Console().print(waste_table(found.document(removed=False), dry_run), crop=False)
     if not dry_run:
         collect(out, found)
     if as_json:

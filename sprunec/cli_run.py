@@ -77,7 +77,7 @@ def show_graph(graph: Any, folder: Path, as_json: bool, costs: Sequence[dict[str
     if as_json:
         print_json(document)
     else:
-        Console().print(graph_table(document))
+        Console().print(graph_table(document), crop=False)
 
 
 def show_report(report: Any, folder: Path, as_json: bool) -> None:
@@ -89,14 +89,14 @@ def show_report(report: Any, folder: Path, as_json: bool) -> None:
     console = Console()
     if all(entry["cached"] for entry in report.data["passes"]):
         console.print("every pass was done before; nothing to do", highlight=False)
-    console.print(kept_table(report.data))
-    console.print(result_table(report.data))
+    console.print(kept_table(report.data), crop=False)
+    console.print(result_table(report.data), crop=False)
     for name in ("dense", "small"):
         sample = (report.data["models"].get(name) or {}).get("sample")
         if sample:
             console.print(f"[bold]{name}[/bold] writes: ", end="")
-            console.print(repr(sample), markup=False, highlight=False)
-    console.print(f"report: {folder / 'report.html'}", markup=False, highlight=False)
+            console.print(repr(sample), markup=False, highlight=False, soft_wrap=True)
+    console.print(f"report: {folder / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
     for row in report.data["budgets"]:
         if not row["settled"]:
             words = f"{row['pass']}: {row['name']} expected {row['expected']:.2f}, target {row['target']:g}"

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from time import monotonic
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -15,11 +16,13 @@ from rich.text import Text
 
 from sprunec.errors import Diagnostic
 from sprunec.graph.watcher import Watcher
+from sprunec.show.fitted import Line
 from sprunec.show.words import is_finite, number, plural, printable
 
 SECONDS_BETWEEN_LINES = 2.0
 SHARE_BETWEEN_LINES = 0.1
 MOST_METRICS = 4
+LEAST_BAR = 12
 COLOURS = {"error": "bold red", "warning": "bold yellow"}
 
 
@@ -105,15 +108,17 @@ class Progress(Watcher):
 
 
 def live_lines(head: str, event: Mapping[str, Any], left: str) -> Group:
-    """A bar with the place in the pass above, the numbers below: both fit 80 columns."""
+    """A bar with the place in the pass above, the numbers below: in 80 columns no word is cut."""
+    place = f"{event['step']:,}/{event['steps']:,}" + (f"  {left}" if left else "")
     bar = Table.grid(padding=(0, 1), expand=True)
     bar.add_column(no_wrap=True)
     bar.add_column(ratio=1)
     bar.add_column(no_wrap=True)
-    place = f"{event['step']:,}/{event['steps']:,}" + (f"  {left}" if left else "")
-    bar.add_row(Text(printable(head)), ProgressBar(total=event["steps"], completed=event["step"]), Text(place))
-    words = Text("      " + "  ".join(step_words(event)), style="dim", no_wrap=True, overflow="ellipsis")
-    return Group(bar, words)
+    roomy = cell_len(head) + cell_len(place) + LEAST_BAR <= 80
+    progress = ProgressBar(total=event["steps"], completed=event["step"])
+    bar.add_row(Text(printable(head) if roomy else "     "), progress, Text(place))
+    words = Line("      " + "  ".join(step_words(event)), "dim")
+    return Group(bar, words) if roomy else Group(Line(head), bar, words)
 
 
 def step_words(event: Mapping[str, Any]) -> list[str]:

@@ -7,14 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
-from sprunec.show.words import ABSENT, NOTHING, add_row, new_table, number, percent, plural, printable, rounded, times
+from sprunec.show.fitted import Column, FittedTable, Line
+from sprunec.show.words import ABSENT, NOTHING, number, percent, plural, rounded, times
 
 MODELS = ("dense", "masked", "small")
 MOST_HEADS_DRAWN = 64
-BAR_CELLS = 16
+BAR_CELLS = MAP_CELLS = 16
 MOST_MISSED = 4
 
 
@@ -23,13 +23,14 @@ MOST_MISSED = 4
 
 def graph_table(document: Mapping[str, Any]) -> RenderableType:
     """The nodes that `run` would go through, what each gives, and what all of it costs."""
-    columns = ("node", "what", "from", "steps", "size", "digest")
-    table = new_table(*columns, title=f"plan {document['plan']}", right=("steps", "size"), wraps=("what", "from"))
+    what, source = Column("what", wraps=True, readable=24), Column("from", wraps=True, readable=9, rank=2)
+    steps, size, digest = Column("steps", right=True, rank=1), Column("size", right=True), Column("digest", rank=3)
+    table = FittedTable(Column("node"), what, source, steps, size, digest, title=f"plan {document['plan']}")
     for node in document["nodes"]:
-        steps, size = number(node["steps"]), rounded(node["parameters"])
-        row = (node["name"], node["about"], sources(node), steps, size, digest_words(node))
-        add_row(table, *row, style="dim" if node["cached"] else "")
-    return Group(table, Text(graph_caption(document), style="dim"))
+        sizes = number(node["steps"]), rounded(node["parameters"])
+        row = (node["name"], node["about"], sources(node), *sizes, digest_words(node))
+        table.add(*row, style="dim" if node["cached"] else "")
+    return Group(table, Line(graph_caption(document), "dim"))
 
 
 def sources(node: Mapping[str, Any]) -> str:
@@ -47,10 +48,12 @@ def digest_words(node: Mapping[str, Any]) -> str:
 
 def graph_caption(document: Mapping[str, Any]) -> str:
     before, after = document["parameters"]["before"], document["parameters"]["after"]
-    cached = sum(node["cached"] for node in document["nodes"])
+    nodes = document["nodes"]
+    cached, lacking = sum(node["cached"] for node in nodes), sum(node["digest"] is None for node in nodes)
     return (
-        f"{plural(len(document['nodes']), 'node')}, {cached} already in the store\n"
-        f"parameters {before:,} -> {after:,} ({percent(after, before)})\n"
+        f"{plural(len(nodes), 'node')}, {cached} already in the store"
+        + (f", {lacking} lacking input\n" if lacking else "\n")
+        + f"parameters {before:,} -> {after:,} ({percent(after, before)})\n"
         f"{document['tokens']:,} training tokens, about {float(document['flops']):.2g} floating-point operations"
         + "".join(f"\n{cost_words(row)}" for row in document.get("training", ()))
     )
@@ -71,11 +74,11 @@ def cost_words(row: Mapping[str, Any]) -> str:
 def result_table(report: Mapping[str, Any]) -> RenderableType:
     """Dense, masked and small side by side, and how far the last two are apart."""
     columns = ("model", "parameters", "of dense", "held-out loss", "perplexity", "tokens/s", "speed")
-    table = new_table(*columns, right=columns[1:])
+    table = FittedTable(*(Column(title, right=title != "model", rank=int(title == "perplexity")) for title in columns))
     for cells in model_rows(report):
-        add_row(table, *cells, style="bold" if cells[0] == "small" else "")
+        table.add(*cells, style="bold" if cells[0] == "small" else "")
     words = [comparison_words(report), *form_words(report), *missed_words(report)]
-    return Group(table, *(Text(line, style="dim") for line in words))
+    return Group(table, *(Line(each, "dim") for each in words))
 
 
 def model_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -140,11 +143,12 @@ def size(value: float) -> str:
 def kept_table(report: Mapping[str, Any]) -> RenderableType:
     """Layer by layer, which heads and how much of the feed-forward were kept, in the input model's numbering."""
     config = report.get("config") or {}
-    table = new_table("layer", "heads kept", "", "dim_ff kept", "", right=("layer",), wraps=("heads kept",))
-    for layer, heads, width in kept_layers(report):
-        drawn, counted = head_cells(heads, config.get("num_heads") or 0)
-        bar, wide = width_cells(width, config.get("dim_ff") or 0)
-        add_row(table, str(layer), drawn, counted, bar, wide)
+    heads, dims = Column("heads kept"), Column("dim_ff kept")
+    table = FittedTable(Column("layer", right=True), Column("", wraps=True, rank=1), heads, Column("", rank=2), dims)
+    for layer, kept, width in kept_layers(report):
+        table.add(
+            str(layer), *head_cells(kept, config.get("num_heads") or 0), *width_cells(width, config.get("dim_ff") or 0)
+        )
     return table
 
 
@@ -156,23 +160,26 @@ def kept_layers(report: Mapping[str, Any]) -> list[tuple[int, Any, Any]]:
     return [(n, attention.get(str(n), NOTHING), feed_forward.get(str(n), NOTHING)) for n in layers]
 
 
-def head_cells(heads: Any, total: int) -> tuple[Text, str]:
+def head_cells(heads: Any, total: int) -> tuple[Text, Text]:
     """A small map of the heads, where it fits, and their count."""
     if heads is None or heads == NOTHING:
-        return Text(ABSENT if heads is None else NOTHING, style="yellow"), ""
-    counted = f"{len(heads)} of {total}"
-    if total > MOST_HEADS_DRAWN:
-        return Text(counted), ""
+        return Text(), unkept(heads)
     kept = set(heads)
-    cells = (("■", "green") if head in kept else ("□", "dim") for head in range(total))
-    return Text.assemble(*cells), counted
+    cells = [("■", "green") if head in kept else ("□", "dim") for head in range(total)]
+    spaced = [cell for n, cell in enumerate(cells) for cell in ([(" ", "")] * (n > 0 and n % MAP_CELLS == 0) + [cell])]
+    return Text.assemble(*spaced if total <= MOST_HEADS_DRAWN else ()), Text(f"{len(heads)} of {total}")
 
 
-def width_cells(width: Any, total: int) -> tuple[Text, str]:
+def width_cells(width: Any, total: int) -> tuple[Text, Text]:
+    """A bar, and the number of dims."""
     if width is None or width == NOTHING:
-        return Text(ABSENT if width is None else NOTHING, style="yellow"), ""
+        return Text(), unkept(width)
     full = round(BAR_CELLS * width / total) if total else 0
-    return Text.assemble(("█" * full, "green"), ("░" * (BAR_CELLS - full), "dim")), f"{width:,} of {total:,}"
+    return Text.assemble(("█" * full, "green"), ("░" * (BAR_CELLS - full), "dim")), Text(f"{width:,} of {total:,}")
+
+
+def unkept(kept: str | None) -> Text:
+    return Text(ABSENT if kept is None else NOTHING, style="yellow")
 
 
 # ---- inspect
@@ -184,30 +191,30 @@ def waste_table(document: Mapping[str, Any], dry_run: bool) -> RenderableType:
     verb = "could be" if dry_run else "are"
     head = f"{document['out']}: {size} bytes in {plural(len(entries), 'item')} {verb} removed"
     if not entries:
-        return Text(printable(f"{document['out']}: nothing to remove"))
-    table = new_table("bytes", "what", "why", right=("bytes",))
+        return Line(f"{document['out']}: nothing to remove")
+    table = FittedTable(Column("bytes", right=True), Column("what"), Column("why", wraps=True))
     for entry in entries:
         name = re.sub("([0-9a-f]{12})[0-9a-f]{52}", r"\1", entry["path"].rpartition("/")[2])
-        add_row(table, number(entry["bytes"]), name, entry["reason"])
-    return Group(Text(printable(head), style="bold"), table)
+        table.add(number(entry["bytes"]), name, entry["reason"])
+    return Group(Line(head, "bold"), table)
 
 
 def inspect_table(document: Mapping[str, Any]) -> RenderableType:
     """What is in a model, and what can be cut from it."""
     total, prunable = document["parameters"]["total"], document["parameters"]["prunable"]
     head = f"{document['family']}: {total:,} parameters, {prunable:,} prunable ({percent(prunable, total)})"
-    parts: list[RenderableType] = [Text(printable(head), style="bold"), layer_table(document["layers"])]
+    parts: list[RenderableType] = [Line(head, "bold"), layer_table(document["layers"])]
     parts.append(site_table(document["sites"]))
     origin = document.get("origin") or {}
     words = [f"{key} {number(value)}" for key, value in origin.items() if not isinstance(value, (dict, list))]
     if words:
-        parts.append(Text(printable("origin: " + ", ".join(words)), style="dim"))
+        parts.append(Line("origin: " + ", ".join(words), "dim"))
     return Group(*parts)
 
 
-def layer_table(layers: Iterable[Mapping[str, Any]]) -> Table:
+def layer_table(layers: Iterable[Mapping[str, Any]]) -> FittedTable:
     columns = ("layer", "heads x dim_head", "parameters", "dim_ff", "parameters")
-    table = new_table(*columns, right=columns)
+    table = FittedTable(*(Column(title, right=True) for title in columns))
     for layer in layers:
         attention, feed_forward = layer["attention"], layer["feed_forward"]
         left = right = (ABSENT, NOTHING)
@@ -215,16 +222,17 @@ def layer_table(layers: Iterable[Mapping[str, Any]]) -> Table:
             left = (f"{attention['heads']} x {attention['dim_head']}", number(attention["parameters"]))
         if feed_forward:
             right = (number(feed_forward["dim_ff"]), number(feed_forward["parameters"]))
-        add_row(table, str(layer["index"]), *left, *right)
+        table.add(str(layer["index"]), *left, *right)
     return table
 
 
-def site_table(sites: Sequence[Mapping[str, Any]]) -> Table:
+def site_table(sites: Sequence[Mapping[str, Any]]) -> FittedTable:
     """One row for each kind of unit; places may differ in what one cut saves, so it can be a range."""
-    table = new_table("what can be cut", "units", "places", "one cut saves", right=("units", "places", "one cut saves"))
+    numbers = (Column(title, right=True) for title in ("units", "places", "one cut saves"))
+    table = FittedTable(Column("what can be cut"), *numbers)
     for unit in dict.fromkeys(site["unit"] for site in sites):
         same = [site for site in sites if site["unit"] == unit]
         saves = sorted({site["parameters_each"] for site in same})
         one = number(saves[0]) if len(saves) == 1 else f"{saves[0]:,} to {saves[-1]:,}"
-        add_row(table, unit, number(sum(site["size"] for site in same)), number(len(same)), f"{one} parameters")
+        table.add(unit, number(sum(site["size"] for site in same)), number(len(same)), f"{one} parameters")
     return table

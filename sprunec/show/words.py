@@ -1,17 +1,13 @@
-"""Numbers, names and cells of tables, as people read them."""
+"""Numbers and names, as people read them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from math import isfinite
-from typing import Any, Literal
-
-from rich import box
-from rich.table import Table
-from rich.text import Text
+from typing import Any
 
 NOTHING = "-"  # what a cell shows where nothing was measured
 ABSENT = "absent"
+MOST_PRINTED = 1e12  # from here on digits say less than the power of ten
 
 
 def number(value: Any, form: str = ".4g") -> str:
@@ -22,7 +18,9 @@ def number(value: Any, form: str = ".4g") -> str:
         return "yes" if value else "no"
     if isinstance(value, int):
         return f"{value:,}"
-    return format(value, form) if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    return format(value, form if abs(value) < MOST_PRINTED else ".4g")
 
 
 def percent(part: float | None, whole: float | None) -> str:
@@ -53,18 +51,3 @@ def rounded(amount: int | None) -> str:
         return number(amount)
     power = min(int(f"{amount:.2e}".partition("e")[2]) // 3, 4)  # of the number as rounded: 999,999 is 1 M
     return f"{amount / 1000**power:.3g} {'kMBT'[power - 1]}"
-
-
-def new_table(*columns: str, title: str = "", right: Sequence[str] = (), wraps: Sequence[str] = ()) -> Table:
-    """A table whose columns keep their width, but for those in `wraps`."""
-    heading = Text(printable(title), style="bold") if title else None  # a Text: a plain string would be read as markup
-    table = Table(box=box.SIMPLE_HEAD, title=heading, title_justify="left", padding=(0, 1, 0, 0))
-    for column in columns:
-        justify: Literal["left", "right"] = "right" if column in right else "left"
-        table.add_column(column, justify=justify, overflow="fold", no_wrap=column not in wraps)
-    return table
-
-
-def add_row(table: Table, *cells: str | Text, style: str = "") -> None:
-    """One row; plain strings are shown as they are, never read as rich's markup."""
-    table.add_row(*(c if isinstance(c, Text) else Text(printable(c)) for c in cells), style=style or None)

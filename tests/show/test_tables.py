@@ -103,7 +103,7 @@ def test_graph_table_shows_each_node_and_the_cost() -> None:
     assert row(lines, "2-train") == "2-train dense 1 300 1.06 M lacks input"
     assert row(lines, "3-rewrite") == "3-rewrite heads 16 -> 4 2 - 531 k ab12cd"
     assert lines[-5:] == [
-        "3 nodes, 1 already in the store",
+        "3 nodes, 1 already in the store, 1 lacking input",
         "parameters 1,062,400 -> 531,200 (50.0 %)",
         "614,400 training tokens, about 3.9e+12 floating-point operations",
         "each of 2 devices with all of the model (DDP): about 34.2 GB, sends 6.90 GB a step",
