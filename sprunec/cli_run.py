@@ -10,6 +10,7 @@ from typing import Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from sprunec.errors import Diagnostic, InputError
 from sprunec.show.console import Progress
@@ -82,6 +83,7 @@ def show_graph(graph: Any, folder: Path, as_json: bool, costs: Sequence[dict[str
 
 def show_report(report: Any, folder: Path, as_json: bool) -> None:
     from sprunec.show.tables import kept_table, result_table
+    from sprunec.show.words import number
 
     if as_json:
         print_json(report.data)
@@ -99,8 +101,11 @@ def show_report(report: Any, folder: Path, as_json: bool) -> None:
     console.print(f"report: {folder / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
     for row in report.data["budgets"]:
         if not row["settled"]:
-            words = f"{row['pass']}: {row['name']} expected {row['expected']:.2f}, target {row['target']:g}"
-            Console(stderr=True).print(f"not settled: {words}; give it more steps", style="yellow", highlight=False)
+            expected, target = (number(row.get(which), form) for which, form in (("expected", ".2f"), ("target", "g")))
+            words = (
+                f"not settled: {row['pass']}: {row['name']} expected {expected}, target {target}; give it more steps"
+            )
+            Console(stderr=True).print(Text(words, "yellow"), highlight=False, soft_wrap=True)
 
 
 def diagnostics_document(found: Sequence[Diagnostic]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -78,8 +79,8 @@ class Report:
             self.data["formats"][metrics["form"]] = {key: metrics[key] for key in FORM_COMPARED}
             return
         before = self.data["comparison"] or {}
-        worst = max(before, metrics, key=lambda found: found.get("worst_block_difference", -1.0))
-        merged = {key: max(metrics[key], before.get(key, metrics[key])) for key in COMPARED}
+        worst = max(before, metrics, key=lambda found: _severity(found.get("worst_block_difference", -1.0)))
+        merged = {key: max(metrics[key], before.get(key, metrics[key]), key=_severity) for key in COMPARED}
         self.data["comparison"] = merged | {key: worst[key] for key in ("worst_block", "worst_block_difference")}
 
     def _binarized(self, node: Node, metrics: Mapping[str, Any]) -> None:
@@ -120,6 +121,11 @@ class Report:
 
     def save(self) -> None:
         write_atomically(self.out / "report.json", strict_json(self.data))
+
+
+def _severity(value: float | None) -> float:
+    """A number that is none, which the store has as null, is worse than any that is."""
+    return math.inf if value is None or math.isnan(value) else value
 
 
 def with_notes(node: Node, metrics: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from typing import Any
 from sprunec.durable import write_atomically
 from sprunec.show.console import duration, metric_words
 from sprunec.show.plots import kept_drawings, loss_chart, mask_charts, text
-from sprunec.show.tables import MODELS, comparison_words, difference, form_words, model_rows, size
-from sprunec.show.words import NOTHING, is_finite, number, percent, times
+from sprunec.show.tables import MODELS, comparison_words, form_words, model_rows, off_by, size
+from sprunec.show.words import NOT_FINITE, NOTHING, is_finite, number, percent, times
 
 STATUS = {
     "running": ("busy", "Running."),
@@ -71,9 +71,11 @@ def read_events(path: Path) -> list[dict[str, Any]]:
     events = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
         try:
-            events.append(json.loads(line))
+            event = json.loads(line)
         except (ValueError, RecursionError):
             continue
+        if isinstance(event, dict) and "node" in event:
+            events.append(event)
     return events
 
 
@@ -141,7 +143,8 @@ def tiles(report: Mapping[str, Any]) -> str:
         found.append((f"{small['loss'] - dense['loss']:+.3f}", "held-out loss, small to dense"))
     found.append((times(small.get("tokens_per_second"), dense.get("tokens_per_second")), "the speed of dense"))
     if report.get("comparison"):
-        found.append((f"{report['comparison']['max_abs_difference']:.1e}", "max |delta logit|, masked to small"))
+        apart = number(report["comparison"].get("max_abs_difference"), ".1e", NOT_FINITE)
+        found.append((apart, "max |delta logit|, masked to small"))
     shown = [f"<div><b>{text(big)}</b><span>{text(of)}</span></div>" for big, of in found if big != NOTHING]
     return f'<div class="tiles">{"".join(shown)}</div>' if shown else ""
 
@@ -162,15 +165,15 @@ def budgets_table(report: Mapping[str, Any]) -> str:
 
 def sizes(budget: Mapping[str, Any]) -> tuple[str, str, str]:
     """Asked, got, and by how much they differ."""
-    off = difference(budget)
-    return size(budget["target"]), size(budget["got"]), size(off) if off else NOTHING
+    off = off_by(budget)
+    return size(budget.get("target")), size(budget.get("got")), size(off) if off else NOTHING
 
 
 def passes_table(report: Mapping[str, Any]) -> str:
     """Every pass with its own numbers; those of a pass from the store are the ones it was stored with."""
     rows = []
     for entry in report.get("passes") or ():
-        time = "in store" if entry["cached"] else duration(entry["seconds"])
+        time = "in store" if entry["cached"] else duration(entry.get("seconds"))
         rows.append(
             (entry["name"], entry["pass"], ", ".join(metric_words(entry["metrics"])), entry["digest"][:12], time)
         )

@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from sprunec.show.fitted import Column, FittedTable, Line
-from sprunec.show.words import ABSENT, NOTHING, number, percent, plural, rounded, times
+from sprunec.show.words import ABSENT, NOTHING, UNKNOWN, is_finite, number, percent, plural, rounded, times
 
 MODELS = ("dense", "masked", "small")
 MOST_HEADS_DRAWN = 64
@@ -27,7 +27,7 @@ def graph_table(document: Mapping[str, Any]) -> RenderableType:
     steps, size, digest = Column("steps", right=True, rank=1), Column("size", right=True), Column("digest", rank=3)
     table = FittedTable(Column("node"), what, source, steps, size, digest, title=f"plan {document['plan']}")
     for node in document["nodes"]:
-        sizes = number(node["steps"]), rounded(node["parameters"])
+        sizes = number(node.get("steps")), rounded(node.get("parameters"))
         row = (node["name"], node["about"], sources(node), *sizes, digest_words(node))
         table.add(*row, style="dim" if node["cached"] else "")
     return Group(table, Line(graph_caption(document), "dim"))
@@ -47,25 +47,37 @@ def digest_words(node: Mapping[str, Any]) -> str:
 
 
 def graph_caption(document: Mapping[str, Any]) -> str:
-    before, after = document["parameters"]["before"], document["parameters"]["after"]
+    before, after = (document["parameters"].get(side) for side in ("before", "after"))
     nodes = document["nodes"]
-    cached, lacking = sum(node["cached"] for node in nodes), sum(node["digest"] is None for node in nodes)
+    cached, unready = sum(node["cached"] for node in nodes), sum(node["digest"] is None for node in nodes)
+    lacking = f", {unready} lacking input" if unready else ""
     return (
-        f"{plural(len(nodes), 'node')}, {cached} already in the store"
-        + (f", {lacking} lacking input\n" if lacking else "\n")
-        + f"parameters {before:,} -> {after:,} ({percent(after, before)})\n"
-        f"{document['tokens']:,} training tokens, about {float(document['flops']):.2g} floating-point operations"
+        f"{plural(len(nodes), 'node')}, {cached} already in the store{lacking}\n"
+        f"parameters {number(before)} -> {number(after)} ({percent(after, before)})\n"
+        f"{plural(document.get('tokens'), 'training token')}, "
+        f"about {powered(document.get('flops'))} floating-point operations"
         + "".join(f"\n{cost_words(row)}" for row in document.get("training", ()))
     )
 
 
 def cost_words(row: Mapping[str, Any]) -> str:
     """What a training step takes of each device."""
-    memory, sent = f"about {row['memory'] / 1e9:,.1f} GB", f"sends {row['traffic'] / 1e9:,.2f} GB a step"
-    if row["devices"] == 1:
+    devices, memory = row.get("devices"), f"about {gigabytes(row.get('memory'), ',.1f')}"
+    if devices == 1:
         return f"training takes {memory} of a device's memory"
     held = "all of the model (DDP)" if row["sharding"] == "none" else "a part of the model (FSDP2)"
-    return f"each of {row['devices']} devices with {held}: {memory}, {sent}"
+    return (
+        f"each of {number(devices)} devices with {held}: {memory}, sends {gigabytes(row.get('traffic'), ',.2f')} a step"
+    )
+
+
+def gigabytes(amount: Any, form: str) -> str:
+    return f"{number(amount / 1e9 if is_finite(amount) else amount, form, UNKNOWN)} GB"
+
+
+def powered(value: Any) -> str:
+    """Two digits and a power of ten, where the size is what matters."""
+    return f"{value:.2g}" if is_finite(value) else number(value, nothing=UNKNOWN)
 
 
 # ---- run
@@ -99,56 +111,57 @@ def comparison_words(report: Mapping[str, Any]) -> str:
     found = report.get("comparison")
     if not found:
         return "masked and small were not compared"
-    difference, tolerance = found["max_abs_difference"], found["tolerance"]
-    over = plural(found["tokens"], "token")
-    # Written this way round, so that NaN counts as outside.
-    verdict = "within" if difference <= tolerance else "ABOVE"
-    limit = f"{verdict} the tolerance {tolerance:.2g}"
-    words = f"masked against small: max |delta logit| {difference:.2g}, {limit}, over {over}"
+    words = f"masked against small: {difference_words(found)}, over {plural(found.get('tokens'), 'token')}"
     if "float32_difference" in found:
-        single, largest = found["float32_difference"], found["largest_logit"]
-        words += f"; in float32 arithmetic {single:.2g}, on logits up to {largest:.2g}"
+        single, largest = powered(found["float32_difference"]), powered(found.get("largest_logit"))
+        words += f"; in float32 arithmetic {single}, on logits up to {largest}"
     return words
+
+
+def difference_words(found: Mapping[str, Any]) -> str:
+    """How far apart two models are; a difference that is no number is above every tolerance."""
+    apart, tolerance = found.get("max_abs_difference"), found.get("tolerance")
+    verdict = "within" if is_finite(apart) and is_finite(tolerance) and apart <= tolerance else "ABOVE"
+    limit = f"{verdict} the tolerance {powered(tolerance)}" if is_finite(tolerance) else "the tolerance is unknown"
+    return f"max |delta logit| {powered(apart)}, {limit}"
 
 
 def form_words(report: Mapping[str, Any]) -> list[str]:
     """One line for each emitted form that was opened again."""
     lines = []
     for form, found in (report.get("formats") or {}).items():
-        difference, tolerance = found["max_abs_difference"], found["tolerance"]
-        inside = difference is not None and difference <= tolerance
-        verdict = f"{'within' if inside else 'ABOVE'} the tolerance {tolerance:.2g} of {found['dtype']}"
-        over = plural(found["tokens"], "token")
-        lines.append(f"{form}, opened again: max |delta logit| {number(difference, '.2g')}, {verdict}, over {over}")
+        apart, over = f"{difference_words(found)} of {found['dtype']}", plural(found.get("tokens"), "token")
+        lines.append(f"{form}, opened again: {apart}, over {over}")
     return lines
 
 
 def missed_words(report: Mapping[str, Any]) -> list[str]:
     """The budgets whose mask is not exactly of the size that was asked for, by how much."""
-    rows = [row for row in report.get("budgets") or () if difference(row)]
-    lines = [f"{r['pass']}, {r['name']}: asked {size(r['target'])}, got {size(r['got'])}" for r in rows[:MOST_MISSED]]
+    rows = [row for row in report.get("budgets") or () if off_by(row) != 0.0]
+    sizes = [(size(row.get("target")), size(row.get("got"))) for row in rows]
+    named = list(zip(rows, sizes, strict=True))[:MOST_MISSED]
+    lines = [f"{row['pass']}, {row['name']}: asked {asked}, got {got}" for row, (asked, got) in named]
     return lines + ([f"and {plural(len(rows) - MOST_MISSED, 'budget')} more"] if len(rows) > MOST_MISSED else [])
 
 
-def difference(budget: Mapping[str, Any]) -> float:
-    """What a mask keeps above what was asked for; negative below."""
-    return float(budget["got"]) - float(budget["target"])
+def off_by(budget: Mapping[str, Any]) -> float | None:
+    """What a mask keeps above what was asked for; negative below; None where one of the two is unknown."""
+    got, target = budget.get("got"), budget.get("target")
+    return float(got) - float(target) if is_finite(got) and is_finite(target) else None
 
 
-def size(value: float) -> str:
+def size(value: Any) -> str:
     """A target or what became of it: nearly always whole."""
-    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.1f}"
+    return number(value, ",.0f" if is_finite(value) and float(value).is_integer() else ",.1f")
 
 
 def kept_table(report: Mapping[str, Any]) -> RenderableType:
     """Layer by layer, which heads and how much of the feed-forward were kept, in the input model's numbering."""
-    config = report.get("config") or {}
+    heads_of, dims_of = (whole((report.get("config") or {}).get(name)) for name in ("num_heads", "dim_ff"))
     heads, dims = Column("heads kept"), Column("dim_ff kept")
     table = FittedTable(Column("layer", right=True), Column("", wraps=True, rank=1), heads, Column("", rank=2), dims)
     for layer, kept, width in kept_layers(report):
-        table.add(
-            str(layer), *head_cells(kept, config.get("num_heads") or 0), *width_cells(width, config.get("dim_ff") or 0)
-        )
+        table.add(str(layer), *head_cells(kept, heads_of), *width_cells(width, dims_of))
     return table
 
 
@@ -160,22 +173,30 @@ def kept_layers(report: Mapping[str, Any]) -> list[tuple[int, Any, Any]]:
     return [(n, attention.get(str(n), NOTHING), feed_forward.get(str(n), NOTHING)) for n in layers]
 
 
-def head_cells(heads: Any, total: int) -> tuple[Text, Text]:
+def whole(value: Any) -> int | None:
+    """A count, if it is one."""
+    return int(value) if is_finite(value) else None
+
+
+def head_cells(heads: Any, total: int | None) -> tuple[Text, Text]:
     """A small map of the heads, where it fits, and their count."""
     if heads is None or heads == NOTHING:
         return Text(), unkept(heads)
     kept = set(heads)
-    cells = [("■", "green") if head in kept else ("□", "dim") for head in range(total)]
+    cells = [("■", "green") if head in kept else ("□", "dim") for head in range(total or 0)]
     spaced = [cell for n, cell in enumerate(cells) for cell in ([(" ", "")] * (n > 0 and n % MAP_CELLS == 0) + [cell])]
-    return Text.assemble(*spaced if total <= MOST_HEADS_DRAWN else ()), Text(f"{len(heads)} of {total}")
+    return Text.assemble(*spaced if len(cells) <= MOST_HEADS_DRAWN else ()), Text(f"{len(heads)} of {number(total)}")
 
 
-def width_cells(width: Any, total: int) -> tuple[Text, Text]:
+def width_cells(width: Any, total: int | None) -> tuple[Text, Text]:
     """A bar, and the number of dims."""
     if width is None or width == NOTHING:
         return Text(), unkept(width)
-    full = round(BAR_CELLS * width / total) if total else 0
-    return Text.assemble(("█" * full, "green"), ("░" * (BAR_CELLS - full), "dim")), Text(f"{width:,} of {total:,}")
+    counted = Text(f"{number(width)} of {number(total)}")
+    if not total or not is_finite(width):
+        return Text(), counted
+    full = round(BAR_CELLS * width / total)
+    return Text.assemble(("█" * full, "green"), ("░" * (BAR_CELLS - full), "dim")), counted
 
 
 def unkept(kept: str | None) -> Text:
@@ -187,22 +208,25 @@ def unkept(kept: str | None) -> Text:
 
 def waste_table(document: Mapping[str, Any], dry_run: bool) -> RenderableType:
     """What goes, and how much that is in all."""
-    size, entries = number(document["bytes"]), document["entries"]
+    entries = document["entries"]
     verb = "could be" if dry_run else "are"
-    head = f"{document['out']}: {size} bytes in {plural(len(entries), 'item')} {verb} removed"
+    head = (
+        f"{document['out']}: {plural(document.get('bytes'), 'byte')} in {plural(len(entries), 'item')} {verb} removed"
+    )
     if not entries:
         return Line(f"{document['out']}: nothing to remove")
     table = FittedTable(Column("bytes", right=True), Column("what"), Column("why", wraps=True))
     for entry in entries:
         name = re.sub("([0-9a-f]{12})[0-9a-f]{52}", r"\1", entry["path"].rpartition("/")[2])
-        table.add(number(entry["bytes"]), name, entry["reason"])
+        table.add(number(entry.get("bytes")), name, entry["reason"])
     return Group(Line(head, "bold"), table)
 
 
 def inspect_table(document: Mapping[str, Any]) -> RenderableType:
     """What is in a model, and what can be cut from it."""
-    total, prunable = document["parameters"]["total"], document["parameters"]["prunable"]
-    head = f"{document['family']}: {total:,} parameters, {prunable:,} prunable ({percent(prunable, total)})"
+    total, prunable = (document["parameters"].get(what) for what in ("total", "prunable"))
+    share = percent(prunable, total)
+    head = f"{document['family']}: {plural(total, 'parameter')}, {number(prunable)} prunable ({share})"
     parts: list[RenderableType] = [Line(head, "bold"), layer_table(document["layers"])]
     parts.append(site_table(document["sites"]))
     origin = document.get("origin") or {}
@@ -219,10 +243,11 @@ def layer_table(layers: Iterable[Mapping[str, Any]]) -> FittedTable:
         attention, feed_forward = layer["attention"], layer["feed_forward"]
         left = right = (ABSENT, NOTHING)
         if attention:
-            left = (f"{attention['heads']} x {attention['dim_head']}", number(attention["parameters"]))
+            heads, width = number(attention.get("heads")), number(attention.get("dim_head"))
+            left = (f"{heads} x {width}", number(attention.get("parameters")))
         if feed_forward:
-            right = (number(feed_forward["dim_ff"]), number(feed_forward["parameters"]))
-        table.add(str(layer["index"]), *left, *right)
+            right = (number(feed_forward.get("dim_ff")), number(feed_forward.get("parameters")))
+        table.add(number(layer.get("index")), *left, *right)
     return table
 
 
@@ -232,7 +257,11 @@ def site_table(sites: Sequence[Mapping[str, Any]]) -> FittedTable:
     table = FittedTable(Column("what can be cut"), *numbers)
     for unit in dict.fromkeys(site["unit"] for site in sites):
         same = [site for site in sites if site["unit"] == unit]
-        saves = sorted({site["parameters_each"] for site in same})
-        one = number(saves[0]) if len(saves) == 1 else f"{saves[0]:,} to {saves[-1]:,}"
-        table.add(unit, number(sum(site["size"] for site in same)), number(len(same)), f"{one} parameters")
+        sizes = [site.get("size") for site in same]
+        units = sum(filter(is_finite, sizes)) if all(map(is_finite, sizes)) else None
+        saves = [site.get("parameters_each") for site in same]
+        known = sorted({each for each in saves if is_finite(each)})
+        span = known if len(known) == len(set(saves)) else [None]  # of what is not known there is no range
+        one = " to ".join(number(each) for each in dict.fromkeys((span[0], span[-1])))
+        table.add(unit, number(units), number(len(same)), f"{one} parameters")
     return table
