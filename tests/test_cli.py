@@ -75,7 +75,7 @@ def test_the_guides_example_at_true_size(capsys: pytest.CaptureFixture[str]) -> 
     words = [node["pass"] for node in document["nodes"]]
     assert words[:4] == ["data", "load", "trace", "evaluate"]
     assert words[4:9] == ["train-mask", "binarize", "rewrite", "compare", "finetune"]
-    assert words[-5:] == ["expand", "emit", "compare", "evaluate", "evaluate"]
+    assert words[-6:] == ["expand", "emit", "compare", "evaluate", "evaluate", "measure-speed"]
     assert all(node["digest"] is None for node in document["nodes"])  # its checkpoint is not here
 
 

@@ -18,7 +18,8 @@ from sprunec.model.config import LayerKept, ModelConfig, kept_from_json
 
 COMPARED = ("max_abs_difference", "tolerance", "tokens", "float32_difference", "float32_tolerance", "largest_logit")
 FORM_COMPARED = ("max_abs_difference", "tolerance", "tokens", "dtype")
-MEASURES = ("parameters", "loss", "perplexity", "tokens_per_second", "sample")
+SPEEDS = ("tokens_per_second", "tokens_per_second_spread", "relative_speed")
+MEASURES = ("parameters", "loss", "perplexity", *SPEEDS, "sample")
 
 
 @dataclass
@@ -65,6 +66,9 @@ class Report:
         for role in ("dense", "masked", "small"):
             if self.graph.roles.get(role) == node.name:
                 self.data["models"][role] = {key: metrics.get(key) for key in MEASURES}
+        if node.pass_ == "measure-speed":
+            for role, speeds in metrics["models"].items():
+                self.data["models"][role] |= {key: speeds[key] for key in SPEEDS}
         if node.name == self.graph.roles["source"]:
             self._size("dense", metrics["parameters"])
         if node.name == self.graph.roles["final"]:

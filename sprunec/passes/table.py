@@ -46,5 +46,6 @@ PASSES: dict[str, PassInfo] = {
     "emit": PassInfo("emit", 3, ("model", "source"), "emitted"),
     "compare-format": PassInfo("compare_format", 1, ("model", "emitted"), "comparison", optional=("data",)),
     "compare": PassInfo("compare", 4, ("masked", "masks", "small"), "comparison", optional=("data",)),
-    "evaluate": PassInfo("evaluate", 1, ("model", "data"), "measures", optional=("masks",)),
+    "evaluate": PassInfo("evaluate", 2, ("model", "data"), "measures", optional=("masks",)),
+    "measure-speed": PassInfo("measure_speed", 1, ("dense", "data"), "measures", optional=("masked", "masks", "small")),
 }

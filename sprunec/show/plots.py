@@ -8,6 +8,7 @@ from html import escape
 from math import floor, log10
 from typing import Any
 
+from sprunec.show.speeds import quartiles, rate_range
 from sprunec.show.tables import kept_layers, whole
 from sprunec.show.words import ABSENT, UNKNOWN, is_finite, number
 
@@ -153,6 +154,25 @@ def budget_series(events: Sequence[Mapping[str, Any]], what: str) -> dict[str, P
         for budget in event["budgets"]:
             series.setdefault(str(budget["name"]), []).append((event.get("step"), budget.get(what)))
     return {name: found for name, pairs in series.items() if (found := drawable(pairs))}
+
+
+def speed_chart(report: Mapping[str, Any]) -> str:
+    """A bar to each model's median speed, and a line from quartile to quartile."""
+    models = {name: model for name, model in (report.get("models") or {}).items() if model and quartiles(model)}
+    shown = {name: model for name, model in models.items() if is_finite(model.get("tokens_per_second"))}
+    most = max((max(*(quartiles(each) or ()), each["tokens_per_second"]) for each in shown.values()), default=0.0)
+    if not most > 0.0:
+        return ""
+    parts = []
+    for place, (name, model) in enumerate(shown.items()):
+        y, (low, high) = 26 * place, (700 * each / most for each in quartiles(model) or (0.0, 0.0))
+        speed, ends = model["tokens_per_second"], f'y1="{y + 9}" y2="{y + 9}"'
+        parts.append(f'<text class="end" x="68" y="{y + 14}">{text(name)}</text>')
+        parts.append(f'<rect class="on" x="80" y="{y}" width="{700 * speed / most:.1f}" height="18" rx="2"/>')
+        parts.append(f'<line class="span" x1="{80 + low:.1f}" x2="{80 + high:.1f}" {ends}/>')
+        parts.append(f'<text x="790" y="{y + 14}">{number(speed, ",.0f")} ({rate_range(model)})</text>')
+    caption = "<p>Tokens a second, forward: medians of rounds in which the models ran in turn; the line: quartiles.</p>"
+    return drawing(1000, 26 * len(shown), "tokens a second", *parts) + caption
 
 
 def kept_drawings(report: Mapping[str, Any]) -> list[str]:

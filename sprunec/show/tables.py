@@ -10,7 +10,8 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from sprunec.show.fitted import Column, FittedTable, Line
-from sprunec.show.words import ABSENT, NOTHING, UNKNOWN, is_finite, number, percent, plural, rounded, times
+from sprunec.show.speeds import ratio_words, speed_words
+from sprunec.show.words import ABSENT, NOTHING, UNKNOWN, is_finite, number, percent, plural, rounded
 
 MODELS = ("dense", "masked", "small")
 MOST_HEADS_DRAWN = 64
@@ -89,7 +90,8 @@ def result_table(report: Mapping[str, Any]) -> RenderableType:
     table = FittedTable(*(Column(title, right=title != "model", rank=int(title == "perplexity")) for title in columns))
     for cells in model_rows(report):
         table.add(*cells, style="bold" if cells[0] == "small" else "")
-    words = [comparison_words(report), *form_words(report), *missed_words(report)]
+    words = [comparison_words(report), *form_words(report), *speed_words(report.get("models") or {})]
+    words += missed_words(report)
     return Group(table, *(Line(each, "dim") for each in words))
 
 
@@ -101,7 +103,9 @@ def model_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
     for name in MODELS:
         model = models.get(name) or {}
         size, speed = model.get("parameters"), model.get("tokens_per_second")
-        share, faster = percent(size, dense.get("parameters")), times(speed, dense.get("tokens_per_second"))
+        share, faster = percent(size, dense.get("parameters")), ratio_words(model)
+        if name == "dense" and is_finite(speed):
+            faster = "1.00 x"
         loss, perplexity = number(model.get("loss"), ".4f"), number(model.get("perplexity"), ".2f")
         rows.append((name, number(size), share, loss, perplexity, number(speed, ",.0f"), faster))
     return rows

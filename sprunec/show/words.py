@@ -31,10 +31,6 @@ def percent(part: object, whole: object) -> str:
     return f"{100 * part / whole:.1f} %" if is_finite(part) and is_finite(whole) and whole else NOTHING
 
 
-def times(part: object, whole: object) -> str:
-    return f"{part / whole:.2f} x" if is_finite(part) and is_finite(whole) and whole else NOTHING
-
-
 def is_finite(value: object) -> TypeGuard[float]:
     """True for a number that can be drawn or compared: a diverged run has NaN, and null in its report."""
     return isinstance(value, (int, float)) and abs(value) <= LARGEST

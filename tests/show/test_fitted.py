@@ -152,7 +152,10 @@ def graph_one_lacking() -> dict[str, Any]:
 
 def model(parameters: int, loss: float) -> dict[str, Any]:
     perplexity = 10.0**304 if loss > 700 else 2.718**loss
-    return {"parameters": parameters, "loss": loss, "perplexity": perplexity, "tokens_per_second": 1_234_567.8}
+    return {"parameters": parameters, "loss": loss, "perplexity": perplexity, "tokens_per_second": 1_234_567.8} | {
+        "tokens_per_second_spread": [1_134_567.8, 1_334_567.8],
+        "relative_speed": {"ratio": 1.0, "low": 0.5, "high": 1.5},
+    }
 
 
 def large_report(heads: int) -> dict[str, Any]:
