@@ -117,7 +117,7 @@ def test_a_second_run_says_that_nothing_was_to_do(tmp_path: Path, capsys: pytest
     assert run("run", path, "--out", tmp_path / "out") == 0
     captured = capsys.readouterr()
     assert "every pass was done before; nothing to do" in captured.out
-    assert captured.err.count("already in the store") == 6
+    assert captured.err.count("already in the store") == 7
 
 
 @pytest.mark.parametrize("path", BAD, ids=lambda path: path.stem)

@@ -95,13 +95,18 @@ class FittedTable:
 
 
 class Line:
-    """Words of a stranger that wrap between words and nowhere else; lines in them stay lines."""
+    """Words of a stranger that wrap between words and nowhere else; lines in them stay lines.
 
-    def __init__(self, words: str, style: str = "") -> None:
-        self.text = Text(printable(words), style=style)
+    Args:
+        wraps: False for a line with a path in it, which people copy, or search for.
+    """
+
+    def __init__(self, words: str, style: str = "", *, wraps: bool = True) -> None:
+        self.text, self.wraps = Text(printable(words), style=style), wraps
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield from console.render(self.text, options.update(width=max(options.max_width, _longest_word(self.text))))
+        needed = (_longest_word if self.wraps else _width)(self.text)
+        yield from console.render(self.text, options.update(width=max(options.max_width, needed)))
 
 
 def _total(widths: dict[int, int]) -> int:

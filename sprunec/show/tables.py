@@ -218,12 +218,12 @@ def waste_table(document: Mapping[str, Any], dry_run: bool) -> RenderableType:
         f"{document['out']}: {plural(document.get('bytes'), 'byte')} in {plural(len(entries), 'item')} {verb} removed"
     )
     if not entries:
-        return Line(f"{document['out']}: nothing to remove")
+        return Line(f"{document['out']}: nothing to remove", wraps=False)
     table = FittedTable(Column("bytes", right=True), Column("what"), Column("why", wraps=True))
     for entry in entries:
         name = re.sub("([0-9a-f]{12})[0-9a-f]{52}", r"\1", entry["path"].rpartition("/")[2])
         table.add(number(entry.get("bytes")), name, entry["reason"])
-    return Group(Line(head, "bold"), table)
+    return Group(Line(head, "bold", wraps=False), table)
 
 
 def inspect_table(document: Mapping[str, Any]) -> RenderableType:
