@@ -148,7 +148,7 @@ def inspect(
     else:
         from sprunec.show.tables import inspect_table
 
-        Console().print(inspect_table(document))
+        Console().print(inspect_table(document), crop=False)
 
 
 @app.command("make-data")
@@ -201,7 +201,7 @@ def gc(
     with reporting(as_json, f"cleaning {out}"):
         found = look(out)
     if not as_json:
-        Console().print(waste_table(found.document(removed=False), dry_run), soft_wrap=True)
+        Console().print(waste_table(found.document(removed=False), dry_run), crop=False)
     if not dry_run:
         with reporting(as_json, f"cleaning {out}"):
             collect(out, found)

@@ -9,6 +9,7 @@ from typing import Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from sprunec.errors import Diagnostic, InputError
 from sprunec.interrupts import Interrupts
@@ -81,11 +82,12 @@ def show_graph(graph: Any, folder: Path, as_json: bool, costs: Sequence[dict[str
     if as_json:
         print_json(document)
     else:
-        Console().print(graph_table(document))
+        Console().print(graph_table(document), crop=False)
 
 
 def show_report(report: Any, folder: Path, as_json: bool) -> None:
     from sprunec.show.tables import kept_table, result_table
+    from sprunec.show.words import number
 
     if as_json:
         print_json(report.data)
@@ -93,18 +95,21 @@ def show_report(report: Any, folder: Path, as_json: bool) -> None:
     console = Console()
     if all(entry["cached"] for entry in report.data["passes"]):
         console.print("every pass was done before; nothing to do", highlight=False)
-    console.print(kept_table(report.data))
-    console.print(result_table(report.data))
+    console.print(kept_table(report.data), crop=False)
+    console.print(result_table(report.data), crop=False)
     for name in ("dense", "small"):
         sample = (report.data["models"].get(name) or {}).get("sample")
         if sample:
             console.print(f"[bold]{name}[/bold] writes: ", end="")
-            console.print(repr(sample), markup=False, highlight=False)
-    console.print(f"report: {folder / 'report.html'}", markup=False, highlight=False)
+            console.print(repr(sample), markup=False, highlight=False, soft_wrap=True)
+    console.print(f"report: {folder / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
     for row in report.data["budgets"]:
         if not row["settled"]:
-            words = f"{row['pass']}: {row['name']} expected {row['expected']:.2f}, target {row['target']:g}"
-            Console(stderr=True).print(f"not settled: {words}; give it more steps", style="yellow", highlight=False)
+            expected, target = (number(row.get(which), form) for which, form in (("expected", ".2f"), ("target", "g")))
+            words = (
+                f"not settled: {row['pass']}: {row['name']} expected {expected}, target {target}; give it more steps"
+            )
+            Console(stderr=True).print(Text(words, "yellow"), highlight=False, soft_wrap=True)
 
 
 def diagnostics_document(found: Sequence[Diagnostic]) -> dict[str, Any]:

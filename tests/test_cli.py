@@ -75,7 +75,7 @@ def test_the_guides_example_at_true_size(capsys: pytest.CaptureFixture[str]) -> 
     words = [node["pass"] for node in document["nodes"]]
     assert words[:4] == ["data", "load", "trace", "evaluate"]
     assert words[4:9] == ["train-mask", "binarize", "rewrite", "compare", "finetune"]
-    assert words[-5:] == ["expand", "emit", "compare", "evaluate", "evaluate"]
+    assert words[-6:] == ["expand", "emit", "compare", "evaluate", "evaluate", "measure-speed"]
     assert all(node["digest"] is None for node in document["nodes"])  # its checkpoint is not here
 
 
@@ -117,7 +117,7 @@ def test_a_second_run_says_that_nothing_was_to_do(tmp_path: Path, capsys: pytest
     assert run("run", path, "--out", tmp_path / "out") == 0
     captured = capsys.readouterr()
     assert "every pass was done before; nothing to do" in captured.out
-    assert captured.err.count("already in the store") == 6
+    assert captured.err.count("already in the store") == 7
 
 
 @pytest.mark.parametrize("path", BAD, ids=lambda path: path.stem)

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 import sprunec
 from sprunec.errors import InputError
 from sprunec.plan.schema import validator
 from sprunec.rewrite.inspect import inspect_model
+from sprunec.show.tables import inspect_table
 from tests.runs import execute, guide, read_report
 
 
@@ -75,6 +77,27 @@ def test_a_note_that_is_none_stops_nobody(content: str, model: Path) -> None:
     (model / "origin.json").write_text(content)
     sprunec.load(model)
     validator("inspect").validate(inspect_model(model))
+
+
+@pytest.mark.parametrize(
+    ("content", "shown"),
+    [
+        (
+            '{"files": {}, "models": {"dense": {"loss": null}, "small": 3}, "versions": []}',
+            "dense_loss -, small_loss -",
+        ),
+        ('{"files": {}, "comparison": {"max_abs_difference": NaN}, "made": -Infinity}', "made not finite"),
+        ('{"files": {}, "comparison": {"max_abs_difference": 1e999}}', "max_abs_difference not finite"),
+        ('{"files": {}, "plan": {"name": {"a": 1}, "model": null}, "made": [1]}', "origin: sprunec -, checkpoint -"),
+        ('{"files": {"model.py": null}, "plan": {"name": "\\u001b[2J\\ud800"}}', "plan \ufffd[2J\ufffd"),
+        ('{"files": {}, "models": {"dense": {"loss": 1' + "0" * 4000 + "}}}", "dense_loss 10,000,000"),
+    ],
+)
+def test_whatever_a_note_holds_is_shown(content: str, shown: str, model: Path, capsys: Any) -> None:
+    (model / "origin.json").write_text(content)
+    Console(width=200).print(inspect_table(inspect_model(model)), crop=False)
+    words = " ".join(capsys.readouterr().out.split())
+    assert shown in words and "nan" not in words and "None" not in words
 
 
 def test_a_note_that_names_files_elsewhere_has_none_of_them_read(model: Path, tmp_path: Path) -> None:

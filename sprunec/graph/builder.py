@@ -14,6 +14,7 @@ from sprunec.passes.table import PASSES
 from sprunec.plan.plan import PassSpec, Plan
 from sprunec.plan.targets import Left
 
+MODELS = ("dense", "masked", "small")
 FLOPS_PER_PARAMETER, FLOPS_TO_TEACH = 6, 2
 
 
@@ -78,6 +79,19 @@ class Builder:
             self.roles["masked"] = self.evaluate("masked", {"model": masked, "masks": masks})
         if self.evaluates() and {"origin", "sparse"} & self.latest.keys():
             self.roles["small"] = self.evaluate("small", {"model": small})
+
+    def measure_speed(self, masks: str) -> None:
+        """Last, of all the models that were evaluated, in one node: speeds are compared only if measured together."""
+        if not self.evaluates():
+            return
+        found = {
+            role: next(n for n in self.nodes if n.name == self.roles[role]) for role in MODELS if role in self.roles
+        }
+        inputs = {role: node.inputs["model"] for role, node in found.items()}
+        inputs |= {"masks": masks} if "masked" in inputs else {}
+        options = self.look() | {"precision": self.plan.engine.precision}
+        about = f"{', '.join(found)} in turn" if len(found) > 1 else "tokens a second"
+        self.add("measure-speed", options, inputs | self.data_inputs(), about=about)
 
     def evaluates(self) -> bool:
         return self.plan.evaluate and self.plan.data is not None

@@ -9,7 +9,7 @@
       compensate    -> compensate, before rewrite, of each of these
     sparsify      -> sparsify, and the passes that train from there on hold its zeros
     finetune      -> train, on the model as it is by then: rewritten, small
-    emit          -> expand, emit, compare with what was emitted, form by form, evaluations of masked and small
+    emit          -> expand, emit, compare with what was emitted, form by form, evaluations of masked and small, speeds
 
 A plan that trains nothing needs no expand, and one comparison, at the end: its weights are the input's throughout.
 Lowering is pure: it reads the plan and hashes the user's files, and writes nothing.
@@ -62,6 +62,7 @@ def _finish(build: Builder) -> None:
         inputs = {"masked": masked, "masks": final, "small": small}
         build.add("compare", build.compared(), inputs | build.data_inputs(), about="masked = small")
     build.evaluate_pruned(masked, final, small)
+    build.measure_speed(final)
 
 
 def _full_shape(build: Builder, final: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 from collections.abc import Mapping
 from contextlib import suppress
@@ -27,7 +28,8 @@ COMPARED = (
     "largest_logit",
 )
 FORM_COMPARED = ("max_abs_difference", "tolerance", "noise", "tokens", "dtype")
-MEASURES = ("parameters", "loss", "perplexity", "tokens_per_second", "sample")
+SPEEDS = ("tokens_per_second", "tokens_per_second_spread", "relative_speed")
+MEASURES = ("parameters", "loss", "perplexity", *SPEEDS, "sample")
 
 
 @dataclass
@@ -74,6 +76,9 @@ class Report:
         for role in ("dense", "masked", "small"):
             if self.graph.roles.get(role) == node.name:
                 self.data["models"][role] = {key: metrics.get(key) for key in MEASURES}
+        if node.pass_ == "measure-speed":
+            for role, speeds in metrics["models"].items():
+                self.data["models"][role] |= {key: speeds[key] for key in SPEEDS}
         if node.name == self.graph.roles["source"]:
             self._size("dense", metrics["parameters"])
         if node.name == self.graph.roles["final"]:
@@ -88,8 +93,8 @@ class Report:
             self.data["formats"][metrics["form"]] = {key: metrics[key] for key in FORM_COMPARED}
             return
         before = self.data["comparison"] or {}
-        worst = max(before, metrics, key=lambda found: found.get("worst_block_difference", -1.0))
-        merged = {key: max(metrics[key], before.get(key, metrics[key])) for key in COMPARED}
+        worst = max(before, metrics, key=lambda found: _severity(found.get("worst_block_difference", -1.0)))
+        merged = {key: max(metrics[key], before.get(key, metrics[key]), key=_severity) for key in COMPARED}
         self.data["comparison"] = merged | {key: worst[key] for key in ("worst_block", "worst_block_difference")}
 
     def form_failed(self, node: Node, error: SprunecError) -> None:
@@ -154,6 +159,11 @@ def mark_interrupted(out: Path) -> None:
     with suppress(OSError, ValueError, TypeError):
         report = json.loads((out / "report.json").read_text(encoding="utf-8"))
         write_atomically(out / "report.json", strict_json({**report, "status": "interrupted"}))
+
+
+def _severity(value: float | None) -> float:
+    """A number that is none, which the store has as null, is worse than any that is."""
+    return math.inf if value is None or math.isnan(value) else value
 
 
 def with_notes(node: Node, metrics: Mapping[str, Any]) -> dict[str, Any]:

@@ -61,6 +61,13 @@ def _shards(job: Job, place: Place) -> bool:
     return chosen == "full" or (chosen == "auto" and bool(job.world.share(shards_by_itself(parameters, memory))))
 
 
+def directory_of(job: Job, name: str = "model") -> Path:
+    """Where an input's model is: that of an emitted one is our own form."""
+    directory = job.inputs[name]
+    own = directory / "sprunec"
+    return own if own.exists() else directory
+
+
 def open_model(directory: Path, place: Place) -> CPMAnt:
     """The model in float32 on the device: what training and comparing work on."""
     return load_model(directory).float().to(place.device)

@@ -1,10 +1,8 @@
-"""Measure a model on held-out text: loss, perplexity, speed, and a line of its own."""
+"""Measure a model on held-out text: loss, perplexity, and a line of its own."""
 
 from __future__ import annotations
 
 import math
-import time
-from statistics import median
 from typing import Any
 
 import torch
@@ -16,7 +14,7 @@ from sprunec.engines.loop import language_model_loss
 from sprunec.model.checkpoint import read_config, read_kept
 from sprunec.model.config import local
 from sprunec.model.frame import CPMAnt
-from sprunec.passes.bench import open_data, open_model, place_of, traced
+from sprunec.passes.bench import directory_of, open_data, open_model, place_of, traced
 from sprunec.passes.job import Job
 from sprunec.rewrite.gating import mask
 
@@ -24,9 +22,7 @@ SAMPLE_PROMPT, SAMPLE_LENGTH, SAMPLE_TEMPERATURE = 48, 80, 0.7
 
 
 def run(job: Job) -> dict[str, Any]:
-    place, directory = place_of(job), job.inputs["model"]
-    if (directory / "sprunec").exists():
-        directory = directory / "sprunec"
+    place, directory = place_of(job), directory_of(job)
     config = read_config(directory)
     model, data = open_model(directory, place), open_data(job, config)
     sample = None
@@ -35,32 +31,27 @@ def run(job: Job) -> dict[str, Any]:
         mask(model, traced(model, config), [local(before, after) for before, after in kept])
     else:
         sample = _sample(model, data, job.options["seed"], place)
-    loss, tokens, speed = _held_out_loss(model, data, job.options["tokens"], place)
+    loss, tokens = _held_out_loss(model, data, job.options["tokens"], place)
     return {
         "parameters": config.parameters(),
         "loss": loss,
         "perplexity": math.exp(min(loss, 700.0)),
-        "tokens_per_second": speed,
         "tokens": tokens,
         "sample": sample,
     }
 
 
 @torch.no_grad()
-def _held_out_loss(model: nn.Module, data: Data, limit: int | None, place: Place) -> tuple[float, int, float]:
-    """Nats per target, targets, and targets a second: the median batch's, so that a busy moment does not count."""
+def _held_out_loss(model: nn.Module, data: Data, limit: int | None, place: Place) -> tuple[float, int]:
+    """Nats per target, and targets."""
     model.eval()
     total, tokens = 0.0, 0
-    speeds = []
     for batch in data.held_out_batches(limit):
         batch = batch.to(place.device)
-        started = time.perf_counter()
         with place.precision():
             total += float(language_model_loss(model, batch))
-        place.synchronize()
-        speeds.append(batch.target_count / (time.perf_counter() - started))
         tokens += batch.target_count
-    return total / tokens, tokens, median(speeds)
+    return total / tokens, tokens
 
 
 def _sample(model: CPMAnt, data: Data, seed: int, place: Place) -> str | None:

@@ -50,5 +50,6 @@ PASSES: dict[str, PassInfo] = {
         "compare_format", 2, ("model", "emitted"), "comparison", optional=("data",), fails_alone=True
     ),
     "compare": PassInfo("compare", 5, ("masked", "masks", "small"), "comparison", optional=("data",)),
-    "evaluate": PassInfo("evaluate", 1, ("model", "data"), "measures", optional=("masks",)),
+    "evaluate": PassInfo("evaluate", 2, ("model", "data"), "measures", optional=("masks",)),
+    "measure-speed": PassInfo("measure_speed", 1, ("dense", "data"), "measures", optional=("masked", "masks", "small")),
 }

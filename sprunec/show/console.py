@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import inf
 from time import monotonic
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -15,11 +17,13 @@ from rich.text import Text
 
 from sprunec.errors import Diagnostic
 from sprunec.graph.watcher import Watcher
-from sprunec.show.words import is_finite, number, plural, printable
+from sprunec.show.fitted import Line
+from sprunec.show.words import UNKNOWN, is_finite, number, plural, printable
 
 SECONDS_BETWEEN_LINES = 2.0
 SHARE_BETWEEN_LINES = 0.1
 MOST_METRICS = 4
+LEAST_BAR = 12
 COLOURS = {"error": "bold red", "warning": "bold yellow"}
 
 
@@ -109,36 +113,44 @@ class Progress(Watcher):
 
 
 def live_lines(head: str, event: Mapping[str, Any], left: str) -> Group:
-    """A bar with the place in the pass above, the numbers below: both fit 80 columns."""
+    """A bar with the place in the pass above, the numbers below: in 80 columns no word is cut."""
+    place = f"{event['step']:,}/{event['steps']:,}" + (f"  {left}" if left else "")
     bar = Table.grid(padding=(0, 1), expand=True)
     bar.add_column(no_wrap=True)
     bar.add_column(ratio=1)
     bar.add_column(no_wrap=True)
-    place = f"{event['step']:,}/{event['steps']:,}" + (f"  {left}" if left else "")
-    bar.add_row(Text(printable(head)), ProgressBar(total=event["steps"], completed=event["step"]), Text(place))
-    words = Text("      " + "  ".join(step_words(event)), style="dim", no_wrap=True, overflow="ellipsis")
-    return Group(bar, words)
+    roomy = cell_len(head) + cell_len(place) + LEAST_BAR <= 80
+    progress = ProgressBar(total=event["steps"], completed=event["step"])
+    bar.add_row(Text(printable(head) if roomy else "     "), progress, Text(place))
+    words = Line("      " + "  ".join(step_words(event)), "dim")
+    return Group(bar, words) if roomy else Group(Line(head), bar, words)
 
 
 def step_words(event: Mapping[str, Any]) -> list[str]:
-    words = [f"loss {number(event['loss'], '.3f')}"]
+    words = [f"loss {number(event.get('loss'), '.3f')}"]
     words += [f"distillation {number(event['distillation'], '.3f')}"] if "distillation" in event else []
     budgets = event.get("budgets") or ()
     if budgets:
         worst = max(budgets, key=distance)
         name = f" ({worst['name']})" if len(budgets) > 1 else ""
-        words.append(f"size {worst['expected']:.1f} -> {worst['target']:.1f}{name}")
+        expected, target = (number(worst.get(which), ".1f") for which in ("expected", "target"))
+        words.append(f"size {expected} -> {target}{name}")
     if event.get("undecided"):
-        words.append(f"{event['undecided']:,} undecided")
+        words.append(f"{number(event['undecided'])} undecided")
     words += ["skipped"] if event.get("skipped") else []
-    rate = event["tokens_per_second"]
+    rate = event.get("tokens_per_second")
     return [*words, f"{rate:,.0f} tokens/s"] if is_finite(rate) else words
 
 
 def distance(budget: Mapping[str, Any]) -> float:
-    """How far a budget is from its target, in the target's own measure, so that budgets of unlike units compare."""
-    away: float = abs(budget["expected"] - budget["target"]) / max(abs(budget["target"]), 1.0)
-    return away
+    """How far a budget is from its target, in the target's own measure, so that budgets of unlike units compare.
+
+    Infinitely far where it is not known: that is what people should see.
+    """
+    expected, target = budget.get("expected"), budget.get("target")
+    if not is_finite(expected) or not is_finite(target):
+        return inf
+    return abs(expected - target) / max(abs(target), 1.0)
 
 
 def metric_words(metrics: Mapping[str, Any]) -> list[str]:
@@ -153,7 +165,9 @@ def time_left(event: Mapping[str, Any], first: tuple[int, float], now: float) ->
     return f"{duration(seconds / steps * (event['steps'] - event['step']))} left" if steps > 0 else ""
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: Any) -> str:
+    if not is_finite(seconds):
+        return f"{number(seconds, nothing=UNKNOWN)} time"
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

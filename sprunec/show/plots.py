@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from math import floor, log10
 from typing import Any
 
-from sprunec.show.tables import kept_layers
-from sprunec.show.words import ABSENT, is_finite
+from sprunec.show.speeds import quartiles, rate_range
+from sprunec.show.tables import kept_layers, whole
+from sprunec.show.words import ABSENT, UNKNOWN, is_finite, number
 
 Points = list[tuple[float, float]]
 
@@ -80,6 +81,11 @@ def thinned(points: Points, steps: int, most: int) -> Points:
     return [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups]
 
 
+def drawable(pairs: Iterable[tuple[Any, Any]]) -> Points:
+    """Those of which both numbers are known and finite."""
+    return [(float(x), float(y)) for x, y in pairs if is_finite(x) and is_finite(y)]
+
+
 def by_node(events: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
     nodes: dict[str, list[Mapping[str, Any]]] = {}
     for event in events:
@@ -90,7 +96,7 @@ def by_node(events: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, 
 def loss_chart(events: Sequence[Mapping[str, Any]], loss: str = "loss", unit: str = "nats per target token") -> str:
     """A loss over all steps that the model has had, each pass that has it on a band of its own."""
     curves = {
-        node: [(float(e.get("model_steps", e["step"])), float(e[loss])) for e in of_node if is_finite(e.get(loss))]
+        node: drawable((e.get("model_steps", e.get("step")), e.get(loss)) for e in of_node)
         for node, of_node in by_node(events).items()
     }
     curves = {node: points for node, points in curves.items() if points}
@@ -128,7 +134,8 @@ def mask_chart(node: str, events: Sequence[Mapping[str, Any]]) -> str:
     sizes = [size for points in (*expected.values(), *target.values()) for _, size in points]
     if not sizes:
         return ""
-    axes = Axes(max(float(e["step"]) for e in events), 0.0, max(sizes) * 1.05, height=240)
+    last = max(step for points in (*expected.values(), *target.values()) for step, _ in points)
+    axes = Axes(last, 0.0, max(sizes) * 1.05, height=240)
     aims = {tuple(thinned(points, len(events), 200)) for points in target.values()}  # equal targets are one line
     parts = [axes.line(list(points), "target") for points in sorted(aims)]
     shades = [1 - 0.75 * i / max(len(expected) - 1, 1) for i in range(len(expected))]
@@ -142,21 +149,48 @@ def mask_chart(node: str, events: Sequence[Mapping[str, Any]]) -> str:
 
 
 def budget_series(events: Sequence[Mapping[str, Any]], what: str) -> dict[str, Points]:
-    series: dict[str, Points] = {}
+    series: dict[str, list[tuple[Any, Any]]] = {}
     for event in events:
         for budget in event["budgets"]:
-            if is_finite(budget[what]):
-                series.setdefault(str(budget["name"]), []).append((float(event["step"]), float(budget[what])))
-    return series
+            series.setdefault(str(budget["name"]), []).append((event.get("step"), budget.get(what)))
+    return {name: found for name, pairs in series.items() if (found := drawable(pairs))}
+
+
+def speed_chart(report: Mapping[str, Any]) -> str:
+    """A bar to each model's median speed, and a line from quartile to quartile."""
+    models = {name: model for name, model in (report.get("models") or {}).items() if model and quartiles(model)}
+    shown = {name: model for name, model in models.items() if is_finite(model.get("tokens_per_second"))}
+    most = max((max(*(quartiles(each) or ()), each["tokens_per_second"]) for each in shown.values()), default=0.0)
+    if not most > 0.0:
+        return ""
+    parts = []
+    for place, (name, model) in enumerate(shown.items()):
+        y, (low, high) = 26 * place, (700 * each / most for each in quartiles(model) or (0.0, 0.0))
+        speed, ends = model["tokens_per_second"], f'y1="{y + 9}" y2="{y + 9}"'
+        parts.append(f'<text class="end" x="68" y="{y + 14}">{text(name)}</text>')
+        parts.append(f'<rect class="on" x="80" y="{y}" width="{700 * speed / most:.1f}" height="18" rx="2"/>')
+        parts.append(f'<line class="span" x1="{80 + low:.1f}" x2="{80 + high:.1f}" {ends}/>')
+        parts.append(f'<text x="790" y="{y + 14}">{number(speed, ",.0f")} ({rate_range(model)})</text>')
+    caption = "<p>Tokens a second, forward: medians of rounds in which the models ran in turn; the line: quartiles.</p>"
+    return drawing(1000, 26 * len(shown), "tokens a second", *parts) + caption
 
 
 def kept_drawings(report: Mapping[str, Any]) -> list[str]:
     """Heads as a grid of layers by heads, feed-forward widths as bars."""
     config, layers = report.get("config") or {}, kept_layers(report)
-    heads, width = config.get("num_heads") or 0, config.get("dim_ff") or 0
-    grid = layer_rows("kept heads", [(n, kept) for n, kept, _ in layers], lambda kept, y: head_row(kept, heads, y))
-    bars = layer_rows("kept dim_ff", [(n, kept) for n, _, kept in layers], lambda kept, y: width_row(kept, width, y))
-    shown = [(f"Attention heads, of {heads}", grid), (f"Feed-forward dims, of {width}", bars)] if layers else []
+    heads, width = whole(config.get("num_heads")), whole(config.get("dim_ff"))
+    grid = layer_rows("kept heads", [(n, kept) for n, kept, _ in layers], lambda kept, y: head_row(kept, heads or 0, y))
+    bars = layer_rows(
+        "kept dim_ff", [(n, kept) for n, _, kept in layers], lambda kept, y: width_row(kept, width or 0, y)
+    )
+    shown = (
+        [
+            (f"Attention heads, of {number(heads, nothing=UNKNOWN)}", grid),
+            (f"Feed-forward dims, of {number(width, nothing=UNKNOWN)}", bars),
+        ]
+        if layers
+        else []
+    )
     return [f"<h3>{title}</h3>{picture}" for title, picture in shown]
 
 
@@ -180,8 +214,8 @@ def head_row(heads: Sequence[int], total: int, y: int) -> str:
     return "".join(cells) + f'<text x="{88 + total * wide:.1f}" y="{y + 14}">{len(kept)}</text>'
 
 
-def width_row(width: int, total: int, y: int) -> str:
+def width_row(width: Any, total: int, y: int) -> str:
     bar = f'<rect class="off" x="80" y="{y}" width="800" height="18" rx="2"/>'
-    full = 800 * width / total if total else 0
+    full = 800 * width / total if total and is_finite(width) else 0
     bar += f'<rect class="on" x="80" y="{y}" width="{full:.1f}" height="18" rx="2"/>'
-    return bar + f'<text x="888" y="{y + 14}">{width:,}</text>'
+    return bar + f'<text x="888" y="{y + 14}">{number(width)}</text>'

@@ -9,9 +9,10 @@ from typing import Any
 
 from sprunec.durable import write_atomically
 from sprunec.show.console import duration, metric_words
-from sprunec.show.plots import kept_drawings, loss_chart, mask_charts, text
-from sprunec.show.tables import MODELS, asked, comparison_words, difference, form_words, model_rows, size
-from sprunec.show.words import NOTHING, is_finite, number, percent, times
+from sprunec.show.plots import kept_drawings, loss_chart, mask_charts, speed_chart, text
+from sprunec.show.speeds import rate_range, ratio_range, ratio_words
+from sprunec.show.tables import MODELS, asked, comparison_words, form_words, model_rows, off_by, size
+from sprunec.show.words import NOT_FINITE, NOTHING, is_finite, number, percent
 
 STATUS = {
     "running": ("busy", "Running."),
@@ -51,6 +52,7 @@ svg { display: block; width: 100%; height: auto; } svg text { fill: var(--soft);
 .grid { stroke: var(--line); } .band { fill: var(--band); } .on { fill: var(--main); } .off { fill: var(--off); }
 .raw, .curve, .target { fill: none; stroke: var(--main); stroke-width: 2; stroke-linejoin: round; }
 .raw { stroke-width: 1; opacity: .3; } .target { stroke: var(--soft); stroke-width: 1.5; stroke-dasharray: 5 4; }
+.span { stroke: var(--ink); stroke-width: 3; }
 .end { text-anchor: end; } .mid { text-anchor: middle; } svg .word { fill: var(--busy); }
 .key { margin-right: 14px; } .key i { display: inline-block; width: 14px; height: 3px; margin-right: 6px;
   vertical-align: middle; background: var(--main); }
@@ -71,9 +73,11 @@ def read_events(path: Path) -> list[dict[str, Any]]:
     events = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
         try:
-            events.append(json.loads(line))
+            event = json.loads(line)
         except (ValueError, RecursionError):
             continue
+        if isinstance(event, dict) and "node" in event:
+            events.append(event)
     return events
 
 
@@ -82,6 +86,7 @@ def page_text(report: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) ->
     title = text(plan_name(report))
     sections = [
         section("Models", models_table(report), *(f"<p>{text(line)}</p>" for line in compared(report))),
+        section("Speed", speed_chart(report)),
         section("Training loss", loss_chart(events)),
         section("Distillation loss", loss_chart(events, "distillation", "weighted sum of the distillation losses")),
         section("Size of the masks while they learn", *mask_charts(events)),
@@ -139,16 +144,34 @@ def tiles(report: Mapping[str, Any]) -> str:
     found = [(percent(small.get("parameters"), dense.get("parameters")), "of the dense parameters")]
     if is_finite(dense.get("loss")) and is_finite(small.get("loss")):
         found.append((f"{small['loss'] - dense['loss']:+.3f}", "held-out loss, small to dense"))
-    found.append((times(small.get("tokens_per_second"), dense.get("tokens_per_second")), "the speed of dense"))
+    faster = ratio_words(small)
+    of = "the speed of dense" if faster.endswith("x") else "speed against dense"
+    found.append((faster, f"{of}, quartiles {ratio_range(small)}"))
     if report.get("comparison"):
-        found.append((f"{report['comparison']['max_abs_difference']:.1e}", "max |delta logit|, masked to small"))
+        apart = number(report["comparison"].get("max_abs_difference"), ".1e", NOT_FINITE)
+        found.append((apart, "max |delta logit|, masked to small"))
     shown = [f"<div><b>{text(big)}</b><span>{text(of)}</span></div>" for big, of in found if big != NOTHING]
     return f'<div class="tiles">{"".join(shown)}</div>' if shown else ""
 
 
 def models_table(report: Mapping[str, Any]) -> str:
-    columns = ("model", "parameters", "of dense", "held-out loss", "perplexity", "tokens/s", "speed")
-    return table(columns, model_rows(report), left=("model",)) if report.get("models") else ""
+    columns = (
+        "model",
+        "parameters",
+        "of dense",
+        "held-out loss",
+        "perplexity",
+        "tokens/s",
+        "spread",
+        "speed",
+        "spread",
+    )
+    models = report.get("models") or {}
+    rows = []
+    for name, *cells, faster in model_rows(report):
+        model = models.get(name) or {}
+        rows.append((name, *cells, rate_range(model), faster, ratio_range(model)))
+    return table(columns, rows, left=("model",)) if models else ""
 
 
 def budgets_table(report: Mapping[str, Any]) -> str:
@@ -162,15 +185,15 @@ def budgets_table(report: Mapping[str, Any]) -> str:
 
 def sizes(budget: Mapping[str, Any]) -> tuple[str, str, str]:
     """Asked, got, and by how much they differ."""
-    off = difference(budget)
-    return size(asked(budget)), size(budget["got"]), size(off) if off else NOTHING
+    off = off_by(budget)
+    return size(asked(budget)), size(budget.get("got")), size(off) if off else NOTHING
 
 
 def passes_table(report: Mapping[str, Any]) -> str:
     """Every pass with its own numbers; those of a pass from the store are the ones it was stored with."""
     rows = []
     for entry in report.get("passes") or ():
-        time = "in store" if entry["cached"] else duration(entry["seconds"])
+        time = "in store" if entry["cached"] else duration(entry.get("seconds"))
         rows.append(
             (entry["name"], entry["pass"], ", ".join(metric_words(entry["metrics"])), entry["digest"][:12], time)
         )

@@ -19,6 +19,7 @@ from sprunec.data.sets import read_set
 from sprunec.data.writing import write_dataset
 from sprunec.engines.loop import language_model_loss
 from sprunec.errors import InputError
+from sprunec.model.frame import CPMAnt
 from sprunec.model.walk import Decoding
 from tests.conftest import tiny_model
 from tests.data.live_sets import some_records

@@ -127,7 +127,7 @@ def test_a_distillation_loss_stands_beside_the_loss() -> None:
 def test_a_diverged_run_is_shown_as_it_is() -> None:
     console = log()
     Progress(console=console).step({**event(1), "loss": float("nan"), "tokens_per_second": float("nan")})
-    assert printed(console) == ": step 1/100, loss nan\n"
+    assert printed(console) == ": step 1/100, loss not finite\n"
 
 
 def test_a_cached_node_says_so() -> None:

@@ -26,9 +26,11 @@ PASSES = ["1-load", "2-trace", "3-train", "4-train-mask-head", "5-rewrite", "6-f
 PASSES += ["8-rewrite", "9-finetune", "10-compare", "11-emit"]
 
 
-def model(parameters: int, loss: float, speed: float) -> dict[str, Any]:
+def model(parameters: int, loss: float, speed: float, ratio: tuple[float, ...] = ()) -> dict[str, Any]:
     sample = "The import statement <module> is used to & 'names' in the local scope."
     measured = {"loss": loss, "perplexity": math.exp(loss), "tokens_per_second": speed}
+    measured["tokens_per_second_spread"] = [0.9 * speed, 1.1 * speed]
+    measured["relative_speed"] = dict(zip(("ratio", "low", "high"), ratio, strict=True)) if ratio else None
     return {"parameters": parameters, **measured, "sample": sample}
 
 
@@ -74,8 +76,8 @@ def fake_report() -> dict[str, Any]:
         "passes": fake_passes(),
         "models": {
             "dense": model(1_062_400, 1.7984, 21_430.0),
-            "masked": model(1_062_400, 1.8427, 20_911.5),
-            "small": model(412_672, 1.8427, 49_870.2),
+            "masked": model(1_062_400, 1.8427, 20_911.5, (0.98, 0.91, 1.04)),
+            "small": model(412_672, 1.8427, 49_870.2, (2.33, 2.1, 2.5)),
         },
         "comparison": {"max_abs_difference": 2.38e-6, "tolerance": 1e-4, "tokens": 46_592},
         "kept": {"attention": attention, "feed_forward": {"0": 128, "1": 160, "2": 96, "3": None}},
@@ -168,6 +170,8 @@ def test_the_fake_run_is_a_real_reports_kin() -> None:
         {"more": 1},
         {"kept": {"attention": {"zero": []}, "feed_forward": {}}},
         {"comparison": {"max_abs_difference": 0.0, "tolerance": 1e-4}},
+        {"models": {"dense": model(1, 1.0, 1.0) | {"tokens_per_second_spread": [1.0]}}},
+        {"models": {"dense": model(1, 1.0, 1.0) | {"relative_speed": {"ratio": 1.0}}}},
         {"models": {"dense": {"parameters": 1.5, "loss": 1, "perplexity": 1, "tokens_per_second": 1}}},
     ],
 )
@@ -179,10 +183,22 @@ def test_the_page_is_well_formed_and_has_every_section(tmp_path: Path) -> None:
     page = written(tmp_path, fake_report(), fake_events())
     outline = Outline(page)
     words = " ".join(outline.text)
-    for title in ("Models", "Training loss", "What was kept", "Budgets", "Samples", "Passes", "Versions"):
+    for title in ("Models", "Speed", "Training loss", "What was kept", "Budgets", "Samples", "Passes", "Versions"):
         assert title in outline.text
     assert "Done and written, but a mask had not settled on its target." in words
-    for cell in ("38.8 %", "1.7984", "6.31", "49,870", "2.33 x", "+0.044", "2.4e-06", "4-train-mask-head"):
+    for cell in (
+        "38.8 %",
+        "1.7984",
+        "6.31",
+        "49,870",
+        "44,883 to 54,857",
+        "2.33 x",
+        "2.10 to 2.50 x",
+        "as dense",
+        "+0.044",
+        "2.4e-06",
+        "4-train-mask-head",
+    ):
         assert cell in words
     assert sorted(path.name for path in tmp_path.iterdir()) == ["events.jsonl", "report.html", "report.json"]
 
@@ -194,7 +210,9 @@ def test_the_page_needs_no_network_and_no_script(tmp_path: Path) -> None:
 
 
 def test_the_drawings_show_all_passes_layers_and_heads(tmp_path: Path) -> None:
-    loss, heads_mask, width_mask, heads, widths = drawings(written(tmp_path, fake_report(), fake_events()))
+    speed, loss, heads_mask, width_mask, heads, widths = drawings(written(tmp_path, fake_report(), fake_events()))
+    bars = [float(bar.attrib["width"]) for bar in speed.iter("{http://www.w3.org/2000/svg}rect")]
+    assert [round(bar / 700, 2) for bar in bars] == [0.39, 0.38, 0.91]  # of the upper quartile of the fastest
     assert loss.attrib["aria-label"] == "training loss over steps"
     named = [title.text for title in loss.iter("{http://www.w3.org/2000/svg}title")]
     assert named == [name for name, *_ in TRAINED]
@@ -222,7 +240,7 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
     assert "script" not in outline.tags
     assert "\x00" not in page
     assert sum("<script>alert('x')</script>" in text for text in outline.text) >= 8
-    assert len(drawings(page)) == 4
+    assert len(drawings(page)) == 5
 
 
 @pytest.mark.parametrize("status", STATUS)
@@ -251,8 +269,8 @@ def test_a_line_cut_off_and_a_diverged_loss_are_left_out(tmp_path: Path) -> None
     with (tmp_path / "events.jsonl").open("a") as file:
         file.write('{"node": "9-fine')
     page = write_html(tmp_path).read_text(encoding="utf-8")
-    assert "nan" not in page.split("<svg")[1].split("</svg>")[0]
-    assert len(drawings(page)) == 5
+    assert "nan" not in page.split("<svg")[2].split("</svg>")[0]
+    assert len(drawings(page)) == 6
 
 
 def test_a_failed_write_leaves_the_old_page(tmp_path: Path) -> None:

@@ -67,7 +67,13 @@ REPORT: dict[str, Any] = {
     "models": {
         "dense": {"parameters": 1_000_000, "loss": 1.8, "perplexity": 6.0496, "tokens_per_second": 20_000.4},
         "masked": {"parameters": 1_000_000, "loss": 1.9, "perplexity": 6.6859, "tokens_per_second": None},
-        "small": {"parameters": 335_000, "loss": 1.9, "perplexity": 6.6859, "tokens_per_second": 50_001},
+        "small": {
+            "parameters": 335_000,
+            "loss": 1.9,
+            "perplexity": 6.6859,
+            "tokens_per_second": 50_001,
+            "relative_speed": {"ratio": 2.5, "low": 2.4, "high": 2.7},
+        },
     },
     "comparison": {"max_abs_difference": 2.4e-6, "tolerance": 1e-4, "tokens": 4096},
     "kept": {"attention": {"0": [1, 3], "1": None}, "feed_forward": {"0": 128, "1": 256, "10": None}},
@@ -103,7 +109,7 @@ def test_graph_table_shows_each_node_and_the_cost() -> None:
     assert row(lines, "2-train") == "2-train dense 1 300 1.06 M lacks input"
     assert row(lines, "3-rewrite") == "3-rewrite heads 16 -> 4 2 - 531 k ab12cd"
     assert lines[-5:] == [
-        "3 nodes, 1 already in the store",
+        "3 nodes, 1 already in the store, 1 lacking input",
         "parameters 1,062,400 -> 531,200 (50.0 %)",
         "614,400 training tokens, about 3.9e+12 floating-point operations",
         "each of 2 devices with all of the model (DDP): about 34.2 GB, sends 6.90 GB a step",
@@ -117,7 +123,8 @@ def test_result_table_sets_the_models_against_dense() -> None:
     assert row(lines, "masked") == "masked 1,000,000 100.0 % 1.9000 6.69 - -"
     assert row(lines, "small") == "small 335,000 33.5 % 1.9000 6.69 50,001 2.50 x"
     words = "masked against small: max |delta logit| 2.4e-06, within the tolerance 0.0001, over 4,096 tokens"
-    assert " ".join(lines[-2:]) == words
+    assert " ".join(lines[-3:-1]) == words
+    assert lines[-1] == "speeds, quartiles over rounds in turn: small 2.40 to 2.70 x dense"
 
 
 def test_result_table_of_a_run_that_failed_early_has_dashes() -> None:
