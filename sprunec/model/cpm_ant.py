@@ -17,19 +17,18 @@ from .frame import CPMAnt, RMSNorm
 EMBEDDING_STD = 0.02
 
 
-class Linear(nn.Module):
-    """x Wᵀ / sqrt(divisor), without a bias; `scale_before` divides x instead, which keeps fp16 in range."""
+class Linear(nn.Linear):
+    """torch's, without a bias. It does not divide: an adapter adds to a linear's output and merges into its weight."""
 
-    def __init__(self, dim_in: int, dim_out: int, divisor: int, scale_before: bool = False) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(dim_out, dim_in))
-        self.divisor = math.sqrt(divisor)
-        self.scale_before = scale_before
+    def __init__(self, dim_in: int, dim_out: int) -> None:
+        super().__init__(dim_in, dim_out, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self.scale_before:
-            return F.linear(x / self.divisor, self.weight)
-        return F.linear(x, self.weight) / self.divisor
+    def reset_parameters(self) -> None:
+        """Leave the weight unset, as `build` leaves all; torch's own would draw numbers."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(..., dim_in) -> (..., dim_out), named as torch's own."""
+        return F.linear(input, self.weight)
 
 
 class Attention(nn.Module):
@@ -42,10 +41,11 @@ class Attention(nn.Module):
         inner = shape.heads * shape.dim_head
         self.heads, self.dim_head = shape.heads, shape.dim_head
         self.scale = 1.0 / math.sqrt(divisors.score)
-        self.project_q = Linear(dim, inner, dim)
-        self.project_k = Linear(dim, inner, dim)
-        self.project_v = Linear(dim, inner, dim)
-        self.attention_out = Linear(inner, dim, divisors.attention_out)
+        self.divisor, self.out_divisor = math.sqrt(dim), math.sqrt(divisors.attention_out)
+        self.project_q = Linear(dim, inner)
+        self.project_k = Linear(dim, inner)
+        self.project_v = Linear(dim, inner)
+        self.attention_out = Linear(inner, dim)
         # An index is never meta: it is made from the config, no checkpoint has it.
         columns = None if shape.kept_heads is None else torch.tensor(shape.kept_heads, device="cpu")
         self.register_buffer("kept_heads", columns, persistent=False)
@@ -66,8 +66,9 @@ class Attention(nn.Module):
     def keys_values(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         return self.split(self.project_k(hidden)), self.split(self.project_v(hidden))
 
-    def split(self, x: Tensor) -> Tensor:
-        heads: Tensor = x.unflatten(-1, (self.heads, self.dim_head))
+    def split(self, projected: Tensor) -> Tensor:
+        """What q, k or v projects (B, N, H * E), over the root of the width -> (B, H, N, E)."""
+        heads: Tensor = (projected / self.divisor).unflatten(-1, (self.heads, self.dim_head))
         return heads.transpose(1, 2)
 
     def attend(self, hidden: Tensor, attention_bias: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -75,7 +76,7 @@ class Attention(nn.Module):
         if self.kept_heads is not None:
             attention_bias = attention_bias.index_select(1, self.kept_heads)
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_bias, scale=self.scale)
-        out: Tensor = self.attention_out(mixed.transpose(1, 2).flatten(2))
+        out: Tensor = self.attention_out(mixed.transpose(1, 2).flatten(2)) / self.out_divisor
         return out
 
 
@@ -91,11 +92,12 @@ class GatedLinear(nn.Module):
 
     def __init__(self, dim: int, dim_ff: int) -> None:
         super().__init__()
-        self.w_0 = Linear(dim, dim_ff, dim)
-        self.w_1 = Linear(dim, dim_ff, dim)
+        self.w_0 = Linear(dim, dim_ff)
+        self.w_1 = Linear(dim, dim_ff)
+        self.divisor = math.sqrt(dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        gated: Tensor = F.gelu(self.w_0(x)) * self.w_1(x)
+        gated: Tensor = F.gelu(self.w_0(x) / self.divisor) * (self.w_1(x) / self.divisor)
         return gated
 
 
@@ -103,10 +105,11 @@ class FeedForward(nn.Module):
     def __init__(self, dim: int, dim_ff: int, divisor: int) -> None:
         super().__init__()
         self.w_in = GatedLinear(dim, dim_ff)
-        self.w_out = Linear(dim_ff, dim, divisor, scale_before=True)
+        self.w_out = Linear(dim_ff, dim)
+        self.divisor = math.sqrt(divisor)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.w_out(self.w_in(x))
+        out: Tensor = self.w_out(self.w_in(x) / self.divisor)  # before the sum, which keeps fp16 in range
         return out
 
 

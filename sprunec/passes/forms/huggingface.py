@@ -47,7 +47,9 @@ def write(job: Job, directory: Path) -> dict[str, Any]:
         outputs = folded(config, state, job.options["dtype"], plain_linears=True)
         write_outputs(dict(_stock_tensors(outputs, job.options["transformers"])), directory)
         document = {"architectures": ["CpmAntForCausalLM"], "model_type": hf.STOCK}
-        document |= hf.stock_keys(even_config(config)) | {"pad_token_id": 0}
+        # From release 5 on their class has two tables in any case, and tools ask the config whether it does.
+        document |= hf.stock_keys(even_config(config)) | {"tie_word_embeddings": job.options["transformers"] < 5}
+        document["pad_token_id"] = 0
     word = str(dtype).removeprefix("torch.")
     marks = _tokenizer(job, directory)
     document |= marks | {"dtype": word, "torch_dtype": word}
