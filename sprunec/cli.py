@@ -86,10 +86,13 @@ def run(
             with document_on_error(as_json):
                 raise InputError(*found)
         print_diagnostics(found)
+        from sprunec.graph.heads import with_own_head
         from sprunec.graph.lower import lower
         from sprunec.plan.scale import plan_costs
 
-        graph = lower(checked)
+        with document_on_error(as_json):
+            checked = with_own_head(checked)
+            graph = lower(checked)
         folder = _out(out, flags.save) or Path("runs") / checked.name
         if dry_run:
             show_graph(graph, folder, as_json, plan_costs(checked, max(devices, launched()[1])))

@@ -12,23 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import Divisors, LayerShape, ModelConfig
-from .frame import CPMAnt, RMSNorm
+from .frame import CPMAnt, Linear, RMSNorm
 
 EMBEDDING_STD = 0.02
-
-
-class Linear(nn.Linear):
-    """torch's, without a bias. It does not divide: an adapter adds to a linear's output and merges into its weight."""
-
-    def __init__(self, dim_in: int, dim_out: int) -> None:
-        super().__init__(dim_in, dim_out, bias=False)
-
-    def reset_parameters(self) -> None:
-        """Leave the weight unset, as `build` leaves all; torch's own would draw numbers."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """(..., dim_in) -> (..., dim_out), named as torch's own."""
-        return F.linear(input, self.weight)
 
 
 class Attention(nn.Module):
@@ -164,13 +150,16 @@ def cache_shapes(config: ModelConfig) -> list[tuple[int, int] | None]:
 
 @torch.no_grad()
 def initialize(model: nn.Module, seed: int) -> None:
-    """CPM-Live's initialisation: N(0, 1) for linears and the bias table, N(0, 0.02²) for embeddings, ones for norms."""
+    """CPM-Live's initialisation: N(0, 1) for linears and the bias table, N(0, 0.02²) for embeddings, ones for norms.
+
+    A head of its own starts as an embedding does.
+    """
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         if "layernorm" in name:
             parameter.fill_(1.0)
         else:
-            std = EMBEDDING_STD if "embedding" in name else 1.0
+            std = EMBEDDING_STD if "embedding" in name or name == "lm_head.weight" else 1.0
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
 
 

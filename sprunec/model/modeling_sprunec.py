@@ -75,10 +75,10 @@ class SprunecForCausalLM(PreTrainedModel, GenerationMixin):
         self.post_init()
 
     def _init_weights(self, module: Any) -> None:
-        """As the family starts: embeddings of std 0.02, matrices and the bias table of std 1."""
+        """As the family starts: embeddings and a head of its own of std 0.02, matrices and the bias table of std 1."""
         for name, parameter in module.named_parameters(recurse=False):
             if name == "relative_attention_bias" or parameter.dim() > 1:
-                std = 0.02 if hasattr(module, "project") else 1.0
+                std = 0.02 if hasattr(module, "project") or module is self.model.lm_head else 1.0
                 torch.nn.init.normal_(parameter, 0.0, std)
 
     def get_input_embeddings(self) -> Any:
@@ -87,8 +87,12 @@ class SprunecForCausalLM(PreTrainedModel, GenerationMixin):
     def set_input_embeddings(self, value: Any) -> None:
         self.model.input_embedding = value
 
-    def get_output_embeddings(self) -> None:
-        """None of its own: words are projected on the table that they are looked up in."""
+    def get_output_embeddings(self) -> Any:
+        """The head; None where words are projected on the table that they are looked up in."""
+        return self.model.lm_head
+
+    def set_output_embeddings(self, value: Any) -> None:
+        self.model.lm_head = value
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> Any:
         """The table of words, where it has this many; raises NotImplementedError for another number."""
@@ -140,7 +144,7 @@ class SprunecForCausalLM(PreTrainedModel, GenerationMixin):
         hidden, states = self._run(columns, past, begin)
         start = self.model.prompt_length if begin == 0 else 0
         hidden = hidden[:, start:]
-        logits = self.model.input_embedding.project(hidden[:, -logits_to_keep:] if logits_to_keep else hidden)
+        logits = self.model.project(hidden[:, -logits_to_keep:] if logits_to_keep else hidden)
         loss = None if labels is None else self._loss(logits, labels)
         output = CausalLMOutputWithPast(
             loss=loss,

@@ -19,7 +19,6 @@ from sprunec.model.tensors import Tensors
 
 Inputs = Mapping[str, Tensor]
 ENTRANCE = ("prompt_embedding", "segment_embedding", "input_embedding")
-EXIT = ("encoder.output_layernorm", "input_embedding")
 BIAS = "position_bias"
 MASKS = ("length", "context", "segment", "span")
 ROWS_AT_ONCE = 256
@@ -83,9 +82,14 @@ class Walk:
         return self.model.full_bias(*(self.batches[number][name] for name in MASKS))
 
     def logits(self, number: int, used: Tensor) -> Iterator[Tensor]:
-        """(rows, V) of the columns `used` (B, N) of a batch, a few at a time; `EXIT` must be held."""
+        """(rows, V) of the columns `used` (B, N) of a batch, a few at a time; `exit_of` the model must be held."""
         for rows in self.hidden[number][used].split(ROWS_AT_ONCE):
             yield self.model.leave(rows)[0]
+
+
+def exit_of(model: CPMAnt) -> tuple[str, str]:
+    """The parts behind the last block: the norm, and what words are projected on."""
+    return "encoder.output_layernorm", "input_embedding" if model.lm_head is None else "lm_head"
 
 
 def place_buffers(model: nn.Module, device: torch.device) -> None:

@@ -28,7 +28,7 @@ from sprunec.model.checkpoint import empty_model, open_model_tensors, read_confi
 from sprunec.model.config import ModelConfig, local
 from sprunec.model.frame import CPMAnt
 from sprunec.model.tensors import Tensors, open_tensors
-from sprunec.model.walk import BIAS, ENTRANCE, EXIT, Decoding, Inputs, Walk, largest
+from sprunec.model.walk import BIAS, ENTRANCE, Decoding, Inputs, Walk, exit_of, largest
 from sprunec.passes.bench import config_of, place_of, traced
 from sprunec.passes.job import Job
 from sprunec.passes.looks import look
@@ -181,7 +181,7 @@ class Comparison:
     def leave(self) -> None:
         with ExitStack() as stack:
             for walk in self._all():
-                stack.enter_context(walk.holding(*EXIT))
+                stack.enter_context(walk.holding(*exit_of(walk.model)))
             for number, batch in enumerate(self.masked.batches):
                 used = _used(batch)
                 self.tokens += int(used.sum())

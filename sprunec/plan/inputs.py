@@ -11,6 +11,7 @@ from typing import Any
 from sprunec.data.sets import DEFAULT_BLOCK, set_files
 from sprunec.errors import Diagnostic, InputError
 from sprunec.model.config import ModelConfig
+from sprunec.model.head import head_and_words
 from sprunec.model.hf import native_shapes
 from sprunec.model.shapes import Shape, expected_tensors, read_header
 from sprunec.plan.draft import Draft, as_list
@@ -104,10 +105,14 @@ def _set_files(draft: Draft, pointer: str, written: Any, block_size: int) -> Ite
 
 def _checkpoint(draft: Draft, pointer: str, path: Path, config: ModelConfig) -> Iterator[Diagnostic]:
     try:
-        found = native_shapes(config, read_header(path))
+        header = read_header(path)
     except InputError as error:
         yield from (draft.source.find(d.code, pointer, f"{path}: {d.message}", d.hint) for d in error.diagnostics)
         return
+    # A head may be a copy of the embedding, which `run` finds out; a teacher's config is this one but for the head.
+    tied = head_and_words(header) is None and (config.tie_word_embeddings or pointer != "/model/checkpoint")
+    config = replace(config, tie_word_embeddings=tied)
+    found = native_shapes(config, header)
     expected = expected_tensors(config)
     message, hint = _unlike(found, expected)
     if message:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from sprunec.model.config import ModelConfig
 from sprunec.model.cpm_ant import block_kinds, example_inputs
 from sprunec.model.hf import native_shapes
 from sprunec.model.origin import origin_words
+from sprunec.model.scaling import own_head
 from sprunec.model.shapes import expected_tensors, guess_config
+from sprunec.model.tensors import open_tensors
 from sprunec.plan.models import read_config
 from sprunec.rewrite.trace import TracedBlock, trace_blocks
 
@@ -25,13 +28,19 @@ def inspect_model(path: Path) -> dict[str, Any]:
         TraceError: the model cannot be traced.
     """
     if path.is_dir():
-        config = _config(path / "config.json")
+        config = _with_head(_config(path / "config.json"), path)
         check_shapes(config, native_shapes(config, read_shapes(path)), path)
         origin = origin_words(path)
         return describe(config) | ({"origin": origin} if origin is not None else {})
     if path.suffix == ".json":
         return describe(_config(path))
-    return describe(guess_config(read_shapes(path), path))
+    return describe(_with_head(guess_config(read_shapes(path), path), path))
+
+
+def _with_head(config: ModelConfig, path: Path) -> ModelConfig:
+    """Its head apart from the embedding where the weights have it so."""
+    apart = config.tie_word_embeddings and own_head(config, open_tensors(path)) is not None
+    return replace(config, tie_word_embeddings=False) if apart else config
 
 
 def describe(config: ModelConfig) -> dict[str, Any]:
