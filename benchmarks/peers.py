@@ -12,8 +12,6 @@ from sprunec.data.batches import load_text_data
 from sprunec.engines.loop import language_model_loss
 from sprunec.masks.files import write_mask
 from sprunec.model.checkpoint import read_config
-from sprunec.model.cpm_ant import Linear
-from sprunec.model.frame import CPMAnt
 
 
 def torch_pruning_dims(model: Path, data: Path, mask: Path, *, rows: int, length: int, seed: int, look: int) -> None:
@@ -28,7 +26,7 @@ def torch_pruning_dims(model: Path, data: Path, mask: Path, *, rows: int, length
     """
     import torch_pruning as tp
 
-    peer, config = _plain(sprunec.load(model)), read_config(model)
+    peer, config = sprunec.load(model), read_config(model)
     batches = load_text_data(data, prompt_length=config.prompt_length, max_length=length, batch_size=rows, seed=seed)
     for batch in map(batches.batch, range(look)):
         (language_model_loss(peer, batch) / batch.target_count / look).backward()
@@ -53,13 +51,3 @@ def torch_pruning_dims(model: Path, data: Path, mask: Path, *, rows: int, length
         left = set(whole[layer].dim_ff or ()) - set(gone)
         kept[layer] = replace(whole[layer], dim_ff=tuple(sorted(left)))
     write_mask(mask, "bmcook", {"dim_ff"}, whole, whole, kept)
-
-
-def _plain(model: CPMAnt) -> CPMAnt:
-    """The same function with torch's own linear layers, which are what torch-pruning knows."""
-    for name, module in [(n, m) for n, m in model.named_modules() if isinstance(m, Linear)]:
-        rows, columns = module.weight.shape
-        plain = nn.utils.skip_init(nn.Linear, columns, rows, bias=False)
-        plain.weight = nn.Parameter(module.weight.detach() / module.divisor)
-        model.set_submodule(name, plain)
-    return model

@@ -215,6 +215,7 @@ def _lowered(plan: Path, flags: Flags, out: Path | None, strict: bool, devices: 
     Raises:
         InputError: the plan, or a file that it names, cannot be used.
     """
+    from sprunec.graph.heads import with_own_head
     from sprunec.graph.lower import lower
     from sprunec.plan.plan import check_plan
     from sprunec.plan.scale import plan_costs
@@ -224,6 +225,7 @@ def _lowered(plan: Path, flags: Flags, out: Path | None, strict: bool, devices: 
         raise InputError(*found)
     print_diagnostics(found)
     folder = _out(out, flags.save) or Path("runs") / checked.name
+    checked = with_own_head(checked)
     return lower(checked), folder, plan_costs(checked, max(devices, launched()[1]))
 
 

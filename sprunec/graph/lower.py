@@ -21,6 +21,7 @@ from sprunec.graph.builder import Builder
 from sprunec.graph.cuts import CHANGES_WEIGHTS, load_mask, score_mask, sparsify, train_mask
 from sprunec.graph.forms import OWN_FORM, emit_options
 from sprunec.graph.graph import Graph
+from sprunec.graph.heads import with_own_head
 from sprunec.graph.sources import add_sources
 from sprunec.graph.training import train
 from sprunec.plan.distillation import WHOLE
@@ -28,8 +29,12 @@ from sprunec.plan.plan import PassSpec, Plan
 
 
 def lower(plan: Plan) -> Graph:
-    """The graph of a plan."""
-    build = Builder(plan)
+    """The graph of a plan.
+
+    Raises:
+        InputError: see `with_own_head`; or an index of a checkpoint is none.
+    """
+    build = Builder(with_own_head(plan))
     add_sources(build)
     for spec in plan.passes:
         _keep_dense(build, spec)

@@ -9,6 +9,7 @@ from typing import Any
 from sprunec.data.sets import set_files
 from sprunec.graph.builder import Builder
 from sprunec.graph.graph import MISSING, file_digest
+from sprunec.graph.heads import teacher_config
 from sprunec.model.stored import weight_files
 from sprunec.passes.table import PASSES
 from sprunec.plan.plan import DataSource, PassSpec
@@ -68,8 +69,9 @@ def teacher(build: Builder, spec: PassSpec) -> dict[str, str]:
         return {"teacher": build.latest["teacher"]}
     known = f"teacher {path}"
     if known not in build.latest:
-        options = {"config": build.config.to_dict(), "checkpoint": file_digest(path)}
-        files, parameters = _checkpoint_files(path), build.config.parameters()
+        config = teacher_config(build.config, path)
+        options = {"config": config.to_dict(), "checkpoint": file_digest(path)}
+        files, parameters = _checkpoint_files(path), config.parameters()
         build.latest[known] = build.add(
             "load", options, {}, suffix="teacher", files=files, about=path.name, parameters=parameters
         )

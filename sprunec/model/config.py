@@ -81,7 +81,11 @@ class LayerShape:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A CPM-Ant's shape. `num_heads` counts the bias table's columns; `layers` says what each layer has."""
+    """A CPM-Ant's shape. `num_heads` counts the bias table's columns; `layers` says what each layer has.
+
+    Attributes:
+        tie_word_embeddings: the head is the table that words are looked up in, not a tensor of its own.
+    """
 
     vocab_size: int
     dim_model: int
@@ -98,6 +102,7 @@ class ModelConfig:
     divisors: Divisors
     layers: tuple[LayerShape, ...] = field(default_factory=tuple)
     family: str = FAMILY
+    tie_word_embeddings: bool = True
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ModelConfig:
@@ -107,11 +112,14 @@ class ModelConfig:
         divisors = Divisors(base["num_heads"] * base["dim_head"], base["dim_head"], base["dim_ff"])
         if "divisors" in data:
             divisors = Divisors(**data["divisors"])
-        return cls(**base, divisors=divisors, layers=_read_layers(data, base))
+        tied = data.get("tie_word_embeddings") is not False
+        return cls(**base, divisors=divisors, layers=_read_layers(data, base), tie_word_embeddings=tied)
 
     def to_dict(self) -> dict[str, Any]:
         """The CPM-Ant keys, then what only a cut model needs."""
         data = {"family": self.family} | {key: getattr(self, key) for key in CPM_LIVE_DEFAULTS}
+        if not self.tie_word_embeddings:
+            data["tie_word_embeddings"] = False
         absent = [[layer.heads == 0, layer.dim_ff == 0] for layer in self.layers]
         if any(any(pair) for pair in absent):
             data["mask_modules"] = absent
@@ -139,8 +147,9 @@ class ModelConfig:
         return sum(each)
 
     def parameters(self) -> int:
-        """All, the embeddings, the bias table and the last norm with them."""
-        rows = self.vocab_size + self.prompt_types * self.prompt_length + self.segment_types + 1
+        """All, the embeddings, a head of its own, the bias table and the last norm with them."""
+        tables = 1 if self.tie_word_embeddings else 2
+        rows = tables * self.vocab_size + self.prompt_types * self.prompt_length + self.segment_types + 1
         return rows * self.dim_model + self.bias_rows * self.num_heads + self.prunable_parameters()
 
     def everything(self) -> tuple[LayerKept, ...]:

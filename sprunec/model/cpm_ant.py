@@ -12,24 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import Divisors, LayerShape, ModelConfig
-from .frame import CPMAnt, RMSNorm
+from .frame import CPMAnt, Linear, RMSNorm
 
 EMBEDDING_STD = 0.02
-
-
-class Linear(nn.Module):
-    """x Wᵀ / sqrt(divisor), without a bias; `scale_before` divides x instead, which keeps fp16 in range."""
-
-    def __init__(self, dim_in: int, dim_out: int, divisor: int, scale_before: bool = False) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(dim_out, dim_in))
-        self.divisor = math.sqrt(divisor)
-        self.scale_before = scale_before
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.scale_before:
-            return F.linear(x / self.divisor, self.weight)
-        return F.linear(x, self.weight) / self.divisor
 
 
 class Attention(nn.Module):
@@ -42,10 +27,11 @@ class Attention(nn.Module):
         inner = shape.heads * shape.dim_head
         self.heads, self.dim_head = shape.heads, shape.dim_head
         self.scale = 1.0 / math.sqrt(divisors.score)
-        self.project_q = Linear(dim, inner, dim)
-        self.project_k = Linear(dim, inner, dim)
-        self.project_v = Linear(dim, inner, dim)
-        self.attention_out = Linear(inner, dim, divisors.attention_out)
+        self.divisor, self.out_divisor = math.sqrt(dim), math.sqrt(divisors.attention_out)
+        self.project_q = Linear(dim, inner)
+        self.project_k = Linear(dim, inner)
+        self.project_v = Linear(dim, inner)
+        self.attention_out = Linear(inner, dim)
         # An index is never meta: it is made from the config, no checkpoint has it.
         columns = None if shape.kept_heads is None else torch.tensor(shape.kept_heads, device="cpu")
         self.register_buffer("kept_heads", columns, persistent=False)
@@ -66,8 +52,9 @@ class Attention(nn.Module):
     def keys_values(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         return self.split(self.project_k(hidden)), self.split(self.project_v(hidden))
 
-    def split(self, x: Tensor) -> Tensor:
-        heads: Tensor = x.unflatten(-1, (self.heads, self.dim_head))
+    def split(self, projected: Tensor) -> Tensor:
+        """What q, k or v projects (B, N, H * E), over the root of the width -> (B, H, N, E)."""
+        heads: Tensor = (projected / self.divisor).unflatten(-1, (self.heads, self.dim_head))
         return heads.transpose(1, 2)
 
     def attend(self, hidden: Tensor, attention_bias: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -75,7 +62,7 @@ class Attention(nn.Module):
         if self.kept_heads is not None:
             attention_bias = attention_bias.index_select(1, self.kept_heads)
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_bias, scale=self.scale)
-        out: Tensor = self.attention_out(mixed.transpose(1, 2).flatten(2))
+        out: Tensor = self.attention_out(mixed.transpose(1, 2).flatten(2)) / self.out_divisor
         return out
 
 
@@ -91,11 +78,12 @@ class GatedLinear(nn.Module):
 
     def __init__(self, dim: int, dim_ff: int) -> None:
         super().__init__()
-        self.w_0 = Linear(dim, dim_ff, dim)
-        self.w_1 = Linear(dim, dim_ff, dim)
+        self.w_0 = Linear(dim, dim_ff)
+        self.w_1 = Linear(dim, dim_ff)
+        self.divisor = math.sqrt(dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        gated: Tensor = F.gelu(self.w_0(x)) * self.w_1(x)
+        gated: Tensor = F.gelu(self.w_0(x) / self.divisor) * (self.w_1(x) / self.divisor)
         return gated
 
 
@@ -103,10 +91,11 @@ class FeedForward(nn.Module):
     def __init__(self, dim: int, dim_ff: int, divisor: int) -> None:
         super().__init__()
         self.w_in = GatedLinear(dim, dim_ff)
-        self.w_out = Linear(dim_ff, dim, divisor, scale_before=True)
+        self.w_out = Linear(dim_ff, dim)
+        self.divisor = math.sqrt(divisor)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.w_out(self.w_in(x))
+        out: Tensor = self.w_out(self.w_in(x) / self.divisor)  # before the sum, which keeps fp16 in range
         return out
 
 
@@ -161,13 +150,16 @@ def cache_shapes(config: ModelConfig) -> list[tuple[int, int] | None]:
 
 @torch.no_grad()
 def initialize(model: nn.Module, seed: int) -> None:
-    """CPM-Live's initialisation: N(0, 1) for linears and the bias table, N(0, 0.02²) for embeddings, ones for norms."""
+    """CPM-Live's initialisation: N(0, 1) for linears and the bias table, N(0, 0.02²) for embeddings, ones for norms.
+
+    A head of its own starts as an embedding does.
+    """
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         if "layernorm" in name:
             parameter.fill_(1.0)
         else:
-            std = EMBEDDING_STD if "embedding" in name else 1.0
+            std = EMBEDDING_STD if "embedding" in name or name == "lm_head.weight" else 1.0
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
 
 

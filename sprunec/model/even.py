@@ -14,6 +14,7 @@ from typing import TypeVar
 from sprunec.model.config import Divisors, LayerShape, ModelConfig
 
 T = TypeVar("T")
+HEAD_APART = "its head is a tensor of its own, and CPM-Live's classes have one table for words and head"
 CPM_LIVE_KEYS = (
     "vocab_size",
     "dim_model",

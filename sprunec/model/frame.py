@@ -31,6 +31,20 @@ class RMSNorm(nn.Module):
         return (hidden * torch.rsqrt(mean_square + self.eps)).type_as(hidden) * self.weight
 
 
+class Linear(nn.Linear):
+    """torch's, without a bias. It does not divide: an adapter adds to a linear's output and merges into its weight."""
+
+    def __init__(self, dim_in: int, dim_out: int) -> None:
+        super().__init__(dim_in, dim_out, bias=False)
+
+    def reset_parameters(self) -> None:
+        """Leave the weight unset, as `build` leaves all; torch's own would draw numbers."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(..., dim_in) -> (..., dim_out), named as torch's own."""
+        return F.linear(input, self.weight)
+
+
 class Embedding(nn.Module):
     """A table of rows of width D; what is looked up, and what is projected on it, is divided by sqrt(D)."""
 
@@ -127,6 +141,8 @@ class CPMAnt(nn.Module):
             config["position_bias_num_buckets"],
             config["position_bias_max_distance"],
         )
+        tied = config.get("tie_word_embeddings", True)
+        self.lm_head = None if tied else Linear(dim, config["vocab_size"])
 
     def forward(
         self, input: Tensor, length: Tensor, context: Tensor, segment: Tensor, span: Tensor
@@ -197,7 +213,14 @@ class CPMAnt(nn.Module):
     def leave(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Behind the last block (..., D) -> logits (..., V), and the hidden states that they are projected from."""
         hidden = self.encoder.output_layernorm(hidden)
-        return self.input_embedding.project(hidden), hidden
+        return self.project(hidden), hidden
+
+    def project(self, hidden: Tensor) -> Tensor:
+        """Normed (..., D) -> logits (..., V), by the table of words or a head of its own, which is scaled alike."""
+        if self.lm_head is None:
+            return self.input_embedding.project(hidden)
+        logits: Tensor = self.lm_head(hidden / self.input_embedding.divisor)
+        return logits
 
     def words(self, ids: Tensor) -> Tensor:
         """Rows of words; from vocab_size on, ids mean prompt rows, as the prompts inside a packed row need them."""

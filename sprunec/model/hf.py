@@ -99,12 +99,12 @@ def parts(config: ModelConfig, names: Collection[str]) -> dict[str, Part]:
 
 
 def native_shapes(config: ModelConfig, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
-    """A file's shapes by our names; what is no part of the model keeps its own name, but for the copied head."""
+    """A file's shapes by our names; what is no part of the model keeps its own name, but for a copy of the table."""
     found = parts(config, shapes)
     named = {name: part.shape(shapes[part.name]) for name, part in found.items() if part.name in shapes}
     used = {part.name for part in found.values()}
-    if STOCK_PREFIX + WORDS in used:
-        used.add(HEAD)
+    if config.tie_word_embeddings:
+        used |= {HEAD, OWN_PREFIX + HEAD}
     return named | {name: shape for name, shape in shapes.items() if name not in used}
 
 
@@ -115,6 +115,8 @@ def _stock_parts(config: ModelConfig) -> Iterator[tuple[str, Part]]:
         factor = math.sqrt(shape[1]) if is_scaled(name) else 1.0
         if name in rows:
             yield name, Part(STOCK_PREFIX + WORDS, factor, rows[name])
+        elif name == HEAD:
+            yield name, Part(name, factor, rows[WORDS])
         else:
             yield name, Part(STOCK_PREFIX + name, factor)
 

@@ -19,6 +19,8 @@ from .cpm_ant import build
 from .frame import visible_pairs
 
 IGNORED = -100
+# Later releases of transformers call the past keys and values `cache`.
+PAST = next(name for name in ("cache", "past_key_values") if name in CausalLMOutputWithPast.__dataclass_fields__)
 
 
 class SprunecConfig(PretrainedConfig):
@@ -54,6 +56,7 @@ class SprunecForCausalLM(PreTrainedModel, GenerationMixin):
     base_model_prefix = "model"
     main_input_name = "input_ids"
     _supports_sdpa = True
+    supports_gradient_checkpointing = True
 
     def __init__(self, config: SprunecConfig) -> None:
         super().__init__(config)
@@ -68,13 +71,14 @@ class SprunecForCausalLM(PreTrainedModel, GenerationMixin):
         attends = [layer.self_att is not None for layer in blocks]
         # A cache counts the layers that attend: its length is that of the first.
         self.cache_places = [sum(attends[:index]) if own else None for index, own in enumerate(attends)]
+        self.gradient_checkpointing = False  # `gradient_checkpointing_enable` sets it
         self.post_init()
 
     def _init_weights(self, module: Any) -> None:
-        """As the family starts: embeddings of std 0.02, matrices and the bias table of std 1."""
+        """As the family starts: embeddings and a head of its own of std 0.02, matrices and the bias table of std 1."""
         for name, parameter in module.named_parameters(recurse=False):
             if name == "relative_attention_bias" or parameter.dim() > 1:
-                std = 0.02 if hasattr(module, "project") else 1.0
+                std = 0.02 if hasattr(module, "project") or module is self.model.lm_head else 1.0
                 torch.nn.init.normal_(parameter, 0.0, std)
 
     def get_input_embeddings(self) -> Any:
@@ -83,8 +87,22 @@ class SprunecForCausalLM(PreTrainedModel, GenerationMixin):
     def set_input_embeddings(self, value: Any) -> None:
         self.model.input_embedding = value
 
-    def get_output_embeddings(self) -> None:
-        """None of its own: words are projected on the table that they are looked up in."""
+    def get_output_embeddings(self) -> Any:
+        """The head; None where words are projected on the table that they are looked up in."""
+        return self.model.lm_head
+
+    def set_output_embeddings(self, value: Any) -> None:
+        self.model.lm_head = value
+
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> Any:
+        """The table of words, where it has this many; raises NotImplementedError for another number."""
+        count = self.config.vocab_size
+        if new_num_tokens not in (None, count):
+            raise NotImplementedError(
+                f"this model has {count} words and cannot have {new_num_tokens}: its vocabulary is that of the model "
+                "that it was cut from; add words to that one"
+            )
+        return self.get_input_embeddings()
 
     def forward(
         self,
@@ -97,9 +115,10 @@ class SprunecForCausalLM(PreTrainedModel, GenerationMixin):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         logits_to_keep: int = 0,
+        cache: Any = None,
         **kwargs: Any,
     ) -> Any:
-        """All columns, or with `past_key_values` those that it lacks.
+        """All columns, or with `past_key_values`, by either of its names, those that it lacks.
 
         Args:
             input_ids: (B, T) words, with a past too: all so far, not the new ones only.
@@ -107,6 +126,8 @@ class SprunecForCausalLM(PreTrainedModel, GenerationMixin):
             context: (B, T) bool; which words may be seen from anywhere. None: all of them but those that have a label
                 and those behind a past.
             labels: (B, T) words, -100 where none is asked for; a word is predicted from the column before it.
+            use_cache: None: as the config says, but for what has labels. Never while training recomputes activations,
+                unless a past is given; what has one is not recomputed.
             logits_to_keep: how many of the last columns get logits; 0: all.
 
         Returns:
@@ -114,20 +135,22 @@ class SprunecForCausalLM(PreTrainedModel, GenerationMixin):
         """
         keep = self.config.return_dict if return_dict is None else return_dict
         hidden_wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        cached = self.config.use_cache if use_cache is None and labels is None else use_cache
+        past_key_values = past_key_values if cache is None else cache
+        cached = self.config.use_cache and labels is None if use_cache is None else use_cache
+        cached = cached and (past_key_values is not None or not (self.gradient_checkpointing and self.training))
         past = DynamicCache() if cached and past_key_values is None else past_key_values
         begin = 0 if past is None else int(past.get_seq_length())
         columns = self._columns(input_ids, attention_mask, self._context(input_ids, context, labels, begin))
         hidden, states = self._run(columns, past, begin)
         start = self.model.prompt_length if begin == 0 else 0
         hidden = hidden[:, start:]
-        logits = self.model.input_embedding.project(hidden[:, -logits_to_keep:] if logits_to_keep else hidden)
+        logits = self.model.project(hidden[:, -logits_to_keep:] if logits_to_keep else hidden)
         loss = None if labels is None else self._loss(logits, labels)
         output = CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=past if cached else None,
             hidden_states=tuple(state[:, start:] for state in states) if hidden_wanted else None,
+            **{PAST: past if cached else None},
         )
         return output if keep else output.to_tuple()
 
@@ -149,6 +172,9 @@ class SprunecForCausalLM(PreTrainedModel, GenerationMixin):
         return hidden, [*states[:-1], hidden]
 
     def _layer(self, layer: Any, hidden: Tensor, bias: Tensor, past: Any, place: int | None) -> Tensor:
+        if past is None and self.gradient_checkpointing and self.training:
+            recomputed: Tensor = self._gradient_checkpointing_func(layer.__call__, hidden, bias)
+            return recomputed
         if past is None or place is None or layer.self_att is None:
             out: Tensor = layer(hidden, bias)
             return out
@@ -186,7 +212,7 @@ class SprunecForCausalLM(PreTrainedModel, GenerationMixin):
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
         """All words at every step: the prompt's columns and the segments come from them."""
-        names = ("attention_mask", "context", "past_key_values", "use_cache", "logits_to_keep")
+        names = ("attention_mask", "context", "past_key_values", "cache", "use_cache", "logits_to_keep")
         return {"input_ids": input_ids} | {name: kwargs[name] for name in names if kwargs.get(name) is not None}
 
     def _update_model_kwargs_for_generation(self, outputs: Any, model_kwargs: dict[str, Any], **kwargs: Any) -> Any:

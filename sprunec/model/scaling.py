@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from sprunec.model.config import ModelConfig
-from sprunec.model.hf import HEAD, STOCK_PREFIX, WORDS, Part, parts
+from sprunec.model.head import head_and_words
+from sprunec.model.hf import Part, parts
 from sprunec.model.tensors import Tensors
 from sprunec.model.writing import Output
 
@@ -24,11 +25,7 @@ def native_outputs(config: ModelConfig, tensors: Tensors) -> dict[str, Output]:
 
     Weights with a factor in them come out in float32, all of the model's with them: in half precision the way there
     and back would round twice.
-
-    Raises:
-        ValueError: the head is not the table of words, which it is in CPM-Ant.
     """
-    _one_table(config, tensors)
     found = parts(config, tensors)
     dtype = torch.float32 if any(part.factor != 1.0 for part in found.values()) else None
 
@@ -46,12 +43,15 @@ def take(part: Part, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     return scaled(tensor, part.factor, dtype)
 
 
-def _one_table(config: ModelConfig, state: Mapping[str, Tensor]) -> None:
-    """Hugging Face's head is a tensor of its own, and may have been trained apart."""
-    head, words = state.get(HEAD), state.get(STOCK_PREFIX + WORDS)
-    if (
-        head is not None
-        and words is not None
-        and not torch.equal(head[: config.vocab_size], words[: config.vocab_size])
-    ):
-        raise ValueError(f"{HEAD} differs from {STOCK_PREFIX}{WORDS}, and CPM-Ant has one table for both")
+def own_head(config: ModelConfig, tensors: Mapping[str, Tensor]) -> str | None:
+    """The name of a head that does not repeat its rows of words, to the byte; None where all is one table.
+
+    As `has_own_head`, of whatever torch can open.
+    """
+    names = head_and_words(tensors)
+    if names is None:
+        return None
+    count = config.vocab_size * config.dim_model
+    head, words = (tensors[name].flatten()[:count] for name in names)
+    same = head.dtype == words.dtype and torch.equal(head.view(torch.uint8), words.view(torch.uint8))
+    return None if same else names[0]

@@ -23,6 +23,8 @@ def expected_tensors(config: ModelConfig) -> dict[str, Shape]:
         "position_bias.relative_attention_bias": (config.bias_rows, config.num_heads),
         "encoder.output_layernorm.weight": (width,),
     }
+    if not config.tie_word_embeddings:
+        tensors["lm_head.weight"] = (config.vocab_size, width)
     for index in range(config.num_layers):
         tensors.update(_attention(config, index))
         tensors.update(_feed_forward(config, index))

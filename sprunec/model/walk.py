@@ -23,7 +23,7 @@ from sprunec.model.shapes import Shape, misfit
 from sprunec.model.tensors import Tensors
 
 Inputs = Mapping[str, Tensor]
-BIAS, NORM = "position_bias", "encoder.output_layernorm"
+BIAS, NORM, HEAD = "position_bias", "encoder.output_layernorm", "lm_head"
 PROMPTS, SEGMENTS, WORDS = "prompt_embedding", "segment_embedding", "input_embedding"
 MASKS = ("length", "context", "segment", "span")
 HELD_BYTES = 32 * 2**20  # a part of up to so many is kept until it is left
@@ -107,7 +107,7 @@ class Walk:
 
     @property
     def words(self) -> int:
-        """How many the head knows."""
+        """How many there are."""
         return self._tensors.shape(f"{WORDS}.weight")[0]
 
     @property
@@ -185,10 +185,12 @@ class Walk:
     def leave(self, hidden: Tensor, words: range) -> Tensor:
         """The logits (rows, words) of hidden states (rows, D) behind the last block."""
 
-        def some(name: str) -> Tensor:
-            return self._cast(self._tensors.rows(name, words)) if name == f"{WORDS}.weight" else self._weight(name)
+        head = WORDS if self.model.lm_head is None else HEAD
 
-        with _with_parameters(self.model, (NORM, WORDS), some):
+        def some(name: str) -> Tensor:
+            return self._cast(self._tensors.rows(name, words)) if name == f"{head}.weight" else self._weight(name)
+
+        with _with_parameters(self.model, (NORM, head), some):
             return self.model.leave(hidden)[0]
 
     @torch.no_grad()

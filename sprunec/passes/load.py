@@ -18,7 +18,7 @@ from sprunec.model.checkpoint import describe, save_model, save_outputs
 from sprunec.model.config import ModelConfig
 from sprunec.model.cpm_ant import build, initialize
 from sprunec.model.hf import Part, native_shapes, parts
-from sprunec.model.scaling import native_outputs
+from sprunec.model.scaling import native_outputs, own_head
 from sprunec.model.shapes import expected_tensors, misfit
 from sprunec.model.tensors import Tensors, open_tensors
 from sprunec.model.writing import adopt_weights
@@ -57,6 +57,7 @@ def _take(path: Path, config: ModelConfig, out: Path) -> list[str]:
     """Returns what the user should know about the file."""
     tensors, expected = open_tensors(path), expected_tensors(config)
     shapes = native_shapes(config, tensors.shapes())
+    _check_head(path, config, tensors)
     problem = misfit(expected, shapes, exact=False)
     if problem:
         raise InputError.at(path, f"the checkpoint does not fit the config: {problem}", _remedy(shapes))
@@ -64,6 +65,14 @@ def _take(path: Path, config: ModelConfig, out: Path) -> list[str]:
     more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
     _keep(path, config, tensors, out)
     return [f"{path.name} has {extra[0]}{more}, which the config doesn't name: ignored"] if extra else []
+
+
+def _check_head(path: Path, config: ModelConfig, tensors: Tensors) -> None:
+    """A plan finds out by itself whether the head is the embedding, but for files that torch alone can read."""
+    name = own_head(config, tensors) if config.tie_word_embeddings else None
+    if name is not None:
+        message = f"{name} differs from the embedding, and the config ties the two"
+        raise InputError.at(path, message, 'write "tie_word_embeddings": false in the model\'s config')
 
 
 def _remedy(names: Iterable[str]) -> str:
@@ -79,8 +88,4 @@ def _keep(path: Path, config: ModelConfig, tensors: Tensors, out: Path) -> None:
         describe(out, config, config.everything())
         adopt_weights(path, out)
         return
-    try:
-        outputs = native_outputs(config, tensors)
-    except ValueError as error:
-        raise InputError.at(path, str(error), "tie the two, or train them on together") from error
-    save_outputs(out, config, config.everything(), outputs)
+    save_outputs(out, config, config.everything(), native_outputs(config, tensors))

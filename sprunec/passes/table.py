@@ -35,9 +35,9 @@ PASSES: dict[str, PassInfo] = {
     "data": PassInfo("data", 1, (), "data"),
     "load": PassInfo("load", 2, (), "model"),
     "trace": PassInfo("trace", 1, ("model",), "sites"),
-    "train": PassInfo("train", 2, ("model", "data"), "model", optional=("teacher",), trains=True),
-    "finetune": PassInfo("train", 2, ("model", "data"), "model", optional=("teacher",), trains=True),
-    "train-mask": PassInfo("train_mask", 4, ("model", "data"), "gated", optional=("teacher",), trains=True),
+    "train": PassInfo("train", 3, ("model", "data"), "model", optional=("teacher",), trains=True),
+    "finetune": PassInfo("train", 3, ("model", "data"), "model", optional=("teacher",), trains=True),
+    "train-mask": PassInfo("train_mask", 5, ("model", "data"), "gated", optional=("teacher",), trains=True),
     "score-mask": PassInfo("score_mask", 2, ("model",), "scores", optional=("data",)),
     "load-mask": PassInfo("load_mask", 2, ("model", "source"), "masks"),
     "sparsify": PassInfo("sparsify", 1, ("model",), "model"),
@@ -45,7 +45,7 @@ PASSES: dict[str, PassInfo] = {
     "compensate": PassInfo("compensate", 2, ("model", "masks", "data"), "model", optional=("scores",)),
     "rewrite": PassInfo("rewrite", 2, ("model", "masks"), "rewritten", optional=("origin",)),
     "expand": PassInfo("expand", 2, ("model", "source"), "masked", optional=("origin",)),
-    "emit": PassInfo("emit", 3, ("model", "source"), "emitted"),
+    "emit": PassInfo("emit", 4, ("model", "source"), "emitted"),
     "compare-format": PassInfo(
         "compare_format", 2, ("model", "emitted"), "comparison", optional=("data",), fails_alone=True
     ),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
 from sprunec.errors import Diagnostic, InputError
 from sprunec.model.config import ModelConfig
+from sprunec.model.head import head_and_words
 from sprunec.model.headers import read_places
 from sprunec.model.hf import native_shapes
 from sprunec.model.pt_header import Unknown
@@ -26,6 +28,9 @@ def checkpoint_findings(draft: Draft, pointer: str, path: Path, config: ModelCon
         return
     if config is None:
         return
+    # A head may be a copy of the embedding, which `run` finds out; a teacher's config is this one but for the head.
+    tied = head_and_words(places) is None and (config.tie_word_embeddings or pointer != "/model/checkpoint")
+    config = replace(config, tie_word_embeddings=tied)
     found = native_shapes(config, {name: place.shape for name, place in places.items()})
     expected = expected_tensors(config)
     message, hint = _unlike(found, expected)

@@ -12,7 +12,7 @@ from typing import Any
 
 from sprunec.errors import Diagnostic
 from sprunec.model.config import ModelConfig
-from sprunec.model.even import bias_columns, unevenness
+from sprunec.model.even import HEAD_APART, bias_columns, unevenness
 from sprunec.plan.draft import MASKS, Draft, Step
 from sprunec.plan.targets import SIZES
 from sprunec.plan.text import show
@@ -21,7 +21,7 @@ EVEN_FORM = "cpm-live"
 FOLDED = (EVEN_FORM, "huggingface")
 PACKAGES = {"huggingface": ("transformers", "sprunec[hf]")}
 INSIDE = ("head", "dim_head", "dim_ff")
-OTHER_FORMS = 'or emit "sprunec" or "huggingface" instead of "cpm-live"'
+OTHER_FORMS = 'emit "sprunec" or "huggingface" instead of "cpm-live"'
 
 
 def heads_tied(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnostic]:
@@ -55,9 +55,12 @@ def form_fits(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnostic]:
     emits = [step for step in draft.steps if step.name == "emit" and step.options is not None]
     formats = {form for step in emits for form in (step.options or {})["formats"]}
     if EVEN_FORM in formats:
+        if config is not None and not config.tie_word_embeddings:
+            message = f"the form cpm-live can't hold this model: {HEAD_APART}"
+            yield draft.source.find("head-apart", "/model/config", message, OTHER_FORMS)
         if config is not None and unevenness(config):
             message = f"the form cpm-live can't hold this model: {unevenness(config)[0]}"
-            yield draft.source.find("uneven-layers", "/model/config", message, f"even it, {OTHER_FORMS}")
+            yield draft.source.find("uneven-layers", "/model/config", message, f"even it, or {OTHER_FORMS}")
         for step in (each for each in draft.steps if each.name in MASKS and each.options is not None):
             yield from _even(draft, step, step.options or {})
     for step in emits:
@@ -75,13 +78,13 @@ def _even(draft: Draft, step: Step, options: Any) -> Iterator[Diagnostic]:
     message, hint = "", ""
     if size:
         message = f"{size[0]} lets layers keep unlike numbers of {show(inside[0])} units"
-        hint = f"give counts, {OTHER_FORMS}"
+        hint = f"give counts, or {OTHER_FORMS}"
     elif "head" in inside and not options["tie_heads"]:
         message = "each layer keeps heads of its own"
-        hint = f'add "tie_heads": true, {OTHER_FORMS}'
+        hint = f'add "tie_heads": true, or {OTHER_FORMS}'
     elif options["budget"] == "global" and inside != ["head"]:
         message = f'"global" lets layers keep unlike numbers of {show(next(u for u in inside if u != "head"))} units'
-        hint = f'write "budget": "per-layer", {OTHER_FORMS}'
+        hint = f'write "budget": "per-layer", or {OTHER_FORMS}'
     if message:
         message = f"{message}, and the form cpm-live has one width for all"
         yield draft.source.find("uneven-layers", step.pointer, message, hint)

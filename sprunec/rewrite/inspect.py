@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from sprunec.model.cpm_ant import block_kinds, example_inputs
 from sprunec.model.hf import native_shapes
 from sprunec.model.layouts import CONFIG, is_index
 from sprunec.model.origin import origin_words
+from sprunec.model.scaling import own_head
 from sprunec.model.shapes import expected_tensors, guess_config
+from sprunec.model.tensors import open_tensors
 from sprunec.plan.models import read_config
 from sprunec.rewrite.trace import TracedBlock, trace_blocks
 
@@ -33,21 +36,27 @@ def inspect_model(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise InputError.at(path, "there is no such file", "check the path", code="missing-file")
     if is_index(path):
-        return describe(guess_config(read_shapes(path), path))
+        return describe(_with_head(guess_config(read_shapes(path), path), path))
     if path.suffix == ".json" or file_kind(path) in JSON:
         return describe(_config(path))
     told = foreign(path, "a model config or a checkpoint", {"safetensors", "torch", "unknown"}, {"": HINT})
     if told is not None:
         raise told
-    return describe(guess_config(read_shapes(path), path))
+    return describe(_with_head(guess_config(read_shapes(path), path), path))
+
+
+def _with_head(config: ModelConfig, path: Path) -> ModelConfig:
+    """Its head apart from the embedding where the weights have it so."""
+    apart = config.tie_word_embeddings and own_head(config, open_tensors(path)) is not None
+    return replace(config, tie_word_embeddings=False) if apart else config
 
 
 def _directory(path: Path) -> dict[str, Any]:
     """Of weights without a config as much as their shapes tell."""
     shapes = read_shapes(path)
     if not (path / CONFIG).exists():
-        return describe(guess_config(shapes, path))
-    config = _config(path / CONFIG)
+        return describe(_with_head(guess_config(shapes, path), path))
+    config = _with_head(_config(path / CONFIG), path)
     check_shapes(config, native_shapes(config, shapes), path)
     origin = origin_words(path)
     return describe(config) | ({"origin": origin} if origin is not None else {})

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
+from sprunec.errors import FormError
 from sprunec.model.checkpoint import empty_model, fill, open_model_tensors, read_state
 from sprunec.model.config import ModelConfig
-from sprunec.model.even import cpm_live_config
+from sprunec.model.even import HEAD_APART, cpm_live_config
 from sprunec.model.frame import CPMAnt
 from sprunec.model.writing import check_room, save_pt
 from sprunec.passes.bench import config_of
@@ -21,8 +22,10 @@ WEIGHTS, CONFIG = "model.pt", "config.json"
 
 
 def write(job: Job, directory: Path) -> dict[str, Any]:
-    """Raises FormError where the layers differ, which one config cannot say."""
+    """Raises FormError where the layers differ, or the head is no embedding, which one config cannot say."""
     config, state = config_of(job), open_model_tensors(job.inputs["model"])
+    if not config.tie_word_embeddings:
+        raise FormError(f"the form cpm-live cannot hold this model: {HEAD_APART}")
     even, dtype = even_of(config, "cpm-live"), stored_dtype(state, job.options["dtype"])
     directory.mkdir()
     document = cpm_live_config(even, half=dtype == torch.float16)

@@ -48,7 +48,10 @@ def write(job: Job, directory: Path) -> dict[str, Any]:
         outputs = folded(config, state, job.options["dtype"], plain_linears=True)
         write_outputs(dict(_stock_tensors(outputs, job.options["transformers"])), directory)
         document = {"architectures": ["CpmAntForCausalLM"], "model_type": hf.STOCK}
-        document |= hf.stock_keys(even_config(config)) | {"pad_token_id": 0}
+        # From release 5 on their class has two tables in any case, and tools ask the config whether it does.
+        tied = config.tie_word_embeddings and job.options["transformers"] < 5
+        document |= hf.stock_keys(even_config(config)) | {"tie_word_embeddings": tied}
+        document["pad_token_id"] = 0
     word = str(dtype).removeprefix("torch.")
     marks = _tokenizer(job, directory)
     document |= marks | {"dtype": word, "torch_dtype": word}
@@ -76,12 +79,14 @@ def _own_config(config: ModelConfig, task: int) -> dict[str, Any]:
 
 
 def _stock_tensors(outputs: Mapping[str, Output], transformers: int) -> Iterator[tuple[str, Output]]:
-    """By their names; from release 5 on the head is a tensor of its own, before it is the whole table."""
+    """By their names; from release 5 on the head is a tensor of its own, before it has the prompts' rows too."""
     for name, output in outputs.items():
         if name == hf.WORDS:
             yield hf.STOCK_PREFIX + name, _stacked(output, outputs[hf.PROMPTS])
-            if transformers >= 5:
+            if transformers >= 5 and hf.HEAD not in outputs:
                 yield hf.HEAD, output
+        elif name == hf.HEAD:
+            yield name, output if transformers >= 5 else _stacked(output, outputs[hf.PROMPTS])
         elif name != hf.PROMPTS:
             yield hf.STOCK_PREFIX + name, output
 

@@ -1,0 +1,36 @@
+"""Find out, before anything is planned, whether a model's head is a tensor of its own: its checkpoint says so."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from sprunec.errors import Diagnostic, InputError
+from sprunec.model.config import ModelConfig
+from sprunec.model.even import HEAD_APART
+from sprunec.model.head import has_own_head
+from sprunec.plan.forms import EVEN_FORM, OTHER_FORMS
+from sprunec.plan.plan import Plan
+
+
+def with_own_head(plan: Plan) -> Plan:
+    """The plan, its model's head apart from the embedding where the config or the checkpoint has it so.
+
+    Raises:
+        InputError: the plan ends in a form that cannot hold such a head.
+    """
+    model = plan.model
+    if model.config.tie_word_embeddings and model.checkpoint and has_own_head(model.config, model.checkpoint):
+        plan = replace(plan, model=replace(model, config=replace(model.config, tie_word_embeddings=False)))
+        emits = [spec for spec in plan.passes if spec.name == "emit" and EVEN_FORM in spec.options["formats"]]
+        for spec in emits:
+            message = f"the form cpm-live can't hold {model.checkpoint}: {HEAD_APART}"
+            file, pointer = str(plan.file or plan.name), f"{spec.pointer}/formats"
+            raise InputError(Diagnostic("head-apart", message, OTHER_FORMS, file=file, pointer=pointer))
+    return plan
+
+
+def teacher_config(config: ModelConfig, checkpoint: Path) -> ModelConfig:
+    """The config of a teacher in the plan's shape; its head is tied or not by its own file."""
+    own = has_own_head(config, checkpoint)
+    return config if own is None else replace(config, tie_word_embeddings=not own)

@@ -1,0 +1,60 @@
+"""Whether a checkpoint's head repeats its embedding, by their bytes in the file; needs no torch.
+
+CPM-Ant projects on the table that it looks words up in. Hugging Face's class, and whoever trains the two apart, keeps
+the head as a tensor of its own. That decides what a model weighs, so it must be known before anything is planned.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from pathlib import Path
+from typing import NoReturn
+
+from sprunec.errors import InputError
+from sprunec.model.config import ModelConfig
+from sprunec.model.headers import read_places
+from sprunec.model.hf import HEAD, OWN_PREFIX, STOCK_PREFIX, WORDS
+from sprunec.model.pt_header import Unknown
+from sprunec.model.stored import SIZES, Stored
+
+CHUNK_BYTES = 4 * 2**20
+
+
+def head_and_words(names: Collection[str]) -> tuple[str, str] | None:
+    """The names of a file's head and of its table of words; None where it has no head."""
+    pairs = [(HEAD, STOCK_PREFIX + WORDS), (OWN_PREFIX + HEAD, OWN_PREFIX + WORDS), (HEAD, WORDS)]
+    return next((pair for pair in pairs if all(name in names for name in pair)), None)
+
+
+def has_own_head(config: ModelConfig, path: Path) -> bool | None:
+    """Whether a checkpoint has a head that differs from its rows of words.
+
+    Both have the same factor in them, whatever the form. None: this cannot read the file; loading it tells why.
+    """
+    try:
+        places = read_places(path, _only_torch)
+    except (InputError, Unknown, OSError):
+        return None
+    names = head_and_words(places)
+    return names is not None and not _same_rows(places[names[0]], places[names[1]], config.vocab_size)
+
+
+def _only_torch(path: Path) -> NoReturn:
+    raise Unknown(str(path))
+
+
+def _same_rows(head: Stored, words: Stored, rows: int) -> bool:
+    """Whether the first rows of two tables are the same bytes; what cannot be compared so differs."""
+    if min(head.shape[:1], words.shape[:1]) < (rows,) or head.shape[1:] != words.shape[1:] or head.dtype != words.dtype:
+        return False
+    if (head.file, head.start, head.strides) == (words.file, words.start, words.strides):
+        return True
+    if head.strides is not None or words.strides is not None or head.dtype not in SIZES:
+        return False
+    size = rows * math.prod(head.shape[1:]) * SIZES[head.dtype]
+    with head.file.open("rb") as one, words.file.open("rb") as other:
+        one.seek(head.start)
+        other.seek(words.start)
+        chunks = (min(CHUNK_BYTES, size - done) for done in range(0, size, CHUNK_BYTES))
+        return all(one.read(chunk) == other.read(chunk) for chunk in chunks)
