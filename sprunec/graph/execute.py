@@ -83,12 +83,15 @@ def execute(
 def _check_ready(graph: Graph, team: Team | None) -> str:
     """The device that `auto` means here; raises for what would stop the run later."""
     from sprunec.engines.device import Place
+    from sprunec.masks.forms import check_sheets
     from sprunec.passes.bench import check_engine
 
     for node in graph.nodes:
         for path in (path for paths in node.files.values() for path in paths):
             if not path.exists():
                 raise InputError.at(path, "there is no such file", "give its path in the plan", code="missing-file")
+        if node.pass_ == "load-mask":
+            check_sheets(node.files["paths"])
     device = graph.device
     if team is not None:
         from sprunec.engines.team import here

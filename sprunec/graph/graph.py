@@ -139,17 +139,30 @@ def file_digest(path: Path) -> str:
         return hashlib.sha256(joined.encode()).hexdigest()
     if not path.is_file():
         return MISSING
-    status = path.stat()
-    about = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
-    if about in _KNOWN:
-        return _KNOWN[about]
+    known = known_digest(path)
+    if known is not None:
+        return known
     with naming(path), path.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    if status.st_size >= WORTH_KNOWING:
-        _KNOWN[about] = digest
+    remember_digest(path, digest)
     return digest
 
 
 # A checkpoint is named by the plan, linked by artifacts and verified in the store: it is read once in a process.
 WORTH_KNOWING = 64 * 2**20
 _KNOWN: dict[tuple[int, ...], str] = {}
+
+
+def known_digest(path: Path) -> str | None:
+    """The sha256 of a large file that has been read already, and has not changed since."""
+    return _KNOWN.get(_identity(path))
+
+
+def remember_digest(path: Path, digest: str) -> None:
+    if path.stat().st_size >= WORTH_KNOWING:
+        _KNOWN[_identity(path)] = digest
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    status = path.stat()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

@@ -68,8 +68,11 @@ class Sheet:
             InputError: there is anything but 0 and 1.
         """
         values = self.values.detach().reshape(self.rows, self.columns)
-        if not torch.isin(values.float(), torch.tensor([0.0, 1.0])).all():
-            message = f"{self.key} holds values other than 0 and 1"
+        soft = (~torch.isin(values.float(), torch.tensor([0.0, 1.0]))).nonzero()
+        if len(soft):
+            row, column = soft[0].tolist()
+            first = f"{float(values[row, column]):g} in row {row}, column {column}"
+            message = f"{self.key} holds {len(soft):,} values other than 0 and 1, the first {first}"
             raise InputError.at(self.path, message, "binarize the mask first")
         return values.bool()
 
@@ -91,6 +94,13 @@ def read_sheets(path: Path) -> list[Sheet]:
     if not isinstance(content, Mapping) or not content:
         raise InputError.at(path, f"is no mask file: it holds {_kind(content)}", KNOWN)
     return _tensors(path, content)
+
+
+def check_sheets(paths: Iterable[Path]) -> None:
+    """Raises InputError for a file that holds no masks, or one that is not 0 and 1 throughout."""
+    for sheet in (sheet for path in paths for sheet in read_sheets(path)):
+        if sheet.rows:
+            sheet.kept()
 
 
 def _load(path: Path) -> Any:

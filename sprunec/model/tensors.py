@@ -147,11 +147,22 @@ def _in_torch(path: Path) -> Mapping[str, Tensor]:
     except Exception as error:  # damaged bytes may fail anywhere in the reader
         raise unreadable(path, reason(error)) from error
     if isinstance(state, dict) and all(isinstance(tensor, Tensor) for tensor in state.values()):
+        _check_finite(path, state)
         return state
     inner = [key for key, value in state.items() if isinstance(value, dict)] if isinstance(state, dict) else []
     what = f"; {inner[0]!r} in it may be one" if inner else ""
     message = f"is no state dict: it must map names to tensors{what}"
     raise InputError.at(path, message, "save model.state_dict()")
+
+
+def _check_finite(path: Path, state: Mapping[str, Tensor]) -> None:
+    """What lies where a header says is looked at while it is hashed; this is for what only torch can read."""
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not tensor.is_meta:
+            bad = (~torch.isfinite(tensor.to_dense() if tensor.is_sparse else tensor)).nonzero()
+            if len(bad):
+                message = f"{name} has {len(bad):,} numbers that are not finite, the first at {bad[0].tolist()}"
+                raise InputError.at(path, message, "mend the file, or save it again", code="not-finite")
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

@@ -167,8 +167,8 @@ def stretched(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> tor
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"heads_z": torch.full((2, 4), 0.5)}, "heads_z holds values other than 0 and 1"),
-        ({"heads_z": torch.full((2, 4), float("nan"))}, "heads_z holds values other than 0 and 1"),
+        ({"heads_z": torch.full((2, 4), 0.5)}, "values other than 0 and 1, the first"),
+        ({"heads_z": torch.full((2, 4), float("nan"))}, "values other than 0 and 1, the first"),
         ({"heads_z": stretched((2, 2**45))}, f"a tensor claims {2**46:,} entries, and the file has fewer"),
         ({"heads_z": stretched((2**45, 4))}, f"a tensor claims {2**47:,} entries, and the file has fewer"),
         ({"ffn_layer_z": stretched((2**45,))}, f"a tensor claims {2**45:,} entries, and the file has fewer"),

@@ -1,0 +1,122 @@
+"""What identifies the weights that a plan names, refused where a number in them is not finite.
+
+A NaN cannot be cut away: the masked model multiplies it by 0, which is NaN again, so nothing could be compared.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from sprunec.errors import Diagnostic, InputError
+from sprunec.graph.graph import file_digest, known_digest, remember_digest
+from sprunec.model.finite import MOST_PLACES, NonFinite, read_weights
+from sprunec.model.headers import read_places
+from sprunec.model.hf import parts
+from sprunec.model.layouts import checkpoint_files
+from sprunec.model.stored import Stored
+from sprunec.plan.plan import Plan
+
+MOST_TOLD = 5
+MENDED = "mend the file, or save it again where it was still well"
+NO_CUT = "no cut can remove it, since 0 times NaN is NaN"
+NO_MASK = "a mask holds 0 and 1"
+CUT_AWAY = f"all of it lies in what this plan cuts away, and is refused all the same: {NO_CUT}"
+
+
+def masks_digest(path: Path) -> str:
+    """As `weights_digest`, of a file of masks."""
+    return weights_digest(path, lambda found: NO_MASK)
+
+
+def weights_digest(path: Path, about: Callable[[Sequence[NonFinite]], str] = lambda found: NO_CUT) -> str:
+    """sha256 of all files of a checkpoint; `MISSING` if one is not there.
+
+    Args:
+        about: what else to say of numbers that are not finite.
+
+    Raises:
+        InputError: it holds NaN or infinity; says where.
+    """
+    files = checkpoint_files(path)
+    if not all(file.is_file() for file in files):
+        return file_digest(path)
+    places = _places(path)
+    digests, found = {}, list[NonFinite]()
+    for file in files:
+        digests[file], more = _read(file, {name: place for name, place in places.items() if place.file == file})
+        found += more
+    if found:
+        raise InputError(*_told(found, about(found)))
+    if not path.is_dir():
+        return digests[files[0]]
+    joined = "\n".join(f"{file.name} {digest}" for file, digest in digests.items())
+    return hashlib.sha256(joined.encode()).hexdigest()
+
+
+def _places(path: Path) -> dict[str, Stored]:
+    """Where its tensors lie; nothing where that cannot be told: who loads it tells what is wrong with it."""
+    try:
+        return read_places(path, lambda file: {})
+    except (InputError, OSError):
+        return {}
+
+
+def _read(file: Path, places: dict[str, Stored]) -> tuple[str, list[NonFinite]]:
+    known = known_digest(file)
+    if known is not None:
+        return known, []
+    digest, found = read_weights(file, places)
+    if not found:
+        remember_digest(file, digest)
+    return digest, found
+
+
+def _told(found: Sequence[NonFinite], about: str) -> list[Diagnostic]:
+    told = [Diagnostic("not-finite", str(each), f"{MENDED}; {about}", file=str(each.file)) for each in found]
+    rest = len(told) - MOST_TOLD
+    if rest > 0:
+        last = told[MOST_TOLD - 1]
+        told[MOST_TOLD - 1 :] = [replace(last, message=f"{last.message}; {rest} more tensors have some")]
+    return told
+
+
+def about_model(plan: Plan) -> Callable[[Sequence[NonFinite]], str]:
+    """What to say of the plan's own model: where its masks come from files, it is known what they cut away."""
+    return lambda found: CUT_AWAY if _is_cut_away(plan, found) else NO_CUT
+
+
+def _is_cut_away(plan: Plan, found: Sequence[NonFinite]) -> bool:
+    """Whether no number of these is in what is left once every mask of the plan has been applied."""
+    masks = [spec for spec in plan.passes if spec.name == "load-mask"]
+    others = any("unit" in spec.options or "steps" in spec.options for spec in plan.passes)
+    if not masks or others or any(each.count > MOST_PLACES for each in found):
+        return False
+    from sprunec.masks.matching import read_masks
+    from sprunec.model.config import local
+    from sprunec.passes.bench import traced_shape
+    from sprunec.rewrite.recipe import make_recipe
+
+    config = plan.model.config
+    whole = kept = config.everything()
+    try:
+        for spec in masks:
+            kept = read_masks(spec.options["path"], whole, kept).kept
+    except InputError:
+        return False
+    recipe = make_recipe(
+        traced_shape(config), [local(before, after) for before, after in zip(whole, kept, strict=True)]
+    )
+    own_names = {part.name: name for name, part in parts(config, [each.tensor for each in found]).items()}
+    return all(_is_out(recipe.slices, recipe.removed, own_names.get(each.tensor, ""), each) for each in found)
+
+
+def _is_out(
+    slices: Mapping[str, Mapping[int, Sequence[int]]], removed: Sequence[str], name: str, found: NonFinite
+) -> bool:
+    if name in removed:
+        return True
+    kept = {dim: set(indices) for dim, indices in slices.get(name, {}).items()}
+    return all(any(int(place[dim]) not in kept[dim] for dim in kept) for place in found.places)
