@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import os
 import re
 import zipfile
 from collections.abc import Collection, Mapping
@@ -167,7 +168,7 @@ def binary_kind(path: Path) -> str | None:
     Raises:
         OSError: it cannot be read.
     """
-    if path.is_dir():
+    if os.path.isdir(path):
         return "folder"
     size = path.stat().st_size
     with path.open("rb") as stream:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -101,9 +102,9 @@ def foreign_text(path: Path, wanted: str, fine: Collection[str], hints: Hints = 
 
 
 def _check_kind(path: Path, wanted: str, fine: Collection[str], hints: Hints) -> None:
-    if not path.exists():
+    if not os.path.exists(path):
         raise InputError.at(path, "there is no such file", "check the path", code="missing-file")
-    if path.is_dir():
+    if os.path.isdir(path):
         raise InputError.at(path, "this is a folder", "name the file in it", code="not-a-file")
     told = foreign_text(path, wanted, fine, hints)
     if told is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
@@ -32,7 +33,7 @@ def read_places(path: Path, otherwise: Callable[[Path], Mapping[str, T]]) -> dic
 
 
 def _places_in(file: Path, otherwise: Callable[[Path], Mapping[str, T]]) -> Mapping[str, Stored | T]:
-    if not file.exists():
+    if not os.path.exists(file):
         raise InputError.at(file, "there is no such file", "give the path of a checkpoint", code="missing-file")
     check_kind(file)
     try:

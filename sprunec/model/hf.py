@@ -13,6 +13,7 @@ from typing import Any
 
 from sprunec.model.config import ModelConfig
 from sprunec.model.even import unevenness
+from sprunec.model.families import type_family
 from sprunec.model.shapes import Shape, expected_tensors
 
 STOCK, OWN = "cpmant", "sprunec-cpm-ant"
@@ -69,7 +70,8 @@ def native_keys(data: Mapping[str, Any]) -> dict[str, Any]:
     if kind == STOCK or (kind is None and classes and all(str(name).startswith("CpmAnt") for name in classes)):
         found = {ours: data.get(theirs, default) for ours, (theirs, default) in KEYS.items()}
         return found | ({"dropout_p": data["dropout_p"]} if data.get("dropout_p") else {})
-    raise ValueError(f"it describes {kind or ', '.join(map(str, classes)) or 'no model type'}, not {STOCK}")
+    name = type_family(kind) or str(kind or ", ".join(map(str, classes)) or "no known model")
+    raise ValueError(f"this is {name}'s config")
 
 
 def stock_keys(config: ModelConfig) -> dict[str, Any]:

@@ -34,8 +34,8 @@ def weight_files(path: Path) -> list[Path]:
     Raises:
         InputError: a directory has no weights, or several; an index is none, or names files that are not there.
     """
-    file = _weights_in(path) if path.is_dir() else path
-    return [file, *_shards(file)] if is_index(file) and file.exists() else [file]
+    file = _weights_in(path) if os.path.isdir(path) else path
+    return [file, *_shards(file)] if is_index(file) and os.path.exists(file) else [file]
 
 
 def checkpoint_files(path: Path) -> tuple[Path, ...]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sprunec.errors import InputError
 from sprunec.model.config import ModelConfig
+from sprunec.model.families import TODAY, remedy, tensor_family
 from sprunec.model.stored import Shape as Shape
 from sprunec.model.stored import read_safetensors
 
@@ -69,7 +70,11 @@ def guess_config(shapes: Mapping[str, Shape], path: str | Path) -> ModelConfig:
         if layers > MOST_LAYERS:  # a name is a few bytes, whatever number is in it
             raise ValueError(f"layer {layers - 1}")
     except (KeyError, ValueError, IndexError) as error:
-        raise _no_model(path, f"it is no CPM-Ant checkpoint: {error} is not as CPM-Live names it") from None
+        foreign = tensor_family(shapes)
+        if foreign is not None:
+            raise _no_model(path, f"these are {foreign[0]}'s tensors ({foreign[1]})", TODAY) from None
+        what = f"it has no {error.args[0]}" if isinstance(error, KeyError) else "its shapes do not belong together"
+        raise _no_model(path, f"this is no CPM-Ant checkpoint: {what}", remedy(shapes)) from None
     length = 32 if prompts % 32 == 0 else prompts
     present = [(f"encoder.layers.{i}.self_att.", f"encoder.layers.{i}.ffn.") for i in range(layers)]
     config = ModelConfig.from_dict(
@@ -89,7 +94,8 @@ def guess_config(shapes: Mapping[str, Shape], path: str | Path) -> ModelConfig:
     )
     for name, shape in expected_tensors(config).items():
         if shapes.get(name) != shape:
-            raise _no_model(path, f"{name} is {shapes.get(name)}, not {shape}; inspect the config that belongs to it")
+            message = f"{name} is {shapes.get(name, 'missing')}, by the other tensors it is {shape}"
+            raise _no_model(path, message, "inspect the directory of a config and its weights")
     return config
 
 
@@ -119,6 +125,5 @@ def misfit(wanted: Mapping[str, Shape], given: Mapping[str, Shape], *, exact: bo
     return "; ".join(problems)
 
 
-def _no_model(path: str | Path, why: str) -> InputError:
-    hint = "give a checkpoint with CPM-Live's names, or a directory with a config.json"
+def _no_model(path: str | Path, why: str, hint: str) -> InputError:
     return InputError.at(path, why, hint, code="bad-checkpoint")

@@ -80,6 +80,11 @@ class Tensors(Mapping[str, Tensor]):
     def shapes(self) -> dict[str, Shape]:
         return {name: self.shape(name) for name in self._places}
 
+    @property
+    def from_headers(self) -> bool:
+        """Whether the files' headers told of all of them: what only torch can read is in memory."""
+        return not any(isinstance(place, Tensor) for place in self._places.values())
+
     def only(self, names: Iterable[str]) -> Tensors:
         """Those of `names` that are here."""
         return Tensors({name: self._places[name] for name in names if name in self._places})

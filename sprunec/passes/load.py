@@ -7,7 +7,6 @@ Hugging Face's checkpoints the weights are multiplied back by the roots that are
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,12 @@ from sprunec.errors import InputError, PassError
 from sprunec.model.checkpoint import describe, save_model, save_outputs
 from sprunec.model.config import ModelConfig
 from sprunec.model.cpm_ant import build, initialize
+from sprunec.model.families import TODAY, remedy, tensor_family
 from sprunec.model.hf import Part, native_shapes, parts
 from sprunec.model.scaling import native_outputs, own_head
 from sprunec.model.shapes import expected_tensors, misfit
 from sprunec.model.tensors import Tensors, open_tensors
+from sprunec.model.unused import refusal, unused_tensors
 from sprunec.model.writing import adopt_weights
 from sprunec.passes.job import Job
 
@@ -60,7 +61,14 @@ def _take(path: Path, config: ModelConfig, out: Path) -> list[str]:
     _check_head(path, config, tensors)
     problem = misfit(expected, shapes, exact=False)
     if problem:
-        raise InputError.at(path, f"the checkpoint does not fit the config: {problem}", _remedy(shapes))
+        foreign = tensor_family(tensors)
+        message = f"these are {foreign[0]}'s tensors ({foreign[1]}), and " if foreign else ""
+        hint = TODAY if foreign else remedy(shapes)
+        raise InputError.at(path, f"{message}the checkpoint does not fit the config: {problem}", hint)
+    if not tensors.from_headers:  # else the plan has been held against the headers, and knows what to ignore
+        refused = unused_tensors(expected, shapes, lambda name: not tensors.dtype(name).is_floating_point).refused
+        if refused:
+            raise InputError.at(path, *refusal(refused), code="checkpoint-extra")
     extra = sorted(shapes.keys() - expected.keys())
     more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
     _keep(path, config, tensors, out)
@@ -73,14 +81,6 @@ def _check_head(path: Path, config: ModelConfig, tensors: Tensors) -> None:
     if name is not None:
         message = f"{name} differs from the embedding, and the config ties the two"
         raise InputError.at(path, message, 'write "tie_word_embeddings": false in the model\'s config')
-
-
-def _remedy(names: Iterable[str]) -> str:
-    """Wrappers of models put a word of their own before every name."""
-    first = {name.partition(".")[0] for name in names}
-    if len(first) == 1 and first <= {"module", "model", "_orig_mod"}:
-        return f'every name begins with "{first.pop()}.": save it without that word'
-    return "give the checkpoint's own config"
 
 
 def _keep(path: Path, config: ModelConfig, tensors: Tensors, out: Path) -> None:

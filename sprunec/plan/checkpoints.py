@@ -2,44 +2,94 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
 from sprunec.errors import Diagnostic, InputError
 from sprunec.model.config import ModelConfig
+from sprunec.model.families import TODAY, remedy, tensor_family
 from sprunec.model.head import head_and_words
 from sprunec.model.headers import read_places
-from sprunec.model.hf import native_shapes
+from sprunec.model.hf import HEAD, native_shapes
 from sprunec.model.pt_header import Unknown
 from sprunec.model.shapes import Shape, expected_tensors
+from sprunec.model.stored import Stored
+from sprunec.model.unused import INTEGERS, Unused, listed, refusal, unused_tensors
 from sprunec.plan.draft import Draft
+from sprunec.plan.text import show
 
 
 def checkpoint_findings(draft: Draft, pointer: str, path: Path, config: ModelConfig | None) -> Iterator[Diagnostic]:
     """What is wrong with its files, and with its tensors beside the config; what only torch can read is left to it."""
     try:
-        places = read_places(path, _only_torch)
+        places = _read(path)
     except InputError as error:
         yield from retold(draft, pointer, error)
         return
-    except Unknown:
-        return
-    if config is None:
+    if places is None or config is None:
         return
     # A head may be a copy of the embedding, which `run` finds out; a teacher's config is this one but for the head.
     tied = head_and_words(places) is None and (config.tie_word_embeddings or pointer != "/model/checkpoint")
     config = replace(config, tie_word_embeddings=tied)
-    found = native_shapes(config, {name: place.shape for name, place in places.items()})
-    expected = expected_tensors(config)
-    message, hint = _unlike(found, expected)
+    found, expected = native_shapes(config, shapes_of(places)), expected_tensors(config)
+    message, hint = _unlike(found, expected, places)
     if message:
         yield draft.source.find("checkpoint-mismatch", pointer, f"{path}: {message}", hint)
-    extra = [name for name in found if name not in expected]
-    if extra and not message:
-        text = f"{path} has tensors that the config doesn't name: {_first(extra)}"
-        yield draft.source.warn("checkpoint-extra", pointer, text, "they are ignored")
+        return
+    unused = _unused(places, config, ignore_patterns(draft))
+    if unused.refused:
+        message, hint = refusal(unused.refused)
+        yield draft.source.find("checkpoint-extra", pointer, f"{path}: {message}", hint)
+    if unused.ignored:
+        text = f"{path}: ignored as ignore_tensors asks: {listed(unused.ignored)}"
+        yield draft.source.warn("tensors-ignored", pointer, text)
+    if HEAD in found and HEAD not in expected:
+        yield draft.source.warn("checkpoint-extra", pointer, f"{path} has {HEAD}, which the config doesn't name")
+
+
+def idle_patterns(draft: Draft, paths: Collection[Path], config: ModelConfig | None) -> Iterator[Diagnostic]:
+    """Patterns of `ignore_tensors` that no checkpoint of the plan has a tensor for."""
+    patterns = ignore_patterns(draft)
+    if not patterns or config is None or not all(os.path.exists(path) for path in paths):
+        return
+    matched: set[str] = set()
+    for path in paths:
+        try:
+            places = _read(path)
+        except InputError:
+            return
+        if places is None:
+            return
+        matched |= _unused(places, config, patterns).matched
+    for index, pattern in enumerate(patterns):
+        if pattern not in matched:
+            message = f"{show(pattern)} is the name of no tensor that is left over"
+            hint = "remove it" if paths else "remove it: the plan names no checkpoint"
+            yield draft.source.warn("matches-nothing", f"/model/ignore_tensors/{index}", message, hint)
+
+
+def ignore_patterns(draft: Draft) -> tuple[str, ...]:
+    return tuple(draft.section("model").get("ignore_tensors", ()))
+
+
+def shapes_of(places: Mapping[str, Stored]) -> dict[str, Shape]:
+    return {name: place.shape for name, place in places.items()}
+
+
+def _unused(places: Mapping[str, Stored], config: ModelConfig, patterns: tuple[str, ...]) -> Unused:
+    found = native_shapes(config, shapes_of(places))
+    return unused_tensors(expected_tensors(config), found, lambda name: places[name].dtype in INTEGERS, patterns)
+
+
+def _read(path: Path) -> Mapping[str, Stored] | None:
+    """None where only torch can tell."""
+    try:
+        return read_places(path, _only_torch)
+    except Unknown:
+        return None
 
 
 def retold(draft: Draft, pointer: str, error: InputError) -> Iterator[Diagnostic]:
@@ -52,7 +102,7 @@ def _only_torch(path: Path) -> NoReturn:
     raise Unknown(str(path))
 
 
-def _unlike(found: Mapping[str, Shape], expected: Mapping[str, Shape]) -> tuple[str, str]:
+def _unlike(found: Mapping[str, Shape], expected: Mapping[str, Shape], names: Collection[str]) -> tuple[str, str]:
     """What the file lacks or has in another shape, and what to do; empty when it fits."""
     missing = [name for name in expected if name not in found]
     other = [name for name in expected if name in found and found[name] != expected[name]]
@@ -61,7 +111,11 @@ def _unlike(found: Mapping[str, Shape], expected: Mapping[str, Shape]) -> tuple[
         more = f" ({len(other) - 1} more differ)" if len(other) > 1 else ""
         message = f"{name} is {list(found[name])} and the config says {list(expected[name])}{more}"
         return message, "give the checkpoint's own config"
-    return (f"no tensor {_first(missing)}", "give the checkpoint's own config") if missing else ("", "")
+    if not missing:
+        return "", ""
+    foreign = tensor_family(names)
+    whose = f"these are {foreign[0]}'s tensors ({foreign[1]}), with " if foreign else ""
+    return f"{whose}no tensor {_first(missing)}", TODAY if foreign else remedy(found)
 
 
 def _first(names: list[str]) -> str:

@@ -25,11 +25,11 @@ def open_directory(source: Source, draft: Draft) -> tuple[Source, list[Diagnosti
     if not isinstance(written, str) or not draft.sound("/model"):
         return source, []
     directory = draft.folder / written
-    if place == CONFIG_PLACE and not directory.is_dir():
+    if place == CONFIG_PLACE and not os.path.isdir(directory):
         return source, []
-    if not directory.is_dir():
+    if not os.path.isdir(directory):
         return source, [_no_directory(source, str(directory), os.path.exists(directory))]
-    if not (directory / CONFIG).is_file():
+    if not os.path.isfile(directory / CONFIG):
         message = f"the directory {directory} has no {CONFIG}"
         return source, [
             source.find("missing-file", place, message, "name the directory that has one, or the file itself")

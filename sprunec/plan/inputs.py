@@ -12,10 +12,10 @@ from sprunec.data.sets import DEFAULT_BLOCK, set_files
 from sprunec.errors import Diagnostic, InputError
 from sprunec.file_kinds import SAVED, TEXT, foreign
 from sprunec.model.config import ModelConfig
-from sprunec.plan.checkpoints import checkpoint_findings, retold
+from sprunec.plan.checkpoints import checkpoint_findings, idle_patterns, retold
 from sprunec.plan.draft import Draft, as_list
 from sprunec.plan.forms import package_findings
-from sprunec.plan.models import inline_config, read_config
+from sprunec.plan.models import foreign_family, inline_config, read_config
 from sprunec.text_files import ANY_TEXT, foreign_text
 
 MASK_HINTS = {"": "give a mask file as BMCook, or save_mask of a pass, writes it"}
@@ -29,6 +29,8 @@ def model_config(draft: Draft, *, incomplete: bool = False) -> tuple[ModelConfig
     """
     section = draft.source.value.get("model")
     written = section.get("config") if isinstance(section, dict) else None
+    if isinstance(written, dict) and (stranger := foreign_family(draft.source, "/model/config", written)):
+        return None, [stranger]
     if not draft.sound("/model/config") or not draft.sound("/model/path") or not isinstance(written, str | dict):
         return None, []
     if isinstance(written, dict):
@@ -52,6 +54,8 @@ def _where(draft: Draft) -> str:
 def input_findings(draft: Draft, config: ModelConfig | None, strict: bool) -> Iterator[Diagnostic]:
     """What is wrong with checkpoint, data, masks and packages; a missing one is a warning unless `strict`."""
     yield from package_findings(draft, strict)
+    checkpoints = [path for _, path, what in named_files(draft) if what == "checkpoint"]
+    yield from idle_patterns(draft, checkpoints, config)
     for pointer, path, what in named_files(draft):
         if pointer in draft.source.assumed and not strict:
             continue  # that nobody has given it has been told

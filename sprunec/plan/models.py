@@ -10,11 +10,12 @@ from typing import Any
 from sprunec.errors import Diagnostic, InputError
 from sprunec.file_kinds import foreign
 from sprunec.model.config import ModelConfig
+from sprunec.model.families import TODAY, config_family
 from sprunec.model.hf import STOCK, is_huggingface, native_keys
 from sprunec.plan.explain import schema_findings
 from sprunec.plan.schema import properties
 from sprunec.plan.source import Source, read_source
-from sprunec.plan.text import show
+from sprunec.plan.text import escape, show
 
 CONFIG, CONFIG_HINT = "a model config", "give the config.json that belongs to the weights"
 # Keys of CPM-Live's older files, with the one value that this family has; None: it says nothing about the model.
@@ -49,14 +50,27 @@ def read_native(path: str) -> Source:
     told = foreign(Path(path), CONFIG, {"text", "config", "json"}, {"": CONFIG_HINT})
     if told is not None:
         raise told
-    if not is_huggingface(source.value):
-        return source
-    try:
-        return replace(source, value=native_keys(source.value))
-    except ValueError as error:
-        message = f"this is a Hugging Face config, and {error}"
-        hint = f'give one with "model_type": "{STOCK}", or write it in CPM-Live\'s keys'
-        raise InputError(source.find("foreign-config", "/model_type", message, hint)) from None
+    stranger = foreign_family(source, "", source.value)
+    if stranger is not None:
+        raise InputError(stranger)
+    return replace(source, value=native_keys(source.value)) if is_huggingface(source.value) else source
+
+
+def foreign_family(source: Source, prefix: str, value: Mapping[str, Any]) -> Diagnostic | None:
+    """A config of another family, refused by name; keys that nobody knows are none."""
+    if is_huggingface(value):
+        try:
+            native_keys(value)
+        except ValueError as error:
+            hint = f'{TODAY}, whose Hugging Face configs have "model_type": "{STOCK}"'
+            return source.find("foreign-config", f"{prefix}/model_type", str(error), hint)
+        return None
+    found = config_family(value)
+    if found is None:
+        return None
+    name, key = found
+    has = f"it has {key}" if isinstance(value[key], dict | list) else f"its {key} is {show(value[key])}"
+    return source.find("foreign-config", f"{prefix}/{escape(key)}", f"this is {name}'s config: {has}", TODAY, key=True)
 
 
 def inline_config(source: Source, prefix: str, value: Any) -> tuple[ModelConfig | None, list[Diagnostic]]:

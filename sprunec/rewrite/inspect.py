@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sprunec.errors import InputError
 from sprunec.file_kinds import JSON, file_kind, foreign
-from sprunec.model.checkpoint import empty_model, read_shapes
+from sprunec.model.checkpoint import empty_model
 from sprunec.model.config import ModelConfig
 from sprunec.model.cpm_ant import block_kinds, example_inputs
+from sprunec.model.families import TODAY, remedy, tensor_family
 from sprunec.model.hf import native_shapes
 from sprunec.model.layouts import CONFIG, is_index
 from sprunec.model.origin import origin_words
 from sprunec.model.scaling import own_head
 from sprunec.model.shapes import expected_tensors, guess_config
-from sprunec.model.tensors import open_tensors
+from sprunec.model.tensors import Tensors, open_tensors
+from sprunec.model.unused import refusal, unused_tensors
 from sprunec.plan.models import read_config
 from sprunec.rewrite.trace import TracedBlock, trace_blocks
 
@@ -31,33 +33,37 @@ def inspect_model(path: Path) -> dict[str, Any]:
         InputError: nothing of these, or a checkpoint and a config that do not fit each other.
         TraceError: the model cannot be traced.
     """
-    if path.is_dir():
+    if os.path.isdir(path):
         return _directory(path)
-    if not path.exists():
+    if not os.path.exists(path):
         raise InputError.at(path, "there is no such file", "check the path", code="missing-file")
-    if is_index(path):
-        return describe(_with_head(guess_config(read_shapes(path), path), path))
-    if path.suffix == ".json" or file_kind(path) in JSON:
-        return describe(_config(path))
-    told = foreign(path, "a model config or a checkpoint", {"safetensors", "torch", "unknown"}, {"": HINT})
-    if told is not None:
-        raise told
-    return describe(_with_head(guess_config(read_shapes(path), path), path))
+    if not is_index(path):
+        if path.suffix == ".json" or file_kind(path) in JSON:
+            return describe(_config(path))
+        told = foreign(path, "a model config or a checkpoint", {"safetensors", "torch", "unknown"}, {"": HINT})
+        if told is not None:
+            raise told
+    return describe(_guessed(path))
 
 
-def _with_head(config: ModelConfig, path: Path) -> ModelConfig:
-    """Its head apart from the embedding where the weights have it so."""
-    apart = config.tie_word_embeddings and own_head(config, open_tensors(path)) is not None
-    return replace(config, tie_word_embeddings=False) if apart else config
+def _guessed(path: Path) -> ModelConfig:
+    """The config of weights alone, as much as their shapes tell."""
+    tensors = open_tensors(path)
+    return _fitting(guess_config(tensors.shapes(), path), tensors, path)
+
+
+def _fitting(config: ModelConfig, tensors: Tensors, path: Path) -> ModelConfig:
+    """The config, its head apart from the embedding where the weights have it so; they fit each other."""
+    if config.tie_word_embeddings and own_head(config, tensors) is not None:
+        config = replace(config, tie_word_embeddings=False)
+    check_shapes(config, tensors, path)
+    return config
 
 
 def _directory(path: Path) -> dict[str, Any]:
-    """Of weights without a config as much as their shapes tell."""
-    shapes = read_shapes(path)
-    if not (path / CONFIG).exists():
-        return describe(_with_head(guess_config(shapes, path), path))
-    config = _with_head(_config(path / CONFIG), path)
-    check_shapes(config, native_shapes(config, shapes), path)
+    if not os.path.exists(path / CONFIG):
+        return describe(_guessed(path))
+    config = _fitting(_config(path / CONFIG), open_tensors(path), path)
     origin = origin_words(path)
     return describe(config) | ({"origin": origin} if origin is not None else {})
 
@@ -73,13 +79,19 @@ def describe(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def check_shapes(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]], path: Path) -> None:
-    """Names and shapes exactly; the first difference is named."""
-    expected = expected_tensors(config)
-    for name in sorted(expected.keys() | shapes.keys()):
-        if expected.get(name) != shapes.get(name):
-            message = f"{name} is {shapes.get(name, 'missing')}, the config wants {expected.get(name, 'none')}"
-            raise InputError.at(path, message, "give the config that belongs to these weights")
+def check_shapes(config: ModelConfig, tensors: Tensors, path: Path) -> None:
+    """Raises InputError: the weights are not the config's, or there are more that would change what it computes."""
+    expected, shapes = expected_tensors(config), native_shapes(config, tensors.shapes())
+    for name, shape in sorted(expected.items()):
+        if shapes.get(name) != shape:
+            stranger = None if name in shapes else tensor_family(tensors)
+            if stranger is not None:
+                raise InputError.at(path, f"these are {stranger[0]}'s tensors ({stranger[1]})", TODAY)
+            message = f"{name} is {shapes.get(name, 'missing')}, the config wants {shape}"
+            raise InputError.at(path, message, remedy(tensors))
+    unused = unused_tensors(expected, shapes, lambda name: not tensors.dtype(name).is_floating_point)
+    if unused.refused:
+        raise InputError.at(path, *refusal(unused.refused), code="checkpoint-extra")
 
 
 def _config(path: Path) -> ModelConfig:

@@ -74,9 +74,9 @@ def test_missing_tensor_is_named(tmp_path: Path) -> None:
     assert findings(tmp_path, shapes) == [("checkpoint-mismatch", f"no tensor {PROJECT_Q}")]
 
 
-def test_extra_tensors_are_a_warning(tmp_path: Path) -> None:
+def test_a_head_of_its_own_is_a_warning(tmp_path: Path) -> None:
     found = findings(tmp_path, expected() | {"lm_head.weight": (97, 24)})
-    assert found == [("checkpoint-extra", "has tensors that the config doesn't name: lm_head.weight")]
+    assert found == [("checkpoint-extra", "has lm_head.weight, which the config doesn't name")]
 
 
 def hugging_face() -> dict[str, tuple[int, ...]]:

@@ -17,7 +17,7 @@ from sprunec.plan.bmcook.document import config_path, look_at, plan_document
 from sprunec.plan.bmcook.draft import Growing
 from sprunec.plan.bmcook.files import BESIDE, demote, findings, read_second
 from sprunec.plan.bmcook.flags import NATIVE, NO_FLAGS, Flags, option
-from sprunec.plan.bmcook.patterns import PLACEHOLDER, add_pattern, warn_of_strangers
+from sprunec.plan.bmcook.patterns import PLACEHOLDER, add_pattern, refuse_families, warn_of_strangers
 from sprunec.plan.bmcook.stages import add_stage
 from sprunec.plan.bmcook.units import add_block, add_structure
 from sprunec.plan.source import Source
@@ -33,6 +33,7 @@ def convert(bmcook: Source, seconds: Sequence[str | Path] = (), flags: Flags = N
     """The plan, whose `problems` are all that was found on the way; with an error among them it is not to be used."""
     plan = Growing(flags)
     plan.found += _sections(bmcook)
+    refuse_families(plan, bmcook)
     if not _failed(plan.found):
         path = config_path(bmcook, flags)
         config, half = look_at(path)

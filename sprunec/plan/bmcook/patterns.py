@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 from sprunec.model.config import ModelConfig
+from sprunec.model.families import TODAY, module_family
 from sprunec.model.shapes import expected_tensors
 from sprunec.plan.bmcook.draft import Growing, age
 from sprunec.plan.provenance import made_by_same
@@ -14,6 +16,7 @@ from sprunec.plan.source import Source
 from sprunec.plan.text import show
 
 PLACEHOLDER = "[placehold]"
+_POINT = re.compile(r"^\[(pre|post)\]")
 
 
 def add_pattern(plan: Growing, source: Source, method: str, config: ModelConfig | None) -> None:
@@ -40,6 +43,20 @@ def add_pattern(plan: Growing, source: Source, method: str, config: ModelConfig 
         entry["save_mask"] = path
     plan.add(entry, source, "/pruning", tensors="/pruning/pruned_module", path="/pruning/pruning_mask_path")
     plan.finetune(source, "/pruning")
+
+
+def refuse_families(plan: Growing, source: Source) -> None:
+    """Modules of another family, wherever the file names any: it is a plan for that one."""
+    places = (("pruning", "pruned_module"), ("distillation", "mse_hidn_module"), ("MoEfication", "first_FFN_module"))
+    for section, key in places:
+        part = source.value.get(section)
+        names = part.get(key) if isinstance(part, dict) else None
+        for index, name in enumerate(names if isinstance(names, list) else ()):
+            sides = [_POINT.sub("", side) for side in str(name).split(":")]
+            found = next(((side, family) for side in sides if (family := module_family(side))), None)
+            if found is not None:
+                message = f"{show(found[0])} is a module of {found[1]}"
+                plan.error(source, "foreign-plan", f"/{section}/{key}/{index}", message, TODAY)
 
 
 def warn_of_strangers(plan: Growing, source: Source, config: ModelConfig) -> None:
