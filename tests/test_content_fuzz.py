@@ -16,8 +16,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from sprunec.model.hf import STOCK_PREFIX, Part, parts, stock_keys
@@ -39,7 +37,10 @@ from tests.mutants import ends
 from tests.runs import TINY
 
 SMALL = TINY | {"num_layers": 2}
-CASES = {"weights": (12, 130), "directories": (10, 80), "teachers": (8, 80), "masks": (14, 140), "data": (18, 160)}
+CASES = {"weights": (12, 140), "directories": (10, 90), "teachers": (8, 90), "masks": (14, 150), "data": (18, 170)}
+# What weights that are no finite floats end in, as long as loading them does not refuse them.
+UNFORESEEN = ("Error(s) in loading state_dict", "probability tensor contains", "have the same dtype", "torch.float8")
+WEIGHTS = ("weights", "directories", "teachers")
 Case = Callable[[Path, random.Random], tuple[list[str], set[str]]]
 LOOK = {"source": "text", "path": "good.txt", "max_length": 20, "batch_size": 2, "held_out": 0.3}
 EMIT = {"pass": "emit", "formats": ["sprunec"]}
@@ -211,23 +212,14 @@ def stock(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def test_odd_contents_end_in_a_result_or_a_message(
     kind: str, long: bool, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    wanted, codes = CASES[kind][long], Counter[int]()
-    how = settings(
-        max_examples=wanted, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
-    )
-
-    @how
-    @given(st.integers(0, 2**63))
-    def one(seed: int) -> None:
-        torch.manual_seed(seed % 2**32)
+    codes = Counter[int]()
+    for seed in range(CASES[kind][0] * long, CASES[kind][long]):  # the long form goes on where the short one ends
+        torch.manual_seed(seed)
         arguments, files = KINDS[kind](folder, random.Random(seed))
-        codes[ends(arguments, files, capsys, naming=(3,))] += 1
-
-    one()
-    assert sum(codes.values()) >= wanted
-    assert min(codes[0] + codes[4], codes[1] + codes[3]) > 0
+        codes[ends(arguments, files, capsys, naming=(3,), unforeseen=UNFORESEEN if kind in WEIGHTS else ())] += 1
+    assert min(codes[0] + codes[4], codes[1] + codes[3]) > sum(codes.values()) // 10, codes
 
 
 def test_the_long_form_has_five_hundred_cases() -> None:
-    assert sum(long for _, long in CASES.values()) >= 500
+    assert sum(long - short for short, long in CASES.values()) >= 500
     assert sum(short for short, _ in CASES.values()) >= 60
