@@ -1,11 +1,19 @@
-"""Files changed at random: plans and configs by values and by text, others by their bytes."""
+"""Files changed at random, plans and configs by values and by text, others by their bytes; how commands must end."""
 
 from __future__ import annotations
 
+import json
 import random
+import time
+from collections.abc import Collection
 from copy import deepcopy
 from typing import Any
 
+import pytest
+
+from sprunec.cli import main
+
+SECONDS = 10.0
 TEXTS = ["", "head", "4", "a\u0000b", "x" * 5000]
 ODD: list[Any] = [None, True, -1, 0, 1.5, 2, 10**18, 1e300, *TEXTS, [], [[]], {}, {"num_heads": 1}]
 BYTES = ["", '"', "{", "}", "]", ",", "\\", "\x00", "é", "NaN", "-", "9" * 400]
@@ -54,3 +62,34 @@ def changed_bytes(content: bytes, draw: random.Random) -> bytes:
         at = draw.randrange(edge)
         found[draw.choice([at, at, len(found) - 1 - at])] = draw.randrange(256)
     return bytes(found[: draw.randrange(1, len(found))] if draw.random() < 0.2 else found)
+
+
+def ends(
+    arguments: list[str],
+    files: Collection[str],
+    capsys: pytest.CaptureFixture[str],
+    naming: Collection[int] = (1, 3),
+    unforeseen: Collection[str] = (),
+) -> int:
+    """Run a command -> its exit code, once everything about its end is as it should be.
+
+    Args:
+        files: names of which a message has one, where the code is one of `naming`.
+        unforeseen: words of errors that nobody has foreseen yet; any other that keeps its traceback in a file fails.
+    """
+    capsys.readouterr()
+    started = time.monotonic()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["sprunec", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            main()
+    seconds, code, printed = time.monotonic() - started, int(stop.value.code or 0), capsys.readouterr()
+    told = "".join(printed)
+    assert code in (0, 1, 3, 4), (arguments, code, told)
+    assert "Traceback" not in told, told
+    assert "the traceback is in" not in told or any(words in told for words in unforeseen), told
+    assert code not in naming or any(name in told for name in files), told
+    assert seconds < SECONDS, (arguments, seconds)
+    if "--json" in arguments:
+        assert isinstance(json.loads(printed.out), dict), printed.out
+    return code

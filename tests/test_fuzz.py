@@ -9,7 +9,6 @@ import json
 import random
 import resource
 import shutil
-import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -19,16 +18,15 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sprunec.cli import main
 from sprunec.model.checkpoint import write_state
 from tests.conftest import tiny_model
 from tests.data.live_sets import some_records, write_v1
-from tests.mutants import changed, changed_bytes, changed_text
+from tests.mutants import changed, changed_bytes, changed_text, ends
 from tests.runs import TINY
 
 GOOD = sorted((Path(__file__).parent / "plans" / "good").glob("*.json"))
 CASES = {"plans": (80, 600), "configs": (40, 400), "headers": (60, 500), "masks": (8, 250), "blocks": (8, 250)}
-SECONDS, MEGABYTES = 10.0, 400
+MEGABYTES = 400
 Case = Callable[[Path, random.Random], tuple[list[str], set[str]]]
 
 
@@ -93,22 +91,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.save({"heads_z": (torch.arange(12).view(3, 4) % 3 > 0).int()}, folder / "whole" / "heads.pt")
     write_v1(folder / "whole" / "set", {"data_0": some_records(30, longest=20)}, 512)
     return folder
-
-
-def ends(arguments: list[str], files: set[str], capsys: pytest.CaptureFixture[str]) -> int:
-    """Run a command -> its exit code, once everything about its end is as it should be."""
-    capsys.readouterr()
-    started = time.monotonic()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", ["sprunec", *arguments])
-        with pytest.raises(SystemExit) as stop:
-            main()
-    seconds, code, told = time.monotonic() - started, int(stop.value.code or 0), "".join(capsys.readouterr())
-    assert code in (0, 1, 3, 4), (arguments, code, told)
-    assert "Traceback" not in told, told
-    assert code in (0, 4) or any(name in told for name in files), told
-    assert seconds < SECONDS, (arguments, seconds)
-    return code
 
 
 @pytest.mark.parametrize("kind", KINDS)

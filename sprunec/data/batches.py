@@ -147,5 +147,5 @@ def load_text_data(directory: Path, *, prompt_length: int, max_length: int, batc
     for part, ids, least in (("training", train, window + 1), ("held-out", held_out, 2)):
         if ids.size < least:
             message = f"the {part} part has {ids.size} tokens, one window needs {least}"
-            raise InputError.at("data", message, "give more text, or a smaller max_length")
+            raise InputError.at("data.max_length", message, "give more text, or a smaller max_length")
     return TextData(train, held_out, tokenizer, prompt_length, max_length, batch_size, seed)

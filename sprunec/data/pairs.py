@@ -131,8 +131,8 @@ def load_pair_data(directory: Path, *, prompt_length: int, max_length: int, batc
     return PairData(parts[0], parts[1], read_tokenizer(directory), packer, batch_size, seed)
 
 
-def check_parts(train: Pairs, held_out: Pairs) -> None:
-    """Raises InputError: a part has no pair."""
-    for name, part in (("training", train), ("held-out", held_out)):
+def check_parts(train: Pairs, held_out: Pairs, files: Sequence[Path]) -> None:
+    """Raises InputError: a part has no pair; `files` are those that the two came from."""
+    for name, part, file in zip(("training", "held-out"), (train, held_out), files, strict=True):
         if not len(part):
-            raise InputError.at("data", f"the {name} part has no pair", "give more pairs, or a larger max_length")
+            raise InputError.at(file, f"the {name} part has no pair", "give more pairs, or a larger max_length")

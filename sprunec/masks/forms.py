@@ -133,6 +133,8 @@ def _tensors(path: Path, content: Mapping[Any, Any]) -> list[Sheet]:
             raise InputError.at(path, f"holds {key!r}", _hint(key, units))
         if not _is_mask(values):
             raise InputError.at(path, f"{key} is {_kind(values)}, not a tensor of 0 and 1", KNOWN)
+        if not values.dim():
+            raise InputError.at(path, f"{key} is a single number, not one for every sublayer", KNOWN)
         sheets.append(Sheet(path, key, form, units[key], values))
     if not sheets:
         raise InputError.at(path, "masks nothing", KNOWN)

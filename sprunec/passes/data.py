@@ -17,7 +17,7 @@ from sprunec.data.vocabulary import Vocabulary, read_vocabulary
 from sprunec.errors import InputError
 from sprunec.passes.job import Job
 
-MARKS = 2
+MARKS, SHORTEST = 2, 2  # a token, and the one that is asked for
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -30,6 +30,9 @@ def _text(job: Job) -> dict[str, Any]:
     training, rest = split_text(text, _held_out(job), options["source"])
     tokenizer = _tokenizer(job, training, 0)
     train_ids, rest_ids = tokenizer.encode(training), tokenizer.encode(rest)
+    for name, ids, file in zip(("training", "held-out"), (train_ids, rest_ids), _origins(job), strict=True):
+        if ids.size < SHORTEST:
+            raise InputError.at(file, f"the {name} part has {ids.size} tokens", "give more text")
     save_ids(job.out, train_ids, rest_ids, tokenizer)
     unknown = float((rest_ids == tokenizer.unknown).mean()) if rest_ids.size else 0.0
     return {
@@ -51,7 +54,7 @@ def _pairs(job: Job) -> dict[str, Any]:
     room = job.options["max_length"] - job.options["prompt_length"]
     train, dropped, shortened = encode_pairs(pairs, tokenizer, room)
     kept, also_dropped, also_shortened = encode_pairs(rest, tokenizer, room)
-    check_parts(train, kept)
+    check_parts(train, kept, _origins(job))
     save_pairs(job.out, train, kept, tokenizer)
     return {
         "pairs": len(train),
@@ -91,25 +94,30 @@ def _held_out(job: Job) -> float | Path:
     return job.files["held_out"][0] if "held_out" in job.files else job.options["held_out"]
 
 
+def _origins(job: Job) -> tuple[Path, Path]:
+    """Where the training part and the held-out part come from; what no file holds goes by its source."""
+    first = job.files.get("paths", (Path(job.options["source"]),))[0]
+    return first, job.files.get("held_out", (first,))[0]
+
+
 def _tokenizer(job: Job, text: str, marks: int) -> Tokenizer:
     """The plan's vocabulary file, or the characters of a text and so many marks besides."""
     if "tokenizer" in job.files:
         return _vocabulary(job, "tokenizer", 0)
     tokenizer = Characters.build(text)
-    _check_words(job, job.options["source"], tokenizer.size + marks)
+    _check_words(job, _origins(job)[0], tokenizer.size + marks, "text")
     return tokenizer
 
 
 def _vocabulary(job: Job, role: str, marks: int) -> Vocabulary:
     (path,) = job.files[role]
     vocabulary = read_vocabulary(path)
-    _check_words(job, path, vocabulary.size + marks)
+    _check_words(job, path, vocabulary.size + marks, "vocabulary")
     return vocabulary
 
 
-def _check_words(job: Job, file: object, words: int) -> None:
+def _check_words(job: Job, file: Path, words: int, what: str) -> None:
     if words > job.options["vocab_size"]:
-        what = "vocabulary" if isinstance(file, Path) else "text"
         message = f"the {what} has {words} words, vocab_size is {job.options['vocab_size']}"
         raise InputError.at(file, message, f"raise model.config.vocab_size, or give {_other(what)}")
 

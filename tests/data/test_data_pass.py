@@ -1,4 +1,4 @@
-"""The data pass on CPM-Live's sets: what it counts, keeps and refuses."""
+"""The data pass on CPM-Live's sets and on texts: what it counts, keeps and refuses."""
 
 from __future__ import annotations
 
@@ -64,3 +64,39 @@ def test_a_part_without_a_record_is_an_input_error(tmp_path: Path) -> None:
     write_dataset(tmp_path / "set", [[2, 1, 1, 2, 1, 10]] * 3 + some_records(1), block_size=1024)
     with pytest.raises(InputError, match="none of the 0 records of the held_out part can be used"):
         run(data_job(tmp_path / "set", tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("text", "rest", "told"),
+    [
+        ("", None, "a.txt: error: the training part has 0 tokens"),
+        ("x", None, "a.txt: error: the training part has 1 tokens"),
+        ("x" * 50, None, "a.txt: error: the held-out part has 0 tokens"),
+        ("x" * 50, "y", "rest.txt: error: the held-out part has 1 tokens"),
+        ("".join(map(chr, range(300, 400))), "yy", "a.txt: error: the text has 102 words, vocab_size is 97"),
+    ],
+    ids=["nothing", "one character", "no share", "a file of one", "too many words"],
+)
+def test_too_little_text_or_too_much_in_it_names_the_file(
+    tmp_path: Path, text: str, rest: str | None, told: str
+) -> None:
+    (tmp_path / "a.txt").write_text(text)
+    files = {"paths": (tmp_path / "a.txt",)}
+    if rest is not None:
+        (tmp_path / "rest.txt").write_text(rest)
+        files |= {"held_out": (tmp_path / "rest.txt",)}
+    options = {"source": "text", "held_out": 0.001, "vocab_size": 97}
+    with pytest.raises(InputError) as caught:
+        run(Job(options, {}, files, tmp_path, "cpu", lambda event: None))
+    assert told in str(caught.value)
+
+
+def test_text_shorter_than_a_window_names_the_option(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("abcdefgh" * 2)
+    options = {"source": "text", "held_out": 0.2, "vocab_size": 97, "max_length": 40, "batch_size": 2, "seed": 1}
+    job = Job(options, {"data": tmp_path}, {"paths": (tmp_path / "a.txt",)}, tmp_path, "cpu", lambda event: None)
+    assert run(job)["training_tokens"] == 13
+    with pytest.raises(
+        InputError, match=r"data\.max_length: error: the training part has 13 tokens, one window needs 36"
+    ):
+        open_data(job, tiny_config())

@@ -153,10 +153,13 @@ def test_a_line_that_is_no_pair_is_told_by_its_number(tmp_path: Path, line: str)
 
 
 def test_a_part_without_a_pair_is_an_input_error(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="the held-out part has no pair"):
+    with pytest.raises(InputError, match=r"pairs\.jsonl: error: the held-out part has no pair"):
         run(job_of(pair_file(tmp_path, PAIRS), held_out=0.01))
-    with pytest.raises(InputError, match="the training part has no pair"):
+    with pytest.raises(InputError, match=r"pairs\.jsonl: error: the training part has no pair"):
         run(job_of(pair_file(tmp_path, [("a", "b" * 99)] * 5)))
+    rest = pair_file(tmp_path, [], "rest.jsonl")
+    with pytest.raises(InputError, match=r"rest\.jsonl: error: the held-out part has no pair"):
+        run(job_of(pair_file(tmp_path, PAIRS), {"held_out": (rest,)}))
 
 
 def test_what_follows_a_target_is_not_seen(tmp_path: Path) -> None:

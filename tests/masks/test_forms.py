@@ -182,6 +182,8 @@ def stretched(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> tor
         ({"heads_z": torch.ones(2, 4), "att": torch.ones(2, 1)}, "holds 'heads_z'"),
         ({"encoder.layers.0": [("w", torch.ones(2))]}, "holds 'encoder.layers.0'"),
         ({"heads_z": [[1] * 4] * 2}, "heads_z is [a list of length 4, a list of length 4], not a tensor of 0 and 1"),
+        ({"heads_z": torch.tensor(1.0)}, "heads_z is a single number, not one for every sublayer"),
+        ({"att": torch.tensor(True)}, "att is a single number, not one for every sublayer"),
         ({"heads_z": torch.ones(2, 4).to_sparse()}, "heads_z is a float32 tensor, not a tensor of 0 and 1"),
         ({"heads_z": torch.ones(2, 4, device="meta")}, "heads_z is a float32 tensor, not a tensor of 0 and 1"),
         (torch.ones(2, 4), "is no mask file: it holds a float32 tensor"),
