@@ -46,7 +46,7 @@ def expected(**changes: Any) -> dict[str, tuple[int, ...]]:
 
 
 def test_expected_tensors_weigh_what_the_config_says() -> None:
-    for changes in ({}, {"mask_modules": [[True, False], [False, True], [True, True]]}):
+    for changes in ({}, {"mask_modules": [[True, False], [False, True], [True, True]]}, {"tie_word_embeddings": False}):
         config = ModelConfig.from_dict(SIZES | changes)
         assert sum(prod(shape) for shape in expected_tensors(config).values()) == config.parameters()
 
@@ -75,8 +75,8 @@ def test_missing_tensor_is_named(tmp_path: Path) -> None:
 
 
 def test_extra_tensors_are_a_warning(tmp_path: Path) -> None:
-    found = findings(tmp_path, expected() | {"lm_head.weight": (97, 24)})
-    assert found == [("checkpoint-extra", "has tensors that the config doesn't name: lm_head.weight")]
+    found = findings(tmp_path, expected() | {"cls_head.weight": (97, 24)})
+    assert found == [("checkpoint-extra", "has tensors that the config doesn't name: cls_head.weight")]
 
 
 def hugging_face() -> dict[str, tuple[int, ...]]:
