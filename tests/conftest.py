@@ -23,12 +23,13 @@ def tiny_config(**changes: Any) -> ModelConfig:
 
 
 def tiny_model(seed: int = 0, **changes: Any) -> CPMAnt:
-    """A small CPM-Ant with embeddings of std 1, so that logits are of the size that trained ones have."""
+    """A small CPM-Ant with embeddings and head of std 1, so that logits are of the size that trained ones have."""
     model = build(tiny_config(**changes))
     initialize(model, seed)
     with torch.no_grad():
-        for table in (model.prompt_embedding, model.segment_embedding, model.input_embedding):
-            table.weight.mul_(50.0)
+        for table in (model.prompt_embedding, model.segment_embedding, model.input_embedding, model.lm_head):
+            if table is not None:
+                table.weight.mul_(50.0)
     return model.eval()
 
 

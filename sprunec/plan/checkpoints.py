@@ -13,7 +13,7 @@ from sprunec.model.config import ModelConfig
 from sprunec.model.families import TODAY, remedy, tensor_family
 from sprunec.model.head import head_and_words
 from sprunec.model.headers import read_places
-from sprunec.model.hf import HEAD, native_shapes
+from sprunec.model.hf import native_shapes
 from sprunec.model.pt_header import Unknown
 from sprunec.model.shapes import Shape, expected_tensors
 from sprunec.model.stored import Stored
@@ -46,8 +46,6 @@ def checkpoint_findings(draft: Draft, pointer: str, path: Path, config: ModelCon
     if unused.ignored:
         text = f"{path}: ignored as ignore_tensors asks: {listed(unused.ignored)}"
         yield draft.source.warn("tensors-ignored", pointer, text)
-    if HEAD in found and HEAD not in expected:
-        yield draft.source.warn("checkpoint-extra", pointer, f"{path} has {HEAD}, which the config doesn't name")
 
 
 def idle_patterns(draft: Draft, paths: Collection[Path], config: ModelConfig | None) -> Iterator[Diagnostic]:

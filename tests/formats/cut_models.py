@@ -88,17 +88,18 @@ def masked_model(case: Case) -> nn.Module:
     return model.eval()
 
 
-def cut_config(case: Case) -> ModelConfig:
-    config = tiny_config()
+def cut_config(case: Case, **changes: Any) -> ModelConfig:
+    config = tiny_config(**changes)
     return config.cut(config.everything(), case.kept)
 
 
-def emitted(case: Case, directory: Path, *formats: str, **options: Any) -> Path:
-    """A directory with the forms that the emit pass writes of the cut model."""
-    config, model = tiny_config(), tiny_model().to(DTYPES[case.dtype])
+def emitted(case: Case, directory: Path, *formats: str, tied: bool = True, **options: Any) -> Path:
+    """A directory with the forms that the emit pass writes of the cut model, its head tied to the embedding or not."""
+    head = {} if tied else {"tie_word_embeddings": False}
+    config, model = tiny_config(**head), tiny_model(**head).to(DTYPES[case.dtype])
     source, small = directory / "source", directory / "small"
     save_model(source, config, config.everything(), model.state_dict())
-    save_model(small, cut_config(case), case.kept, make_recipe(_blocks(), case.kept).cut(model.state_dict()))
+    save_model(small, cut_config(case, **head), case.kept, make_recipe(_blocks(), case.kept).cut(model.state_dict()))
     out = directory / "out"
     out.mkdir(parents=True)
     files = {"vocab": options.pop("vocab")} if "vocab" in options else {}
