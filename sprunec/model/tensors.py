@@ -164,9 +164,11 @@ def _check_finite(path: Path, state: Mapping[str, Tensor]) -> None:
     """What lies where a header says is looked at while it is hashed; this is for what only torch can read."""
     for name, tensor in state.items():
         if tensor.is_floating_point() and not tensor.is_meta:
-            bad = (~torch.isfinite(tensor.to_dense() if tensor.is_sparse else tensor)).nonzero()
+            whole = tensor.to_dense() if tensor.is_sparse else tensor
+            bad = (~torch.isfinite(whole.float() if whole.dtype.itemsize == 1 else whole)).nonzero()
             if len(bad):
-                message = f"{name} has {len(bad):,} numbers that are not finite, the first at {bad[0].tolist()}"
+                numbers = "number that is" if len(bad) == 1 else "numbers that are"
+                message = f"{name} has {len(bad):,} {numbers} not finite, the first at {bad[0].tolist()}"
                 raise InputError.at(path, message, "mend the file, or save it again", code="not-finite")
 
 
