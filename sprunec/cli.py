@@ -96,15 +96,15 @@ def run(
         raise typer.Exit(launch_all(devices))
     if not leads():
         raise typer.Exit(follow_lead())
-    progress = Progress(quiet=quiet)
+    asked, progress = _out(out, flags.save), Progress(quiet=quiet)
     with interrupts(progress.message) as stop, at_the_head() as team:
         with reporting(as_json, f"reading {plan}"):
-            graph, folder, costs = _lowered(plan, flags, out, strict or not dry_run, devices)
+            graph, folder, costs = _lowered(plan, flags, asked, strict or not dry_run, devices)
         if dry_run:
             show_graph(graph, folder, as_json, costs)
             return
         with reporting(as_json, f"running {plan}", folder):
-            report = execute_graph(graph, folder, progress, stop, team)
+            report = execute_graph(graph, folder, progress, stop, team, as_json)
         show_report(report, folder, as_json)
     raise typer.Exit(EXIT_CODES[report.status])
 
@@ -224,7 +224,7 @@ def _lowered(plan: Path, flags: Flags, out: Path | None, strict: bool, devices: 
     if checked is None:
         raise InputError(*found)
     print_diagnostics(found)
-    folder = _out(out, flags.save) or Path("runs") / checked.name
+    folder = out or Path("runs") / checked.name
     checked = with_own_head(checked)
     return lower(checked), folder, plan_costs(checked, max(devices, launched()[1]))
 
