@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sprunec import cli
+from sprunec.__main__ import command
 from sprunec.engines.team import Team
 from sprunec.graph import execute as executing
 from sprunec.graph import lower, store
@@ -206,3 +208,27 @@ def test_the_words_of_an_exception_are_its_first_line() -> None:
     assert [own_words(error) for error in (ValueError("  a\nb"), ValueError(), ValueError("\n"))] == [
         "ValueError: a", "ValueError", "ValueError",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_an_interrupted_run_has_its_document_too(
+    begun: bool, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place, name = (rewrite, "run") if begun else (lower, "_finish")
+    monkeypatch.setattr(place, name, failing(KeyboardInterrupt()))
+    assert run(monkeypatch, "run", "plan.json", "--out", "out", "--json") == 130
+    document = json.loads(capsys.readouterr().out)
+    assert (document["status"] if begun else document["diagnostics"][0]["code"]) == "interrupted"
+    assert [each.message for each in validator("report" if begun else "diagnostics").iter_errors(document)] == []
+
+
+@pytest.mark.parametrize(("end", "code"), [(SystemExit(130), 130), (KeyboardInterrupt(), 130), (SystemExit(4), None)])
+def test_only_an_interrupted_process_ends_at_once(
+    end: BaseException, code: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = list[int]()
+    monkeypatch.setattr(cli, "main", failing(end))
+    monkeypatch.setattr("os._exit", ended.append)
+    with pytest.raises(SystemExit) if not isinstance(end, KeyboardInterrupt) else nullcontext():
+        command()
+    assert ended == ([] if code is None else [code])

@@ -9,15 +9,18 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sprunec.errors import Diagnostic, InputError
 from sprunec.graph.graph import file_digest, known_digest, remember_digest
-from sprunec.model.finite import MOST_PLACES, NonFinite, read_weights
 from sprunec.model.headers import read_places
 from sprunec.model.hf import parts
 from sprunec.model.layouts import checkpoint_files
 from sprunec.model.stored import Stored
 from sprunec.plan.plan import Plan
+
+if TYPE_CHECKING:
+    from sprunec.model.finite import NonFinite
 
 MOST_TOLD = 5
 MENDED = "mend the file, or save it again where it was still well"
@@ -76,6 +79,8 @@ def _read(file: Path, places: dict[str, Stored]) -> tuple[str, list[NonFinite]]:
     known = known_digest(file)
     if known is not None and known in _FINITE:
         return known, []
+    from sprunec.model.finite import read_weights  # needs numpy, which a look at a config does not
+
     digest, found = read_weights(file, places)
     if not found:
         remember_digest(file, digest)
@@ -99,6 +104,8 @@ def about_model(plan: Plan) -> Callable[[Sequence[NonFinite]], str]:
 
 def _is_cut_away(plan: Plan, found: Sequence[NonFinite]) -> bool:
     """Whether no number of these is in what is left once every mask of the plan has been applied."""
+    from sprunec.model.finite import MOST_PLACES
+
     masks = [spec for spec in plan.passes if spec.name == "load-mask"]
     others = any("unit" in spec.options or "steps" in spec.options for spec in plan.passes)
     if not masks or others or any(each.count > MOST_PLACES for each in found):

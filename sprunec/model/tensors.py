@@ -163,7 +163,7 @@ def _in_torch(path: Path) -> Mapping[str, Tensor]:
 def _check_finite(path: Path, state: Mapping[str, Tensor]) -> None:
     """What lies where a header says is looked at while it is hashed; this is for what only torch can read."""
     for name, tensor in state.items():
-        if tensor.is_floating_point() and not tensor.is_meta:
+        if tensor.is_floating_point() and not tensor.is_meta and 0 not in tensor.shape:
             whole = tensor.to_dense() if tensor.is_sparse else tensor
             bad = (~torch.isfinite(whole.float() if whole.dtype.itemsize == 1 else whole)).nonzero()
             if len(bad):
