@@ -55,7 +55,8 @@ def weights_digest(path: Path, about: Callable[[Sequence[NonFinite]], str] = lam
     if not all(file.is_file() for file in files):
         return file_digest(path)
     places = _places(path)
-    digests, found = {}, list[NonFinite]()
+    digests: dict[Path, str] = {}
+    found: list[NonFinite] = []
     for file in files:
         digests[file], more = _read(file, {name: place for name, place in places.items() if place.file == file})
         found += more
