@@ -22,12 +22,20 @@ def execute_graph(graph: Any, folder: Path, progress: Progress, stop: Interrupts
     from sprunec.graph.report import mark_interrupted
     from sprunec.show.report import write_html
 
-    stop.abandon = lambda: mark_interrupted(folder)
+    def tell() -> None:
+        progress.message(f"interrupted; what is done is kept: run the same command again to continue in {folder}")
+
+    def abandon() -> None:
+        mark_interrupted(folder)
+        tell()
+
+    stop.abandon = abandon
     try:
         report = execute(graph, folder, progress, stop, team)
     except BaseException as error:
+        stop.leave()  # what is left to do is short
         if isinstance(error, KeyboardInterrupt):
-            progress.message(f"interrupted; what is done is kept: run the same command again to continue in {folder}")
+            tell()
         with suppress(OSError, ValueError):  # what stopped the run is the error to tell of
             write_html(folder)
         raise

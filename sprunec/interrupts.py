@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 INTERRUPTED = 130
-PATIENCE = 1.5  # seconds that the main thread is given to unwind
+PATIENCE = 1.2  # seconds that the main thread is given to unwind
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _postponed = threading.Event()
 
@@ -70,6 +70,7 @@ class Interrupts:
                 self._answer(first=count == 1)
 
     def leave(self) -> None:
+        """Say that the main thread has answered, and needs no watching any more."""
         self._left.set()
 
     def _waits(self) -> bool:
