@@ -9,6 +9,7 @@ few words at a time.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -246,11 +247,12 @@ class Decoding:
     Args:
         model: with the weights of its entrance and of its bias table.
         inputs: a batch for `CPMAnt.forward`.
+        text: so many columns behind the prompt, at most.
     """
 
-    def __init__(self, model: CPMAnt, inputs: Inputs, steps: int = 2) -> None:
+    def __init__(self, model: CPMAnt, inputs: Inputs, steps: int = 2, text: int = sys.maxsize) -> None:
         row, prompt = int(inputs["length"].argmax()), model.prompt_length
-        columns, device = int(inputs["length"][row]), inputs["input"].device
+        columns, device = min(int(inputs["length"][row]), prompt + text), inputs["input"].device
         one = {name: tensor[row : row + 1, ..., :columns] for name, tensor in inputs.items() if tensor.dim() == 2}
         one["context"] = (torch.arange(columns, device=device) < prompt)[None]
         length = torch.tensor([columns], device=device)
