@@ -37,13 +37,14 @@ class Interrupts:
     Args:
         tell: takes a line for the user.
         at_once: whether the first signal may raise outside of training steps, too.
+        alone: whether a process that does not answer is ended; one of several may wait for another, and says so.
 
     Attributes:
-        abandon: what to do last, in another thread, before a process is ended that does not answer.
+        abandon: what to do last, in another thread, before the process is ended.
     """
 
-    def __init__(self, tell: Callable[[str], None], at_once: bool) -> None:
-        self._tell, self._at_once = tell, at_once
+    def __init__(self, tell: Callable[[str], None], at_once: bool, alone: bool) -> None:
+        self._tell, self._at_once, self._alone = tell, at_once, alone
         self.abandon: Callable[[], None] = lambda: None
         self._asked = False
         self._left = threading.Event()
@@ -81,15 +82,15 @@ class Interrupts:
             self._tell("stopping after this step, which is saved; once more stops at once")
             return
         self._tell("stopping")
-        if not self._left.wait(PATIENCE):
+        if self._alone and not self._left.wait(PATIENCE):
             self.abandon()
             os._exit(INTERRUPTED)
 
 
 @contextmanager
-def interrupts(tell: Callable[[str], None], *, at_once: bool = True) -> Iterator[Interrupts]:
+def interrupts(tell: Callable[[str], None], *, at_once: bool = True, alone: bool = True) -> Iterator[Interrupts]:
     """Answer signals as `Interrupts` says while the block runs; for the main thread."""
-    found = Interrupts(tell, at_once)
+    found = Interrupts(tell, at_once, alone)
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     thread = threading.Thread(target=found.watch, args=(reading,), daemon=True)

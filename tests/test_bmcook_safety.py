@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,10 @@ def test_a_stage_that_fails_leaves_the_old_mask() -> None:
     fine(FINE, command(out="one"))
     before = Path(FINE["heads_mask"]).read_bytes()
     broken = torch.load("dense.pt", weights_only=True)
-    broken["encoder.output_layernorm.weight"] *= float("nan")
+    broken["encoder.output_layernorm.weight"] *= 1e38
     torch.save(broken, "broken.pt")
     stopped = fine(FINE, command(load="broken.pt", out="two"), code=1)
-    assert "the loss became nan" in str(stopped.exception)
+    assert re.search("the (loss|gradient norm) became (nan|inf)", str(stopped.exception))
     assert Path(FINE["heads_mask"]).read_bytes() == before
 
 

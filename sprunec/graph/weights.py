@@ -9,15 +9,18 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sprunec.errors import Diagnostic, InputError
 from sprunec.graph.graph import file_digest, known_digest, remember_digest
-from sprunec.model.finite import MOST_PLACES, NonFinite, read_weights
 from sprunec.model.headers import read_places
 from sprunec.model.hf import parts
 from sprunec.model.layouts import checkpoint_files
 from sprunec.model.stored import Stored
 from sprunec.plan.plan import Plan
+
+if TYPE_CHECKING:
+    from sprunec.model.finite import NonFinite
 
 MOST_TOLD = 5
 MENDED = "mend the file, or save it again where it was still well"
@@ -44,7 +47,8 @@ def weights_digest(path: Path, about: Callable[[Sequence[NonFinite]], str] = lam
     if not all(file.is_file() for file in files):
         return file_digest(path)
     places = _places(path)
-    digests, found = {}, list[NonFinite]()
+    digests: dict[Path, str] = {}
+    found: list[NonFinite] = []
     for file in files:
         digests[file], more = _read(file, {name: place for name, place in places.items() if place.file == file})
         found += more
@@ -65,6 +69,8 @@ def _places(path: Path) -> dict[str, Stored]:
 
 
 def _read(file: Path, places: dict[str, Stored]) -> tuple[str, list[NonFinite]]:
+    from sprunec.model.finite import read_weights  # brings numpy, which a plan without weights does without
+
     known = known_digest(file)
     if known is not None:
         return known, []
@@ -92,7 +98,7 @@ def _is_cut_away(plan: Plan, found: Sequence[NonFinite]) -> bool:
     """Whether no number of these is in what is left once every mask of the plan has been applied."""
     masks = [spec for spec in plan.passes if spec.name == "load-mask"]
     others = any("unit" in spec.options or "steps" in spec.options for spec in plan.passes)
-    if not masks or others or any(each.count > MOST_PLACES for each in found):
+    if not masks or others or any(each.count > len(each.places) for each in found):
         return False
     from sprunec.masks.matching import read_masks
     from sprunec.model.config import local
