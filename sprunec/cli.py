@@ -105,7 +105,7 @@ def run(
             show_graph(graph, folder, as_json, costs)
             return
         with reporting(as_json, f"running {plan}", folder):
-            report = execute_graph(graph, folder, progress, stop, team)
+            report = execute_graph(graph, folder, progress, stop, team, as_json)
         show_report(report, folder, as_json)
     raise typer.Exit(EXIT_CODES[report.status])
 

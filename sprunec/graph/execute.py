@@ -27,7 +27,7 @@ from sprunec.graph.watcher import Watcher
 from sprunec.passes.job import Job
 from sprunec.passes.table import PASSES
 from sprunec.plan.provenance import write_provenance
-from sprunec.unexpected import FILE, UnexpectedError, explained, own_words
+from sprunec.unexpected import FILE, UnexpectedError, explained, is_foreseen, own_words
 
 if TYPE_CHECKING:
     from sprunec.engines.saves import Saves
@@ -175,6 +175,10 @@ def _run(graph: Graph, shop: Workshop, report: Report) -> dict[str, Outcome]:
                 raise
             watcher.node_failed(index, total, node.name, str(explained(error, node.name, report.out)))
             continue
+        except Exception as error:
+            if is_foreseen(error):
+                raise
+            raise UnexpectedError(_doing(node), error) from error
         outcomes[node.name] = outcome
         report.add(outcome.node, outcome.artifact, outcome.cached, outcome.seconds)
         report.save()
@@ -246,16 +250,20 @@ def _check_unchanged(node: Node) -> None:
 
 def _call(node: Node, job: Job, team: Team | None) -> dict[str, Any]:
     """Import the pass when its turn comes, and name it in whatever goes wrong."""
-    run: Callable[[Job], dict[str, Any]] = importlib.import_module(f"sprunec.passes.{PASSES[node.pass_].module}").run
     try:
+        run: Callable[[Job], dict[str, Any]]
+        run = importlib.import_module(f"sprunec.passes.{PASSES[node.pass_].module}").run
         return run(job)
     except SprunecError:
         raise
-    except OSError as error:
-        raise PassError(f"{node.name}: {disk_words(error, job.out)}") from error
     except Exception as error:
+        if isinstance(error, OSError) and is_foreseen(error):
+            raise PassError(f"{node.name}: {disk_words(error, job.out)}") from error
         blamed = blame(error, team) if team is not None else None
         if blamed is not None:
             raise PassError(f"{node.name}: {blamed}") from error
-        doing = f"{node.name} ({node.about})" if node.about else node.name
-        raise UnexpectedError(doing, error) from error
+        raise UnexpectedError(_doing(node), error) from error
+
+
+def _doing(node: Node) -> str:
+    return f"{node.name} ({node.about})" if node.about else node.name

@@ -26,12 +26,20 @@ MOST_TOLD = 5
 MENDED = "mend the file, or save it again where it was still well"
 NO_CUT = "no cut can remove it, since 0 times NaN is NaN"
 NO_MASK = "a mask holds 0 and 1"
+NO_LESSON = "a student would learn NaN from it"
 CUT_AWAY = f"all of it lies in what this plan cuts away, and is refused all the same: {NO_CUT}"
+
+_FINITE = set[str]()  # the sha256 of files that have been looked at: the store's own hashing looks at nothing
 
 
 def masks_digest(path: Path) -> str:
     """As `weights_digest`, of a file of masks."""
     return weights_digest(path, lambda found: NO_MASK)
+
+
+def teacher_digest(path: Path) -> str:
+    """As `weights_digest`, of a teacher."""
+    return weights_digest(path, lambda found: NO_LESSON)
 
 
 def weights_digest(path: Path, about: Callable[[Sequence[NonFinite]], str] = lambda found: NO_CUT) -> str:
@@ -72,11 +80,12 @@ def _read(file: Path, places: dict[str, Stored]) -> tuple[str, list[NonFinite]]:
     from sprunec.model.finite import read_weights  # brings numpy, which a plan without weights does without
 
     known = known_digest(file)
-    if known is not None:
+    if known is not None and known in _FINITE:
         return known, []
     digest, found = read_weights(file, places)
     if not found:
         remember_digest(file, digest)
+        _FINITE.add(digest)
     return digest, found
 
 

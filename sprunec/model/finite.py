@@ -49,7 +49,8 @@ class NonFinite:
     def __str__(self) -> str:
         kinds = [f"{self.nans:,} NaN"] if self.nans else []
         kinds += [f"{self.count - self.nans:,} infinite"] if self.count > self.nans else []
-        return f"{self.tensor} has {' and '.join(kinds)}, the first at {self.places[0].tolist()}"
+        first = f", the first at {self.places[0].tolist()}" if self.places.shape[1] else ""
+        return f"{self.tensor} has {' and '.join(kinds)}{first}"
 
 
 def read_weights(file: Path, places: dict[str, Stored]) -> tuple[str, list[NonFinite]]:
@@ -114,17 +115,29 @@ def _all_ones(numbers: NDArray[Any], dtype: str) -> NDArray[Any]:
 
 
 def _located(name: str, place: Stored) -> NonFinite | None:
-    """How many there are in the tensor itself, and where."""
-    width = BITS[place.dtype][0]
-    flat = np.memmap(place.file, np.uint8, "r", place.start, (place.extent,)).copy().view(width)
+    """How many there are in the tensor itself, and where; some of its rows are in memory at a time."""
+    numbers = _mapped(place)
+    rows = numbers if numbers.ndim else numbers[None]
+    at_once = max(1, CHUNK_BYTES // (math.prod(rows.shape[1:]) * rows.itemsize))
+    count, nans, places = 0, 0, list[NDArray[np.int64]]()
+    for first in range(0, len(rows), at_once):
+        part = np.ascontiguousarray(rows[first : first + at_once])
+        bad = _all_ones(part, place.dtype)
+        if count < MOST_PLACES and bad.any():
+            here = np.argwhere(bad)[: MOST_PLACES - count, : numbers.ndim]
+            here[:, :1] += first
+            places.append(here)
+        count += int(bad.sum())
+        nans += int(((part[bad] & rows.dtype.type(BITS[place.dtype][2])) != 0).sum())
+    return NonFinite(place.file, name, count, nans, np.concatenate(places)) if count else None
+
+
+def _mapped(place: Stored) -> NDArray[Any]:
+    """The tensor's numbers as unsigned integers, in its shape; a dim that repeats one number is looked at once."""
+    flat = np.memmap(place.file, np.uint8, "r", place.start, (place.extent,)).view(BITS[place.dtype][0])
     strides = place.strides if place.strides is not None else _plain_strides(place.shape)
-    numbers = np.lib.stride_tricks.as_strided(flat, place.shape, [step * flat.itemsize for step in strides])
-    bad = _all_ones(np.ascontiguousarray(numbers), place.dtype)
-    places = np.argwhere(bad)
-    if not len(places):
-        return None
-    nans = int(((numbers[bad] & flat.dtype.type(BITS[place.dtype][2])) != 0).sum())
-    return NonFinite(place.file, name, len(places), nans, places[:MOST_PLACES])
+    shape = [size if stride else 1 for size, stride in zip(place.shape, strides, strict=True)]
+    return np.lib.stride_tricks.as_strided(flat, shape, [step * flat.itemsize for step in strides], writeable=False)
 
 
 def _plain_strides(shape: Iterable[int]) -> tuple[int, ...]:
