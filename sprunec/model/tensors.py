@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import mmap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,23 +17,14 @@ from torch import Tensor
 
 from sprunec.durable import naming
 from sprunec.errors import InputError
+from sprunec.model.dtypes import FLOATS, NAMES, dtype_refusal
 from sprunec.model.headers import read_places, unreadable
 from sprunec.model.stored import SIZES, Shape, Stored
 from sprunec.model.unfolded import check_unfolded
 from sprunec.model.unreadable import reason
 
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
+DTYPES: dict[str, torch.dtype] = {word: getattr(torch, NAMES[word]) for word in SIZES}
+FLOATING = frozenset(getattr(torch, name) for name in FLOATS)  # what is looked at for NaN
 
 
 class Tensors(Mapping[str, Tensor]):
@@ -77,8 +68,17 @@ class Tensors(Mapping[str, Tensor]):
         place = self._places[name]
         return place.dtype if isinstance(place, Tensor) else DTYPES[place.dtype]
 
+    def is_integer(self, name: str) -> bool:
+        """Whether it holds whole numbers or flags."""
+        dtype = self.dtype(name)
+        return not (dtype.is_floating_point or dtype.is_complex)
+
     def shapes(self) -> dict[str, Shape]:
         return {name: self.shape(name) for name in self._places}
+
+    def dtypes(self) -> dict[str, str]:
+        """In torch's words."""
+        return {name: str(self.dtype(name)).removeprefix("torch.") for name in self._places}
 
     @property
     def from_headers(self) -> bool:
@@ -144,6 +144,13 @@ def open_tensors(path: Path) -> Tensors:
     return Tensors(read_places(path, _in_torch))
 
 
+def check_dtypes(path: Path, tensors: Tensors, weights: Collection[str] = ()) -> None:
+    """Raises InputError where `weights`, the tensors that a model takes, are no floats, or it is quantised."""
+    told = dtype_refusal(tensors.dtypes(), weights)
+    if told is not None:
+        raise InputError.at(path, *told, code="checkpoint-dtype")
+
+
 def _in_torch(path: Path) -> Mapping[str, Tensor]:
     """Torch knows more ways to write a state dict than its header tells, and what else may be in a file."""
     try:
@@ -163,7 +170,7 @@ def _in_torch(path: Path) -> Mapping[str, Tensor]:
 def _check_finite(path: Path, state: Mapping[str, Tensor]) -> None:
     """What lies where a header says is looked at while it is hashed; this is for what only torch can read."""
     for name, tensor in state.items():
-        if tensor.is_floating_point() and not tensor.is_meta:
+        if tensor.dtype in FLOATING and not tensor.is_meta:
             bad = (~torch.isfinite(tensor.to_dense() if tensor.is_sparse else tensor)).nonzero()
             if len(bad):
                 message = f"{name} has {len(bad):,} numbers that are not finite, the first at {bad[0].tolist()}"
