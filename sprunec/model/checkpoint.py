@@ -18,7 +18,7 @@ from sprunec.model.cpm_ant import build
 from sprunec.model.frame import CPMAnt
 from sprunec.model.origin import check_files
 from sprunec.model.shapes import MOST_LAYERS, Shape, expected_tensors, misfit
-from sprunec.model.tensors import Tensors, open_tensors
+from sprunec.model.tensors import Tensors, check_dtypes, open_tensors
 from sprunec.model.tensors import read_shapes as read_shapes
 from sprunec.model.tensors import read_state as read_state
 from sprunec.model.writing import Output, write_outputs
@@ -104,6 +104,7 @@ def load_model(directory: Path, device: torch.device | str = "cpu") -> CPMAnt:
 def _filled(config: ModelConfig, tensors: Tensors, directory: Path) -> CPMAnt:
     """In memory: what is trained, or used for long, must not hang on a file. Shapes first: claims take no memory."""
     _check_fit(expected_tensors(config), tensors.shapes(), directory)
+    check_dtypes(directory, tensors, tensors)
     model = empty_model(config)
     fill(model, {name: tensor.clone() for name, tensor in tensors.items()}, directory)
     return model

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from sprunec.errors import InputError
+from sprunec.model.dtypes import NAMES, dtype_refusal
 from sprunec.model.layouts import check_index, is_index, weight_files
 from sprunec.model.pt_header import Unknown, read_pt
 from sprunec.model.stored import SIZES, Stored, check_kind, read_safetensors
@@ -46,10 +47,16 @@ def _places_in(file: Path, otherwise: Callable[[Path], Mapping[str, T]]) -> Mapp
         raise unreadable(file, error.diagnostics[0].message) from error
     except OSError as error:
         raise unreadable(file, error.strerror or "the disk fails") from error
-    strange = next((name for name, place in places.items() if place.dtype not in SIZES), None)
-    if strange is not None:
-        raise unreadable(file, f"{strange} is of dtype {places[strange].dtype}")
+    strange = [name for name, place in places.items() if place.dtype not in SIZES]
+    told = dtype_refusal(dtype_names(places), strange) if strange else None
+    if told is not None:
+        raise InputError.at(file, *told, code="checkpoint-dtype")
     return places
+
+
+def dtype_names(places: Mapping[str, Stored]) -> dict[str, str]:
+    """The dtypes of all tensors, in torch's words."""
+    return {name: NAMES.get(place.dtype, place.dtype) for name, place in places.items()}
 
 
 def unreadable(file: Path, why: str) -> InputError:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import mmap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,26 +17,14 @@ from torch import Tensor
 
 from sprunec.durable import naming
 from sprunec.errors import InputError
+from sprunec.model.dtypes import FLOATS, NAMES, dtype_refusal
 from sprunec.model.headers import read_places, unreadable
 from sprunec.model.stored import SIZES, Shape, Stored
 from sprunec.model.unfolded import check_unfolded
 from sprunec.model.unreadable import reason
 
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-
-
-FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+DTYPES: dict[str, torch.dtype] = {word: getattr(torch, NAMES[word]) for word in SIZES}
+FLOATING = frozenset(getattr(torch, name) for name in FLOATS)  # what is looked at for NaN
 
 
 class Tensors(Mapping[str, Tensor]):
@@ -80,8 +68,17 @@ class Tensors(Mapping[str, Tensor]):
         place = self._places[name]
         return place.dtype if isinstance(place, Tensor) else DTYPES[place.dtype]
 
+    def is_integer(self, name: str) -> bool:
+        """Whether it holds whole numbers or flags."""
+        dtype = self.dtype(name)
+        return not (dtype.is_floating_point or dtype.is_complex)
+
     def shapes(self) -> dict[str, Shape]:
         return {name: self.shape(name) for name in self._places}
+
+    def dtypes(self) -> dict[str, str]:
+        """In torch's words."""
+        return {name: str(self.dtype(name)).removeprefix("torch.") for name in self._places}
 
     @property
     def from_headers(self) -> bool:
@@ -147,6 +144,13 @@ def open_tensors(path: Path) -> Tensors:
     return Tensors(read_places(path, _in_torch))
 
 
+def check_dtypes(path: Path, tensors: Tensors, weights: Collection[str] = ()) -> None:
+    """Raises InputError where `weights`, the tensors that a model takes, are no floats, or it is quantised."""
+    told = dtype_refusal(tensors.dtypes(), weights)
+    if told is not None:
+        raise InputError.at(path, *told, code="checkpoint-dtype")
+
+
 def _in_torch(path: Path) -> Mapping[str, Tensor]:
     """Torch knows more ways to write a state dict than its header tells, and what else may be in a file."""
     try:
@@ -168,7 +172,7 @@ def _check_finite(path: Path, state: Mapping[str, Tensor]) -> None:
     for name, tensor in state.items():
         # A view may claim more numbers than its file has.
         whole = tensor.layout is torch.strided and 0 < tensor.nbytes <= tensor.untyped_storage().nbytes()
-        if whole and tensor.dtype in FLOATS:
+        if whole and tensor.dtype in FLOATING:
             bad = (~torch.isfinite(tensor)).nonzero()
             if len(bad):
                 numbers = "number that is" if len(bad) == 1 else "numbers that are"
