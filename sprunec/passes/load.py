@@ -66,7 +66,7 @@ def _take(path: Path, config: ModelConfig, out: Path) -> list[str]:
         hint = TODAY if foreign else remedy(shapes)
         raise InputError.at(path, f"{message}the checkpoint does not fit the config: {problem}", hint)
     if not tensors.from_headers:  # else the plan has been held against the headers, and knows what to ignore
-        refused = unused_tensors(expected, shapes, lambda name: not tensors.dtype(name).is_floating_point).refused
+        refused = unused_tensors(expected, shapes, tensors.is_integer).refused
         if refused:
             raise InputError.at(path, *refusal(refused), code="checkpoint-extra")
     extra = sorted(shapes.keys() - expected.keys())

@@ -89,7 +89,7 @@ def check_shapes(config: ModelConfig, tensors: Tensors, path: Path) -> None:
                 raise InputError.at(path, f"these are {stranger[0]}'s tensors ({stranger[1]})", TODAY)
             message = f"{name} is {shapes.get(name, 'missing')}, the config wants {shape}"
             raise InputError.at(path, message, remedy(tensors))
-    unused = unused_tensors(expected, shapes, lambda name: not tensors.dtype(name).is_floating_point)
+    unused = unused_tensors(expected, shapes, tensors.is_integer)
     if unused.refused:
         raise InputError.at(path, *refusal(unused.refused), code="checkpoint-extra")
 
