@@ -18,17 +18,17 @@ from types import FrameType
 INTERRUPTED = 130
 PATIENCE = 1.2  # seconds that the main thread is given to unwind
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_postponed = threading.Event()
+_postponed: list[None] = []  # one for each block that postpones
 
 
 @contextmanager
 def postponed() -> Iterator[None]:
     """Let the first signal only be noted: who is in here asks after each step whether to stop, and saves."""
-    _postponed.set()
+    _postponed.append(None)
     try:
         yield
     finally:
-        _postponed.clear()
+        _postponed.pop()
 
 
 class Interrupts:
@@ -59,7 +59,7 @@ class Interrupts:
             KeyboardInterrupt: the run stops here.
         """
         again, self._asked = self._asked, True
-        if again or not self._waits():
+        if again or not (self._waits() or self._left.is_set()):
             raise KeyboardInterrupt
 
     def watch(self, pipe: int) -> None:
@@ -75,7 +75,7 @@ class Interrupts:
         self._left.set()
 
     def _waits(self) -> bool:
-        return _postponed.is_set() or not self._at_once
+        return bool(_postponed) or not self._at_once
 
     def _answer(self, first: bool) -> None:
         if first and self._waits():

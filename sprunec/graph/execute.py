@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +24,7 @@ from sprunec.graph.report import Report, versions, with_notes
 from sprunec.graph.store import Artifact, Store
 from sprunec.graph.team import blame, check_shares, meet, order
 from sprunec.graph.watcher import Watcher
+from sprunec.interrupts import postponed
 from sprunec.passes.job import Job
 from sprunec.passes.table import PASSES
 from sprunec.plan.provenance import write_provenance
@@ -223,7 +224,8 @@ def _outcome(node: Node, shop: Workshop, done: Mapping[str, Outcome]) -> Outcome
         job = Job(node.options, inputs, node.files, directory, shop.device, tell, saves, engine, team or Alone())
         if team is not None:
             team.order(order(node, job, shop.graph.device))
-        metrics = _call(node, job, team)
+        with postponed() if team is not None else nullcontext():  # who has lost another says so, and is told to end
+            metrics = _call(node, job, team)
         _check_unchanged(node)
         digests = {role: done[name].node.digest for role, name in node.inputs.items()}
         made = datetime.now(UTC).isoformat(timespec="seconds")
