@@ -86,17 +86,28 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def interrupted(directory: Path, script: str, module: str, number: signal.Signals, name: str) -> tuple[float, str]:
-    """Send a signal a moment after the node `name` has begun -> seconds until it is answered, and what was said."""
-    arguments = ["run", str(directory / "plan.json"), "--out", str(directory / "out")]
-    running = subprocess.Popen(
-        [sys.executable, "-c", script, module, *arguments],
+def started(directory: Path, *how: str) -> subprocess.Popen[str]:
+    """`sprunec run` of the folder's plan, or a script that comes to it."""
+    return subprocess.Popen(
+        [
+            sys.executable,
+            *(how or ("-m", "sprunec")),
+            "run",
+            str(directory / "plan.json"),
+            "--out",
+            str(directory / "out"),
+        ],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
     )
+
+
+def interrupted(directory: Path, script: str, module: str, number: signal.Signals, name: str) -> tuple[float, str]:
+    """Send a signal a moment after the node `name` has begun -> seconds until it is answered, and what was said."""
+    running = started(directory, "-c", script, module)
     assert running.stderr is not None
     begun = ""
     for line in running.stderr:
@@ -181,21 +192,15 @@ def test_steps_are_finished_and_saved_before_a_training_pass_stops(tmp_path: Pat
     """A second signal does not wait for them."""
     write(tmp_path, plan({"pass": "train", "steps": 4000}))
     for times in (1, 2):
-        running = subprocess.Popen(
-            [sys.executable, "-m", "sprunec", "run", str(tmp_path / "plan.json"), "--out", str(tmp_path / "out")],
-            cwd=ROOT,
-            stderr=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            text=True,
-        )
-        assert running.stderr is not None
-        next(line for line in running.stderr if "step " in line)
-        sent = time.monotonic()
-        for _ in range(times):
-            running.send_signal(signal.SIGINT)
-            time.sleep(0.01)
-        next(line for line in running.stderr if "stopping after this step, which is saved" in line)
-        assert time.monotonic() - sent < SECONDS
-        running.communicate(timeout=60)
+        with started(tmp_path) as running:
+            assert running.stderr is not None
+            next(line for line in running.stderr if "step " in line)
+            sent = time.monotonic()
+            for _ in range(times):
+                running.send_signal(signal.SIGINT)
+                time.sleep(0.01)
+            next(line for line in running.stderr if "stopping after this step, which is saved" in line)
+            assert time.monotonic() - sent < SECONDS
+            running.stderr.read()
         assert running.returncode == 130
         assert list((tmp_path / "out/store").glob("partial-*/step-*"))

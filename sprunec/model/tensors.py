@@ -76,16 +76,9 @@ class Tensors(Mapping[str, Tensor]):
     def shapes(self) -> dict[str, Shape]:
         return {name: self.shape(name) for name in self._places}
 
-<<<<<<< HEAD
     def dtypes(self) -> dict[str, str]:
         """In torch's words."""
         return {name: str(self.dtype(name)).removeprefix("torch.") for name in self._places}
-=======
-    def is_integer(self, name: str) -> bool:
-        """Whether a tensor holds whole numbers or flags."""
-        dtype = self.dtype(name)
-        return not (dtype.is_floating_point or dtype.is_complex)
->>>>>>> h-text
 
     @property
     def from_headers(self) -> bool:
@@ -177,16 +170,10 @@ def _in_torch(path: Path) -> Mapping[str, Tensor]:
 def _check_finite(path: Path, state: Mapping[str, Tensor]) -> None:
     """What lies where a header says is looked at while it is hashed; this is for what only torch can read."""
     for name, tensor in state.items():
-<<<<<<< HEAD
         # A view may claim more numbers than its file has.
         whole = tensor.layout is torch.strided and 0 < tensor.nbytes <= tensor.untyped_storage().nbytes()
         if whole and tensor.dtype in FLOATING:
             bad = (~torch.isfinite(tensor)).nonzero()
-=======
-        if tensor.is_floating_point() and not tensor.is_meta:
-            whole = tensor.to_dense() if tensor.is_sparse else tensor
-            bad = (~torch.isfinite(whole.float() if whole.element_size() == 1 else whole)).nonzero()  # float8: not yet
->>>>>>> h-text
             if len(bad):
                 numbers = "number that is" if len(bad) == 1 else "numbers that are"
                 message = f"{name} has {len(bad):,} {numbers} not finite, the first at {bad[0].tolist()}"
