@@ -240,9 +240,7 @@ def whole_run(folder: Path, size: int, largest: int, bare: int, rounds: int) -> 
     memory, bound = max(run.peak for run in runs) - bare, 2 * largest + 200 * 10**6
     print(f"\nwhole run of load-mask and emit, median of {rounds}, compared on {report['comparison']['tokens']} tokens")
     limit = 3 * copied + 20
-    print(
     print(f"  {seconds:6.1f} s; a copy of {size / 1e9:.2f} GB takes {copied:.1f} s, three and 20 s {limit:.1f}")
-    )
     print(f"  {memory / 1e6:6.0f} MB; twice the largest tensor and 200 MB are {bound / 1e6:.0f}")
     for entry in report["passes"]:
         print(f"  {entry['seconds']:6.1f} s  {entry['name']}")
