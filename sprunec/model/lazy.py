@@ -1,4 +1,4 @@
-"""Modules on the meta device whose parameters come from elsewhere while their code runs, one or a few rows at a time."""
+"""Parameters that are read while a module's code runs, one or a few rows at a time; the module is on meta."""
 
 from __future__ import annotations
 
