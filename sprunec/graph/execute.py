@@ -171,10 +171,11 @@ def _run(graph: Graph, shop: Workshop, report: Report) -> dict[str, Outcome]:
         try:
             outcome = _outcome(node, shop, outcomes)
         except SprunecError as error:
+            words = str(explained(error, node.name, report.out))
             report.form_failed(node, error)
             if not PASSES[node.pass_].fails_alone or report.has_no_form():
                 raise
-            watcher.node_failed(index, total, node.name, str(explained(error, node.name, report.out)))
+            watcher.node_failed(index, total, node.name, words.removeprefix(f"{node.name}: "))
             continue
         except Exception as error:
             if is_foreseen(error):

@@ -93,7 +93,8 @@ class Report:
         What an artifact of an earlier release does not know stays out.
         """
         if "form" in metrics:
-            self.data["formats"][metrics["form"]] = {key: metrics[key] for key in FORM_COMPARED if key in metrics}
+            found = {key: metrics[key] for key in FORM_COMPARED if key in metrics}
+            self.data["formats"][metrics["form"]] = self.data["formats"].get(metrics["form"], {}) | found
             return
         before = self.data["comparison"] or {}
         worst = max(before, metrics, key=lambda found: _severity(found.get("worst_block_difference", -1.0)))

@@ -54,9 +54,9 @@ def _first_tokens(batches: Iterable[Batch], config: ModelConfig, tokens: int) ->
     for batch in batches:
         rows, columns = batch.targets.shape
         rows = min(rows, left // columns)
-        if not rows and left == tokens:
+        if rows < 1 and left == tokens:
             rows, columns = 1, min(columns, max(tokens, config.prompt_length + 1))
-        if not rows:
+        if rows < 1:
             return
         yield _part(batch, 0, rows, columns)
         left -= rows * columns
