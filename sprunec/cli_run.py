@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from sprunec.errors import Diagnostic, InputError
+from sprunec.errors import Diagnostic, InputError, disk_words
 from sprunec.interrupts import Interrupts
 from sprunec.show.console import Progress
 from sprunec.unexpected import explained
@@ -61,10 +61,11 @@ def reporting(as_json: bool, doing: str, folder: Path | None = None) -> Iterator
 
 
 def _print_failure(error: BaseException, folder: Path | None) -> None:
+    words = disk_words(error) if isinstance(error, OSError) else str(error)
     if isinstance(error, InputError):
         print_json(diagnostics_document(error.diagnostics))
     elif folder is None or not _print_file(folder / "report.json"):
-        print_json(diagnostics_document([Diagnostic("failed", str(error))]))
+        print_json(diagnostics_document([Diagnostic("failed", words)]))
 
 
 def _print_file(path: Path) -> bool:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sprunec.durable import naming
 from sprunec.errors import InputError
 
 HEAD = 1024
@@ -141,7 +142,7 @@ _KEYS: tuple[tuple[str, str], ...] = (
 
 
 def foreign(path: Path, wanted: str, fine: Collection[str], hints: Mapping[str, str]) -> InputError | None:
-    """The error for a file that is of another kind than its place wants; None where it may be what it should be.
+    """The error for a file that cannot be read or is of another kind than its place wants; None where it may be it.
 
     Args:
         wanted: what the place is for, with an article.
@@ -150,8 +151,10 @@ def foreign(path: Path, wanted: str, fine: Collection[str], hints: Mapping[str, 
     """
     try:
         kind = file_kind(path)
-    except OSError:
-        return None  # the reader says best why
+    except FileNotFoundError:
+        return None  # the reader says best what should be there
+    except OSError as error:
+        return InputError.of_disk(path, error)
     return None if kind in fine else unlike(path, kind, wanted, hints)
 
 
@@ -171,7 +174,7 @@ def binary_kind(path: Path) -> str | None:
     if os.path.isdir(path):
         return "folder"
     size = path.stat().st_size
-    with path.open("rb") as stream:
+    with naming(path), path.open("rb") as stream:
         head = stream.read(HEAD)
         stream.seek(max(0, size - len(_TABLE_END)))
         tail = stream.read()
@@ -214,7 +217,7 @@ def file_kind(path: Path) -> str:
     found = binary_kind(path)
     if found is not None:
         return found
-    with path.open("rb") as stream:
+    with naming(path), path.open("rb") as stream:
         head = stream.read(HEAD)
     opening = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if opening.startswith((b"{", b"[")):
@@ -250,7 +253,7 @@ def _zip_kind(path: Path) -> str:
 
 
 def _first(path: Path) -> bytes:
-    with path.open("rb") as stream:
+    with naming(path), path.open("rb") as stream:
         return stream.read(HEAD)
 
 

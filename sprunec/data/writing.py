@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sprunec.data.sets import DEFAULT_BLOCK, META, MODULE, RECORD
-from sprunec.durable import flush
+from sprunec.durable import flush, naming, write_new
 from sprunec.errors import InputError
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def write_dataset(
         nbytes = _write_blocks(aside / DATA, records, block_size, written)
         if not written.records:
             raise InputError.at(directory, "there is not one record to write", "give more, or longer, documents")
-        (aside / META).write_bytes(_meta(DATA, written.blocks, nbytes, written.records))
+        write_new(aside / META, _meta(DATA, written.blocks, nbytes, written.records))
     return written
 
 
@@ -166,7 +166,7 @@ def _write_blocks(path: Path, records: Iterable[Any], block_size: int, written: 
     from sprunec.data.records import parse_record
 
     nbytes = 0
-    with path.open("wb") as stream:
+    with naming(path), path.open("wb") as stream:
         at = 0  # in the block
         for number, numbers in enumerate(records):
             values = np.asarray(numbers, dtype=np.int64)
@@ -224,9 +224,11 @@ class _Aside:
         os.chmod(self.aside, 0o755)
         try:
             os.rename(self.aside, self.wanted)
-        except OSError as taken:
+        except OSError as error:
             shutil.rmtree(self.aside, ignore_errors=True)
-            raise _taken(self.wanted) from taken
+            if not os.path.lexists(self.wanted):
+                raise
+            raise _taken(self.wanted) from error
 
 
 def _taken(directory: Path) -> InputError:

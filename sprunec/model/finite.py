@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sprunec.durable import naming
+from sprunec.durable import naming, read_into
 from sprunec.model.stored import SIZES, Stored
 
 CHUNK_BYTES = 8 * 2**20
@@ -116,7 +116,9 @@ def _all_ones(numbers: NDArray[Any], dtype: str) -> NDArray[Any]:
 def _located(name: str, place: Stored) -> NonFinite | None:
     """How many there are in the tensor itself, and where."""
     width = BITS[place.dtype][0]
-    flat = np.memmap(place.file, np.uint8, "r", place.start, (place.extent,)).copy().view(width)
+    flat = np.empty(place.extent, np.uint8)
+    read_into(place.file, [(place.start, place.start + place.extent)], flat.data)
+    flat = flat.view(width)
     strides = place.strides if place.strides is not None else _plain_strides(place.shape)
     numbers = np.lib.stride_tricks.as_strided(flat, place.shape, [step * flat.itemsize for step in strides])
     bad = _all_ones(np.ascontiguousarray(numbers), place.dtype)
