@@ -1,5 +1,31 @@
-"""python -m sprunec"""
+"""`sprunec`, and `python -m sprunec`."""
 
-from sprunec.cli import main
+import os
+import sys
+from contextlib import suppress
 
-main()
+INTERRUPTED = 130
+
+
+def command() -> None:
+    """Run the command; an interrupted one ends here and now.
+
+    What torch still has to tear down takes a second, and Python would end by SIGINT where one met code in a string.
+    """
+    try:
+        from sprunec.cli import main  # in here, for a signal may come while it is being imported
+
+        main()
+    except KeyboardInterrupt:
+        os._exit(INTERRUPTED)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            with suppress(OSError):  # nobody reads any more
+                sys.stdout.flush()
+                sys.stderr.flush()
+            os._exit(INTERRUPTED)
+        raise
+
+
+if __name__ == "__main__":
+    command()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -17,18 +18,30 @@ from sprunec.show.console import Progress
 from sprunec.unexpected import explained
 
 
-def execute_graph(graph: Any, folder: Path, progress: Progress, stop: Interrupts, team: Any = None) -> Any:
+def execute_graph(
+    graph: Any, folder: Path, progress: Progress, stop: Interrupts, team: Any = None, as_json: bool = False
+) -> Any:
     from sprunec.graph.execute import execute
     from sprunec.graph.report import mark_interrupted
     from sprunec.show.report import write_html
 
-    stop.abandon = lambda: mark_interrupted(folder)
+    def tell() -> None:
+        progress.message(f"interrupted; what is done is kept: run the same command again to continue in {folder}")
+
+    def abandon() -> None:
+        mark_interrupted(folder)
+        tell()
+        if as_json:
+            _print_interrupted(folder)
+
+    stop.abandon = abandon
     try:
         report = execute(graph, folder, progress, stop, team)
     except BaseException as error:
+        stop.leave()  # what is left to do is short
         if isinstance(error, KeyboardInterrupt):
-            progress.message(f"interrupted; what is done is kept: run the same command again to continue in {folder}")
-        with suppress(OSError, ValueError):  # what stopped the run is the error to tell of
+            tell()
+        with suppress(Exception):  # what stopped the run is the error to tell of
             write_html(folder)
         raise
     finally:
@@ -41,7 +54,7 @@ def execute_graph(graph: Any, folder: Path, progress: Progress, stop: Interrupts
 def reporting(as_json: bool, doing: str, folder: Path | None = None) -> Iterator[None]:
     """Whatever goes wrong becomes an error to tell of, and with --json a document on stdout.
 
-    The document is the run's own report where there is one in `folder`, else the findings.
+    The document is the run's own report where that is in `folder`, else the findings.
 
     Args:
         doing: what to say was being done when something goes wrong that nobody foresaw.
@@ -54,9 +67,9 @@ def reporting(as_json: bool, doing: str, folder: Path | None = None) -> Iterator
         if as_json:
             _print_failure(told, folder)
         raise told from told.__cause__
-    except BaseException:
-        if as_json and folder is not None:
-            _print_file(folder / "report.json")
+    except KeyboardInterrupt:
+        if as_json:
+            _print_interrupted(folder)
         raise
 
 
@@ -64,14 +77,26 @@ def _print_failure(error: BaseException, folder: Path | None) -> None:
     words = disk_words(error) if isinstance(error, OSError) else str(error)
     if isinstance(error, InputError):
         print_json(diagnostics_document(error.diagnostics))
-    elif folder is None or not _print_file(folder / "report.json"):
+    elif not _print_report(folder, {"error": words}):
         print_json(diagnostics_document([Diagnostic("failed", words)]))
 
 
-def _print_file(path: Path) -> bool:
-    if path.is_file():
-        typer.echo(path.read_text(encoding="utf-8"))
-    return path.is_file()
+def _print_interrupted(folder: Path | None) -> None:
+    if not _print_report(folder, {"status": "interrupted"}):
+        print_json(diagnostics_document([Diagnostic("interrupted", "interrupted", "run the same command again")]))
+
+
+def _print_report(folder: Path | None, wanted: Mapping[str, str]) -> bool:
+    """Whether there is one, and it tells of what is to be told, and not of another run in this folder."""
+    try:
+        text = (folder / "report.json").read_text(encoding="utf-8") if folder is not None else "{}"
+        found = json.loads(text)
+        fits = all(found.get(key) == value for key, value in wanted.items())
+    except (OSError, ValueError, TypeError, AttributeError):
+        return False
+    if fits:
+        typer.echo(text)
+    return fits
 
 
 def show_graph(graph: Any, folder: Path, as_json: bool, costs: Sequence[dict[str, Any]]) -> None:

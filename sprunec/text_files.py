@@ -20,6 +20,7 @@ _TABLE = 'write it as JSON lines first, e.g. pandas.read_parquet(FILE).to_json(N
 _TABLES = {"parquet": _TABLE, "arrow": _TABLE.replace("parquet", "feather"), "": "give a text file in UTF-8"}
 Hints = Mapping[str, str]
 NO_HINTS: Hints = MappingProxyType({})
+MARK = "\ufeff"  # of byte order
 ANY_TEXT = TEXT | MARKUP
 
 

@@ -38,15 +38,18 @@ def own_words(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
+def is_foreseen(error: BaseException) -> bool:
+    """Whether it is this tool's own, or the system's: libraries raise OSErrors without a number that say nothing."""
+    return isinstance(error, SprunecError) or (isinstance(error, OSError) and error.errno is not None)
+
+
 def explained(error: BaseException, doing: str, folder: Path | None) -> BaseException:
     """The error to raise for `error`: itself where it was foreseen, else one that says where its traceback is kept.
 
     Args:
         folder: where `error.txt` goes; None: to a new file among the system's temporary ones.
     """
-    if isinstance(error, SprunecError | OSError) and not isinstance(error, UnexpectedError):
-        return error
-    if not isinstance(error, Exception):
+    if not isinstance(error, Exception) or (is_foreseen(error) and not isinstance(error, UnexpectedError)):
         return error
     told = error if isinstance(error, UnexpectedError) else UnexpectedError(doing, error)
     if told.file is None:
@@ -57,10 +60,10 @@ def explained(error: BaseException, doing: str, folder: Path | None) -> BaseExce
 
 
 def _keep(text: str, folder: Path | None) -> Path | None:
-    """Where it was written; None where nothing can be: the line that is told says enough to go on."""
+    """Where it was written, `folder` or where that takes nothing another; None where nothing can be."""
     try:
         file = Path(tempfile.mkdtemp(prefix="sprunec-")) / FILE if folder is None else folder / FILE
         write_atomically(file, text)
     except OSError:
-        return None
+        return None if folder is None else _keep(text, None)
     return file

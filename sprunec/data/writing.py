@@ -219,13 +219,19 @@ class _Aside:
         if kind is not None:
             shutil.rmtree(self.aside, ignore_errors=True)
             return
-        for path in (*self.aside.iterdir(), self.aside):
-            flush(path)
-        os.chmod(self.aside, 0o755)
+        try:
+            for path in (*self.aside.iterdir(), self.aside):
+                flush(path)
+            os.chmod(self.aside, 0o755)
+            self._put()
+        except BaseException:
+            shutil.rmtree(self.aside, ignore_errors=True)
+            raise
+
+    def _put(self) -> None:
         try:
             os.rename(self.aside, self.wanted)
         except OSError as error:
-            shutil.rmtree(self.aside, ignore_errors=True)
             if not os.path.lexists(self.wanted):
                 raise
             raise _taken(self.wanted) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,10 +24,11 @@ from sprunec.graph.report import Report, versions, with_notes
 from sprunec.graph.store import Artifact, Store
 from sprunec.graph.team import blame, check_shares, meet, order
 from sprunec.graph.watcher import Watcher
+from sprunec.interrupts import postponed
 from sprunec.passes.job import Job
 from sprunec.passes.table import PASSES
 from sprunec.plan.provenance import write_provenance
-from sprunec.unexpected import FILE, UnexpectedError, explained, own_words
+from sprunec.unexpected import FILE, UnexpectedError, explained, is_foreseen, own_words
 
 if TYPE_CHECKING:
     from sprunec.engines.saves import Saves
@@ -172,11 +173,16 @@ def _run(graph: Graph, shop: Workshop, report: Report) -> dict[str, Outcome]:
         try:
             outcome = _outcome(node, shop, outcomes)
         except SprunecError as error:
+            words = str(explained(error, node.name, report.out))
             report.form_failed(node, error)
             if not PASSES[node.pass_].fails_alone or report.has_no_form():
                 raise
-            watcher.node_failed(index, total, node.name, str(explained(error, node.name, report.out)))
+            watcher.node_failed(index, total, node.name, words.removeprefix(f"{node.name}: "))
             continue
+        except Exception as error:
+            if is_foreseen(error):
+                raise
+            raise UnexpectedError(_doing(node), error) from error
         outcomes[node.name] = outcome
         report.add(outcome.node, outcome.artifact, outcome.cached, outcome.seconds)
         report.save()
@@ -221,7 +227,8 @@ def _outcome(node: Node, shop: Workshop, done: Mapping[str, Outcome]) -> Outcome
         job = Job(node.options, inputs, node.files, directory, shop.device, tell, saves, engine, team or Alone())
         if team is not None:
             team.order(order(node, job, shop.graph.device))
-        metrics = _call(node, job, team)
+        with postponed() if team is not None else nullcontext():  # who has lost another says so, and is told to end
+            metrics = _call(node, job, team)
         _check_unchanged(node)
         digests = {role: done[name].node.digest for role, name in node.inputs.items()}
         made = datetime.now(UTC).isoformat(timespec="seconds")
@@ -248,16 +255,20 @@ def _check_unchanged(node: Node) -> None:
 
 def _call(node: Node, job: Job, team: Team | None) -> dict[str, Any]:
     """Import the pass when its turn comes, and name it in whatever goes wrong."""
-    run: Callable[[Job], dict[str, Any]] = importlib.import_module(f"sprunec.passes.{PASSES[node.pass_].module}").run
     try:
+        run: Callable[[Job], dict[str, Any]]
+        run = importlib.import_module(f"sprunec.passes.{PASSES[node.pass_].module}").run
         return run(job)
     except SprunecError:
         raise
-    except OSError as error:
-        raise PassError(f"{node.name}: {disk_words(error, job.out)}") from error
     except Exception as error:
+        if isinstance(error, OSError) and is_foreseen(error):
+            raise PassError(f"{node.name}: {disk_words(error, job.out)}") from error
         blamed = blame(error, team) if team is not None else None
         if blamed is not None:
             raise PassError(f"{node.name}: {blamed}") from error
-        doing = f"{node.name} ({node.about})" if node.about else node.name
-        raise UnexpectedError(doing, error) from error
+        raise UnexpectedError(_doing(node), error) from error
+
+
+def _doing(node: Node) -> str:
+    return f"{node.name} ({node.about})" if node.about else node.name

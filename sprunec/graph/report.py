@@ -88,13 +88,18 @@ class Report:
                 self._size("small", read_parameters(artifact.path))
 
     def _compared(self, metrics: Mapping[str, Any]) -> None:
-        """The worst of all comparisons of the run; those of emitted forms beside it, each by itself."""
+        """The worst of all comparisons of the run; those of emitted forms beside it, each by itself.
+
+        What an artifact of an earlier release does not know stays out.
+        """
         if "form" in metrics:
-            self.data["formats"][metrics["form"]] = {key: metrics[key] for key in FORM_COMPARED}
+            found = {key: metrics[key] for key in FORM_COMPARED if key in metrics}
+            self.data["formats"][metrics["form"]] = self.data["formats"].get(metrics["form"], {}) | found
             return
         before = self.data["comparison"] or {}
         worst = max(before, metrics, key=lambda found: _severity(found.get("worst_block_difference", -1.0)))
-        merged = {key: max(metrics[key], before.get(key, metrics[key]), key=_severity) for key in COMPARED}
+        known = {key: [found[key] for found in (metrics, before) if key in found] for key in COMPARED}
+        merged = {key: max(values, key=_severity) for key, values in known.items() if values}
         self.data["comparison"] = merged | {key: worst[key] for key in ("worst_block", "worst_block_difference")}
 
     def form_failed(self, node: Node, error: SprunecError) -> None:

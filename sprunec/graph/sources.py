@@ -10,8 +10,8 @@ from sprunec.data.sets import set_files
 from sprunec.graph.builder import Builder
 from sprunec.graph.graph import MISSING, file_digest
 from sprunec.graph.heads import teacher_config
-from sprunec.graph.weights import about_model, weights_digest
-from sprunec.model.stored import weight_files
+from sprunec.graph.weights import about_model, teacher_digest, weights_digest
+from sprunec.model.layouts import checkpoint_files
 from sprunec.passes.table import PASSES
 from sprunec.plan.plan import DataSource, PassSpec
 
@@ -71,7 +71,7 @@ def teacher(build: Builder, spec: PassSpec) -> dict[str, str]:
     known = f"teacher {path}"
     if known not in build.latest:
         config = teacher_config(build.config, path)
-        options = {"config": config.to_dict(), "checkpoint": weights_digest(path)}
+        options = {"config": config.to_dict(), "checkpoint": teacher_digest(path)}
         files, parameters = _checkpoint_files(path), config.parameters()
         build.latest[known] = build.add(
             "load", options, {}, suffix="teacher", files=files, about=path.name, parameters=parameters
@@ -81,7 +81,7 @@ def teacher(build: Builder, spec: PassSpec) -> dict[str, str]:
 
 def _checkpoint_files(path: Path) -> dict[str, tuple[Path, ...]]:
     """What the user has named, and the files that it stands for, so that a change of any is noticed."""
-    return {"checkpoint": (path,)} | ({"weights": tuple(weight_files(path))} if path.is_dir() else {})
+    return {"checkpoint": (path,), "weights": checkpoint_files(path)}
 
 
 def _data_files(data: DataSource) -> dict[str, tuple[Path, ...]]:

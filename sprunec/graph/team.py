@@ -15,11 +15,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sprunec.errors import InputError, SprunecError
+from sprunec.errors import InputError
 from sprunec.graph.graph import Graph, Node, plain
 from sprunec.passes.job import Job
 from sprunec.passes.table import PASSES
-from sprunec.unexpected import log, own_words
+from sprunec.unexpected import explained, log
 
 if TYPE_CHECKING:
     from sprunec.engines.team import Team
@@ -91,7 +91,7 @@ def _explain(team: Team, error: BaseException) -> int:
     from sprunec.engines.team import lost
 
     gone = lost(error)
-    words = gone or (str(error) if isinstance(error, SprunecError) else own_words(error))
+    words = gone or str(explained(error, "its part of the pass", None))
     if gone is None:
         log.debug("rank %d", team.rank, exc_info=error)
         team.complain(words)

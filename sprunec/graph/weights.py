@@ -9,26 +9,37 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sprunec.errors import Diagnostic, InputError
 from sprunec.graph.graph import file_digest, known_digest, remember_digest
-from sprunec.model.finite import MOST_PLACES, NonFinite, read_weights
 from sprunec.model.headers import read_places
 from sprunec.model.hf import parts
 from sprunec.model.layouts import checkpoint_files
 from sprunec.model.stored import Stored
 from sprunec.plan.plan import Plan
 
+if TYPE_CHECKING:
+    from sprunec.model.finite import NonFinite
+
 MOST_TOLD = 5
 MENDED = "mend the file, or save it again where it was still well"
 NO_CUT = "no cut can remove it, since 0 times NaN is NaN"
 NO_MASK = "a mask holds 0 and 1"
+NO_LESSON = "a student would learn NaN from it"
 CUT_AWAY = f"all of it lies in what this plan cuts away, and is refused all the same: {NO_CUT}"
+
+_FINITE = set[str]()  # the sha256 of files that have been looked at: the store's own hashing looks at nothing
 
 
 def masks_digest(path: Path) -> str:
     """As `weights_digest`, of a file of masks."""
     return weights_digest(path, lambda found: NO_MASK)
+
+
+def teacher_digest(path: Path) -> str:
+    """As `weights_digest`, of a teacher."""
+    return weights_digest(path, lambda found: NO_LESSON)
 
 
 def weights_digest(path: Path, about: Callable[[Sequence[NonFinite]], str] = lambda found: NO_CUT) -> str:
@@ -44,7 +55,8 @@ def weights_digest(path: Path, about: Callable[[Sequence[NonFinite]], str] = lam
     if not all(file.is_file() for file in files):
         return file_digest(path)
     places = _places(path)
-    digests, found = {}, list[NonFinite]()
+    digests: dict[Path, str] = {}
+    found: list[NonFinite] = []
     for file in files:
         digests[file], more = _read(file, {name: place for name, place in places.items() if place.file == file})
         found += more
@@ -65,12 +77,15 @@ def _places(path: Path) -> dict[str, Stored]:
 
 
 def _read(file: Path, places: dict[str, Stored]) -> tuple[str, list[NonFinite]]:
+    from sprunec.model.finite import read_weights  # brings numpy, which a plan without weights does without
+
     known = known_digest(file)
-    if known is not None:
+    if known is not None and known in _FINITE:
         return known, []
     digest, found = read_weights(file, places)
     if not found:
         remember_digest(file, digest)
+        _FINITE.add(digest)
     return digest, found
 
 
@@ -92,7 +107,7 @@ def _is_cut_away(plan: Plan, found: Sequence[NonFinite]) -> bool:
     """Whether no number of these is in what is left once every mask of the plan has been applied."""
     masks = [spec for spec in plan.passes if spec.name == "load-mask"]
     others = any("unit" in spec.options or "steps" in spec.options for spec in plan.passes)
-    if not masks or others or any(each.count > MOST_PLACES for each in found):
+    if not masks or others or any(each.count > len(each.places) for each in found):
         return False
     from sprunec.masks.matching import read_masks
     from sprunec.model.config import local

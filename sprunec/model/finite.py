@@ -7,8 +7,7 @@ not know, is looked at like the others.
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,7 +48,8 @@ class NonFinite:
     def __str__(self) -> str:
         kinds = [f"{self.nans:,} NaN"] if self.nans else []
         kinds += [f"{self.count - self.nans:,} infinite"] if self.count > self.nans else []
-        return f"{self.tensor} has {' and '.join(kinds)}, the first at {self.places[0].tolist()}"
+        first = f", the first at {self.places[0].tolist()}" if self.places.shape[1] else ""
+        return f"{self.tensor} has {' and '.join(kinds)}{first}"
 
 
 def read_weights(file: Path, places: dict[str, Stored]) -> tuple[str, list[NonFinite]]:
@@ -115,20 +115,39 @@ def _all_ones(numbers: NDArray[Any], dtype: str) -> NDArray[Any]:
 
 def _located(name: str, place: Stored) -> NonFinite | None:
     """How many there are in the tensor itself, and where."""
-    width = BITS[place.dtype][0]
-    flat = np.empty(place.extent, np.uint8)
-    read_into(place.file, [(place.start, place.start + place.extent)], flat.data)
-    flat = flat.view(width)
-    strides = place.strides if place.strides is not None else _plain_strides(place.shape)
-    numbers = np.lib.stride_tricks.as_strided(flat, place.shape, [step * flat.itemsize for step in strides])
-    bad = _all_ones(np.ascontiguousarray(numbers), place.dtype)
-    places = np.argwhere(bad)
-    if not len(places):
-        return None
-    nans = int(((numbers[bad] & flat.dtype.type(BITS[place.dtype][2])) != 0).sum())
-    return NonFinite(place.file, name, len(places), nans, places[:MOST_PLACES])
+    count, nans, places = 0, 0, list[NDArray[np.int64]]()
+    for first, part in _rows(place):
+        bad = _all_ones(part, place.dtype)
+        if count < MOST_PLACES and bad.any():
+            here = np.argwhere(bad)[: MOST_PLACES - count, : len(place.shape)]
+            here[:, :1] += first
+            places.append(here)
+        count += int(bad.sum())
+        nans += int(((part[bad] & part.dtype.type(BITS[place.dtype][2])) != 0).sum())
+    return NonFinite(place.file, name, count, nans, np.concatenate(places)) if count else None
 
 
-def _plain_strides(shape: Iterable[int]) -> tuple[int, ...]:
-    sizes = tuple(shape)
-    return tuple(math.prod(sizes[dim + 1 :]) for dim in range(len(sizes)))
+def _rows(place: Stored) -> Iterator[tuple[int, NDArray[Any]]]:
+    """The tensor's numbers as unsigned integers, some of its rows at a time, and the number of the first of them.
+
+    Of a tensor that lies in the file with strides all is in memory, a dim that repeats one number once.
+    """
+    shape = place.shape or (1,)
+    width = place.nbytes // shape[0]
+    if place.strides is not None:
+        flat = _read(place, 0, place.extent)
+        shape = tuple(size if stride else 1 for size, stride in zip(place.shape, place.strides, strict=True))
+        strides = [step * flat.itemsize for step in place.strides]
+        yield 0, np.ascontiguousarray(np.lib.stride_tricks.as_strided(flat, shape, strides, writeable=False))
+        return
+    at_once = max(1, CHUNK_BYTES // width)
+    for first in range(0, shape[0], at_once):
+        last = min(first + at_once, shape[0])
+        yield first, _read(place, first * width, last * width).reshape(last - first, *shape[1:])
+
+
+def _read(place: Stored, start: int, end: int) -> NDArray[Any]:
+    """Bytes of a tensor's extent, as unsigned integers."""
+    found = np.empty(end - start, np.uint8)
+    read_into(place.file, [(place.start + start, place.start + end)], found.data)
+    return found.view(BITS[place.dtype][0])

@@ -12,6 +12,7 @@ from typing import Any
 
 from sprunec.durable import naming
 from sprunec.errors import InputError
+from sprunec.file_kinds import LARGEST_HEADER as LARGEST_HEADER
 from sprunec.file_kinds import file_kind, foreign
 from sprunec.model.layouts import weight_files as weight_files
 
@@ -19,7 +20,6 @@ Shape = tuple[int, ...]
 ENDINGS = {"safetensors": ".safetensors", "torch": ".pt"}
 LONGEST_DTYPE = 20
 MOST_DIMS, MOST_BYTES = 64, 2**63  # what torch can address
-LARGEST_HEADER = 100 * 1024 * 1024
 SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 
 

@@ -37,6 +37,7 @@ from sprunec.rewrite.gating import mask
 
 FINER = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
 LOGITS = 2**22  # numbers at a time
+DECODED = 12  # columns of text
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -156,7 +157,7 @@ class Comparison:
                 self._biases.append(self._biases[0] if same else biases)
                 if decode and walk is not self.masked:
                     with walk.entrance():
-                        self._decodings.append(Decoding(walk.model, walk.batches[0]))
+                        self._decodings.append(Decoding(walk.model, walk.batches[0], text=DECODED))
 
     def block(self, index: int, local: bool) -> None:
         given = self.masked.hidden

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sprunec.data.batches import Batch
@@ -37,6 +38,13 @@ torch.save([row[0] for row in rows], logits)
 def plain_inputs(directory: Path, config: ModelConfig, batch: Batch) -> list[Inputs]:
     """Batches as they are."""
     return [batch.inputs]
+
+
+def two_words_at_least(directory: Path, config: ModelConfig, batch: Batch) -> list[Inputs]:
+    """Batches as they are, or wider by a column of padding: an exported program takes no rows of one word."""
+    if batch.inputs["input"].size(1) > config.prompt_length + 1:
+        return [batch.inputs]
+    return [{name: tensor if tensor.dim() == 1 else F.pad(tensor, (0, 1)) for name, tensor in batch.inputs.items()}]
 
 
 def texts_behind_prompts(directory: Path, config: ModelConfig, batch: Batch) -> list[Inputs]:
@@ -146,5 +154,5 @@ FORMS = {
     "huggingface": Form(
         huggingface_logits, _config_dtype, texts_behind_prompts, text_only, exact=huggingface.has_own_classes
     ),
-    "pt2": Form(pt2_logits, _model_dtype, in_its_dtype=True),
+    "pt2": Form(pt2_logits, _model_dtype, two_words_at_least, in_its_dtype=True),
 }
