@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from sprunec.errors import Diagnostic, InputError
+from sprunec.errors import Diagnostic, InputError, disk_words
 from sprunec.interrupts import Interrupts
 from sprunec.show.console import Progress
 from sprunec.unexpected import explained
@@ -74,10 +74,11 @@ def reporting(as_json: bool, doing: str, folder: Path | None = None) -> Iterator
 
 
 def _print_failure(error: BaseException, folder: Path | None) -> None:
+    words = disk_words(error) if isinstance(error, OSError) else str(error)
     if isinstance(error, InputError):
         print_json(diagnostics_document(error.diagnostics))
-    elif not _print_report(folder, {"error": str(error)}):
-        print_json(diagnostics_document([Diagnostic("failed", str(error))]))
+    elif not _print_report(folder, {"error": words}):
+        print_json(diagnostics_document([Diagnostic("failed", words)]))
 
 
 def _print_interrupted(folder: Path | None) -> None:

@@ -7,7 +7,6 @@ foreign(path, ...)   the error for a file that is not what it was named as, befo
 from __future__ import annotations
 
 import codecs
-import errno
 import json
 import os
 import re
@@ -17,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sprunec.errors import REMEDIES, InputError
+from sprunec.durable import naming
+from sprunec.errors import InputError
 
 HEAD = 1024
 LARGEST_HEADER = 100 * 1024 * 1024
@@ -128,7 +128,7 @@ _KEYS: tuple[tuple[str, str], ...] = (
 
 
 def foreign(path: Path, wanted: str, fine: Collection[str], hints: Mapping[str, str]) -> InputError | None:
-    """The error for a file that is of another kind than its place wants; None where it may be what it should be.
+    """The error for a file that cannot be read or is of another kind than its place wants; None where it may be it.
 
     Args:
         wanted: what the place is for, with an article.
@@ -137,8 +137,10 @@ def foreign(path: Path, wanted: str, fine: Collection[str], hints: Mapping[str, 
     """
     try:
         kind = file_kind(path)
+    except FileNotFoundError:
+        return None  # the reader says best what should be there
     except OSError as error:
-        return unreadable(path, error)
+        return InputError.of_disk(path, error)
     return None if kind in fine else unlike(path, kind, wanted, hints)
 
 
@@ -147,12 +149,6 @@ def unlike(path: Path, kind: str, wanted: str, hints: Mapping[str, str]) -> Inpu
     hint = hints.get(kind) or KINDS[kind].remedy or hints.get("", "")
     code = "not-utf8" if kind.startswith("utf") else "foreign-file"
     return InputError.at(path, f"this is {KINDS[kind].words}, not {wanted}", hint, code=code)
-
-
-def unreadable(path: Path, error: OSError) -> InputError:
-    """The error for a file that the disk, or its permissions, keep from being read."""
-    hint = REMEDIES[errno.EIO] if error.errno == errno.EIO else "check its permissions"
-    return InputError.at(path, f"the file cannot be read: {error.strerror or error}", hint, code="unreadable")
 
 
 def binary_kind(path: Path) -> str | None:
@@ -164,7 +160,7 @@ def binary_kind(path: Path) -> str | None:
     if os.path.isdir(path):
         return "folder"
     size = path.stat().st_size
-    with path.open("rb") as stream:
+    with naming(path), path.open("rb") as stream:
         head = stream.read(HEAD)
         stream.seek(max(0, size - len(_TABLE_END)))
         tail = stream.read()
@@ -242,7 +238,7 @@ def _zip_kind(path: Path) -> str:
 
 
 def _first(path: Path) -> bytes:
-    with path.open("rb") as stream:
+    with naming(path), path.open("rb") as stream:
         return stream.read(HEAD)
 
 

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any, BinaryIO
 
 from sprunec.errors import Diagnostic, InputError
-from sprunec.file_kinds import JSON, MARKUP, TEXT, binary_kind, foreign, unlike, unreadable
+from sprunec.file_kinds import JSON, MARKUP, TEXT, binary_kind, foreign, unlike
 
 _TABLE = 'write it as JSON lines first, e.g. pandas.read_parquet(FILE).to_json(NEW, orient="records", lines=True)'
 _TABLES = {"parquet": _TABLE, "arrow": _TABLE.replace("parquet", "feather"), "": "give a text file in UTF-8"}
@@ -61,7 +61,7 @@ def _pieces(path: Path, *, whole: bool) -> Iterator[str]:
         with path.open("rb") as raw:
             raise _not_utf8(path, raw) from None
     except OSError as error:
-        raise unreadable(path, error) from None
+        raise InputError.of_disk(path, error) from None
 
 
 def decode(content: bytes, file: object) -> str:
@@ -98,7 +98,7 @@ def foreign_text(path: Path, wanted: str, fine: Collection[str], hints: Hints = 
     try:
         kind = binary_kind(path)
     except OSError as error:
-        return unreadable(path, error)
+        return InputError.of_disk(path, error)
     return None if kind in (None, "empty", *fine) else unlike(path, str(kind), wanted, {**_TABLES, **hints})
 
 

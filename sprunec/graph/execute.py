@@ -158,7 +158,9 @@ def _status(error: BaseException) -> str:
 
 
 def _words(error: BaseException) -> str | None:
-    return None if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
+    if isinstance(error, KeyboardInterrupt):
+        return None
+    return disk_words(error) if isinstance(error, OSError) else str(error) or type(error).__name__
 
 
 def _run(graph: Graph, shop: Workshop, report: Report) -> dict[str, Outcome]:

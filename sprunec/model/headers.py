@@ -35,7 +35,8 @@ def read_places(path: Path, otherwise: Callable[[Path], Mapping[str, T]]) -> dic
 
 def _places_in(file: Path, otherwise: Callable[[Path], Mapping[str, T]]) -> Mapping[str, Stored | T]:
     if not os.path.exists(file):
-        raise InputError.at(file, "there is no such file", "give the path of a checkpoint", code="missing-file")
+        there = os.path.realpath(file) if file.is_symlink() else file  # the store links to the user's own
+        raise InputError.at(there, "there is no such file", "give the path of a checkpoint", code="missing-file")
     check_kind(file)
     try:
         if file.suffix != ".safetensors":
@@ -46,7 +47,7 @@ def _places_in(file: Path, otherwise: Callable[[Path], Mapping[str, T]]) -> Mapp
     except InputError as error:
         raise unreadable(file, error.diagnostics[0].message) from error
     except OSError as error:
-        raise unreadable(file, error.strerror or "the disk fails") from error
+        raise InputError.of_disk(file, error) from error
     strange = [name for name, place in places.items() if place.dtype not in SIZES]
     told = dtype_refusal(dtype_names(places), strange) if strange else None
     if told is not None:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from sprunec.data.batches import Batch
+from sprunec.durable import read_file
 from sprunec.errors import ComparisonError, PassError
 from sprunec.model.checkpoint import empty_model, open_model_tensors, read_config, read_kept
 from sprunec.model.config import ModelConfig, local
@@ -126,7 +127,7 @@ def run_code(directory: Path) -> Any:
     """
     module, path = ModuleType("emitted_model"), directory / "model.py"
     module.__file__ = str(path)
-    exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), module.__dict__)
+    exec(compile(read_file(path), str(path), "exec"), module.__dict__)
     return module
 
 
