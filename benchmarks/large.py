@@ -21,21 +21,13 @@ from pathlib import Path
 
 import numpy as np
 from measure import BARE, measure
+from models import write_masks
 
 from sprunec.model.config import LayerKept, ModelConfig
 from sprunec.model.shapes import expected_tensors
 
 TEN_BILLION = {"dim_model": 4096, "num_heads": 32, "dim_head": 128, "dim_ff": 10240, "num_layers": 48}
 ONE_IN = 16
-MASKS = """
-import json, sys
-from pathlib import Path
-from sprunec.masks.files import write_masks
-from sprunec.model.config import ModelConfig, kept_from_json
-folder = Path(sys.argv[1])
-config = ModelConfig.from_dict(json.loads((folder / "large.json").read_text()))
-write_masks(folder / "masks", config.everything(), kept_from_json(json.loads((folder / "kept.json").read_text())))
-"""
 
 
 def write_sparse(path: Path, config: ModelConfig) -> int:
@@ -77,9 +69,7 @@ def draw_masks(large: ModelConfig, small: ModelConfig) -> list[dict[str, list[in
 def prepare(folder: Path, small: ModelConfig) -> int:
     large = ModelConfig.from_dict(TEN_BILLION)
     size = write_sparse(folder / "large.safetensors", large)
-    (folder / "large.json").write_text(json.dumps(large.to_dict() | {"layers": None}))
-    (folder / "kept.json").write_text(json.dumps(draw_masks(large, small)))
-    assert measure([sys.executable, "-c", MASKS, folder]).code == 0
+    write_masks(folder, large, draw_masks(large, small))
     plan = {
         "name": "large",
         "model": {"config": {**TEN_BILLION, "vocab_size": large.vocab_size}, "checkpoint": "large.safetensors"},

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import sys
+from pathlib import Path
 from typing import Any
+
+from measure import measure
 
 from sprunec.model.config import ModelConfig
 
@@ -24,3 +29,21 @@ def model_of(width: int, layers: int, **changes: int) -> ModelConfig:
     shape = {"dim_model": width, "num_heads": width // 32, "dim_head": 32, "dim_ff": 4 * width, "num_layers": layers}
     types = {"vocab_size": 512, "prompt_types": 3, "prompt_length": 4, "segment_types": 3}
     return ModelConfig.from_dict(shape | types | changes)
+
+
+MASKS = """
+import json, sys
+from pathlib import Path
+from sprunec.masks.files import write_masks
+from sprunec.model.config import ModelConfig, kept_from_json
+folder = Path(sys.argv[1])
+config, kept = (json.loads((folder / name).read_text()) for name in ("whole.json", "kept.json"))
+write_masks(folder / "masks", ModelConfig.from_dict(config).everything(), kept_from_json(kept))
+"""
+
+
+def write_masks(folder: Path, config: ModelConfig, kept: list[dict[str, list[int] | None]]) -> None:
+    """The folder `masks`, in BMCook's form, made by a process of its own: this one does not import torch."""
+    (folder / "whole.json").write_text(json.dumps(config.to_dict() | {"layers": None}))
+    (folder / "kept.json").write_text(json.dumps(kept))
+    assert measure([sys.executable, "-c", MASKS, folder]).code == 0

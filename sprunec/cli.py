@@ -96,10 +96,11 @@ def run(
         raise typer.Exit(launch_all(devices))
     if not leads():
         raise typer.Exit(follow_lead())
-    asked, progress = _out(out, flags.save), Progress(quiet=quiet)
-    with interrupts(progress.message) as stop, at_the_head() as team:
+    progress, chosen = Progress(quiet=quiet), _out(out, flags.save)
+    with interrupts(progress.message, alone=launched()[1] == 1) as stop, at_the_head() as team:
         with reporting(as_json, f"reading {plan}"):
-            graph, folder, costs = _lowered(plan, flags, asked, strict or not dry_run, devices)
+            graph, costs = _lowered(plan, flags, strict or not dry_run, devices)
+        folder = chosen or Path("runs") / graph.plan
         if dry_run:
             show_graph(graph, folder, as_json, costs)
             return
@@ -209,8 +210,8 @@ def gc(
         print_json(found.document(removed=not dry_run))
 
 
-def _lowered(plan: Path, flags: Flags, out: Path | None, strict: bool, devices: int) -> tuple[Any, Path, Any]:
-    """The graph of a plan, where it runs, and what training takes of so many devices.
+def _lowered(plan: Path, flags: Flags, strict: bool, devices: int) -> tuple[Any, Any]:
+    """The graph of a plan, and what training takes of so many devices.
 
     Raises:
         InputError: the plan, or a file that it names, cannot be used.
@@ -224,9 +225,8 @@ def _lowered(plan: Path, flags: Flags, out: Path | None, strict: bool, devices: 
     if checked is None:
         raise InputError(*found)
     print_diagnostics(found)
-    folder = out or Path("runs") / checked.name
     checked = with_own_head(checked)
-    return lower(checked), folder, plan_costs(checked, max(devices, launched()[1]))
+    return lower(checked), plan_costs(checked, max(devices, launched()[1]))
 
 
 def _out(out: Path | None, save: str | None) -> Path | None:
@@ -255,6 +255,8 @@ def main() -> None:
 
 def _tell(error: BaseException) -> int:
     """Print an error; its exit code."""
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED
     if isinstance(error, InputError):
         print_diagnostics(error.diagnostics)
         return error.exit_code

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from sprunec.errors import Diagnostic, InputError
+from sprunec.errors import Diagnostic, InputError, disk_words
 from sprunec.interrupts import Interrupts
 from sprunec.show.console import Progress
 from sprunec.unexpected import explained
@@ -25,8 +25,12 @@ def execute_graph(
     from sprunec.graph.report import mark_interrupted
     from sprunec.show.report import write_html
 
+    def tell() -> None:
+        progress.message(f"interrupted; what is done is kept: run the same command again to continue in {folder}")
+
     def abandon() -> None:
         mark_interrupted(folder)
+        tell()
         if as_json:
             _print_interrupted(folder)
 
@@ -34,8 +38,9 @@ def execute_graph(
     try:
         report = execute(graph, folder, progress, stop, team)
     except BaseException as error:
+        stop.leave()  # what is left to do is short
         if isinstance(error, KeyboardInterrupt):
-            progress.message(f"interrupted; what is done is kept: run the same command again to continue in {folder}")
+            tell()
         with suppress(Exception):  # what stopped the run is the error to tell of
             write_html(folder)
         raise
@@ -69,10 +74,11 @@ def reporting(as_json: bool, doing: str, folder: Path | None = None) -> Iterator
 
 
 def _print_failure(error: BaseException, folder: Path | None) -> None:
+    words = disk_words(error) if isinstance(error, OSError) else str(error)
     if isinstance(error, InputError):
         print_json(diagnostics_document(error.diagnostics))
-    elif not _print_report(folder, {"error": str(error)}):
-        print_json(diagnostics_document([Diagnostic("failed", str(error))]))
+    elif not _print_report(folder, {"error": words}):
+        print_json(diagnostics_document([Diagnostic("failed", words)]))
 
 
 def _print_interrupted(folder: Path | None) -> None:

@@ -50,5 +50,5 @@ def follow_lead() -> int:
     """What the other processes do: the exit code."""
     from sprunec.engines.team import Team
 
-    with interrupts(lambda text: None, at_once=False) as stop:  # the lead lets this one go
+    with interrupts(lambda text: None, at_once=False, alone=False) as stop:  # the lead lets this one go
         return follow(Team(), stop)

@@ -1,12 +1,18 @@
-"""Files that are whole or not there, whatever stops the machine: written aside, flushed, renamed."""
+"""Files that are whole or not there, whatever stops the machine: written aside, flushed, renamed.
+
+Whatever fails here, and within `naming`, says which file it was.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+CHUNK_BYTES = 2**20
 
 
 @contextmanager
@@ -29,10 +35,71 @@ def naming(path: Path, needed: int | None = None) -> Iterator[None]:
 
 
 def _name(error: OSError, path: Path, needed: int | None) -> None:
-    if error.errno is not None and error.filename is None:
-        error.filename = str(path)
-    if needed is not None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    """Whoever opened a link is told of the file behind it; what there is no room for is what is written."""
+    full = needed is not None and error.errno in NO_ROOM
+    if error.errno is not None and (full or error.filename in (None, str(path), path)):
+        error.filename = os.path.realpath(path) if path.is_symlink() else str(path)
+    if full:
         error.add_note(f"{needed:,} bytes were to be written")
+
+
+def read_file(path: Path) -> str:
+    """The text of a file in UTF-8.
+
+    Raises:
+        OSError: it cannot be read; says which it is.
+    """
+    with naming(path):
+        return path.read_text(encoding="utf-8")
+
+
+def read_into(path: Path, spans: Iterable[tuple[int, int]], into: memoryview) -> None:
+    """Read parts of a file, one after the other, into memory that is as long as all of them.
+
+    Args:
+        spans: each from its first byte to behind its last.
+
+    Raises:
+        OSError: it cannot be read, or ends before a part does; says which it is.
+    """
+    end = 0
+    with naming(path), path.open("rb", buffering=0) as stream:
+        for first, last in spans:
+            start, end = end, end + last - first
+            stream.seek(first)
+            while start < end:
+                count = stream.readinto(into[start:end])
+                if not count:
+                    raise OSError(errno.ENODATA, "it has become shorter while it was read")
+                start += count
+
+
+def write_new(path: Path, content: str | bytes) -> None:
+    """Write a file where it stays: a part of something that counts only once all of it is there.
+
+    Raises:
+        OSError: it cannot be written; says which it is, and how large it would be.
+    """
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    with naming(path, len(data)):
+        path.write_bytes(data)
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy the content.
+
+    Raises:
+        OSError: one cannot be read, or the other not be written; says which.
+    """
+    with naming(target, source.stat().st_size), target.open("wb") as stream:
+        for chunk in _chunks(source):
+            stream.write(chunk)
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    with naming(path), path.open("rb") as stream:
+        while chunk := stream.read(CHUNK_BYTES):
+            yield chunk
 
 
 def flush(path: Path) -> None:
@@ -77,7 +144,7 @@ def _replace(path: Path, content: bytes) -> None:
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         aside.unlink(missing_ok=True)
-        with naming(path), aside.open("xb") as stream:
+        with naming(path, len(content)), aside.open("xb") as stream:
             stream.write(content)
         flush(aside)
         put_in_place(aside, path)

@@ -15,7 +15,7 @@ import errno
 import os
 import shutil
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 LONGEST_MESSAGE = 1000
 
@@ -74,19 +74,35 @@ class InputError(SprunecError):
             message = message[: LONGEST_MESSAGE - 3] + "..."
         return cls(Diagnostic(code=code, message=message, hint=hint, file=str(file)))
 
+    @classmethod
+    def of_disk(
+        cls, file: object, error: OSError, what: str = "the file cannot be read", code: str = "unreadable"
+    ) -> InputError:
+        """An error about a file that the disk does not give, or take: the system's words, and what to do."""
+        message, remedy = _told(error, file)
+        return cls.at(file, f"{what}: {message}", remedy, code)
+
+
+def is_disk(error: BaseException) -> TypeGuard[OSError]:
+    """Whether the disk is what failed, and not a reader on what the disk gave."""
+    return isinstance(error, OSError) and error.errno in REMEDIES
+
 
 def disk_words(error: OSError, place: object = "") -> str:
     """As `remedied`, with the file that it went wrong with, or else `place`, in front."""
-    file = error.filename or place
+    file = error.filename2 or error.filename or place  # of a file and its new name or its copy the second
     return f"{file}: {remedied(error, place)}" if file else remedied(error)
 
 
 def remedied(error: OSError, place: object = "") -> str:
     """What went wrong with a file, how much room it needed and there is, and what to do about it."""
-    words, remedy = error.strerror or str(error), REMEDIES.get(error.errno or 0)
-    facts = [*getattr(error, "__notes__", ()), *_room(error, str(error.filename or place))]
-    known = f" ({', '.join(facts)})" if facts else ""
-    return f"{words}{known}; {remedy}" if remedy else f"{words}{known}"
+    return "; ".join(part for part in _told(error, place) if part)
+
+
+def _told(error: OSError, place: object) -> tuple[str, str]:
+    words, remedy = error.strerror or str(error), REMEDIES.get(error.errno or 0, "")
+    facts = [*getattr(error, "__notes__", ()), *_room(error, str(error.filename2 or error.filename or place))]
+    return words + (f" ({', '.join(facts)})" if facts else ""), remedy
 
 
 def _room(error: OSError, file: str) -> list[str]:
@@ -103,6 +119,7 @@ def _room(error: OSError, file: str) -> list[str]:
 
 
 _ROOM, _WRITABLE = "make room, then run again", "make it writable or give another place, then run again"
+_PERMITTED = "change its permissions or give another place, then run again"
 _GONE = "put it back, or mount its disk again, then run again"
 _SHORTER = "give a place with a shorter name"
 REMEDIES = {
@@ -110,9 +127,10 @@ REMEDIES = {
     errno.EDQUOT: "you are at your quota: make room or have it raised, then run again",
     errno.EFBIG: "this disk or `ulimit -f` takes no file as large; give --out on another disk",
     errno.EROFS: _WRITABLE,
-    errno.EACCES: _WRITABLE,
-    errno.EPERM: _WRITABLE,
+    errno.EACCES: _PERMITTED,
+    errno.EPERM: _PERMITTED,
     errno.EIO: "the disk or its connection fails; run again when it is well",
+    errno.ENODATA: "copy it again, then run again",
     errno.ENOENT: _GONE,
     errno.ESTALE: _GONE,
     errno.ENODEV: _GONE,

@@ -16,12 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sprunec.durable import naming
 from sprunec.errors import InputError
 
 HEAD = 1024
 LARGEST_HEADER = 100 * 1024 * 1024
 LARGEST_JSON = 64 * 1024 * 1024
-_UNPACK = "unpack it, and name what was in it"
+_ARCHIVES = {"gzip": "a gzip", "xz": "an xz", "zstd": "a Zstandard", "bzip2": "a bzip2", "lz4": "an LZ4"}
+_ARCHIVES |= {"tar": "a tar", "7z": "a 7z", "rar": "a RAR", "zip": "a zip"}
 _AGAIN = "download it again, with a link to the file itself"
 
 
@@ -47,15 +49,7 @@ KINDS: Mapping[str, Kind] = {
     "lfs": Kind("a Git LFS pointer: the file itself was not fetched", "fetch it with git lfs pull"),
     "html": Kind("a web page (HTML)", _AGAIN),
     "xml": Kind("an XML document", _AGAIN),
-    "gzip": Kind("a gzip archive", _UNPACK),
-    "xz": Kind("an xz archive", _UNPACK),
-    "zstd": Kind("a Zstandard archive", _UNPACK),
-    "bzip2": Kind("a bzip2 archive", _UNPACK),
-    "lz4": Kind("an LZ4 archive", _UNPACK),
-    "tar": Kind("a tar archive", _UNPACK),
-    "7z": Kind("a 7z archive", _UNPACK),
-    "rar": Kind("a RAR archive", _UNPACK),
-    "zip": Kind("a zip archive", _UNPACK),
+    **{name: Kind(f"{words} archive", "unpack it, and name what was in it") for name, words in _ARCHIVES.items()},
     "office": Kind("an Office document (.docx, .xlsx)"),
     "hdf5": Kind("an HDF5 file, as Keras and TensorFlow write"),
     "tensorflow": Kind("a TensorFlow checkpoint"),
@@ -87,36 +81,29 @@ TEXT = frozenset({"text", "tokenizer", "index", *JSON})
 SAVED = frozenset({"torch", "old torch", "pickle"})  # what torch.load opens
 MARKUP = frozenset({"html", "xml"})  # text too, but hardly what anybody means
 
-_STARTS: tuple[tuple[bytes, str], ...] = (
-    (b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19", "old torch"),
-    (b"GGUF", "gguf"),
-    *((magic, "ggml") for magic in (b"lmgg", b"fmgg", b"tjgg", b"ggml", b"ggjt")),
-    (b"version https://git-lfs", "lfs"),
-    (b"\x1f\x8b", "gzip"),
-    (b"\xfd7zXZ\x00", "xz"),
-    (b"\x28\xb5\x2f\xfd", "zstd"),
-    (b"\x04\x22\x4d\x18", "lz4"),
-    (b"7z\xbc\xaf\x27\x1c", "7z"),
-    (b"Rar!\x1a\x07", "rar"),
-    (b"\x89HDF\r\n\x1a\n", "hdf5"),
-    (b"\x93NUMPY", "npy"),
-    (b"PAR1", "parquet"),
-    (b"ARROW1", "arrow"),
-    (b"FEA1", "arrow"),
-    (b"SQLite format 3\x00", "sqlite"),
-    (b"%PDF-", "pdf"),
-    (b"\x89PNG\r\n", "image"),
-    (b"\xff\xd8\xff", "image"),
-    (b"GIF8", "image"),
-    (b"II*\x00", "image"),
-    (b"MM\x00*", "image"),
-    (b"\x7fELF", "program"),
-    (b"MMIDIDX\x00\x00", "megatron"),
-    (b"\xff\xfe\x00\x00", "utf-32"),
-    (b"\x00\x00\xfe\xff", "utf-32"),
-    (b"\xff\xfe", "utf-16"),
-    (b"\xfe\xff", "utf-16"),
-)
+_STARTS: Mapping[str, tuple[bytes, ...]] = {
+    "old torch": (b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19",),
+    "gguf": (b"GGUF",),
+    "ggml": (b"lmgg", b"fmgg", b"tjgg", b"ggml", b"ggjt"),
+    "lfs": (b"version https://git-lfs",),
+    "gzip": (b"\x1f\x8b",),
+    "xz": (b"\xfd7zXZ\x00",),
+    "zstd": (b"\x28\xb5\x2f\xfd",),
+    "lz4": (b"\x04\x22\x4d\x18",),
+    "7z": (b"7z\xbc\xaf\x27\x1c",),
+    "rar": (b"Rar!\x1a\x07",),
+    "hdf5": (b"\x89HDF\r\n\x1a\n",),
+    "npy": (b"\x93NUMPY",),
+    "parquet": (b"PAR1",),
+    "arrow": (b"ARROW1", b"FEA1"),
+    "sqlite": (b"SQLite format 3\x00",),
+    "pdf": (b"%PDF-",),
+    "image": (b"\x89PNG\r\n", b"\xff\xd8\xff", b"GIF8", b"II*\x00", b"MM\x00*"),
+    "program": (b"\x7fELF",),
+    "megatron": (b"MMIDIDX\x00\x00",),
+    "utf-32": (b"\xff\xfe\x00\x00", b"\x00\x00\xfe\xff"),
+    "utf-16": (b"\xff\xfe", b"\xfe\xff"),
+}
 _PRINTED = ("lfs", "pdf")  # a text may begin as others do, with GIF8
 _PATTERNS: tuple[tuple[re.Pattern[bytes], str], ...] = (
     (re.compile(rb"BZh[1-9]1AY&SY"), "bzip2"),
@@ -141,7 +128,7 @@ _KEYS: tuple[tuple[str, str], ...] = (
 
 
 def foreign(path: Path, wanted: str, fine: Collection[str], hints: Mapping[str, str]) -> InputError | None:
-    """The error for a file that is of another kind than its place wants; None where it may be what it should be.
+    """The error for a file that cannot be read or is of another kind than its place wants; None where it may be it.
 
     Args:
         wanted: what the place is for, with an article.
@@ -150,8 +137,10 @@ def foreign(path: Path, wanted: str, fine: Collection[str], hints: Mapping[str, 
     """
     try:
         kind = file_kind(path)
-    except OSError:
-        return None  # the reader says best why
+    except FileNotFoundError:
+        return None  # the reader says best what should be there
+    except OSError as error:
+        return InputError.of_disk(path, error)
     return None if kind in fine else unlike(path, kind, wanted, hints)
 
 
@@ -171,7 +160,7 @@ def binary_kind(path: Path) -> str | None:
     if os.path.isdir(path):
         return "folder"
     size = path.stat().st_size
-    with path.open("rb") as stream:
+    with naming(path), path.open("rb") as stream:
         head = stream.read(HEAD)
         stream.seek(max(0, size - len(_TABLE_END)))
         tail = stream.read()
@@ -181,8 +170,8 @@ def binary_kind(path: Path) -> str | None:
         return _zip_kind(path)
     if head[8:9] == b"{" and 2 <= int.from_bytes(head[:8], "little") <= LARGEST_HEADER:
         return "safetensors"
-    for magic, name in _STARTS:
-        if head.startswith(magic) and (name in _PRINTED or not _is_text(head)):
+    for name, starts in _STARTS.items():
+        if head.startswith(starts) and (name in _PRINTED or not _is_text(head)):
             return name
     for pattern, name in _PATTERNS:
         if pattern.match(head):
@@ -214,8 +203,7 @@ def file_kind(path: Path) -> str:
     found = binary_kind(path)
     if found is not None:
         return found
-    with path.open("rb") as stream:
-        head = stream.read(HEAD)
+    head = _first(path)
     opening = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if opening.startswith((b"{", b"[")):
         return _json_kind(path) or "text"
@@ -250,7 +238,7 @@ def _zip_kind(path: Path) -> str:
 
 
 def _first(path: Path) -> bytes:
-    with path.open("rb") as stream:
+    with naming(path), path.open("rb") as stream:
         return stream.read(HEAD)
 
 

@@ -16,19 +16,26 @@ from contextlib import contextmanager
 from types import FrameType
 
 INTERRUPTED = 130
-PATIENCE = 1.5  # seconds that the main thread is given to unwind
+PATIENCE = 1.2  # seconds that the main thread is given to unwind
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_postponed = threading.Event()
+_postponed: list[None] = []  # one for each block that postpones
 
 
 @contextmanager
 def postponed() -> Iterator[None]:
     """Let the first signal only be noted: who is in here asks after each step whether to stop, and saves."""
-    _postponed.set()
+    _postponed.append(None)
     try:
         yield
     finally:
-        _postponed.clear()
+        _postponed.pop()
+
+
+def was_interrupted(error: BaseException | None) -> bool:
+    """Whether an error has come of a KeyboardInterrupt: torch's writer, for one, fails when it is interrupted."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 class Interrupts:
@@ -37,13 +44,14 @@ class Interrupts:
     Args:
         tell: takes a line for the user.
         at_once: whether the first signal may raise outside of training steps, too.
+        alone: whether a process that does not answer is ended; one of several may wait for another, and says so.
 
     Attributes:
-        abandon: what to do last, in another thread, before a process is ended that does not answer.
+        abandon: what to do last, in another thread, before the process is ended.
     """
 
-    def __init__(self, tell: Callable[[str], None], at_once: bool) -> None:
-        self._tell, self._at_once = tell, at_once
+    def __init__(self, tell: Callable[[str], None], at_once: bool, alone: bool) -> None:
+        self._tell, self._at_once, self._alone = tell, at_once, alone
         self.abandon: Callable[[], None] = lambda: None
         self._asked = False
         self._left = threading.Event()
@@ -58,7 +66,7 @@ class Interrupts:
             KeyboardInterrupt: the run stops here.
         """
         again, self._asked = self._asked, True
-        if again or not self._waits():
+        if again or not (self._waits() or self._left.is_set()):
             raise KeyboardInterrupt
 
     def watch(self, pipe: int) -> None:
@@ -70,25 +78,26 @@ class Interrupts:
                 self._answer(first=count == 1)
 
     def leave(self) -> None:
+        """Say that the main thread has answered, and needs no watching any more."""
         self._left.set()
 
     def _waits(self) -> bool:
-        return _postponed.is_set() or not self._at_once
+        return bool(_postponed) or not self._at_once
 
     def _answer(self, first: bool) -> None:
         if first and self._waits():
             self._tell("stopping after this step, which is saved; once more stops at once")
             return
         self._tell("stopping")
-        if not self._left.wait(PATIENCE):
+        if self._alone and not self._left.wait(PATIENCE):
             self.abandon()
             os._exit(INTERRUPTED)
 
 
 @contextmanager
-def interrupts(tell: Callable[[str], None], *, at_once: bool = True) -> Iterator[Interrupts]:
+def interrupts(tell: Callable[[str], None], *, at_once: bool = True, alone: bool = True) -> Iterator[Interrupts]:
     """Answer signals as `Interrupts` says while the block runs; for the main thread."""
-    found = Interrupts(tell, at_once)
+    found = Interrupts(tell, at_once, alone)
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     thread = threading.Thread(target=found.watch, args=(reading,), daemon=True)

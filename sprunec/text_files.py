@@ -20,6 +20,7 @@ _TABLE = 'write it as JSON lines first, e.g. pandas.read_parquet(FILE).to_json(N
 _TABLES = {"parquet": _TABLE, "arrow": _TABLE.replace("parquet", "feather"), "": "give a text file in UTF-8"}
 Hints = Mapping[str, str]
 NO_HINTS: Hints = MappingProxyType({})
+MARK = "\ufeff"  # of byte order
 ANY_TEXT = TEXT | MARKUP
 
 
@@ -60,7 +61,7 @@ def _pieces(path: Path, *, whole: bool) -> Iterator[str]:
         with path.open("rb") as raw:
             raise _not_utf8(path, raw) from None
     except OSError as error:
-        raise _unreadable(path, error) from None
+        raise InputError.of_disk(path, error) from None
 
 
 def decode(content: bytes, file: object) -> str:
@@ -97,7 +98,7 @@ def foreign_text(path: Path, wanted: str, fine: Collection[str], hints: Hints = 
     try:
         kind = binary_kind(path)
     except OSError as error:
-        return _unreadable(path, error)
+        return InputError.of_disk(path, error)
     return None if kind in (None, "empty", *fine) else unlike(path, str(kind), wanted, {**_TABLES, **hints})
 
 
@@ -109,10 +110,6 @@ def _check_kind(path: Path, wanted: str, fine: Collection[str], hints: Hints) ->
     told = foreign_text(path, wanted, fine, hints)
     if told is not None:
         raise told
-
-
-def _unreadable(path: Path, error: OSError) -> InputError:
-    return InputError.at(path, f"the file cannot be read: {error.strerror}", "check its permissions", code="unreadable")
 
 
 def _not_utf8(file: object, stream: BinaryIO) -> InputError:

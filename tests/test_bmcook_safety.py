@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,10 @@ def test_a_stage_that_fails_leaves_the_old_mask() -> None:
     fine(FINE, command(out="one"))
     before = Path(FINE["heads_mask"]).read_bytes()
     broken = torch.load("dense.pt", weights_only=True)
-    broken["encoder.output_layernorm.weight"] *= float("nan")
+    broken["encoder.output_layernorm.weight"] *= 1e38
     torch.save(broken, "broken.pt")
     stopped = fine(FINE, command(load="broken.pt", out="two"), code=1)
-    assert "the loss became nan" in str(stopped.exception)
+    assert re.search("the (loss|gradient norm) became (nan|inf)", str(stopped.exception))
     assert Path(FINE["heads_mask"]).read_bytes() == before
 
 
@@ -124,11 +125,11 @@ def test_two_of_four_goes_on_with_the_mask_that_it_has_written() -> None:
     assert all(entry["cached"] for entry in report("out")["passes"])
 
 
-def test_tensors_that_the_config_has_no_name_for_are_said() -> None:
+def test_tensors_that_the_config_has_no_name_for_are_refused() -> None:
     state = torch.load("dense.pt", weights_only=True)
     torch.save(state | {"extra.weight": torch.ones(2)}, "extra.pt")
-    told = fine(FINE, command(load="extra.pt"))
-    assert "extra.pt has extra.weight, which the config doesn't name" in told.stderr.replace("\n", " ")
+    refused = fine(FINE, command(load="extra.pt"), code=1)
+    assert "no place for and that may change what it computes: extra.weight" in str(refused.exception)
     torch.save({f"module.{name}": tensor for name, tensor in state.items()}, "wrapped.pt")
     stopped = fine(FINE, command(load="wrapped.pt", out="other"), code=1)
     assert 'every name begins with "module.": save it without that word' in str(stopped.exception)

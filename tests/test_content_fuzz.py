@@ -38,15 +38,6 @@ from tests.runs import TINY
 
 SMALL = TINY | {"num_layers": 2}
 CASES = {"weights": (12, 140), "directories": (10, 90), "teachers": (8, 90), "masks": (14, 150), "data": (18, 170)}
-# What weights that are no finite floats end in, as long as loading them does not refuse them.
-UNFORESEEN = (
-    "Error(s) in loading state_dict",
-    "probability tensor contains",
-    "have the same dtype",
-    "torch.float8",
-    "Casting complex values",
-)
-WEIGHTS = ("weights", "directories", "teachers")
 Case = Callable[[Path, random.Random], tuple[list[str], set[str]]]
 LOOK = {"source": "text", "path": "good.txt", "max_length": 20, "batch_size": 2, "held_out": 0.3}
 EMIT = {"pass": "emit", "formats": ["sprunec"]}
@@ -222,7 +213,7 @@ def test_odd_contents_end_in_a_result_or_a_message(
     for seed in range(CASES[kind][0] * long, CASES[kind][long]):  # the long form goes on where the short one ends
         torch.manual_seed(seed)
         arguments, files = KINDS[kind](folder, random.Random(seed))
-        codes[ends(arguments, files, capsys, naming=(3,), unforeseen=UNFORESEEN if kind in WEIGHTS else ())] += 1
+        codes[ends(arguments, files, capsys, naming=(3,))] += 1
     assert min(codes[0] + codes[4], codes[1] + codes[3]) > sum(codes.values()) // 10, codes
 
 

@@ -40,7 +40,7 @@ CUTS = (
 def checkpoint(path: Path, **changes: Any) -> Path:
     model = build(ModelConfig.from_dict(MODEL | changes))
     initialize(model, 3)
-    save_file(model.state_dict() | {"extra": torch.ones(2)}, path)
+    save_file(model.state_dict() | {"extra": torch.ones(2, dtype=torch.int64)}, path)
     return path
 
 

@@ -124,7 +124,7 @@ def test_rounds_end_with_the_budget_of_time_or_of_rounds(monkeypatch: pytest.Mon
         return len(in_turn({"dense": clock.model("a", cost)}, batch(), CPU)["dense"])
 
     assert rounds(1e-4) == measure_speed.MOST_ROUNDS
-    assert rounds(0.195) == 10
+    assert rounds(0.395) == 10
     assert rounds(600.0) == measure_speed.LEAST_ROUNDS
 
 

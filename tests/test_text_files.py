@@ -54,6 +54,8 @@ def config_of_directory(path: Path) -> Any:
 def shard_index(path: Path) -> Any:
     index = path.parent / "m.safetensors.index.json"
     index.write_bytes(path.read_bytes())
+    for name in ("x.safetensors", "y.safetensors"):
+        (path.parent / name).touch()
     return [file.name for file in weight_files(index)]
 
 
@@ -188,6 +190,13 @@ def test_a_mark_inside_a_text_is_part_of_it(tmp_path: Path) -> None:
     path = tmp_path / "x"
     path.write_bytes(MARK + b"a" + MARK + b"b")
     assert read_text(path, "text") == "a\ufeffb"
+
+
+def test_json_lines_that_were_joined_may_have_a_mark_in_each(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    part = MARK + b'{"text": "a"}\r\n'
+    path.write_bytes(part + part)
+    assert read_source_text("jsonl", [path]) == "a\na"
 
 
 def test_json_that_ends_early_is_told_by_place_in_no_parsers_words(tmp_path: Path) -> None:

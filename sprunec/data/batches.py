@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sprunec.data.saved import save_array
 from sprunec.data.tokenizer import Tokenizer, read_tokenizer, save_tokenizer
 from sprunec.errors import InputError
 
@@ -130,8 +131,8 @@ class TextData:
 
 
 def save_ids(directory: Path, train: NDArray[np.int32], held_out: NDArray[np.int32], tokenizer: Tokenizer) -> None:
-    np.save(directory / "train.npy", train)
-    np.save(directory / "held_out.npy", held_out)
+    save_array(directory / "train.npy", train)
+    save_array(directory / "held_out.npy", held_out)
     save_tokenizer(directory, tokenizer)
 
 

@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 from sprunec.data.batches import PROMPT_TASK, Batch, Sample
 from sprunec.data.examples import Example, Packer, draws, first_fit, make_example
 from sprunec.data.index import Index, Records
+from sprunec.data.saved import save_array
 from sprunec.data.tokenizer import Tokenizer, read_tokenizer
+from sprunec.durable import read_file, write_new
 from sprunec.errors import InputError
 
 ABOUT = "set.json"
@@ -190,9 +192,9 @@ def _take(pieces: Iterable[NDArray[np.int64]], count: int) -> list[int]:
 def save_live_data(directory: Path, parts: Mapping[str, tuple[Index, str]], about: Mapping[str, Any]) -> None:
     """Keep the indexes of the parts `train` and `held_out`, each with the role of the files it is about."""
     for part, (index, _) in parts.items():
-        np.save(directory / f"{part}.npy", index)
+        save_array(directory / f"{part}.npy", index)
     roles = {part: role for part, (_, role) in parts.items()}
-    (directory / ABOUT).write_text(json.dumps({"roles": roles, **about}), encoding="utf-8")
+    write_new(directory / ABOUT, json.dumps({"roles": roles, **about}))
 
 
 def load_live_data(
@@ -206,7 +208,7 @@ def load_live_data(
     vocab_size: int,
 ) -> LiveData:
     """Open what `save_live_data` wrote; `files` are, by role, meta.bin and the set's files."""
-    about = json.loads((directory / ABOUT).read_text(encoding="utf-8"))
+    about = json.loads(read_file(directory / ABOUT))
     train, held_out = (
         Records(np.load(directory / f"{part}.npy", mmap_mode="r"), files[about["roles"][part]][1:])
         for part in ("train", "held_out")

@@ -16,6 +16,7 @@ from sprunec.data.batches import IGNORED, TEXT_SEGMENT, Batch, Sample
 from sprunec.data.examples import Example, Packer, draws
 from sprunec.data.text import json_records
 from sprunec.data.tokenizer import Tokenizer, read_tokenizer, save_tokenizer
+from sprunec.durable import naming
 from sprunec.errors import InputError
 
 PAIR_TASK = 1
@@ -113,7 +114,9 @@ class PairData:
 
 def save_pairs(directory: Path, train: Pairs, held_out: Pairs, tokenizer: Tokenizer) -> None:
     for name, part in zip(PARTS, (train, held_out), strict=True):
-        np.savez(directory / f"{name}.npz", tokens=part.tokens, starts=part.starts, seen=part.seen)
+        path, needed = directory / f"{name}.npz", part.tokens.nbytes + part.starts.nbytes + part.seen.nbytes
+        with naming(path, needed):
+            np.savez(path, tokens=part.tokens, starts=part.starts, seen=part.seen)
     save_tokenizer(directory, tokenizer)
 
 
@@ -125,7 +128,7 @@ def load_pair_data(directory: Path, *, prompt_length: int, max_length: int, batc
     """Open what `save_pairs` wrote."""
     parts = []
     for name in PARTS:
-        with np.load(directory / f"{name}.npz") as arrays:
+        with naming(path := directory / f"{name}.npz"), np.load(path) as arrays:
             parts.append(Pairs(arrays["tokens"], arrays["starts"], arrays["seen"]))
     packer = Packer(prompt_length, max_length, 0)
     return PairData(parts[0], parts[1], read_tokenizer(directory), packer, batch_size, seed)

@@ -6,7 +6,6 @@ lines. A record is a byte 0x1F and an array; a byte 0 ends a block.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 from collections.abc import Iterator
@@ -93,13 +92,13 @@ def read_set(directory: Path, block_size: int = DEFAULT_BLOCK) -> DataSet:
         InputError: meta.bin is missing or broken, or names a file outside the directory.
     """
     meta = directory / META
+    if not meta.is_file():
+        what = "is no plain file" if meta.exists() else "there is no such file"
+        raise InputError.at(meta, what, f"give the directory of a set, with a {META} in it", code="missing-file")
     try:
-        if meta.exists() and not meta.is_file():
-            raise OSError(errno.EINVAL, "it is no plain file")
         content = meta.read_bytes()
     except OSError as error:
-        hint = f"give the directory of a set, with a {META} in it"
-        raise InputError.at(meta, f"cannot be read: {error.strerror}", hint, code="missing-file") from error
+        raise InputError.of_disk(meta, error) from error
     version = 1 if content[:1] == b"\x80" else 2
     files = _files_v1(meta, content, block_size) if version == 1 else _files_v2(meta, content)
     begin = 0

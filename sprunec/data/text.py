@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sprunec.errors import Diagnostic, InputError
-from sprunec.text_files import ANY_TEXT, read_lines
+from sprunec.text_files import ANY_TEXT, MARK, read_lines
 from sprunec.text_files import read_text as read_file
 
 
@@ -51,6 +51,7 @@ def _json_lines(path: Path) -> str:
 def json_records(path: Path, keys: Sequence[str]) -> Iterator[dict[str, str]]:
     """The objects of a file of JSON lines, blank lines left out; each has a string under every one of `keys`."""
     for number, line in enumerate(read_lines(path, "JSON lines"), start=1):
+        line = line.removeprefix(MARK)  # where files were joined, each may have had one
         if line.strip():
             yield _record(path, number, line, keys)
 

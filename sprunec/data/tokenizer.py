@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sprunec.data.vocabulary import Vocabulary
+from sprunec.durable import read_file, write_new
 
 PAD, UNKNOWN = "<pad>", "<unk>"
 SPECIAL = (PAD, UNKNOWN)
@@ -89,10 +90,10 @@ class Characters:
 
 
 def save_tokenizer(directory: Path, tokenizer: Tokenizer) -> None:
-    (directory / "vocabulary.json").write_text(json.dumps(tokenizer.to_json()), encoding="utf-8")
+    write_new(directory / "vocabulary.json", json.dumps(tokenizer.to_json()))
 
 
 def read_tokenizer(directory: Path) -> Tokenizer:
     """What `save_tokenizer` wrote."""
-    content = json.loads((directory / "vocabulary.json").read_text(encoding="utf-8"))
+    content = json.loads(read_file(directory / "vocabulary.json"))
     return Vocabulary(tuple(content["pieces"])) if isinstance(content, dict) else Characters.from_json(content)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sprunec.data.sets import DEFAULT_BLOCK, META, MODULE, RECORD
-from sprunec.durable import flush
+from sprunec.durable import flush, naming, write_new
 from sprunec.errors import InputError
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def write_dataset(
         nbytes = _write_blocks(aside / DATA, records, block_size, written)
         if not written.records:
             raise InputError.at(directory, "there is not one record to write", "give more, or longer, documents")
-        (aside / META).write_bytes(_meta(DATA, written.blocks, nbytes, written.records))
+        write_new(aside / META, _meta(DATA, written.blocks, nbytes, written.records))
     return written
 
 
@@ -166,7 +166,7 @@ def _write_blocks(path: Path, records: Iterable[Any], block_size: int, written: 
     from sprunec.data.records import parse_record
 
     nbytes = 0
-    with path.open("wb") as stream:
+    with naming(path), path.open("wb") as stream:
         at = 0  # in the block
         for number, numbers in enumerate(records):
             values = np.asarray(numbers, dtype=np.int64)
@@ -231,8 +231,10 @@ class _Aside:
     def _put(self) -> None:
         try:
             os.rename(self.aside, self.wanted)
-        except OSError as taken:
-            raise _taken(self.wanted) from taken
+        except OSError as error:
+            if not os.path.lexists(self.wanted):
+                raise
+            raise _taken(self.wanted) from error
 
 
 def _taken(directory: Path) -> InputError:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from sprunec.durable import flush, forget, naming, put_in_place
 from sprunec.engines.world import Alone, World
+from sprunec.model.writing import nbytes_in
 
 NAME, FOLDER, ASIDE, REST = "step-{step:09d}-{digest}.pt", "step-{step:09d}-{digest}", "save.writing", "rest.pt"
 DIGITS = 32
@@ -170,7 +171,7 @@ def seconds(time: str) -> int:
 
 def _write(path: Path, state: dict[str, Any]) -> str:
     """Write and flush; the digest of the content."""
-    with naming(path), path.open("xb") as stream:
+    with naming(path, nbytes_in(state)), path.open("xb") as stream:
         hashing = _Hashing(stream)
         torch.save(state, hashing)  # type: ignore[arg-type]
         stream.flush()

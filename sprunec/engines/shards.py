@@ -23,6 +23,7 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
+from sprunec.durable import naming
 from sprunec.errors import PassError
 
 CHECKPOINT = "torch.distributed.checkpoint"
@@ -60,21 +61,27 @@ def write_shards(directory: Path, tensors: Mapping[str, Tensor], seal: Callable[
     writer = FileSystemWriter(str(directory), sync_files=True)
     begun = async_save(dict(tensors), storage_writer=writer, process_group=_groups["gloo"])
     ended: Future[None] = Future()
-    threading.Thread(target=_end, args=(begun, seal, ended), daemon=True).start()
+    threading.Thread(target=_end, args=(directory, begun, seal, ended), daemon=True).start()
     return ended
 
 
-def _end(begun: Future[Any], seal: Callable[[], None], ended: Future[None]) -> None:
+def _end(directory: Path, begun: Future[Any], seal: Callable[[], None], ended: Future[None]) -> None:
     try:
-        begun.result()
+        with naming(directory):
+            _wait(begun)
         seal()
-    except CheckpointException as error:
-        first = _first(error)
-        ended.set_exception(first if isinstance(first, OSError) else OSError(str(first)))
     except BaseException as error:
         ended.set_exception(error)
     else:
         ended.set_result(None)
+
+
+def _wait(begun: Future[Any]) -> None:
+    try:
+        begun.result()
+    except CheckpointException as error:
+        first = _first(error)
+        raise first if isinstance(first, OSError) else OSError(str(first)) from error
 
 
 def _first(error: CheckpointException) -> BaseException:

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from sprunec.durable import read_file
 from sprunec.errors import InputError, PassError
 from sprunec.graph.lock import alone
 from sprunec.graph.store import PLAN, read_references
@@ -105,7 +106,7 @@ def _referred(out: Path) -> set[str]:
             raise PassError(f"{path} {message}")
         found |= digests
     try:
-        report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+        report = json.loads(read_file(out / "report.json"))
         found |= {str(entry["digest"]) for entry in report["passes"]}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         if not found:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +24,7 @@ from sprunec.graph.report import Report, versions, with_notes
 from sprunec.graph.store import Artifact, Store
 from sprunec.graph.team import blame, check_shares, meet, order
 from sprunec.graph.watcher import Watcher
+from sprunec.interrupts import postponed, was_interrupted
 from sprunec.passes.job import Job
 from sprunec.passes.table import PASSES
 from sprunec.plan.provenance import write_provenance
@@ -157,7 +158,9 @@ def _status(error: BaseException) -> str:
 
 
 def _words(error: BaseException) -> str | None:
-    return None if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
+    if isinstance(error, KeyboardInterrupt):
+        return None
+    return disk_words(error) if isinstance(error, OSError) else str(error) or type(error).__name__
 
 
 def _run(graph: Graph, shop: Workshop, report: Report) -> dict[str, Outcome]:
@@ -224,7 +227,8 @@ def _outcome(node: Node, shop: Workshop, done: Mapping[str, Outcome]) -> Outcome
         job = Job(node.options, inputs, node.files, directory, shop.device, tell, saves, engine, team or Alone())
         if team is not None:
             team.order(order(node, job, shop.graph.device))
-        metrics = _call(node, job, team)
+        with postponed() if team is not None else nullcontext():  # who has lost another says so, and is told to end
+            metrics = _call(node, job, team)
         _check_unchanged(node)
         digests = {role: done[name].node.digest for role, name in node.inputs.items()}
         made = datetime.now(UTC).isoformat(timespec="seconds")
@@ -258,6 +262,8 @@ def _call(node: Node, job: Job, team: Team | None) -> dict[str, Any]:
     except SprunecError:
         raise
     except Exception as error:
+        if was_interrupted(error):
+            raise KeyboardInterrupt from error
         if isinstance(error, OSError) and is_foreseen(error):
             raise PassError(f"{node.name}: {disk_words(error, job.out)}") from error
         blamed = blame(error, team) if team is not None else None

@@ -23,8 +23,7 @@ def alone(out: Path) -> Iterator[None]:
         out.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(out / ".lock", os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
     except OSError as error:
-        message = f"cannot be written to: {error.strerror}"
-        raise InputError.at(out, message, "give another folder with --out") from error
+        raise InputError.of_disk(out, error, "cannot be written to", code="unwritable") from error
     try:
         if not _try_lock(descriptor, out):
             holder = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from sprunec.durable import flush, naming
+from sprunec.durable import copy_file, flush, naming
 from sprunec.graph.graph import Graph
 from sprunec.model.origin import write_origin
 from sprunec.plan.provenance import note_weights
@@ -65,8 +65,7 @@ def _copy(folder: Path, to: Path) -> None:
     for file in (path for path in folder.rglob("*") if path.is_file()):
         target = to / file.relative_to(folder)
         target.parent.mkdir(parents=True, exist_ok=True)
-        with naming(target, file.stat().st_size):
-            shutil.copyfile(file, target)
+        copy_file(file, target)
 
 
 def unpublish(out: Path) -> None:
@@ -93,4 +92,4 @@ def _masks_and_recipe(graph: Graph, aside: Path, artifacts: Mapping[str, Path]) 
 
     source, final = (read_kept(artifacts[graph.roles[role]]) for role in ("source", "final"))
     write_masks(aside / "masks", source, final)
-    shutil.copyfile(artifacts[graph.roles["origin"]] / "origin" / "recipe.json", aside / "recipe.json")
+    copy_file(artifacts[graph.roles["origin"]] / "origin" / "recipe.json", aside / "recipe.json")

@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from sprunec.durable import write_atomically
+from sprunec.durable import read_file, write_atomically
 from sprunec.errors import SprunecError
 from sprunec.graph.graph import Graph, Node
 from sprunec.graph.store import Artifact, strict_json
@@ -143,7 +143,7 @@ class Report:
         self.data["models"][role] = dict.fromkeys(MEASURES) | {"parameters": parameters}
 
     def _kept(self, directory: Path) -> None:
-        layers = kept_from_json(json.loads((directory / "kept.json").read_text()))
+        layers = kept_from_json(json.loads(read_file(directory / "kept.json")))
         self.data["kept"] = kept_document(layers)
 
     def on_target(self) -> bool:
@@ -162,7 +162,7 @@ class Report:
 def mark_interrupted(out: Path) -> None:
     """Say so in the report of a run that cannot do it itself any more; a report that cannot be read stays as it is."""
     with suppress(OSError, ValueError, TypeError):
-        report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+        report = json.loads(read_file(out / "report.json"))
         write_atomically(out / "report.json", strict_json({**report, "status": "interrupted"}))
 
 
@@ -178,7 +178,7 @@ def with_notes(node: Node, metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_parameters(directory: Path) -> int:
-    return ModelConfig.from_dict(json.loads((directory / "config.json").read_text())).parameters()
+    return ModelConfig.from_dict(json.loads(read_file(directory / "config.json"))).parameters()
 
 
 def kept_document(layers: tuple[LayerKept, ...]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from sprunec.graph.builder import Builder
 from sprunec.graph.graph import MISSING, file_digest
 from sprunec.graph.heads import teacher_config
 from sprunec.graph.weights import about_model, teacher_digest, weights_digest
-from sprunec.model.stored import weight_files
+from sprunec.model.layouts import checkpoint_files
 from sprunec.passes.table import PASSES
 from sprunec.plan.plan import DataSource, PassSpec
 
@@ -81,7 +81,8 @@ def teacher(build: Builder, spec: PassSpec) -> dict[str, str]:
 
 def _checkpoint_files(path: Path) -> dict[str, tuple[Path, ...]]:
     """What the user has named, and the files that it stands for, so that a change of any is noticed."""
-    return {"checkpoint": (path,)} | ({"weights": tuple(weight_files(path))} if path.is_dir() else {})
+    files = checkpoint_files(path)
+    return {"checkpoint": (path,)} | ({"weights": files} if files != (path,) else {})
 
 
 def _data_files(data: DataSource) -> dict[str, tuple[Path, ...]]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sprunec.durable import flush, naming, write_atomically
+from sprunec.durable import flush, read_file, write_atomically, write_new
 from sprunec.graph.graph import Node, file_digest
 from sprunec.graph.manifest import MANIFEST, manifest_text, read_hashed, read_manifest, strays
 
@@ -82,8 +82,7 @@ class Store:
         path, wanted = self.root / EVENTS.format(digest=node.digest), self._events_hash(node)
         if wanted is None or path.is_symlink() or file_digest(path) != wanted:
             return None
-        with naming(path):
-            return path.read_text(encoding="utf-8")
+        return read_file(path)
 
     def mend_events(self, node: Node, lines: str) -> None:
         """Put a node's lines back where they are missing or damaged, if these are the ones."""
@@ -133,8 +132,7 @@ class Store:
             "files": {path.relative_to(directory).as_posix(): file_digest(path) for path in files},
             "events": self._keep_events(node.digest, events) if events else None,
         } | json.loads(strict_json(note))
-        with naming(directory / MANIFEST), (directory / MANIFEST).open("x", encoding="utf-8") as stream:
-            stream.write(manifest_text(manifest))
+        write_new(directory / MANIFEST, manifest_text(manifest))
         for path in (
             *files,
             directory / MANIFEST,

@@ -77,6 +77,8 @@ def _places(path: Path) -> dict[str, Stored]:
 
 
 def _read(file: Path, places: dict[str, Stored]) -> tuple[str, list[NonFinite]]:
+    from sprunec.model.finite import read_weights  # brings numpy, which a plan without weights does without
+
     known = known_digest(file)
     if known is not None and known in _FINITE:
         return known, []
@@ -109,7 +111,7 @@ def _is_cut_away(plan: Plan, found: Sequence[NonFinite]) -> bool:
 
     masks = [spec for spec in plan.passes if spec.name == "load-mask"]
     others = any("unit" in spec.options or "steps" in spec.options for spec in plan.passes)
-    if not masks or others or any(each.count > MOST_PLACES for each in found):
+    if not masks or others or any(each.count > len(each.places) for each in found):
         return False
     from sprunec.masks.matching import read_masks
     from sprunec.model.config import local

@@ -18,7 +18,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
-from sprunec.errors import InputError
+from sprunec.errors import InputError, is_disk
 from sprunec.file_kinds import SAVED, foreign
 from sprunec.masks.files import BMCOOK_KEYS, PLUGIN_KEYS
 from sprunec.masks.numpy_values import Array, stand_ins
@@ -111,6 +111,7 @@ def _load(path: Path) -> Any:
             return load_bounded(path)
     except Exception as error:  # Damaged bytes may fail anywhere in the reader.
         told = InputError.at(path, f"cannot be read as a mask file: {reason(error)}", KNOWN)
+        told = InputError.of_disk(path, error) if is_disk(error) else told
         raise foreign(path, MASK_FILE, SAVED, {"": KNOWN}) or told from error
 
 

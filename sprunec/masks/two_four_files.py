@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sprunec.durable import put_file
-from sprunec.errors import InputError
+from sprunec.errors import InputError, is_disk
 from sprunec.file_kinds import SAVED, foreign
 from sprunec.masks.two_four import Pattern, refuse_uneven, violation
 from sprunec.model.bounded import load_bounded
@@ -102,6 +102,7 @@ def _load(path: Path) -> dict[str, Any]:
         content = load_bounded(path)
     except Exception as error:  # Damaged bytes may fail anywhere in the reader.
         told = InputError.at(path, f"cannot be read as a 2:4 mask file: {reason(error)}", "save it again")
+        told = InputError.of_disk(path, error) if is_disk(error) else told
         hint = "give one that BMCook or save_mask of a sparsify pass has written"
         raise foreign(path, "a 2:4 mask file", SAVED, {"": hint}) or told from error
     if not isinstance(content, dict):

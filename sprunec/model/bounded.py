@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sprunec.durable import naming
 from sprunec.model.unfolded import check_unfolded
 from sprunec.model.unreadable import Unsafe
 
@@ -26,7 +27,8 @@ def load_bounded(path: Path) -> Any:
             if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
                 raise Unsafe("it is compressed, which torch.save never does")
     check_unfolded(path)
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    with naming(path):
+        content = torch.load(path, map_location="cpu", weights_only=True)
     for tensor in tensors_in(content):
         if tensor.layout is torch.strided and not tensor.is_meta and tensor.nbytes > tensor.untyped_storage().nbytes():
             raise Unsafe(f"a tensor claims {tensor.numel():,} entries, and the file has fewer")

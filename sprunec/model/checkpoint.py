@@ -12,13 +12,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from sprunec.durable import read_file, write_new
 from sprunec.errors import InputError
 from sprunec.model.config import LayerKept, ModelConfig, kept_from_json, kept_to_json
 from sprunec.model.cpm_ant import build
 from sprunec.model.frame import CPMAnt
 from sprunec.model.origin import check_files
 from sprunec.model.shapes import MOST_LAYERS, Shape, expected_tensors, misfit
-from sprunec.model.tensors import Tensors, open_tensors
+from sprunec.model.tensors import Tensors, check_dtypes, open_tensors
 from sprunec.model.tensors import read_shapes as read_shapes
 from sprunec.model.tensors import read_state as read_state
 from sprunec.model.writing import Output, write_outputs
@@ -49,8 +50,8 @@ def save_outputs(
 def describe(directory: Path, config: ModelConfig, kept: tuple[LayerKept, ...]) -> None:
     """What stands beside a model's weights."""
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "config.json").write_text(json.dumps(config.to_dict(), indent=1))
-    (directory / "kept.json").write_text(json.dumps(kept_to_json(kept)))
+    write_new(directory / "config.json", json.dumps(config.to_dict(), indent=1))
+    write_new(directory / "kept.json", json.dumps(kept_to_json(kept)))
 
 
 def open_model_tensors(directory: Path) -> Tensors:
@@ -93,7 +94,7 @@ def _wrong(config: ModelConfig) -> str:
 
 
 def read_kept(directory: Path) -> tuple[LayerKept, ...]:
-    return kept_from_json(json.loads((directory / "kept.json").read_text()))
+    return kept_from_json(json.loads(read_file(directory / "kept.json")))
 
 
 def load_model(directory: Path, device: torch.device | str = "cpu") -> CPMAnt:
@@ -104,6 +105,7 @@ def load_model(directory: Path, device: torch.device | str = "cpu") -> CPMAnt:
 def _filled(config: ModelConfig, tensors: Tensors, directory: Path) -> CPMAnt:
     """In memory: what is trained, or used for long, must not hang on a file. Shapes first: claims take no memory."""
     _check_fit(expected_tensors(config), tensors.shapes(), directory)
+    check_dtypes(directory, tensors, tensors)
     model = empty_model(config)
     fill(model, {name: tensor.clone() for name, tensor in tensors.items()}, directory)
     return model

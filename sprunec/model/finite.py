@@ -7,8 +7,7 @@ not know, is looked at like the others.
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sprunec.durable import naming
+from sprunec.durable import naming, read_into
 from sprunec.model.stored import SIZES, Stored
 
 CHUNK_BYTES = 8 * 2**20
@@ -115,31 +114,40 @@ def _all_ones(numbers: NDArray[Any], dtype: str) -> NDArray[Any]:
 
 
 def _located(name: str, place: Stored) -> NonFinite | None:
-    """How many there are in the tensor itself, and where; some of its rows are in memory at a time."""
-    numbers = _mapped(place)
-    rows = numbers if numbers.ndim else numbers[None]
-    at_once = max(1, CHUNK_BYTES // (math.prod(rows.shape[1:]) * rows.itemsize))
+    """How many there are in the tensor itself, and where."""
     count, nans, places = 0, 0, list[NDArray[np.int64]]()
-    for first in range(0, len(rows), at_once):
-        part = np.ascontiguousarray(rows[first : first + at_once])
+    for first, part in _rows(place):
         bad = _all_ones(part, place.dtype)
         if count < MOST_PLACES and bad.any():
-            here = np.argwhere(bad)[: MOST_PLACES - count, : numbers.ndim]
+            here = np.argwhere(bad)[: MOST_PLACES - count, : len(place.shape)]
             here[:, :1] += first
             places.append(here)
         count += int(bad.sum())
-        nans += int(((part[bad] & rows.dtype.type(BITS[place.dtype][2])) != 0).sum())
+        nans += int(((part[bad] & part.dtype.type(BITS[place.dtype][2])) != 0).sum())
     return NonFinite(place.file, name, count, nans, np.concatenate(places)) if count else None
 
 
-def _mapped(place: Stored) -> NDArray[Any]:
-    """The tensor's numbers as unsigned integers, in its shape; a dim that repeats one number is looked at once."""
-    flat = np.memmap(place.file, np.uint8, "r", place.start, (place.extent,)).view(BITS[place.dtype][0])
-    strides = place.strides if place.strides is not None else _plain_strides(place.shape)
-    shape = [size if stride else 1 for size, stride in zip(place.shape, strides, strict=True)]
-    return np.lib.stride_tricks.as_strided(flat, shape, [step * flat.itemsize for step in strides], writeable=False)
+def _rows(place: Stored) -> Iterator[tuple[int, NDArray[Any]]]:
+    """The tensor's numbers as unsigned integers, some of its rows at a time, and the number of the first of them.
+
+    Of a tensor that lies in the file with strides all is in memory, a dim that repeats one number once.
+    """
+    shape = place.shape or (1,)
+    width = place.nbytes // shape[0]
+    if place.strides is not None:
+        flat = _read(place, 0, place.extent)
+        shape = tuple(size if stride else 1 for size, stride in zip(place.shape, place.strides, strict=True))
+        strides = [step * flat.itemsize for step in place.strides]
+        yield 0, np.ascontiguousarray(np.lib.stride_tricks.as_strided(flat, shape, strides, writeable=False))
+        return
+    at_once = max(1, CHUNK_BYTES // width)
+    for first in range(0, shape[0], at_once):
+        last = min(first + at_once, shape[0])
+        yield first, _read(place, first * width, last * width).reshape(last - first, *shape[1:])
 
 
-def _plain_strides(shape: Iterable[int]) -> tuple[int, ...]:
-    sizes = tuple(shape)
-    return tuple(math.prod(sizes[dim + 1 :]) for dim in range(len(sizes)))
+def _read(place: Stored, start: int, end: int) -> NDArray[Any]:
+    """Bytes of a tensor's extent, as unsigned integers."""
+    found = np.empty(end - start, np.uint8)
+    read_into(place.file, [(place.start + start, place.start + end)], found.data)
+    return found.view(BITS[place.dtype][0])

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from sprunec.errors import InputError
+from sprunec.model.dtypes import NAMES, dtype_refusal
 from sprunec.model.layouts import check_index, is_index, weight_files
 from sprunec.model.pt_header import Unknown, read_pt
 from sprunec.model.stored import SIZES, Stored, check_kind, read_safetensors
@@ -34,7 +35,8 @@ def read_places(path: Path, otherwise: Callable[[Path], Mapping[str, T]]) -> dic
 
 def _places_in(file: Path, otherwise: Callable[[Path], Mapping[str, T]]) -> Mapping[str, Stored | T]:
     if not os.path.exists(file):
-        raise InputError.at(file, "there is no such file", "give the path of a checkpoint", code="missing-file")
+        there = os.path.realpath(file) if file.is_symlink() else file  # the store links to the user's own
+        raise InputError.at(there, "there is no such file", "give the path of a checkpoint", code="missing-file")
     check_kind(file)
     try:
         if file.suffix != ".safetensors":
@@ -45,11 +47,17 @@ def _places_in(file: Path, otherwise: Callable[[Path], Mapping[str, T]]) -> Mapp
     except InputError as error:
         raise unreadable(file, error.diagnostics[0].message) from error
     except OSError as error:
-        raise unreadable(file, error.strerror or "the disk fails") from error
-    strange = next((name for name, place in places.items() if place.dtype not in SIZES), None)
-    if strange is not None:
-        raise unreadable(file, f"{strange} is of dtype {places[strange].dtype}")
+        raise InputError.of_disk(file, error) from error
+    strange = [name for name, place in places.items() if place.dtype not in SIZES]
+    told = dtype_refusal(dtype_names(places), strange) if strange else None
+    if told is not None:
+        raise InputError.at(file, *told, code="checkpoint-dtype")
     return places
+
+
+def dtype_names(places: Mapping[str, Stored]) -> dict[str, str]:
+    """The dtypes of all tensors, in torch's words."""
+    return {name: NAMES.get(place.dtype, place.dtype) for name, place in places.items()}
 
 
 def unreadable(file: Path, why: str) -> InputError:

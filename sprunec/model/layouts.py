@@ -74,7 +74,7 @@ def _names(directory: Path) -> list[str]:
     try:
         return sorted(name for name in os.listdir(directory) if not name.startswith("."))
     except OSError as error:
-        raise InputError.at(directory, f"cannot be read: {error.strerror}", "check its permissions") from None
+        raise InputError.of_disk(directory, error, "cannot be read") from None
 
 
 def _candidates(names: Iterable[str]) -> list[str]:

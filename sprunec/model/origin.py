@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sprunec.durable import naming, write_new
 from sprunec.errors import InputError
 from sprunec.text_files import decode
 
@@ -23,7 +24,7 @@ def write_origin(directory: Path, about: Mapping[str, Any]) -> None:
     """Note `about`, and the files that `directory` has now; numbers must be finite."""
     files = {path.relative_to(directory).as_posix(): _sha256(path) for path in _files(directory)}
     text = json.dumps({**about, "files": files}, indent=1, allow_nan=False)
-    (directory / ORIGIN).write_text(text + "\n", encoding="utf-8")
+    write_new(directory / ORIGIN, text + "\n")
 
 
 def read_origin(directory: Path) -> dict[str, Any] | None:
@@ -87,5 +88,5 @@ def _files(directory: Path) -> list[Path]:
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
+    with naming(path), path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from sprunec.durable import naming
 from sprunec.model.stored import LARGEST_HEADER, SIZES, Shape, Stored, is_addressable
 
 STORAGES = {
@@ -70,7 +71,7 @@ def read_pt(path: Path) -> dict[str, Stored]:
         OSError: the file cannot be read.
     """
     try:
-        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+        with naming(path), path.open("rb") as file, zipfile.ZipFile(file) as archive:
             records = _records(archive, file, path.stat().st_size)
             state = _Reader(_pickle(archive, records), records).load()
         if not isinstance(state, dict) or not all(isinstance(view, View) for view in state.values()):

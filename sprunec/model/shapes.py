@@ -107,7 +107,7 @@ def _sublayer_widths(shapes: Mapping[str, Shape]) -> tuple[int, int]:
 
 
 def read_header(path: str | Path) -> dict[str, Shape]:
-    """Name and shape of every tensor in a safetensors file, from its header alone; InputError when it has none."""
+    """Name and shape of every tensor in a safetensors file, from its header alone; raises as `read_safetensors`."""
     return {name: place.shape for name, place in read_safetensors(path).items()}
 
 

@@ -10,7 +10,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from sprunec.durable import naming
 from sprunec.errors import InputError
+from sprunec.file_kinds import LARGEST_HEADER as LARGEST_HEADER
 from sprunec.file_kinds import file_kind, foreign
 from sprunec.model.layouts import weight_files as weight_files
 
@@ -18,7 +20,6 @@ Shape = tuple[int, ...]
 ENDINGS = {"safetensors": ".safetensors", "torch": ".pt"}
 LONGEST_DTYPE = 20
 MOST_DIMS, MOST_BYTES = 64, 2**63  # what torch can address
-LARGEST_HEADER = 100 * 1024 * 1024
 SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 
 
@@ -74,16 +75,19 @@ def is_addressable(shape: Shape) -> bool:
 
 
 def read_safetensors(path: str | Path) -> dict[str, Stored]:
-    """What a safetensors file's header says; InputError when it has none, or says what cannot be."""
+    """What a safetensors file's header says.
+
+    Raises:
+        InputError: it has none, or one that says what cannot be.
+        OSError: it cannot be read.
+    """
     try:
         size = os.path.getsize(path)
-        with open(path, "rb") as file:
+        with naming(Path(path)), open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > min(size - 8, LARGEST_HEADER):
                 raise _unusable(path, f"its header would be {length:,} bytes long and the file has {size:,}")
             header = json.loads(file.read(length).decode("utf-8"))
-    except OSError as error:
-        raise _unusable(path, f"it cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError):
         raise _unusable(path, "its header is not JSON") from None
     if not isinstance(header, dict):

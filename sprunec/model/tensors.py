@@ -6,34 +6,24 @@ and letting go of it frees them. So a checkpoint of any size can be walked throu
 
 from __future__ import annotations
 
-import errno
 import mmap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sprunec.durable import naming
-from sprunec.errors import InputError
+from sprunec.durable import read_into
+from sprunec.errors import InputError, is_disk
+from sprunec.model.bounded import load_bounded
+from sprunec.model.dtypes import FLOATS, NAMES, dtype_refusal
 from sprunec.model.headers import read_places, unreadable
 from sprunec.model.stored import SIZES, Shape, Stored
-from sprunec.model.unfolded import check_unfolded
 from sprunec.model.unreadable import reason
 
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
+DTYPES: dict[str, torch.dtype] = {word: getattr(torch, NAMES[word]) for word in SIZES}
+FLOATING = frozenset(getattr(torch, name) for name in FLOATS)  # what is looked at for NaN
 
 
 class Tensors(Mapping[str, Tensor]):
@@ -66,8 +56,10 @@ class Tensors(Mapping[str, Tensor]):
             return self[name].detach().index_select(0, torch.tensor(kept, dtype=torch.long))
         found = torch.empty((len(kept), *place.shape[1:]), dtype=DTYPES[place.dtype]) if room is None else room
         found = found[: len(kept)]
-        if found.numel():
-            _read_rows(place, kept, found.view(torch.uint8).numpy().data.cast("B"))
+        if found.numel():  # what follows each other is read at once
+            width = place.nbytes // place.shape[0]
+            spans = [(place.start + first * width, place.start + last * width) for first, last in runs(kept)]
+            read_into(place.file, spans, _memory(found))
         return found
 
     def shape(self, name: str) -> Shape:
@@ -77,8 +69,17 @@ class Tensors(Mapping[str, Tensor]):
         place = self._places[name]
         return place.dtype if isinstance(place, Tensor) else DTYPES[place.dtype]
 
+    def is_integer(self, name: str) -> bool:
+        """Whether it holds whole numbers or flags."""
+        dtype = self.dtype(name)
+        return not (dtype.is_floating_point or dtype.is_complex)
+
     def shapes(self) -> dict[str, Shape]:
         return {name: self.shape(name) for name in self._places}
+
+    def dtypes(self) -> dict[str, str]:
+        """In torch's words."""
+        return {name: str(self.dtype(name)).removeprefix("torch.") for name in self._places}
 
     @property
     def from_headers(self) -> bool:
@@ -109,18 +110,9 @@ def _mapped(place: Stored) -> Tensor:
     return entries.view(place.shape) if place.strides is None else entries.as_strided(place.shape, place.strides)
 
 
-def _read_rows(place: Stored, kept: Sequence[int], into: memoryview) -> None:
-    """Rows that follow each other are read at once; reading is faster than taking them from a map page by page."""
-    width, end = place.nbytes // place.shape[0], 0
-    with naming(place.file), place.file.open("rb", buffering=0) as file:
-        for first, last in runs(kept):
-            start, end = end, end + (last - first) * width
-            file.seek(place.start + first * width)
-            while start < end:
-                count = file.readinto(into[start:end])
-                if not count:
-                    raise OSError(errno.EIO, "it has become shorter while it was read")
-                start += count
+def _memory(tensor: Tensor) -> memoryview:
+    """The bytes of a contiguous tensor on the CPU."""
+    return tensor.view(torch.uint8).numpy().data.cast("B")
 
 
 def runs(indices: Sequence[int]) -> list[tuple[int, int]]:
@@ -144,12 +136,20 @@ def open_tensors(path: Path) -> Tensors:
     return Tensors(read_places(path, _in_torch))
 
 
+def check_dtypes(path: Path, tensors: Tensors, weights: Collection[str] = ()) -> None:
+    """Raises InputError where `weights`, the tensors that a model takes, are no floats, or it is quantised."""
+    told = dtype_refusal(tensors.dtypes(), weights)
+    if told is not None:
+        raise InputError.at(path, *told, code="checkpoint-dtype")
+
+
 def _in_torch(path: Path) -> Mapping[str, Tensor]:
     """Torch knows more ways to write a state dict than its header tells, and what else may be in a file."""
     try:
-        check_unfolded(path)
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        state = load_bounded(path)
     except Exception as error:  # damaged bytes may fail anywhere in the reader
+        if is_disk(error):
+            raise InputError.of_disk(path, error) from error
         raise unreadable(path, reason(error)) from error
     if isinstance(state, dict) and all(isinstance(tensor, Tensor) for tensor in state.values()):
         _check_finite(path, state)
@@ -163,9 +163,10 @@ def _in_torch(path: Path) -> Mapping[str, Tensor]:
 def _check_finite(path: Path, state: Mapping[str, Tensor]) -> None:
     """What lies where a header says is looked at while it is hashed; this is for what only torch can read."""
     for name, tensor in state.items():
-        if tensor.is_floating_point() and not tensor.is_meta and 0 not in tensor.shape:
-            whole = tensor.to_dense() if tensor.is_sparse else tensor
-            bad = (~torch.isfinite(whole.float() if whole.dtype.itemsize == 1 else whole)).nonzero()
+        # A view may claim more numbers than its file has.
+        whole = tensor.layout is torch.strided and 0 < tensor.nbytes <= tensor.untyped_storage().nbytes()
+        if whole and tensor.dtype in FLOATING:
+            bad = (~torch.isfinite(tensor)).nonzero()
             if len(bad):
                 numbers = "number that is" if len(bad) == 1 else "numbers that are"
                 message = f"{name} has {len(bad):,} {numbers} not finite, the first at {bad[0].tolist()}"

@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from sprunec.durable import naming
 from sprunec.model.unreadable import Unsafe
 
 MOST = 10_000_000
@@ -27,7 +28,7 @@ def check_unfolded(path: Path) -> None:
         Unsafe: it stands for far more than it holds, or asks for bytes.
         Exception: whatever `pickletools` finds wrong with it.
     """
-    with path.open("rb") as stream:
+    with naming(path), path.open("rb") as stream:
         if not zipfile.is_zipfile(stream):
             stream.seek(0)
             for _ in range(OLD_PICKLES):

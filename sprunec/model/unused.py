@@ -6,7 +6,6 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from sprunec.model.hf import HEAD
 from sprunec.model.stored import Shape
 
 # Buffers that follow from a config, whoever has saved them.
@@ -44,7 +43,7 @@ def unused_tensors(
         is_integer: whether a tensor of the checkpoint holds whole numbers or flags.
         patterns: as shells have them; what they name is the user's to answer for.
     """
-    extra = [name for name in shapes if name not in expected and name != HEAD and not _harmless(name, is_integer)]
+    extra = [name for name in shapes if name not in expected and not _harmless(name, is_integer)]
     matching = {name: [pattern for pattern in patterns if fnmatchcase(name, pattern)] for name in extra}
     return Unused(
         tuple(name for name in extra if not matching[name]),

@@ -9,17 +9,18 @@ few words at a time.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sprunec.errors import InputError
 from sprunec.model.frame import CPMAnt
-from sprunec.model.shapes import Shape, misfit
+from sprunec.model.lazy import StreamedWeight, with_parameters
+from sprunec.model.shapes import misfit
 from sprunec.model.tensors import Tensors
 
 Inputs = Mapping[str, Tensor]
@@ -28,56 +29,6 @@ PROMPTS, SEGMENTS, WORDS = "prompt_embedding", "segment_embedding", "input_embed
 MASKS = ("length", "context", "segment", "span")
 HELD_BYTES = 32 * 2**20  # a part of up to so many is kept until it is left
 CHUNK_BYTES = 8 * 2**20  # of a matrix that is streamed
-
-
-class StreamedWeight:
-    """A matrix (out, in) that a linear multiplies by some rows at a time; for anything else it is made whole.
-
-    Torch hands the calls that it is an argument of to `__torch_function__`.
-
-    Args:
-        shape: of the whole.
-        read: some of its rows.
-        rows: how many at a time.
-    """
-
-    def __init__(self, shape: Shape, read: Callable[[range], Tensor], rows: int) -> None:
-        self.shape, self.read, self.rows = shape, read, rows
-
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is F.linear and len(args) == 2 and isinstance(args[1], cls) and not (kwargs or {}).get("bias"):
-            return torch.cat([F.linear(args[0], part) for part in args[1].parts()], dim=-1)
-        whole = [torch.cat(list(each.parts())) if isinstance(each, cls) else each for each in args]
-        return func(*whole, **(kwargs or {}))
-
-    def parts(self) -> Iterator[Tensor]:
-        for first in range(0, self.shape[0], self.rows):
-            yield self.read(range(first, min(first + self.rows, self.shape[0])))
-
-
-class LazyParameters(dict[str, Any]):
-    """A module's parameters, each read when its code asks for it.
-
-    Args:
-        names: of the parameters; those that are None (a linear without a bias) stay so.
-        read: gives one by its name.
-        hold: whether to keep what has been read.
-    """
-
-    def __init__(self, names: Mapping[str, Any], read: Callable[[str], Any], hold: bool) -> None:
-        super().__init__(names)
-        self._wanted = {name for name, parameter in names.items() if parameter is not None}
-        self._read, self._hold = read, hold
-
-    def __getitem__(self, name: str) -> Any:
-        if name not in self._wanted:
-            return super().__getitem__(name)
-        found = self._read(name)
-        if self._hold:
-            self[name] = found
-            self._wanted.remove(name)
-        return found
 
 
 class Walk:
@@ -124,7 +75,7 @@ class Walk:
                 place_buffers(top, self.device)
                 size = sum(parameter.numel() for parameter in top.parameters()) * self.dtype.itemsize
                 read = self._weight if size <= HELD_BYTES else self._streamed
-                stack.enter_context(_with_parameters(self.model, (part,), read, hold=size <= HELD_BYTES))
+                stack.enter_context(with_parameters(self.model, (part,), read, hold=size <= HELD_BYTES))
             yield
 
     def _weight(self, name: str) -> Tensor:
@@ -156,7 +107,7 @@ class Walk:
             found[wanted.to(self.device)] = self._cast(self._tensors.rows(name, wanted.tolist()))
             return found
 
-        with _with_parameters(self.model, tuple(rows), table):
+        with with_parameters(self.model, tuple(rows), table):
             yield
 
     def _looked_up(self) -> dict[str, Tensor]:
@@ -190,7 +141,7 @@ class Walk:
         def some(name: str) -> Tensor:
             return self._cast(self._tensors.rows(name, words)) if name == f"{head}.weight" else self._weight(name)
 
-        with _with_parameters(self.model, (NORM, head), some):
+        with with_parameters(self.model, (NORM, head), some):
             return self.model.leave(hidden)[0]
 
     @torch.no_grad()
@@ -203,31 +154,6 @@ class Walk:
             with self.holding(f"encoder.layers.{index}"):
                 pairs = zip(self.hidden, biases, strict=True)
                 self.hidden = [self.layer(index)(hidden, bias) for hidden, bias in pairs]
-
-
-@contextmanager
-def _with_parameters(
-    model: nn.Module, parts: Sequence[str], read: Callable[[str], Any], *, hold: bool = False
-) -> Iterator[None]:
-    """Modules below `parts` read their parameters by their names in `model`.
-
-    Args:
-        hold: whether each is read but once.
-    """
-    changed: list[tuple[nn.Module, Any]] = []
-    try:
-        for part in parts:
-            for name, module in model.get_submodule(part).named_modules(prefix=part):
-                changed.append((module, module._parameters))
-                module._parameters = LazyParameters(module._parameters, _reader(name, read), hold)
-        yield
-    finally:
-        for module, parameters in reversed(changed):
-            module._parameters = parameters
-
-
-def _reader(module: str, read: Callable[[str], Any]) -> Callable[[str], Any]:
-    return lambda name: read(f"{module}.{name}")
 
 
 def place_buffers(model: nn.Module, device: torch.device) -> None:
@@ -246,11 +172,12 @@ class Decoding:
     Args:
         model: with the weights of its entrance and of its bias table.
         inputs: a batch for `CPMAnt.forward`.
+        text: so many columns behind the prompt, at most.
     """
 
-    def __init__(self, model: CPMAnt, inputs: Inputs, steps: int = 2) -> None:
+    def __init__(self, model: CPMAnt, inputs: Inputs, steps: int = 2, text: int = sys.maxsize) -> None:
         row, prompt = int(inputs["length"].argmax()), model.prompt_length
-        columns, device = int(inputs["length"][row]), inputs["input"].device
+        columns, device = min(int(inputs["length"][row]), prompt + text), inputs["input"].device
         one = {name: tensor[row : row + 1, ..., :columns] for name, tensor in inputs.items() if tensor.dim() == 2}
         one["context"] = (torch.arange(columns, device=device) < prompt)[None]
         length = torch.tensor([columns], device=device)

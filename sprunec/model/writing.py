@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from sprunec.durable import naming
+from sprunec.durable import copy_file, naming, write_new
 from sprunec.errors import PassError
 from sprunec.model.layouts import BIN_INDEX, INDEX, PT_WEIGHTS, SAFETENSORS, WEIGHTS, is_index, weight_files
 from sprunec.model.stored import Shape
@@ -93,7 +93,7 @@ def write_outputs(outputs: Mapping[str, Output], directory: Path, shard_bytes: i
         _write_file({name: outputs[name] for name in names}, directory / file)
         weight_map |= dict.fromkeys(names, file)
     index = {"metadata": {"total_size": sum(output.nbytes for output in outputs.values())}, "weight_map": weight_map}
-    (directory / INDEX).write_text(json.dumps(index, indent=1))
+    write_new(directory / INDEX, json.dumps(index, indent=1))
 
 
 def save_tensors(state: Mapping[str, Tensor], path: Path) -> None:
@@ -103,8 +103,16 @@ def save_tensors(state: Mapping[str, Tensor], path: Path) -> None:
 
 def save_pt(content: Any, path: Path) -> None:
     """As `torch.save`, through a file of Python's: a disk that fails is then an OSError that says how."""
-    with naming(path), path.open("wb") as stream:
+    with naming(path, nbytes_in(content)), path.open("wb") as stream:
         torch.save(content, stream)
+
+
+def nbytes_in(content: Any) -> int:
+    """Of all tensors in a nested state."""
+    if isinstance(content, Tensor):
+        return content.nbytes
+    parts = content.values() if isinstance(content, Mapping) else content if isinstance(content, list | tuple) else ()
+    return sum(nbytes_in(part) for part in parts)
 
 
 def check_room(directory: Path, needed: int) -> None:
@@ -188,4 +196,4 @@ def link_weights(source: Path, directory: Path) -> None:
         try:
             os.link(file, target)
         except OSError:  # a disk that knows no links
-            shutil.copyfile(file, target)
+            copy_file(file, target)

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from sprunec.durable import write_new
 from sprunec.masks.budgets import COUNTS, Budget, fill_all, make_budgets, shared_out
 from sprunec.masks.files import START, load_scores, write_mask
 from sprunec.masks.learn import settling
@@ -29,7 +30,7 @@ def run(job: Job) -> dict[str, Any]:
     masks = fill_all(inside, scores)
     before = read_kept(job.inputs["model"])
     kept = apply_masks(before, masks)
-    (job.out / "kept.json").write_text(json.dumps(kept_to_json(kept)))
+    write_new(job.out / "kept.json", json.dumps(kept_to_json(kept)))
     after = config.cut(before, kept)
     rows = [
         {"name": budget.name, "asked": budget.asked, "target": budget.target, "got": budget.measure(after)}

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from sprunec.data.batches import Batch
+from sprunec.durable import read_file
 from sprunec.errors import ComparisonError, PassError
 from sprunec.model.checkpoint import empty_model, open_model_tensors, read_config, read_kept
 from sprunec.model.config import ModelConfig, local
@@ -36,6 +37,7 @@ from sprunec.rewrite.gating import mask
 
 FINER = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
 LOGITS = 2**22  # numbers at a time
+DECODED = 12  # columns of text
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -125,7 +127,7 @@ def run_code(directory: Path) -> Any:
     """
     module, path = ModuleType("emitted_model"), directory / "model.py"
     module.__file__ = str(path)
-    exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), module.__dict__)
+    exec(compile(read_file(path), str(path), "exec"), module.__dict__)
     return module
 
 
@@ -156,7 +158,7 @@ class Comparison:
                 self._biases.append(self._biases[0] if same else biases)
                 if decode and walk is not self.masked:
                     with walk.entrance():
-                        self._decodings.append(Decoding(walk.model, walk.batches[0]))
+                        self._decodings.append(Decoding(walk.model, walk.batches[0], text=DECODED))
 
     def block(self, index: int, local: bool) -> None:
         given = self.masked.hidden

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sprunec.durable import read_file
 from sprunec.errors import ComparisonError, FormError, PassError
 from sprunec.model.checkpoint import empty_model, open_model_tensors
 from sprunec.model.walk import Inputs, Walk, largest
@@ -29,7 +30,7 @@ def run(job: Job) -> dict[str, Any]:
     name, config = job.options["form"], config_of(job)
     form, directory = FORMS[name], job.inputs["emitted"] / name
     if not directory.is_dir():
-        raise FormError((job.inputs["emitted"] / f"{name}.txt").read_text(encoding="utf-8"))
+        raise FormError(read_file(job.inputs["emitted"] / f"{name}.txt"))
     weights = open_model_tensors(job.inputs["model"])
     stored = form.dtype(directory, weights)
     rounds_in = stored if form.in_its_dtype or not form.exact(directory) else torch.float32

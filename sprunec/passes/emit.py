@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sprunec.durable import write_new
 from sprunec.errors import FormError
 from sprunec.model.checkpoint import describe, empty_model, open_model_tensors, read_kept
 from sprunec.model.config import LayerKept, ModelConfig, local
@@ -35,7 +36,7 @@ def run(job: Job) -> dict[str, Any]:
         except FormError as error:
             shutil.rmtree(directory, ignore_errors=True)
             failed[name] = error
-            (job.out / f"{name}.txt").write_text(str(error), encoding="utf-8")
+            write_new(job.out / f"{name}.txt", str(error))
             continue
         sizes[name] = sum(file.stat().st_size for file in directory.iterdir())
     if not about:
@@ -73,7 +74,7 @@ def write_model_py(
     blocks = blocks or traced(shape, origin)
     rewritten = rewrite(shape, blocks, kept)
     modules = [rewritten.get_submodule(block.path) for block in blocks]
-    (directory / "model.py").write_text(model_source(modules, cache_shapes(small)), encoding="utf-8")
+    write_new(directory / "model.py", model_source(modules, cache_shapes(small)))
 
 
 FORMATS: dict[str, Callable[[Job, Path], dict[str, Any]]] = {

@@ -11,6 +11,7 @@ from torch import nn
 from sprunec.data.batches import Data
 from sprunec.engines.device import Place
 from sprunec.engines.loop import language_model_loss
+from sprunec.errors import PassError
 from sprunec.model.checkpoint import read_config, read_kept
 from sprunec.model.config import local
 from sprunec.model.frame import CPMAnt
@@ -22,16 +23,18 @@ SAMPLE_PROMPT, SAMPLE_LENGTH, SAMPLE_TEMPERATURE = 48, 80, 0.7
 
 
 def run(job: Job) -> dict[str, Any]:
+    """Raises PassError where the loss is not finite: what the model says is then nothing to draw words from."""
     place, directory = place_of(job), directory_of(job)
     config = read_config(directory)
     model, data = open_model(directory, place), open_data(job, config)
-    sample = None
     if "masks" in job.inputs:
         kept = zip(read_kept(directory), read_kept(job.inputs["masks"]), strict=True)
         mask(model, traced(model, config), [local(before, after) for before, after in kept])
-    else:
-        sample = _sample(model, data, job.options["seed"], place)
     loss, tokens = _held_out_loss(model, data, job.options["tokens"], place)
+    if not math.isfinite(loss):
+        message = f"the held-out loss is {loss}: numbers that the weights lead to are too large for {place.dtype}"
+        raise PassError(f"{message}; mend the checkpoint, or give a wider engine.precision")
+    sample = None if "masks" in job.inputs else _sample(model, data, job.options["seed"], place)
     return {
         "parameters": config.parameters(),
         "loss": loss,

@@ -16,11 +16,12 @@ from sprunec.errors import InputError, PassError
 from sprunec.model.checkpoint import describe, save_model, save_outputs
 from sprunec.model.config import ModelConfig
 from sprunec.model.cpm_ant import build, initialize
+from sprunec.model.dtypes import weight_names
 from sprunec.model.families import TODAY, remedy, tensor_family
 from sprunec.model.hf import Part, native_shapes, parts
 from sprunec.model.scaling import native_outputs, own_head
 from sprunec.model.shapes import expected_tensors, misfit
-from sprunec.model.tensors import Tensors, open_tensors
+from sprunec.model.tensors import Tensors, check_dtypes, open_tensors
 from sprunec.model.unused import refusal, unused_tensors
 from sprunec.model.writing import adopt_weights
 from sprunec.passes.job import Job
@@ -58,6 +59,7 @@ def _take(path: Path, config: ModelConfig, out: Path) -> list[str]:
     """Returns what the user should know about the file."""
     tensors, expected = open_tensors(path), expected_tensors(config)
     shapes = native_shapes(config, tensors.shapes())
+    check_dtypes(path, tensors, weight_names(config, tensors))
     _check_head(path, config, tensors)
     problem = misfit(expected, shapes, exact=False)
     if problem:
@@ -66,7 +68,7 @@ def _take(path: Path, config: ModelConfig, out: Path) -> list[str]:
         hint = TODAY if foreign else remedy(shapes)
         raise InputError.at(path, f"{message}the checkpoint does not fit the config: {problem}", hint)
     if not tensors.from_headers:  # else the plan has been held against the headers, and knows what to ignore
-        refused = unused_tensors(expected, shapes, lambda name: not tensors.dtype(name).is_floating_point).refused
+        refused = unused_tensors(expected, shapes, tensors.is_integer).refused
         if refused:
             raise InputError.at(path, *refusal(refused), code="checkpoint-extra")
     extra = sorted(shapes.keys() - expected.keys())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from sprunec.durable import write_new
 from sprunec.errors import InputError
 from sprunec.masks.matching import read_masks
 from sprunec.model.checkpoint import read_kept
@@ -21,7 +22,7 @@ def run(job: Job) -> dict[str, Any]:
         raise InputError.at(paths[0], "leaves nothing of the model", "keep at least one sublayer")
     if job.options.get("even"):
         _check_even(job, found.kept)
-    (job.out / "kept.json").write_text(json.dumps(kept_to_json(found.kept)))
+    write_new(job.out / "kept.json", json.dumps(kept_to_json(found.kept)))
     metrics: dict[str, Any] = {"files": [path.name for path in paths]}
     return metrics | ({"notes": list(found.notes)} if found.notes else {})
 

@@ -18,13 +18,13 @@ NOISES = 4.0  # a difference may be so many times the arithmetic's own noise
 # A comparison runs the masked model once and the small one up to five times, in float64 or float32. On two cores these
 # operations take about ten seconds.
 OPERATIONS, PER_PARAMETER = 250_000_000_000, 16
-LEAST_TEXT, MOST_BATCHES = 64, 4
+LEAST_TOKENS, LEAST_TEXT, MOST_BATCHES = 64, 32, 4
 STATES = 2**24  # numbers in all hidden states, or in all attention biases, together
 
 
 def affordable_tokens(config: ModelConfig) -> int:
     """How many tokens a model of this size is compared on unless a plan says another number."""
-    return max(LEAST_TEXT + config.prompt_length, OPERATIONS // (PER_PARAMETER * config.parameters()))
+    return max(LEAST_TOKENS, LEAST_TEXT + config.prompt_length, OPERATIONS // (PER_PARAMETER * config.parameters()))
 
 
 def looks(job: Job, config: ModelConfig, most: int | None = None) -> Iterator[list[Batch]]:

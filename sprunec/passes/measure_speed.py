@@ -28,7 +28,7 @@ from sprunec.rewrite.gating import mask
 OPERATIONS = {"cpu": 1e10}  # of one forward of the dense model, which decides how large the batch is
 OPERATIONS_ELSEWHERE = 2e13
 LEAST_TEXT = 32
-LEAST_ROUNDS, MOST_ROUNDS, SECONDS = 5, 25, 2.0
+LEAST_ROUNDS, MOST_ROUNDS, SECONDS = 5, 25, 4.0
 BYTES = 4
 
 

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from typing import Any
 
+from sprunec.durable import write_new
 from sprunec.passes.bench import config_of
 from sprunec.passes.job import Job
 from sprunec.rewrite.inspect import describe
@@ -13,7 +14,7 @@ from sprunec.rewrite.inspect import describe
 
 def run(job: Job) -> dict[str, Any]:
     sites = describe(config_of(job))["sites"]
-    (job.out / "sites.json").write_text(json.dumps(sites, indent=1))
+    write_new(job.out / "sites.json", json.dumps(sites, indent=1))
     units = Counter(dict.fromkeys(("attention", "feed_forward", "head", "dim_head", "dim_ff"), 0))
     for site in sites:
         units[site["unit"]] += site["size"]

@@ -10,9 +10,10 @@ from typing import NoReturn
 
 from sprunec.errors import Diagnostic, InputError
 from sprunec.model.config import ModelConfig
+from sprunec.model.dtypes import dtype_refusal, weight_names
 from sprunec.model.families import TODAY, remedy, tensor_family
 from sprunec.model.head import head_and_words
-from sprunec.model.headers import read_places
+from sprunec.model.headers import dtype_names, read_places
 from sprunec.model.hf import native_shapes
 from sprunec.model.pt_header import Unknown
 from sprunec.model.shapes import Shape, expected_tensors
@@ -34,6 +35,11 @@ def checkpoint_findings(draft: Draft, pointer: str, path: Path, config: ModelCon
     # A head may be a copy of the embedding, which `run` finds out; a teacher's config is this one but for the head.
     tied = head_and_words(places) is None and (config.tie_word_embeddings or pointer != "/model/checkpoint")
     config = replace(config, tie_word_embeddings=tied)
+    told = dtype_refusal(dtype_names(places), weight_names(config, places))
+    if told is not None:
+        message, hint = told
+        yield draft.source.find("checkpoint-dtype", pointer, f"{path}: {message}", hint)
+        return
     found, expected = native_shapes(config, shapes_of(places)), expected_tensors(config)
     message, hint = _unlike(found, expected, places)
     if message:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sprunec.durable import write_atomically
+from sprunec.durable import naming, write_atomically
 from sprunec.errors import Diagnostic, InputError
 from sprunec.plan.bmcook.document import rebase
 from sprunec.plan.bmcook.flags import NO_FLAGS, Flags
@@ -39,12 +39,14 @@ def convert_plan(
         text = plan_text(document)
         if output.is_dir():
             raise InputError.at(output, "this is a folder", "name a file in it")
-        if output.exists() and output.read_text(encoding="utf-8", errors="replace") != text:
-            raise InputError.at(output, "there is a file already", "remove it, or name another")
         try:
+            with naming(output):
+                other = output.exists() and output.read_text(encoding="utf-8", errors="replace") != text
+            if other:
+                raise InputError.at(output, "there is a file already", "remove it, or name another")
             write_atomically(output, text)
         except OSError as error:
-            raise InputError.at(output, f"cannot be written: {error.strerror}", "name another file") from error
+            raise InputError.of_disk(output, error, "cannot be written", code="unwritable") from error
     return document, found
 
 

@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from sprunec.durable import put_file
+from sprunec.durable import naming, put_file
 from sprunec.errors import InputError
 from sprunec.text_files import decode
 
@@ -61,7 +61,9 @@ def read_provenance(mask: Path) -> dict[str, Any] | None:
 def _read(mask: Path) -> dict[str, Any] | None:
     """As `read_provenance`; raises OSError for a note that is there and cannot be read."""
     try:
-        note = json.loads(decode(note_path(mask).read_bytes(), mask))
+        with naming(note_path(mask)):
+            content = note_path(mask).read_bytes()
+        note = json.loads(decode(content, mask))
         fits = isinstance(note, dict) and note.get("mask") == _sha256(mask)
     except (FileNotFoundError, ValueError, RecursionError, InputError):
         return None
@@ -109,7 +111,7 @@ def _put(mask: Path, note: Mapping[str, Any]) -> None:
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
+    with naming(path), path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 

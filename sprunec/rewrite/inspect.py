@@ -12,13 +12,14 @@ from sprunec.file_kinds import JSON, file_kind, foreign
 from sprunec.model.checkpoint import empty_model
 from sprunec.model.config import ModelConfig
 from sprunec.model.cpm_ant import block_kinds, example_inputs
+from sprunec.model.dtypes import weight_names
 from sprunec.model.families import TODAY, remedy, tensor_family
 from sprunec.model.hf import native_shapes
 from sprunec.model.layouts import CONFIG, is_index
 from sprunec.model.origin import origin_words
 from sprunec.model.scaling import own_head
 from sprunec.model.shapes import expected_tensors, guess_config
-from sprunec.model.tensors import Tensors, open_tensors
+from sprunec.model.tensors import Tensors, check_dtypes, open_tensors
 from sprunec.model.unused import refusal, unused_tensors
 from sprunec.plan.models import read_config
 from sprunec.rewrite.trace import TracedBlock, trace_blocks
@@ -49,6 +50,7 @@ def inspect_model(path: Path) -> dict[str, Any]:
 def _guessed(path: Path) -> ModelConfig:
     """The config of weights alone, as much as their shapes tell."""
     tensors = open_tensors(path)
+    check_dtypes(path, tensors)
     return _fitting(guess_config(tensors.shapes(), path), tensors, path)
 
 
@@ -80,7 +82,8 @@ def describe(config: ModelConfig) -> dict[str, Any]:
 
 
 def check_shapes(config: ModelConfig, tensors: Tensors, path: Path) -> None:
-    """Raises InputError: the weights are not the config's, or there are more that would change what it computes."""
+    """Raises InputError: weights are not the config's, or no floats, or there are more that change what it computes."""
+    check_dtypes(path, tensors, weight_names(config, tensors))
     expected, shapes = expected_tensors(config), native_shapes(config, tensors.shapes())
     for name, shape in sorted(expected.items()):
         if shapes.get(name) != shape:
@@ -89,7 +92,7 @@ def check_shapes(config: ModelConfig, tensors: Tensors, path: Path) -> None:
                 raise InputError.at(path, f"these are {stranger[0]}'s tensors ({stranger[1]})", TODAY)
             message = f"{name} is {shapes.get(name, 'missing')}, the config wants {shape}"
             raise InputError.at(path, message, remedy(tensors))
-    unused = unused_tensors(expected, shapes, lambda name: not tensors.dtype(name).is_floating_point)
+    unused = unused_tensors(expected, shapes, tensors.is_integer)
     if unused.refused:
         raise InputError.at(path, *refusal(unused.refused), code="checkpoint-extra")
 

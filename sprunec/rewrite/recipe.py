@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sprunec.durable import read_file, write_new
 from sprunec.errors import TraceError
 from sprunec.model.config import LayerKept
 from sprunec.model.tensors import Tensors, open_tensors, runs
@@ -186,11 +187,11 @@ def save_recipe(directory: Path, recipe: Recipe, shapes: Mapping[str, Sequence[i
     """Keep the recipe of everything cut so far; what comes back is the place for the full-shape tensors."""
     origin = directory / "origin"
     origin.mkdir()
-    (origin / "recipe.json").write_text(json.dumps(recipe.to_dict(shapes)))
+    write_new(origin / "recipe.json", json.dumps(recipe.to_dict(shapes)))
     return origin
 
 
 def read_origin(directory: Path) -> tuple[Recipe, Tensors]:
     """A recipe, and the full-shape tensors with the cut parts' last values."""
-    document = json.loads((directory / "origin" / "recipe.json").read_text())
+    document = json.loads(read_file(directory / "origin" / "recipe.json"))
     return Recipe.from_dict(document), open_tensors(directory / "origin").only(document["tensors"])

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sprunec.durable import write_atomically
+from sprunec.durable import read_file, write_atomically
 from sprunec.show.console import duration, metric_words
 from sprunec.show.plots import kept_drawings, loss_chart, mask_charts, speed_chart, text
 from sprunec.show.speeds import rate_range, ratio_range, ratio_words
@@ -61,7 +61,7 @@ svg { display: block; width: 100%; height: auto; } svg text { fill: var(--soft);
 
 def write_html(out: Path) -> Path:
     """Write OUT/report.html from OUT/report.json and OUT/events.jsonl; a reader never sees half a page."""
-    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    report = json.loads(read_file(out / "report.json"))
     page, words = out / "report.html", page_text(report, read_events(out / "events.jsonl"))
     # A sample may hold half a surrogate pair, which UTF-8 cannot: a question mark must do.
     write_atomically(page, words.encode("utf-8", "replace").decode("utf-8"))

@@ -20,10 +20,10 @@ PROJECT_Q = "encoder.layers.0.self_att.self_attention.project_q.weight"
 
 
 def write(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
-    """A file of one byte per number."""
+    """A file of two bytes per number."""
     header, at = {}, 0
     for name, shape in shapes.items():
-        header[name] = {"dtype": "U8", "shape": list(shape), "data_offsets": [at, at := at + prod(shape)]}
+        header[name] = {"dtype": "F16", "shape": list(shape), "data_offsets": [at, at := at + 2 * prod(shape)]}
     text = json.dumps({"__metadata__": {"format": "pt"}} | header).encode()
     path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(at))
 

@@ -175,10 +175,10 @@ def test_a_directory_is_inspected_by_the_same_rule(tmp_path: Path) -> None:
             assert inspect_model(folder)["parameters"]["total"] > 0
 
 
-def test_what_only_torch_can_read_is_refused_by_the_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.complex64])
+def test_what_only_torch_can_read_is_refused_by_the_run(dtype: torch.dtype, tmp_path: Path) -> None:
     """A dtype that headers do not know: the plan cannot look, so the pass does."""
-    extra = {"encoder.scale": torch.ones(3).to(torch.float8_e4m3fn)}
-    saved(tmp_path, "m.pt", extra)
+    saved(tmp_path, "m.pt", {"encoder.scale": torch.ones(3).to(dtype)})
     assert told(tmp_path, "m.pt", {}) == []
     config = read_plan(write(tmp_path, content("m.pt", {}))).model.config
     (tmp_path / "loaded").mkdir()

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from sprunec.durable import read_file, write_new
 from sprunec.errors import FormError
 from sprunec.model.checkpoint import empty_model, fill, open_model_tensors, read_state
 from sprunec.model.config import ModelConfig
@@ -29,7 +30,7 @@ def write(job: Job, directory: Path) -> dict[str, Any]:
     even, dtype = even_of(config, "cpm-live"), stored_dtype(state, job.options["dtype"])
     directory.mkdir()
     document = cpm_live_config(even, half=dtype == torch.float16)
-    (directory / CONFIG).write_text(json.dumps(document, indent=1))
+    write_new(directory / CONFIG, json.dumps(document, indent=1))
     outputs = folded(config, state, job.options["dtype"])
     check_room(directory, sum(output.nbytes for output in outputs.values()))
     save_pt({name: torch.cat(list(output.parts())) for name, output in outputs.items()}, directory / WEIGHTS)
@@ -38,7 +39,7 @@ def write(job: Job, directory: Path) -> dict[str, Any]:
 
 def read(directory: Path) -> CPMAnt:
     """The model as its config and weights say, in eval mode; divisors follow from the widths."""
-    config = ModelConfig.from_dict(json.loads((directory / CONFIG).read_text()))
+    config = ModelConfig.from_dict(json.loads(read_file(directory / CONFIG)))
     model = empty_model(config)
     fill(model, read_state(directory / WEIGHTS), directory / WEIGHTS)
     return model.eval()

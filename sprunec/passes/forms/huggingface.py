@@ -7,7 +7,6 @@ classes (`trust_remote_code=True`), and the weights are as they are.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from itertools import chain
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 import sprunec.model
 from sprunec.data.vocabulary import vocabulary_lines
+from sprunec.durable import copy_file, write_new
 from sprunec.model import hf
 from sprunec.model.checkpoint import open_model_tensors
 from sprunec.model.config import ModelConfig
@@ -41,7 +41,7 @@ def write(job: Job, directory: Path) -> dict[str, Any]:
         dtype = stored_dtype(state, "keep")
         write_outputs({hf.OWN_PREFIX + name: output for name, output in as_outputs(state).items()}, directory)
         for file in CODE:
-            shutil.copyfile(Path(sprunec.model.__file__ or "").parent / file, directory / file)
+            copy_file(Path(sprunec.model.__file__ or "").parent / file, directory / file)
         document = _own_config(config, job.options["task"])
     else:
         dtype = stored_dtype(state, job.options["dtype"])
@@ -55,8 +55,8 @@ def write(job: Job, directory: Path) -> dict[str, Any]:
     word = str(dtype).removeprefix("torch.")
     marks = _tokenizer(job, directory)
     document |= marks | {"dtype": word, "torch_dtype": word}
-    (directory / "config.json").write_text(json.dumps(document, indent=1))
-    (directory / "generation_config.json").write_text(json.dumps({"pad_token_id": 0} | marks, indent=1))
+    write_new(directory / "config.json", json.dumps(document, indent=1))
+    write_new(directory / "generation_config.json", json.dumps({"pad_token_id": 0} | marks, indent=1))
     return {"dtype": word, "classes": "own" if obstacles else "stock", "why": obstacles}
 
 
@@ -102,9 +102,9 @@ def _tokenizer(job: Job, directory: Path) -> dict[str, int]:
         return {}
     (file,) = job.files["vocab"]
     lines = vocabulary_lines(file)  # as transformers reads them: no byte order mark, one line end
-    (directory / "vocab.txt").write_bytes("".join(f"{piece}\n" for piece in lines).encode())
+    write_new(directory / "vocab.txt", "".join(f"{piece}\n" for piece in lines))
     pieces = {piece: number for number, piece in enumerate(lines)}
     if all(piece in pieces for piece in NEEDED):
         about = MARKS | {"tokenizer_class": TOKENIZER, "padding_side": "left"}
-        (directory / "tokenizer_config.json").write_text(json.dumps(about, indent=1))
+        write_new(directory / "tokenizer_config.json", json.dumps(about, indent=1))
     return {f"{name[:3]}_token_id": pieces[MARKS[name]] for name in ("bos_token", "eos_token") if MARKS[name] in pieces}

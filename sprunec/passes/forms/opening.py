@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sprunec.data.batches import Batch
+from sprunec.durable import read_file
 from sprunec.errors import FormError
 from sprunec.model import hf
 from sprunec.model.config import ModelConfig
@@ -48,7 +49,7 @@ def two_words_at_least(directory: Path, config: ModelConfig, batch: Batch) -> li
 
 def texts_behind_prompts(directory: Path, config: ModelConfig, batch: Batch) -> list[Inputs]:
     """Every row's words behind one prompt, all of them context, as `transformers` sees what it is given."""
-    about = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    about = json.loads(read_file(directory / "config.json"))
     task, segment = about.get("task", hf.STOCK_TASK), about.get("segment", hf.STOCK_SEGMENT)
     prompt = config.prompt_length
     rows = zip(batch.inputs["input"], batch.inputs["length"].tolist(), strict=True)
@@ -115,7 +116,7 @@ def text_only(batch: Inputs) -> Tensor:
 
 
 def _config_dtype(directory: Path, weights: Tensors) -> torch.dtype:
-    dtype: torch.dtype = getattr(torch, json.loads((directory / "config.json").read_text(encoding="utf-8"))["dtype"])
+    dtype: torch.dtype = getattr(torch, json.loads(read_file(directory / "config.json"))["dtype"])
     return dtype
 
 

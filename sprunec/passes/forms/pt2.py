@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sprunec.durable import naming
 from sprunec.errors import FormError
 from sprunec.model.checkpoint import load_model
+from sprunec.model.writing import nbytes_in
 from sprunec.passes.job import Job
 from sprunec.unexpected import own_words
 
@@ -26,7 +27,7 @@ def write(job: Job, directory: Path) -> dict[str, Any]:
         raise FormError(f"the form pt2 cannot hold this model: {own_words(error)}") from error
     directory.mkdir()
     path = directory / WEIGHTS
-    with naming(path), path.open("wb") as stream:  # a disk that fails is then an OSError that says how
+    with naming(path, nbytes_in(model.state_dict())), path.open("wb") as stream:  # Python's, whose OSErrors say how
         torch.export.save(program, stream)
     return {"dtype": str(model.input_embedding.weight.dtype).removeprefix("torch.")}
 

@@ -36,7 +36,7 @@ def read_second(path: str | Path, wanted: str) -> tuple[Source, list[Diagnostic]
     Raises:
         InputError: it isn't there, or no JSON, or not the one that is `wanted`.
     """
-    source = read_source(path, f"a {BESIDE[wanted]}", f"give the {BESIDE[wanted]} with --sprune-config")
+    source = read_source(path, BESIDE[wanted], f"give the {BESIDE[wanted]} with --sprune-config")
     kind = kind_of(source)
     if kind != wanted:
         message = f"this is no {BESIDE[wanted]}: it has neither of its sections"
