@@ -19,6 +19,7 @@ NOISES = 4.0  # a difference may be so many times the arithmetic's own noise
 # operations take about ten seconds.
 OPERATIONS, PER_PARAMETER = 250_000_000_000, 16
 LEAST_TOKENS, LEAST_TEXT, MOST_BATCHES = 64, 32, 4
+RANDOM_TEXT = 64  # words in a row
 STATES = 2**24  # numbers in all hidden states, or in all attention biases, together
 
 
@@ -42,7 +43,7 @@ def looks(job: Job, config: ModelConfig, most: int | None = None) -> Iterator[li
     if "data" in job.inputs:
         held_out: Iterable[Batch] = open_data(job, config).held_out_batches()
     else:
-        held_out = [random_batch(config, rows=-(-tokens // (LEAST_TEXT + config.prompt_length)) if asked else 2)]
+        held_out = [random_batch(config, rows=-(-tokens // (RANDOM_TEXT + config.prompt_length)) if asked else 2)]
     batches = _first_tokens(held_out if asked else islice(held_out, MOST_BATCHES), config, tokens)
     groups = _groups(batches, config)
     return groups if asked else islice(groups, 1)
@@ -88,7 +89,7 @@ def _part(batch: Batch, first: int, last: int, columns: int) -> Batch:
     return Batch(inputs | lengths, batch.targets[first:last, :columns])
 
 
-def random_batch(config: ModelConfig, rows: int = 2, text: int = 64) -> Batch:
+def random_batch(config: ModelConfig, rows: int = 2, text: int = RANDOM_TEXT) -> Batch:
     draw = torch.Generator().manual_seed(0)
     prompt, columns = config.prompt_length, config.prompt_length + text
     words = torch.randint(config.vocab_size, (rows, text), generator=draw)

@@ -12,7 +12,7 @@ import torch
 from sprunec.data.batches import Batch
 from sprunec.model.config import ModelConfig
 from sprunec.passes import looks as room
-from sprunec.passes.looks import LEAST_TEXT, affordable_tokens, looks, random_batch
+from sprunec.passes.looks import LEAST_TEXT, LEAST_TOKENS, RANDOM_TEXT, affordable_tokens, looks, random_batch
 from tests.conftest import tiny_config
 from tests.runs import MODEL, execute, plan, save_weights
 
@@ -44,7 +44,9 @@ def tokens(found: list[list[Batch]]) -> int:
 
 def test_a_large_model_is_compared_on_the_least_and_a_small_one_on_more() -> None:
     large = ModelConfig.from_dict(MODEL | {"dim_model": 4096, "dim_ff": 10240, "num_layers": 24, "prompt_length": 32})
-    assert affordable_tokens(large) == LEAST_TEXT + 32
+    assert affordable_tokens(large) == LEAST_TOKENS == 64
+    long = ModelConfig.from_dict(large.to_dict() | {"prompt_length": 100})
+    assert affordable_tokens(long) == LEAST_TEXT + 100
     small, wider = tiny_config(), tiny_config(dim_ff=400)
     assert affordable_tokens(small) > affordable_tokens(wider) > 10_000
     share = affordable_tokens(small) * small.parameters() / (affordable_tokens(wider) * wider.parameters())
@@ -83,7 +85,7 @@ def test_without_a_number_four_batches_are_enough_and_a_form_may_take_fewer(monk
 
 @pytest.mark.parametrize("asked", [1, 63, 64, 500, 20_000])
 def test_random_words_are_as_many_as_asked_for(asked: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    found, row = tokens(groups(monkeypatch, asked)), LEAST_TEXT + PROMPT
+    found, row = tokens(groups(monkeypatch, asked)), RANDOM_TEXT + PROMPT
     assert found == max(asked, PROMPT + 1) if asked < row else asked - row < found <= asked
     assert tokens(groups(monkeypatch, None)) == 2 * row
 
