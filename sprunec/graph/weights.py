@@ -77,8 +77,6 @@ def _places(path: Path) -> dict[str, Stored]:
 
 
 def _read(file: Path, places: dict[str, Stored]) -> tuple[str, list[NonFinite]]:
-    from sprunec.model.finite import read_weights  # brings numpy, which a plan without weights does without
-
     known = known_digest(file)
     if known is not None and known in _FINITE:
         return known, []
@@ -107,8 +105,6 @@ def about_model(plan: Plan) -> Callable[[Sequence[NonFinite]], str]:
 
 def _is_cut_away(plan: Plan, found: Sequence[NonFinite]) -> bool:
     """Whether no number of these is in what is left once every mask of the plan has been applied."""
-    from sprunec.model.finite import MOST_PLACES
-
     masks = [spec for spec in plan.passes if spec.name == "load-mask"]
     others = any("unit" in spec.options or "steps" in spec.options for spec in plan.passes)
     if not masks or others or any(each.count > len(each.places) for each in found):
