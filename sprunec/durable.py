@@ -35,11 +35,11 @@ def naming(path: Path, needed: int | None = None) -> Iterator[None]:
 
 
 def _name(error: OSError, path: Path, needed: int | None) -> None:
-    """Whoever opened a link is told of the file behind it; what there is no room for is what is written."""
-    full = needed is not None and error.errno in NO_ROOM
-    if error.errno is not None and (full or error.filename in (None, str(path), path)):
-        error.filename = os.path.realpath(path) if path.is_symlink() else str(path)
-    if full:
+    """Whoever opened a link is told of the file behind it."""
+    if error.errno is None or error.filename not in (None, path, str(path)):
+        return
+    error.filename = os.path.realpath(path) if path.is_symlink() else str(path)
+    if needed is not None and error.errno in NO_ROOM:
         error.add_note(f"{needed:,} bytes were to be written")
 
 
@@ -148,8 +148,10 @@ def _replace(path: Path, content: bytes) -> None:
             stream.write(content)
         flush(aside)
         put_in_place(aside, path)
-    except BaseException:
+    except BaseException as error:
         forget(aside)
+        if isinstance(error, OSError) and error.filename == str(aside):  # a name that nobody knows
+            error.filename = str(path)
         raise
 
 

@@ -10,12 +10,13 @@ import builtins
 import errno
 import io
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -23,6 +24,7 @@ Site = tuple[str, tuple[str, ...]]
 OPENS = {"open": io.open, "os.open": os.open}
 NAMED = ("mkdir", "replace", "rename", "symlink", "truncate")  # where a link cannot be made, a copy is
 NUMBERED = ("fsync", "read", "write")  # by a file's descriptor
+NAMING = ("open", "os.open", *NAMED)
 IN_FILES = ("read", "readinto", "readline", "write")
 ROOT = str(Path(__file__).parents[1] / "sprunec")
 
@@ -33,12 +35,16 @@ class Disk:
     Attributes:
         sites: the calls so far, by their kind and the lines of sprunec that led there.
         fails: the site that fails when it is called for the first time, and how.
+        at: a kind of call, the end of a path and an error: or else the first such call fails so.
+        failed: the file of the call that has failed.
     """
 
-    def __init__(self, folder: Path, fails: tuple[Site, int] | None = None) -> None:
-        self.folder, self.fails = str(folder.resolve()), fails
+    def __init__(
+        self, folder: Path, fails: tuple[Site, int] | None = None, at: tuple[str, str, int] | None = None
+    ) -> None:
+        self.folder, self.fails, self.at = str(folder.resolve()), fails, at
         self.sites: dict[Site, int] = {}
-        self.failed = False
+        self.failed: Path | None = None
 
     def call(self, kind: str, path: object) -> None:
         if isinstance(path, int):
@@ -51,9 +57,23 @@ class Disk:
             return
         site = (kind, _lines())
         self.sites[site] = self.sites.get(site, 0) + 1
-        if self.fails is not None and site == self.fails[0] and not self.failed:
-            self.failed = True
-            raise OSError(self.fails[1], os.strerror(self.fails[1]), str(path))
+        if self.failed is not None:
+            return
+        if self.fails is not None and site == self.fails[0]:
+            self._fail(kind, path, self.fails[1])
+        if self.at is not None and kind == self.at[0] and os.path.abspath(path).endswith(self.at[1]):
+            self._fail(kind, path, self.at[2])
+
+    def _fail(self, kind: str, path: str | os.PathLike[str], error: int) -> NoReturn:
+        self.failed = Path(path)
+        # The system knows names where a file is opened, and only numbers where it is read, written, flushed or closed.
+        raise OSError(error, os.strerror(error), *([str(path)] if kind in NAMING else []))
+
+
+def is_named(told: str, path: Path) -> bool:
+    """Whether a message names a file; one that is written aside goes by the name that it would get."""
+    aside = re.fullmatch(r"\.(.+)\.\d+", path.name)
+    return any(name in told for name in (str(path), os.path.realpath(path), aside[1] if aside else str(path)))
 
 
 def _lines() -> tuple[str, ...]:

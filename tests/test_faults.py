@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from sprunec.cli import main
-from tests.faults import ERRORS, Disk, Site, watched
+from sprunec.errors import REMEDIES
+from tests.faults import ERRORS, Disk, Site, is_named, watched
 from tests.runs import EMIT, mask_pass, plan, write
 from tests.test_damage import contents, verify
 
@@ -52,9 +53,11 @@ def fails(
     disk = Disk(copy / "out", (site, error))
     capsys.readouterr()
     code, told = run(copy, disk, monkeypatch), capsys.readouterr().err
-    assert disk.failed, site
+    assert disk.failed is not None, site
     assert code in (1, 3), (code, site, told)
-    assert "Traceback" not in told and os.strerror(error) in told, (site, told)
+    assert "Traceback" not in told and os.strerror(error) in told and REMEDIES[error] in told, (site, told)
+    assert is_named(told, disk.failed), (site, disk.failed, told)
+    assert error != errno.ENOSPC or "bytes are free there" in told, (site, told)
     sound(copy / "out")
     assert run(copy, Disk(copy / "out"), monkeypatch) in (0, 4)
     assert contents(copy / "out") == contents(whole / "out"), site

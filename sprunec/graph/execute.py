@@ -206,8 +206,11 @@ def _write(node: Node, source: str, done: Mapping[str, Outcome]) -> None:
             if node.provenance:
                 write_provenance(path, node.provenance)
         except (OSError, RuntimeError) as error:
-            reason = remedied(error) if isinstance(error, OSError) else own_words(error)
-            raise PassError(f"{node.name}: {path} cannot be written: {reason}") from error
+            if isinstance(error, OSError):
+                file, reason = error.filename2 or error.filename or path, remedied(error)
+            else:
+                file, reason = path, own_words(error)
+            raise PassError(f"{node.name}: {file} cannot be written: {reason}") from error
 
 
 def _outcome(node: Node, shop: Workshop, done: Mapping[str, Outcome]) -> Outcome:

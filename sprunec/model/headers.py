@@ -37,7 +37,14 @@ def _places_in(file: Path, otherwise: Callable[[Path], Mapping[str, T]]) -> Mapp
     if not os.path.exists(file):
         there = os.path.realpath(file) if file.is_symlink() else file  # the store links to the user's own
         raise InputError.at(there, "there is no such file", "give the path of a checkpoint", code="missing-file")
-    check_kind(file)
+    try:
+        check_kind(file)
+        return _known(file, otherwise)
+    except OSError as error:
+        raise InputError.of_disk(file, error) from error
+
+
+def _known(file: Path, otherwise: Callable[[Path], Mapping[str, T]]) -> Mapping[str, Stored | T]:
     try:
         if file.suffix != ".safetensors":
             return read_pt(file)
@@ -46,8 +53,6 @@ def _places_in(file: Path, otherwise: Callable[[Path], Mapping[str, T]]) -> Mapp
         return otherwise(file)
     except InputError as error:
         raise unreadable(file, error.diagnostics[0].message) from error
-    except OSError as error:
-        raise InputError.of_disk(file, error) from error
     strange = [name for name, place in places.items() if place.dtype not in SIZES]
     told = dtype_refusal(dtype_names(places), strange) if strange else None
     if told is not None:

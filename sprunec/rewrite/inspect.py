@@ -39,11 +39,12 @@ def inspect_model(path: Path) -> dict[str, Any]:
     if not os.path.exists(path):
         raise InputError.at(path, "there is no such file", "check the path", code="missing-file")
     if not is_index(path):
-        if path.suffix == ".json" or file_kind(path) in JSON:
-            return describe(_config(path))
-        told = foreign(path, "a model config or a checkpoint", {"safetensors", "torch", "unknown"}, {"": HINT})
+        fine = {*JSON, "safetensors", "torch", "unknown"}
+        told = None if path.suffix == ".json" else foreign(path, "a model config or a checkpoint", fine, {"": HINT})
         if told is not None:
             raise told
+        if path.suffix == ".json" or file_kind(path) in JSON:
+            return describe(_config(path))
     return describe(_guessed(path))
 
 
