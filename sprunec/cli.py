@@ -255,6 +255,8 @@ def main() -> None:
 
 def _tell(error: BaseException) -> int:
     """Print an error; its exit code."""
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED
     if isinstance(error, InputError):
         print_diagnostics(error.diagnostics)
         return error.exit_code

@@ -31,6 +31,13 @@ def postponed() -> Iterator[None]:
         _postponed.pop()
 
 
+def was_interrupted(error: BaseException | None) -> bool:
+    """Whether an error has come of a KeyboardInterrupt: torch's writer, for one, fails when it is interrupted."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
 class Interrupts:
     """What the signals of a run have asked for; called, it says whether to stop.
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sprunec.durable import write_atomically
 from sprunec.errors import PassError, SprunecError
+from sprunec.interrupts import was_interrupted
 
 FILE = "error.txt"
 log = logging.getLogger("sprunec")
@@ -46,9 +47,13 @@ def is_foreseen(error: BaseException) -> bool:
 def explained(error: BaseException, doing: str, folder: Path | None) -> BaseException:
     """The error to raise for `error`: itself where it was foreseen, else one that says where its traceback is kept.
 
+    What an interrupt has led to is one.
+
     Args:
         folder: where `error.txt` goes; None: to a new file among the system's temporary ones.
     """
+    if isinstance(error, Exception) and was_interrupted(error):
+        return KeyboardInterrupt()
     if not isinstance(error, Exception) or (is_foreseen(error) and not isinstance(error, UnexpectedError)):
         return error
     told = error if isinstance(error, UnexpectedError) else UnexpectedError(doing, error)

@@ -204,3 +204,19 @@ def test_steps_are_finished_and_saved_before_a_training_pass_stops(tmp_path: Pat
             running.stderr.read()
         assert running.returncode == 130
         assert list((tmp_path / "out/store").glob("partial-*/step-*"))
+
+
+def test_what_an_interrupt_leads_to_is_one(done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's writer fails with an error of its own when a signal arrives while it writes."""
+
+    def run(job: Any) -> Any:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise RuntimeError("unexpected pos 64 vs 0")
+
+    directory, _ = undone(done, tmp_path / "copy", "compare-format")  # a pass that may fail alone
+    monkeypatch.setattr("sprunec.passes.compare_format.run", run)
+    with pytest.raises(KeyboardInterrupt):
+        execute(content(), directory)
+    assert read_report(directory / "out")["status"] == "interrupted"

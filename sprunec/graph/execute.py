@@ -24,7 +24,7 @@ from sprunec.graph.report import Report, versions, with_notes
 from sprunec.graph.store import Artifact, Store
 from sprunec.graph.team import blame, check_shares, meet, order
 from sprunec.graph.watcher import Watcher
-from sprunec.interrupts import postponed
+from sprunec.interrupts import postponed, was_interrupted
 from sprunec.passes.job import Job
 from sprunec.passes.table import PASSES
 from sprunec.plan.provenance import write_provenance
@@ -265,6 +265,8 @@ def _call(node: Node, job: Job, team: Team | None) -> dict[str, Any]:
     except SprunecError:
         raise
     except Exception as error:
+        if was_interrupted(error):
+            raise KeyboardInterrupt from error
         if isinstance(error, OSError) and is_foreseen(error):
             raise PassError(f"{node.name}: {disk_words(error, job.out)}") from error
         blamed = blame(error, team) if team is not None else None

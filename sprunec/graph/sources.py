@@ -81,7 +81,8 @@ def teacher(build: Builder, spec: PassSpec) -> dict[str, str]:
 
 def _checkpoint_files(path: Path) -> dict[str, tuple[Path, ...]]:
     """What the user has named, and the files that it stands for, so that a change of any is noticed."""
-    return {"checkpoint": (path,), "weights": checkpoint_files(path)}
+    files = checkpoint_files(path)
+    return {"checkpoint": (path,)} | ({"weights": files} if files != (path,) else {})
 
 
 def _data_files(data: DataSource) -> dict[str, tuple[Path, ...]]:

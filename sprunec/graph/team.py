@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from sprunec.errors import InputError
 from sprunec.graph.graph import Graph, Node, plain
+from sprunec.interrupts import postponed
 from sprunec.passes.job import Job
 from sprunec.passes.table import PASSES
 from sprunec.unexpected import explained, log
@@ -105,7 +106,10 @@ def blame(error: BaseException, team: Team) -> str | None:
     from sprunec.engines.team import lost
 
     gone = lost(error)
-    return (team.fault() or gone) if gone is not None else None
+    if gone is None:
+        return None
+    with postponed():  # torchrun ends this one, too, once another has died: there is time to say why
+        return team.fault() or gone
 
 
 def _take_part(team: Team, found: Mapping[str, Any], stop: Callable[[], bool]) -> None:

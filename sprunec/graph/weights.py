@@ -77,11 +77,11 @@ def _places(path: Path) -> dict[str, Stored]:
 
 
 def _read(file: Path, places: dict[str, Stored]) -> tuple[str, list[NonFinite]]:
-    from sprunec.model.finite import read_weights  # brings numpy, which a plan without weights does without
-
     known = known_digest(file)
     if known is not None and known in _FINITE:
         return known, []
+    from sprunec.model.finite import read_weights  # needs numpy, which a look at a config does not
+
     digest, found = read_weights(file, places)
     if not found:
         remember_digest(file, digest)

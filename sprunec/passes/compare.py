@@ -76,7 +76,8 @@ def compare(models: list[tuple[CPMAnt, Tensors]], batches: list[Batch], device: 
     noise = leave(single, exact)
     if not math.isfinite(noise + exact.largest_logit):
         arithmetic = "float32" if math.isfinite(exact.largest_logit) else "float64"
-        raise PassError(f"the masked model's own logits are not finite in {arithmetic} arithmetic: what is compared?")
+        what = f"the masked model's own logits are not finite in {arithmetic} arithmetic"
+        raise PassError(f"{what}, so nothing can be compared with them; its weights are too large")
     worst = max(range(len(exact.local)), key=exact.local.__getitem__)
     return {
         "max_abs_difference": exact.difference,

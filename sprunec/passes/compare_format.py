@@ -47,7 +47,7 @@ def run(job: Job) -> dict[str, Any]:
         }
         tokens += exact.size(0)
     if not math.isfinite(found["largest_logit"]):
-        raise PassError("the small model's own logits are not finite: what is compared?")
+        raise PassError("the small model's own logits are not finite, so nothing can be compared with them")
     limit = tolerance(stored if rounds_in != torch.float32 else torch.float32, found["largest_logit"], found["noise"])
     metrics = {"form": name, "tolerance": limit, "tokens": tokens, "dtype": str(stored).removeprefix("torch.")} | found
     if not found["max_abs_difference"] <= limit:

@@ -38,7 +38,7 @@ def looks(job: Job, config: ModelConfig, most: int | None = None) -> Iterator[li
         one row at least. More than one such group is only given where the plan asks for a number of tokens.
     """
     asked = job.options["tokens"]
-    tokens = min(most or sys.maxsize, asked or affordable_tokens(config))
+    tokens = min(sys.maxsize if most is None else most, asked or affordable_tokens(config))
     if "data" in job.inputs:
         held_out: Iterable[Batch] = open_data(job, config).held_out_batches()
     else:
