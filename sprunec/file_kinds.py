@@ -246,8 +246,10 @@ def _json_kind(path: Path) -> str | None:
     """None where it only begins like JSON."""
     if path.stat().st_size > LARGEST_JSON:
         return "json"
+    with naming(path):
+        content = path.read_bytes()
     try:
-        value: Any = json.loads(path.read_bytes().decode("utf-8-sig"))
+        value: Any = json.loads(content.decode("utf-8-sig"))
     except (ValueError, RecursionError):
         return None
     if isinstance(value, dict):

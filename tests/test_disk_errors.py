@@ -15,6 +15,7 @@ import sprunec
 from sprunec.cli import main
 from sprunec.errors import REMEDIES, InputError, PassError
 from sprunec.graph.watcher import Watcher
+from sprunec.model.writing import save_tensors
 from tests.data.test_vocabulary import SPECIAL
 from tests.faults import Disk, is_named, watched
 from tests.guide import command, prepare
@@ -178,7 +179,7 @@ def test_what_cannot_be_read_is_named(
     if doing == "inspect" and name in ("plan.json", "mask.pt"):
         pytest.skip("nothing to inspect")
     save_weights(tmp_path / "m.pt")
-    sprunec.model.writing.save_tensors(torch.load(tmp_path / "m.pt"), tmp_path / "m.safetensors")
+    save_tensors(torch.load(tmp_path / "m.pt"), tmp_path / "m.safetensors")
     torch.save({"heads_z": torch.ones(3, 8)}, tmp_path / "mask.pt")
     (tmp_path / "config.json").write_text(json.dumps(MODEL))
     checkpoint = name if name.startswith("m.") else "m.pt"

@@ -20,7 +20,7 @@ from sprunec.graph.watcher import Watcher
 from sprunec.model.config import LayerKept
 from sprunec.passes import emit
 from sprunec.rewrite import gating, surgery
-from tests.runs import EMIT, MODEL, TRAIN, artifact, execute, guide, mask_pass, plan, read_report, write
+from tests.runs import EMIT, MODEL, TRAIN, artifact, execute, guide, mask_pass, plan, read_report, save_weights, write
 
 
 def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
@@ -177,3 +177,13 @@ def test_a_cache_that_decodes_wrongly_fails_the_comparison(tmp_path: Path, monke
     monkeypatch.setattr(emit, "model_source", broken)
     with pytest.raises(ComparisonError, match="nothing is emitted"):
         execute(plan(TRAIN, mask_pass("head", {"num_heads": 3}), EMIT), tmp_path)
+
+
+@pytest.mark.parametrize(("kind", "number"), [(torch.float64, 1e300), (torch.float32, 3e38), (torch.bfloat16, -3e38)])
+def test_weights_that_are_too_large_to_compute_with_are_told(kind: torch.dtype, number: float, tmp_path: Path) -> None:
+    state = torch.load(save_weights(tmp_path / "m.pt"))
+    state["encoder.output_layernorm.weight"] = torch.full((32,), number, dtype=kind)
+    torch.save(state, tmp_path / "m.pt")
+    model = {"config": MODEL, "checkpoint": "m.pt"}
+    with pytest.raises(PassError, match=r"the held-out loss is (nan|inf): numbers .* too large for float32; mend the"):
+        execute(plan(EMIT, model=model, compare={"tokens": 20}), tmp_path)

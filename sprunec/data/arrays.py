@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from sprunec.data.pickles import BROKEN, Built, Known, Refused, Window, brief, load
 
-Buffer = Any  # bytes, memoryview or mmap
+Buffer = Any  # bytes, bytearray or memoryview
 Integers = NDArray[np.int64]
 _COUNT, _BYTES = rb"(K.|M..|J.{4})", rb"(C.|B.{4}|\x8e.{8}|\x96.{8})"
 _DTYPE = rb"\x8c\x05dtype\x94\x93\x94\x8c\x02i8\x94(?:\x89\x88|K\x00K\x01)\x87\x94R\x94"

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sprunec.data.saved import save_array
+from sprunec.data.saved import SavedIds, save_array
 from sprunec.data.tokenizer import Tokenizer, read_tokenizer, save_tokenizer
 from sprunec.errors import InputError
 
@@ -74,8 +74,8 @@ class Data(Protocol):
 class TextData:
     """Ids of a text, cut into windows: plain causal language modelling behind CPM-Ant's prompt of task 2."""
 
-    train: NDArray[np.int32]
-    held_out: NDArray[np.int32]
+    train: NDArray[np.int32] | SavedIds
+    held_out: NDArray[np.int32] | SavedIds
     tokenizer: Tokenizer
     prompt_length: int
     max_length: int
@@ -137,12 +137,12 @@ def save_ids(directory: Path, train: NDArray[np.int32], held_out: NDArray[np.int
 
 
 def load_text_data(directory: Path, *, prompt_length: int, max_length: int, batch_size: int, seed: int) -> TextData:
-    """Open what `save_ids` wrote, memory-mapped.
+    """Open what `save_ids` wrote; its windows are read when they are asked for.
 
     Raises:
         InputError: a part is shorter than one window.
     """
-    train, held_out = (np.load(directory / f"{part}.npy", mmap_mode="r") for part in ("train", "held_out"))
+    train, held_out = (SavedIds(directory / f"{part}.npy") for part in ("train", "held_out"))
     tokenizer = read_tokenizer(directory)
     window = max_length - prompt_length
     for part, ids, least in (("training", train, window + 1), ("held-out", held_out, 2)):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sprunec.data.arrays import Buffer
+from sprunec.data.arrays import parse_payload
 from sprunec.data.pickles import Refused
-from sprunec.data.records import Limits, Record, Status, arrays_in, judge, parse_record, read_array, refused
+from sprunec.data.records import Limits, Record, Status, arrays_in, judge, parse_record, refused
 from sprunec.data.sets import DataSet
+from sprunec.durable import read_into
 from sprunec.errors import InputError
 
 ROW = np.dtype(
@@ -37,12 +37,12 @@ def make_index(data_set: DataSet, limits: Limits) -> Index:
         InputError: a file is missing or not whole, or a record is broken or not meant for such a model.
     """
     data_set.check_files()
-    buffers = Buffers(data_set.paths)
     parts = [np.zeros(0, dtype=ROW)]
     for block in data_set.blocks():
         rows = []
-        path = data_set.paths[block.file]
-        for offset, size, values in arrays_in(buffers[block.file], block, data_set.version, path):
+        path, content = data_set.paths[block.file], bytearray(block.size)
+        read_into(path, [(block.start, block.start + block.size)], memoryview(content))
+        for offset, size, values in arrays_in(content, block, data_set.version, path):
             try:
                 record = parse_record(values)
                 status = judge(record, limits)
@@ -51,20 +51,6 @@ def make_index(data_set: DataSet, limits: Limits) -> Index:
             rows.append((block.file, block.number, offset, size, record.tokens.size, record.task, status))
         parts.append(np.array(rows, dtype=ROW))
     return np.concatenate(parts)
-
-
-class Buffers:
-    """Files opened when first asked for, and mapped, not read."""
-
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self.paths = paths
-        self._open: dict[int, mmap.mmap] = {}
-
-    def __getitem__(self, file: int) -> Buffer:
-        if file not in self._open:
-            with self.paths[file].open("rb") as stream:
-                self._open[file] = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-        return self._open[file]
 
 
 class Records:
@@ -77,20 +63,22 @@ class Records:
 
     def __init__(self, index: Index, paths: Sequence[Path]) -> None:
         self.index = index[index["status"] == Status.USED]
-        self._buffers = Buffers(paths)
+        self._paths = tuple(paths)
 
     def __len__(self) -> int:
         return len(self.index)
 
     def __getitem__(self, number: int) -> Record:
         row = self.index[number]
+        path, offset, size = self._paths[int(row["file"])], int(row["offset"]), int(row["size"])
+        content = bytearray(size)
+        read_into(path, [(offset, offset + size)], memoryview(content))
         try:
-            record = parse_record(read_array(self._buffers[int(row["file"])], int(row["offset"]), int(row["size"])))
+            record = parse_record(parse_payload(content, 0, size))
             if record.tokens.size != row["tokens"]:
                 raise Refused(f"{record.tokens.size} tokens")
         except Refused as error:
-            path = self._buffers.paths[int(row["file"])]
-            message = f"byte {int(row['offset']):,}: {error} where a record was of {int(row['tokens'])} tokens"
+            message = f"byte {offset:,}: {error} where a record was of {int(row['tokens'])} tokens"
             raise InputError.at(path, message, "the set has changed: run again") from error
         return record
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from sprunec.data.batches import PROMPT_TASK, Batch, Sample
 from sprunec.data.examples import Example, Packer, draws, first_fit, make_example
 from sprunec.data.index import Index, Records
-from sprunec.data.saved import save_array
+from sprunec.data.saved import load_array, save_array
 from sprunec.data.tokenizer import Tokenizer, read_tokenizer
 from sprunec.durable import read_file, write_new
 from sprunec.errors import InputError
@@ -210,7 +210,7 @@ def load_live_data(
     """Open what `save_live_data` wrote; `files` are, by role, meta.bin and the set's files."""
     about = json.loads(read_file(directory / ABOUT))
     train, held_out = (
-        Records(np.load(directory / f"{part}.npy", mmap_mode="r"), files[about["roles"][part]][1:])
+        Records(load_array(directory / f"{part}.npy"), files[about["roles"][part]][1:])
         for part in ("train", "held_out")
     )
     tokenizer = read_tokenizer(directory) if (directory / "vocabulary.json").exists() else None

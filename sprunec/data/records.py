@@ -52,25 +52,24 @@ class Limits:
 def arrays_in(buffer: Buffer, block: Block, version: int, path: Path) -> Iterator[tuple[int, int, Integers]]:
     """The arrays of a block: where each begins in the file, how many bytes it has, and its numbers.
 
+    Args:
+        buffer: the bytes of the block.
+
     Raises:
         InputError: anything else is there; names the block and the byte.
     """
-    at, end = block.start, block.start + block.size
+    at, end = 0, block.size
     while at < end and buffer[at] != END:
         if buffer[at] != RECORD:
             message = f"byte {buffer[at]:#04x} stands where a record or the block's end should be"
-            raise _error(path, block.number, at, message)
+            raise _error(path, block.number, block.start + at, message)
         try:
             start, stop, values = _payload(buffer, at + 1, end, version)
         except Refused as error:
-            raise _error(path, block.number, at + 1, f"a record holds {error}; nothing in it was executed") from error
-        yield start, stop - start, values
+            message = f"a record holds {error}; nothing in it was executed"
+            raise _error(path, block.number, block.start + at + 1, message) from error
+        yield block.start + start, stop - start, values
         at = stop
-
-
-def read_array(buffer: Buffer, offset: int, size: int) -> Integers:
-    """An array that has been found before. Raises Refused: it has changed since."""
-    return parse_payload(buffer, offset, offset + size)
 
 
 def parse_record(values: Integers) -> Record:

@@ -1,4 +1,4 @@
-"""An array as a file in an artifact."""
+"""An array as a file in an artifact: read, and never mapped, so that a disk that fails can say so."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sprunec.durable import naming
+from sprunec.durable import naming, read_into
 
 
 def save_array(path: Path, array: NDArray[Any]) -> None:
@@ -20,3 +20,32 @@ def save_array(path: Path, array: NDArray[Any]) -> None:
     with naming(path, array.nbytes), path.open("wb") as stream:
         np.lib.format.write_array_header_1_0(stream, np.lib.format.header_data_from_array_1_0(array))
         stream.write(np.ascontiguousarray(array).data)
+
+
+def load_array(path: Path) -> NDArray[Any]:
+    """What `save_array` wrote."""
+    with naming(path):
+        found: NDArray[Any] = np.load(path)
+    return found
+
+
+class SavedIds:
+    """The numbers (n,) that `save_array` wrote, read where they are asked for.
+
+    Attributes:
+        size: how many.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with naming(path), path.open("rb") as stream:
+            np.lib.format.read_magic(stream)
+            (self.size,), _, self._dtype = np.lib.format.read_array_header_1_0(stream)
+            self._start = stream.tell()
+
+    def __getitem__(self, some: slice) -> NDArray[Any]:
+        first, last, _ = some.indices(self.size)
+        found = np.empty(max(0, last - first), self._dtype)
+        width = found.itemsize
+        read_into(self._path, [(self._start + first * width, self._start + last * width)], found.view(np.uint8).data)
+        return found

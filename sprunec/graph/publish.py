@@ -81,9 +81,10 @@ def unpublish(out: Path) -> None:
 def _full_shape(graph: Graph, path: Path, artifacts: Mapping[str, Path]) -> None:
     """What a next plan starts from: CPM-Live's names, in the shape that this plan has started from."""
     from sprunec.model.checkpoint import open_model_tensors
-    from sprunec.model.writing import save_pt
+    from sprunec.model.writing import as_outputs
+    from sprunec.model.writing_pt import write_pt
 
-    save_pt(dict(open_model_tensors(artifacts[graph.roles["full"]])), path)
+    write_pt(as_outputs(open_model_tensors(artifacts[graph.roles["full"]])), path)
 
 
 def _masks_and_recipe(graph: Graph, aside: Path, artifacts: Mapping[str, Path]) -> None:

@@ -107,7 +107,7 @@ def _filled(config: ModelConfig, tensors: Tensors, directory: Path) -> CPMAnt:
     _check_fit(expected_tensors(config), tensors.shapes(), directory)
     check_dtypes(directory, tensors, tensors)
     model = empty_model(config)
-    fill(model, {name: tensor.clone() for name, tensor in tensors.items()}, directory)
+    fill(model, {name: tensors.copy(name) for name in tensors}, directory)
     return model
 
 

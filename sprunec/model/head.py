@@ -11,6 +11,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import NoReturn
 
+from sprunec.durable import read_into
 from sprunec.errors import InputError
 from sprunec.model.config import ModelConfig
 from sprunec.model.headers import read_places
@@ -53,8 +54,12 @@ def _same_rows(head: Stored, words: Stored, rows: int) -> bool:
     if head.strides is not None or words.strides is not None or head.dtype not in SIZES:
         return False
     size = rows * math.prod(head.shape[1:]) * SIZES[head.dtype]
-    with head.file.open("rb") as one, words.file.open("rb") as other:
-        one.seek(head.start)
-        other.seek(words.start)
-        chunks = (min(CHUNK_BYTES, size - done) for done in range(0, size, CHUNK_BYTES))
-        return all(one.read(chunk) == other.read(chunk) for chunk in chunks)
+    room = memoryview(bytearray(2 * CHUNK_BYTES))
+    for done in range(0, size, CHUNK_BYTES):
+        length = min(CHUNK_BYTES, size - done)
+        one, other = room[:length], room[CHUNK_BYTES:][:length]
+        read_into(head.file, [(head.start + done, head.start + done + length)], one)
+        read_into(words.file, [(words.start + done, words.start + done + length)], other)
+        if one != other:
+            return False
+    return True

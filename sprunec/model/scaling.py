@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
@@ -11,7 +9,7 @@ from sprunec.model.config import ModelConfig
 from sprunec.model.head import head_and_words
 from sprunec.model.hf import Part, parts
 from sprunec.model.tensors import Tensors
-from sprunec.model.writing import Output
+from sprunec.model.writing import Output, rows_at_once
 
 
 def scaled(tensor: Tensor, factor: float, dtype: torch.dtype | None = None) -> Tensor:
@@ -31,19 +29,18 @@ def native_outputs(config: ModelConfig, tensors: Tensors) -> dict[str, Output]:
 
     def output(part: Part) -> Output:
         shape = part.shape(tensors.shape(part.name))
-        return Output(shape, dtype or tensors.dtype(part.name), lambda: [take(part, tensors[part.name], dtype)])
+        return Output(shape, dtype or tensors.dtype(part.name), lambda: [_take(part, tensors, dtype)])
 
     return {name: output(part) for name, part in found.items()}
 
 
-def take(part: Part, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+def _take(part: Part, tensors: Tensors, dtype: torch.dtype | None) -> Tensor:
     """One part of a file's tensor, in our scale."""
-    if part.rows is not None:
-        tensor = tensor[slice(*part.rows)]
-    return scaled(tensor, part.factor, dtype)
+    whole = tensors[part.name] if part.rows is None else tensors.rows(part.name, range(*part.rows))
+    return scaled(whole, part.factor, dtype)
 
 
-def own_head(config: ModelConfig, tensors: Mapping[str, Tensor]) -> str | None:
+def own_head(config: ModelConfig, tensors: Tensors) -> str | None:
     """The name of a head that does not repeat its rows of words, to the byte; None where all is one table.
 
     As `has_own_head`, of whatever torch can open.
@@ -51,7 +48,20 @@ def own_head(config: ModelConfig, tensors: Mapping[str, Tensor]) -> str | None:
     names = head_and_words(tensors)
     if names is None:
         return None
-    count = config.vocab_size * config.dim_model
-    head, words = (tensors[name].flatten()[:count] for name in names)
-    same = head.dtype == words.dtype and torch.equal(head.view(torch.uint8), words.view(torch.uint8))
-    return None if same else names[0]
+    return None if _same_rows(tensors, *names, config.vocab_size) else names[0]
+
+
+def _same_rows(tensors: Tensors, one: str, other: str, count: int) -> bool:
+    """Whether the first rows of two tables are the same bytes; tables of other shapes or dtypes differ."""
+    shapes = [tensors.shape(name) for name in (one, other)]
+    if tensors.dtype(one) != tensors.dtype(other) or any(len(shape) != 2 or shape[0] < count for shape in shapes):
+        return False
+    if shapes[0][1:] != shapes[1][1:]:
+        return False
+    rows = rows_at_once(shapes[0], tensors.dtype(one))
+    parts = (range(first, min(first + rows, count)) for first in range(0, count, rows))
+    return all(_bytes(tensors.rows(one, part)).equal(_bytes(tensors.rows(other, part))) for part in parts)
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().view(torch.uint8)

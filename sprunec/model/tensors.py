@@ -1,12 +1,11 @@
 """A checkpoint's tensors by name, each read when it is asked for; nothing unpickles.
 
-A tensor is a private map of its own bytes in the file: asking reads nothing, using it reads the pages that are used,
-and letting go of it frees them. So a checkpoint of any size can be walked through, one tensor at a time.
+So a checkpoint of any size can be walked through, one tensor or a few rows at a time. Nothing is mapped: where a disk
+fails, or a file has become shorter meanwhile, a read says so, and a map would end the process without a word.
 """
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -29,21 +28,30 @@ FLOATING = frozenset(getattr(torch, name) for name in FLOATS)  # what is looked 
 class Tensors(Mapping[str, Tensor]):
     """Names to tensors on the CPU, in their own dtype; shapes and dtypes are known without reading.
 
-    A tensor of a file may be written to: the file does not change.
+    Each time that one is asked for, all of it is read; whoever wants its size, or a part, asks for that.
     """
 
     def __init__(self, places: Mapping[str, Stored | Tensor]) -> None:
         self._places = dict(places)
+        self._strided: tuple[str, Tensor] | None = None
 
     def __getitem__(self, name: str) -> Tensor:
         place = self._places[name]
-        return place if isinstance(place, Tensor) else _mapped(place)
+        return place if isinstance(place, Tensor) else _read(place)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._places  # a Mapping's own would read it
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
 
     def __len__(self) -> int:
         return len(self._places)
+
+    def copy(self, name: str) -> Tensor:
+        """The tensor, in memory of its own: it may be written to."""
+        place = self._places[name]
+        return place.clone() if isinstance(place, Tensor) else _read(place)
 
     def rows(self, name: str, kept: Sequence[int], room: Tensor | None = None) -> Tensor:
         """A copy of the entries `kept` along the first dim, in their order; of a file, nothing else is read.
@@ -53,7 +61,7 @@ class Tensors(Mapping[str, Tensor]):
         """
         place = self._places[name]
         if isinstance(place, Tensor) or place.strides is not None:
-            return self[name].detach().index_select(0, torch.tensor(kept, dtype=torch.long))
+            return self._whole(name).index_select(0, torch.tensor(kept, dtype=torch.long))
         found = torch.empty((len(kept), *place.shape[1:]), dtype=DTYPES[place.dtype]) if room is None else room
         found = found[: len(kept)]
         if found.numel():  # what follows each other is read at once
@@ -61,6 +69,13 @@ class Tensors(Mapping[str, Tensor]):
             spans = [(place.start + first * width, place.start + last * width) for first, last in runs(kept)]
             read_into(place.file, spans, _memory(found))
         return found
+
+    def _whole(self, name: str) -> Tensor:
+        """Rows may lie between each other: where they are asked for in turn, the last tensor is kept."""
+        last = self._strided
+        if last is None or last[0] != name:
+            last = self._strided = (name, self[name].detach())
+        return last[1]
 
     def shape(self, name: str) -> Shape:
         return tuple(self._places[name].shape)
@@ -95,18 +110,11 @@ class Tensors(Mapping[str, Tensor]):
         return Tensors({new: self._places[old] for old, new in names.items() if old in self._places})
 
 
-def _mapped(place: Stored) -> Tensor:
-    dtype = DTYPES[place.dtype]
-    if place.extent == 0:
-        return torch.empty(place.shape, dtype=dtype)
-    before = place.start % mmap.ALLOCATIONGRANULARITY
-    with place.file.open("rb") as file:
-        length, offset = before + place.extent, place.start - before
-        view = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_COPY, offset=offset)
-    if before % SIZES[place.dtype]:  # another library's file may be unaligned
-        entries = torch.frombuffer(bytearray(view[before:length]), dtype=dtype)
-    else:
-        entries = torch.frombuffer(view, dtype=dtype, count=place.extent // SIZES[place.dtype], offset=before)
+def _read(place: Stored) -> Tensor:
+    """Of a tensor with strides what lies between its entries, too."""
+    entries = torch.empty(place.extent // SIZES[place.dtype], dtype=DTYPES[place.dtype])
+    if entries.numel():
+        read_into(place.file, [(place.start, place.start + place.extent)], _memory(entries))
     return entries.view(place.shape) if place.strides is None else entries.as_strided(place.shape, place.strides)
 
 
@@ -179,7 +187,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
     Raises:
         InputError: as `open_tensors`.
     """
-    return {name: tensor.clone() for name, tensor in open_tensors(path).items()}
+    tensors = open_tensors(path)
+    return {name: tensors.copy(name) for name in tensors}
 
 
 def read_shapes(path: Path) -> dict[str, Shape]:

@@ -6,6 +6,7 @@ nobody opens it by mistake. Shards come before the index that makes a model of t
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -49,18 +50,28 @@ class Output:
 
 def as_outputs(state: Mapping[str, Tensor]) -> dict[str, Output]:
     """A state as it is; a tensor of a lazy one is read chunk by chunk."""
-    return {name: _whole(state, name, tuple(tensor.shape), tensor.dtype) for name, tensor in state.items()}
+    return {name: as_output(state, name) for name in state}
 
 
-def _whole(state: Mapping[str, Tensor], name: str, shape: Shape, dtype: torch.dtype) -> Output:
+def as_output(state: Mapping[str, Tensor], name: str) -> Output:
+    """One tensor of a state as it is."""
+    if isinstance(state, Tensors):
+        shape, dtype = state.shape(name), state.dtype(name)
+    else:
+        shape, dtype = tuple(state[name].shape), state[name].dtype
     rows = rows_at_once(shape, dtype)
 
     def parts() -> Iterator[Tensor]:
         if not shape:
             yield state[name]
-        for first in range(0, shape[0] if shape else 0, rows):
-            last = min(first + rows, shape[0])
-            yield state.rows(name, range(first, last)) if isinstance(state, Tensors) else state[name][first:last]
+            return
+        room = rooms(shape, dtype)
+        for first in range(0, shape[0], rows):
+            some = range(first, min(first + rows, shape[0]))
+            if isinstance(state, Tensors):
+                yield state.rows(name, some, next(room))
+            else:
+                yield state[name][some.start : some.stop]
 
     return Output(shape, dtype, parts)
 
@@ -68,6 +79,14 @@ def _whole(state: Mapping[str, Tensor], name: str, shape: Shape, dtype: torch.dt
 def rows_at_once(shape: Shape, dtype: torch.dtype) -> int:
     """How many rows of a tensor make a chunk."""
     return max(1, CHUNK_BYTES // max(1, math.prod(shape[1:]) * dtype.itemsize))
+
+
+def rooms(shape: Shape, dtype: torch.dtype) -> Iterator[Tensor]:
+    """Where chunks of a tensor's rows may lie in turn: two are in use at a time.
+
+    Fresh memory for each would be cleared by the kernel first.
+    """
+    return itertools.cycle(torch.empty((2, min(rows_at_once(shape, dtype), shape[0]), *shape[1:]), dtype=dtype))
 
 
 def write_state(state: Mapping[str, Tensor], directory: Path, shard_bytes: int = SHARD_BYTES) -> None:
@@ -151,10 +170,11 @@ def _write_file(outputs: Mapping[str, Output], path: Path) -> None:
     with naming(path, 8 + len(text) + end), path.open("wb") as file, ThreadPoolExecutor(1) as reader:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in order:
-            _write_tensor(file, reader, name, outputs[name])
+            write_tensor(file, reader, name, outputs[name])
 
 
-def _write_tensor(file: BinaryIO, reader: Executor, name: str, output: Output) -> None:
+def write_tensor(file: IO[bytes], reader: Executor, name: str, output: Output) -> None:
+    """Write its bytes, and make the next of its parts meanwhile."""
     written = 0
     for part in _ahead(reader, output.parts()):
         assert part.dtype == output.dtype, f"{name} is {part.dtype}, its header says {output.dtype}"

@@ -32,7 +32,8 @@ def run(job: Job) -> dict[str, Any]:
         mask(model, traced(model, config), [local(before, after) for before, after in kept])
     loss, tokens = _held_out_loss(model, data, job.options["tokens"], place)
     if not math.isfinite(loss):
-        message = f"the held-out loss is {loss}: numbers that the weights lead to are too large for {place.dtype}"
+        dtype = str(place.dtype).removeprefix("torch.")
+        message = f"the held-out loss is {loss}: numbers that the weights lead to are too large for {dtype}"
         raise PassError(f"{message}; mend the checkpoint, or give a wider engine.precision")
     sample = None if "masks" in job.inputs else _sample(model, data, job.options["seed"], place)
     return {

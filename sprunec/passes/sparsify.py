@@ -12,33 +12,40 @@ from torch import Tensor
 from sprunec.errors import InputError
 from sprunec.masks.two_four import Pattern, choose, density, refuse_uneven, short_tiles
 from sprunec.masks.two_four_files import read_mask_file, save_pattern, write_pattern
-from sprunec.model.checkpoint import open_model_tensors, read_kept, save_model
+from sprunec.model.checkpoint import open_model_tensors, read_kept, save_outputs
 from sprunec.model.shapes import Shape, expected_tensors
+from sprunec.model.tensors import Tensors
+from sprunec.model.writing import Output, as_outputs
 from sprunec.passes.bench import config_of
 from sprunec.passes.job import Job
 from sprunec.plan.sparse import targeted
 
 
 def run(job: Job) -> dict[str, Any]:
-    config, state = config_of(job), dict(open_model_tensors(job.inputs["model"]))
+    config, tensors = config_of(job), open_model_tensors(job.inputs["model"])
     shapes = expected_tensors(config)
     targets = targeted(shapes, job.options["tensors"])
     if not targets:
         words = ", ".join(job.options["tensors"])
         raise InputError.at("tensors", f"no tensor that is left has one of {words} in its name", "name others")
-    pattern = _pattern(job, state, shapes, targets)
-    before = _size(state, pattern)
-    for name, mask in pattern.items():
-        state[name] = state[name].masked_fill(~mask, 0)
-    save_model(job.out, config, read_kept(job.inputs["model"]), state)
+    pattern = _pattern(job, tensors, shapes, targets)
+    outputs = as_outputs(tensors) | {name: _masked(tensors, name, mask) for name, mask in pattern.items()}
+    save_outputs(job.out, config, read_kept(job.inputs["model"]), outputs)
     save_pattern(job.out, pattern)
+    sparse = open_model_tensors(job.out)
+    before = _size(tensors, pattern)
     metrics = {
         "tensors": len(pattern),
-        "density": density(state, pattern),
-        "retained": _size(state, pattern) / before if before else 1.0,
+        "density": density(sparse, pattern),
+        "retained": _size(sparse, pattern) / before if before else 1.0,
         "parameters": config.parameters(),
     }
     return metrics | _notes(job, pattern)
+
+
+def _masked(tensors: Tensors, name: str, mask: Tensor) -> Output:
+    """Made when it is written."""
+    return Output(tensors.shape(name), tensors.dtype(name), lambda: [tensors.copy(name).masked_fill_(~mask, 0)])
 
 
 def _pattern(

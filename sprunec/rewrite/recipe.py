@@ -54,8 +54,12 @@ class Recipe:
         if name not in self.slices:
             return small
         result = full.clone()
-        _put_back(result, small.to(full.dtype), sorted(self.slices[name].items()))
+        self.put_back(name, result, small)
         return result
+
+    def put_back(self, name: str, full: Tensor, small: Tensor) -> None:
+        """As `expand_one` of a tensor that has been cut, in place."""
+        _put_back(full, small.to(full.dtype), sorted(self.slices[name].items()))
 
     def then(self, later: Recipe) -> Recipe:
         """One recipe that does what this and then `later` do."""

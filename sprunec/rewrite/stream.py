@@ -5,15 +5,13 @@ What is held at a time is the part of one tensor that a chunk is cut from, and t
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping
 
-import torch
 from torch import Tensor
 
 from sprunec.model.stored import Shape
 from sprunec.model.tensors import Tensors
-from sprunec.model.writing import Output, rows_at_once
+from sprunec.model.writing import Output, as_output, rooms, rows_at_once
 from sprunec.rewrite.recipe import Indices, Recipe
 from sprunec.rewrite.slices import Selection
 
@@ -33,10 +31,9 @@ def _cut(name: str, tensors: Tensors, dims: Mapping[int, Indices]) -> Output:
             yield tensors[name]
             return
         others = [(dim, Selection.of(kept, whole[dim])) for dim, kept in dims.items() if dim != 0]
-        # Two chunks are in use at a time; fresh memory for each would be cleared by the kernel first.
-        rooms = itertools.cycle(torch.empty((2, min(at_once, shape[0]), *whole[1:]), dtype=dtype))
+        room = rooms((shape[0], *whole[1:]), dtype)
         for first in range(0, shape[0], at_once):
-            part = tensors.rows(name, rows[first : first + at_once], next(rooms))
+            part = tensors.rows(name, rows[first : first + at_once], next(room))
             for dim, selection in others:
                 part = selection(part, dim)
             yield part
@@ -55,10 +52,12 @@ def expand_outputs(recipe: Recipe, full: Tensors, small: Tensors) -> dict[str, O
 
 
 def _expanded(recipe: Recipe, name: str, full: Tensors, small: Tensors) -> Output:
-    cut = name in recipe.slices
-    dtype = small.dtype(name) if name in small and not cut else full.dtype(name)
+    if name not in small or name not in recipe.slices:
+        return as_output(small if name in small else full, name)
 
     def parts() -> Iterator[Tensor]:
-        yield recipe.expand_one(name, full[name], small[name]) if name in small else full[name]
+        whole = full.copy(name)
+        recipe.put_back(name, whole, small[name])
+        yield whole
 
-    return Output(full.shape(name), dtype, parts)
+    return Output(full.shape(name), full.dtype(name), parts)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sprunec.durable import read_file, write_atomically
+from sprunec.durable import naming, read_file, write_atomically
 from sprunec.show.console import duration, metric_words
 from sprunec.show.plots import kept_drawings, loss_chart, mask_charts, speed_chart, text
 from sprunec.show.speeds import rate_range, ratio_range, ratio_words
@@ -71,7 +71,9 @@ def write_html(out: Path) -> Path:
 def read_events(path: Path) -> list[dict[str, Any]]:
     """The steps so far; the last line of a run that is still writing may be cut off, and is left out."""
     events = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
+    with naming(path):
+        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    for line in text.splitlines():
         try:
             event = json.loads(line)
         except (ValueError, RecursionError):

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from sprunec.data.batches import IGNORED, Batch, TextData, load_text_data, save_ids
+from sprunec.data.saved import SavedIds
 from sprunec.data.tokenizer import Characters
 from sprunec.errors import InputError
 from sprunec.passes.data import run
@@ -101,7 +102,7 @@ def test_saved_data_loads_back(tmp_path: Path) -> None:
     loaded = load_text_data(tmp_path, prompt_length=PROMPT, max_length=12, batch_size=4, seed=3)
     assert same(loaded.batch(5), data.batch(5))
     assert loaded.tokenizer == data.tokenizer
-    assert isinstance(loaded.train, np.memmap)
+    assert isinstance(loaded.train, SavedIds)
 
 
 @pytest.mark.parametrize(("train", "held_out", "part"), [(7, 50, "training"), (200, 1, "held-out")])
@@ -120,8 +121,8 @@ def test_the_vocabulary_comes_from_the_training_part_only(tmp_path: Path) -> Non
     assert metrics == {"training_tokens": 8, "held_out_tokens": 2, "vocabulary": 5, "unknown_share": 1.0}
     data = load_text_data(tmp_path, prompt_length=PROMPT, max_length=10, batch_size=1, seed=0)
     assert data.tokenizer.vocabulary == ("<pad>", "<unk>", "a", "b", "c")
-    assert data.train.tolist() == [2, 3, 4, 2, 3, 4, 2, 3]
-    assert data.held_out.tolist() == [1, 1]
+    assert data.train[:].tolist() == [2, 3, 4, 2, 3, 4, 2, 3]
+    assert data.held_out[:].tolist() == [1, 1]
 
 
 def test_more_words_than_the_model_has_is_an_input_error(tmp_path: Path) -> None:

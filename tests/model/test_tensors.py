@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import mmap
+import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,11 @@ import torch
 from safetensors.torch import save_file
 
 from sprunec.errors import InputError
+from sprunec.model import tensors as tensors_module
 from sprunec.model.pt_header import Storage, Unknown, View, _stored, read_pt
 from sprunec.model.stored import read_safetensors, weight_files
 from sprunec.model.tensors import open_tensors, read_state
+from sprunec.model.writing import as_outputs
 from sprunec.rewrite.inspect import inspect_model
 from tests.conftest import tiny_config, tiny_model
 
@@ -39,12 +41,12 @@ def equal(left: Any, right: State) -> bool:
 
 @pytest.fixture
 def no_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing may be mapped, or loaded by torch."""
+    """No tensor may be read, by torch neither."""
 
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("data was read")
 
-    monkeypatch.setattr(mmap, "mmap", refuse)
+    monkeypatch.setattr("sprunec.model.tensors.read_into", refuse)
     monkeypatch.setattr(torch, "load", refuse)
 
 
@@ -171,5 +173,33 @@ def test_tensors_are_chosen_and_renamed_without_reading(tmp_path: Path, no_data:
     path = tmp_path / "a.safetensors"
     save_file({"a": torch.ones(1), "b": torch.ones(2)}, path)
     tensors = open_tensors(path)
+    assert "a" in tensors and "c" not in tensors
+    assert tensors.dtypes() == {"a": "float32", "b": "float32"}
+    assert as_outputs(tensors)["b"].shape == (2,)
     assert tensors.only(["b", "c"]).shapes() == {"b": (2,)}
     assert tensors.renamed({"b": "new"}).shapes() == {"new": (2,)}
+
+
+def test_rows_of_a_tensor_with_strides_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may lie between each other, so that each chunk would read all of it."""
+    whole = torch.arange(60.0).reshape(5, 12)
+    torch.save({"transposed": whole.T, "part": whole[1:4, 2:9:3]}, tmp_path / "a.pt")
+    tensors, reads = open_tensors(tmp_path / "a.pt"), []
+    read_into = tensors_module.read_into
+    monkeypatch.setattr(tensors_module, "read_into", lambda *some: (reads.append(some[0]), read_into(*some)))
+    for name, wanted in (("transposed", whole.T), ("part", whole[1:4, 2:9:3])):
+        rows = [tensors.rows(name, [number]) for number in range(len(wanted))]
+        assert torch.equal(torch.cat(rows), wanted)
+    assert len(reads) == 2
+
+
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+@pytest.mark.parametrize("read", [lambda t: t["w"], lambda t: t.copy("w"), lambda t: t.rows("w", range(900, 1000))])
+def test_a_file_that_has_become_shorter_says_so(tmp_path: Path, suffix: str, read: Any) -> None:
+    path = tmp_path / f"a.{suffix}"
+    (torch.save if suffix == "pt" else save_file)({"w": torch.ones(1000, 50)}, path)
+    tensors = open_tensors(path)
+    os.truncate(path, 5000)
+    with pytest.raises(OSError, match="it has become shorter while it was read") as caught:
+        read(tensors)
+    assert caught.value.filename == str(path)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 import io
 import os
+import subprocess
+import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +20,7 @@ from safetensors.torch import load_file
 
 from sprunec.durable import naming
 from sprunec.errors import InputError, PassError
-from sprunec.model import writing
+from sprunec.model import writing, writing_pt
 from sprunec.model.checkpoint import save_outputs
 from sprunec.model.tensors import open_tensors
 from sprunec.model.writing import (
@@ -30,6 +33,7 @@ from sprunec.model.writing import (
     write_outputs,
     write_state,
 )
+from sprunec.model.writing_pt import ALIGNMENT, write_pt
 from tests.conftest import tiny_config, tiny_model
 
 State = dict[str, torch.Tensor]
@@ -142,7 +146,7 @@ def test_weights_get_a_second_name_and_links_to_the_user_stay_links(tmp_path: Pa
 
 
 @pytest.mark.parametrize("entries", [1, 2**20], ids=["at its end", "in the middle"])
-@pytest.mark.parametrize("save", [save_pt, save_tensors])
+@pytest.mark.parametrize("save", [save_pt, save_tensors, lambda state, path: write_pt(as_outputs(state), path)])
 def test_a_full_disk_is_told_with_the_file(save: Any, entries: int) -> None:
     with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
         save({"a": torch.ones(entries)}, Path("/dev/full"))
@@ -168,3 +172,73 @@ def test_an_archive_that_cannot_be_closed_either_is_told_of_by_what_was_first(at
     state = {str(number): torch.ones(9000) for number in range(3)}
     with pytest.raises(OSError, match=r"Input/output error: 'a\.pt'"), naming(Path("a.pt")):
         torch.save(state, io.BufferedWriter(FailsOnce(at)))
+
+
+@pytest.mark.parametrize("chunk", [1, 20, 2**20])
+@pytest.mark.parametrize("large", [1, 2**30], ids=["as if large", "small"])
+def test_a_pt_is_written_in_chunks_as_torch_reads_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int, large: int
+) -> None:
+    monkeypatch.setattr(writing, "CHUNK_BYTES", chunk)
+    monkeypatch.setattr(writing_pt, "ZIP64_FROM", large)
+    path, state = tmp_path / "a.pt", mixed() | {"transposed": torch.arange(6.0).reshape(2, 3).T}
+    write_pt(as_outputs(state), path)
+    for options in ({}, {"mmap": True}, {"weights_only": False}):
+        assert equal(torch.load(path, **{"weights_only": True} | options), state)
+    assert equal(dict(open_tensors(path)), state)
+    places = open_tensors(path)._places.values()
+    assert all(place.start % ALIGNMENT == 0 for place in places)
+    with zipfile.ZipFile(path) as archive:
+        assert archive.testzip() is None
+    write_pt(as_outputs(open_tensors(path)), tmp_path / "b.pt")
+    assert (tmp_path / "b.pt").read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("after", [0, 1, 9])
+def test_a_pt_that_was_not_finished_is_refused(tmp_path: Path, after: int) -> None:
+    with pytest.raises(StopWritingError):
+        write_pt(as_outputs({"a": torch.ones(5)}) | {"w": stopping(after)}, tmp_path / "a.pt")
+    with pytest.raises(InputError):
+        dict(open_tensors(tmp_path / "a.pt"))
+
+
+def test_what_is_written_is_never_in_memory_as_a_whole(tmp_path: Path) -> None:
+    """150 MB through a process that may hold 60 MB more than it has already."""
+    script = """
+import resource, sys, threading
+from pathlib import Path
+import torch
+from sprunec.model.tensors import open_tensors
+from sprunec.model.writing import Output, as_outputs, write_outputs
+from sprunec.model.writing_pt import write_pt
+
+def held():
+    found = dict(line.split(":") for line in open("/proc/self/status"))
+    return int(found["RssAnon"].split()[0]) + int(found["RssFile"].split()[0])
+
+folder, shape = Path(sys.argv[1]), (2**18, 24)
+parts = lambda: (torch.ones(2**15, 24) for _ in range(8))
+write_outputs({str(n): Output(shape, torch.float32, parts) for n in range(6)}, folder)
+tensors, most, ended = open_tensors(folder), 0, threading.Event()
+
+def watch():
+    global most
+    while not ended.wait(0.002):
+        most = max(most, held())
+
+before = held()
+watching = threading.Thread(target=watch)
+watching.start()
+write_pt(as_outputs(tensors), folder / "whole.pt")
+(folder / "again").mkdir()
+write_outputs(as_outputs(open_tensors(folder / "whole.pt")), folder / "again")
+ended.set()
+watching.join()
+print((most - before) // 1024)
+"""
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 60, done.stdout
+    sizes = [path.stat().st_size for path in (tmp_path / "model.safetensors", tmp_path / "again/model.safetensors")]
+    assert sizes[0] == sizes[1] > 150_000_000
+    for path in tmp_path.rglob("*.*"):
+        path.unlink()

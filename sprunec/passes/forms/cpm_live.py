@@ -14,7 +14,7 @@ from sprunec.model.checkpoint import empty_model, fill, open_model_tensors, read
 from sprunec.model.config import ModelConfig
 from sprunec.model.even import HEAD_APART, cpm_live_config
 from sprunec.model.frame import CPMAnt
-from sprunec.model.writing import check_room, save_pt
+from sprunec.model.writing_pt import write_pt
 from sprunec.passes.bench import config_of
 from sprunec.passes.forms.folding import even_of, folded, stored_dtype
 from sprunec.passes.job import Job
@@ -31,9 +31,7 @@ def write(job: Job, directory: Path) -> dict[str, Any]:
     directory.mkdir()
     document = cpm_live_config(even, half=dtype == torch.float16)
     write_new(directory / CONFIG, json.dumps(document, indent=1))
-    outputs = folded(config, state, job.options["dtype"])
-    check_room(directory, sum(output.nbytes for output in outputs.values()))
-    save_pt({name: torch.cat(list(output.parts())) for name, output in outputs.items()}, directory / WEIGHTS)
+    write_pt(folded(config, state, job.options["dtype"]), directory / WEIGHTS)
     return {"dtype": str(dtype).removeprefix("torch.")}
 
 

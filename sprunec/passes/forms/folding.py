@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 
 import torch
@@ -14,7 +14,8 @@ from sprunec.model.config import ModelConfig
 from sprunec.model.even import bias_columns, even_config, fold_factors
 from sprunec.model.hf import is_scaled
 from sprunec.model.scaling import scaled
-from sprunec.model.writing import Output, rows_at_once
+from sprunec.model.tensors import Tensors
+from sprunec.model.writing import Output, rooms, rows_at_once
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 TABLE = "position_bias.relative_attention_bias"
@@ -28,9 +29,7 @@ def even_of(config: ModelConfig, form: str) -> ModelConfig:
         raise FormError(f"the form {form} cannot hold this model: {error}") from error
 
 
-def folded(
-    config: ModelConfig, state: Mapping[str, Tensor], dtype: str, plain_linears: bool = False
-) -> dict[str, Output]:
+def folded(config: ModelConfig, state: Tensors, dtype: str, plain_linears: bool = False) -> dict[str, Output]:
     """The tensors for `even_config(config)`, each made when it is written, in our names.
 
     Args:
@@ -39,30 +38,30 @@ def folded(
     """
     factors, columns = dict(fold_factors(config)), bias_columns(config)
     outputs = {}
-    for name, tensor in state.items():
-        factor, kept, shape = factors.get(name, 1.0), None, tuple(tensor.shape)
+    for name, shape in state.shapes().items():
+        factor, kept = factors.get(name, 1.0), None
         if plain_linears and is_scaled(name):
             factor *= 1.0 / math.sqrt(shape[1])
         if name == TABLE and columns:
             kept, shape = torch.tensor(columns[0]), (shape[0], len(columns[0]))
         parts = partial(_parts, state, name, factor, kept, DTYPES.get(dtype))
-        outputs[name] = Output(shape, DTYPES.get(dtype, tensor.dtype), parts)
+        outputs[name] = Output(shape, DTYPES.get(dtype, state.dtype(name)), parts)
     return outputs
 
 
 def _parts(
-    state: Mapping[str, Tensor], name: str, factor: float, columns: Tensor | None, dtype: torch.dtype | None
+    state: Tensors, name: str, factor: float, columns: Tensor | None, dtype: torch.dtype | None
 ) -> Iterator[Tensor]:
     """Some rows of a tensor at a time: their float64 products need not all be in memory."""
-    shape, stored = tuple(state[name].shape), state[name].dtype
-    rows = rows_at_once(shape, stored)
+    shape = state.shape(name)
+    rows, room = rows_at_once(shape, state.dtype(name)), rooms(shape, state.dtype(name))
     for first in range(0, shape[0], rows):
-        part = state[name][first : first + rows]
+        part = state.rows(name, range(first, min(first + rows, shape[0])), next(room))
         yield scaled(part if columns is None else part.index_select(1, columns), factor, dtype)
 
 
-def stored_dtype(state: Mapping[str, Tensor], dtype: str) -> torch.dtype:
+def stored_dtype(state: Tensors, dtype: str) -> torch.dtype:
     """What the folded weights are stored in: where tensors differ, the coarsest."""
     if dtype in DTYPES:
         return DTYPES[dtype]
-    return max((tensor.dtype for tensor in state.values()), key=lambda kind: torch.finfo(kind).eps)
+    return max((state.dtype(name) for name in state), key=lambda kind: torch.finfo(kind).eps)
