@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -32,11 +33,12 @@ from sprunec.model.tensors import Tensors, open_tensors
 from sprunec.model.walk import BIAS, Decoding, Inputs, Walk, largest
 from sprunec.passes.bench import config_of, place_of, traced
 from sprunec.passes.job import Job
-from sprunec.passes.looks import NOISES, TOLERANCE, looks
+from sprunec.passes.looks import NOISES, OPERATIONS, PER_PARAMETER, TOLERANCE, looks
 from sprunec.rewrite.gating import mask
 
 FINER = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
 LOGITS = 2**22  # numbers at a time
+FEW = 2.5  # times what a comparison may take
 DECODED = 12  # columns of text
 
 
@@ -44,7 +46,10 @@ def run(job: Job) -> dict[str, Any]:
     """Raises ComparisonError where the two differ by more than the arithmetic explains."""
     config, device = config_of(job, "masked"), place_of(job).device
     models = list(_models(job, config))
-    found = [compare(models, batches, device) for batches in looks(job, config)]
+    found = []
+    for batches in looks(job, config):
+        with few_threads(config, sum(batch.targets.numel() for batch in batches)):
+            found.append(compare(models, batches, device))
     worst = max(found, key=lambda metrics: metrics["worst_block_difference"])
     merged = {key: max(metrics[key] for metrics in found) for key in worst if not key.startswith("worst_block")}
     merged["tokens"] = sum(metrics["tokens"] for metrics in found)
@@ -53,6 +58,22 @@ def run(job: Job) -> dict[str, Any]:
         if not metrics[f"{kind}difference" if kind else "max_abs_difference"] <= metrics[f"{kind}tolerance"]:
             raise ComparisonError(metrics)
     return metrics
+
+
+@contextmanager
+def few_threads(config: ModelConfig, tokens: int) -> Iterator[None]:
+    """Use one thread where that takes seconds.
+
+    The products are small, and threads that wait for each other after every one of them make it minutes as soon as
+    something else runs on the machine.
+    """
+    before = torch.get_num_threads()
+    if PER_PARAMETER * config.parameters() * tokens < FEW * OPERATIONS:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @torch.no_grad()
