@@ -4,7 +4,7 @@ import os
 import sys
 from contextlib import suppress
 
-INTERRUPTED = 130
+from sprunec.interrupts import INTERRUPTED
 
 
 def command() -> None:

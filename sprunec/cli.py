@@ -11,7 +11,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 from time import monotonic
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -25,6 +25,10 @@ from sprunec.interrupts import INTERRUPTED, interrupts
 from sprunec.plan.bmcook.flags import Flags
 from sprunec.show.console import SECONDS_BETWEEN_LINES, Progress, print_diagnostics
 from sprunec.unexpected import explained, log
+
+if TYPE_CHECKING:
+    from sprunec.graph.graph import Graph
+    from sprunec.plan.plan import Plan
 
 app = typer.Typer(
     name="sprunec",
@@ -99,7 +103,8 @@ def run(
     progress, chosen = Progress(quiet=quiet), _out(out, flags.save)
     with interrupts(progress.message, alone=launched()[1] == 1) as stop, at_the_head() as team:
         with reporting(as_json, f"reading {plan}"):
-            graph, costs = _lowered(plan, flags, strict or not dry_run, devices)
+            checked, graph = _lowered(plan, flags, strict or not dry_run)
+            costs = _costs(checked, devices) if dry_run else []
         folder = chosen or Path("runs") / graph.plan
         if dry_run:
             show_graph(graph, folder, as_json, costs)
@@ -210,23 +215,28 @@ def gc(
         print_json(found.document(removed=not dry_run))
 
 
-def _lowered(plan: Path, flags: Flags, strict: bool, devices: int) -> tuple[Any, Any]:
-    """The graph of a plan, and what training takes of so many devices.
+def _lowered(plan: Path, flags: Flags, strict: bool) -> tuple[Plan, Graph]:
+    """A plan and its graph.
 
     Raises:
         InputError: the plan, or a file that it names, cannot be used.
     """
-    from sprunec.graph.heads import with_own_head
     from sprunec.graph.lower import lower
     from sprunec.plan.plan import check_plan
-    from sprunec.plan.scale import plan_costs
 
     checked, found = check_plan(plan, strict=strict, flags=flags)
     if checked is None:
         raise InputError(*found)
     print_diagnostics(found)
-    checked = with_own_head(checked)
-    return lower(checked), plan_costs(checked, max(devices, launched()[1]))
+    return checked, lower(checked)
+
+
+def _costs(plan: Plan, devices: int) -> list[dict[str, Any]]:
+    """What training takes of each of so many devices."""
+    from sprunec.graph.heads import with_own_head
+    from sprunec.plan.scale import plan_costs
+
+    return plan_costs(with_own_head(plan), max(devices, launched()[1]))
 
 
 def _out(out: Path | None, save: str | None) -> Path | None:

@@ -40,6 +40,12 @@ class Batch:
         targets = self.targets.chunk(parts)
         return [Batch({name: shares[name][i] for name in shares}, targets[i]) for i in range(len(targets))]
 
+    def part(self, rows: slice, columns: int) -> Batch:
+        """Some of the rows, cut off behind so many columns."""
+        inputs = {name: tensor[rows, ..., :columns] for name, tensor in self.inputs.items() if tensor.dim() == 2}
+        length = {"length": self.inputs["length"][rows].clamp(max=columns)}
+        return Batch(inputs | length, self.targets[rows, :columns])
+
     @property
     def target_count(self) -> int:
         return int((self.targets != IGNORED).sum())

@@ -18,12 +18,11 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
-from sprunec.errors import InputError, is_disk
-from sprunec.file_kinds import SAVED, foreign
+from sprunec.errors import InputError
 from sprunec.masks.files import BMCOOK_KEYS, PLUGIN_KEYS
 from sprunec.masks.numpy_values import Array, stand_ins
 from sprunec.model.bounded import load_bounded
-from sprunec.model.unreadable import reason
+from sprunec.model.unreadable import not_read
 from sprunec.text_files import read_json
 
 MOST_LAYERS, MASK_FILE = 100_000, "a mask file"
@@ -110,9 +109,7 @@ def _load(path: Path) -> Any:
         with torch.serialization.safe_globals(stand_ins()):
             return load_bounded(path)
     except Exception as error:  # Damaged bytes may fail anywhere in the reader.
-        told = InputError.at(path, f"cannot be read as a mask file: {reason(error)}", KNOWN)
-        told = InputError.of_disk(path, error) if is_disk(error) else told
-        raise foreign(path, MASK_FILE, SAVED, {"": KNOWN}) or told from error
+        raise not_read(path, MASK_FILE, error, KNOWN, KNOWN) from error
 
 
 def _own(value: Any) -> Any:

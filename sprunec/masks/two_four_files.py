@@ -17,14 +17,13 @@ import torch
 from torch import Tensor
 
 from sprunec.durable import put_file
-from sprunec.errors import InputError, is_disk
-from sprunec.file_kinds import SAVED, foreign
+from sprunec.errors import InputError
 from sprunec.masks.two_four import Pattern, refuse_uneven, violation
 from sprunec.model.bounded import load_bounded
 from sprunec.model.checkpoint import read_config, read_state
 from sprunec.model.config import ModelConfig
 from sprunec.model.shapes import Shape, expected_tensors
-from sprunec.model.unreadable import reason
+from sprunec.model.unreadable import not_read
 from sprunec.model.writing import save_tensors
 
 PATTERN = "pattern.safetensors"
@@ -101,10 +100,8 @@ def _load(path: Path) -> dict[str, Any]:
     try:
         content = load_bounded(path)
     except Exception as error:  # Damaged bytes may fail anywhere in the reader.
-        told = InputError.at(path, f"cannot be read as a 2:4 mask file: {reason(error)}", "save it again")
-        told = InputError.of_disk(path, error) if is_disk(error) else told
         hint = "give one that BMCook or save_mask of a sparsify pass has written"
-        raise foreign(path, "a 2:4 mask file", SAVED, {"": hint}) or told from error
+        raise not_read(path, "a 2:4 mask file", error, hint, "save it again") from error
     if not isinstance(content, dict):
         raise _foreign(path)
     return content

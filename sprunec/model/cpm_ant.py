@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import Divisors, LayerShape, ModelConfig
-from .frame import CPMAnt, Linear, RMSNorm
+from .frame import CPMAnt
+from .modules import Linear, RMSNorm
 
 EMBEDDING_STD = 0.02
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Mapping
 
 from sprunec.model.config import ModelConfig
-from sprunec.model.families import TODAY, tensor_family
+from sprunec.model.families import TODAY, foreign_tensors
 from sprunec.model.hf import parts
 
 # safetensors' words in torch's; others are told as they are.
@@ -62,9 +62,9 @@ def dtype_refusal(dtypes: Mapping[str, str], weights: Collection[str] = ()) -> t
     wrong = sorted(name for name in weights if name in dtypes and dtypes[name] not in FLOATS)
     if mark is None and not wrong:
         return None
-    stranger = tensor_family(dtypes)
+    stranger = foreign_tensors(dtypes)
     if stranger is not None:
-        return f"these are {stranger[0]}'s tensors ({stranger[1]})", TODAY
+        return stranger, TODAY
     if mark is not None:
         hint = f"give what it was made of, or dequantise it and save that as {_FLOATS}"
         return f"this checkpoint is quantised: it has {mark[0]} ({mark[1]})", hint

@@ -113,6 +113,12 @@ def tensor_family(names: Collection[str]) -> tuple[str, str] | None:
     return name, f"there is no {_PROMPTS if _PROMPTS not in names else _SEGMENTS}"
 
 
+def foreign_tensors(names: Collection[str]) -> str | None:
+    """`these are GPT-2's tensors (transformer.h.0.attn.c_attn.weight)`; None where they may be CPM-Ant's."""
+    found = tensor_family(names)
+    return f"these are {found[0]}'s tensors ({found[1]})" if found is not None else None
+
+
 def module_family(name: str) -> str | None:
     """Whose module a name stands for, if it is none of CPM-Ant's."""
     return next((family.name for family in FAMILIES if _first(family, [name])), None)

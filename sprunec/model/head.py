@@ -9,14 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from pathlib import Path
-from typing import NoReturn
 
 from sprunec.durable import read_into
 from sprunec.errors import InputError
 from sprunec.model.config import ModelConfig
-from sprunec.model.headers import read_places
+from sprunec.model.headers import known_places
 from sprunec.model.hf import HEAD, OWN_PREFIX, STOCK_PREFIX, WORDS
-from sprunec.model.pt_header import Unknown
 from sprunec.model.stored import SIZES, Stored
 
 CHUNK_BYTES = 4 * 2**20
@@ -34,15 +32,13 @@ def has_own_head(config: ModelConfig, path: Path) -> bool | None:
     Both have the same factor in them, whatever the form. None: this cannot read the file; loading it tells why.
     """
     try:
-        places = read_places(path, _only_torch)
-    except (InputError, Unknown, OSError):
+        places = known_places(path)
+    except (InputError, OSError):
+        return None
+    if places is None:
         return None
     names = head_and_words(places)
     return names is not None and not _same_rows(places[names[0]], places[names[1]], config.vocab_size)
-
-
-def _only_torch(path: Path) -> NoReturn:
-    raise Unknown(str(path))
 
 
 def _same_rows(head: Stored, words: Stored, rows: int) -> bool:

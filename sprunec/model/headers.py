@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from sprunec.errors import InputError
 from sprunec.model.dtypes import NAMES, dtype_refusal
@@ -31,6 +31,18 @@ def read_places(path: Path, otherwise: Callable[[Path], Mapping[str, T]]) -> dic
     if index is not None:
         check_index(index, found)
     return {name: place for places in found.values() for name, place in places.items()}
+
+
+def known_places(path: Path) -> dict[str, Stored] | None:
+    """As `read_places`, for whoever goes without torch; None where only torch can read a file."""
+    try:
+        return read_places(path, _only_torch)
+    except Unknown:
+        return None
+
+
+def _only_torch(path: Path) -> NoReturn:
+    raise Unknown(str(path))
 
 
 def _places_in(file: Path, otherwise: Callable[[Path], Mapping[str, T]]) -> Mapping[str, Stored | T]:

@@ -1,6 +1,6 @@
 """A cut CPM-Ant for Hugging Face's `transformers`: its weights as they are, its divisors from its config.
 
-`AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=True)` runs this file; it and the three it imports
+`AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=True)` runs this file; it and the four it imports
 are the same for every model. Letters in shapes: B batch, P prompt columns, T text columns, D width, V words.
 """
 
@@ -16,7 +16,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .config import ModelConfig
 from .cpm_ant import build
-from .frame import visible_pairs
+from .modules import visible_pairs
 
 IGNORED = -100
 # Later releases of transformers call the past keys and values `cache`.
@@ -95,10 +95,10 @@ class SprunecForCausalLM(PreTrainedModel, GenerationMixin):
         self.model.lm_head = value
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> Any:
-        """The table of words, where it has this many; raises NotImplementedError for another number."""
+        """The table of words, where it has this many; raises ValueError for another number."""
         count = self.config.vocab_size
         if new_num_tokens not in (None, count):
-            raise NotImplementedError(
+            raise ValueError(
                 f"this model has {count} words and cannot have {new_num_tokens}: its vocabulary is that of the model "
                 "that it was cut from; add words to that one"
             )

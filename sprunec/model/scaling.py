@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
 from sprunec.model.config import ModelConfig
-from sprunec.model.head import head_and_words
+from sprunec.model.head import has_own_head, head_and_words
 from sprunec.model.hf import Part, parts
 from sprunec.model.tensors import Tensors
-from sprunec.model.writing import Output, rows_at_once
+from sprunec.model.writing import Output
 
 
 def scaled(tensor: Tensor, factor: float, dtype: torch.dtype | None = None) -> Tensor:
@@ -40,28 +42,20 @@ def _take(part: Part, tensors: Tensors, dtype: torch.dtype | None) -> Tensor:
     return scaled(whole, part.factor, dtype)
 
 
-def own_head(config: ModelConfig, tensors: Tensors) -> str | None:
-    """The name of a head that does not repeat its rows of words, to the byte; None where all is one table.
+def own_head(config: ModelConfig, path: Path, tensors: Tensors) -> str | None:
+    """The name of a head that does not repeat its rows of words; None where all is one table.
 
     As `has_own_head`, of whatever torch can open.
+
+    Args:
+        tensors: what is at `path`.
     """
     names = head_and_words(tensors)
     if names is None:
         return None
-    return None if _same_rows(tensors, *names, config.vocab_size) else names[0]
-
-
-def _same_rows(tensors: Tensors, one: str, other: str, count: int) -> bool:
-    """Whether the first rows of two tables are the same bytes; tables of other shapes or dtypes differ."""
-    shapes = [tensors.shape(name) for name in (one, other)]
-    if tensors.dtype(one) != tensors.dtype(other) or any(len(shape) != 2 or shape[0] < count for shape in shapes):
-        return False
-    if shapes[0][1:] != shapes[1][1:]:
-        return False
-    rows = rows_at_once(shapes[0], tensors.dtype(one))
-    parts = (range(first, min(first + rows, count)) for first in range(0, count, rows))
-    return all(_bytes(tensors.rows(one, part)).equal(_bytes(tensors.rows(other, part))) for part in parts)
-
-
-def _bytes(tensor: Tensor) -> Tensor:
-    return tensor.contiguous().view(torch.uint8)
+    apart = has_own_head(config, path)
+    if apart is None:  # in memory, since only torch could read it
+        head, words = (tensors[name] for name in names)
+        alike = head.dtype == words.dtype and head.dim() == words.dim() == 2
+        apart = not (alike and torch.equal(head[: config.vocab_size], words[: config.vocab_size]))
+    return names[0] if apart else None

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sprunec.errors import InputError
 from sprunec.model.config import ModelConfig
-from sprunec.model.families import TODAY, remedy, tensor_family
+from sprunec.model.families import TODAY, foreign_tensors, remedy
 from sprunec.model.stored import Shape as Shape
 from sprunec.model.stored import read_safetensors
 
@@ -70,9 +70,9 @@ def guess_config(shapes: Mapping[str, Shape], path: str | Path) -> ModelConfig:
         if layers > MOST_LAYERS:  # a name is a few bytes, whatever number is in it
             raise ValueError(f"layer {layers - 1}")
     except (KeyError, ValueError, IndexError) as error:
-        foreign = tensor_family(shapes)
+        foreign = foreign_tensors(shapes)
         if foreign is not None:
-            raise _no_model(path, f"these are {foreign[0]}'s tensors ({foreign[1]})", TODAY) from None
+            raise _no_model(path, foreign, TODAY) from None
         what = f"it has no {error.args[0]}" if isinstance(error, KeyError) else "its shapes do not belong together"
         raise _no_model(path, f"this is no CPM-Ant checkpoint: {what}", remedy(shapes)) from None
     length = 32 if prompts % 32 == 0 else prompts

@@ -84,11 +84,6 @@ class Tensors(Mapping[str, Tensor]):
         place = self._places[name]
         return place.dtype if isinstance(place, Tensor) else DTYPES[place.dtype]
 
-    def is_integer(self, name: str) -> bool:
-        """Whether it holds whole numbers or flags."""
-        dtype = self.dtype(name)
-        return not (dtype.is_floating_point or dtype.is_complex)
-
     def shapes(self) -> dict[str, Shape]:
         return {name: self.shape(name) for name in self._places}
 

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import pickle
 import re
+from pathlib import Path
+
+from sprunec.errors import InputError, is_disk
+from sprunec.file_kinds import SAVED, foreign
 
 
 class Unsafe(ValueError):  # noqa: N818
@@ -27,3 +31,17 @@ def reason(error: Exception) -> str:
     if isinstance(error, EOFError):
         return "it is empty, or cut off"
     return "it is damaged, or cut off"
+
+
+def not_read(path: Path, what: str, error: Exception, hint: str, remedy: str) -> InputError:
+    """The error for a file of tensors on which torch's reader has failed.
+
+    Args:
+        what: it should have been, with an article.
+        hint: what to do where it is of another kind; `remedy`: where it is damaged.
+    """
+    if is_disk(error):
+        told = InputError.of_disk(path, error)
+    else:
+        told = InputError.at(path, f"cannot be read as {what}: {reason(error)}", remedy)
+    return foreign(path, what, SAVED, {"": hint}) or told

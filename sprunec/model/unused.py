@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -10,7 +10,7 @@ from sprunec.model.stored import Shape
 
 # Buffers that follow from a config, whoever has saved them.
 HARMLESS = ("*.inv_freq", "inv_freq", "*position_ids", "*num_batches_tracked")
-INTEGERS = frozenset({"I64", "I32", "I16", "I8", "U8", "BOOL"})
+WHOLE_NUMBERS = ("int", "uint", "bool")
 _MOST_NAMED = 3
 
 
@@ -32,7 +32,7 @@ class Unused:
 def unused_tensors(
     expected: Collection[str],
     shapes: Mapping[str, Shape],
-    is_integer: Callable[[str], bool],
+    dtypes: Mapping[str, str],
     patterns: Iterable[str] = (),
 ) -> Unused:
     """What of a checkpoint is not in the model; integers and buffers that a config gives anyway are left out.
@@ -40,10 +40,10 @@ def unused_tensors(
     Args:
         expected: the model's tensors.
         shapes: the checkpoint's, by the model's names where it has them.
-        is_integer: whether a tensor of the checkpoint holds whole numbers or flags.
+        dtypes: of the checkpoint's tensors by its own names, in torch's words.
         patterns: as shells have them; what they name is the user's to answer for.
     """
-    extra = [name for name in shapes if name not in expected and not _harmless(name, is_integer)]
+    extra = [name for name in shapes if name not in expected and not _harmless(name, dtypes[name])]
     matching = {name: [pattern for pattern in patterns if fnmatchcase(name, pattern)] for name in extra}
     return Unused(
         tuple(name for name in extra if not matching[name]),
@@ -52,8 +52,8 @@ def unused_tensors(
     )
 
 
-def _harmless(name: str, is_integer: Callable[[str], bool]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in HARMLESS) or is_integer(name)
+def _harmless(name: str, dtype: str) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in HARMLESS) or dtype.startswith(WHOLE_NUMBERS)
 
 
 def refusal(names: tuple[str, ...]) -> tuple[str, str]:

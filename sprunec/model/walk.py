@@ -205,6 +205,11 @@ class Decoding:
         return torch.cat(self._steps, 1)[0], self.whole[0]
 
 
+def in_use(batch: Inputs) -> Tensor:
+    """(B, N): the columns that are not padding."""
+    return batch["length"][:, None] > torch.arange(batch["segment"].size(1), device=batch["length"].device)
+
+
 def largest(difference: Tensor) -> float:
     """The largest size in a tensor; a NaN must not pass as "no difference"."""
     worst = float(difference.abs().max())

@@ -30,7 +30,7 @@ from sprunec.model.checkpoint import empty_model, open_model_tensors, read_confi
 from sprunec.model.config import ModelConfig, local
 from sprunec.model.frame import CPMAnt
 from sprunec.model.tensors import Tensors, open_tensors
-from sprunec.model.walk import BIAS, Decoding, Inputs, Walk, largest
+from sprunec.model.walk import BIAS, Decoding, Walk, in_use, largest
 from sprunec.passes.bench import config_of, place_of, traced
 from sprunec.passes.job import Job
 from sprunec.passes.looks import NOISES, OPERATIONS, PER_PARAMETER, TOLERANCE, looks
@@ -203,7 +203,7 @@ class Comparison:
         for number, (hidden, bias) in enumerate(zip(small.hidden, biases, strict=True)):
             states = torch.cat([hidden, given[number]])
             own, its = small.layer(index)(states, bias.repeat(2, 1, 1, 1)).chunk(2)
-            used = _used(small.batches[number])
+            used = in_use(small.batches[number])
             self.largest_state = max(self.largest_state, float(wanted[number][used].abs().max()))
             self.local[index] = max(self.local[index], largest(its[used] - wanted[number][used]))
             found.append(own)
@@ -213,7 +213,7 @@ class Comparison:
         """(rows, D): a model's hidden states behind the last block, of the columns in use."""
         walk = self.walks[number]
         pairs = zip(walk.hidden, walk.batches, strict=True)
-        return torch.cat([hidden[_used(batch)] for hidden, batch in pairs])
+        return torch.cat([hidden[in_use(batch)] for hidden, batch in pairs])
 
     def logits(self, words: range) -> Tensor:
         """The masked model's (rows, words); the small ones' are held against them."""
@@ -227,8 +227,3 @@ class Comparison:
             if decoded:
                 self.difference = max(self.difference, largest(decoded[0] - decoded[1]))
         return wanted
-
-
-def _used(batch: Inputs) -> Tensor:
-    """(B, N): not padding."""
-    return batch["length"][:, None] > torch.arange(batch["segment"].size(1), device=batch["length"].device)

@@ -1,4 +1,4 @@
-"""The model that enters the plan: from a checkpoint, whose other tensors are ignored, or newly initialised.
+"""The model that enters the plan: from a checkpoint, or newly initialised.
 
 A checkpoint with our names is not copied: the artifact links to the user's file, whose content the store verifies. Of
 Hugging Face's checkpoints the weights are multiplied back by the roots that are part of them there.
@@ -16,13 +16,11 @@ from sprunec.errors import InputError, PassError
 from sprunec.model.checkpoint import describe, save_model, save_outputs
 from sprunec.model.config import ModelConfig
 from sprunec.model.cpm_ant import build, initialize
-from sprunec.model.dtypes import weight_names
-from sprunec.model.families import TODAY, remedy, tensor_family
-from sprunec.model.hf import Part, native_shapes, parts
+from sprunec.model.fit import check_fit, check_unused
+from sprunec.model.hf import Part, parts
 from sprunec.model.scaling import native_outputs, own_head
-from sprunec.model.shapes import expected_tensors, misfit
-from sprunec.model.tensors import Tensors, check_dtypes, open_tensors
-from sprunec.model.unused import refusal, unused_tensors
+from sprunec.model.shapes import expected_tensors
+from sprunec.model.tensors import Tensors, open_tensors
 from sprunec.model.writing import adopt_weights
 from sprunec.passes.job import Job
 
@@ -57,21 +55,12 @@ def physical_memory() -> int:
 
 def _take(path: Path, config: ModelConfig, out: Path) -> list[str]:
     """Returns what the user should know about the file."""
-    tensors, expected = open_tensors(path), expected_tensors(config)
-    shapes = native_shapes(config, tensors.shapes())
-    check_dtypes(path, tensors, weight_names(config, tensors))
+    tensors = open_tensors(path)
+    shapes = check_fit(config, tensors, path)
     _check_head(path, config, tensors)
-    problem = misfit(expected, shapes, exact=False)
-    if problem:
-        foreign = tensor_family(tensors)
-        message = f"these are {foreign[0]}'s tensors ({foreign[1]}), and " if foreign else ""
-        hint = TODAY if foreign else remedy(shapes)
-        raise InputError.at(path, f"{message}the checkpoint does not fit the config: {problem}", hint)
     if not tensors.from_headers:  # else the plan has been held against the headers, and knows what to ignore
-        refused = unused_tensors(expected, shapes, tensors.is_integer).refused
-        if refused:
-            raise InputError.at(path, *refusal(refused), code="checkpoint-extra")
-    extra = sorted(shapes.keys() - expected.keys())
+        check_unused(config, tensors, path)
+    extra = sorted(shapes.keys() - expected_tensors(config).keys())
     more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
     _keep(path, config, tensors, out)
     return [f"{path.name} has {extra[0]}{more}, which the config doesn't name: ignored"] if extra else []
@@ -79,7 +68,7 @@ def _take(path: Path, config: ModelConfig, out: Path) -> list[str]:
 
 def _check_head(path: Path, config: ModelConfig, tensors: Tensors) -> None:
     """A plan finds out by itself whether the head is the embedding, but for files that torch alone can read."""
-    name = own_head(config, tensors) if config.tie_word_embeddings else None
+    name = own_head(config, path, tensors) if config.tie_word_embeddings else None
     if name is not None:
         message = f"{name} differs from the embedding, and the config ties the two"
         raise InputError.at(path, message, 'write "tie_word_embeddings": false in the model\'s config')

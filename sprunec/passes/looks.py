@@ -59,7 +59,7 @@ def _first_tokens(batches: Iterable[Batch], config: ModelConfig, tokens: int) ->
             rows, columns = 1, min(columns, max(tokens, config.prompt_length + 1))
         if rows < 1:
             return
-        yield _part(batch, 0, rows, columns)
+        yield batch.part(slice(rows), columns)
         left -= rows * columns
 
 
@@ -72,7 +72,7 @@ def _groups(batches: Iterable[Batch], config: ModelConfig) -> Iterator[list[Batc
         each = columns * max(config.dim_model, config.num_heads * columns)
         at_once = max(1, STATES // each)
         for first in range(0, rows, at_once):
-            part = _part(batch, first, first + at_once, columns)
+            part = batch.part(slice(first, first + at_once), columns)
             size = part.targets.size(0) * each
             if group and states + size > STATES:
                 yield group
@@ -81,12 +81,6 @@ def _groups(batches: Iterable[Batch], config: ModelConfig) -> Iterator[list[Batc
             states += size
     if group:
         yield group
-
-
-def _part(batch: Batch, first: int, last: int, columns: int) -> Batch:
-    inputs = {name: tensor[first:last, ..., :columns] for name, tensor in batch.inputs.items() if tensor.dim() == 2}
-    lengths = {"length": batch.inputs["length"][first:last].clamp(max=columns)}
-    return Batch(inputs | lengths, batch.targets[first:last, :columns])
 
 
 def random_batch(config: ModelConfig, rows: int = 2, text: int = RANDOM_TEXT) -> Batch:

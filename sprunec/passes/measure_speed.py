@@ -75,11 +75,7 @@ def smaller(batch: Batch, config: ModelConfig, place: Place) -> Batch:
     rows, columns = batch.targets.shape
     allowed = int(OPERATIONS.get(place.device.type, OPERATIONS_ELSEWHERE) / (2 * config.parameters()))
     columns = min(columns, max(allowed, config.prompt_length + LEAST_TEXT))
-    rows = min(rows, max(allowed // columns, 1))
-    inputs = {name: tensor[:rows] for name, tensor in batch.inputs.items()}
-    inputs = {name: tensor[:, :columns] if tensor.dim() > 1 else tensor for name, tensor in inputs.items()}
-    inputs["length"] = inputs["length"].clamp(max=columns)
-    return Batch(inputs, batch.targets[:rows, :columns])
+    return batch.part(slice(min(rows, max(allowed // columns, 1))), columns)
 
 
 @torch.no_grad()

@@ -45,7 +45,7 @@ PASSES: dict[str, PassInfo] = {
     "compensate": PassInfo("compensate", 2, ("model", "masks", "data"), "model", optional=("scores",)),
     "rewrite": PassInfo("rewrite", 2, ("model", "masks"), "rewritten", optional=("origin",)),
     "expand": PassInfo("expand", 2, ("model", "source"), "masked", optional=("origin",)),
-    "emit": PassInfo("emit", 4, ("model", "source"), "emitted"),
+    "emit": PassInfo("emit", 5, ("model", "source"), "emitted"),
     "compare-format": PassInfo(
         "compare_format", 2, ("model", "emitted"), "comparison", optional=("data",), fails_alone=True
     ),

@@ -6,19 +6,17 @@ import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
 
 from sprunec.errors import Diagnostic, InputError
 from sprunec.model.config import ModelConfig
 from sprunec.model.dtypes import dtype_refusal, weight_names
-from sprunec.model.families import TODAY, remedy, tensor_family
+from sprunec.model.families import TODAY, foreign_tensors, remedy
 from sprunec.model.head import head_and_words
-from sprunec.model.headers import dtype_names, read_places
+from sprunec.model.headers import dtype_names, known_places
 from sprunec.model.hf import native_shapes
-from sprunec.model.pt_header import Unknown
 from sprunec.model.shapes import Shape, expected_tensors
 from sprunec.model.stored import Stored
-from sprunec.model.unused import INTEGERS, Unused, listed, refusal, unused_tensors
+from sprunec.model.unused import Unused, listed, refusal, unused_tensors
 from sprunec.plan.draft import Draft
 from sprunec.plan.text import show
 
@@ -26,7 +24,7 @@ from sprunec.plan.text import show
 def checkpoint_findings(draft: Draft, pointer: str, path: Path, config: ModelConfig | None) -> Iterator[Diagnostic]:
     """What is wrong with its files, and with its tensors beside the config; what only torch can read is left to it."""
     try:
-        places = _read(path)
+        places = known_places(path)
     except InputError as error:
         yield from retold(draft, pointer, error)
         return
@@ -62,7 +60,7 @@ def idle_patterns(draft: Draft, paths: Collection[Path], config: ModelConfig | N
     matched: set[str] = set()
     for path in paths:
         try:
-            places = _read(path)
+            places = known_places(path)
         except InputError:
             return
         if places is None:
@@ -85,25 +83,13 @@ def shapes_of(places: Mapping[str, Stored]) -> dict[str, Shape]:
 
 def _unused(places: Mapping[str, Stored], config: ModelConfig, patterns: tuple[str, ...]) -> Unused:
     found = native_shapes(config, shapes_of(places))
-    return unused_tensors(expected_tensors(config), found, lambda name: places[name].dtype in INTEGERS, patterns)
-
-
-def _read(path: Path) -> Mapping[str, Stored] | None:
-    """None where only torch can tell."""
-    try:
-        return read_places(path, _only_torch)
-    except Unknown:
-        return None
+    return unused_tensors(expected_tensors(config), found, dtype_names(places), patterns)
 
 
 def retold(draft: Draft, pointer: str, error: InputError) -> Iterator[Diagnostic]:
     """The findings about a file, at the place in the plan that names it."""
     for found in error.diagnostics:
         yield draft.source.find(found.code, pointer, f"{found.place}: {found.message}", found.hint)
-
-
-def _only_torch(path: Path) -> NoReturn:
-    raise Unknown(str(path))
 
 
 def _unlike(found: Mapping[str, Shape], expected: Mapping[str, Shape], names: Collection[str]) -> tuple[str, str]:
@@ -117,8 +103,8 @@ def _unlike(found: Mapping[str, Shape], expected: Mapping[str, Shape], names: Co
         return message, "give the checkpoint's own config"
     if not missing:
         return "", ""
-    foreign = tensor_family(names)
-    whose = f"these are {foreign[0]}'s tensors ({foreign[1]}), with " if foreign else ""
+    foreign = foreign_tensors(names)
+    whose = f"{foreign}, with " if foreign else ""
     return f"{whose}no tensor {_first(missing)}", TODAY if foreign else remedy(found)
 
 

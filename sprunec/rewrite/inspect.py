@@ -12,15 +12,12 @@ from sprunec.file_kinds import JSON, file_kind, foreign
 from sprunec.model.checkpoint import empty_model
 from sprunec.model.config import ModelConfig
 from sprunec.model.cpm_ant import block_kinds, example_inputs
-from sprunec.model.dtypes import weight_names
-from sprunec.model.families import TODAY, remedy, tensor_family
-from sprunec.model.hf import native_shapes
+from sprunec.model.fit import check_fit, check_unused
 from sprunec.model.layouts import CONFIG, is_index
 from sprunec.model.origin import origin_words
 from sprunec.model.scaling import own_head
-from sprunec.model.shapes import expected_tensors, guess_config
+from sprunec.model.shapes import guess_config
 from sprunec.model.tensors import Tensors, check_dtypes, open_tensors
-from sprunec.model.unused import refusal, unused_tensors
 from sprunec.plan.models import read_config
 from sprunec.rewrite.trace import TracedBlock, trace_blocks
 
@@ -57,9 +54,10 @@ def _guessed(path: Path) -> ModelConfig:
 
 def _fitting(config: ModelConfig, tensors: Tensors, path: Path) -> ModelConfig:
     """The config, its head apart from the embedding where the weights have it so; they fit each other."""
-    if config.tie_word_embeddings and own_head(config, tensors) is not None:
+    if config.tie_word_embeddings and own_head(config, path, tensors) is not None:
         config = replace(config, tie_word_embeddings=False)
-    check_shapes(config, tensors, path)
+    check_fit(config, tensors, path)
+    check_unused(config, tensors, path)
     return config
 
 
@@ -80,22 +78,6 @@ def describe(config: ModelConfig) -> dict[str, Any]:
         "layers": [_layer(config, index) for index in range(config.num_layers)],
         "sites": [site for block in blocks for site in _sites(block)],
     }
-
-
-def check_shapes(config: ModelConfig, tensors: Tensors, path: Path) -> None:
-    """Raises InputError: weights are not the config's, or no floats, or there are more that change what it computes."""
-    check_dtypes(path, tensors, weight_names(config, tensors))
-    expected, shapes = expected_tensors(config), native_shapes(config, tensors.shapes())
-    for name, shape in sorted(expected.items()):
-        if shapes.get(name) != shape:
-            stranger = None if name in shapes else tensor_family(tensors)
-            if stranger is not None:
-                raise InputError.at(path, f"these are {stranger[0]}'s tensors ({stranger[1]})", TODAY)
-            message = f"{name} is {shapes.get(name, 'missing')}, the config wants {shape}"
-            raise InputError.at(path, message, remedy(tensors))
-    unused = unused_tensors(expected, shapes, tensors.is_integer)
-    if unused.refused:
-        raise InputError.at(path, *refusal(unused.refused), code="checkpoint-extra")
 
 
 def _config(path: Path) -> ModelConfig:

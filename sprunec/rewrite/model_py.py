@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from sprunec.model import frame
+from sprunec.model import frame, modules
 from sprunec.rewrite.source import block_source
 
 HEAD = '''"""A pruned CPM-Ant in plain PyTorch, written by sprunec from its rewritten torch.fx graphs.
@@ -82,8 +82,11 @@ def model_source(layers: Sequence[nn.Module], cache_shapes: Sequence[tuple[int, 
 
 
 def _frame(imports: set[str]) -> str:
-    """The frame's own text below its docstring, with what the generated code imports besides."""
-    text = inspect.getsource(frame)
-    body = text.split("from __future__ import annotations\n", 1)[1].lstrip("\n")
-    have = set(body.splitlines())
-    return "\n".join(sorted(line for line in imports if line not in have)) + "\n" + body
+    """The own text of the frame and its modules below one block of imports, with what the generated code imports."""
+    bodies = []
+    for source in (modules, frame):
+        lines = inspect.getsource(source).split("from __future__ import annotations\n", 1)[1].splitlines()
+        first = next(number for number, line in enumerate(lines) if line and not line.startswith(("import ", "from ")))
+        imports |= {line for line in lines[:first] if line and not line.startswith("from .")}
+        bodies.append("\n".join(lines[first:]))
+    return "\n".join(sorted(imports)) + "\n\n" + "\n\n\n".join(bodies) + "\n"

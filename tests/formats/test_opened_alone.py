@@ -115,5 +115,5 @@ def test_the_code_beside_the_weights_is_the_same_for_every_model(tmp_path: Path)
     first, second = (tmp_path / "first", tmp_path / "second")
     one, two = (emitted(case, folder, "huggingface") for case, folder in ((RAGGED, first), (RAGGED, second)))
     names = sorted(path.name for path in (one / "huggingface").glob("*.py"))
-    assert names == ["config.py", "cpm_ant.py", "frame.py", "modeling_sprunec.py"]
+    assert names == ["config.py", "cpm_ant.py", "frame.py", "modeling_sprunec.py", "modules.py"]
     assert all((one / "huggingface" / n).read_bytes() == (two / "huggingface" / n).read_bytes() for n in names)

@@ -25,7 +25,7 @@ from sprunec.passes.forms.folding import folded, stored_dtype
 from sprunec.passes.job import Job
 
 MODELING = "modeling_sprunec"
-CODE = (f"{MODELING}.py", "cpm_ant.py", "frame.py", "config.py")
+CODE = (f"{MODELING}.py", "cpm_ant.py", "frame.py", "modules.py", "config.py")
 TOKENIZER = "CpmAntTokenizer"
 MARKS = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
 NEEDED = (*MARKS.values(), "</n>", "</_>")

@@ -21,7 +21,7 @@ from sprunec.errors import FormError
 from sprunec.model import hf
 from sprunec.model.config import ModelConfig
 from sprunec.model.tensors import Tensors
-from sprunec.model.walk import Inputs
+from sprunec.model.walk import Inputs, in_use
 from sprunec.passes.forms import cpm_live, huggingface, pt2
 
 OPENED_BY_TRANSFORMERS = """
@@ -61,14 +61,14 @@ def texts_behind_prompts(directory: Path, config: ModelConfig, batch: Batch) -> 
 def cpm_live_logits(directory: Path, config: ModelConfig, inputs: list[Inputs]) -> Tensor:
     """In float32 arithmetic."""
     model = cpm_live.read(directory).float()
-    return torch.cat([model(**batch)[0][shown(batch)] for batch in inputs])
+    return torch.cat([model(**batch)[0][in_use(batch)] for batch in inputs])
 
 
 @torch.no_grad()
 def pt2_logits(directory: Path, config: ModelConfig, inputs: list[Inputs]) -> Tensor:
     """The program in the dtype that it was exported in."""
     program = pt2.read(directory)
-    return torch.cat([program(*(batch[name] for name in pt2.NAMES))[0][shown(batch)] for batch in inputs])
+    return torch.cat([program(*(batch[name] for name in pt2.NAMES))[0][in_use(batch)] for batch in inputs])
 
 
 def huggingface_logits(directory: Path, config: ModelConfig, inputs: list[Inputs]) -> Tensor:
@@ -102,12 +102,6 @@ def _run(arguments: list[object], folder: str) -> None:
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise FormError(f"transformers cannot open the form huggingface: {last}")
-
-
-def shown(batch: Inputs) -> Tensor:
-    """(B, N): columns in use."""
-    columns = torch.arange(batch["input"].size(1))
-    return columns[None, :] < batch["length"][:, None]
 
 
 def text_only(batch: Inputs) -> Tensor:
@@ -144,7 +138,7 @@ class Form:
     logits: Callable[[Path, ModelConfig, list[Inputs]], Tensor]
     dtype: Callable[[Path, Tensors], torch.dtype]
     inputs: Callable[[Path, ModelConfig, Batch], list[Inputs]] = plain_inputs
-    used: Callable[[Inputs], Tensor] = shown
+    used: Callable[[Inputs], Tensor] = in_use
     exact: Callable[[Path], bool] = lambda directory: False
     in_its_dtype: bool = False
 
