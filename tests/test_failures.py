@@ -185,5 +185,5 @@ def test_weights_that_are_too_large_to_compute_with_are_told(kind: torch.dtype, 
     state["encoder.output_layernorm.weight"] = torch.full((32,), number, dtype=kind)
     torch.save(state, tmp_path / "m.pt")
     model = {"config": MODEL, "checkpoint": "m.pt"}
-    with pytest.raises(PassError, match=r"the held-out loss is (nan|inf): numbers .* too large for float32; mend the"):
+    with pytest.raises(PassError, match=r"the held-out loss is (nan|inf): numbers .* too large for float32; fix the"):
         execute(plan(EMIT, model=model, compare={"tokens": 20}), tmp_path)

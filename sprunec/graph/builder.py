@@ -90,7 +90,7 @@ class Builder:
         inputs = {role: node.inputs["model"] for role, node in found.items()}
         inputs |= {"masks": masks} if "masked" in inputs else {}
         options = self.look() | {"precision": self.plan.engine.precision}
-        about = f"{', '.join(found)} in turn" if len(found) > 1 else "tokens a second"
+        about = f"{', '.join(found)} interleaved" if len(found) > 1 else "tokens per second"
         self.add("measure-speed", options, inputs | self.data_inputs(), about=about)
 
     def evaluates(self) -> bool:

@@ -26,7 +26,7 @@ def publish(
 
     Args:
         origin: what an emitted model says about where it comes from.
-        failed: the forms that are not handed out.
+        failed: the forms that are not published.
     """
     aside = out / ".publishing"
     if aside.is_symlink():

@@ -103,14 +103,14 @@ class Report:
         self.data["comparison"] = merged | {key: worst[key] for key in ("worst_block", "worst_block_difference")}
 
     def form_failed(self, node: Node, error: SprunecError) -> None:
-        """Note why an emitted form is not handed out; of any other node, nothing."""
+        """Note why an emitted form is not published; of any other node, nothing."""
         form = node.options.get("form")
         if form is not None:
             measured = getattr(error, "metrics", {})
             self.data["formats"][form] = {key: measured.get(key) for key in FORM_COMPARED} | {"error": str(error)}
 
     def failed_forms(self) -> dict[str, str]:
-        """By form, why it is not handed out."""
+        """By form, why it is not published."""
         return {form: found["error"] for form, found in self.data["formats"].items() if "error" in found}
 
     def has_no_form(self) -> bool:

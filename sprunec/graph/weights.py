@@ -17,13 +17,13 @@ from sprunec.model.headers import read_places
 from sprunec.model.hf import parts
 from sprunec.model.layouts import checkpoint_files
 from sprunec.model.stored import Stored
+from sprunec.model.unreadable import FIX_NUMBERS
 from sprunec.plan.plan import Plan
 
 if TYPE_CHECKING:
     from sprunec.model.finite import NonFinite
 
 MOST_TOLD = 5
-MENDED = "mend the file, or save it again where it was still well"
 NO_CUT = "no cut can remove it, since 0 times NaN is NaN"
 NO_MASK = "a mask holds 0 and 1"
 NO_LESSON = "a student would learn NaN from it"
@@ -90,7 +90,7 @@ def _read(file: Path, places: dict[str, Stored]) -> tuple[str, list[NonFinite]]:
 
 
 def _told(found: Sequence[NonFinite], about: str) -> list[Diagnostic]:
-    told = [Diagnostic("not-finite", str(each), f"{MENDED}; {about}", file=str(each.file)) for each in found]
+    told = [Diagnostic("not-finite", str(each), f"{FIX_NUMBERS}; {about}", file=str(each.file)) for each in found]
     rest = len(told) - MOST_TOLD
     if rest > 0:
         last = told[MOST_TOLD - 1]

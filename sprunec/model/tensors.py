@@ -19,7 +19,7 @@ from sprunec.model.bounded import load_bounded
 from sprunec.model.dtypes import FLOATS, NAMES, dtype_refusal
 from sprunec.model.headers import read_places, unreadable
 from sprunec.model.stored import SIZES, Shape, Stored
-from sprunec.model.unreadable import reason
+from sprunec.model.unreadable import FIX_NUMBERS, reason
 
 DTYPES: dict[str, torch.dtype] = {word: getattr(torch, NAMES[word]) for word in SIZES}
 FLOATING = frozenset(getattr(torch, name) for name in FLOATS)  # what is looked at for NaN
@@ -166,14 +166,13 @@ def _in_torch(path: Path) -> Mapping[str, Tensor]:
 def _check_finite(path: Path, state: Mapping[str, Tensor]) -> None:
     """What lies where a header says is looked at while it is hashed; this is for what only torch can read."""
     for name, tensor in state.items():
-        # A view may claim more numbers than its file has.
-        whole = tensor.layout is torch.strided and 0 < tensor.nbytes <= tensor.untyped_storage().nbytes()
-        if whole and tensor.dtype in FLOATING:
-            bad = (~torch.isfinite(tensor)).nonzero()
-            if len(bad):
-                numbers = "number that is" if len(bad) == 1 else "numbers that are"
-                message = f"{name} has {len(bad):,} {numbers} not finite, the first at {bad[0].tolist()}"
-                raise InputError.at(path, message, "mend the file, or save it again", code="not-finite")
+        if tensor.layout is not torch.strided or tensor.dtype not in FLOATING:
+            continue
+        bad = (~torch.isfinite(tensor)).nonzero()
+        if len(bad):
+            numbers = "number that is" if len(bad) == 1 else "numbers that are"
+            message = f"{name} has {len(bad):,} {numbers} not finite, the first at {bad[0].tolist()}"
+            raise InputError.at(path, message, FIX_NUMBERS, code="not-finite")
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

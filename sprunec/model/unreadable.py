@@ -9,6 +9,8 @@ from pathlib import Path
 from sprunec.errors import InputError, is_disk
 from sprunec.file_kinds import SAVED, foreign
 
+FIX_NUMBERS = "fix the file, or export it again from a good copy"
+
 
 class Unsafe(ValueError):  # noqa: N818
     """What a file holds must not be made of it; says why, in words for whoever has the file."""

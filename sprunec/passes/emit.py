@@ -1,4 +1,4 @@
-"""Write the small model in the forms people use; what is written here is compared before it is handed out."""
+"""Write the small model in the forms people use; what is written here is compared before it is published."""
 
 from __future__ import annotations
 

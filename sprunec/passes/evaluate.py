@@ -34,7 +34,7 @@ def run(job: Job) -> dict[str, Any]:
     if not math.isfinite(loss):
         dtype = str(place.dtype).removeprefix("torch.")
         message = f"the held-out loss is {loss}: numbers that the weights lead to are too large for {dtype}"
-        raise PassError(f"{message}; mend the checkpoint, or give a wider engine.precision")
+        raise PassError(f"{message}; fix the checkpoint, or give a wider engine.precision")
     sample = None if "masks" in job.inputs else _sample(model, data, job.options["seed"], place)
     return {
         "parameters": config.parameters(),

@@ -102,7 +102,7 @@ def _forward(model: nn.Module, batch: Batch, place: Place) -> float:
 
 
 def measured(tokens: int, seconds: Sequence[float], dense: Sequence[float], is_dense: bool) -> dict[str, Any]:
-    """Medians and quartiles over the rounds: tokens a second, and how many times the dense model's in it."""
+    """Medians and quartiles over the rounds: tokens per second, and how many times the dense model's in it."""
     speed = Spread.of([tokens / spent for spent in seconds])
     ratio = Spread.of([slow / spent for slow, spent in zip(dense, seconds, strict=True)])
     return {

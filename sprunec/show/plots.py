@@ -171,8 +171,8 @@ def speed_chart(report: Mapping[str, Any]) -> str:
         parts.append(f'<rect class="on" x="80" y="{y}" width="{700 * speed / most:.1f}" height="18" rx="2"/>')
         parts.append(f'<line class="span" x1="{80 + low:.1f}" x2="{80 + high:.1f}" {ends}/>')
         parts.append(f'<text x="790" y="{y + 14}">{number(speed, ",.0f")} ({rate_range(model)})</text>')
-    caption = "<p>Tokens a second, forward: medians of rounds in which the models ran in turn; the line: quartiles.</p>"
-    return drawing(1000, 26 * len(shown), "tokens a second", *parts) + caption
+    caption = "<p>Tokens per second of a forward pass: medians over interleaved rounds; the line: quartiles.</p>"
+    return drawing(1000, 26 * len(shown), "tokens per second", *parts) + caption
 
 
 def kept_drawings(report: Mapping[str, Any]) -> list[str]:

@@ -164,9 +164,9 @@ def models_table(report: Mapping[str, Any]) -> str:
         "held-out loss",
         "perplexity",
         "tokens/s",
-        "spread",
+        "quartiles",
         "speed",
-        "spread",
+        "quartiles",
     )
     models = report.get("models") or {}
     rows = []

@@ -11,7 +11,7 @@ AS_DENSE = (0.9, 1.1)  # quartiles inside tell that there is no difference worth
 
 
 def quartiles(model: Mapping[str, Any]) -> tuple[float, float] | None:
-    """Of tokens a second; None where they are not known."""
+    """Of tokens per second; None where they are not known."""
     low, high = model.get("tokens_per_second_spread") or (None, None)
     return (low, high) if is_finite(low) and is_finite(high) else None
 
@@ -52,4 +52,4 @@ def speed_words(models: Mapping[str, Any]) -> list[str]:
             words.append(f"{name} {ratio_range(model)} dense")
         elif model and quartiles(model):
             words.append(f"{name} {rate_range(model)} tokens/s")
-    return [f"speeds, quartiles over rounds in turn: {'; '.join(words)}"] if words else []
+    return [f"speeds, quartiles over interleaved rounds: {'; '.join(words)}"] if words else []

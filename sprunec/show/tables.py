@@ -131,11 +131,11 @@ def difference_words(found: Mapping[str, Any]) -> str:
 
 
 def form_words(report: Mapping[str, Any]) -> list[str]:
-    """One line for each emitted form that was opened again, or why it is not handed out."""
+    """One line for each emitted form that was opened again, or why it is not published."""
     lines = []
     for form, found in (report.get("formats") or {}).items():
         if "error" in found:
-            lines.append(f"{form} is not handed out: {found['error']}")
+            lines.append(f"{form} is not published: {found['error']}")
             continue
         apart, over = f"{difference_words(found)} of {found['dtype']}", plural(found.get("tokens"), "token")
         lines.append(f"{form}, opened again: {apart}, over {over}")

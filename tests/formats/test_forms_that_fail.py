@@ -1,4 +1,4 @@
-"""A form that fails, however, does not take the others with it: it alone is not handed out, and the exit code is 1."""
+"""A form that fails, however, does not take the others with it: it alone is not published, and the exit code is 1."""
 
 from __future__ import annotations
 
@@ -91,12 +91,12 @@ def test_a_form_that_differs_is_left_out_until_it_does_not(
             assert run(patch, *FORMS) == 1
             told, report = capsys.readouterr(), read_report(Path("out"))
             assert "the form cpm-live differs from the model it was made of by 0.5 on 20 tokens" in told.err
-            assert "cpm-live is not handed out" in " ".join(told.out.split())
+            assert "cpm-live is not published" in " ".join(told.out.split())
             assert published() == ["pt2", "sprunec"] and Path("out/masks/head_mask.pt").exists()
             assert report["status"] == "comparison-failed" and "cpm-live differs" in report["error"]
             assert report["formats"]["cpm-live"]["max_abs_difference"] == pytest.approx(0.5, rel=1e-4)
             assert "error" not in report["formats"]["pt2"] and report["comparison"]["max_abs_difference"] < 1e-12
-            assert "cpm-live is not handed out" in Path("out/report.html").read_text()
+            assert "cpm-live is not published" in Path("out/report.html").read_text()
             origin = json.loads(Path("out/model/pt2/origin.json").read_text())
             assert "differs" in origin["formats"]["cpm-live"]["error"]
     monkeypatch.setattr("sys.argv", ["sprunec", "gc", "out"])
@@ -134,7 +134,7 @@ def test_where_all_fail_nothing_is_handed_out_and_each_says_why(
     assert run(monkeypatch, "cpm-live", "pt2") == 1
     report = read_report(Path("out"))
     assert all("error" in report["formats"][form] for form in ("cpm-live", "pt2"))
-    assert Path("out/report.html").read_text().count("is not handed out") == 2
+    assert Path("out/report.html").read_text().count("is not published") == 2
     assert not any(Path("out", name).exists() for name in ("model", "masks", "recipe.json"))
 
 

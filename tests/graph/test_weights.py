@@ -124,6 +124,27 @@ def test_files_that_torch_alone_can_read_are_looked_at_when_they_are_opened(extr
         open_tensors(tmp_path / "bad.pt")
 
 
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.tensor([[NAN], [1.0]]).expand(2, 500),
+        torch.tensor(NAN).expand(3, 3, 3),
+        torch.tensor([0.0, NAN, 0.0]).as_strided((2, 2), (1, 1)),
+    ],
+)
+def test_a_view_of_more_numbers_than_its_file_has_is_refused_unread(tensor: Tensor, tmp_path: Path) -> None:
+    torch.save({"w": tensor, "x": torch.eye(3).to_sparse()}, tmp_path / "bad.pt")
+    with pytest.raises(InputError, match=f"a tensor claims {tensor.numel():,} entries, and the file has fewer"):
+        open_tensors(tmp_path / "bad.pt")
+
+
+@pytest.mark.parametrize("name", ["model.pt", "pytorch_model.bin", "shard.ckpt"])
+def test_a_tensor_that_was_saved_without_its_data_is_refused(name: str, tmp_path: Path) -> None:
+    torch.save({"w": torch.ones(2), "x": torch.empty(3, 4, device="meta")}, tmp_path / name)
+    with pytest.raises(InputError, match="a tensor has no data, as on torch's meta device"):
+        open_tensors(tmp_path / name)
+
+
 def test_what_the_store_has_hashed_is_looked_at_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graph, "WORTH_KNOWING", 0)
     monkeypatch.setattr(graph, "_KNOWN", {})

@@ -45,7 +45,7 @@ def test_the_table_the_line_and_the_tile_say_the_same() -> None:
     assert [row[-1] for row in model_rows(report)] == ["1.00 x", "as dense", "2.33 x"]
     (line,) = speeds.speed_words(report["models"])
     assert line == (
-        "speeds, quartiles over rounds in turn: dense 19,287 to 23,573 tokens/s; masked 0.91 to 1.04 x dense; "
+        "speeds, quartiles over interleaved rounds: dense 19,287 to 23,573 tokens/s; masked 0.91 to 1.04 x dense; "
         "small 2.10 to 2.50 x dense"
     )
     assert "<b>2.33 x</b><span>the speed of dense, quartiles 2.10 to 2.50 x</span>" in tiles(report)

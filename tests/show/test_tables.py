@@ -124,7 +124,7 @@ def test_result_table_sets_the_models_against_dense() -> None:
     assert row(lines, "small") == "small 335,000 33.5 % 1.9000 6.69 50,001 2.50 x"
     words = "masked against small: max |delta logit| 2.4e-06, within the tolerance 0.0001, over 4,096 tokens"
     assert " ".join(lines[-3:-1]) == words
-    assert lines[-1] == "speeds, quartiles over rounds in turn: small 2.40 to 2.70 x dense"
+    assert lines[-1] == "speeds, quartiles over interleaved rounds: small 2.40 to 2.70 x dense"
 
 
 def test_result_table_of_a_run_that_failed_early_has_dashes() -> None:
