@@ -155,7 +155,7 @@ def _in_torch(path: Path) -> Mapping[str, Tensor]:
             raise InputError.of_disk(path, error) from error
         raise unreadable(path, reason(error)) from error
     if isinstance(state, dict) and all(isinstance(tensor, Tensor) for tensor in state.values()):
-        _check_finite(path, state)
+        _check_numbers(path, state)
         return state
     inner = [key for key, value in state.items() if isinstance(value, dict)] if isinstance(state, dict) else []
     what = f"; {inner[0]!r} in it may be one" if inner else ""
@@ -163,9 +163,11 @@ def _in_torch(path: Path) -> Mapping[str, Tensor]:
     raise InputError.at(path, message, "save model.state_dict()")
 
 
-def _check_finite(path: Path, state: Mapping[str, Tensor]) -> None:
+def _check_numbers(path: Path, state: Mapping[str, Tensor]) -> None:
     """What lies where a header says is looked at while it is hashed; this is for what only torch can read."""
     for name, tensor in state.items():
+        if tensor.is_meta:
+            raise InputError.at(path, f"{name} has no data: it was saved from torch's meta device", FIX_NUMBERS)
         if tensor.layout is not torch.strided or tensor.dtype not in FLOATING:
             continue
         bad = (~torch.isfinite(tensor)).nonzero()
