@@ -168,7 +168,7 @@ def _check_numbers(path: Path, state: Mapping[str, Tensor]) -> None:
     for name, tensor in state.items():
         if tensor.is_meta:
             raise InputError.at(path, f"{name} has no data: it was saved from torch's meta device", FIX_NUMBERS)
-        if tensor.layout is not torch.strided or tensor.dtype not in FLOATING:
+        if not tensor.numel() or tensor.layout is not torch.strided or tensor.dtype not in FLOATING:
             continue
         bad = (~torch.isfinite(tensor)).nonzero()
         if len(bad):
