@@ -23,8 +23,8 @@ import numpy as np
 from measure import BARE, measure
 from models import write_masks
 
-from sprunec.model.config import LayerKept, ModelConfig
-from sprunec.model.shapes import expected_tensors
+from sprunec.families.cpm_ant.config import LayerKept, ModelConfig
+from sprunec.families.cpm_ant.shapes import expected_tensors
 
 TEN_BILLION = {"dim_model": 4096, "num_heads": 32, "dim_head": 128, "dim_ff": 10240, "num_layers": 48}
 ONE_IN = 16

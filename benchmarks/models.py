@@ -9,7 +9,7 @@ from typing import Any
 
 from measure import measure
 
-from sprunec.model.config import ModelConfig
+from sprunec.families.cpm_ant.config import ModelConfig
 
 TRAINING: dict[str, Any] = {
     "optimizer": "adamw",
@@ -34,8 +34,8 @@ def model_of(width: int, layers: int, **changes: int) -> ModelConfig:
 MASKS = """
 import json, sys
 from pathlib import Path
-from sprunec.masks.files import write_masks
-from sprunec.model.config import ModelConfig, kept_from_json
+from sprunec.bmcook.masks.mask_files import write_masks
+from sprunec.families.cpm_ant.config import ModelConfig, kept_from_json
 folder = Path(sys.argv[1])
 config, kept = (json.loads((folder / name).read_text()) for name in ("whole.json", "kept.json"))
 write_masks(folder / "masks", ModelConfig.from_dict(config).everything(), kept_from_json(kept))

@@ -8,10 +8,10 @@ from pathlib import Path
 from torch import nn
 
 import sprunec
+from sprunec.bmcook.masks.mask_files import write_mask
 from sprunec.data.batches import load_text_data
 from sprunec.engines.loop import language_model_loss
-from sprunec.masks.files import write_mask
-from sprunec.model.checkpoint import read_config
+from sprunec.families.model_directory import read_config
 
 
 def torch_pruning_dims(model: Path, data: Path, mask: Path, *, rows: int, length: int, seed: int, look: int) -> None:

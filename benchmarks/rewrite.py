@@ -39,9 +39,9 @@ import numpy as np
 from measure import BARE, measure, pages_read
 from models import write_masks
 
-from sprunec.model.config import LayerKept, ModelConfig, kept_to_json
-from sprunec.model.shapes import expected_tensors
-from sprunec.model.stored import Stored, read_safetensors
+from sprunec.checkpoint.safetensors_file import Stored, read_safetensors
+from sprunec.families.cpm_ant.config import LayerKept, ModelConfig, kept_to_json
+from sprunec.families.cpm_ant.shapes import expected_tensors
 
 SHAPE = {"dim_model": 4096, "num_heads": 32, "dim_head": 128, "dim_ff": 10240}
 HEADS, DIMS = 16, 3072
@@ -131,7 +131,7 @@ def copy(folder: Path, out: Path) -> None:
 
 
 def streamed(folder: Path, out: Path) -> None:
-    from sprunec.passes import rewrite
+    from sprunec.passes import cut as rewrite
     from sprunec.passes.job import Job
 
     out.mkdir()

@@ -30,9 +30,9 @@ from sprunec.engines.team import Team
 from sprunec.engines.torch_engine import TorchDriver, TorchEngine
 from sprunec.engines.training import Training
 from sprunec.engines.world import Alone
-from sprunec.model.checkpoint import load_model, save_model
-from sprunec.model.config import ModelConfig
-from sprunec.model.cpm_ant import build, initialize
+from sprunec.families.cpm_ant.blocks import build, initialize
+from sprunec.families.cpm_ant.config import ModelConfig
+from sprunec.families.model_directory import load_model, save_model
 from sprunec.passes.looks import random_batch
 from sprunec.plan.scale import Cost, Setting, cost
 

@@ -21,13 +21,13 @@ from sprunec.engines.device import Place
 from sprunec.engines.loop import fit
 from sprunec.engines.torch_engine import TorchEngine
 from sprunec.engines.training import Training
+from sprunec.families.cpm_ant.blocks import build, example_inputs, initialize
+from sprunec.families.cpm_ant.config import LayerKept, ModelConfig
+from sprunec.families.cpm_ant.model import CPMAnt
 from sprunec.masks.budgets import make_budgets
 from sprunec.masks.lagrangian import Lagrangian
 from sprunec.masks.learn import GateLearner, start_from
-from sprunec.masks.units import gate_units, unit_sizes
-from sprunec.model.config import LayerKept, ModelConfig
-from sprunec.model.cpm_ant import build, example_inputs, initialize
-from sprunec.model.frame import CPMAnt
+from sprunec.masks.unit_counts import gate_units, unit_sizes
 from sprunec.passes.looks import random_batch
 from sprunec.rewrite.gating import insert_gates
 from sprunec.rewrite.trace import trace_blocks

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from sprunec.model.config import ModelConfig
+from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.plan.scale import Cost, Setting, cost
 
 PAGE = Path(__file__).parent / "scale.md"

@@ -15,10 +15,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sprunec.data.writing import write_dataset
+    from sprunec.bmcook.data.set_writer import write_dataset
+    from sprunec.families.model_directory import load
     from sprunec.graph.execute import execute
     from sprunec.graph.lower import lower
-    from sprunec.model.checkpoint import load
     from sprunec.plan.plan import read_plan
 
 __all__ = ["execute", "load", "lower", "read_plan", "write_dataset"]
@@ -26,10 +26,10 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "execute": "sprunec.graph.execute",
-    "load": "sprunec.model.checkpoint",
+    "load": "sprunec.families.model_directory",
     "lower": "sprunec.graph.lower",
     "read_plan": "sprunec.plan.plan",
-    "write_dataset": "sprunec.data.writing",
+    "write_dataset": "sprunec.bmcook.data.set_writer",
 }
 
 

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from sprunec.cli_flags import with_flags
+from sprunec.bmcook.plans.cli_flags import with_flags
+from sprunec.bmcook.plans.flags import Flags
 from sprunec.cli_run import diagnostics_document, execute_graph, print_json, reporting, show_graph, show_report
 from sprunec.cli_team import at_the_head, follow_lead, launch_all, leads, must_launch
 from sprunec.errors import InputError, SprunecError, disk_words
 from sprunec.graph.team import launched
 from sprunec.interrupts import INTERRUPTED, interrupts
-from sprunec.plan.bmcook.flags import Flags
 from sprunec.show.console import SECONDS_BETWEEN_LINES, Progress, print_diagnostics
 from sprunec.unexpected import explained, log
 
@@ -129,7 +129,7 @@ def convert(
     debug: Debug = False,
 ) -> None:
     """Print BMCook's files as one native plan; its relative paths are the current directory's, or those of -o FILE."""
-    from sprunec.plan.conversion import convert_plan, plan_text
+    from sprunec.plan.convert import convert_plan, plan_text
 
     with reporting(as_json, f"converting {bmcook}"):
         document, found = convert_plan(bmcook, seconds or (), flags, output)
@@ -145,7 +145,7 @@ def inspect(
     debug: Debug = False,
 ) -> None:
     """Show what is in a model, what can be cut, and what each cut would save."""
-    from sprunec.rewrite.inspect import inspect_model
+    from sprunec.graph.inspect import inspect_model
 
     with reporting(as_json, f"inspecting {model}"):
         document = inspect_model(model)
@@ -172,8 +172,8 @@ def make_data(
     debug: Debug = False,
 ) -> None:
     """Make a CPM-Live data set (version 1) from text, for source "cpm-live" and for CPM-Live itself."""
+    from sprunec.bmcook.data.set_writer import make_dataset
     from sprunec.data.vocabulary import read_vocabulary
-    from sprunec.data.writing import make_dataset
 
     told = [monotonic()]
 
@@ -201,7 +201,7 @@ def gc(
     debug: Debug = False,
 ) -> None:
     """Remove what no plan in OUT refers to, and what stopped or damaged runs left behind."""
-    from sprunec.graph.collect import collect, look
+    from sprunec.graph.gc import collect, look
     from sprunec.show.tables import waste_table
 
     with reporting(as_json, f"cleaning {out}"):

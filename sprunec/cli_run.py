@@ -23,7 +23,7 @@ def execute_graph(
 ) -> Any:
     from sprunec.graph.execute import execute
     from sprunec.graph.report import mark_interrupted
-    from sprunec.show.report import write_html
+    from sprunec.show.page import write_html
 
     def tell() -> None:
         progress.message(f"interrupted; what is done is kept: run the same command again to continue in {folder}")
@@ -112,8 +112,8 @@ def show_graph(graph: Any, folder: Path, as_json: bool, costs: Sequence[dict[str
 
 
 def show_report(report: Any, folder: Path, as_json: bool) -> None:
+    from sprunec.show.numbers import number
     from sprunec.show.tables import kept_table, result_table
-    from sprunec.show.words import number
 
     if as_json:
         print_json(report.data)

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from sprunec.model.config import ModelConfig
-from sprunec.model.cpm_ant import build, initialize
-from sprunec.model.frame import CPMAnt
+from sprunec.families.cpm_ant.blocks import build, initialize
+from sprunec.families.cpm_ant.config import ModelConfig
+from sprunec.families.cpm_ant.model import CPMAnt
 from tests.runs import TINY, execute, guide
 
 # BMTrain has wheels up to Python 3.11, and is no part of what all tests need.

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 import sprunec
 from sprunec.cli import app
-from sprunec.model.config import ModelConfig
-from sprunec.model.cpm_ant import build, initialize
+from sprunec.families.cpm_ant.blocks import build, initialize
+from sprunec.families.cpm_ant.config import ModelConfig
 from tests.plan.bmcook.files import CONFIG, bmcook, write
 
 STEPS = 3

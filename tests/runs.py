@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 import sprunec
-from sprunec.model.config import ModelConfig
-from sprunec.model.cpm_ant import build, initialize
+from sprunec.families.cpm_ant.blocks import build, initialize
+from sprunec.families.cpm_ant.config import ModelConfig
 
 MODEL = {
     "vocab_size": 128,

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import sprunec
-from sprunec.graph.watcher import Watcher
-from sprunec.plan.bmcook.flags import Flags
+from sprunec.bmcook.plans.flags import Flags
+from sprunec.graph.progress import Watcher
 from tests.guide import STEPS, command, digests, emitted, fine, prepare, report, run
 from tests.plan.bmcook.files import FINE, bmcook
 

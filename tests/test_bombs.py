@@ -16,14 +16,14 @@ from typing import Any
 import pytest
 import torch
 
-from sprunec.data.sets import read_set
+from sprunec.bmcook.data.sets import read_set
+from sprunec.bmcook.masks.mask_forms import read_sheets
+from sprunec.checkpoint.tensors import open_tensors, read_state
+from sprunec.checkpoint.unfolded import check_pickle, check_unfolded
 from sprunec.errors import InputError
-from sprunec.masks.forms import read_sheets
-from sprunec.model.checkpoint import load
-from sprunec.model.tensors import open_tensors, read_state
-from sprunec.model.unfolded import check_pickle, check_unfolded
+from sprunec.families.model_directory import load
+from sprunec.graph.inspect import inspect_model
 from sprunec.plan.source import LARGEST_FILE, read_source
-from sprunec.rewrite.inspect import inspect_model
 from tests.conftest import tiny_model
 from tests.runs import TINY
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from sprunec import execute, lower, read_plan
-from sprunec.model.checkpoint import read_kept
+from sprunec.families.model_directory import read_kept
 from tests.runs import EMIT, artifact, plan, write
 
 TRAIN = {"pass": "train", "steps": 150}

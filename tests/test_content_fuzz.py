@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sprunec.model.hf import STOCK_PREFIX, Part, parts, stock_keys
+from sprunec.families.cpm_ant.huggingface_names import STOCK_PREFIX, Part, parts, stock_keys
 from tests.conftest import tiny_config, tiny_model
 from tests.contents import (
     MASK_NUMBERS,

@@ -17,8 +17,8 @@ import sprunec
 from sprunec.errors import InputError
 from sprunec.graph.events import read_line
 from sprunec.graph.manifest import read_manifest
-from sprunec.graph.watcher import Watcher
-from sprunec.show.report import write_html
+from sprunec.graph.progress import Watcher
+from sprunec.show.page import write_html
 from tests.runs import EMIT, TRAIN, mask_pass, plan, read_report, write
 
 TIMED = {"report.json", "report.html", "manifest.json", ".lock", "origin.json"}

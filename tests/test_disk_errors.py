@@ -12,10 +12,10 @@ import pytest
 import torch
 
 import sprunec
+from sprunec.checkpoint.writer import save_tensors
 from sprunec.cli import main
 from sprunec.errors import REMEDIES, InputError, PassError
-from sprunec.graph.watcher import Watcher
-from sprunec.model.writing import save_tensors
+from sprunec.graph.progress import Watcher
 from tests.data.test_vocabulary import SPECIAL
 from tests.faults import Disk, is_named, watched
 from tests.guide import command, prepare
@@ -224,7 +224,7 @@ def test_what_cannot_be_removed_is_named(
     def refuse(path: Path, *_: object, **__: object) -> None:
         raise OSError(errno.EPERM, os.strerror(errno.EPERM), str(path))
 
-    monkeypatch.setattr("sprunec.graph.collect.shutil.rmtree", refuse)
+    monkeypatch.setattr("sprunec.graph.gc.shutil.rmtree", refuse)
     monkeypatch.setattr("sys.argv", ["sprunec", "gc", str(out)])
     with pytest.raises(SystemExit) as stop:
         main()

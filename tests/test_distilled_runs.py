@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 
 import sprunec
 from sprunec.data.batches import IGNORED
-from sprunec.model.checkpoint import load_model
-from sprunec.model.config import ModelConfig
+from sprunec.families.cpm_ant.config import ModelConfig
+from sprunec.families.model_directory import load_model
 from sprunec.passes.bench import open_data
 from sprunec.passes.job import Job
 from tests.runs import EMIT, TRAIN, artifact, execute, mask_pass, plan, read_report, write
@@ -76,7 +76,7 @@ def test_what_a_run_says_it_distilled_is_the_cross_entropy_to_the_dense_model(ha
 
 
 def test_the_page_draws_the_distillation_loss_of_its_passes_only(halved: Path) -> None:
-    from sprunec.show.report import write_html
+    from sprunec.show.page import write_html
 
     page = write_html(halved).read_text()
     drawing = page.partition("Distillation loss")[2].partition("</section>")[0]

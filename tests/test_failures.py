@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 import sprunec
 from sprunec.cli import main
 from sprunec.errors import ComparisonError, InputError, PassError
-from sprunec.graph.watcher import Watcher
-from sprunec.model.config import LayerKept
+from sprunec.families.cpm_ant.config import LayerKept
+from sprunec.graph.progress import Watcher
 from sprunec.passes import emit
 from sprunec.rewrite import gating, surgery
 from tests.runs import EMIT, MODEL, TRAIN, artifact, execute, guide, mask_pass, plan, read_report, save_weights, write

@@ -19,18 +19,18 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from sprunec.bmcook.masks.mask_forms import read_sheets
+from sprunec.bmcook.masks.two_four_files import read_mask_file
+from sprunec.checkpoint.safetensors_file import weight_files
+from sprunec.checkpoint.tensors import open_tensors
+from sprunec.checkpoint.writer import save_tensors
 from sprunec.cli import app
 from sprunec.data.text import read_text
 from sprunec.data.vocabulary import read_vocabulary
 from sprunec.errors import InputError
 from sprunec.file_kinds import KINDS, file_kind
-from sprunec.masks.forms import read_sheets
-from sprunec.masks.two_four_files import read_mask_file
-from sprunec.model.stored import weight_files
-from sprunec.model.tensors import open_tensors
-from sprunec.model.writing import save_tensors
+from sprunec.graph.inspect import inspect_model
 from sprunec.plan.plan import check_plan
-from sprunec.rewrite.inspect import inspect_model
 from tests.runs import EMIT, MODEL, TRAIN, plan, write
 
 

@@ -19,15 +19,15 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from sprunec.bmcook.masks.mask_forms import read_sheets
+from sprunec.bmcook.masks.two_four_files import read_mask_file
+from sprunec.checkpoint.tensors import open_tensors
 from sprunec.errors import InputError, PassError
-from sprunec.masks.forms import read_sheets
-from sprunec.masks.two_four_files import read_mask_file
-from sprunec.model.checkpoint import load, read_state
-from sprunec.model.config import ModelConfig
-from sprunec.model.shapes import expected_tensors
-from sprunec.model.tensors import open_tensors
+from sprunec.families.cpm_ant.config import ModelConfig
+from sprunec.families.cpm_ant.shapes import expected_tensors
+from sprunec.families.model_directory import load, read_state
+from sprunec.graph.inspect import inspect_model
 from sprunec.passes import load as load_pass
-from sprunec.rewrite.inspect import inspect_model
 from tests.conftest import tiny_model
 from tests.runs import MODEL, TINY, TRAIN, execute, plan
 

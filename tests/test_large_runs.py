@@ -19,13 +19,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import sprunec
+from sprunec.checkpoint import writer as writing
 from sprunec.errors import ComparisonError, PassError
+from sprunec.families.cpm_ant.blocks import build, initialize
+from sprunec.families.cpm_ant.config import ModelConfig
+from sprunec.families.model_directory import read_state, write_state
 from sprunec.graph.graph import file_digest
-from sprunec.model import writing
-from sprunec.model.checkpoint import read_state, write_state
-from sprunec.model.config import ModelConfig
-from sprunec.model.cpm_ant import build, initialize
-from sprunec.passes import rewrite
+from sprunec.passes import cut as rewrite
 from sprunec.rewrite.recipe import Recipe
 from tests.runs import EMIT, MODEL, TRAIN, artifact, execute, plan, read_report, write
 

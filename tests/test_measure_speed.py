@@ -14,8 +14,8 @@ from torch import Tensor, nn
 import sprunec
 from sprunec.data.batches import Batch
 from sprunec.engines.device import Place
+from sprunec.families.model_directory import read_config
 from sprunec.graph.graph import Graph
-from sprunec.model.checkpoint import read_config
 from sprunec.passes import measure_speed
 from sprunec.passes.job import Job
 from sprunec.passes.looks import random_batch

@@ -13,8 +13,8 @@ from rich.console import Console
 
 import sprunec
 from sprunec.errors import InputError
+from sprunec.graph.inspect import inspect_model
 from sprunec.plan.schema import validator
-from sprunec.rewrite.inspect import inspect_model
 from sprunec.show.tables import inspect_table
 from tests.runs import execute, guide, read_report
 

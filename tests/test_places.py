@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from sprunec.engines.saves import Saves
+from sprunec.engines.checkpoints import Saves
 from sprunec.errors import InputError
-from sprunec.graph.places import LONGEST_NAME
+from sprunec.graph.paths import LONGEST_NAME
 from tests.runs import EMIT, TRAIN, execute, plan
 
 SCORE = {"pass": "score-mask", "criterion": "random", "unit": "head", "target": {"num_heads": 3}}

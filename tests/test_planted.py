@@ -12,19 +12,19 @@ from typing import Any
 import pytest
 import torch
 
+from sprunec.bmcook.masks.mask_files import load_scores
 from sprunec.engines.device import Place
 from sprunec.engines.loop import fit, language_model_loss
 from sprunec.engines.torch_engine import TorchEngine
 from sprunec.engines.training import Training
+from sprunec.families.cpm_ant.blocks import build, initialize
+from sprunec.families.cpm_ant.config import LayerKept, ModelConfig
+from sprunec.families.cpm_ant.model import CPMAnt
+from sprunec.families.model_directory import load_model, save_model
 from sprunec.masks.budgets import fill_all, make_budgets
-from sprunec.masks.files import load_scores
 from sprunec.masks.learn import GateLearner
-from sprunec.masks.units import apply_masks
-from sprunec.model.checkpoint import load_model, save_model
-from sprunec.model.config import LayerKept, ModelConfig
-from sprunec.model.cpm_ant import build, initialize
-from sprunec.model.frame import CPMAnt
-from sprunec.passes import data as data_pass
+from sprunec.masks.unit_counts import apply_masks
+from sprunec.passes import read_data as data_pass
 from sprunec.passes import train_mask
 from sprunec.passes.bench import open_data, traced
 from sprunec.passes.job import Job

@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 import sprunec
-from sprunec.engines.saves import Saves
-from sprunec.graph.watcher import Watcher
+from sprunec.engines.checkpoints import Saves
+from sprunec.graph.progress import Watcher
 from tests.runs import EMIT, mask_pass, plan, write
 
 ROOT = Path(__file__).parent.parent

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 import sprunec
 from sprunec.cli import main
 from sprunec.errors import InputError
+from sprunec.families.cpm_ant.config import ModelConfig
+from sprunec.families.cpm_ant.shapes import expected_tensors
 from sprunec.masks.two_four import leaks, violation
-from sprunec.model.config import ModelConfig
-from sprunec.model.shapes import expected_tensors
 from sprunec.plan.plan import check_plan
 from tests.runs import EMIT, MODEL, artifact, execute, mask_pass, plan, read_report, write
 from tests.test_resume import Counts, fingerprints

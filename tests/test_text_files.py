@@ -10,21 +10,21 @@ from typing import Any
 import pytest
 import torch
 
+from sprunec.bmcook.data.set_writer import documents
+from sprunec.bmcook.masks.mask_forms import read_sheets
+from sprunec.checkpoint.provenance import origin_words, write_origin
+from sprunec.checkpoint.safetensors_file import weight_files
+from sprunec.checkpoint.writer import write_state
 from sprunec.data.pairs import read_pairs
 from sprunec.data.text import read_text as read_source_text
 from sprunec.data.text import split_text
 from sprunec.data.vocabulary import read_vocabulary
-from sprunec.data.writing import documents
 from sprunec.errors import Diagnostic, InputError
-from sprunec.masks.forms import read_sheets
-from sprunec.model.checkpoint import load, save_model
-from sprunec.model.origin import origin_words, write_origin
-from sprunec.model.stored import weight_files
-from sprunec.model.writing import write_state
-from sprunec.plan.models import read_config
+from sprunec.families.model_directory import load, save_model
+from sprunec.graph.inspect import inspect_model
+from sprunec.plan.model_config import read_config
 from sprunec.plan.plan import check_plan, read_plan
-from sprunec.plan.provenance import note_path, read_provenance, write_provenance
-from sprunec.rewrite.inspect import inspect_model
+from sprunec.plan.weights_notes import note_path, read_provenance, write_provenance
 from sprunec.text_files import read_json, read_lines, read_text
 from tests.conftest import tiny_config, tiny_model
 from tests.plan.bmcook.files import CONFIG, FINE, bmcook, write

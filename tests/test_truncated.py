@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 import sprunec
-from sprunec.model.tensors import read_state
-from sprunec.model.writing import save_tensors
+from sprunec.checkpoint.tensors import read_state
+from sprunec.checkpoint.writer import save_tensors
 from tests.guide import records
 from tests.runs import EMIT, MODEL, plan, save_weights, write
 
@@ -42,8 +42,8 @@ import json, os, sys
 import sprunec
 from pathlib import Path
 from sprunec.engines import torch_engine
-from sprunec.graph.watcher import Watcher
-from sprunec.model import tensors
+from sprunec.graph.progress import Watcher
+from sprunec.checkpoint import tensors
 
 def shorten(path):
     os.chmod(path, 0o644)

@@ -15,13 +15,13 @@ from sprunec import cli
 from sprunec.__main__ import command
 from sprunec.engines.team import Team
 from sprunec.graph import execute as executing
+from sprunec.graph import inspect as inspecting
 from sprunec.graph import lower, store
 from sprunec.graph.team import _explain
-from sprunec.passes import rewrite
+from sprunec.passes import cut as rewrite
 from sprunec.plan import plan as plans
 from sprunec.plan.schema import validator
-from sprunec.rewrite import inspect as inspecting
-from sprunec.show import report as pages
+from sprunec.show import page as pages
 from sprunec.unexpected import UnexpectedError, explained, own_words
 from tests.runs import EMIT, MODEL, plan, read_report, save_weights, write
 

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sprunec.data.arrays import Integers
+from sprunec.bmcook.data.arrays import Integers
+from sprunec.bmcook.data.records import ANSWER_TYPE, MASKED, PREFIX, Record
 from sprunec.data.batches import IGNORED, Batch
-from sprunec.data.records import ANSWER_TYPE, MASKED, PREFIX, Record
 
 
 @dataclass(frozen=True)

@@ -26,13 +26,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sprunec.engines.accidents import non_finite
 from sprunec.engines.device import Place
+from sprunec.engines.nonfinite import non_finite
 from sprunec.engines.optimizer import in_groups, make_optimizer, one_group
 from sprunec.engines.training import Training
 from sprunec.engines.world import Alone, World
 from sprunec.errors import InputError, PassError
-from sprunec.model.blocks import blocks
+from sprunec.families.module_lists import blocks
 
 INSTALL = "pip install --no-deps bmtrain==1.0.1 (Python 3.11 or older; --no-deps keeps torch's own NCCL)"
 MODULE = "._module"

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sprunec.data.batches import IGNORED, Batch
-from sprunec.engines.accidents import MOST_SKIPS, Skips, accident, non_finite, what_is_wrong
-from sprunec.engines.beside import Companion, Objective
+from sprunec.engines.auxiliary import Companion, Objective
+from sprunec.engines.checkpoints import Saves
 from sprunec.engines.engine import Engine
-from sprunec.engines.saves import Saves
+from sprunec.engines.nonfinite import MOST_SKIPS, Skips, accident, non_finite, what_is_wrong
 from sprunec.engines.training import Training
 from sprunec.errors import PassError
 from sprunec.interrupts import postponed

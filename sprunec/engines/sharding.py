@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sprunec.engines.device import Place
 from sprunec.errors import PassError
-from sprunec.model.blocks import blocks
+from sprunec.families.module_lists import blocks
 
 
 def replicate(model: nn.Module, device: torch.device) -> DistributedDataParallel:

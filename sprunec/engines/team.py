@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from sprunec.engines.pulse import END, SILENCE, Pulse
+from sprunec.engines.heartbeat import END, SILENCE, Pulse
 from sprunec.errors import InputError
 
 GRACE = 5.0  # seconds that a rank is given to say why it ends

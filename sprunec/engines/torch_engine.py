@@ -13,16 +13,16 @@ from torch.distributed._composable.checkpoint_activation import checkpoint
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.nn.parallel import DistributedDataParallel
 
-from sprunec.engines.accidents import non_finite
 from sprunec.engines.device import Place
-from sprunec.engines.hold import Hold
 from sprunec.engines.loss_scale import LossScale
+from sprunec.engines.nonfinite import non_finite
 from sprunec.engines.optimizer import in_groups, make_optimizer, one_group
 from sprunec.engines.sharding import like, local, replicate, shard, total_norm
 from sprunec.engines.shards import read_shards, shard_sizes
+from sprunec.engines.sparse_training import Hold
 from sprunec.engines.training import Training
 from sprunec.engines.world import Alone, World
-from sprunec.model.blocks import blocks
+from sprunec.families.module_lists import blocks
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.graph.graph import Graph, Node, digest_of, file_stamp
-from sprunec.graph.origin import resolved
-from sprunec.model.config import ModelConfig
+from sprunec.graph.notes import resolved
 from sprunec.passes.table import PASSES
 from sprunec.plan.plan import PassSpec, Plan
 from sprunec.plan.targets import Left

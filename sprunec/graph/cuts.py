@@ -6,16 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from sprunec.graph.builder import Builder
-from sprunec.graph.forms import formats_of
+from sprunec.graph.emit_options import formats_of
 from sprunec.graph.graph import MISSING
-from sprunec.graph.sizes import planned
+from sprunec.graph.planned import planned
 from sprunec.graph.sources import teacher
-from sprunec.graph.training import steps_of, training_options
+from sprunec.graph.training_nodes import steps_of, training_options
 from sprunec.graph.weights import masks_digest
-from sprunec.plan.draft import LOOKING
-from sprunec.plan.forms import EVEN_FORM
+from sprunec.plan.format_checks import EVEN_FORM
 from sprunec.plan.plan import PassSpec, Plan
-from sprunec.plan.provenance import steps_warning, weights_warning
+from sprunec.plan.resolve import LOOKING
+from sprunec.plan.weights_notes import steps_warning, weights_warning
 
 CHANGES_WEIGHTS = ("train", "finetune", "train-mask", "sparsify", "compensate")
 INSIDE_UNITS = ("head", "dim_head", "dim_ff")

@@ -17,21 +17,21 @@ from sprunec.errors import ComparisonError, InputError, PassError, SprunecError,
 from sprunec.graph.events import Events
 from sprunec.graph.graph import Graph, Node, file_stamp
 from sprunec.graph.lock import alone
-from sprunec.graph.origin import origin_of
-from sprunec.graph.places import check_places
+from sprunec.graph.notes import origin_of
+from sprunec.graph.paths import check_places
+from sprunec.graph.progress import Watcher
 from sprunec.graph.publish import publish, unpublish
 from sprunec.graph.report import Report, versions, with_notes
 from sprunec.graph.store import Artifact, Store
 from sprunec.graph.team import blame, check_shares, meet, order
-from sprunec.graph.watcher import Watcher
 from sprunec.interrupts import postponed, was_interrupted
 from sprunec.passes.job import Job
 from sprunec.passes.table import PASSES
-from sprunec.plan.provenance import write_provenance
+from sprunec.plan.weights_notes import write_provenance
 from sprunec.unexpected import FILE, UnexpectedError, explained, is_foreseen, own_words
 
 if TYPE_CHECKING:
-    from sprunec.engines.saves import Saves
+    from sprunec.engines.checkpoints import Saves
     from sprunec.engines.team import Team
 
 
@@ -83,8 +83,8 @@ def execute(
 
 def _check_ready(graph: Graph, team: Team | None) -> str:
     """The device that `auto` means here; raises for what would stop the run later."""
+    from sprunec.bmcook.masks.mask_forms import check_sheets
     from sprunec.engines.device import Place
-    from sprunec.masks.forms import check_sheets
     from sprunec.passes.bench import check_engine
 
     for node in graph.nodes:
@@ -243,7 +243,7 @@ def _outcome(node: Node, shop: Workshop, done: Mapping[str, Outcome]) -> Outcome
 def _saves(node: Node, shop: Workshop) -> Saves | None:
     if node.checkpoint_every is None:
         return None
-    from sprunec.engines.saves import Saves
+    from sprunec.engines.checkpoints import Saves
 
     directory = shop.store.partial(node)
     return Saves(directory, node.checkpoint_every, shop.stop, tell=shop.watcher.message, world=shop.team)

@@ -6,10 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from sprunec.errors import Diagnostic, InputError
-from sprunec.model.config import ModelConfig
-from sprunec.model.even import HEAD_APART
-from sprunec.model.head import has_own_head
-from sprunec.plan.forms import EVEN_FORM, OTHER_FORMS
+from sprunec.families.cpm_ant.config import ModelConfig
+from sprunec.families.cpm_ant.head import has_own_head
+from sprunec.families.cpm_ant.uniform import HEAD_APART
+from sprunec.plan.format_checks import EVEN_FORM, OTHER_FORMS
 from sprunec.plan.plan import Plan
 
 

@@ -19,13 +19,13 @@ from __future__ import annotations
 
 from sprunec.graph.builder import Builder
 from sprunec.graph.cuts import CHANGES_WEIGHTS, load_mask, score_mask, sparsify, train_mask
-from sprunec.graph.forms import OWN_FORM, emit_options
+from sprunec.graph.emit_options import OWN_FORM, emit_options
 from sprunec.graph.graph import Graph
 from sprunec.graph.heads import with_own_head
 from sprunec.graph.sources import add_sources
-from sprunec.graph.training import train
-from sprunec.plan.distillation import WHOLE
+from sprunec.graph.training_nodes import train
 from sprunec.plan.plan import PassSpec, Plan
+from sprunec.plan.teacher import WHOLE
 
 
 def lower(plan: Plan) -> Graph:

@@ -7,10 +7,10 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from sprunec.checkpoint.provenance import write_origin
 from sprunec.durable import copy_file, flush, naming
 from sprunec.graph.graph import Graph
-from sprunec.model.origin import write_origin
-from sprunec.plan.provenance import note_weights
+from sprunec.plan.weights_notes import note_weights
 
 PUBLISHED = ("model", "masks", "recipe.json")
 
@@ -80,16 +80,16 @@ def unpublish(out: Path) -> None:
 
 def _full_shape(graph: Graph, path: Path, artifacts: Mapping[str, Path]) -> None:
     """What a next plan starts from: CPM-Live's names, in the shape that this plan has started from."""
-    from sprunec.model.checkpoint import open_model_tensors
-    from sprunec.model.writing import as_outputs
-    from sprunec.model.writing_pt import write_pt
+    from sprunec.checkpoint.torch_writer import write_pt
+    from sprunec.checkpoint.writer import as_outputs
+    from sprunec.families.model_directory import open_model_tensors
 
     write_pt(as_outputs(open_model_tensors(artifacts[graph.roles["full"]])), path)
 
 
 def _masks_and_recipe(graph: Graph, aside: Path, artifacts: Mapping[str, Path]) -> None:
-    from sprunec.masks.files import write_masks
-    from sprunec.model.checkpoint import read_kept
+    from sprunec.bmcook.masks.mask_files import write_masks
+    from sprunec.families.model_directory import read_kept
 
     source, final = (read_kept(artifacts[graph.roles[role]]) for role in ("source", "final"))
     write_masks(aside / "masks", source, final)

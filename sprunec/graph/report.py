@@ -14,9 +14,9 @@ from typing import Any
 
 from sprunec.durable import read_file, write_atomically
 from sprunec.errors import SprunecError
+from sprunec.families.cpm_ant.config import LayerKept, ModelConfig, kept_from_json
 from sprunec.graph.graph import Graph, Node
 from sprunec.graph.store import Artifact, strict_json
-from sprunec.model.config import LayerKept, ModelConfig, kept_from_json
 
 COMPARED = (
     "max_abs_difference",

@@ -6,12 +6,12 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from sprunec.data.sets import set_files
+from sprunec.bmcook.data.sets import set_files
+from sprunec.checkpoint.layouts import checkpoint_files
 from sprunec.graph.builder import Builder
 from sprunec.graph.graph import MISSING, file_digest
 from sprunec.graph.heads import teacher_config
 from sprunec.graph.weights import about_model, teacher_digest, weights_digest
-from sprunec.model.layouts import checkpoint_files
 from sprunec.passes.table import PASSES
 from sprunec.plan.plan import DataSource, PassSpec
 

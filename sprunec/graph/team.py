@@ -113,7 +113,7 @@ def blame(error: BaseException, team: Team) -> str | None:
 
 
 def _take_part(team: Team, found: Mapping[str, Any], stop: Callable[[], bool]) -> None:
-    from sprunec.engines.saves import Saves
+    from sprunec.engines.checkpoints import Saves
 
     saves = found["saves"]
     with tempfile.TemporaryDirectory(prefix="sprunec-rank-") as scratch:

@@ -11,17 +11,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sprunec.checkpoint.headers import read_places
+from sprunec.checkpoint.layouts import checkpoint_files
+from sprunec.checkpoint.safetensors_file import Stored
+from sprunec.checkpoint.unreadable import FIX_NUMBERS
 from sprunec.errors import Diagnostic, InputError
+from sprunec.families.cpm_ant.huggingface_names import parts
 from sprunec.graph.graph import file_digest, known_digest, remember_digest
-from sprunec.model.headers import read_places
-from sprunec.model.hf import parts
-from sprunec.model.layouts import checkpoint_files
-from sprunec.model.stored import Stored
-from sprunec.model.unreadable import FIX_NUMBERS
 from sprunec.plan.plan import Plan
 
 if TYPE_CHECKING:
-    from sprunec.model.finite import NonFinite
+    from sprunec.checkpoint.finite import NonFinite
 
 MOST_TOLD = 5
 NO_CUT = "no cut can remove it, since 0 times NaN is NaN"
@@ -80,7 +80,7 @@ def _read(file: Path, places: dict[str, Stored]) -> tuple[str, list[NonFinite]]:
     known = known_digest(file)
     if known is not None and known in _FINITE:
         return known, []
-    from sprunec.model.finite import read_weights  # needs numpy, which a look at a config does not
+    from sprunec.checkpoint.finite import read_weights  # needs numpy, which a look at a config does not
 
     digest, found = read_weights(file, places)
     if not found:
@@ -109,8 +109,8 @@ def _is_cut_away(plan: Plan, found: Sequence[NonFinite]) -> bool:
     others = any("unit" in spec.options or "steps" in spec.options for spec in plan.passes)
     if not masks or others or any(each.count > len(each.places) for each in found):
         return False
-    from sprunec.masks.matching import read_masks
-    from sprunec.model.config import local
+    from sprunec.bmcook.masks.matching import read_masks
+    from sprunec.families.cpm_ant.config import local
     from sprunec.passes.bench import traced_shape
     from sprunec.rewrite.recipe import make_recipe
 

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from sprunec.errors import PassError
-from sprunec.masks.bundles import Multiples, bundles, by_unit, round_down
-from sprunec.masks.sizes import SizeBudget
-from sprunec.masks.units import Key, Values, unit_sizes
-from sprunec.model.config import ModelConfig
-from sprunec.model.even import bias_columns
+from sprunec.families.cpm_ant.config import ModelConfig
+from sprunec.families.cpm_ant.uniform import bias_columns
+from sprunec.masks.granularity import Multiples, bundles, by_unit, round_down
+from sprunec.masks.size_budget import SizeBudget
+from sprunec.masks.unit_counts import Key, Values, unit_sizes
 
 COUNTS = {
     "num_layers": "block",

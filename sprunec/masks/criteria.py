@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from sprunec.data.batches import Batch
 from sprunec.engines.device import Place
+from sprunec.masks.calibration import Moments, look
 from sprunec.masks.least_squares import removal_errors
-from sprunec.masks.moments import Moments, look
-from sprunec.masks.sizes import SIZES
-from sprunec.masks.units import Key
+from sprunec.masks.size_budget import SIZES
+from sprunec.masks.unit_counts import Key
 from sprunec.rewrite.gating import Gates
 from sprunec.rewrite.sites import SUBLAYER_OF
 from sprunec.rewrite.trace import TracedBlock

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sprunec.errors import InputError
-from sprunec.plan.sparse import GROUP, uneven
+from sprunec.plan.sparsity import GROUP, uneven
 
 KEPT = 2
 LEAST_IN_A_TILE = 7  # a greedy choice, as BMCook's, can end with one place that nothing may take any more

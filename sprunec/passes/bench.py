@@ -9,20 +9,21 @@ from typing import Any
 
 from torch import nn
 
-from sprunec.data import live, pairs
+from sprunec.bmcook.data import stream as live
+from sprunec.data import pairs
 from sprunec.data.batches import Batch, Data, load_text_data
 from sprunec.engines.device import Place
-from sprunec.engines.distill import Distiller, Weights, make_projections
+from sprunec.engines.distillation import Distiller, Weights, make_projections
 from sprunec.engines.engine import Engine
 from sprunec.engines.torch_engine import TorchEngine
-from sprunec.model.checkpoint import empty_model, load_model, read_config
-from sprunec.model.config import ModelConfig
-from sprunec.model.cpm_ant import block_kinds, example_inputs
-from sprunec.model.frame import CPMAnt
-from sprunec.model.states import Pair, state_widths
+from sprunec.families.cpm_ant.blocks import block_kinds, example_inputs
+from sprunec.families.cpm_ant.config import ModelConfig
+from sprunec.families.cpm_ant.model import CPMAnt
+from sprunec.families.cpm_ant.states import Pair, state_widths
+from sprunec.families.model_directory import empty_model, load_model, read_config
 from sprunec.passes.job import Job
 from sprunec.plan.scale import shards_by_itself
-from sprunec.rewrite.observe import observable
+from sprunec.rewrite.taps import observable
 from sprunec.rewrite.trace import TracedBlock, trace_blocks
 
 BMTRAIN = "bmtrain"

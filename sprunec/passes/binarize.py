@@ -9,13 +9,13 @@ from typing import Any
 
 from torch import Tensor
 
+from sprunec.bmcook.masks.mask_files import START, load_scores, write_mask
 from sprunec.durable import write_new
+from sprunec.families.cpm_ant.config import ModelConfig, kept_to_json
+from sprunec.families.model_directory import read_kept
 from sprunec.masks.budgets import COUNTS, Budget, fill_all, make_budgets, shared_out
-from sprunec.masks.files import START, load_scores, write_mask
 from sprunec.masks.learn import settling
-from sprunec.masks.units import Key, apply_masks
-from sprunec.model.checkpoint import read_kept
-from sprunec.model.config import ModelConfig, kept_to_json
+from sprunec.masks.unit_counts import Key, apply_masks
 from sprunec.passes.bench import config_of
 from sprunec.passes.job import Job
 from sprunec.plan.shortfalls import short_layers, short_words

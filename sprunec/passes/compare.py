@@ -23,14 +23,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sprunec.checkpoint.tensors import Tensors, open_tensors
 from sprunec.data.batches import Batch
 from sprunec.durable import read_file
 from sprunec.errors import ComparisonError, PassError
-from sprunec.model.checkpoint import empty_model, open_model_tensors, read_config, read_kept
-from sprunec.model.config import ModelConfig, local
-from sprunec.model.frame import CPMAnt
-from sprunec.model.tensors import Tensors, open_tensors
-from sprunec.model.walk import BIAS, Decoding, Walk, in_use, largest
+from sprunec.families.cpm_ant.config import ModelConfig, local
+from sprunec.families.cpm_ant.model import CPMAnt
+from sprunec.families.cpm_ant.walk import BIAS, Decoding, Walk, in_use, largest
+from sprunec.families.model_directory import empty_model, open_model_tensors, read_config, read_kept
 from sprunec.passes.bench import config_of, place_of, traced
 from sprunec.passes.job import Job
 from sprunec.passes.looks import NOISES, OPERATIONS, PER_PARAMETER, TOLERANCE, looks

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from sprunec.durable import read_file
 from sprunec.errors import ComparisonError, FormError, PassError
-from sprunec.model.checkpoint import empty_model, open_model_tensors
-from sprunec.model.walk import Inputs, Walk, largest
+from sprunec.families.cpm_ant.walk import Inputs, Walk, largest
+from sprunec.families.model_directory import empty_model, open_model_tensors
+from sprunec.formats.reopen import FORMS, Form
 from sprunec.passes.bench import config_of
-from sprunec.passes.forms.opening import FORMS, Form
 from sprunec.passes.job import Job
 from sprunec.passes.looks import NOISES, TOLERANCE, looks
 

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sprunec.bmcook.masks.mask_files import load_scores
+from sprunec.families.cpm_ant.config import LayerKept, local
+from sprunec.families.model_directory import read_kept, save_model
 from sprunec.masks import gates as hard_concrete
-from sprunec.masks.files import load_scores
+from sprunec.masks.calibration import Moments, look
 from sprunec.masks.least_squares import refit
-from sprunec.masks.moments import Moments, look
-from sprunec.masks.units import gate_units
-from sprunec.model.checkpoint import read_kept, save_model
-from sprunec.model.config import LayerKept, local
+from sprunec.masks.unit_counts import gate_units
 from sprunec.passes.bench import config_of, next_batches, open_model, place_of, traced
 from sprunec.passes.job import Job
 from sprunec.rewrite.gating import insert_gates

@@ -7,17 +7,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sprunec.checkpoint.layouts import weight_files
+from sprunec.checkpoint.writer import link_weights, write_state
 from sprunec.durable import write_new
 from sprunec.errors import FormError
-from sprunec.model.checkpoint import describe, empty_model, open_model_tensors, read_kept
-from sprunec.model.config import LayerKept, ModelConfig, local
-from sprunec.model.cpm_ant import cache_shapes
-from sprunec.model.layouts import weight_files
-from sprunec.model.writing import link_weights, write_state
+from sprunec.families.cpm_ant.blocks import cache_shapes
+from sprunec.families.cpm_ant.config import LayerKept, ModelConfig, local
+from sprunec.families.model_directory import describe, empty_model, open_model_tensors, read_kept
+from sprunec.formats import cpm_live, huggingface, pt2
+from sprunec.formats.model_py import model_source
 from sprunec.passes.bench import config_of, traced
-from sprunec.passes.forms import cpm_live, huggingface, pt2
 from sprunec.passes.job import Job
-from sprunec.rewrite.model_py import model_source
 from sprunec.rewrite.surgery import rewrite
 from sprunec.rewrite.trace import TracedBlock
 

@@ -12,9 +12,9 @@ from sprunec.data.batches import Data
 from sprunec.engines.device import Place
 from sprunec.engines.loop import language_model_loss
 from sprunec.errors import PassError
-from sprunec.model.checkpoint import read_config, read_kept
-from sprunec.model.config import local
-from sprunec.model.frame import CPMAnt
+from sprunec.families.cpm_ant.config import local
+from sprunec.families.cpm_ant.model import CPMAnt
+from sprunec.families.model_directory import read_config, read_kept
 from sprunec.passes.bench import directory_of, open_data, open_model, place_of, traced
 from sprunec.passes.job import Job
 from sprunec.rewrite.gating import mask

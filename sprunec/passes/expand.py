@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from sprunec.model.checkpoint import describe, open_model_tensors, read_kept, save_outputs
-from sprunec.model.writing import link_weights
+from sprunec.checkpoint.writer import link_weights
+from sprunec.families.model_directory import describe, open_model_tensors, read_kept, save_outputs
 from sprunec.passes.bench import config_of
 from sprunec.passes.job import Job
 from sprunec.rewrite.recipe import read_origin
-from sprunec.rewrite.stream import expand_outputs
+from sprunec.rewrite.streaming import expand_outputs
 
 
 def run(job: Job) -> dict[str, Any]:

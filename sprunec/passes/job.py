@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sprunec.engines.world import Alone, World
 
 if TYPE_CHECKING:
-    from sprunec.engines.saves import Saves
+    from sprunec.engines.checkpoints import Saves
 
 
 @dataclass(frozen=True)

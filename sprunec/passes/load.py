@@ -12,16 +12,16 @@ from typing import Any
 
 import torch
 
+from sprunec.checkpoint.tensors import Tensors, open_tensors
+from sprunec.checkpoint.writer import adopt_weights
 from sprunec.errors import InputError, PassError
-from sprunec.model.checkpoint import describe, save_model, save_outputs
-from sprunec.model.config import ModelConfig
-from sprunec.model.cpm_ant import build, initialize
-from sprunec.model.fit import check_fit, check_unused
-from sprunec.model.hf import Part, parts
-from sprunec.model.scaling import native_outputs, own_head
-from sprunec.model.shapes import expected_tensors
-from sprunec.model.tensors import Tensors, open_tensors
-from sprunec.model.writing import adopt_weights
+from sprunec.families.cpm_ant.blocks import build, initialize
+from sprunec.families.cpm_ant.config import ModelConfig
+from sprunec.families.cpm_ant.fit import check_fit, check_unused
+from sprunec.families.cpm_ant.huggingface_names import Part, parts
+from sprunec.families.cpm_ant.scaling import native_outputs, own_head
+from sprunec.families.cpm_ant.shapes import expected_tensors
+from sprunec.families.model_directory import describe, save_model, save_outputs
 from sprunec.passes.job import Job
 
 

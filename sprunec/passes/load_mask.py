@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from sprunec.bmcook.masks.matching import read_masks
 from sprunec.durable import write_new
 from sprunec.errors import InputError
-from sprunec.masks.matching import read_masks
-from sprunec.model.checkpoint import read_kept
-from sprunec.model.config import LayerKept, kept_to_json
-from sprunec.model.even import unevenness
+from sprunec.families.cpm_ant.config import LayerKept, kept_to_json
+from sprunec.families.cpm_ant.uniform import unevenness
+from sprunec.families.model_directory import read_kept
 from sprunec.passes.bench import config_of
 from sprunec.passes.job import Job
 

@@ -9,7 +9,7 @@ from itertools import islice
 import torch
 
 from sprunec.data.batches import PROMPT_TASK, TEXT_SEGMENT, Batch
-from sprunec.model.config import ModelConfig
+from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.passes.bench import open_data
 from sprunec.passes.job import Job
 

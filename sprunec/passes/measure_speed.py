@@ -18,9 +18,9 @@ from torch import nn
 
 from sprunec.data.batches import Batch
 from sprunec.engines.device import Place
-from sprunec.model.checkpoint import empty_model, fill, read_config, read_kept
-from sprunec.model.config import ModelConfig, local
-from sprunec.model.frame import CPMAnt
+from sprunec.families.cpm_ant.config import ModelConfig, local
+from sprunec.families.cpm_ant.model import CPMAnt
+from sprunec.families.model_directory import empty_model, fill, read_config, read_kept
 from sprunec.passes.bench import directory_of, open_data, open_model, place_of, traced
 from sprunec.passes.job import Job
 from sprunec.rewrite.gating import mask

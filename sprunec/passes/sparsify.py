@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sprunec.bmcook.masks.two_four_files import read_mask_file, save_pattern, write_pattern
+from sprunec.checkpoint.tensors import Tensors
+from sprunec.checkpoint.writer import Output, as_outputs
 from sprunec.errors import InputError
+from sprunec.families.cpm_ant.shapes import Shape, expected_tensors
+from sprunec.families.model_directory import open_model_tensors, read_kept, save_outputs
 from sprunec.masks.two_four import Pattern, choose, density, refuse_uneven, short_tiles
-from sprunec.masks.two_four_files import read_mask_file, save_pattern, write_pattern
-from sprunec.model.checkpoint import open_model_tensors, read_kept, save_outputs
-from sprunec.model.shapes import Shape, expected_tensors
-from sprunec.model.tensors import Tensors
-from sprunec.model.writing import Output, as_outputs
 from sprunec.passes.bench import config_of
 from sprunec.passes.job import Job
-from sprunec.plan.sparse import targeted
+from sprunec.plan.sparsity import targeted
 
 
 def run(job: Job) -> dict[str, Any]:

@@ -32,9 +32,9 @@ class PassInfo:
 
 
 PASSES: dict[str, PassInfo] = {
-    "data": PassInfo("data", 1, (), "data"),
+    "data": PassInfo("read_data", 1, (), "data"),
     "load": PassInfo("load", 2, (), "model"),
-    "trace": PassInfo("trace", 1, ("model",), "sites"),
+    "trace": PassInfo("trace_sites", 1, ("model",), "sites"),
     "train": PassInfo("train", 3, ("model", "data"), "model", optional=("teacher",), trains=True),
     "finetune": PassInfo("train", 3, ("model", "data"), "model", optional=("teacher",), trains=True),
     "train-mask": PassInfo("train_mask", 5, ("model", "data"), "gated", optional=("teacher",), trains=True),
@@ -43,7 +43,7 @@ PASSES: dict[str, PassInfo] = {
     "sparsify": PassInfo("sparsify", 1, ("model",), "model"),
     "binarize": PassInfo("binarize", 4, ("model", "scores"), "masks"),
     "compensate": PassInfo("compensate", 2, ("model", "masks", "data"), "model", optional=("scores",)),
-    "rewrite": PassInfo("rewrite", 2, ("model", "masks"), "rewritten", optional=("origin",)),
+    "rewrite": PassInfo("cut", 2, ("model", "masks"), "rewritten", optional=("origin",)),
     "expand": PassInfo("expand", 2, ("model", "source"), "masked", optional=("origin",)),
     "emit": PassInfo("emit", 5, ("model", "source"), "emitted"),
     "compare-format": PassInfo(

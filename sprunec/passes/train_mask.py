@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from sprunec.bmcook.masks.mask_files import START, save_scores
 from sprunec.engines.loop import fit, language_model_loss
 from sprunec.engines.training import Training
+from sprunec.families.model_directory import read_kept, save_model
 from sprunec.masks.budgets import make_budgets, shared_out
 from sprunec.masks.criteria import CRITERIA, Sight, comparable
-from sprunec.masks.files import START, save_scores
 from sprunec.masks.lagrangian import Lagrangian
 from sprunec.masks.learn import GateLearner, settling, start_from, tie
-from sprunec.masks.units import gate_units
-from sprunec.model.checkpoint import read_kept, save_model
+from sprunec.masks.unit_counts import gate_units
 from sprunec.passes.bench import config_of, engine_of, next_batches, open_data, open_lesson, open_model, traced
 from sprunec.passes.job import Job
 from sprunec.rewrite.gating import insert_gates

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from sprunec.data.sets import DEFAULT_BLOCK, META, read_set
+from sprunec.bmcook.data.sets import DEFAULT_BLOCK, META, read_set
+from sprunec.bmcook.masks.saved_masks import saved_masks_fit
 from sprunec.errors import Diagnostic, InputError
-from sprunec.model.config import ModelConfig
-from sprunec.plan.distillation import distillation_fits
-from sprunec.plan.draft import MASKS, TRAINS, Draft, Step, takes_a_look
-from sprunec.plan.engines import engine_fits
-from sprunec.plan.forms import form_fits, heads_tied
-from sprunec.plan.saved_masks import saved_masks_fit
-from sprunec.plan.sizes import size_findings
-from sprunec.plan.sparse import sparse_findings
+from sprunec.families.cpm_ant.config import ModelConfig
+from sprunec.plan.engine_checks import engine_fits
+from sprunec.plan.format_checks import form_fits, heads_tied
+from sprunec.plan.planned_sizes import size_findings
+from sprunec.plan.pointer import show
+from sprunec.plan.resolve import MASKS, TRAINS, Draft, Step, takes_a_look
+from sprunec.plan.sparsity import sparse_findings
 from sprunec.plan.targets import SIZES, SUBLAYERS, UNITS_OF, mismatched, uncovered
-from sprunec.plan.text import show
+from sprunec.plan.teacher import distillation_fits
 
 NEED_TRAINED = ("finetune", *MASKS)
 TEXT_PROMPT, TEXT_SEGMENT = 2, 2

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 
+from sprunec.checkpoint.layouts import BIN, CONFIG, WEIGHTS, has_weights
 from sprunec.errors import Diagnostic
-from sprunec.model.layouts import BIN, CONFIG, WEIGHTS, has_weights
-from sprunec.plan.draft import Draft
+from sprunec.plan.resolve import Draft
 from sprunec.plan.source import Source
 
 CONFIG_PLACE, PATH_PLACE, CHECKPOINT_PLACE = "/model/config", "/model/path", "/model/checkpoint"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from sprunec.errors import Diagnostic
-from sprunec.plan.draft import Draft, Step
+from sprunec.plan.pointer import show
+from sprunec.plan.resolve import Draft, Step
 from sprunec.plan.targets import UNITS_OF
-from sprunec.plan.text import show
 
 
 def multiples_fit(draft: Draft, step: Step, most: Mapping[str, int]) -> Iterator[Diagnostic]:

@@ -8,8 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 from sprunec.errors import InputError
+from sprunec.plan.pointer import show, unescape
 from sprunec.plan.source import Source
-from sprunec.plan.text import show, unescape
 
 
 def override(source: Source, values: Mapping[str, Any]) -> Source:

@@ -12,16 +12,16 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from sprunec.bmcook.plans.flags import NO_FLAGS, Flags
 from sprunec.errors import Diagnostic, InputError
-from sprunec.model.config import ModelConfig
-from sprunec.plan.bmcook.flags import NO_FLAGS, Flags
+from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.plan.checks import CHECKS
 from sprunec.plan.directories import open_directory
-from sprunec.plan.draft import TRAINS, Draft, as_list
-from sprunec.plan.explain import schema_findings
-from sprunec.plan.inputs import input_findings, model_config
-from sprunec.plan.opening import read_any
+from sprunec.plan.files import input_findings, model_config
+from sprunec.plan.open_plan import read_any
 from sprunec.plan.override import override
+from sprunec.plan.resolve import TRAINS, Draft, as_list
+from sprunec.plan.schema_errors import schema_findings
 from sprunec.plan.source import Source
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})

@@ -10,7 +10,7 @@ import json
 import re
 from typing import Any
 
-from sprunec.plan.text import escape, show
+from sprunec.plan.pointer import escape, show
 
 DEEPEST = 64
 # Characters of all pointers together: long keys around many values would fill any memory.

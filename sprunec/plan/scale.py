@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from sprunec.model.config import ModelConfig
+from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.plan.plan import PassSpec, Plan
 
 FLOAT, HALF = 4, 2

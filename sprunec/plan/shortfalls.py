@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from sprunec.model.config import LayerShape
+from sprunec.families.cpm_ant.config import LayerShape
 from sprunec.plan.targets import FIELDS, most_kept
 
 MOST_NAMED = 4

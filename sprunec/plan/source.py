@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from sprunec.errors import Diagnostic, InputError
+from sprunec.plan.pointer import show, unescape
 from sprunec.plan.reader import Reader, Slip
-from sprunec.plan.text import show, unescape
 from sprunec.text_files import read_text
 
 LARGEST_FILE = 1024 * 1024

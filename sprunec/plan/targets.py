@@ -8,7 +8,7 @@ from fractions import Fraction
 from types import MappingProxyType
 from typing import Any
 
-from sprunec.model.config import LayerShape, ModelConfig
+from sprunec.families.cpm_ant.config import LayerShape, ModelConfig
 
 # a count target: the units it can count
 UNITS_OF = {

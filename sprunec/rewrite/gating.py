@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from sprunec.errors import TraceError
-from sprunec.model.config import LayerKept
+from sprunec.families.cpm_ant.config import LayerKept
 from sprunec.rewrite.edits import copy_graph
 from sprunec.rewrite.sites import factors
 from sprunec.rewrite.surgery import build, index_device

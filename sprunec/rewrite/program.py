@@ -12,8 +12,8 @@ from typing import Any
 from torch import fx, nn
 
 from sprunec.rewrite.axes import Groups
+from sprunec.rewrite.compute_ops import RULES
 from sprunec.rewrite.flow import Contraction, Core, Flow, follow
-from sprunec.rewrite.rules import RULES
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sprunec.checkpoint.tensors import Tensors, open_tensors, runs
 from sprunec.durable import read_file, write_new
 from sprunec.errors import TraceError
-from sprunec.model.config import LayerKept
-from sprunec.model.tensors import Tensors, open_tensors, runs
+from sprunec.families.cpm_ant.config import LayerKept
 from sprunec.rewrite.axes import Groups
 from sprunec.rewrite.program import Program, Residual
 from sprunec.rewrite.sites import SUBLAYER_OF

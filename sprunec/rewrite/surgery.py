@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from sprunec.model.config import LayerKept
+from sprunec.families.cpm_ant.config import LayerKept
 from sprunec.rewrite.edits import bypass, constants, copy_graph, cut_buffers, freeze_sizes, select_shared, set_constants
 from sprunec.rewrite.recipe import absent, keeps, make_recipe
 from sprunec.rewrite.trace import TracedBlock

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from sprunec.errors import TraceError
-from sprunec.model.blocks import blocks
+from sprunec.families.module_lists import blocks
 from sprunec.rewrite.program import Call, Program, read_program
 from sprunec.rewrite.sites import Site, find_sites
 

@@ -16,9 +16,9 @@ from rich.table import Table
 from rich.text import Text
 
 from sprunec.errors import Diagnostic
-from sprunec.graph.watcher import Watcher
+from sprunec.graph.progress import Watcher
 from sprunec.show.fitted import Line
-from sprunec.show.words import UNKNOWN, is_finite, number, plural, printable
+from sprunec.show.numbers import UNKNOWN, is_finite, number, plural, printable
 
 SECONDS_BETWEEN_LINES = 2.0
 SHARE_BETWEEN_LINES = 0.1

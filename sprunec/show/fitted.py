@@ -10,7 +10,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from sprunec.show.words import printable
+from sprunec.show.numbers import printable
 
 GAP = 2  # between two columns
 

@@ -8,9 +8,9 @@ from html import escape
 from math import floor, log10
 from typing import Any
 
+from sprunec.show.numbers import ABSENT, UNKNOWN, is_finite, number
 from sprunec.show.speeds import quartiles, rate_range
 from sprunec.show.tables import kept_layers, whole
-from sprunec.show.words import ABSENT, UNKNOWN, is_finite, number
 
 Points = list[tuple[float, float]]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sprunec.show.words import NOTHING, is_finite, number
+from sprunec.show.numbers import NOTHING, is_finite, number
 
 AS_DENSE = (0.9, 1.1)  # quartiles inside tell that there is no difference worth a word
 

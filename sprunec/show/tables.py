@@ -10,8 +10,8 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from sprunec.show.fitted import Column, FittedTable, Line
+from sprunec.show.numbers import ABSENT, NOTHING, UNKNOWN, is_finite, number, percent, plural, rounded
 from sprunec.show.speeds import ratio_words, speed_words
-from sprunec.show.words import ABSENT, NOTHING, UNKNOWN, is_finite, number, percent, plural, rounded
 
 MODELS = ("dense", "masked", "small")
 MOST_HEADS_DRAWN = 64

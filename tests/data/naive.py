@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from sprunec.bmcook.data.records import Limits
 from sprunec.data.batches import IGNORED, Batch
-from sprunec.data.records import Limits
 from tests.conftest import TINY
 
 PROMPT, COLUMNS, ROWS, WORDS = 5, 48, 3, TINY["vocab_size"]

@@ -13,8 +13,8 @@ from sprunec.data.batches import IGNORED, Batch, TextData, load_text_data, save_
 from sprunec.data.saved import SavedIds
 from sprunec.data.tokenizer import Characters
 from sprunec.errors import InputError
-from sprunec.passes.data import run
 from sprunec.passes.job import Job
+from sprunec.passes.read_data import run
 
 PROMPT = 5
 

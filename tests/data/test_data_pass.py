@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from sprunec.data.live import LiveData
-from sprunec.data.sets import read_set
-from sprunec.data.writing import write_dataset
+from sprunec.bmcook.data.set_writer import write_dataset
+from sprunec.bmcook.data.sets import read_set
+from sprunec.bmcook.data.stream import LiveData
 from sprunec.errors import InputError
 from sprunec.passes.bench import open_data
-from sprunec.passes.data import run
 from sprunec.passes.job import Job
+from sprunec.passes.read_data import run
 from tests.conftest import tiny_config
 from tests.data.live_sets import some_records
 from tests.data.naive import COLUMNS, PROMPT, ROWS, WORDS

@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 import torch
 
+from sprunec.bmcook.data.index import Records, make_index
+from sprunec.bmcook.data.records import parse_record
+from sprunec.bmcook.data.set_writer import write_dataset
+from sprunec.bmcook.data.sets import read_set
+from sprunec.bmcook.data.stream import HELD_OUT, HELD_OUT_KEY, TRAINING, LiveData, Order
 from sprunec.data.batches import IGNORED
 from sprunec.data.examples import Packer, draws, make_example
-from sprunec.data.index import Records, make_index
-from sprunec.data.live import HELD_OUT, HELD_OUT_KEY, TRAINING, LiveData, Order
-from sprunec.data.records import parse_record
-from sprunec.data.sets import read_set
-from sprunec.data.writing import write_dataset
 from sprunec.engines.loop import language_model_loss
 from sprunec.errors import InputError
-from sprunec.model.frame import CPMAnt
-from sprunec.model.walk import Decoding
+from sprunec.families.cpm_ant.model import CPMAnt
+from sprunec.families.cpm_ant.walk import Decoding
 from tests.conftest import tiny_model
 from tests.data.live_sets import some_records
 from tests.data.naive import COLUMNS, LIMITS, PROMPT, ROWS, WORDS, as_lists, naive_batch, naive_example, naive_rows

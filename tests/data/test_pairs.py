@@ -14,8 +14,8 @@ from sprunec.data.pairs import PairData
 from sprunec.data.tokenizer import Characters
 from sprunec.errors import InputError
 from sprunec.passes.bench import open_data
-from sprunec.passes.data import run
 from sprunec.passes.job import Job
+from sprunec.passes.read_data import run
 from tests.conftest import TINY, tiny_config
 from tests.data.test_batches import same
 from tests.data.test_vocabulary import PIECES, SPECIAL, file_of

@@ -13,9 +13,9 @@ import pytest
 from typer.testing import CliRunner
 
 import sprunec
+from sprunec.bmcook.data.set_writer import make_dataset
 from sprunec.cli import app
 from sprunec.data.vocabulary import Vocabulary, read_vocabulary
-from sprunec.data.writing import make_dataset
 from sprunec.errors import InputError
 from sprunec.plan.schema import validator
 from tests.data.live_sets import blocks_of, read_v1, some_records

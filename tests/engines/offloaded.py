@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from sprunec.engines import sharding
+from sprunec.engines.checkpoints import Saves
 from sprunec.engines.loop import fit
-from sprunec.engines.saves import Saves
 from sprunec.engines.torch_engine import TorchEngine
 from tests.conftest import tiny_model
 from tests.engines.test_loop import CPU, TRAINING, batch

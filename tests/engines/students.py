@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from sprunec.data.batches import Batch
-from sprunec.engines.distill import Distiller, Weights, make_projections
+from sprunec.engines.distillation import Distiller, Weights, make_projections
 from sprunec.engines.training import Training
-from sprunec.model.states import Pair
-from sprunec.rewrite.observe import observable
+from sprunec.families.cpm_ant.states import Pair
+from sprunec.rewrite.taps import observable
 from tests.conftest import tiny_config
 from tests.engines.test_loop import CPU, OPTIONS
 

@@ -14,17 +14,17 @@ from torch import Tensor
 
 from sprunec.data.batches import Batch
 from sprunec.engines import loop
-from sprunec.engines.accidents import MOST_SKIPS, batch_digest
+from sprunec.engines.checkpoints import Saves
 from sprunec.engines.device import Place
 from sprunec.engines.loop import Trainer, fit
-from sprunec.engines.saves import Saves
+from sprunec.engines.nonfinite import MOST_SKIPS, batch_digest
 from sprunec.engines.torch_engine import TorchEngine
 from sprunec.errors import PassError
+from sprunec.families.cpm_ant.blocks import example_inputs
 from sprunec.masks.budgets import make_budgets
 from sprunec.masks.lagrangian import Lagrangian
 from sprunec.masks.learn import GateLearner, start_from
-from sprunec.masks.units import gate_units, unit_sizes
-from sprunec.model.cpm_ant import example_inputs
+from sprunec.masks.unit_counts import gate_units, unit_sizes
 from sprunec.rewrite.gating import insert_gates
 from sprunec.rewrite.trace import trace_blocks
 from tests.conftest import tiny_config, tiny_model

@@ -22,10 +22,10 @@ from sprunec.engines.loop import fit
 from sprunec.engines.torch_engine import TorchEngine
 from sprunec.engines.training import Training
 from sprunec.errors import InputError, PassError
+from sprunec.families.cpm_ant.blocks import block_kinds, example_inputs
 from sprunec.masks.budgets import make_budgets
 from sprunec.masks.lagrangian import Lagrangian
 from sprunec.masks.learn import GateLearner, start_from
-from sprunec.model.cpm_ant import block_kinds, example_inputs
 from sprunec.rewrite.gating import insert_gates
 from sprunec.rewrite.trace import trace_blocks
 from tests.conftest import tiny_config, tiny_model

@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 
 from sprunec.data.batches import IGNORED
-from sprunec.engines import distill
-from sprunec.engines.distill import Distiller, Weights, hidden_difference, soft_cross_entropy
-from sprunec.model.cpm_ant import example_inputs
-from sprunec.model.states import Pair
+from sprunec.engines import distillation as distill
+from sprunec.engines.distillation import Distiller, Weights, hidden_difference, soft_cross_entropy
+from sprunec.families.cpm_ant.blocks import example_inputs
+from sprunec.families.cpm_ant.states import Pair
 from sprunec.rewrite.gating import insert_gates
-from sprunec.rewrite.observe import observable
+from sprunec.rewrite.taps import observable
 from sprunec.rewrite.trace import trace_blocks
 from tests.conftest import tiny_config, tiny_model
 from tests.engines.students import INSIDE, NORM, by_columns, distiller, gradients, loss_of, seen

@@ -15,13 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sprunec.data.batches import IGNORED, Batch
+from sprunec.engines.checkpoints import Saves
 from sprunec.engines.device import Place
-from sprunec.engines.distill import Distiller, make_projections
+from sprunec.engines.distillation import Distiller, make_projections
 from sprunec.engines.loop import fit
-from sprunec.engines.saves import Saves
 from sprunec.engines.torch_engine import TorchEngine
 from sprunec.errors import InputError
-from sprunec.model.states import Pair
+from sprunec.families.cpm_ant.states import Pair
 from tests.conftest import tiny_model
 from tests.engines.students import INSIDE, NORM, TRAINING, WIDE, distiller, gradients, loss_of
 from tests.engines.test_loop import CPU, batch, farthest

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sprunec.engines.hold import Hold
 from sprunec.engines.loop import fit
+from sprunec.engines.sparse_training import Hold
 from sprunec.masks.two_four import Pattern, choose, leaks
 from tests.conftest import tiny_model
 from tests.engines.test_loop import CPU, TRAINING, batch

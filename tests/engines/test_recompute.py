@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from sprunec.engines.torch_engine import TorchEngine
-from sprunec.masks.units import gate_units
-from sprunec.model.cpm_ant import example_inputs
+from sprunec.families.cpm_ant.blocks import example_inputs
+from sprunec.masks.unit_counts import gate_units
 from sprunec.rewrite.gating import insert_gates
 from sprunec.rewrite.trace import trace_blocks
 from tests.conftest import tiny_config, tiny_model

@@ -13,9 +13,9 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 from torch.distributed.checkpoint.state_dict_saver import save
 
 import sprunec
+from sprunec.engines.checkpoints import Saves, _folder_digest
 from sprunec.engines.launch import exit_code
 from sprunec.engines.loss_scale import INTERVAL, LossScale
-from sprunec.engines.saves import Saves, _folder_digest
 from sprunec.engines.shards import read_shards, shard_sizes
 from sprunec.engines.team import here, lost
 from sprunec.errors import InputError, PassError

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from sprunec.graph.forms import transformers_release
-from sprunec.model.checkpoint import empty_model, save_model
-from sprunec.model.config import LayerKept, ModelConfig
-from sprunec.model.cpm_ant import example_inputs
+from sprunec.families.cpm_ant.blocks import example_inputs
+from sprunec.families.cpm_ant.config import LayerKept, ModelConfig
+from sprunec.families.model_directory import empty_model, save_model
+from sprunec.graph.emit_options import transformers_release
 from sprunec.passes import emit
 from sprunec.passes.job import Job
 from sprunec.rewrite.gating import Gates, insert_gates

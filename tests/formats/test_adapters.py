@@ -12,9 +12,9 @@ from peft import IA3Config, LoraConfig, PeftModel, get_peft_model, prepare_model
 from torch import Tensor, nn
 from transformers import CpmAntForCausalLM, Trainer, TrainingArguments
 
-from sprunec.model.config import LayerKept
-from sprunec.model.cpm_ant import Block, build
-from sprunec.model.modeling_sprunec import SprunecForCausalLM
+from sprunec.families.cpm_ant.blocks import Block, build
+from sprunec.families.cpm_ant.config import LayerKept
+from sprunec.families.cpm_ant.modeling_sprunec import SprunecForCausalLM
 from tests.conftest import TINY, tiny_config
 from tests.formats.cut_models import Case, emitted
 from tests.formats.test_opened_alone import EVEN, RAGGED, run_alone

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 import sprunec
-from sprunec.model.even import unevenness
-from sprunec.model.hf import stock_obstacles
-from sprunec.model.modeling_sprunec import SprunecForCausalLM
+from sprunec.families.cpm_ant.huggingface_names import stock_obstacles
+from sprunec.families.cpm_ant.modeling_sprunec import SprunecForCausalLM
+from sprunec.families.cpm_ant.uniform import unevenness
+from sprunec.formats.reopen import all_context
 from sprunec.passes.compare_format import tolerance
-from sprunec.passes.forms.opening import all_context
 from tests.conftest import TINY, random_batch
 from tests.formats.cut_models import DTYPES, Case, cut_config, emitted, masked_model, random_case
 from tests.formats.live_loader import load_live

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from sprunec.cli import main
 from sprunec.errors import FormError
+from sprunec.formats.reopen import Form
 from sprunec.graph.store import Store
 from sprunec.passes import compare_format, emit
-from sprunec.passes.forms.opening import Form
 from sprunec.plan.schema import validator
 from tests.runs import MODEL, execute, plan, read_report, save_weights, write
 

@@ -15,12 +15,12 @@ from transformers import CpmAntConfig, CpmAntForCausalLM
 
 import sprunec
 from sprunec.errors import InputError
-from sprunec.graph.forms import transformers_release
+from sprunec.formats.reopen import all_context
+from sprunec.graph.emit_options import transformers_release
+from sprunec.graph.inspect import inspect_model
 from sprunec.passes import emit, load
-from sprunec.passes.forms.opening import all_context
 from sprunec.passes.job import Job
-from sprunec.plan.models import read_config
-from sprunec.rewrite.inspect import inspect_model
+from sprunec.plan.model_config import read_config
 from tests.conftest import TINY
 from tests.formats.cut_models import OPTIONS, emitted
 from tests.formats.test_opened_alone import RAGGED

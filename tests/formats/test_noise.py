@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sprunec.model.checkpoint import load_model
-from sprunec.model.config import ModelConfig
-from sprunec.model.cpm_ant import build
+from sprunec.families.cpm_ant.blocks import build
+from sprunec.families.cpm_ant.config import ModelConfig
+from sprunec.families.model_directory import load_model
 from sprunec.passes import compare_format
 from sprunec.passes.looks import NOISES, TOLERANCE, random_batch
 from tests.runs import MODEL, artifact, execute, plan

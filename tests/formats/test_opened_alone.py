@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from sprunec.graph.forms import transformers_release
-from sprunec.model.config import LayerKept
-from sprunec.passes.forms.opening import all_context
-from sprunec.passes.forms.pt2 import NAMES
+from sprunec.families.cpm_ant.config import LayerKept
+from sprunec.formats.pt2 import NAMES
+from sprunec.formats.reopen import all_context
+from sprunec.graph.emit_options import transformers_release
 from tests.conftest import TINY, random_batch
 from tests.formats.cut_models import Case, emitted, masked_model
 
@@ -115,5 +115,5 @@ def test_the_code_beside_the_weights_is_the_same_for_every_model(tmp_path: Path)
     first, second = (tmp_path / "first", tmp_path / "second")
     one, two = (emitted(case, folder, "huggingface") for case, folder in ((RAGGED, first), (RAGGED, second)))
     names = sorted(path.name for path in (one / "huggingface").glob("*.py"))
-    assert names == ["config.py", "cpm_ant.py", "frame.py", "modeling_sprunec.py", "modules.py"]
+    assert names == ["blocks.py", "config.py", "model.py", "modeling_sprunec.py", "modules.py"]
     assert all((one / "huggingface" / n).read_bytes() == (two / "huggingface" / n).read_bytes() for n in names)

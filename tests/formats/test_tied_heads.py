@@ -14,13 +14,13 @@ from torch import Tensor
 
 import sprunec
 from sprunec.errors import PassError
+from sprunec.families.cpm_ant.blocks import example_inputs
+from sprunec.families.cpm_ant.config import LayerKept
 from sprunec.masks import gates as hard_concrete
 from sprunec.masks.budgets import fill_all, make_budgets
 from sprunec.masks.lagrangian import Lagrangian
 from sprunec.masks.learn import GateLearner, start_from, tie
-from sprunec.masks.units import Key
-from sprunec.model.config import LayerKept
-from sprunec.model.cpm_ant import example_inputs
+from sprunec.masks.unit_counts import Key
 from sprunec.rewrite.gating import insert_gates
 from sprunec.rewrite.trace import trace_blocks
 from tests.conftest import random_batch, tiny_config, tiny_model
@@ -169,11 +169,11 @@ def test_both_forms_of_a_tied_run_say_the_same(tied_run: tuple[Path, dict[str, A
 
 
 def _broken_factors(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sprunec.passes.forms.folding.fold_factors", lambda config: iter(()))
+    monkeypatch.setattr("sprunec.formats.folding.fold_factors", lambda config: iter(()))
 
 
 def _broken_columns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sprunec.passes.forms.folding.bias_columns", lambda config: [(0, 1, 2)])
+    monkeypatch.setattr("sprunec.formats.folding.bias_columns", lambda config: [(0, 1, 2)])
 
 
 @pytest.mark.parametrize("spoil", [_broken_factors, _broken_columns])

@@ -15,16 +15,16 @@ from torch import Tensor, nn
 from transformers import CpmAntConfig, CpmAntForCausalLM
 
 import sprunec
+from sprunec.bmcook.masks.mask_files import write_mask
 from sprunec.errors import InputError, PassError
-from sprunec.masks.files import write_mask
-from sprunec.model.checkpoint import read_config
-from sprunec.model.config import LayerKept
-from sprunec.model.modeling_sprunec import SprunecForCausalLM
+from sprunec.families.cpm_ant.config import LayerKept
+from sprunec.families.cpm_ant.modeling_sprunec import SprunecForCausalLM
+from sprunec.families.model_directory import read_config
+from sprunec.formats.pt2 import NAMES
+from sprunec.formats.reopen import all_context
+from sprunec.graph.inspect import inspect_model
 from sprunec.passes import load
-from sprunec.passes.forms.opening import all_context
-from sprunec.passes.forms.pt2 import NAMES
 from sprunec.passes.job import Job
-from sprunec.rewrite.inspect import inspect_model
 from tests.conftest import TINY, tiny_config
 from tests.formats.cut_models import emitted
 from tests.formats.test_hugging_face_input import THEIRS, ulps

@@ -17,12 +17,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import sprunec
+from sprunec.checkpoint import finite
+from sprunec.checkpoint.tensors import open_tensors
 from sprunec.errors import InputError
+from sprunec.families.cpm_ant.huggingface_names import KEYS
 from sprunec.graph import graph
 from sprunec.graph.weights import weights_digest
-from sprunec.model import finite
-from sprunec.model.hf import KEYS
-from sprunec.model.tensors import open_tensors
 from tests.runs import EMIT, MODEL, TRAIN, plan, save_weights, write
 
 NAN, INF = math.nan, math.inf

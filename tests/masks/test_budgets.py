@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sprunec.errors import PassError
+from sprunec.families.cpm_ant.config import LayerKept, ModelConfig
 from sprunec.masks.budgets import Budget, CountBudget, fill_all, make_budgets, settled
-from sprunec.masks.sizes import SizeBudget
-from sprunec.masks.units import Key, apply_masks, unit_sizes
-from sprunec.model.config import LayerKept, ModelConfig
+from sprunec.masks.size_budget import SizeBudget
+from sprunec.masks.unit_counts import Key, apply_masks, unit_sizes
 from tests.conftest import tiny_config
 
 UNITS = (

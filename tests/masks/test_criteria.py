@@ -11,11 +11,11 @@ from torch import nn
 from sprunec.data.batches import Batch
 from sprunec.engines.device import Place
 from sprunec.engines.loop import language_model_loss
+from sprunec.families.cpm_ant.blocks import build, example_inputs
+from sprunec.families.cpm_ant.config import LayerKept
+from sprunec.families.model_directory import empty_model
 from sprunec.masks import criteria
-from sprunec.masks.units import gate_units, unit_sizes
-from sprunec.model.checkpoint import empty_model
-from sprunec.model.config import LayerKept
-from sprunec.model.cpm_ant import build, example_inputs
+from sprunec.masks.unit_counts import gate_units, unit_sizes
 from sprunec.rewrite.gating import insert_gates
 from sprunec.rewrite.recipe import make_recipe
 from sprunec.rewrite.trace import trace_blocks

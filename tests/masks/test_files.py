@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 
+from sprunec.bmcook.masks.mask_files import load_scores, save_scores, write_mask, write_masks
+from sprunec.bmcook.masks.matching import read_masks
 from sprunec.durable import put_file
-from sprunec.masks.files import load_scores, save_scores, write_mask, write_masks
-from sprunec.masks.matching import read_masks
-from sprunec.model.config import LayerKept, ModelConfig
+from sprunec.families.cpm_ant.config import LayerKept, ModelConfig
 from tests.conftest import tiny_config
 
 ROOT = Path(__file__).parents[2]

@@ -16,10 +16,10 @@ import pytest
 import torch
 from torch import nn
 
+from sprunec.bmcook.masks.matching import Matched, read_masks
+from sprunec.bmcook.masks.numpy_values import stand_ins
 from sprunec.errors import InputError
-from sprunec.masks.matching import Matched, read_masks
-from sprunec.masks.numpy_values import stand_ins
-from sprunec.model.config import LayerKept
+from sprunec.families.cpm_ant.config import LayerKept
 from tests.conftest import tiny_config
 
 WHOLE = tiny_config(mask_modules=[[False, True], [True, False], [False, False]]).everything()

@@ -8,7 +8,7 @@ import torch
 from sprunec.masks.budgets import Budget, CountBudget, make_budgets, settled
 from sprunec.masks.gates import kept_probability
 from sprunec.masks.lagrangian import QUADRATIC_FLOOR, Lagrangian
-from sprunec.masks.sizes import SizeBudget
+from sprunec.masks.size_budget import SizeBudget
 from tests.conftest import tiny_config
 
 HEADS = {(0, "head"): 4, (1, "head"): 4, (2, "head"): 4}

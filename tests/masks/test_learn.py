@@ -7,11 +7,11 @@ import torch
 
 from sprunec.data.batches import Batch
 from sprunec.engines.loop import language_model_loss
+from sprunec.families.cpm_ant.blocks import example_inputs
 from sprunec.masks.budgets import make_budgets
 from sprunec.masks.lagrangian import Lagrangian
 from sprunec.masks.learn import GateLearner, start_from
-from sprunec.masks.units import Key
-from sprunec.model.cpm_ant import example_inputs
+from sprunec.masks.unit_counts import Key
 from sprunec.rewrite.gating import insert_gates
 from sprunec.rewrite.trace import trace_blocks
 from tests.conftest import random_batch, tiny_config, tiny_model

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from sprunec.bmcook.masks.matching import Matched, read_masks
 from sprunec.errors import InputError
-from sprunec.masks.matching import Matched, read_masks
-from sprunec.model.config import LayerKept
-from sprunec.model.cpm_ant import example_inputs
+from sprunec.families.cpm_ant.blocks import example_inputs
+from sprunec.families.cpm_ant.config import LayerKept
 from sprunec.rewrite.gating import mask
 from sprunec.rewrite.trace import trace_blocks
 from tests.conftest import random_batch, tiny_config, tiny_model

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.masks.budgets import fill_all, make_budgets
-from sprunec.masks.bundles import bundles, spare
-from sprunec.masks.units import Key, unit_cost, unit_sizes
-from sprunec.model.config import ModelConfig
+from sprunec.masks.granularity import bundles, spare
+from sprunec.masks.unit_counts import Key, unit_cost, unit_sizes
 from sprunec.plan.targets import removable
 from tests.conftest import tiny_config
 from tests.masks.test_budgets import left, ragged, scores

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from sprunec.cli import main
 from sprunec.errors import PassError
-from sprunec.graph.sizes import planned
+from sprunec.families.cpm_ant.config import ModelConfig
+from sprunec.graph.planned import planned
 from sprunec.masks.budgets import Budget, fill_all, make_budgets
-from sprunec.masks.units import unit_sizes
-from sprunec.model.config import ModelConfig
+from sprunec.masks.unit_counts import unit_sizes
 from sprunec.plan.schema import validator
 from sprunec.plan.shortfalls import short_layers, short_words
 from sprunec.plan.targets import Left

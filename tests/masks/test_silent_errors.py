@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.masks.budgets import fill_all, make_budgets
 from sprunec.masks.gates import kept_probability, sample
 from sprunec.masks.lagrangian import Lagrangian
-from sprunec.masks.units import Key, unit_sizes
-from sprunec.model.config import ModelConfig
+from sprunec.masks.unit_counts import Key, unit_sizes
 from tests.runs import TINY
 
 HOLES = [[False, False], [True, False], [False, True], [True, False]]

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from sprunec.bmcook.masks.two_four_files import load_pattern, read_mask_file, save_pattern, write_pattern
 from sprunec.errors import InputError
+from sprunec.families.cpm_ant.shapes import expected_tensors
+from sprunec.families.model_directory import save_model
 from sprunec.masks.two_four import Pattern, choose
-from sprunec.masks.two_four_files import load_pattern, read_mask_file, save_pattern, write_pattern
-from sprunec.model.checkpoint import save_model
-from sprunec.model.shapes import expected_tensors
-from sprunec.plan.sparse import targeted
+from sprunec.plan.sparsity import targeted
 from tests.conftest import tiny_config, tiny_model
 
 HOLES: dict[str, Any] = {"mask_modules": [[False, True], [True, False], [True, True]]}

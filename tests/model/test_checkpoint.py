@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from sprunec.errors import InputError
-from sprunec.model.checkpoint import (
+from sprunec.families.model_directory import (
     empty_model,
     fill,
     load,

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from sprunec.model.config import (
+from sprunec.families.cpm_ant.blocks import build
+from sprunec.families.cpm_ant.config import (
     Divisors,
     LayerKept,
     LayerShape,
@@ -18,7 +19,6 @@ from sprunec.model.config import (
     kept_to_json,
     local,
 )
-from sprunec.model.cpm_ant import build
 from tests.conftest import TINY, tiny_config
 
 NO_ATTENTION = {3, 10, 13, 14, 15, 17, 19, 21, 22, 25, 26, 28, 32, 34, 35, 37, 38, 41, 43, 44, 45, 46, 47}

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import fx
 
-from sprunec.model.cpm_ant import build, initialize
-from sprunec.model.frame import CPMAnt
+from sprunec.families.cpm_ant.blocks import build, initialize
+from sprunec.families.cpm_ant.model import CPMAnt
 from tests.conftest import TINY, random_batch, tiny_config, tiny_model
 from tests.decoding import decodes_as_one_forward
 

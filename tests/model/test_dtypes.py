@@ -12,14 +12,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import sprunec
+from sprunec.checkpoint.dtypes import dtype_refusal
+from sprunec.checkpoint.writer import write_state
 from sprunec.cli import main
 from sprunec.errors import InputError
-from sprunec.model.dtypes import dtype_refusal
-from sprunec.model.writing import write_state
+from sprunec.graph.inspect import inspect_model
 from sprunec.passes import load
 from sprunec.passes.job import Job
 from sprunec.plan.plan import check_plan, read_plan
-from sprunec.rewrite.inspect import inspect_model
 from tests.conftest import tiny_config, tiny_model
 from tests.runs import EMIT, TINY, TRAIN, execute, plan, write
 

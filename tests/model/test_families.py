@@ -10,15 +10,15 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from sprunec.bmcook.plans.flags import Flags
 from sprunec.cli import app
 from sprunec.errors import InputError
-from sprunec.model.config import ModelConfig
-from sprunec.model.families import config_family, module_family, tensor_family
-from sprunec.model.shapes import expected_tensors
-from sprunec.plan.bmcook.flags import Flags
-from sprunec.plan.models import read_config
+from sprunec.families.cpm_ant.config import ModelConfig
+from sprunec.families.cpm_ant.shapes import expected_tensors
+from sprunec.families.detect import config_family, module_family, tensor_family
+from sprunec.graph.inspect import inspect_model
+from sprunec.plan.model_config import read_config
 from sprunec.plan.plan import check_plan
-from sprunec.rewrite.inspect import inspect_model
 from tests.plan.bmcook.files import CONFIG, bmcook
 from tests.plan.bmcook.files import write as write_file
 from tests.plan.bmcook.test_real_files import OLD_CONFIG

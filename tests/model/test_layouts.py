@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from sprunec.checkpoint.layouts import checkpoint_files, weight_files
+from sprunec.checkpoint.tensors import open_tensors, read_state
+from sprunec.checkpoint.writer import adopt_weights
 from sprunec.errors import Diagnostic, InputError
-from sprunec.model.layouts import checkpoint_files, weight_files
-from sprunec.model.tensors import open_tensors, read_state
-from sprunec.model.writing import adopt_weights
 from tests.conftest import tiny_model
 
 STATE = tiny_model().state_dict()

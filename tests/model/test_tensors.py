@@ -12,13 +12,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from sprunec.checkpoint import tensors as tensors_module
+from sprunec.checkpoint.pt_header import Storage, Unknown, View, _stored, read_pt
+from sprunec.checkpoint.safetensors_file import read_safetensors, weight_files
+from sprunec.checkpoint.tensors import open_tensors, read_state
+from sprunec.checkpoint.writer import as_outputs
 from sprunec.errors import InputError
-from sprunec.model import tensors as tensors_module
-from sprunec.model.pt_header import Storage, Unknown, View, _stored, read_pt
-from sprunec.model.stored import read_safetensors, weight_files
-from sprunec.model.tensors import open_tensors, read_state
-from sprunec.model.writing import as_outputs
-from sprunec.rewrite.inspect import inspect_model
+from sprunec.graph.inspect import inspect_model
 from tests.conftest import tiny_config, tiny_model
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16]
@@ -46,7 +46,7 @@ def no_data(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("data was read")
 
-    monkeypatch.setattr("sprunec.model.tensors.read_into", refuse)
+    monkeypatch.setattr("sprunec.checkpoint.tensors.read_into", refuse)
     monkeypatch.setattr(torch, "load", refuse)
 
 

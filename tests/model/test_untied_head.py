@@ -17,18 +17,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import sprunec
+from sprunec.checkpoint.writer import write_state
 from sprunec.errors import InputError
-from sprunec.model.checkpoint import read_config
-from sprunec.model.config import ModelConfig
-from sprunec.model.cpm_ant import build, initialize
-from sprunec.model.frame import CPMAnt
-from sprunec.model.head import has_own_head
-from sprunec.model.shapes import expected_tensors
-from sprunec.model.writing import write_state
+from sprunec.families.cpm_ant.blocks import build, initialize
+from sprunec.families.cpm_ant.config import ModelConfig
+from sprunec.families.cpm_ant.head import has_own_head
+from sprunec.families.cpm_ant.model import CPMAnt
+from sprunec.families.cpm_ant.shapes import expected_tensors
+from sprunec.families.model_directory import read_config
+from sprunec.graph.inspect import inspect_model
 from sprunec.passes import load
 from sprunec.passes.job import Job
 from sprunec.plan.plan import check_plan
-from sprunec.rewrite.inspect import inspect_model
 from tests.conftest import TINY, random_batch, tiny_config, tiny_model
 from tests.runs import EMIT, TRAIN, artifact, execute, mask_pass, plan, write
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from sprunec.model import walk
-from sprunec.model.checkpoint import empty_model, open_tensors, write_state
-from sprunec.model.tensors import Tensors
-from sprunec.model.walk import Walk
+from sprunec.checkpoint.tensors import Tensors
+from sprunec.families.cpm_ant import walk
+from sprunec.families.cpm_ant.walk import Walk
+from sprunec.families.model_directory import empty_model, open_tensors, write_state
 from tests.conftest import random_batch, tiny_config, tiny_model
 
 CPU = torch.device("cpu")

@@ -18,12 +18,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from sprunec.durable import naming
-from sprunec.errors import InputError, PassError
-from sprunec.model import writing, writing_pt
-from sprunec.model.checkpoint import save_outputs
-from sprunec.model.tensors import open_tensors
-from sprunec.model.writing import (
+from sprunec.checkpoint import torch_writer as writing_pt
+from sprunec.checkpoint import writer as writing
+from sprunec.checkpoint.tensors import open_tensors
+from sprunec.checkpoint.torch_writer import ALIGNMENT, write_pt
+from sprunec.checkpoint.writer import (
     Output,
     adopt_weights,
     as_outputs,
@@ -33,7 +32,9 @@ from sprunec.model.writing import (
     write_outputs,
     write_state,
 )
-from sprunec.model.writing_pt import ALIGNMENT, write_pt
+from sprunec.durable import naming
+from sprunec.errors import InputError, PassError
+from sprunec.families.model_directory import save_outputs
 from tests.conftest import tiny_config, tiny_model
 
 State = dict[str, torch.Tensor]
@@ -208,9 +209,9 @@ def test_what_is_written_is_never_in_memory_as_a_whole(tmp_path: Path) -> None:
 import resource, sys, threading
 from pathlib import Path
 import torch
-from sprunec.model.tensors import open_tensors
-from sprunec.model.writing import Output, as_outputs, write_outputs
-from sprunec.model.writing_pt import write_pt
+from sprunec.checkpoint.tensors import open_tensors
+from sprunec.checkpoint.writer import Output, as_outputs, write_outputs
+from sprunec.checkpoint.torch_writer import write_pt
 
 def held():
     found = dict(line.split(":") for line in open("/proc/self/status"))

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sprunec.data.batches import Batch
-from sprunec.model.config import ModelConfig
+from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.passes import looks as room
 from sprunec.passes.looks import LEAST_TEXT, LEAST_TOKENS, RANDOM_TEXT, affordable_tokens, looks, random_batch
 from tests.conftest import tiny_config

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from sprunec.errors import InputError
-from sprunec.model.config import ModelConfig
-from sprunec.model.shapes import expected_tensors, read_header
+from sprunec.families.cpm_ant.config import ModelConfig
+from sprunec.families.cpm_ant.shapes import expected_tensors, read_header
 from sprunec.plan.plan import check_plan
 
 MODEL = Path(__file__).parents[1] / "plans" / "model.json"

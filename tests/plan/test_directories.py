@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from sprunec.plan.bmcook.flags import Flags
-from sprunec.plan.conversion import convert_plan
+from sprunec.bmcook.plans.flags import Flags
+from sprunec.graph.inspect import inspect_model
+from sprunec.plan.convert import convert_plan
 from sprunec.plan.plan import check_plan, read_plan
-from sprunec.rewrite.inspect import inspect_model
 from tests.plan.bmcook.files import bmcook
 from tests.plan.bmcook.files import write as write_file
 from tests.runs import EMIT, MODEL, TRAIN, artifact, execute, plan, save_weights, write

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sprunec.model.config import LayerShape
+from sprunec.families.cpm_ant.config import LayerShape
 from sprunec.plan.plan import DataSource, Engine, PassSpec, Plan, check_plan, read_plan
 
 ROOT = Path(__file__).parents[2]

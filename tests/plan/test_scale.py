@@ -16,8 +16,8 @@ from torch import Tensor
 from sprunec.data.batches import Batch
 from sprunec.engines.device import Place
 from sprunec.engines.torch_engine import TorchEngine
-from sprunec.model.config import ModelConfig
-from sprunec.model.cpm_ant import build, initialize
+from sprunec.families.cpm_ant.blocks import build, initialize
+from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.plan.plan import read_plan
 from sprunec.plan.scale import Setting, _inside, block_parameters, cost, plan_costs, shards_by_itself
 from tests.engines.test_loop import TRAINING

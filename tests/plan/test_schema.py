@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from sprunec.model.config import CPM_LIVE_DEFAULTS, FAMILY
+from sprunec.families.cpm_ant.config import CPM_LIVE_DEFAULTS, FAMILY
 from sprunec.plan.schema import load_schema, pass_names, properties, resolve, validator
 
 NAMES = ["plan", "training", "mask", "model", "diagnostics", *(f"passes/{name}" for name in pass_names())]

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sprunec.errors import InputError
+from sprunec.plan.pointer import show
 from sprunec.plan.source import parse_source
-from sprunec.plan.text import show
 
 DOCUMENT = '{\n  "a": [1,\n    {"b/c": "\\u00e9"}],\n  "é": -2.5e1\n}\n'
 

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from sprunec.families.cpm_ant.config import ModelConfig
+from sprunec.families.cpm_ant.shapes import expected_tensors
 from sprunec.graph.lower import lower
-from sprunec.model.config import ModelConfig
-from sprunec.model.shapes import expected_tensors
 from sprunec.plan.plan import check_plan, read_plan
-from sprunec.plan.sparse import targeted, uneven
+from sprunec.plan.sparsity import targeted, uneven
 from tests.runs import MODEL, TINY, plan, write
 
 TRAIN = {"pass": "train", "steps": 4}

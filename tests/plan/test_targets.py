@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sprunec.model.config import ModelConfig
+from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.plan.targets import Left, mismatched, parameter_count, uncovered
 from tests.runs import TINY
 

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from sprunec.checkpoint.tensors import read_state
+from sprunec.checkpoint.writer import save_tensors
 from sprunec.errors import InputError
+from sprunec.graph.inspect import inspect_model
 from sprunec.graph.lower import lower
-from sprunec.model.tensors import read_state
-from sprunec.model.writing import save_tensors
 from sprunec.passes import load
 from sprunec.passes.job import Job
 from sprunec.plan.plan import check_plan, read_plan
-from sprunec.rewrite.inspect import inspect_model
 from tests.runs import EMIT, MODEL, TRAIN, execute, plan, save_weights, write
 
 HALF = {"pass": "score-mask", "criterion": "magnitude", "unit": "head", "target": {"num_heads": 4}}

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from sprunec.rewrite.axes import Groups
+from sprunec.rewrite.compute_ops import RULES
 from sprunec.rewrite.flow import follow
-from sprunec.rewrite.rules import RULES
 
 
 class Holder(nn.Module):

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from sprunec.errors import TraceError
-from sprunec.model.config import LayerKept
-from sprunec.model.cpm_ant import example_inputs
+from sprunec.families.cpm_ant.blocks import example_inputs
+from sprunec.families.cpm_ant.config import LayerKept
 from sprunec.rewrite.gating import UNITS, Gates, insert_gates, mask, scale_along
 from sprunec.rewrite.trace import trace, trace_blocks
 from tests.conftest import random_batch, tiny_config, tiny_model

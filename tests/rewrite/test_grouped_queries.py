@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sprunec.errors import TraceError
-from sprunec.model.config import LayerKept
+from sprunec.families.cpm_ant.config import LayerKept
 from sprunec.rewrite import gating, surgery
 from sprunec.rewrite.recipe import make_recipe
 from sprunec.rewrite.trace import trace

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from sprunec.model.cpm_ant import example_inputs
-from sprunec.model.states import SIDES, Point, state_widths
+from sprunec.families.cpm_ant.blocks import example_inputs
+from sprunec.families.cpm_ant.states import SIDES, Point, state_widths
 from sprunec.rewrite.gating import UNITS, Gates, insert_gates
-from sprunec.rewrite.observe import observable
+from sprunec.rewrite.taps import observable
 from sprunec.rewrite.trace import TracedBlock, trace_blocks
 from tests.conftest import random_batch, tiny_config, tiny_model
 

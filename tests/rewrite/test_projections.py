@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sprunec.model.cpm_ant import example_inputs
+from sprunec.families.cpm_ant.blocks import example_inputs
 from sprunec.rewrite.projections import Projection, projections
 from sprunec.rewrite.trace import TracedBlock, trace, trace_blocks
 from tests.conftest import tiny_config, tiny_model

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sprunec.model.cpm_ant import build, example_inputs
+from sprunec.families.cpm_ant.blocks import build, example_inputs
 from sprunec.rewrite.axes import Groups
 from sprunec.rewrite.sites import factors
 from sprunec.rewrite.trace import TracedBlock, trace, trace_blocks

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from sprunec.model import writing
-from sprunec.model.config import LayerKept, ModelConfig, kept_to_json
-from sprunec.model.shapes import expected_tensors
-from sprunec.model.tensors import open_tensors
-from sprunec.model.writing import write_outputs, write_state
+from sprunec.checkpoint import writer as writing
+from sprunec.checkpoint.tensors import open_tensors
+from sprunec.checkpoint.writer import write_outputs, write_state
+from sprunec.families.cpm_ant.config import LayerKept, ModelConfig, kept_to_json
+from sprunec.families.cpm_ant.shapes import expected_tensors
 from sprunec.rewrite.recipe import Recipe
 from sprunec.rewrite.slices import common_unit, select
-from sprunec.rewrite.stream import cut_outputs, expand_outputs
+from sprunec.rewrite.streaming import cut_outputs, expand_outputs
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.uint8, torch.float64])
@@ -90,7 +90,7 @@ def peak():
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
 bare = peak()
-from sprunec.passes import rewrite
+from sprunec.passes import cut as rewrite
 from sprunec.passes.job import Job
 folder = Path(sys.argv[1])
 rewrite.run(Job({}, {"model": folder, "masks": folder / "masks"}, {}, folder / "out", "cpu", print))

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sprunec.errors import TraceError
-from sprunec.model.config import LayerKept, ModelConfig
-from sprunec.model.cpm_ant import build, example_inputs
+from sprunec.families.cpm_ant.blocks import build, example_inputs
+from sprunec.families.cpm_ant.config import LayerKept, ModelConfig
 from sprunec.rewrite import gating, surgery
 from sprunec.rewrite.recipe import make_recipe
 from sprunec.rewrite.trace import trace, trace_blocks

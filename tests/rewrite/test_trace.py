@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from sprunec.errors import TraceError
-from sprunec.model.blocks import blocks
-from sprunec.model.checkpoint import empty_model
-from sprunec.model.cpm_ant import example_inputs
+from sprunec.families.cpm_ant.blocks import example_inputs
+from sprunec.families.model_directory import empty_model
+from sprunec.families.module_lists import blocks
 from sprunec.rewrite.trace import trace, trace_blocks
 from tests.conftest import random_batch, tiny_config, tiny_model
 from tests.rewrite.strange import Strange

@@ -16,7 +16,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from sprunec.show import plots
-from sprunec.show.report import STATUS, write_html
+from sprunec.show.page import STATUS, write_html
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "schemas" / "report.schema.json").read_text())
 # (node, steps, target per layer or None, full size): 700 steps in all
@@ -296,5 +296,5 @@ def test_ticks_are_round_numbers(low: float, high: float, expected: list[float])
 
 
 def test_showing_needs_no_torch() -> None:
-    code = "import sys, sprunec.show.console, sprunec.show.report; sys.exit('torch' in sys.modules)"
+    code = "import sys, sprunec.show.console, sprunec.show.page; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=True)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from sprunec.show import speeds
-from sprunec.show.report import tiles
+from sprunec.show.page import tiles
 from sprunec.show.tables import model_rows
 from tests.show.test_report import fake_report
 

@@ -11,7 +11,7 @@ from jsonschema import Draft202012Validator
 from rich.console import Console, RenderableType
 
 from sprunec.show import tables
-from sprunec.show.words import number, rounded
+from sprunec.show.numbers import number, rounded
 
 SCHEMAS = Path(__file__).parents[2] / "schemas"
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from sprunec.bmcook.plans.flags import Flags
 from sprunec.errors import InputError
-from sprunec.plan.bmcook.flags import Flags
-from sprunec.plan.opening import read_any
+from sprunec.plan.open_plan import read_any
 from sprunec.plan.plan import check_plan
 from sprunec.plan.source import Source
 from tests.plan.bmcook.files import COARSE, CONFIG, FINE, bmcook, converted, errors, said, write

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from sprunec.plan.bmcook.flags import Flags
-from sprunec.plan.models import read_config
+from sprunec.bmcook.plans.flags import Flags
+from sprunec.plan.model_config import read_config
 from sprunec.plan.plan import check_plan
 from tests.plan.bmcook.files import CONFIG, write
 from tests.plan.bmcook.test_units import FIRST, LATER

@@ -1,0 +1,170 @@
+"""Arrays of whole numbers as CPM-Live's sets hold them: pickled by numpy, or written as JSON lists.
+
+What `pickle.dumps` makes of a one-dimensional int64 array is one fixed pattern of bytes around the numbers, for each
+protocol from 3 on; it is recognised as it stands and the numbers are used where they lie. Everything else that is such
+an array (protocol 2, other widths, frames around long arrays) goes through `pickles.load`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from itertools import product
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sprunec.bmcook.data.pickles import BROKEN, Built, Known, Refused, Window, brief, load
+
+Buffer = Any  # bytes, bytearray or memoryview
+Integers = NDArray[np.int64]
+_COUNT, _BYTES = rb"(K.|M..|J.{4})", rb"(C.|B.{4}|\x8e.{8}|\x96.{8})"
+_DTYPE = rb"\x8c\x05dtype\x94\x93\x94\x8c\x02i8\x94(?:\x89\x88|K\x00K\x01)\x87\x94R\x94"
+_DTYPE += rb"\(K\x03\x8c\x01<\x94NNNJ\xff{4}J\xff{4}K\x00t\x94b"
+_FOUR = re.compile(
+    rb"\x80[\x04\x05]\x95.{8}\x8c(?:\x16numpy\._core|\x15numpy\.core)\.multiarray\x94\x8c\x0c_reconstruct\x94\x93\x94"
+    rb"\x8c\x05numpy\x94\x8c\x07ndarray\x94\x93\x94K\x00\x85\x94C\x01b\x94\x87\x94R\x94\(K\x01"
+    + _COUNT
+    + rb"\x85\x94(?:h\x03|\x8c\x05numpy\x94)"
+    + _DTYPE
+    + rb"\x89"
+    + _BYTES,
+    re.DOTALL,
+)
+_THREE = re.compile(
+    rb"\x80\x03cnumpy\._?core\.multiarray\n_reconstruct\nq\x00cnumpy\nndarray\nq\x01K\x00\x85q\x02C\x01bq\x03\x87q\x04"
+    rb"Rq\x05\(K\x01"
+    + _COUNT
+    + rb"\x85q\x06cnumpy\ndtype\nq\x07X\x02\x00\x00\x00i8q\x08(?:\x89\x88|K\x00K\x01)\x87q\tRq\n"
+    rb"\(K\x03X\x01\x00\x00\x00<q\x0bNNNJ\xff{4}J\xff{4}K\x00tq\x0cb\x89" + _BYTES,
+    re.DOTALL,
+)
+_FIVE = re.compile(
+    rb"\x80\x05\x95.{8}\x8c(?:\x13numpy\._core|\x12numpy\.core)\.numeric\x94\x8c\x0b_frombuffer\x94\x93\x94\(" + _BYTES,
+    re.DOTALL,
+)
+_FIVE_TAIL = re.compile(rb"\x94\x8c\x05numpy\x94" + _DTYPE + _COUNT + rb"\x85\x94\x8c\x01C\x94t\x94R\x94\.", re.DOTALL)
+_HEADS = ((_FOUR, re.compile(rb"\x94t\x94b\.")), (_THREE, re.compile(rb"q\rtq\x0eb\.")), (_FIVE, _FIVE_TAIL))
+_KINDS = {"i1", "i2", "i4", "i8", "u1", "u2", "u4"}
+_MOST_OPCODES = 200
+
+
+def parse_array(buffer: Buffer, start: int, end: int) -> tuple[Integers, int]:
+    """The pickled array at `start`, which ends before `end` -> (n,) numbers, and where it ends.
+
+    Raises:
+        Refused: it is anything else.
+    """
+    for head, tail in _HEADS:
+        found = head.match(buffer, start, end)
+        if found:
+            return _in_place(buffer, found, tail, end) or _slowly(buffer, start, end)
+    return _slowly(buffer, start, end)
+
+
+def parse_payload(buffer: Buffer, start: int, end: int) -> Integers:
+    """A payload that is exactly buffer[start:end], an array as a pickle or as JSON -> (n,) numbers."""
+    if buffer[start : start + 1] == b"[":
+        return _from_json(bytes(buffer[start:end]))
+    values, stop = parse_array(buffer, start, end)
+    if stop != end:
+        raise Refused(f"{end - stop} bytes behind an array")
+    return values
+
+
+def dump_array(values: Integers) -> bytes:
+    """What `pickle.dumps` makes of (n,) numbers at protocol 4, by the module name that every numpy can read."""
+    data = np.ascontiguousarray(values, dtype="<i8").tobytes()
+    count, size = values.size, len(data)
+    shape = b"K" + bytes([count]) if count < 256 else b"J" + count.to_bytes(4, "little")
+    length = b"C" + bytes([size]) if size < 256 else b"B" + size.to_bytes(4, "little")
+    body = (
+        b"\x8c\x15numpy.core.multiarray\x94\x8c\x0c_reconstruct\x94\x93\x94\x8c\x05numpy\x94\x8c\x07ndarray\x94\x93\x94"
+        b"K\x00\x85\x94C\x01b\x94\x87\x94R\x94(K\x01" + shape + b"\x85\x94h\x03\x8c\x05dtype\x94\x93\x94\x8c\x02i8\x94"
+        b"\x89\x88\x87\x94R\x94(K\x03\x8c\x01<\x94NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00t\x94b\x89" + length
+    )
+    tail = b"\x94t\x94b."
+    return b"\x80\x04\x95" + (len(body) + size + len(tail)).to_bytes(8, "little") + body + data + tail
+
+
+def _in_place(buffer: Buffer, head: re.Match[bytes], tail: re.Pattern[bytes], end: int) -> tuple[Integers, int] | None:
+    """The numbers where they lie; None if what is around them does not fit them."""
+    size, start = _number(head.groups()[-1]), head.end()
+    rest = tail.match(buffer, start + size, end) if start + size <= end else None
+    if rest is None:
+        return None
+    count = _number(rest.group(1) if rest.groups() else head.group(1))
+    if count * 8 != size:
+        return None
+    return np.frombuffer(buffer, "<i8", count, start), rest.end()
+
+
+def _number(opcode: bytes) -> int:
+    return int.from_bytes(opcode[1:], "little")
+
+
+def _slowly(buffer: Buffer, start: int, end: int) -> tuple[Integers, int]:
+    window = Window(buffer, start, end)
+    made = load(window, _NAMES, _MOST_OPCODES)
+    try:
+        return _array(made), window.at
+    except BROKEN as error:
+        raise Refused(f"a broken array ({error})") from error
+
+
+class _Ndarray(Built):
+    """By `_reconstruct`: state (version, shape, dtype, is_fortran, bytes)."""
+
+
+class _Dtype(Built):
+    """By `dtype`: state (version, byte order, ...)."""
+
+
+class _Frombuffer(Built):
+    """By `_frombuffer`: made of (bytes, dtype, shape, order)."""
+
+
+def _array(made: Any) -> Integers:
+    if isinstance(made, _Frombuffer):
+        data, dtype, shape, _ = made.made_of
+    elif isinstance(made, _Ndarray):
+        _, shape, dtype, _, data = made.state
+    else:
+        raise Refused(f"{type(made).__name__}, not an array")
+    kind = dtype.made_of[0] if isinstance(dtype, _Dtype) else None
+    if not isinstance(kind, str) or kind not in _KINDS or not isinstance(data, bytes | bytearray):
+        raise Refused(f"an array of {brief(kind)}, not of whole numbers")
+    order = dtype.state[1] if len(dtype.state) > 1 and dtype.state[1] in "<>" else "<"
+    values = np.frombuffer(data, f"{order}{kind}")
+    if shape != (values.size,):
+        raise Refused(f"an array of shape {brief(shape)} with {values.size} numbers in it")
+    return values.astype(np.int64)
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    """How protocol 2 writes bytes."""
+    if encoding != "latin1":
+        raise Refused(f"the encoding {brief(encoding)}")
+    return text.encode(encoding)
+
+
+_NAMES: dict[str, Any] = {
+    "numpy ndarray": "ndarray",
+    "numpy dtype": Known(_Dtype),
+    "_codecs encode": Known(_encode),
+}
+for _core, (_module, _name, _kind) in product(
+    ("numpy._core", "numpy.core"), (("multiarray", "_reconstruct", _Ndarray), ("numeric", "_frombuffer", _Frombuffer))
+):
+    _NAMES[f"{_core}.{_module} {_name}"] = Known(_kind)
+
+
+def _from_json(text: bytes) -> Integers:
+    try:
+        values = json.loads(text)
+        if not isinstance(values, list) or not all(type(value) is int for value in values):
+            raise Refused("JSON, but no list of whole numbers")
+        return np.array(values, dtype=np.int64)
+    except (ValueError, OverflowError, RecursionError) as error:
+        raise Refused(f"broken JSON ({error})") from error

@@ -1,0 +1,241 @@
+"""Write data sets that CPM-Live reads: a directory of version 1, from records or from text.
+
+write_dataset(directory, records)            records as they are laid out in a set
+make_dataset(directory, inputs, vocabulary)  text cut into pieces, half to fill in, half to go on from
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sprunec.bmcook.data.sets import DEFAULT_BLOCK, META, MODULE, RECORD
+from sprunec.durable import flush, naming, write_new
+from sprunec.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from sprunec.data.vocabulary import Vocabulary
+
+DATA = "data_0"
+SHORTEST_PIECE = 32
+FILL_IN, GO_ON = (1, 1, 0), (2, 2, 1)  # prompt task, segment type and segment task of a piece
+_MARKS = 2
+
+
+@dataclass
+class Written:
+    """What has been written: `unknown` tokens were left out, `tails` are pieces too short to keep."""
+
+    records: int = 0
+    tokens: int = 0
+    blocks: int = 0
+    documents: int = 0
+    unknown: int = 0
+    tails: int = 0
+
+
+def write_dataset(
+    directory: str | Path, records: Iterable[NDArray[Any] | Sequence[int]], *, block_size: int = DEFAULT_BLOCK
+) -> Written:
+    """Write a set that CPM-Live's training and source "cpm-live" read.
+
+    Args:
+        directory: must not exist; it appears when the set is whole.
+        records: each (n,) whole numbers: prompt task, number of segments, length, type and task of each, token ids.
+        block_size: in bytes; a set of version 1 doesn't tell it, so readers must be told any other than 16 MiB.
+
+    Raises:
+        InputError: there is something at `directory`, or a record is none, or larger than a block.
+    """
+    directory = Path(directory)
+    written = Written()
+    with _Aside(directory) as aside:
+        nbytes = _write_blocks(aside / DATA, records, block_size, written)
+        if not written.records:
+            raise InputError.at(directory, "there is not one record to write", "give more, or longer, documents")
+        write_new(aside / META, _meta(DATA, written.blocks, nbytes, written.records))
+    return written
+
+
+def make_dataset(
+    directory: str | Path,
+    inputs: Sequence[str | Path],
+    vocabulary: Vocabulary,
+    *,
+    prompt_length: int = 32,
+    max_length: int = 1024,
+    seed: int = 1234,
+    block_size: int = DEFAULT_BLOCK,
+    progress: Callable[[Written], None] = lambda written: None,
+) -> Written:
+    """Turn text into a set as CPM-Live does: documents cut into pieces, each to be filled in or gone on from.
+
+    Args:
+        inputs: .jsonl files with a `text` string a line, else text files with one document a line, its line ends
+            written <n>.
+        prompt_length, max_length: a piece, its two marks and the prompt are `max_length` columns.
+        progress: told how far it is, once a document.
+
+    Raises:
+        InputError: an input cannot be read, there is something at `directory`, or all documents are too short.
+    """
+    import numpy as np
+
+    if Path(directory).exists():
+        raise _taken(Path(directory))
+    room = max_length - prompt_length - _MARKS
+    if room < SHORTEST_PIECE:
+        message = f"{max_length} columns leave {room} tokens, and pieces have at least {SHORTEST_PIECE}"
+        raise InputError.at("--max-length", message, f"give at least {prompt_length + _MARKS + SHORTEST_PIECE}")
+    draw = np.random.Generator(np.random.Philox(key=[seed, 0]))
+    counts = Written()
+    texts = (text for path in inputs for text in documents(Path(path)))
+    records = _records(texts, vocabulary, room, draw, counts, progress)
+    try:
+        written = write_dataset(directory, records, block_size=block_size)
+    except InputError as error:
+        if counts.documents and not counts.records and counts.unknown:
+            message = f"there is not one record to write: {counts.unknown:,} tokens are unknown to the vocabulary"
+            raise InputError.at(directory, message, "give the vocabulary of this language") from error
+        raise
+    return Written(written.records, written.tokens, written.blocks, counts.documents, counts.unknown, counts.tails)
+
+
+def _records(
+    texts: Iterable[str],
+    vocabulary: Vocabulary,
+    room: int,
+    draw: np.random.Generator,
+    counts: Written,
+    progress: Callable[[Written], None],
+) -> Iterator[NDArray[Any]]:
+    """The records of all documents; `counts` follows."""
+    for document in texts:
+        ids = vocabulary.encode(document)
+        known = ids[ids != vocabulary.unknown]
+        counts.documents, counts.unknown = counts.documents + 1, counts.unknown + ids.size - known.size
+        for piece in _pieces(known, room, counts):
+            counts.records += 1
+            yield _record(piece, FILL_IN if draw.random() <= 0.5 else GO_ON, vocabulary)
+        progress(counts)
+
+
+def documents(path: Path) -> Iterator[str]:
+    """The documents of a file. Raises InputError: it cannot be read."""
+    from sprunec.data.text import json_records
+    from sprunec.text_files import ANY_TEXT, read_lines
+
+    if path.suffix == ".jsonl":
+        yield from (record["text"].strip() for record in json_records(path, ("text",)))
+    else:
+        yield from (line.strip().replace("<n>", "\n") for line in read_lines(path, "text", ANY_TEXT) if line.strip())
+
+
+def _pieces(ids: NDArray[np.int32], room: int, counts: Written) -> Iterator[NDArray[np.int32]]:
+    for start in range(0, ids.size, room):
+        piece = ids[start : start + room]
+        if piece.size < SHORTEST_PIECE:
+            counts.tails += 1
+        else:
+            yield piece
+
+
+def _record(piece: NDArray[np.int32], kind: tuple[int, int, int], vocabulary: Vocabulary) -> NDArray[Any]:
+    import numpy as np
+
+    prompt, segment, task = kind
+    head = [prompt, 1, piece.size + _MARKS, segment, task, vocabulary.begin]
+    return np.concatenate([head, piece, [vocabulary.end]]).astype(np.int64)
+
+
+def _write_blocks(path: Path, records: Iterable[Any], block_size: int, written: Written) -> int:
+    """Returns the bytes of all payloads."""
+    import numpy as np
+
+    from sprunec.bmcook.data.arrays import dump_array
+    from sprunec.bmcook.data.pickles import Refused
+    from sprunec.bmcook.data.records import parse_record
+
+    nbytes = 0
+    with naming(path), path.open("wb") as stream:
+        at = 0  # in the block
+        for number, numbers in enumerate(records):
+            values = np.asarray(numbers, dtype=np.int64)
+            try:
+                written.tokens += int(parse_record(values).tokens.size)
+            except (Refused, IndexError) as error:
+                raise InputError.at(f"record {number}", f"is none: {error}", "lay it out as a set's records") from error
+            payload = dump_array(values)
+            if len(payload) + 2 > block_size:
+                message = f"takes {len(payload) + 2:,} bytes, and a block has {block_size:,}"
+                raise InputError.at(f"record {number}", message, "give a larger block_size")
+            if at + 2 + len(payload) > block_size:
+                stream.write(bytes(block_size - at))
+                at, written.blocks = 0, written.blocks + 1
+            stream.write(bytes([RECORD]) + payload)
+            at, nbytes, written.records = at + 1 + len(payload), nbytes + len(payload), written.records + 1
+        if at:
+            stream.write(bytes(block_size - at))
+            written.blocks += 1
+    return nbytes
+
+
+def _meta(name: str, blocks: int, nbytes: int, records: int) -> bytes:
+    """The pickle of a list of one FileInfo, as CPM-Live's own class writes itself, made without that class."""
+    state = b"(" + b"".join(_pickled(value) for value in (name, 0, blocks, nbytes, records, False)) + b"t"
+    loader = b"cbuiltins\ngetattr\n(c" + MODULE.encode() + b"\nFileInfo\n" + _pickled("_load_from_state") + b"tR"
+    return b"\x80\x04](" + loader + b"(" + _pickled(1) + state + b"tRe."
+
+
+def _pickled(value: str | int) -> bytes:
+    """One value's opcodes, without the start and the end of a pickle."""
+    return pickle.dumps(value, protocol=2)[2:-1]
+
+
+@dataclass
+class _Aside:
+    """A directory beside the wanted one, renamed to it when all went well, gone when not."""
+
+    wanted: Path
+    aside: Path = field(init=False)
+
+    def __enter__(self) -> Path:
+        if self.wanted.exists():
+            raise _taken(self.wanted)
+        self.wanted.parent.mkdir(parents=True, exist_ok=True)
+        self.aside = Path(tempfile.mkdtemp(prefix=f".{self.wanted.name}.", dir=self.wanted.parent))
+        return self.aside
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if kind is not None:
+            shutil.rmtree(self.aside, ignore_errors=True)
+            return
+        try:
+            for path in (*self.aside.iterdir(), self.aside):
+                flush(path)
+            os.chmod(self.aside, 0o755)
+            self._put()
+        except BaseException:
+            shutil.rmtree(self.aside, ignore_errors=True)
+            raise
+
+    def _put(self) -> None:
+        try:
+            os.rename(self.aside, self.wanted)
+        except OSError as error:
+            if not os.path.lexists(self.wanted):
+                raise
+            raise _taken(self.wanted) from error
+
+
+def _taken(directory: Path) -> InputError:
+    return InputError.at(directory, "there is something already", "name another directory, or remove it")

@@ -1,0 +1,191 @@
+"""CPM-Live's data sets on disk, both versions: a directory with meta.bin and files cut into blocks of records.
+
+Version 1 (CPM-Ant's) pickles the list of files and does not say how large a block is; version 2 lists them as JSON
+lines. A record is a byte 0x1F and an array; a byte 0 ends a block.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sprunec.bmcook.data.pickles import Known, Refused, Window, brief, load
+from sprunec.errors import Diagnostic, InputError
+from sprunec.file_kinds import TEXT, foreign
+from sprunec.text_files import decode
+
+META = "meta.bin"
+RECORD, END = 0x1F, 0x00
+DEFAULT_BLOCK = 16 << 20
+_ENTRY = ("file_name", "block_begin", "block_end", "nbytes", "nlines", "mask")
+_CLASS, _LOADER = "FileInfo", "_load_from_state"
+MODULE = "cpm_live.dataset.distributed_dataset"
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """One file of a set; `block_begin` to `block_end` are its blocks' numbers in the whole set."""
+
+    file_name: str
+    block_begin: int
+    block_end: int
+    nbytes: int
+    nlines: int
+    mask: bool
+    block_size: int
+
+    @property
+    def blocks(self) -> int:
+        return self.block_end - self.block_begin
+
+
+@dataclass(frozen=True)
+class Block:
+    """Where a block lies: in which of the files in use, from which byte on, and its number in the set."""
+
+    file: int
+    number: int
+    start: int
+    size: int
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A set's files in use (masked ones are left out), in the order of their blocks."""
+
+    directory: Path
+    version: int
+    files: tuple[FileInfo, ...]
+
+    @property
+    def meta(self) -> Path:
+        return self.directory / META
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        return tuple(self.directory / info.file_name for info in self.files)
+
+    def blocks(self) -> Iterator[Block]:
+        for file, info in enumerate(self.files):
+            for index in range(info.blocks):
+                yield Block(file, info.block_begin + index, index * info.block_size, info.block_size)
+
+    def check_files(self) -> None:
+        """Raises InputError for a file that is missing or not as long as its blocks."""
+        for info, path in zip(self.files, self.paths, strict=True):
+            if not path.is_file():
+                raise InputError.at(path, f"there is no such file, and {META} names it", "copy it, or mask it")
+            _check_size(path, info, self.version)
+
+
+def read_set(directory: Path, block_size: int = DEFAULT_BLOCK) -> DataSet:
+    """What a set's meta.bin says.
+
+    Args:
+        block_size: of version 1, in bytes; version 2 knows its own.
+
+    Raises:
+        InputError: meta.bin is missing or broken, or names a file outside the directory.
+    """
+    meta = directory / META
+    if not meta.is_file():
+        what = "is no plain file" if meta.exists() else "there is no such file"
+        raise InputError.at(meta, what, f"give the directory of a set, with a {META} in it", code="missing-file")
+    try:
+        content = meta.read_bytes()
+    except OSError as error:
+        raise InputError.of_disk(meta, error) from error
+    version = 1 if content[:1] == b"\x80" else 2
+    files = _files_v1(meta, content, block_size) if version == 1 else _files_v2(meta, content)
+    begin = 0
+    for info in files:
+        if info.block_begin != begin or info.blocks < 0 or info.block_size < 1:
+            message = f"{info.file_name} has blocks {info.block_begin} to {info.block_end}, and should begin at {begin}"
+            raise InputError.at(meta, message, "copy the set again")
+        begin = info.block_end
+        _check_inside(meta, info.file_name)
+    return DataSet(directory, version, tuple(info for info in files if not info.mask))
+
+
+def set_files(directory: Path, block_size: int = DEFAULT_BLOCK) -> tuple[Path, ...]:
+    """meta.bin and the files in use; only meta.bin where it cannot be read."""
+    try:
+        return directory / META, *read_set(directory, block_size).paths
+    except InputError:
+        return (directory / META,)
+
+
+def _files_v1(meta: Path, content: bytes, block_size: int) -> list[FileInfo]:
+    def loaded(version: Any, state: Any) -> FileInfo:
+        if version != 1:
+            raise Refused(f"a FileInfo of version {brief(version)}")
+        return _file_info(state, block_size)
+
+    def attribute(owner: Any, name: Any) -> Known:
+        if (owner, name) != (_CLASS, _LOADER):
+            raise Refused(f"the attribute {brief(name)} of {brief(owner)}")
+        return Known(loaded)
+
+    names: dict[str, Any] = {f"{home} getattr": Known(attribute) for home in ("builtins", "__builtin__")}
+    names |= {f"{MODULE} {_CLASS}": _CLASS}
+    try:
+        files = load(Window(content, 0, len(content)), names)
+        if not isinstance(files, list) or not all(isinstance(info, FileInfo) for info in files):
+            raise Refused(f"{type(files).__name__}, not a list of {_CLASS}")
+    except Refused as error:
+        message = f"holds {error}, where a list of a set's files should be; nothing in it was executed"
+        raise InputError.at(meta, message, "copy the set again, or make it with sprunec make-data") from error
+    return files
+
+
+def _files_v2(meta: Path, content: bytes) -> list[FileInfo]:
+    hint = "copy the set again, or make it with sprunec make-data"
+    told = foreign(meta, "the meta.bin of a data set", TEXT, {"": hint})
+    if told is not None:
+        raise told
+    files = []
+    for number, line in enumerate(decode(content, meta).split("\n"), start=1):
+        if line.strip():
+            try:
+                entry = json.loads(line)
+                files.append(_file_info(tuple(entry[key] for key in _ENTRY), entry["block_size"]))
+            except (ValueError, KeyError, TypeError, RecursionError, Refused) as error:
+                message = f"this line is no entry of a data set, which has {', '.join(_ENTRY)} and block_size"
+                finding = Diagnostic("bad-data", message, hint, file=str(meta), line=number)
+                raise InputError(finding) from error
+    return files
+
+
+def _file_info(state: Any, block_size: Any) -> FileInfo:
+    kinds = (str, int, int, int, int, int)
+    if not isinstance(state, tuple) or len(state) != len(kinds) or type(block_size) is not int:
+        raise Refused("an entry of another shape")
+    if not all(isinstance(value, kind) for value, kind in zip(state, kinds, strict=True)):
+        raise Refused("an entry with values of other types")
+    name, begin, end, nbytes, nlines, mask = state
+    return FileInfo(name, begin, end, nbytes, nlines, bool(mask), block_size)
+
+
+def _check_inside(meta: Path, name: str) -> None:
+    """A set reads no file outside its directory, however it is named."""
+    home = meta.parent.resolve()
+    inside = bool(name) and "\0" not in name and not os.path.isabs(name)
+    inside = inside and home in (meta.parent / name).resolve().parents
+    if not inside:
+        message = f"names the file {name!r}, which is not inside the directory"
+        raise InputError.at(meta, message, "put the set's files beside meta.bin")
+
+
+def _check_size(path: Path, info: FileInfo, version: int) -> None:
+    size, wanted = path.stat().st_size, info.blocks * info.block_size
+    if size == wanted:
+        return
+    message = f"has {size:,} bytes, and {info.blocks} blocks of {info.block_size:,} take {wanted:,}"
+    hint = "the file is not whole: copy it again"
+    if version == 1 and info.blocks and size and size % info.blocks == 0:
+        hint = f"give data.block_size {size // info.blocks} if it was written so, else copy the file again"
+    raise InputError.at(path, message, hint)

@@ -1,0 +1,232 @@
+"""Training and held-out batches of a CPM-Live data set.
+
+One order for all processes: blocks in an order drawn for each epoch, the records of each block in one too. Rows are
+packed from that order as CPM-Live packs them, and which document goes where depends on lengths alone. After a batch
+exactly one document is left, the one that no row could take; so one number a step, where the batch begins in the order,
+is all the state there is, and any step's batch can be made alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sprunec.bmcook.data.index import Index, Records
+from sprunec.data.batches import PROMPT_TASK, Batch, Sample
+from sprunec.data.examples import Example, Packer, draws, first_fit, make_example
+from sprunec.data.saved import load_array, save_array
+from sprunec.data.tokenizer import Tokenizer, read_tokenizer
+from sprunec.durable import read_file, write_new
+from sprunec.errors import InputError
+
+ABOUT = "set.json"
+STORED, PROMPT_TABLE = "stored", "prompt-table"
+BLOCKS, WITHIN, TRAINING, HELD_OUT = range(4)  # what random numbers are drawn for
+HELD_OUT_KEY = 0  # held-out examples are the same whatever the plan's seed
+_CHUNK = 512
+
+
+class Order:
+    """The order in which records come, epoch after epoch.
+
+    Args:
+        blocks: (R,) the block of each record, records of one block side by side.
+        shuffled: else blocks and records come as they are stored.
+        share: (r, w): of the blocks only those whose number mod w is r.
+    """
+
+    def __init__(self, blocks: NDArray[np.int64], seed: int, shuffled: bool, share: tuple[int, int] = (0, 1)) -> None:
+        bounds = np.flatnonzero(np.diff(blocks, prepend=-1, append=-1))
+        spans = np.stack([bounds[:-1], bounds[1:]], 1)
+        mine = blocks[spans[:, 0]] % share[1] == share[0]
+        self._spans: NDArray[np.int64] = spans[mine]
+        self._seed, self._shuffled = seed, shuffled
+        self._epochs: dict[int, NDArray[np.int64]] = {}
+        self.size = int((self._spans[:, 1] - self._spans[:, 0]).sum())
+
+    def epoch(self, number: int) -> NDArray[np.int64]:
+        """(size,) records of an epoch; the last two epochs asked for are kept."""
+        if number not in self._epochs:
+            if len(self._epochs) > 1:
+                del self._epochs[next(iter(self._epochs))]
+            self._epochs[number] = self._make(number)
+        return self._epochs[number]
+
+    def from_(self, place: int) -> Iterator[NDArray[np.int64]]:
+        """The endless order from a place on, in pieces."""
+        while True:
+            epoch, start = divmod(place, self.size)
+            piece = self.epoch(epoch)[start : start + _CHUNK]
+            yield piece
+            place += piece.size
+
+    def _make(self, number: int) -> NDArray[np.int64]:
+        if not self._shuffled:
+            return np.concatenate([np.arange(start, end) for start, end in self._spans])
+        order = draws(self._seed, number, BLOCKS).permutation(len(self._spans))
+        parts = []
+        for block in order.tolist():
+            start, end = self._spans[block].tolist()
+            parts.append(start + draws(self._seed, number, WITHIN, block).permutation(end - start))
+        return np.concatenate(parts)
+
+
+class Stream:
+    """Rows packed from an endless order: `rows` of them a step."""
+
+    def __init__(self, order: Order, lengths: NDArray[np.int64], rows: int, columns: int) -> None:
+        self.order, self._lengths, self._rows, self._columns = order, lengths, rows, columns
+        self._shortest = int(lengths.min())
+        self._starts = [0]
+
+    def rows(self, step: int) -> tuple[list[list[int]], int]:
+        """The documents of each row by their places in the order, counted from the place that is given too."""
+        while len(self._starts) <= step:
+            start = self._starts[-1]
+            self._starts.append(start + self._fit(start)[1])
+        start = self._starts[step]
+        placed, count = self._fit(start)
+        if len(self._starts) == step + 1:
+            self._starts.append(start + count)
+        return placed, start
+
+    def _fit(self, start: int) -> tuple[list[list[int]], int]:
+        lengths = (length for piece in self.order.from_(start) for length in self._lengths[piece].tolist())
+        return first_fit(lengths, self._rows, self._columns, self._shortest)
+
+
+class LiveData:
+    """Batches of a set; `world` processes share a stored order by blocks, and a global batch has their rows in turn."""
+
+    def __init__(
+        self,
+        train: Records,
+        held_out: Records,
+        tokenizer: Tokenizer | None,
+        packer: Packer,
+        *,
+        batch_size: int,
+        seed: int,
+        order: str = "shuffled",
+        world: int = 1,
+    ) -> None:
+        self.train, self.held_out, self.tokenizer, self.packer = train, held_out, tokenizer, packer
+        self.batch_size, self.seed = batch_size, seed
+        world = world if order == STORED else 1
+        blocks, lengths = train.index["block"].astype(np.int64), self._columns(train)
+        orders = [Order(blocks, seed, order != STORED, (rank, world)) for rank in range(world)]
+        if batch_size % world or any(order.size == 0 for order in orders):
+            message = f"{world} processes cannot share {batch_size} rows and the set's blocks alike"
+            raise InputError.at("data.order", message, 'choose order "shuffled", or fewer processes')
+        self._streams = [Stream(order, lengths, batch_size // world, packer.columns) for order in orders]
+
+    def batch(self, step: int) -> Batch:
+        """The global batch of training step `step`."""
+        rows = []
+        for rank, stream in enumerate(self._streams):
+            placed, start = stream.rows(step)
+            count = max(max(row) for row in placed) + 1
+            numbers = _take(stream.order.from_(start), count)
+            for row in placed:
+                rows.append([self._example(numbers[place], start + place, rank) for place in row])
+        return self.packer.pack(rows)
+
+    def _example(self, number: int, place: int, rank: int) -> Example:
+        return make_example(self.train[number], draws(self.seed, place, TRAINING, rank))
+
+    def held_out_batches(self, tokens: int | None = None) -> Iterator[Batch]:
+        """The held-out records in stored order, packed; what is hidden in each is always the same.
+
+        Args:
+            tokens: stop after so many targets, to the record.
+        """
+        lengths = self._columns(self.held_out)
+        shortest, start, asked = int(lengths.min()), 0, 0
+        while start < len(self.held_out) and (tokens is None or asked < tokens):
+            pieces = (lengths[at : at + _CHUNK].tolist() for at in range(start, len(lengths), _CHUNK))
+            waiting = (length for piece in pieces for length in piece)
+            placed, count = first_fit(waiting, self.batch_size, self.packer.columns, shortest)
+            examples = []
+            for number in range(start, start + count):
+                if tokens is not None and asked >= tokens:
+                    break
+                example = make_example(self.held_out[number], draws(HELD_OUT_KEY, number, HELD_OUT))
+                examples.append(example)
+                asked += int((example.targets >= 0).sum())
+            rows = [[examples[place] for place in row if place < len(examples)] for row in placed]
+            yield self.packer.pack([row for row in rows if row])
+            start += count
+
+    def sample(self, length: int) -> Sample | None:
+        """The beginning of the first held-out text that is written from left to right."""
+        written = np.flatnonzero(self.held_out.index["task"] == PROMPT_TASK)
+        if self.tokenizer is None or not written.size:
+            return None
+        return Sample(self.held_out[int(written[0])].tokens[:length], context=True, stop=self.tokenizer.end)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        assert self.tokenizer is not None
+        marks = (self.tokenizer.begin, self.tokenizer.end)
+        return self.tokenizer.decode(i for i in ids if i not in marks)
+
+    def _columns(self, records: Records) -> NDArray[np.int64]:
+        tokens: NDArray[np.int64] = records.index["tokens"].astype(np.int64)
+        return tokens + self.packer.prompt_length
+
+
+def _take(pieces: Iterable[NDArray[np.int64]], count: int) -> list[int]:
+    taken: list[int] = []
+    for piece in pieces:
+        taken += piece[: count - len(taken)].tolist()
+        if len(taken) == count:
+            break
+    return taken
+
+
+def save_live_data(directory: Path, parts: Mapping[str, tuple[Index, str]], about: Mapping[str, Any]) -> None:
+    """Keep the indexes of the parts `train` and `held_out`, each with the role of the files it is about."""
+    for part, (index, _) in parts.items():
+        save_array(directory / f"{part}.npy", index)
+    roles = {part: role for part, (_, role) in parts.items()}
+    write_new(directory / ABOUT, json.dumps({"roles": roles, **about}))
+
+
+def load_live_data(
+    directory: Path,
+    files: Mapping[str, Sequence[Path]],
+    *,
+    prompt_length: int,
+    max_length: int,
+    batch_size: int,
+    seed: int,
+    vocab_size: int,
+) -> LiveData:
+    """Open what `save_live_data` wrote; `files` are, by role, meta.bin and the set's files."""
+    about = json.loads(read_file(directory / ABOUT))
+    train, held_out = (
+        Records(load_array(directory / f"{part}.npy"), files[about["roles"][part]][1:])
+        for part in ("train", "held_out")
+    )
+    tokenizer = read_tokenizer(directory) if (directory / "vocabulary.json").exists() else None
+    base = vocab_size if about["packed_prompts"] == PROMPT_TABLE else 0
+    return LiveData(
+        train,
+        held_out,
+        tokenizer,
+        Packer(prompt_length, max_length, base),
+        batch_size=batch_size,
+        seed=seed,
+        order=about["order"],
+        world=_processes(),
+    )
+
+
+def _processes() -> int:
+    distributed = torch.distributed
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1

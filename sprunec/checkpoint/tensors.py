@@ -1,0 +1,192 @@
+"""A checkpoint's tensors by name, each read when it is asked for; nothing unpickles.
+
+So a checkpoint of any size can be walked through, one tensor or a few rows at a time. Nothing is mapped: where a disk
+fails, or a file has become shorter meanwhile, a read says so, and a map would end the process without a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sprunec.checkpoint.bounded import load_bounded
+from sprunec.checkpoint.dtypes import FLOATS, NAMES, dtype_refusal
+from sprunec.checkpoint.headers import read_places, unreadable
+from sprunec.checkpoint.safetensors_file import SIZES, Shape, Stored
+from sprunec.checkpoint.unreadable import FIX_NUMBERS, reason
+from sprunec.durable import read_into
+from sprunec.errors import InputError, is_disk
+
+DTYPES: dict[str, torch.dtype] = {word: getattr(torch, NAMES[word]) for word in SIZES}
+FLOATING = frozenset(getattr(torch, name) for name in FLOATS)  # what is looked at for NaN
+
+
+class Tensors(Mapping[str, Tensor]):
+    """Names to tensors on the CPU, in their own dtype; shapes and dtypes are known without reading.
+
+    Each time that one is asked for, all of it is read; whoever wants its size, or a part, asks for that.
+    """
+
+    def __init__(self, places: Mapping[str, Stored | Tensor]) -> None:
+        self._places = dict(places)
+        self._strided: tuple[str, Tensor] | None = None
+
+    def __getitem__(self, name: str) -> Tensor:
+        place = self._places[name]
+        return place if isinstance(place, Tensor) else _read(place)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._places  # a Mapping's own would read it
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def copy(self, name: str) -> Tensor:
+        """The tensor, in memory of its own: it may be written to."""
+        place = self._places[name]
+        return place.clone() if isinstance(place, Tensor) else _read(place)
+
+    def rows(self, name: str, kept: Sequence[int], room: Tensor | None = None) -> Tensor:
+        """A copy of the entries `kept` along the first dim, in their order; of a file, nothing else is read.
+
+        Args:
+            room: where the copy may go, (len(kept) or more, ...) of the tensor's dtype.
+        """
+        place = self._places[name]
+        if isinstance(place, Tensor) or place.strides is not None:
+            return self._whole(name).index_select(0, torch.tensor(kept, dtype=torch.long))
+        found = torch.empty((len(kept), *place.shape[1:]), dtype=DTYPES[place.dtype]) if room is None else room
+        found = found[: len(kept)]
+        if found.numel():  # what follows each other is read at once
+            width = place.nbytes // place.shape[0]
+            spans = [(place.start + first * width, place.start + last * width) for first, last in runs(kept)]
+            read_into(place.file, spans, _memory(found))
+        return found
+
+    def _whole(self, name: str) -> Tensor:
+        """Rows may lie between each other: where they are asked for in turn, the last tensor is kept."""
+        last = self._strided
+        if last is None or last[0] != name:
+            last = self._strided = (name, self[name].detach())
+        return last[1]
+
+    def shape(self, name: str) -> Shape:
+        return tuple(self._places[name].shape)
+
+    def dtype(self, name: str) -> torch.dtype:
+        place = self._places[name]
+        return place.dtype if isinstance(place, Tensor) else DTYPES[place.dtype]
+
+    def shapes(self) -> dict[str, Shape]:
+        return {name: self.shape(name) for name in self._places}
+
+    def dtypes(self) -> dict[str, str]:
+        """In torch's words."""
+        return {name: str(self.dtype(name)).removeprefix("torch.") for name in self._places}
+
+    @property
+    def from_headers(self) -> bool:
+        """Whether the files' headers told of all of them: what only torch can read is in memory."""
+        return not any(isinstance(place, Tensor) for place in self._places.values())
+
+    def only(self, names: Iterable[str]) -> Tensors:
+        """Those of `names` that are here."""
+        return Tensors({name: self._places[name] for name in names if name in self._places})
+
+    def renamed(self, names: Mapping[str, str]) -> Tensors:
+        """Those that are keys of `names`, by their values."""
+        return Tensors({new: self._places[old] for old, new in names.items() if old in self._places})
+
+
+def _read(place: Stored) -> Tensor:
+    """Of a tensor with strides what lies between its entries, too."""
+    entries = torch.empty(place.extent // SIZES[place.dtype], dtype=DTYPES[place.dtype])
+    if entries.numel():
+        read_into(place.file, [(place.start, place.start + place.extent)], _memory(entries))
+    return entries.view(place.shape) if place.strides is None else entries.as_strided(place.shape, place.strides)
+
+
+def _memory(tensor: Tensor) -> memoryview:
+    """The bytes of a contiguous tensor on the CPU."""
+    return tensor.view(torch.uint8).numpy().data.cast("B")
+
+
+def runs(indices: Sequence[int]) -> list[tuple[int, int]]:
+    """The [first, last + 1) of entries that follow each other."""
+    if isinstance(indices, range) and indices.step == 1:
+        return [(indices.start, indices.stop)] if len(indices) else []
+    if not len(indices):
+        return []
+    places = np.asarray(indices)
+    breaks = np.flatnonzero(np.diff(places) != 1) + 1
+    firsts, lasts = places[np.r_[0, breaks]], places[np.r_[breaks - 1, -1]]
+    return list(zip(firsts.tolist(), (lasts + 1).tolist(), strict=True))
+
+
+def open_tensors(path: Path) -> Tensors:
+    """The tensors of a checkpoint file, an index, or a directory that holds one; only headers are read.
+
+    Raises:
+        InputError: a file is missing or damaged, or holds anything but named tensors.
+    """
+    return Tensors(read_places(path, _in_torch))
+
+
+def check_dtypes(path: Path, tensors: Tensors, weights: Collection[str] = ()) -> None:
+    """Raises InputError where `weights`, the tensors that a model takes, are no floats, or it is quantised."""
+    told = dtype_refusal(tensors.dtypes(), weights)
+    if told is not None:
+        raise InputError.at(path, *told, code="checkpoint-dtype")
+
+
+def _in_torch(path: Path) -> Mapping[str, Tensor]:
+    """Torch knows more ways to write a state dict than its header tells, and what else may be in a file."""
+    try:
+        state = load_bounded(path)
+    except Exception as error:  # damaged bytes may fail anywhere in the reader
+        if is_disk(error):
+            raise InputError.of_disk(path, error) from error
+        raise unreadable(path, reason(error)) from error
+    if isinstance(state, dict) and all(isinstance(tensor, Tensor) for tensor in state.values()):
+        _check_numbers(path, state)
+        return state
+    inner = [key for key, value in state.items() if isinstance(value, dict)] if isinstance(state, dict) else []
+    what = f"; {inner[0]!r} in it may be one" if inner else ""
+    message = f"is no state dict: it must map names to tensors{what}"
+    raise InputError.at(path, message, "save model.state_dict()")
+
+
+def _check_numbers(path: Path, state: Mapping[str, Tensor]) -> None:
+    """What lies where a header says is looked at while it is hashed; this is for what only torch can read."""
+    for name, tensor in state.items():
+        if tensor.is_meta:
+            raise InputError.at(path, f"{name} has no data: it was saved from torch's meta device", FIX_NUMBERS)
+        if not tensor.numel() or tensor.layout is not torch.strided or tensor.dtype not in FLOATING:
+            continue
+        bad = (~torch.isfinite(tensor)).nonzero()
+        if len(bad):
+            numbers = "number that is" if len(bad) == 1 else "numbers that are"
+            message = f"{name} has {len(bad):,} {numbers} not finite, the first at {bad[0].tolist()}"
+            raise InputError.at(path, message, FIX_NUMBERS, code="not-finite")
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """All tensors of a checkpoint in memory: what is trained or changed must not hang on a file.
+
+    Raises:
+        InputError: as `open_tensors`.
+    """
+    tensors = open_tensors(path)
+    return {name: tensors.copy(name) for name in tensors}
+
+
+def read_shapes(path: Path) -> dict[str, Shape]:
+    """Names and shapes, from headers alone."""
+    return open_tensors(path).shapes()

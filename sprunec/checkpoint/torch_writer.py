@@ -1,0 +1,108 @@
+"""A state dict as `torch.save` writes it, tensor by tensor: it need never be in memory as a whole.
+
+The archive is a zip without compression: `data.pkl` says what lies where, and every tensor's bytes are a record.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import pickle
+from collections import OrderedDict
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+from zipfile import ZipFile, ZipInfo
+
+import torch
+from torch._utils import _rebuild_tensor_v2
+
+from sprunec.checkpoint.pt_header import LOCAL_HEADER, STORAGES
+from sprunec.checkpoint.writer import WORDS as DTYPE_WORDS
+from sprunec.checkpoint.writer import Output, check_room, write_tensor
+from sprunec.durable import naming
+
+ROOT, ALIGNMENT = "archive", 64
+KINDS = {word: storage for storage, word in STORAGES.items()}
+ZIP64_FROM, ZIP64_BYTES = 2**30, 20  # what its sizes take in a record's header
+PADDING_HEADER = 4
+
+
+def write_pt(outputs: Mapping[str, Output], path: Path) -> None:
+    """Write tensors that are made while they are written.
+
+    Raises:
+        PassError: the disk has no room for them; nothing has been written.
+        OSError: writing failed; what is there is no whole archive.
+    """
+    needed = sum(output.nbytes for output in outputs.values())
+    check_room(path.parent, needed)
+    with (
+        naming(path, needed),
+        path.open("wb") as file,
+        ZipFile(file, "w") as archive,
+        ThreadPoolExecutor(1) as reader,
+    ):
+        _put(archive, "data.pkl", _pickled(outputs))
+        _put(archive, "byteorder", b"little")
+        for number, (name, output) in enumerate(outputs.items()):
+            with archive.open(
+                _aligned(file, number, output.nbytes), "w", force_zip64=_is_large(output.nbytes)
+            ) as record:
+                write_tensor(record, reader, name, output)
+        _put(archive, "version", b"3\n")
+
+
+def _put(archive: ZipFile, name: str, content: bytes) -> None:
+    archive.writestr(ZipInfo(f"{ROOT}/{name}"), content)
+
+
+def _is_large(nbytes: int) -> bool:
+    return nbytes >= ZIP64_FROM
+
+
+def _aligned(file: IO[bytes], number: int, nbytes: int) -> ZipInfo:
+    """A record whose bytes begin where a map of them can be used, as torch has it."""
+    info = ZipInfo(f"{ROOT}/data/{number}")
+    before = file.tell() + LOCAL_HEADER + len(info.filename) + PADDING_HEADER + ZIP64_BYTES * _is_large(nbytes)
+    padding = -before % ALIGNMENT
+    info.extra = b"FB" + padding.to_bytes(2, "little") + b"Z" * padding
+    return info
+
+
+def _pickled(outputs: Mapping[str, Output]) -> bytes:
+    stream = io.BytesIO()
+    _Pickler(stream, protocol=2).dump({name: _View(output, i) for i, (name, output) in enumerate(outputs.items())})
+    return stream.getvalue()
+
+
+@dataclass(frozen=True)
+class _Record:
+    """The bytes of one tensor, which a pickle only names."""
+
+    output: Output
+    number: int
+
+
+@dataclass(frozen=True)
+class _View:
+    """What a tensor is pickled as."""
+
+    output: Output
+    number: int
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        shape = self.output.shape
+        strides = tuple(math.prod(shape[dim + 1 :]) for dim in range(len(shape)))
+        record = _Record(self.output, self.number)
+        return _rebuild_tensor_v2, (record, 0, shape, strides, False, OrderedDict())
+
+
+class _Pickler(pickle.Pickler):
+    def persistent_id(self, value: Any) -> Any:
+        if not isinstance(value, _Record):
+            return None
+        kind = getattr(torch, KINDS[DTYPE_WORDS[value.output.dtype]])
+        return "storage", kind, str(value.number), "cpu", math.prod(value.output.shape)

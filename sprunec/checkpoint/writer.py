@@ -1,0 +1,219 @@
+"""Write safetensors as a stream: the header from shapes and dtypes first, then every tensor's bytes, a few rows a time.
+
+So what is written need never be in memory as a whole, and a file that was not finished is too short for its header:
+nobody opens it by mistake. Shards come before the index that makes a model of them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor
+
+from sprunec.checkpoint.layouts import BIN_INDEX, INDEX, PT_WEIGHTS, SAFETENSORS, WEIGHTS, is_index, weight_files
+from sprunec.checkpoint.safetensors_file import Shape
+from sprunec.checkpoint.tensors import DTYPES, Tensors
+from sprunec.durable import copy_file, naming, write_new
+from sprunec.errors import PassError
+
+SHARD_BYTES = 5 * 2**30
+CHUNK_BYTES = 4 * 2**20
+ROOM_TO_SPARE = 16 * 2**20
+WORDS = {dtype: word for word, dtype in DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class Output:
+    """A tensor that is to be written; `parts()` gives its rows in order, a few at a time.
+
+    Each is made while the one before is written, and may lie where the one before that did.
+    """
+
+    shape: Shape
+    dtype: torch.dtype
+    parts: Callable[[], Iterable[Tensor]]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def as_outputs(state: Mapping[str, Tensor]) -> dict[str, Output]:
+    """A state as it is; a tensor of a lazy one is read chunk by chunk."""
+    return {name: as_output(state, name) for name in state}
+
+
+def as_output(state: Mapping[str, Tensor], name: str) -> Output:
+    """One tensor of a state as it is."""
+    if isinstance(state, Tensors):
+        shape, dtype = state.shape(name), state.dtype(name)
+    else:
+        shape, dtype = tuple(state[name].shape), state[name].dtype
+    rows = rows_at_once(shape, dtype)
+
+    def parts() -> Iterator[Tensor]:
+        if not shape:
+            yield state[name]
+            return
+        room = rooms(shape, dtype)
+        for first in range(0, shape[0], rows):
+            some = range(first, min(first + rows, shape[0]))
+            if isinstance(state, Tensors):
+                yield state.rows(name, some, next(room))
+            else:
+                yield state[name][some.start : some.stop]
+
+    return Output(shape, dtype, parts)
+
+
+def rows_at_once(shape: Shape, dtype: torch.dtype) -> int:
+    """How many rows of a tensor make a chunk."""
+    return max(1, CHUNK_BYTES // max(1, math.prod(shape[1:]) * dtype.itemsize))
+
+
+def rooms(shape: Shape, dtype: torch.dtype) -> Iterator[Tensor]:
+    """Where chunks of a tensor's rows may lie in turn: two are in use at a time.
+
+    Fresh memory for each would be cleared by the kernel first.
+    """
+    return itertools.cycle(torch.empty((2, min(rows_at_once(shape, dtype), shape[0]), *shape[1:]), dtype=dtype))
+
+
+def write_state(state: Mapping[str, Tensor], directory: Path, shard_bytes: int = SHARD_BYTES) -> None:
+    """Write a state into `directory`: one file, or shards with an index above `shard_bytes`."""
+    write_outputs(as_outputs(state), directory, shard_bytes)
+
+
+def write_outputs(outputs: Mapping[str, Output], directory: Path, shard_bytes: int = SHARD_BYTES) -> None:
+    """As `write_state`, of tensors that are made while they are written.
+
+    Raises:
+        PassError: the disk has no room for them; nothing has been written.
+        OSError: writing failed; what is there is no whole file.
+    """
+    check_room(directory, sum(output.nbytes for output in outputs.values()))
+    shards = list(_shards(outputs, shard_bytes))
+    if len(shards) <= 1:
+        _write_file(outputs, directory / WEIGHTS)
+        return
+    weight_map: dict[str, str] = {}
+    for number, names in enumerate(shards, start=1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        _write_file({name: outputs[name] for name in names}, directory / file)
+        weight_map |= dict.fromkeys(names, file)
+    index = {"metadata": {"total_size": sum(output.nbytes for output in outputs.values())}, "weight_map": weight_map}
+    write_new(directory / INDEX, json.dumps(index, indent=1))
+
+
+def save_tensors(state: Mapping[str, Tensor], path: Path) -> None:
+    """Write a state as one safetensors file, of any name."""
+    _write_file(as_outputs(state), path)
+
+
+def save_pt(content: Any, path: Path) -> None:
+    """As `torch.save`, through a file of Python's: a disk that fails is then an OSError that says how."""
+    with naming(path, nbytes_in(content)), path.open("wb") as stream:
+        torch.save(content, stream)
+
+
+def nbytes_in(content: Any) -> int:
+    """Of all tensors in a nested state."""
+    if isinstance(content, Tensor):
+        return content.nbytes
+    parts = content.values() if isinstance(content, Mapping) else content if isinstance(content, list | tuple) else ()
+    return sum(nbytes_in(part) for part in parts)
+
+
+def check_room(directory: Path, needed: int) -> None:
+    """Raises PassError unless the disk under `directory` has `needed` bytes, and a little more."""
+    free = shutil.disk_usage(directory).free
+    if needed + ROOM_TO_SPARE > free:
+        raise PassError(
+            f"{directory}: the weights need {needed / 1e9:.2f} GB and this disk has {free / 1e9:.2f} GB left; "
+            "make room, or give --out on another disk"
+        )
+
+
+def _shards(outputs: Mapping[str, Output], limit: int) -> Iterator[list[str]]:
+    names: list[str] = []
+    size = 0
+    for name, output in outputs.items():
+        if names and size + output.nbytes > limit:
+            yield names
+            names, size = [], 0
+        names.append(name)
+        size += output.nbytes
+    yield names
+
+
+def _write_file(outputs: Mapping[str, Output], path: Path) -> None:
+    # Wide dtypes first, so that every tensor starts at a multiple of its own width.
+    order = sorted(outputs, key=lambda name: -outputs[name].dtype.itemsize)
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in order:
+        output, start = outputs[name], end
+        end += output.nbytes
+        header[name] = {"dtype": WORDS[output.dtype], "shape": list(output.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with naming(path, 8 + len(text) + end), path.open("wb") as file, ThreadPoolExecutor(1) as reader:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            write_tensor(file, reader, name, outputs[name])
+
+
+def write_tensor(file: IO[bytes], reader: Executor, name: str, output: Output) -> None:
+    """Write its bytes, and make the next of its parts meanwhile."""
+    written = 0
+    for part in _ahead(reader, output.parts()):
+        assert part.dtype == output.dtype, f"{name} is {part.dtype}, its header says {output.dtype}"
+        plain = part.detach().cpu().contiguous()
+        if plain.numel():
+            written += file.write(plain.flatten().view(torch.uint8).numpy().data)
+    assert written == output.nbytes, f"{name} has {written} bytes, its header says {output.nbytes}"
+
+
+def _ahead(reader: Executor, parts: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The parts in turn, the next of them being made meanwhile."""
+    source = iter(parts)
+    coming = reader.submit(next, source, None)
+    while (part := coming.result()) is not None:
+        coming = reader.submit(next, source, None)
+        yield part
+
+
+def adopt_weights(path: Path, directory: Path) -> None:
+    """Give `directory` the user's own checkpoint: links to its files, by the names that a model's weights have."""
+    files = weight_files(path)
+    safe = files[-1].name.endswith(SAFETENSORS)
+    first = (INDEX if safe else BIN_INDEX) if is_index(files[0]) else WEIGHTS if safe else PT_WEIGHTS
+    names = [first, *(file.name for file in files[1:])]
+    for file, name in zip(files, names, strict=True):
+        (directory / name).symlink_to(file.resolve())
+
+
+def link_weights(source: Path, directory: Path) -> None:
+    """Give `directory` the weights of an artifact without copying them.
+
+    What is a link to the user's file there is one here; what is the store's own gets a second name.
+    """
+    for file in weight_files(source):
+        target = directory / file.name
+        if file.is_symlink():
+            target.symlink_to(file.resolve())
+            continue
+        try:
+            os.link(file, target)
+        except OSError:  # a disk that knows no links
+            copy_file(file, target)

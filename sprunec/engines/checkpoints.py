@@ -1,0 +1,211 @@
+"""A training pass saved while it runs, so that what stops it costs a few steps and not the pass.
+
+A save is one file, or with weights in parts on several ranks one folder; it is written aside, flushed and renamed, and
+its name carries the hash of its content, so that a damaged one is never taken for good. The one before is kept until
+the new one is whole. Parts are written from a copy while training goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from sprunec.checkpoint.writer import nbytes_in
+from sprunec.durable import flush, forget, naming, put_in_place
+from sprunec.engines.world import Alone, World
+
+NAME, FOLDER, ASIDE, REST = "step-{step:09d}-{digest}.pt", "step-{step:09d}-{digest}", "save.writing", "rest.pt"
+DIGITS = 32
+SECONDS = {"s": 1, "m": 60, "h": 3600}
+
+
+class Saves:
+    """Where one pass is saved, and how often.
+
+    Args:
+        directory: the pass's own; it may not exist yet.
+        every: steps from one save to the next, or a time such as "10m".
+        stop: whether the run has been asked to stop; the pass then saves after its step, and stops.
+        clock: seconds that never run backwards.
+        tell: takes a line about a save that was found damaged.
+        world: who trains; any of them may be asked to stop, and its lead has the clock and the files.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        every: int | str,
+        stop: Callable[[], bool],
+        clock: Callable[[], float] = time.monotonic,
+        tell: Callable[[str], None] = lambda text: None,
+        world: World | None = None,
+    ) -> None:
+        self.directory, self.every, self.stop, self._tell = directory, every, stop, tell
+        self.world = world or Alone()
+        self._clock, self._saved_at = clock, clock()
+        self._last: Path | None = None
+        self._pending: Future[Any] | None = None
+
+    @property
+    def last(self) -> Path | None:
+        """The last whole save that was read or written here."""
+        return self._last
+
+    def latest(self) -> dict[str, Any] | None:
+        """The state of the last whole save, on the CPU: the one that the lead has found.
+
+        Of parts it only says where they lie, as `shards`.
+        """
+        found = self._whole() if self.world.lead else None
+        name = self.world.share(found.name if found is not None else "")
+        if not name:
+            return None
+        self._last = path = self.directory / name
+        file = path / REST if path.is_dir() else path
+        with naming(file):
+            state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        return state | ({"shards": path} if path.is_dir() else {})
+
+    def _whole(self) -> Path | None:
+        for path in sorted(self.directory.glob("step-*"), reverse=True):
+            digest = _folder_digest(path) if path.is_dir() else _file_digest(path)
+            if digest and path.name.removesuffix(".pt").rpartition("-")[2] == digest:
+                return path
+            self._tell(f"{path} is damaged, and is not used")
+        return None
+
+    def after_step(self, step: int, steps: int, state: Callable[[], dict[str, Any]]) -> None:
+        """Save if it is time to.
+
+        Raises:
+            KeyboardInterrupt: the run was asked to stop; the state is saved.
+            OSError: it cannot be saved; the save before is still there.
+        """
+        due = self.world.lead and step < steps and self._is_due(step)
+        asked, due = map(bool, self.world.total([float(self.stop()), float(due)]))
+        if asked or due:
+            self._keep(step, state())
+        if asked:
+            self.settle()
+            raise KeyboardInterrupt
+
+    def settle(self) -> None:
+        """Wait for what is being written.
+
+        Raises:
+            OSError: it could not be.
+        """
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def _is_due(self, step: int) -> bool:
+        if isinstance(self.every, int):
+            return step % self.every == 0
+        return self._clock() - self._saved_at >= seconds(self.every)
+
+    def _keep(self, step: int, state: dict[str, Any]) -> None:
+        self.settle()
+        shards = state.pop("shards", None)
+        if self.world.lead and not self.directory.is_dir():
+            self.directory.mkdir(parents=True)
+            flush(self.directory.parent)
+        aside = self.directory / ASIDE
+        if self.world.lead:
+            _remove(aside)  # what a run that was killed has left
+        if shards is not None:
+            self._pending = self._begin(step, aside, shards, state)
+        elif self.world.lead:
+            try:
+                path = self.directory / NAME.format(step=step, digest=_write(aside, state))
+                put_in_place(aside, path)
+            except BaseException:
+                forget(aside)
+                raise
+            self._kept(path)
+
+    def _begin(self, step: int, aside: Path, shards: dict[str, Tensor], rest: dict[str, Any]) -> Future[Any]:
+        """What is small is written at once, for it is about to change; the parts meanwhile."""
+        from sprunec.engines.shards import write_shards
+
+        if self.world.lead:
+            aside.mkdir()
+            _write(aside / REST, rest)
+        self.world.total([0.0])  # nobody writes into a folder that is not there
+        return write_shards(aside, shards, lambda: self._seal(step, aside) if self.world.lead else None)
+
+    def _seal(self, step: int, aside: Path) -> None:
+        flush(aside)
+        path = self.directory / FOLDER.format(step=step, digest=_folder_digest(aside))
+        put_in_place(aside, path)
+        self._kept(path)
+
+    def _kept(self, path: Path) -> None:
+        self._last, self._saved_at = path, self._clock()
+        for old in self.directory.iterdir():
+            if old != path:
+                _remove(old)
+
+
+def _remove(path: Path) -> None:
+    """A file, a folder, or nothing."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    elif os.path.lexists(path):
+        path.unlink()
+
+
+def seconds(time: str) -> int:
+    """Of "90s", "10m" or "2h"."""
+    return int(time[:-1]) * SECONDS[time[-1]]
+
+
+def _write(path: Path, state: dict[str, Any]) -> str:
+    """Write and flush; the digest of the content."""
+    with naming(path, nbytes_in(state)), path.open("xb") as stream:
+        hashing = _Hashing(stream)
+        torch.save(state, hashing)  # type: ignore[arg-type]
+        stream.flush()
+        os.fsync(stream.fileno())
+    return hashing.digest.hexdigest()[:DIGITS]
+
+
+def _file_digest(path: Path) -> str:
+    """Of its content; nothing of what is no file."""
+    if not path.is_file():
+        return ""
+    with naming(path), path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()[:DIGITS]
+
+
+def _folder_digest(path: Path) -> str:
+    """Of the names and contents of all files in it; nothing if it holds more than files."""
+    digest = hashlib.sha256()
+    for file in sorted(path.iterdir()):
+        if not file.is_file():
+            return ""
+        digest.update(f"{file.name} {_file_digest(file)}\n".encode())
+    return digest.hexdigest()[:DIGITS]
+
+
+class _Hashing:
+    """A stream that hashes what goes through it; torch writes an archive from its start to its end."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream, self.digest = stream, hashlib.sha256()
+
+    def write(self, content: bytes) -> int:
+        self.digest.update(content)
+        return self._stream.write(content)
+
+    def flush(self) -> None:
+        self._stream.flush()

@@ -1,0 +1,208 @@
+"""Distillation: losses beside the language model's that draw a model to a larger one's logits and hidden states.
+
+logits  Soft-label cross entropy (Hinton, Vinyals & Dean 2015): T^2 H(softmax(t / T), softmax(s / T)), summed over the
+        vocabulary, mean over the targets. T^2 keeps its gradient's size whatever the temperature T.
+hidden  Per pair of states, the mean squared difference of the two after each column's vector was divided by its own
+        L2 norm; mean over the columns in use and over the features, pairs added up. BMCook divides by the mean norm of
+        all columns instead. That mean is of whatever slice of the batch is at hand, so the loss would depend on how a
+        batch is parted; a column's own norm does not.
+
+Letters in shapes: B rows, N columns, V words, M columns that are asked, S and T the student's and the teacher's width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sprunec.data.batches import IGNORED, Batch
+from sprunec.errors import InputError
+from sprunec.families.cpm_ant.states import Pair, Point
+
+CHUNK_ELEMENTS = 2**22  # 16 MiB in float32: small beside the logits, and fast on every device
+PROJECTION_STD = 0.02
+SMALLEST_NORM = 1e-6
+
+Places = Mapping[Point, tuple[nn.Module, str]]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """How much each loss counts; the language model's counts 1."""
+
+    logits: float
+    temperature: float
+    hidden: float
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> Weights:
+        return cls(**{name: options[name] for name in cls.__dataclass_fields__})
+
+
+class States:
+    """The states at some points of a model, kept from its last forward pass until they are taken."""
+
+    def __init__(self, places: Places) -> None:
+        """`places`: for each point the module to watch, and whether its first input ("pre") or its output ("post")."""
+        self._seen: dict[Point, Tensor] = {}
+        self._handles = [self._watch(point, module, side) for point, (module, side) in places.items()]
+
+    def _watch(self, point: Point, module: nn.Module, side: str) -> Any:
+        if side == "pre":
+            return module.register_forward_pre_hook(lambda _, given: self._seen.__setitem__(point, given[0]))
+        return module.register_forward_hook(lambda _, given, result: self._seen.__setitem__(point, result))
+
+    def take(self) -> dict[Point, Tensor]:
+        """What was seen, once: states hold the graph of their pass."""
+        seen, self._seen = self._seen, {}
+        return seen
+
+    def close(self) -> None:
+        """Watch no longer."""
+        for handle in self._handles:
+            handle.remove()
+
+
+class Distiller:
+    """An objective of the training loop: a teacher, the pairs of states, and their projections, which it trains.
+
+    Args:
+        teacher: on the training's device; put in eval mode, its weights frozen.
+        student_places, teacher_places: where the states of `pairs` are to be seen.
+        projections: for each pair the weight (S, T) of a linear map without bias of the teacher's state, or None.
+    """
+
+    def __init__(
+        self,
+        teacher: nn.Module,
+        weights: Weights,
+        pairs: Sequence[Pair],
+        student_places: Places,
+        teacher_places: Places,
+        projections: Sequence[nn.Parameter | None],
+    ) -> None:
+        self.teacher, self.weights, self.pairs = teacher.eval().requires_grad_(False), weights, tuple(pairs)
+        self.projections = tuple(projections)
+        self._students, self._teachers = States(student_places), States(teacher_places)
+        self._targets = self._columns = 1
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [weight for weight in self.projections if weight is not None]
+
+    def begin(self, batch: Batch) -> None:
+        """The global batch of the step, whose targets and columns the losses are means over."""
+        self._targets, self._columns = batch.target_count, int(batch.inputs["length"].sum())
+
+    def loss(self, part: Batch, logits: Tensor) -> Tensor:
+        """The weighted sum of the losses of a part of the batch, just run through the student: its share of the mean.
+
+        Args:
+            logits: the student's (B, N, V).
+        """
+        total, students = logits.new_zeros((), dtype=torch.float32), self._students.take()
+        if not self.weights.logits and not self.pairs:
+            return total
+        with torch.no_grad():
+            taught, _ = self.teacher(**part.inputs)
+        teachers = self._teachers.take()
+        if self.weights.logits:
+            entropy = soft_cross_entropy(logits, taught, part.targets != IGNORED, self.weights.temperature)
+            total = total + self.weights.logits * entropy / self._targets
+        used = torch.arange(part.targets.size(1), device=logits.device) < part.inputs["length"][:, None]
+        for pair, projection in zip(self.pairs, self.projections, strict=True):
+            wanted = teachers[pair.teacher]
+            wanted = wanted if projection is None else F.linear(wanted, projection)
+            difference = hidden_difference(students[pair.student], wanted, used)
+            total = total + self.weights.hidden * difference / self._columns
+        return total
+
+    def state(self) -> dict[str, Any]:
+        """What the steps to come depend on; the teacher is no part of it."""
+        return {"projections": [weight.detach() for weight in self.parameters()]}
+
+    @torch.no_grad()
+    def load(self, state: dict[str, Any]) -> None:
+        for weight, saved in zip(self.parameters(), state["projections"], strict=True):
+            weight.copy_(saved)
+
+    def close(self) -> None:
+        """Leave both models unwatched."""
+        self._students.close()
+        self._teachers.close()
+
+
+def make_projections(
+    pairs: Sequence[Pair], widths: Sequence[tuple[int, int]], *, project: bool, seed: int, device: torch.device
+) -> list[nn.Parameter | None]:
+    """One linear map for each pair, drawn from N(0, 0.02^2); None for each where `project` is off.
+
+    Args:
+        widths: the student's and the teacher's.
+
+    Raises:
+        InputError: two states are of different widths, and nothing projects.
+    """
+    noise = torch.Generator().manual_seed(seed)
+    found: list[nn.Parameter | None] = []
+    for pair, (student, teacher) in zip(pairs, widths, strict=True):
+        if not project and student != teacher:
+            message = f"{pair}: the student's state is {student} wide, the teacher's {teacher}"
+            raise InputError.at("distillation", message, 'write "project": true, or pair states of one width')
+        weight = torch.randn(student, teacher, generator=noise) * PROJECTION_STD if project else None
+        found.append(None if weight is None else nn.Parameter(weight.to(device)))
+    return found
+
+
+def soft_cross_entropy(student: Tensor, teacher: Tensor, asked: Tensor, temperature: float) -> Tensor:
+    """T^2 times the cross entropy in nats at temperature T, summed over the columns that are asked.
+
+    Args:
+        student, teacher: logits (B, N, V); the gradient goes to the student's.
+        asked: (B, N) bool.
+    """
+    rows = asked.flatten().nonzero()[:, 0]
+    total: Tensor = _SoftCrossEntropy.apply(student.flatten(0, 1), teacher.flatten(0, 1), rows, temperature)  # type: ignore[no-untyped-call]
+    return total
+
+
+class _SoftCrossEntropy(torch.autograd.Function):
+    """Some columns at a time, in float32: (M, V) probabilities are never all there at once, nor kept for backward."""
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, rows: Tensor, temperature: float) -> Tensor:
+        ctx.save_for_backward(student, teacher, rows)
+        ctx.temperature = temperature
+        total = student.new_zeros((), dtype=torch.float32)
+        for some in rows.split(_chunk(student)):
+            wanted = (teacher[some].float() / temperature).softmax(-1)
+            total -= (wanted * (student[some].float() / temperature).log_softmax(-1)).sum()
+        return temperature**2 * total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        student, teacher, rows = ctx.saved_tensors
+        found = torch.zeros_like(student)
+        for some in rows.split(_chunk(student)):
+            has, wanted = ((x[some].float() / ctx.temperature).softmax(-1) for x in (student, teacher))
+            found[some] = ((has - wanted) * (ctx.temperature * gradients[0])).to(found.dtype)
+        return found, None, None, None
+
+
+def _chunk(logits: Tensor) -> int:
+    return max(1, CHUNK_ELEMENTS // logits.size(-1))
+
+
+def hidden_difference(student: Tensor, teacher: Tensor, used: Tensor) -> Tensor:
+    """The mean over features of the squared difference of unit vectors, summed over the columns in use.
+
+    Args:
+        student, teacher: (B, N, S).
+        used: (B, N) bool.
+    """
+    ours, theirs = (F.normalize(x[used].float(), dim=-1, eps=SMALLEST_NORM) for x in (student, teacher))
+    return (ours - theirs).square().mean(-1).sum()

@@ -1,0 +1,65 @@
+"""Numbers that are none: what a step that met them says, and how often in a row fp16 may leave a step out."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sprunec.checkpoint.bounded import tensors_in
+from sprunec.data.batches import Batch
+from sprunec.errors import PassError
+
+MOST_SKIPS = 20  # twenty halvings bring the usual first loss scale, 65536, below 1
+
+
+@dataclass(frozen=True)
+class Skips:
+    """Steps that fp16 left out, of a pass so far."""
+
+    in_a_row: int = 0
+    total: int = 0
+
+    def after(self, finite: bool) -> Skips:
+        return Skips(0, self.total) if finite else Skips(self.in_a_row + 1, self.total + 1)
+
+    def event(self, finite: bool, scale: float) -> dict[str, Any]:
+        return {"loss_scale": scale, "skipped_steps": self.total} | ({} if finite else {"skipped": True})
+
+
+def batch_digest(batch: Batch) -> str:
+    """sha256 of a batch's tensors, by their names: which rows they were, whatever the device."""
+    digest = hashlib.sha256()
+    for name, tensor in (*sorted(batch.inputs.items()), ("targets", batch.targets)):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def what_is_wrong(loss: float, norm: float) -> str:
+    """The first that is no finite number."""
+    if not math.isfinite(loss):
+        return f"the loss became {loss}"
+    return f"the gradient norm became {norm}" if not math.isfinite(norm) else "the gradient of a gate became infinite"
+
+
+def accident(what: str, model_step: int, batch: Batch, saved: Path | None) -> PassError:
+    """What to raise: the step, its batch, and where the last good save is.
+
+    Args:
+        model_step: training steps that the model had before this one.
+    """
+    kept = f"the last good save is {saved}" if saved is not None else "nothing had been saved before"
+    return PassError(
+        f"{what} at training step {model_step + 1}; lower the learning rate, or clip gradients "
+        f"(batch sha256 {batch_digest(batch)}; {kept})"
+    )
+
+
+def non_finite(state: Any) -> bool:
+    """Whether a tensor anywhere in a nested state holds NaN or infinity."""
+    return any(not bool(torch.isfinite(tensor).all()) for tensor in tensors_in(state) if tensor.is_floating_point())

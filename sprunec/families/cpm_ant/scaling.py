@@ -1,0 +1,61 @@
+"""Tensors times a factor, and a checkpoint by whatever names as the tensors of a CPM-Ant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sprunec.checkpoint.tensors import Tensors
+from sprunec.checkpoint.writer import Output
+from sprunec.families.cpm_ant.config import ModelConfig
+from sprunec.families.cpm_ant.head import has_own_head, head_and_words
+from sprunec.families.cpm_ant.huggingface_names import Part, parts
+
+
+def scaled(tensor: Tensor, factor: float, dtype: torch.dtype | None = None) -> Tensor:
+    """`tensor` times `factor` in `dtype` (None: its own), computed in float64 and rounded once."""
+    dtype = dtype or tensor.dtype
+    return tensor.to(dtype) if factor == 1.0 else (tensor.double() * factor).to(dtype)
+
+
+def native_outputs(config: ModelConfig, tensors: Tensors) -> dict[str, Output]:
+    """The tensors of `config` out of a checkpoint that has all of them, each made when it is written.
+
+    Weights with a factor in them come out in float32, all of the model's with them: in half precision the way there
+    and back would round twice.
+    """
+    found = parts(config, tensors)
+    dtype = torch.float32 if any(part.factor != 1.0 for part in found.values()) else None
+
+    def output(part: Part) -> Output:
+        shape = part.shape(tensors.shape(part.name))
+        return Output(shape, dtype or tensors.dtype(part.name), lambda: [_take(part, tensors, dtype)])
+
+    return {name: output(part) for name, part in found.items()}
+
+
+def _take(part: Part, tensors: Tensors, dtype: torch.dtype | None) -> Tensor:
+    """One part of a file's tensor, in our scale."""
+    whole = tensors[part.name] if part.rows is None else tensors.rows(part.name, range(*part.rows))
+    return scaled(whole, part.factor, dtype)
+
+
+def own_head(config: ModelConfig, path: Path, tensors: Tensors) -> str | None:
+    """The name of a head that does not repeat its rows of words; None where all is one table.
+
+    As `has_own_head`, of whatever torch can open.
+
+    Args:
+        tensors: what is at `path`.
+    """
+    names = head_and_words(tensors)
+    if names is None:
+        return None
+    apart = has_own_head(config, path)
+    if apart is None:  # in memory, since only torch could read it
+        head, words = (tensors[name] for name in names)
+        alike = head.dtype == words.dtype and head.dim() == words.dim() == 2
+        apart = not (alike and torch.equal(head[: config.vocab_size], words[: config.vocab_size]))
+    return names[0] if apart else None

@@ -1,0 +1,143 @@
+"""A model as a directory: config.json, kept.json and the weights beside them.
+
+What is written is what `tensors` and `writing` make of it; the weights of a plan's input may be a link to the user's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from sprunec.checkpoint.provenance import check_files
+from sprunec.checkpoint.tensors import Tensors, check_dtypes, open_tensors
+from sprunec.checkpoint.tensors import read_shapes as read_shapes
+from sprunec.checkpoint.tensors import read_state as read_state
+from sprunec.checkpoint.writer import Output, write_outputs
+from sprunec.checkpoint.writer import write_state as write_state
+from sprunec.durable import read_file, write_new
+from sprunec.errors import InputError
+from sprunec.families.cpm_ant.blocks import build
+from sprunec.families.cpm_ant.config import LayerKept, ModelConfig, kept_from_json, kept_to_json
+from sprunec.families.cpm_ant.model import CPMAnt
+from sprunec.families.cpm_ant.shapes import MOST_LAYERS, Shape, expected_tensors, misfit
+from sprunec.text_files import read_json
+
+
+def save_model(directory: Path, config: ModelConfig, kept: tuple[LayerKept, ...], state: Mapping[str, Tensor]) -> None:
+    """`kept` says in the plan's input model's indices what the model still has."""
+    describe(directory, config, kept)
+    write_state(state, directory)
+
+
+def save_outputs(
+    directory: Path, config: ModelConfig, kept: tuple[LayerKept, ...], outputs: Mapping[str, Output]
+) -> None:
+    """As `save_model`, of tensors that are made while they are written; their names and shapes must be the config's.
+
+    Raises:
+        PassError: the disk has no room for them; nothing has been written.
+    """
+    wrong = misfit(expected_tensors(config), {name: output.shape for name, output in outputs.items()})
+    assert not wrong, wrong
+    describe(directory, config, kept)
+    write_outputs(outputs, directory)
+
+
+def describe(directory: Path, config: ModelConfig, kept: tuple[LayerKept, ...]) -> None:
+    """What stands beside a model's weights."""
+    directory.mkdir(parents=True, exist_ok=True)
+    write_new(directory / "config.json", json.dumps(config.to_dict(), indent=1))
+    write_new(directory / "kept.json", json.dumps(kept_to_json(kept)))
+
+
+def open_model_tensors(directory: Path) -> Tensors:
+    """The tensors of an artifact's model, each read when it is asked for; others in the user's file are left out.
+
+    Raises:
+        InputError: a tensor is missing or of another shape.
+    """
+    expected, tensors = expected_tensors(read_config(directory)), open_tensors(directory)
+    _check_fit(expected, tensors.shapes(), directory, exact=False)
+    return tensors.only(expected)
+
+
+def _check_fit(wanted: Mapping[str, Shape], given: Mapping[str, Shape], source: object, *, exact: bool = True) -> None:
+    wrong = misfit(wanted, given, exact=exact)
+    if wrong:
+        raise InputError.at(source, f"the checkpoint does not fit the config: {wrong}")
+
+
+def read_config(directory: Path) -> ModelConfig:
+    """Raises InputError for anything but a model config."""
+    path, hint = directory / "config.json", "give a directory that `emit` wrote"
+    data = read_json(path, "a model config", hint)
+    try:
+        many = data.get("num_layers", 0) > MOST_LAYERS
+        config = None if many else ModelConfig.from_dict(data)
+        why = _wrong(config) if config else f"it says {data['num_layers']} layers, above {MOST_LAYERS}"
+    except (ValueError, TypeError, KeyError, AttributeError):
+        config, why = None, "a value in it is of another kind than its key has"
+    if config is None or why:
+        raise InputError.at(path, f"is no model config: {why}", hint)
+    return config
+
+
+def _wrong(config: ModelConfig) -> str:
+    if len(config.layers) != config.num_layers:
+        return f"it has {len(config.layers)} layers and says {config.num_layers}"
+    negative = any(size < 0 for layer in config.layers for size in (layer.heads, layer.dim_head, layer.dim_ff))
+    return "it has a negative size" if negative else ""
+
+
+def read_kept(directory: Path) -> tuple[LayerKept, ...]:
+    return kept_from_json(json.loads(read_file(directory / "kept.json")))
+
+
+def load_model(directory: Path, device: torch.device | str = "cpu") -> CPMAnt:
+    """Build an artifact's model from `config.json` and fill it with its weights; runs no code from the directory."""
+    return _filled(read_config(directory), open_model_tensors(directory), directory).to(device)
+
+
+def _filled(config: ModelConfig, tensors: Tensors, directory: Path) -> CPMAnt:
+    """In memory: what is trained, or used for long, must not hang on a file. Shapes first: claims take no memory."""
+    _check_fit(expected_tensors(config), tensors.shapes(), directory)
+    check_dtypes(directory, tensors, tensors)
+    model = empty_model(config)
+    fill(model, {name: tensors.copy(name) for name in tensors}, directory)
+    return model
+
+
+def load(path: str | Path, device: torch.device | str = "cpu") -> CPMAnt:
+    """The model of an emitted directory, in eval mode, from its config and weights; its `model.py` is never executed.
+
+    Raises:
+        InputError: the directory holds no such model, or its files do not fit each other, or are not what was emitted.
+    """
+    directory = Path(path)
+    if not (directory / "config.json").is_file():
+        raise InputError.at(directory, "has no config.json", "give a directory that `emit` wrote, OUT/model/sprunec")
+    model = _filled(read_config(directory), open_tensors(directory), directory)
+    check_files(directory)
+    return model.to(device).eval()
+
+
+def empty_model(config: ModelConfig) -> CPMAnt:
+    """On the meta device: a shape without memory."""
+    with torch.device("meta"):
+        return build(config)
+
+
+def fill(model: nn.Module, state: Mapping[str, Tensor], source: object) -> None:
+    """Put `state` into a model on the meta device, names and shapes exactly.
+
+    Raises:
+        InputError: a tensor is missing, left over, or of another shape; names the first of each.
+    """
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    given = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    _check_fit(wanted, given, source)
+    model.load_state_dict(state, strict=True, assign=True)

@@ -1,0 +1,72 @@
+"""Tensors in a checkpoint that the model has no place for: where it was trained they computed something; no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from sprunec.checkpoint.safetensors_file import Shape
+
+# Buffers that follow from a config, whoever has saved them.
+HARMLESS = ("*.inv_freq", "inv_freq", "*position_ids", "*num_batches_tracked")
+WHOLE_NUMBERS = ("int", "uint", "bool")
+_MOST_NAMED = 3
+
+
+@dataclass(frozen=True)
+class Unused:
+    """A checkpoint's tensors beyond the model's.
+
+    Attributes:
+        refused: those that would have changed what the model computes.
+        ignored: those of them that the user's patterns name.
+        matched: the patterns that name any.
+    """
+
+    refused: tuple[str, ...]
+    ignored: tuple[str, ...]
+    matched: frozenset[str]
+
+
+def unused_tensors(
+    expected: Collection[str],
+    shapes: Mapping[str, Shape],
+    dtypes: Mapping[str, str],
+    patterns: Iterable[str] = (),
+) -> Unused:
+    """What of a checkpoint is not in the model; integers and buffers that a config gives anyway are left out.
+
+    Args:
+        expected: the model's tensors.
+        shapes: the checkpoint's, by the model's names where it has them.
+        dtypes: of the checkpoint's tensors by its own names, in torch's words.
+        patterns: as shells have them; what they name is the user's to answer for.
+    """
+    extra = [name for name in shapes if name not in expected and not _harmless(name, dtypes[name])]
+    matching = {name: [pattern for pattern in patterns if fnmatchcase(name, pattern)] for name in extra}
+    return Unused(
+        tuple(name for name in extra if not matching[name]),
+        tuple(name for name in extra if matching[name]),
+        frozenset(pattern for found in matching.values() for pattern in found),
+    )
+
+
+def _harmless(name: str, dtype: str) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in HARMLESS) or dtype.startswith(WHOLE_NUMBERS)
+
+
+def refusal(names: tuple[str, ...]) -> tuple[str, str]:
+    """What to say about tensors that would be left out without a word, and what to do."""
+    some = "a tensor" if len(names) == 1 else f"{len(names)} tensors"
+    message = f"it has {some} that this model has no place for and that may change what it computes: {listed(names)}"
+    if any("lora_" in name for name in names):
+        hint = "merge the adapter with merge_and_unload() and save that"
+    else:
+        hint = "give the config that the checkpoint was trained with"
+    return message, f'{hint}; or ignore them with "ignore_tensors": ["{names[0]}"] in the plan\'s model'
+
+
+def listed(names: tuple[str, ...]) -> str:
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return ", ".join(names[:_MOST_NAMED]) + more

@@ -1,0 +1,67 @@
+"""A small model's weights for classes whose divisors follow the widths: what the widths change is folded in."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from sprunec.checkpoint.tensors import Tensors
+from sprunec.checkpoint.writer import Output, rooms, rows_at_once
+from sprunec.errors import FormError
+from sprunec.families.cpm_ant.config import ModelConfig
+from sprunec.families.cpm_ant.huggingface_names import is_scaled
+from sprunec.families.cpm_ant.scaling import scaled
+from sprunec.families.cpm_ant.uniform import bias_columns, even_config, fold_factors
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+TABLE = "position_bias.relative_attention_bias"
+
+
+def even_of(config: ModelConfig, form: str) -> ModelConfig:
+    """Raises FormError where the layers differ."""
+    try:
+        return even_config(config)
+    except ValueError as error:
+        raise FormError(f"the form {form} cannot hold this model: {error}") from error
+
+
+def folded(config: ModelConfig, state: Tensors, dtype: str, plain_linears: bool = False) -> dict[str, Output]:
+    """The tensors for `even_config(config)`, each made when it is written, in our names.
+
+    Args:
+        dtype: what they are stored in; "keep": what they are.
+        plain_linears: fold 1 / sqrt(width) in as well, for linears that do not divide.
+    """
+    factors, columns = dict(fold_factors(config)), bias_columns(config)
+    outputs = {}
+    for name, shape in state.shapes().items():
+        factor, kept = factors.get(name, 1.0), None
+        if plain_linears and is_scaled(name):
+            factor *= 1.0 / math.sqrt(shape[1])
+        if name == TABLE and columns:
+            kept, shape = torch.tensor(columns[0]), (shape[0], len(columns[0]))
+        parts = partial(_parts, state, name, factor, kept, DTYPES.get(dtype))
+        outputs[name] = Output(shape, DTYPES.get(dtype, state.dtype(name)), parts)
+    return outputs
+
+
+def _parts(
+    state: Tensors, name: str, factor: float, columns: Tensor | None, dtype: torch.dtype | None
+) -> Iterator[Tensor]:
+    """Some rows of a tensor at a time: their float64 products need not all be in memory."""
+    shape = state.shape(name)
+    rows, room = rows_at_once(shape, state.dtype(name)), rooms(shape, state.dtype(name))
+    for first in range(0, shape[0], rows):
+        part = state.rows(name, range(first, min(first + rows, shape[0])), next(room))
+        yield scaled(part if columns is None else part.index_select(1, columns), factor, dtype)
+
+
+def stored_dtype(state: Tensors, dtype: str) -> torch.dtype:
+    """What the folded weights are stored in: where tensors differ, the coarsest."""
+    if dtype in DTYPES:
+        return DTYPES[dtype]
+    return max((state.dtype(name) for name in state), key=lambda kind: torch.finfo(kind).eps)

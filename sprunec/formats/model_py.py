@@ -1,0 +1,93 @@
+"""`model.py` of an emitted CPM-Ant: the frame as it stands in this package, the blocks from their rewritten graphs."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+
+from torch import nn
+
+from sprunec.families.cpm_ant import model as frame
+from sprunec.families.cpm_ant import modules
+from sprunec.rewrite.traced_source import block_source
+
+HEAD = '''"""A pruned CPM-Ant in plain PyTorch, written by sprunec from its rewritten torch.fx graphs.
+
+    from model import load
+    model = load("the directory of this file")
+
+`load` reads config.json and the safetensors beside it, and needs torch and safetensors only. See `CPMAnt.forward`,
+`CPMAnt.inference` and `CPMAnt.generate` below.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+'''
+
+PLACE = '''
+
+def place(module: nn.Module, name: str, value, persistent: bool = True) -> None:
+    """Put a parameter, a buffer or a module at a dotted name."""
+    *owners, leaf = name.split(".")
+    for owner in owners:
+        if not hasattr(module, owner):
+            module.add_module(owner, nn.Module())
+        module = getattr(module, owner)
+    if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+        module.register_buffer(leaf, value, persistent=persistent)
+    else:
+        setattr(module, leaf, value)
+'''
+
+LOAD = '''
+
+def empty(directory) -> CPMAnt:
+    """The model on the meta device: a shape without memory."""
+    config = json.loads((Path(directory) / "config.json").read_text())
+    with torch.device("meta"):
+        return CPMAnt(config, [layer() for layer in LAYERS], CACHE_SHAPES)
+
+
+def load(directory, device="cpu") -> CPMAnt:
+    """The model with its weights, in eval mode."""
+    from safetensors.torch import load_file
+
+    directory = Path(directory)
+    model = empty(directory)
+    index = directory / "model.safetensors.index.json"
+    files = ["model.safetensors"]
+    if index.exists():
+        files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    state = {name: tensor for file in files for name, tensor in load_file(directory / file).items()}
+    model.load_state_dict(state, strict=True, assign=True)
+    return model.to(device).eval()
+'''
+
+
+def model_source(layers: Sequence[nn.Module], cache_shapes: Sequence[tuple[int, int] | None]) -> str:
+    """The text of model.py; layers whose classes would be equal share one."""
+    names: dict[str, str] = {}
+    imports: set[str] = set()
+    order = []
+    for index, module in enumerate(layers):
+        source = block_source(module, "Block")
+        imports |= source.imports
+        names.setdefault(source.text, f"Layer{index}")
+        order.append(names[source.text])
+    classes = [text.replace("class Block(", f"class {name}(", 1) for text, name in names.items()]
+    tables = f"LAYERS = [{', '.join(order)}]\nCACHE_SHAPES = {list(cache_shapes)!r}\n"
+    blocks = "\n\n\n".join(classes)
+    return "\n\n".join([HEAD + _frame(imports) + PLACE, "# --- the blocks ---\n\n\n" + blocks, "\n" + tables + LOAD])
+
+
+def _frame(imports: set[str]) -> str:
+    """The own text of the frame and its modules below one block of imports, with what the generated code imports."""
+    bodies = []
+    for source in (modules, frame):
+        lines = inspect.getsource(source).split("from __future__ import annotations\n", 1)[1].splitlines()
+        first = next(number for number, line in enumerate(lines) if line and not line.startswith(("import ", "from ")))
+        imports |= {line for line in lines[:first] if line and not line.startswith("from .")}
+        bodies.append("\n".join(lines[first:]))
+    return "\n".join(sorted(imports)) + "\n\n" + "\n\n\n".join(bodies) + "\n"

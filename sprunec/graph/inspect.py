@@ -1,0 +1,143 @@
+"""What is in a model and what can be cut from it, without reading its weights."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sprunec.checkpoint.layouts import CONFIG, is_index
+from sprunec.checkpoint.provenance import origin_words
+from sprunec.checkpoint.tensors import Tensors, check_dtypes, open_tensors
+from sprunec.errors import InputError
+from sprunec.families.cpm_ant.blocks import block_kinds, example_inputs
+from sprunec.families.cpm_ant.config import ModelConfig
+from sprunec.families.cpm_ant.fit import check_fit, check_unused
+from sprunec.families.cpm_ant.scaling import own_head
+from sprunec.families.cpm_ant.shapes import guess_config
+from sprunec.families.model_directory import empty_model
+from sprunec.file_kinds import JSON, file_kind, foreign
+from sprunec.plan.model_config import read_config
+from sprunec.rewrite.trace import TracedBlock, trace_blocks
+
+HINT = "name a config, safetensors, what torch.save wrote, or a directory of these"
+
+
+def inspect_model(path: Path) -> dict[str, Any]:
+    """Of a config, a checkpoint or a directory: the document that `schemas/inspect.schema.json` describes.
+
+    Raises:
+        InputError: nothing of these, or a checkpoint and a config that do not fit each other.
+        TraceError: the model cannot be traced.
+    """
+    if os.path.isdir(path):
+        return _directory(path)
+    if not os.path.exists(path):
+        raise InputError.at(path, "there is no such file", "check the path", code="missing-file")
+    if not is_index(path):
+        fine = {*JSON, "safetensors", "torch", "unknown"}
+        told = None if path.suffix == ".json" else foreign(path, "a model config or a checkpoint", fine, {"": HINT})
+        if told is not None:
+            raise told
+        if path.suffix == ".json" or file_kind(path) in JSON:
+            return describe(_config(path))
+    return describe(_guessed(path))
+
+
+def _guessed(path: Path) -> ModelConfig:
+    """The config of weights alone, as much as their shapes tell."""
+    tensors = open_tensors(path)
+    check_dtypes(path, tensors)
+    return _fitting(guess_config(tensors.shapes(), path), tensors, path)
+
+
+def _fitting(config: ModelConfig, tensors: Tensors, path: Path) -> ModelConfig:
+    """The config, its head apart from the embedding where the weights have it so; they fit each other."""
+    if config.tie_word_embeddings and own_head(config, path, tensors) is not None:
+        config = replace(config, tie_word_embeddings=False)
+    check_fit(config, tensors, path)
+    check_unused(config, tensors, path)
+    return config
+
+
+def _directory(path: Path) -> dict[str, Any]:
+    if not os.path.exists(path / CONFIG):
+        return describe(_guessed(path))
+    config = _fitting(_config(path / CONFIG), open_tensors(path), path)
+    origin = origin_words(path)
+    return describe(config) | ({"origin": origin} if origin is not None else {})
+
+
+def describe(config: ModelConfig) -> dict[str, Any]:
+    """The model's shape, and the sites that a trace of it on the meta device finds."""
+    blocks = trace_blocks(empty_model(config), example_inputs(config), block_kinds(config))
+    return {
+        "family": config.family,
+        "parameters": {"total": config.parameters(), "prunable": config.prunable_parameters()},
+        "layers": [_layer(config, index) for index in range(config.num_layers)],
+        "sites": [site for block in blocks for site in _sites(block)],
+    }
+
+
+def _config(path: Path) -> ModelConfig:
+    config, found = read_config(str(path))
+    if config is None:
+        raise InputError(*found)
+    return config
+
+
+def _layer(config: ModelConfig, index: int) -> dict[str, Any]:
+    layer = config.layers[index]
+    attention = {
+        "heads": layer.heads,
+        "dim_head": layer.dim_head,
+        "parameters": config.attention_parameters(index),
+    }
+    feed_forward = {"dim_ff": layer.dim_ff, "parameters": config.feed_forward_parameters(index)}
+    return {
+        "index": index,
+        "attention": attention if layer.heads else None,
+        "feed_forward": feed_forward if layer.dim_ff else None,
+    }
+
+
+def _sites(block: TracedBlock) -> list[dict[str, Any]]:
+    """The units inside sublayers, then the sublayers themselves."""
+    sizes = {name: tensor.numel() for name, tensor in block.module.named_parameters()}
+    inside = [
+        {
+            "layer": block.index,
+            "block": block.path,
+            "unit": site.unit,
+            "size": site.size,
+            "parameters_each": site.parameters_each,
+            "tensors": [{"name": f"{block.path}.{name}", "dim": dim} for name, dim in dict.fromkeys(site.tensors)],
+            "label": _label(block, [name for name, _ in site.tensors]),
+        }
+        for site in block.sites.values()
+    ]
+    whole = [
+        {
+            "layer": block.index,
+            "block": block.path,
+            "unit": residual.kind,
+            "size": 1,
+            "parameters_each": sum(sizes.get(name, 0) for name in residual.tensors),
+            "tensors": [{"name": f"{block.path}.{name}", "dim": None} for name in residual.tensors],
+            "label": _label(block, residual.tensors),
+        }
+        for residual in block.forward.residuals
+    ]
+    return [*inside, *whole]
+
+
+def _label(block: TracedBlock, names: Any) -> str:
+    """The module that holds all the tensors."""
+    parts = [f"{block.path}.{name}".split(".")[:-1] for name in names]
+    shared = []
+    for level in zip(*parts, strict=False):
+        if len(set(level)) > 1:
+            break
+        shared.append(level[0])
+    return ".".join(shared)

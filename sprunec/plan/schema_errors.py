@@ -1,0 +1,212 @@
+"""Turn what a JSON Schema validator says into findings that name the place, the value and the remedy.
+
+One mistake gives one finding. A rule's `errorMessage` is its remedy; without one it is made from the rule's description
+and first example, so that the words live in the schema.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from jsonschema.exceptions import ValidationError
+
+from sprunec.errors import Diagnostic
+from sprunec.plan.pointer import escape, show
+from sprunec.plan.schema import Schema, properties, validator
+from sprunec.plan.source import Source
+
+_KINDS = {
+    "string": "text",
+    "integer": "a whole number",
+    "number": "a number",
+    "boolean": "true or false",
+    "object": "an object",
+    "array": "a list",
+    "null": "null",
+}
+
+
+def schema_findings(source: Source, schema: str, prefix: str = "") -> list[Diagnostic]:
+    """Everything the schema has against the value at `prefix`, one finding per mistake."""
+    errors = list(validator(schema).iter_errors(_at(source.value, prefix)))
+    wrong_type = {_pointer(error, prefix) for error in errors if error.validator == "type"}
+    found: dict[tuple[str, str], Diagnostic] = {}
+    for error in errors:
+        pointer = _pointer(error, prefix)
+        if pointer in wrong_type and error.validator != "type":
+            continue
+        for finding in _explain(source, pointer, error):
+            found.setdefault((finding.pointer, finding.message), finding)
+    return _without_echoes(list(found.values()))
+
+
+def nearest(word: str, known: Any) -> str:
+    """The known word that was probably meant, or nothing."""
+    names = [name for name in known if isinstance(name, str)]
+    folded = {name.lower().replace("-", "_"): name for name in names}
+    close = get_close_matches(word.lower().replace("-", "_"), folded, n=1, cutoff=0.6)
+    return folded[close[0]] if close else ""
+
+
+def remedy(rule: Schema) -> str:
+    """What to write, from the schema's own words."""
+    if "errorMessage" in rule:
+        return str(rule["errorMessage"])
+    what = str(rule.get("description", "")).partition(";")[0].partition(":")[0].partition(",")[0]
+    example = f"e.g. {show(rule['examples'][0])}" if rule.get("examples") else ""
+    return ", ".join(part for part in (f"give {what}" if what else "", example) if part)
+
+
+def _at(value: Any, pointer: str) -> Any:
+    for step in pointer.split("/")[1:]:
+        value = value[step]
+    return value
+
+
+def _pointer(error: ValidationError, prefix: str) -> str:
+    return prefix + "".join(f"/{escape(step)}" for step in error.absolute_path)
+
+
+def _explain(source: Source, pointer: str, error: ValidationError) -> Iterator[Diagnostic]:
+    keyword = str(error.validator)
+    if keyword in ("additionalProperties", "unevaluatedProperties"):
+        yield from _unknown_keys(source, pointer, error)
+    elif keyword == "required":
+        yield _missing_key(source, pointer, error)
+    else:
+        code, message = _WORDS.get(keyword, _other)(error)
+        yield source.find(code, pointer, message, _choice(error) or _remedy_of(error))
+
+
+def _remedy_of(error: ValidationError) -> str:
+    return "name each once" if error.validator == "uniqueItems" else remedy(error.schema)
+
+
+def _unknown_keys(source: Source, pointer: str, error: ValidationError) -> Iterator[Diagnostic]:
+    known = properties(error.schema)
+    listed = ", ".join(key for key in known if key != "$schema")
+    for key in error.instance:
+        if key not in known:
+            near = nearest(key, [name for name in known if name not in error.instance])
+            hint = f"did you mean {show(near)}?" if near else f"known keys are {listed}"
+            yield source.find("unknown-key", f"{pointer}/{escape(key)}", f"unknown key {show(key)}", hint, key=True)
+
+
+def _missing_key(source: Source, pointer: str, error: ValidationError) -> Diagnostic:
+    """The validator gives one error per missing key and names it only in its words."""
+    key = next(key for key in error.validator_value if error.message.startswith(repr(key)))
+    rule = properties(error.schema).get(key) or _known_rule(pointer, key)
+    example = show(rule["examples"][0], 200) if rule.get("examples") else "..."
+    what = str(rule.get("description", "")).partition(";")[0]
+    hint = f'add "{key}": {example}' + (f", {what}" if what else "")
+    return source.find("missing-key", pointer, f'"{key}" is missing', hint)
+
+
+def _known_rule(pointer: str, key: str) -> Schema:
+    """The rule of a key that is required by a branch of the schema that doesn't describe it."""
+    section = properties("plan").get(pointer.removeprefix("/"), {})
+    return properties(section).get(key, {})
+
+
+def _choice(error: ValidationError) -> str:
+    choices = error.validator_value if error.validator == "enum" else [error.validator_value]
+    if error.validator not in ("enum", "const"):
+        return ""
+    near = nearest(error.instance, choices) if isinstance(error.instance, str) else ""
+    if near:
+        return f"did you mean {show(near)}?"
+    return str(error.schema.get("errorMessage") or f"choose {_either(choices)}")
+
+
+def _either(choices: list[Any]) -> str:
+    words = [show(choice) for choice in choices]
+    return " or ".join(part for part in (", ".join(words[:-1]), words[-1]) if part)
+
+
+def _type(error: ValidationError) -> tuple[str, str]:
+    wanted = error.validator_value
+    kinds = [wanted] if isinstance(wanted, str) else list(wanted)
+    return "wrong-type", f"{show(error.instance)} is not {' or '.join(_KINDS[kind] for kind in kinds)}"
+
+
+def _enum(error: ValidationError) -> tuple[str, str]:
+    key = next((step for step in reversed(error.absolute_path) if isinstance(step, str)), "")
+    key = key.removesuffix("s") if error.absolute_path and isinstance(error.absolute_path[-1], int) else key
+    known = f"a known {key}" if key and isinstance(error.instance, str) else "a choice"
+    return "not-a-choice", f"{show(error.instance)} is not {known}"
+
+
+def _limit(error: ValidationError) -> tuple[str, str]:
+    limit, value = error.validator_value, error.instance
+    below = error.validator in ("minimum", "exclusiveMinimum")
+    if value == limit:
+        return "out-of-range", f"{show(value)} is not {'above' if below else 'below'} {show(limit)}"
+    return "out-of-range", f"{show(value)} is {'below' if below else 'above'} {show(limit)}"
+
+
+def _length(error: ValidationError) -> tuple[str, str]:
+    if not error.instance:
+        return "empty", f"{show(error.instance)} is empty"
+    side = "more" if str(error.validator).startswith("max") else "fewer"
+    what = "characters" if isinstance(error.instance, str) else "entries"
+    return "out-of-range", f"{show(error.instance)} has {side} than {error.validator_value} {what}"
+
+
+def _together(error: ValidationError) -> tuple[str, str]:
+    return "bad-combination", f"{_and(list(error.instance))} cannot be given together"
+
+
+def _and(keys: list[str]) -> str:
+    return " and ".join(part for part in (", ".join(keys[:-1]), keys[-1]) if part)
+
+
+def _pattern(error: ValidationError) -> tuple[str, str]:
+    return "bad-form", f"{show(error.instance)} is not of the expected form"
+
+
+def _repeated(error: ValidationError) -> tuple[str, str]:
+    return "repeated-value", f"{show(error.instance)} names the same thing twice"
+
+
+def _unwanted(error: ValidationError) -> tuple[str, str]:
+    return "bad-combination", f"{show(error.instance)} does not belong here: {error.schema.get('description', '')}"
+
+
+def _other(error: ValidationError) -> tuple[str, str]:
+    return "bad-value", f"{show(error.instance)} breaks the rule {error.validator} {show(error.validator_value)}"
+
+
+_WORDS: Mapping[str, Callable[[ValidationError], tuple[str, str]]] = {
+    "type": _type,
+    "enum": _enum,
+    "const": _enum,
+    "minimum": _limit,
+    "maximum": _limit,
+    "exclusiveMinimum": _limit,
+    "exclusiveMaximum": _limit,
+    "minLength": _length,
+    "maxLength": _length,
+    "minItems": _length,
+    "maxItems": _length,
+    "minProperties": _length,
+    "maxProperties": _together,
+    "pattern": _pattern,
+    "uniqueItems": _repeated,
+    "not": _unwanted,
+}
+
+
+def _without_echoes(found: list[Diagnostic]) -> list[Diagnostic]:
+    """A misspelt key is one mistake: what is then missing or too much in its object is only its echo."""
+    unknown = [finding for finding in found if finding.code == "unknown-key"]
+    objects = {finding.pointer.rpartition("/")[0] for finding in unknown}
+    meant = {(f.pointer.rpartition("/")[0], f.hint.removeprefix('did you mean "').removesuffix('"?')) for f in unknown}
+
+    def echo(finding: Diagnostic) -> bool:
+        if finding.code == "missing-key":
+            return (finding.pointer, finding.message.split('"')[1]) in meant
+        return finding.code == "bad-combination" and finding.pointer in objects
+
+    return [finding for finding in found if not echo(finding)]

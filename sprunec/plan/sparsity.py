@@ -1,0 +1,179 @@
+"""2:4 sparsity at plan time: which tensors are meant, whether their widths part into fours, where the pass may stand.
+
+Needs no torch: names and shapes follow from the config and the sizes that earlier passes leave.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from difflib import SequenceMatcher
+from math import gcd
+
+from sprunec.errors import Diagnostic
+from sprunec.families.cpm_ant.config import LayerShape, ModelConfig
+from sprunec.families.cpm_ant.shapes import Shape, expected_tensors
+from sprunec.plan.pointer import show
+from sprunec.plan.resolve import MASKS, Draft, Step
+from sprunec.plan.targets import SUBLAYERS
+
+GROUP = 4
+CUTS = ("load-mask", *MASKS)
+_WORD_LIKENESS = 0.6
+# a unit inside sublayers: its count target, and its size in a layer's shape
+_SIZES = {"head": ("num_heads", "heads"), "dim_head": ("dim_head", "dim_head"), "dim_ff": ("dim_ff", "dim_ff")}
+
+
+def targeted(shapes: Mapping[str, Shape], words: Iterable[str]) -> dict[str, Shape]:
+    """The two-dimensional tensors whose name contains any of the words, in the order of `shapes`."""
+    wanted = tuple(words)
+    return {n: shape for n, shape in shapes.items() if len(shape) == 2 and any(word in n for word in wanted)}
+
+
+def checked_axes(pattern: str) -> tuple[int, ...]:
+    """The axes that must part into fours: the input dim, for tiles the output dim too."""
+    return (1,) if pattern == "m4n2_1d" else (0, 1)
+
+
+def uneven(pattern: str, shape: Shape) -> int | None:
+    """The first size that is no multiple of four and would have to be."""
+    return next((shape[axis] for axis in checked_axes(pattern) if shape[axis] % GROUP), None)
+
+
+def sparse_findings(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnostic]:
+    """Everything about `sparsify`: it comes once, after all cuts, and its tensors are there and part into fours."""
+    places = [index for index, step in enumerate(draft.steps) if step.name == "sparsify"]
+    for index in places[1:]:
+        message, hint = "the weights are made sparse twice", "keep one sparsify, with the tensors of both"
+        yield draft.source.find("sparsify-twice", f"{draft.steps[index].pointer}/pass", message, hint)
+    if not places:
+        return
+    step = draft.steps[places[0]]
+    later = next((other.name for other in draft.steps[places[0] :] if other.name in CUTS), None)
+    if later is not None:
+        message = f"sparsify comes before {later}, and a cut moves weights out of their groups of four"
+        hint = f"cut first: put sparsify after the last {later}"
+        yield draft.source.find("sparsify-before-cut", f"{step.pointer}/pass", message, hint)
+    elif config is not None and step.options is not None:
+        yield from _names(draft, step, config)
+        yield from _widths(draft, step, config, draft.steps[: places[0]])
+
+
+def _names(draft: Draft, step: Step, config: ModelConfig) -> Iterator[Diagnostic]:
+    """Every word names a tensor; a list that names none at all is an error."""
+    shapes, words = expected_tensors(config), (step.options or {})["tensors"]
+    something = bool(targeted(shapes, words))
+    if "tensors" not in step.given:
+        if not something:
+            yield draft.source.find("no-such-tensor", step.pointer, "the model has no linears to make sparse")
+        return
+    for index, word in enumerate(words):
+        if targeted(shapes, [word]):
+            continue
+        flat = any(word in name for name in shapes)
+        what = "names only tensors of one dimension" if flat else "is in no tensor's name"
+        tell = draft.source.warn if something else draft.source.find
+        message = f"{show(word)} {what}: it makes nothing sparse"
+        hint = _instead("" if flat else word, targeted(shapes, [""]))
+        yield tell("no-such-tensor", f"{step.pointer}/tensors/{index}", message, hint)
+
+
+def _instead(word: str, names: Iterable[str]) -> str:
+    """The parts of names, with as many dots, that are most like the word."""
+    count, known = word.count(".") + 1, tuple(names)
+    parts = {".".join(run) for name in known for run in _runs(name.split("."), count)}
+    likeness = {part: SequenceMatcher(None, word, part).ratio() for part in parts}
+    best = max(likeness.values(), default=0.0)
+    if best < _WORD_LIKENESS:
+        inner = next((name for name in known if name.startswith("encoder.")), known[0])
+        return f"give a part of a name such as {inner}"
+    return f"did you mean {' and '.join(show(part) for part in sorted(likeness) if likeness[part] == best)}?"
+
+
+def _runs(parts: Sequence[str], count: int) -> list[Sequence[str]]:
+    return [parts[start : start + count] for start in range(len(parts) - count + 1)]
+
+
+def _widths(draft: Draft, step: Step, config: ModelConfig, before: Sequence[Step]) -> Iterator[Diagnostic]:
+    """Widths that are known and no multiple of four; then those that only the run will know."""
+    options = step.options or {}
+    left, chosen = _left(config, before)
+    shapes, inner = targeted(expected_tensors(left), options["tensors"]), _inner_axes(left)
+    bad = {n: axis for n, shape in shapes.items() for axis in checked_axes(options["pattern"]) if shape[axis] % GROUP}
+    open_ = [name for name, axis in bad.items() if axis in inner[name] and _choosers(name) & chosen]
+    wrong = [name for name in bad if name not in open_]
+    pointer = f"{step.pointer}/tensors" if "tensors" in step.given else step.pointer
+    if wrong:
+        shape, size = list(shapes[wrong[0]]), shapes[wrong[0]][bad[wrong[0]]]
+        message = f"{wrong[0]} is {shape} here, and {size} is not a multiple of {GROUP}{_more(wrong)}"
+        tell = draft.source.find if _all_alike(wrong, shapes) or not _drops(before) else draft.source.warn
+        yield tell("uneven-width", pointer, message, f"cut to multiples of {GROUP}, or leave it out of tensors")
+    if open_:
+        message = f"the width of {open_[0]} is not known before the run{_more(open_)}"
+        ways = 'cut with "multiple_of", or to one with "budget": "per-layer"'
+        hint = f"the run stops here unless it is a multiple of {GROUP}: {ways}"
+        yield draft.source.warn("unknown-width", pointer, message, hint)
+
+
+def _left(config: ModelConfig, before: Sequence[Step]) -> tuple[ModelConfig, set[str]]:
+    """The config that sparsify will meet, and the units whose numbers a pass chooses by itself: those count as 1,
+    or as what they are a multiple of.
+
+    What stays is then a divisor of each width: a width is sure to part into fours where that divisor does.
+    """
+    layers, chosen = config.layers, dict[str, int]()
+    for step in (each for each in before if each.name in ("", *CUTS)):
+        options = step.options or {}
+        for unit, (key, size) in _SIZES.items():
+            if unit not in options.get("unit", _SIZES):
+                continue
+            multiple = options.get("multiple_of", {}).get(key, 1)
+            if options.get("budget") == "per-layer" and key in options["target"]:
+                most = options["target"][key]
+                layers = _resized(layers, size, multiple, most)
+                if unit in chosen:
+                    chosen[unit] = multiple if multiple > 1 else gcd(chosen[unit], most)
+            else:
+                chosen[unit] = multiple
+    for unit, divisor in chosen.items():
+        layers = _resized(layers, _SIZES[unit][1], divisor, divisor)
+    return replace(config, layers=layers), set(chosen)
+
+
+def _resized(layers: tuple[LayerShape, ...], size: str, multiple: int, most: int) -> tuple[LayerShape, ...]:
+    """Layers with at most so many of one size, in multiples; attention without a head or a dim is none."""
+    sizes = (min(getattr(layer, size), most) // multiple * multiple for layer in layers)
+    resized = (replace(layer, **{size: left}) for layer, left in zip(layers, sizes, strict=True))
+    return tuple(each if each.heads and each.dim_head else replace(each, heads=0, dim_head=0) for each in resized)
+
+
+def _inner_axes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The axes that heads and feed-forward dims decide: those that grow when a layer has twice as many."""
+    doubled = tuple(replace(layer, heads=2 * layer.heads, dim_ff=2 * layer.dim_ff) for layer in config.layers)
+    wide, shapes = expected_tensors(replace(config, layers=doubled)), expected_tensors(config)
+    return {n: tuple(axis for axis, size in enumerate(shapes[n]) if wide[n][axis] != size) for n in shapes}
+
+
+def _choosers(name: str) -> set[str]:
+    """The units whose number decides a tensor's inner width."""
+    return {"head", "dim_head"} if ".self_att." in name else {"dim_ff"}
+
+
+def _drops(before: Sequence[Step]) -> bool:
+    """Whether an earlier pass may take whole sublayers away, and the uneven ones with them."""
+    return any(set((step.options or {}).get("unit", ())) & set(SUBLAYERS) for step in before)
+
+
+def _all_alike(wrong: Sequence[str], shapes: Mapping[str, Shape]) -> bool:
+    """Whether one of the wrong tensors is wrong in every layer."""
+    counts = Counter(_inside(name) for name in shapes)
+    return any(counts[inside] == count for inside, count in Counter(map(_inside, wrong)).items())
+
+
+def _inside(name: str) -> str:
+    return name.split(".", 3)[-1] if name.startswith("encoder.layers.") else name
+
+
+def _more(names: Sequence[str]) -> str:
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""

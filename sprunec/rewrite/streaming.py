@@ -1,0 +1,63 @@
+"""A recipe applied from file to file: tensors of any size go through in chunks of rows.
+
+What is held at a time is the part of one tensor that a chunk is cut from, and the chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from torch import Tensor
+
+from sprunec.checkpoint.safetensors_file import Shape
+from sprunec.checkpoint.tensors import Tensors
+from sprunec.checkpoint.writer import Output, as_output, rooms, rows_at_once
+from sprunec.rewrite.recipe import Indices, Recipe
+from sprunec.rewrite.slices import Selection
+
+
+def cut_outputs(recipe: Recipe, tensors: Tensors) -> dict[str, Output]:
+    """What `recipe.cut` gives of tensors in a file, to be written while it is cut."""
+    return {name: _cut(name, tensors, recipe.slices.get(name, {})) for name in tensors if name not in recipe.removed}
+
+
+def _cut(name: str, tensors: Tensors, dims: Mapping[int, Indices]) -> Output:
+    whole, dtype = tensors.shape(name), tensors.dtype(name)
+    shape = cut_shape(whole, dims)
+    at_once, rows = rows_at_once(whole, dtype), dims.get(0, range(whole[0] if whole else 0))
+
+    def parts() -> Iterator[Tensor]:
+        if not shape:
+            yield tensors[name]
+            return
+        others = [(dim, Selection.of(kept, whole[dim])) for dim, kept in dims.items() if dim != 0]
+        room = rooms((shape[0], *whole[1:]), dtype)
+        for first in range(0, shape[0], at_once):
+            part = tensors.rows(name, rows[first : first + at_once], next(room))
+            for dim, selection in others:
+                part = selection(part, dim)
+            yield part
+
+    return Output(shape, dtype, parts)
+
+
+def cut_shape(whole: Shape, dims: Mapping[int, Indices]) -> Shape:
+    """The shape that is left of `whole`."""
+    return tuple(len(dims[dim]) if dim in dims else size for dim, size in enumerate(whole))
+
+
+def expand_outputs(recipe: Recipe, full: Tensors, small: Tensors) -> dict[str, Output]:
+    """What `recipe.expand` gives of tensors in files, one tensor at a time."""
+    return {name: _expanded(recipe, name, full, small) for name in full}
+
+
+def _expanded(recipe: Recipe, name: str, full: Tensors, small: Tensors) -> Output:
+    if name not in small or name not in recipe.slices:
+        return as_output(small if name in small else full, name)
+
+    def parts() -> Iterator[Tensor]:
+        whole = full.copy(name)
+        recipe.put_back(name, whole, small[name])
+        yield whole
+
+    return Output(full.shape(name), full.dtype(name), parts)

@@ -1,0 +1,48 @@
+"""Where the states of a model can be watched, whether its blocks are modules or graphs.
+
+A gated block is one graph: the modules that it was traced from are gone. A *tap* then takes a module's place, a module
+of its own that the node of the state goes into, and that changes nothing. It stands before every gate on that state: a
+gate belongs to what it multiplies into, as if its factor were part of those weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from torch import fx, nn
+
+from sprunec.families.cpm_ant.states import Point
+from sprunec.rewrite.trace import TracedBlock
+
+
+def observable(
+    model: nn.Module, points: Iterable[Point], blocks: Sequence[TracedBlock] = ()
+) -> dict[Point, tuple[nn.Module, str]]:
+    """For each point a module, and whether the state is its first input ("pre") or its output ("post").
+
+    Args:
+        blocks: what was traced of `model` before some of its blocks became graphs, which then get taps, in place.
+    """
+    return {point: _place(model, point, blocks) for point in dict.fromkeys(points)}
+
+
+def _place(model: nn.Module, point: Point, blocks: Sequence[TracedBlock]) -> tuple[nn.Module, str]:
+    block = next((block for block in blocks if point.module.startswith(f"{block.path}.")), None)
+    holder = model.get_submodule(block.path) if block is not None else None
+    if block is None or not isinstance(holder, fx.GraphModule):
+        return model.get_submodule(point.module), point.side
+    call = block.forward.calls[point.module.removeprefix(f"{block.path}.")]
+    return tap(holder, call.given if point.side == "pre" else call.result), "post"
+
+
+def tap(block: fx.GraphModule, name: str) -> nn.Module:
+    """A module behind the node, one for all its points; nothing uses what it returns, so the block stays the same."""
+    module, target = nn.Identity(), f"taps.{name}"
+    if target in dict(block.named_modules()):
+        return block.get_submodule(target)
+    block.add_submodule(target, module)
+    node = next(node for node in block.graph.nodes if node.name == name)
+    with block.graph.inserting_after(node):
+        block.graph.call_module(target, (node,))
+    block.recompile()
+    return module
