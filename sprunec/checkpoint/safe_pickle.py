@@ -101,19 +101,22 @@ def check_pickle(stream: Stream, most: int = MOST) -> list[int]:
         Exception: whatever `pickletools` finds wrong with it.
     """
     root, count, frames = _follow(stream, most)
-    sizes, depths = {id(_LEAF): 1, id(_NAME): 1}, {id(_LEAF): 0, id(_NAME): 0}
+    found: dict[int, tuple[int, int]] = {}  # by a node's identity: its size and depth; an empty one is of size 1
     waiting = [(root, False)]
     while waiting:  # the parts of each first; what holds itself is counted once
         node, counted = waiting.pop()
         if counted:
-            sizes[id(node)] = 1 + sum(sizes[id(part)] for part in node)
-            depths[id(node)] = 1 + max((depths[id(part)] for part in node), default=0)
-        elif id(node) not in sizes:
-            sizes[id(node)] = depths[id(node)] = 0
-            waiting += [(node, True), *((part, False) for part in node)]
-    if sizes[id(root)] > max(MOST, 4 * count):
+            parts = [found[id(part)] for part in node if part]
+            size = 1 + len(node) - len(parts) + sum(size for size, _ in parts)
+            found[id(node)] = size, 1 + max((depth for _, depth in parts), default=0)
+        elif id(node) not in found:
+            found[id(node)] = 0, 0
+            waiting.append((node, True))
+            waiting += [(part, False) for part in node if part]
+    size, depth = found[id(root)]
+    if size > max(MOST, 4 * count):
         raise Refused("few objects that stand for more than any memory holds")
-    if depths[id(root)] > DEEPEST:
+    if depth > DEEPEST:
         raise Refused(f"objects within each other, more than {DEEPEST:,} deep")
     return frames
 
@@ -172,8 +175,10 @@ def _taken(stack: list[Node | None], before: list[Any]) -> list[Node]:
         while (part := stack.pop()) is not None:
             parts.append(part)
         before = before[: before.index(pickletools.markobject)]
-    parts += [_object(stack.pop()) for _ in before]
-    return parts[::-1]
+    for _ in before:
+        parts.append(_object(stack.pop()))
+    parts.reverse()
+    return parts
 
 
 def _object(node: Node | None) -> Node:
