@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sprunec.bmcook.masks.two_four_files import read_mask_file, save_pattern, write_pattern
-from sprunec.checkpoint.tensors import Tensors
+from sprunec.checkpoint.reader import Tensors
 from sprunec.checkpoint.writer import Output, as_outputs
 from sprunec.errors import InputError
 from sprunec.families.cpm_ant.shapes import Shape, expected_tensors
