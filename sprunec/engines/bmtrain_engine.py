@@ -41,10 +41,12 @@ MODULE = "._module"
 def check_here(place: Place) -> None:
     """Raises InputError where BMTrain is not installed, or has no GPU to work on."""
     if find_spec("bmtrain") is None:
-        raise InputError.at("engine", "the package bmtrain is not installed", INSTALL, code="missing-package")
+        raise InputError.in_option(
+            "/engine/name", "the package bmtrain is not installed", INSTALL, code="missing-package"
+        )
     if place.device.type != "cuda" or not torch.cuda.is_available():
         hint = 'write "name": "torch", or run where there is a GPU'
-        raise InputError.at("engine", f"bmtrain works on CUDA alone, and this is {place.device}", hint)
+        raise InputError.in_option("/engine/name", f"bmtrain works on CUDA alone, and this is {place.device}", hint)
 
 
 def start(seed: int) -> None:
@@ -253,4 +255,4 @@ def _refuse(
         and training.optimizer != "adam",
     }
     for message in (words for words, found in problems.items() if found):
-        raise InputError.at("engine", message, 'or write "name": "torch"', code="engine-cannot")
+        raise InputError.in_option("/engine/name", message, 'or write "name": "torch"', code="engine-cannot")

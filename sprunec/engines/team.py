@@ -173,7 +173,7 @@ def here(device: str, local_rank: int) -> str:
     """
     if device.startswith("cuda:") or device == "mps":
         message = f"device {device} is one, and several processes train"
-        raise InputError.at("engine", message, 'write "device": "cuda": each process takes its own')
+        raise InputError.in_option("/engine/device", message, 'write "device": "cuda": each process takes its own')
     if device == "cpu" or not torch.cuda.is_available():
         return device if device != "auto" else "cpu"
     return f"cuda:{local_rank}"

@@ -42,7 +42,7 @@ def check_shares(graph: Graph, size: int) -> None:
         if rows % (size * parts):
             message = f"{node.name}: {rows} rows in {parts} part(s) cannot be shared out equally to {size} processes"
             hint = f"make data.batch_size a multiple of {size * parts}, or start another number of processes"
-            raise InputError.at("data", message, hint, code="uneven-shares")
+            raise InputError.in_option("/data/batch_size", message, hint, code="uneven-shares")
 
 
 def meet(team: Team, graph: Graph, device: str) -> None:
