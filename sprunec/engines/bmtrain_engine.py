@@ -114,14 +114,14 @@ class BMTrainEngine:
 
     def weights(self, model: nn.Module) -> dict[str, Tensor]:
         whole = {name: self.gather(parameter, parameter.data) for name, parameter in _parts(model)}
-        return whole if self.world.lead else {}
+        return whole if self.world.rank == 0 else {}
 
     def gather(self, parameter: Any, part: Tensor) -> Tensor:
         """The whole of something that is parted as a parameter is, on the CPU of every rank."""
         flat = torch.zeros(parameter._original_shape.numel(), dtype=part.dtype)
         if part.numel():
             flat[parameter._start_partition : parameter._end_partition] = part.detach().cpu()
-        self.world.add([flat])
+        self.world.all_reduce([flat])
         return flat.view(parameter._original_shape)
 
 
