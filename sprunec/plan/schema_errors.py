@@ -128,9 +128,8 @@ def _described(keyword: str, error: ValidationError) -> tuple[str, str]:
         case "minLength" | "maxLength" | "minItems" | "maxItems" | "minProperties":
             side = "more" if keyword.startswith("max") else "fewer"
             what = "characters" if isinstance(value, str) else "entries"
-            return (
-                ("out-of-range", f"{shown} has {side} than {limit} {what}") if value else ("empty", f"{shown} is empty")
-            )
+            more = "out-of-range", f"{shown} has {side} than {limit} {what}"
+            return more if value else ("empty", f"{shown} is empty")
         case "maxProperties":
             return "bad-combination", f"{series(list(value), 'and')} cannot be given together"
         case "pattern":

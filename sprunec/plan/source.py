@@ -13,9 +13,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from sprunec.errors import Diagnostic, InputError
-from sprunec.plan.pointer import show, unescape
-from sprunec.plan.reader import Reader, Slip
+from sprunec.errors import Diagnostic, InputError, show
+from sprunec.plan.pointer import unescape
+from sprunec.plan.reader import JsonError, Reader
 from sprunec.text_files import read_text
 
 LARGEST_FILE = 1024 * 1024
@@ -112,9 +112,9 @@ def parse_source(text: str, file: str) -> Source:
 
     try:
         value = reader.document()
-    except Slip as slip:
-        line, column = place(slip.offset)
-        raise InputError(Diagnostic(slip.code, slip.message, slip.hint, "error", file, "", line, column)) from None
+    except JsonError as stop:
+        line, column = place(stop.offset)
+        raise InputError(Diagnostic(stop.code, stop.message, stop.hint, "error", file, "", line, column)) from None
     places = {pointer: place(offset) for pointer, offset in reader.starts.items()}
     keys = {pointer: place(offset) for pointer, offset in reader.keys.items()}
     repeated = []
