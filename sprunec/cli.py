@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from sprunec.bmcook.plans.cli_flags import with_flags
-from sprunec.bmcook.plans.flags import Flags
+from sprunec.cli_flags import with_flags
 from sprunec.cli_run import diagnostics_document, execute_graph, print_json, reporting, show_graph, show_report
 from sprunec.cli_team import at_the_head, follow_lead, launch_all, leads, must_launch
 from sprunec.errors import InputError, SprunecError, disk_words
 from sprunec.graph.team import launched
 from sprunec.interrupts import INTERRUPTED, interrupts
+from sprunec.plan.bmcook_flags import Flags
 from sprunec.show.console import SECONDS_BETWEEN_LINES, Progress, print_diagnostics
 from sprunec.unexpected import explained, log
 

@@ -83,7 +83,6 @@ def execute(
 
 def _check_ready(graph: Graph, team: Team | None) -> str:
     """The device that `auto` means here; raises for what would stop the run later."""
-    from sprunec.bmcook.masks.mask_forms import check_sheets
     from sprunec.engines.device import Place
     from sprunec.passes.bench import check_engine
 
@@ -92,7 +91,9 @@ def _check_ready(graph: Graph, team: Team | None) -> str:
             if not path.exists():
                 raise InputError.at(path, "there is no such file", "give its path in the plan", code="missing-file")
         if node.pass_ == "load-mask":
-            check_sheets(node.files["paths"])
+            from sprunec.bmcook.masks.mask_forms import check_mask_files
+
+            check_mask_files(node.files["paths"])
     device = graph.device
     if team is not None:
         from sprunec.engines.team import here
@@ -227,7 +228,8 @@ def _outcome(node: Node, shop: Workshop, done: Mapping[str, Outcome]) -> Outcome
         inputs = {role: done[name].artifact.path for role, name in node.inputs.items()}
         team = shop.team if PASSES[node.pass_].trains else None
         saves, engine = _saves(node, shop), shop.graph.engine
-        job = Job(node.options, inputs, node.files, directory, shop.device, tell, saves, engine, team or Alone())
+        world = shop.team or Alone()
+        job = Job(node.options, inputs, node.files, directory, shop.device, tell, saves, engine, world)
         if team is not None:
             team.order(order(node, job, shop.graph.device))
         with postponed() if team is not None else nullcontext():  # who has lost another says so, and is told to end

@@ -82,11 +82,11 @@ class DataSet:
             _check_size(path, info, self.version)
 
 
-def read_set(directory: Path, block_size: int = DEFAULT_BLOCK) -> DataSet:
+def read_set(directory: Path, block_size: int | None = None) -> DataSet:
     """What a set's meta.bin says.
 
     Args:
-        block_size: of version 1, in bytes; version 2 knows its own.
+        block_size: of version 1, in bytes, 16 MiB if not given; version 2 knows its own.
 
     Raises:
         InputError: meta.bin is missing or broken, or names a file outside the directory.
@@ -100,7 +100,7 @@ def read_set(directory: Path, block_size: int = DEFAULT_BLOCK) -> DataSet:
     except OSError as error:
         raise InputError.of_disk(meta, error) from error
     version = 1 if content[:1] == b"\x80" else 2
-    files = _files_v1(meta, content, block_size) if version == 1 else _files_v2(meta, content)
+    files = _files_v1(meta, content, block_size or DEFAULT_BLOCK) if version == 1 else _files_v2(meta, content)
     begin = 0
     for info in files:
         if info.block_begin != begin or info.blocks < 0 or info.block_size < 1:
@@ -111,7 +111,7 @@ def read_set(directory: Path, block_size: int = DEFAULT_BLOCK) -> DataSet:
     return DataSet(directory, version, tuple(info for info in files if not info.mask))
 
 
-def set_files(directory: Path, block_size: int = DEFAULT_BLOCK) -> tuple[Path, ...]:
+def set_files(directory: Path, block_size: int | None = None) -> tuple[Path, ...]:
     """meta.bin and the files in use; only meta.bin where it cannot be read."""
     try:
         return directory / META, *read_set(directory, block_size).paths

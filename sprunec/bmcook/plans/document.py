@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from sprunec.bmcook.plans.cm_loss import distillation
-from sprunec.bmcook.plans.flags import Flags, plan_name
 from sprunec.bmcook.plans.plan_builder import Growing
 from sprunec.checkpoint.layouts import CONFIG, has_weights
 from sprunec.families.cpm_ant.config import ModelConfig
+from sprunec.plan.bmcook_flags import Flags, plan_name
 from sprunec.plan.model_config import read_config
 from sprunec.plan.source import Source, read_source
 

@@ -7,8 +7,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from sprunec.bmcook.plans.flags import Flags
 from sprunec.errors import Diagnostic
+from sprunec.plan.bmcook_flags import Flags
 from sprunec.plan.source import Source
 
 MINUTE, HOUR, DAY = 60, 3600, 86400

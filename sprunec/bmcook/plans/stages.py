@@ -10,10 +10,10 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from sprunec.bmcook.plans.config_files import L0_SECTIONS
 from sprunec.bmcook.plans.plan_builder import Growing, age
 from sprunec.errors import Diagnostic
 from sprunec.families.cpm_ant.config import ModelConfig
+from sprunec.plan.bmcook_flags import L0_SECTIONS
 from sprunec.plan.source import Source
 
 MADE_LATER = "it is made by a stage that learns it"

@@ -13,13 +13,13 @@ from typing import Any
 
 from sprunec.bmcook.plans.config_files import BESIDE, demote, findings, read_second
 from sprunec.bmcook.plans.document import config_path, look_at, plan_document
-from sprunec.bmcook.plans.flags import NATIVE, NO_FLAGS, Flags, option
 from sprunec.bmcook.plans.l0_units import add_block, add_structure
 from sprunec.bmcook.plans.patterns import PLACEHOLDER, add_pattern, refuse_families, warn_of_strangers
 from sprunec.bmcook.plans.plan_builder import Growing
 from sprunec.bmcook.plans.stages import add_stage
 from sprunec.errors import Diagnostic, InputError
 from sprunec.families.cpm_ant.config import ModelConfig
+from sprunec.plan.bmcook_flags import NATIVE, NO_FLAGS, Flags, option
 from sprunec.plan.source import Source
 from sprunec.plan.targets import removable
 

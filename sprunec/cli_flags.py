@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sprunec.bmcook.plans.flags import NO_EFFECT, Flags, option
+from sprunec.plan.bmcook_flags import NO_EFFECT, Flags, option
 
 PANEL = "Flags of BMCook's script, by their names"
 
