@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sprunec.bmcook.data.arrays import Buffer, Integers, parse_array, parse_payload
-from sprunec.bmcook.data.pickles import Refused
 from sprunec.bmcook.data.sets import END, RECORD, Block, DataSet
+from sprunec.checkpoint.safe_pickle import Refused
 from sprunec.durable import read_into
 from sprunec.errors import InputError
 

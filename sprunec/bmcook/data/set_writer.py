@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sprunec.bmcook.data.arrays import dump_array
-from sprunec.bmcook.data.pickles import Refused
 from sprunec.bmcook.data.records import parse_record
 from sprunec.bmcook.data.sets import DEFAULT_BLOCK, META, MODULE, RECORD
+from sprunec.checkpoint.safe_pickle import Refused
 from sprunec.data.text import json_records
 from sprunec.data.vocabulary import Vocabulary
 from sprunec.durable import flush, naming, write_new

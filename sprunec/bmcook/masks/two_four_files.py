@@ -16,8 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sprunec.checkpoint.bounded import load_bounded
-from sprunec.checkpoint.unreadable import not_read
+from sprunec.checkpoint.torch_file import load_torch, not_read
 from sprunec.durable import put_file
 from sprunec.errors import InputError
 from sprunec.families.cpm_ant.shapes import Shape, expected_tensors
@@ -86,7 +85,7 @@ def read_mask_file(path: Path, kind: str, shapes: Mapping[str, Shape], targets: 
 def _entries(path: Path) -> Iterator[tuple[str, Tensor]]:
     """Give the names of tensors with their masks."""
     try:
-        content = load_bounded(path)
+        content = load_torch(path)
     except Exception as error:  # Damaged bytes may fail anywhere in the reader.
         raise not_read(path, "a 2:4 mask file", error, WRITERS, "save it again") from error
     message = "is no 2:4 mask file: it must map blocks to lists of (name, mask), and other modules to masks"
