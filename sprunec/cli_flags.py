@@ -1,4 +1,4 @@
-"""The flags of BMCook's script as options of our commands: declared in `plan.bmcook.flags`, handed over as one."""
+"""The flags of BMCook's script as options of our commands: declared in `plan.bmcook_flags`, handed over as one."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from sprunec.plan.bmcook_flags import (
     native_overrides,
     option,
 )
-from sprunec.plan.directories import path_as_config
+from sprunec.plan.model_config import path_as_config
 from sprunec.plan.override import override
 from sprunec.plan.pointer import show
 from sprunec.plan.schema_errors import nearest
