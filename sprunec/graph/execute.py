@@ -83,7 +83,6 @@ def execute(
 
 def _check_ready(graph: Graph, group: ProcessGroup | None) -> str:
     """The device that `auto` means here; raises for what would stop the run later."""
-    from sprunec.bmcook.masks.mask_forms import check_sheets
     from sprunec.engines.device import Place
     from sprunec.passes.bench import check_engine
 
@@ -92,7 +91,9 @@ def _check_ready(graph: Graph, group: ProcessGroup | None) -> str:
             if not path.exists():
                 raise InputError.at(path, "there is no such file", "give its path in the plan", code="missing-file")
         if node.pass_ == "load-mask":
-            check_sheets(node.files["paths"])
+            from sprunec.bmcook.masks.mask_forms import check_mask_files
+
+            check_mask_files(node.files["paths"])
     device = graph.device
     if group is not None:
         from sprunec.engines.distributed import rank_device
@@ -228,7 +229,7 @@ def _outcome(node: Node, shop: Workshop, done: Mapping[str, Outcome]) -> Outcome
         inputs = {role: done[name].artifact.path for role, name in node.inputs.items()}
         group = shop.group if PASSES[node.pass_].trains else None
         saves, engine = _saves(node, shop), shop.graph.engine
-        job = Job(node.options, inputs, node.files, directory, shop.device, tell, saves, engine, group or Alone())
+        job = Job(node.options, inputs, node.files, directory, shop.device, tell, saves, engine, shop.group or Alone())
         if group is not None:
             group.announce(str(node.digest))
         with postponed() if group is not None else nullcontext():  # who has lost another says so, and is told to end
