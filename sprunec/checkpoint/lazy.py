@@ -67,7 +67,7 @@ class LazyParameters(dict[str, Any]):
 def with_parameters(
     model: nn.Module, parts: Sequence[str], read: Callable[[str], Any], *, hold: bool = False
 ) -> Iterator[None]:
-    """Modules below `parts` read their parameters by their names in `model`.
+    """Let modules below `parts` read their parameters by their names in `model`.
 
     Args:
         hold: whether each is read but once.

@@ -40,7 +40,7 @@ def run(job: Job) -> dict[str, Any]:
 
 
 def _check_memory(config: ModelConfig) -> None:
-    """A config is a few bytes, whatever it claims: better an error than a machine out of memory."""
+    """Refuse a model larger than memory: a config is a few bytes, whatever it claims."""
     needed, there = config.parameters() * torch.float32.itemsize, physical_memory()
     if needed > there:
         raise PassError(
@@ -50,12 +50,12 @@ def _check_memory(config: ModelConfig) -> None:
 
 
 def physical_memory() -> int:
-    """In bytes."""
+    """Count the machine's memory, in bytes."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _take(path: Path, config: ModelConfig, out: Path) -> list[str]:
-    """Returns what the user should know about the file."""
+    """Write the model that a checkpoint holds; return what the user should know about the file."""
     tensors = open_tensors(path)
     check_fit(config, tensors, path)
     head = own_head(config, tensors) if config.tie_word_embeddings else None

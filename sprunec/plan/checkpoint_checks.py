@@ -43,7 +43,7 @@ def checkpoint_findings(draft: Draft, pointer: str, path: Path, config: ModelCon
 
 
 def idle_patterns(draft: Draft, paths: Collection[Path], config: ModelConfig | None) -> Iterator[Diagnostic]:
-    """Patterns of `ignore_tensors` that no checkpoint of the plan has a tensor for."""
+    """Find patterns of `ignore_tensors` that no checkpoint of the plan has a tensor for."""
     patterns = ignore_patterns(draft)
     if not patterns or config is None or not all(os.path.exists(path) for path in paths):
         return
@@ -68,6 +68,6 @@ def ignore_patterns(draft: Draft) -> tuple[str, ...]:
 
 
 def retold(draft: Draft, pointer: str, error: InputError) -> Iterator[Diagnostic]:
-    """The findings about a file, at the place in the plan that names it."""
+    """Repeat the findings about a file, at the place in the plan that names it."""
     for found in error.diagnostics:
         yield draft.source.find(found.code, pointer, f"{found.place}: {found.message}", found.hint)
