@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sprunec.checkpoint.tensors import read_state
+from sprunec.checkpoint.reader import read_state
 from sprunec.checkpoint.writer import save_pt, save_tensors
 from sprunec.families.cpm_ant.config import LayerKept
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sprunec.checkpoint.tensors import read_state
+from sprunec.checkpoint.reader import read_state
 from sprunec.checkpoint.writer import save_tensors
 from sprunec.errors import InputError
 from sprunec.plan.sparsity import GROUP, uneven

@@ -13,7 +13,7 @@ from sprunec.data import pairs
 from sprunec.data.batches import Batch, Data, load_text_data
 from sprunec.engines.device import Place
 from sprunec.engines.distillation import Distiller, Weights, make_projections
-from sprunec.engines.engine import Engine
+from sprunec.engines.protocols import TrainingEngine
 from sprunec.engines.torch_engine import TorchEngine
 from sprunec.families.cpm_ant.blocks import block_kinds, example_inputs
 from sprunec.families.cpm_ant.config import ModelConfig
@@ -41,7 +41,7 @@ def check_engine(engine: Mapping[str, Any], place: Place) -> None:
         check_here(place)
 
 
-def engine_of(job: Job) -> Engine:
+def engine_of(job: Job) -> TrainingEngine:
     """What trains; made by all ranks."""
     place, options = place_of(job), job.engine
     offload, recompute = bool(options.get("offload")), bool(options.get("activation_checkpointing"))

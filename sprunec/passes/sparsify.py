@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sprunec.checkpoint.tensors import Tensors
+from sprunec.checkpoint.reader import Tensors
 from sprunec.checkpoint.writer import Output, as_outputs
 from sprunec.errors import InputError
 from sprunec.families.cpm_ant.shapes import expected_tensors

@@ -29,7 +29,7 @@ def run(job: Job) -> dict[str, Any]:
         first_step=job.options["first_step"],
         report=job.report,
         saves=job.saves,
-        objective=lesson.objective,
+        auxiliary_loss=lesson.objective,
         kept=pattern,
     )
     state = engine.weights(model)

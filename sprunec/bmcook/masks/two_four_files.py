@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sprunec.checkpoint.reader import read_state
 from sprunec.checkpoint.torch_file import load_torch, not_read
 from sprunec.durable import put_file
 from sprunec.errors import InputError
 from sprunec.families.cpm_ant.shapes import Shape, expected_tensors
-from sprunec.families.model_directory import read_config, read_state
+from sprunec.families.model_directory import read_config
 from sprunec.masks.two_four import Pattern, load_pattern, refuse_uneven, violation
 
 WEIGHT = ".weight"
