@@ -96,7 +96,7 @@ def test_pruned_weights_do_not_count_in_the_norm_that_is_clipped() -> None:
 def test_an_infinite_gradient_of_a_pruned_weight_is_nothing() -> None:
     layer = nn.Linear(4, 1, bias=False)
     layer.weight.grad = torch.tensor([[float("inf"), 1.0, float("nan"), 2.0]])
-    PrunedWeights(layer, {"weight": torch.tensor([[False, True, False, True]])}).gradients()
+    PrunedWeights(layer, {"weight": torch.tensor([[False, True, False, True]])}).zero_gradients()
     assert layer.weight.grad.tolist() == [[0.0, 1.0, 0.0, 2.0]]
 
 
