@@ -19,7 +19,7 @@ from sprunec.plan.source import Source, read_source
 
 
 def read_any(path: str | Path, flags: Flags = NO_FLAGS, seconds: Sequence[str | Path] = ()) -> Source:
-    """A native plan with the flags in it, or the native plan of BMCook's files.
+    """Read a native plan, with the flags put into it, or make the native plan of BMCook's files.
 
     Args:
         seconds: l0_pruning.json files, a stage each.

@@ -13,7 +13,7 @@ from sprunec.plan.source import Source
 
 
 def override(source: Source, values: Mapping[str, Any]) -> Source:
-    """The source with the values in it; what is put in has no line. Objects on the way are made when absent.
+    """Put the values into the source; they have no line. Objects on the way are made when absent.
 
     Raises:
         InputError: a pointer is no place in the plan.
@@ -35,7 +35,7 @@ def override(source: Source, values: Mapping[str, Any]) -> Source:
 
 
 def _put(node: Any, steps: list[str], value: Any) -> None:
-    """Raises ValueError, which says why not, where the steps lead nowhere."""
+    """Set the value where the steps lead; raise ValueError, which says why not, where they lead nowhere."""
     root, *way = steps
     if root or not way:
         raise ValueError('write it as "/training/learning_rate"')
