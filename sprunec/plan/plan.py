@@ -18,8 +18,7 @@ from sprunec.plan.bmcook_flags import NO_FLAGS, Flags
 from sprunec.plan.checks import CHECKS
 from sprunec.plan.files import input_findings
 from sprunec.plan.model_config import model_config, open_directory
-from sprunec.plan.open_plan import read_any
-from sprunec.plan.override import override
+from sprunec.plan.open_plan import override, read_any
 from sprunec.plan.resolve import TRAINS, Draft, as_list
 from sprunec.plan.schema_errors import schema_findings
 from sprunec.plan.source import Source
