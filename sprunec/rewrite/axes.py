@@ -144,6 +144,8 @@ def regroup(layout: Layout, shape: Sequence[int]) -> Layout:
         return fresh(shape, reason)
     result: Layout = []
     for length in shape:
+        # Axes are taken whole while they fit, and split where they reach over the dim's end. Where sizes do not divide
+        # each other, the end falls inside an entry of an axis: nothing from here on is known.
         taken: Dim = []
         while rest and (size(taken) < length or (length == 1 and not taken)):
             missing, here = length // size(taken), rest[0].size

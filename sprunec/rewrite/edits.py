@@ -59,14 +59,14 @@ def set_constants(graph: fx.Graph, program: Program, keep: Keep) -> None:
 
 
 def _resize_view(node: fx.Node, op: str, program: Program, keep: Keep) -> None:
-    dims, first = program.groups.values[node.name], 0
-    spread = op != "unflatten" and len(node.args) > 1 and not isinstance(node.args[1], tuple | list)
+    dims = program.groups.values[node.name]
     place, name = (2, "sizes") if op == "unflatten" else (1, "shape")
+    # x.view(2, -1) as against x.view((2, -1)); unflatten takes a sequence alone
+    spread = op != "unflatten" and len(node.args) > 1 and not isinstance(node.args[1], tuple | list)
     sizes = list(node.args[1:] if spread else argument(node, place, name))
-    if op == "unflatten":
-        first = argument(node, 1, "dim") % (len(dims) - len(sizes) + 1)
-    cut = [place for place, dim in enumerate(dims[first : first + len(sizes)]) if keep.keys() & set(dim)]
-    cut = [place for place in cut if not (isinstance(sizes[place], int) and sizes[place] == -1)]
+    first = argument(node, 1, "dim") % (len(dims) - len(sizes) + 1) if op == "unflatten" else 0
+    cut = [index for index, dim in enumerate(dims[first : first + len(sizes)]) if keep.keys() & set(dim)]
+    cut = [index for index in cut if not (isinstance(sizes[index], int) and sizes[index] == -1)]
     if not cut:
         return
     for index in cut:

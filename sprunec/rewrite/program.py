@@ -69,6 +69,7 @@ def find_residuals(flow: Flow, graph: fx.Graph) -> tuple[Residual, ...]:
         joins = node.op.startswith("call") and flow.op(node) == "add" and len(inputs) == 2
         if not joins or any(flow.shape(value) != flow.shape(start) for value in (node, *inputs)):
             continue
+        # Both sides may be of the stream, as in x + norm(x): the trunk is the one not computed from the other.
         for trunk, branch in (inputs, inputs[::-1]):
             if trunk in stream and branch not in needed_by(trunk):
                 residual = _residual(flow, graph, node, trunk, branch)
