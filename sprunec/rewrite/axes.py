@@ -97,7 +97,7 @@ def unite(left: Dim, right: Dim) -> None:
             ours, theirs = leaves(ours), leaves(theirs)
             ours.pop(0).join(theirs.pop(0))
         elif a.size % b.size and b.size % a.size:
-            pin([*ours, *theirs], "two views of it do not line up")
+            pin([*ours, *theirs], "two views split it into parts that do not match")
             return
         else:
             big, small = (a, b) if a.size > b.size else (b, a)
