@@ -13,7 +13,7 @@ from sprunec.bmcook.masks.saved_masks import saved_masks_fit
 from sprunec.errors import Diagnostic, InputError
 from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.plan.engine_checks import engine_fits
-from sprunec.plan.format_checks import form_fits, heads_tied
+from sprunec.plan.export_formats import formats_fit, heads_tied
 from sprunec.plan.planned_sizes import size_findings
 from sprunec.plan.pointer import show
 from sprunec.plan.resolve import MASKS, TRAINS, Draft, Step, takes_a_look
@@ -230,7 +230,7 @@ CHECKS: tuple[Check, ...] = (
     sparse_findings,
     emit_last,
     heads_tied,
-    form_fits,
+    formats_fit,
     data_given,
     text_fits,
     data_set_whole,
