@@ -22,7 +22,12 @@ LONGEST_MESSAGE = 1000
 
 @dataclass(frozen=True)
 class Diagnostic:
-    """One finding about one place in one file; `line` and `column` count from 1, 0 is the whole file."""
+    """One finding, in a file or about an option; `line` and `column` count from 1, 0 is the whole file.
+
+    Attributes:
+        file: empty where it is in none.
+        pointer: of the option: a JSON pointer into the plan, or a flag of the command line; empty where it is of none.
+    """
 
     code: str
     message: str
@@ -73,6 +78,11 @@ class InputError(SprunecError):
         if len(message) > LONGEST_MESSAGE:
             message = message[: LONGEST_MESSAGE - 3] + "..."
         return cls(Diagnostic(code=code, message=message, hint=hint, file=str(file)))
+
+    @classmethod
+    def in_option(cls, pointer: str, message: str, hint: str = "", code: str = "bad-input") -> InputError:
+        """Make an error about an option: by its JSON pointer in the plan, or as it is written on the command line."""
+        return cls(Diagnostic(code=code, message=message, hint=hint, pointer=pointer))
 
     @classmethod
     def of_disk(

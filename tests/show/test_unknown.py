@@ -16,7 +16,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from sprunec.cli_run import show_report
 from sprunec.graph.graph import Node
 from sprunec.graph.report import Report
 from sprunec.graph.store import Artifact, strict_json
@@ -24,6 +23,7 @@ from sprunec.show import tables
 from sprunec.show.console import metric_words, step_words
 from sprunec.show.numbers import number, percent, plural, rounded
 from sprunec.show.page import page_text
+from sprunec.show.results import show_report
 from tests.show.test_fitted import graph_document
 from tests.show.test_report import fake_events, fake_report
 from tests.show.test_tables import GRAPH, INSPECT
