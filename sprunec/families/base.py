@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-    from torch import Tensor, nn
+    from torch import Tensor
 
 Inputs = Mapping[str, "Tensor"]
 Past = list["tuple[Tensor, Tensor] | None"]
@@ -74,8 +74,6 @@ class Family:
     """A family's code; `families/<name>/family.py` has it as `FAMILY`.
 
     Attributes:
-        build: a config's model, its weights not yet set.
-        initialize: sets them, by a seed.
         layout: of a config.
         kinds, examples: by block path, what decides a block's code; what each of its methods is given, on meta.
         cache_shapes: by block, (heads, width) of its keys and values; None without attention.
@@ -84,14 +82,12 @@ class Family:
         row_numbers: how many numbers a row of so many positions takes between two blocks, at most.
         looked_up: by embedding, the ids that batches look up in it.
         enter: inputs -> hidden states (B, N, D) in front of the first block.
-        shared, share: parts that make what all blocks are given besides their hidden states; inputs -> that.
-        head: parts behind the last block; the weight of the last one has a row a token.
-        leave: hidden states (n, D) behind the last block -> logits, with whatever rows that weight has.
+        shared, share: modules that make what all blocks are given besides their hidden states; inputs -> that.
+        head, leave: modules behind the last block, the weight of the last one with a row a token; hidden states (n, D)
+            -> logits, for whatever rows that weight has.
         decode: of a batch the longest row, its last `steps` positions one by one, and no more than `text` tokens.
     """
 
-    build: Callable[[Any], nn.Module]
-    initialize: Callable[[nn.Module, int], None]
     layout: Callable[[Any], Layout]
     kinds: Callable[[Any], Mapping[str, Any]]
     examples: Callable[[Any], Mapping[str, Any]]

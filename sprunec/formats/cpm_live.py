@@ -72,7 +72,7 @@ def reopen(directory: Path, config: ModelConfig, weights: Tensors) -> Reopened:
         return torch.cat([model(**batch)[0][in_use(batch)] for batch in inputs])
 
     stored = open_tensors(directory / WEIGHTS).dtype("input_embedding.weight")
-    return Reopened(stored, stored, lambda batch: [batch], in_use, logits)
+    return Reopened(stored, stored, logits)
 
 
 CPM_LIVE = Format("cpm-live", write, reopen, uniform=True, obstacles=obstacles, instead=INSTEAD, folds=True)

@@ -166,13 +166,7 @@ def reopen(directory: Path, config: ModelConfig, weights: Tensors) -> Reopened:
         found = _opened_apart(directory, [batch["input"][0, prompt:] for batch in inputs], own)
         return found[:, : config.vocab_size]  # before release 5 the head has the prompts' rows too
 
-    return Reopened(
-        stored,
-        torch.float32 if own else stored,
-        texts,
-        lambda batch: torch.arange(batch["input"].size(1))[None] >= prompt,
-        logits,
-    )
+    return Reopened(stored, torch.float32 if own else stored, logits, texts, prompt)
 
 
 def all_context(tokens: Tensor, prompt_length: int, task: int, segment: int) -> dict[str, Tensor]:

@@ -82,7 +82,7 @@ def reopen(directory: Path, config: ModelConfig, weights: Tensors) -> Reopened:
         return torch.cat([program(*(batch[name] for name in names))[0][in_use(batch)] for batch in inputs])
 
     stored = weights.dtype(max(weights, key=lambda name: math.prod(weights.shape(name))))
-    return Reopened(stored, stored, wide_enough, in_use, logits)
+    return Reopened(stored, stored, logits, wide_enough)
 
 
 PT2 = Format("pt2", write, reopen)

@@ -8,7 +8,6 @@ below.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -47,7 +46,7 @@ def run(job: Job) -> dict[str, Any]:
         inputs = [each for batch in batches for each in opened.inputs(batch.inputs)]
         said = opened.logits(inputs).double()
         exact, rounded = (
-            _logits(config, weights, inputs, opened.used, dtype) for dtype in (torch.float64, opened.arithmetic)
+            _logits(config, weights, inputs, opened.skipped, dtype) for dtype in (torch.float64, opened.arithmetic)
         )
         difference, noise = max(difference, largest(said - exact)), max(noise, largest(rounded - exact))
         largest_logit = max(largest_logit, largest(exact))
@@ -65,13 +64,11 @@ def run(job: Job) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def _logits(
-    config: ModelConfig, weights: Tensors, inputs: list[Inputs], used: Callable[[Inputs], Tensor], dtype: torch.dtype
-) -> Tensor:
+def _logits(config: ModelConfig, weights: Tensors, inputs: list[Inputs], skipped: int, dtype: torch.dtype) -> Tensor:
     """The small model's (n, V), one tensor of it in memory at a time."""
     model = Streamed(family_of(config), empty_model(config), weights, inputs, dtype, torch.device("cpu"))
     model.run()
-    states = torch.cat([hidden[used(batch)] for hidden, batch in zip(model.hidden, inputs, strict=True)])
+    states = model.used(skipped)
     parts = (range(first, min(first + TOKENS, model.tokens)) for first in range(0, model.tokens, TOKENS))
     return torch.cat([model.leave(states, part).double() for part in parts], dim=1)
 

@@ -37,7 +37,6 @@ class Emission:
 
     Attributes:
         model, source: directories of the model, and of the plan's input model.
-        config: of the model.
         options, files: those of the `emit` pass; see `Format.options`.
     """
 
@@ -55,16 +54,16 @@ class Reopened:
     Attributes:
         stored: what its weights are stored in.
         arithmetic: what it computes in, or what its weights have been rounded to once more, if that is coarser.
-        inputs: for a batch of the family's, the inputs that it can be given.
-        used: for those inputs, which positions (B, N) it gives logits for.
         logits: what it says to inputs, (n, V).
+        inputs: for a batch, those that it can be given.
+        skipped: how many of the first positions of each row it gives no logits for.
     """
 
     stored: torch.dtype
     arithmetic: torch.dtype
-    inputs: Callable[[Inputs], list[Inputs]]
-    used: Callable[[Inputs], Tensor]
     logits: Callable[[list[Inputs]], Tensor]
+    inputs: Callable[[Inputs], list[Inputs]] = lambda batch: [batch]
+    skipped: int = 0
 
 
 @dataclass(frozen=True)

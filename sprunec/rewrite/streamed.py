@@ -1,23 +1,22 @@
 """A model of any size, run block by block with a few rows of its weights at a time.
 
-The model stands on the meta device. A part's parameters are read when its code asks for them, in the arithmetic asked
-for, and let go of when it has used them; only hidden states go on from part to part. Large matrices are multiplied by
-some rows after the others, of the embeddings only the rows that are looked up are read, and the head is gone through a
-few tokens at a time. Letters in shapes: B rows, N positions, n positions in use, D width, V tokens.
+The model stands on the meta device. A part's parameters are read when it is entered, in the arithmetic asked for, and
+let go of when it is left; only hidden states go on from part to part. Of a large part, matrices are multiplied by some
+rows after the others; of the embeddings only the rows that are looked up are read, and the head is gone through a few
+tokens at a time. Letters in shapes: B rows, N positions, n positions in use, D width, V tokens.
 """
 
 from __future__ import annotations
 
-import math
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sprunec.checkpoint.lazy import StreamedWeight, with_parameters
 from sprunec.checkpoint.tensors import Tensors
 from sprunec.errors import InputError
 from sprunec.families.base import Family, Inputs
@@ -26,6 +25,42 @@ from sprunec.families.module_lists import blocks
 
 HELD_BYTES = 32 * 2**20  # a part of up to so many is kept until it is left
 CHUNK_BYTES = 8 * 2**20  # of a matrix that is streamed
+
+
+class StreamedWeight:
+    """A matrix (out, in) that a linear multiplies by some rows at a time; for anything else it is made whole.
+
+    Torch hands the calls that it is an argument of to `__torch_function__`.
+    """
+
+    def __init__(self, rows: int, at_once: int, read: Callable[[range], Tensor]) -> None:
+        self._parts = [range(first, min(first + at_once, rows)) for first in range(0, rows, at_once)]
+        self._read = read
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.linear and len(args) == 2 and isinstance(args[1], cls) and not (kwargs or {}).get("bias"):
+            return torch.cat([F.linear(args[0], part) for part in args[1].parts()], dim=-1)
+        whole = [torch.cat(list(each.parts())) if isinstance(each, cls) else each for each in args]
+        return func(*whole, **(kwargs or {}))
+
+    def parts(self) -> Iterator[Tensor]:
+        return map(self._read, self._parts)
+
+
+@contextmanager
+def with_parameters(model: nn.Module, parts: Sequence[str], read: Callable[[str], Any]) -> Iterator[None]:
+    """The modules below `parts` have other parameters meanwhile: what is read by their names in `model`."""
+    modules = [found for part in parts for found in model.get_submodule(part).named_modules(prefix=part)]
+    before = [module._parameters for _, module in modules]
+    try:
+        for path, module in modules:
+            names = module._parameters.items()
+            module._parameters = {name: None if old is None else read(f"{path}.{name}") for name, old in names}
+        yield
+    finally:
+        for (_, module), parameters in zip(modules, before, strict=True):
+            module._parameters = parameters
 
 
 class Streamed:
@@ -66,25 +101,23 @@ class Streamed:
     @contextmanager
     def holding(self, *parts: str) -> Iterator[None]:
         """The named modules have their weights meanwhile."""
-        with ExitStack() as stack:
-            for part in parts:
-                top = self.model.get_submodule(part)
-                move_buffers(top, self.device)
-                size = sum(parameter.numel() for parameter in top.parameters()) * self.dtype.itemsize
-                read = self._weight if size <= HELD_BYTES else self._streamed
-                stack.enter_context(with_parameters(self.model, (part,), read, hold=size <= HELD_BYTES))
+        tops = [self.model.get_submodule(part) for part in parts]
+        for top in tops:
+            move_buffers(top, self.device)
+        size = sum(parameter.numel() for top in tops for parameter in top.parameters()) * self.dtype.itemsize
+        with with_parameters(self.model, parts, self._weight if size <= HELD_BYTES else self._streamed):
             yield
 
-    def _weight(self, name: str) -> Tensor:
+    def _weight(self, name: str) -> Any:
         return self._cast(self._tensors[name])
 
     def _streamed(self, name: str) -> Any:
-        """A large matrix as one that is never whole."""
-        shape = self._tensors.shape(name)
-        rows = max(1, CHUNK_BYTES // max(1, math.prod(shape[1:]) * self.dtype.itemsize))
-        if len(shape) != 2 or shape[0] <= rows:
+        """A matrix as one that is read when it is multiplied with, and never whole."""
+        rows, *width = self._tensors.shape(name)
+        if len(width) != 1:
             return self._weight(name)
-        return StreamedWeight(shape, lambda some: self._cast(self._tensors.rows(name, some)), rows)
+        at_once = max(1, CHUNK_BYTES // max(1, width[0] * self.dtype.itemsize))
+        return StreamedWeight(rows, at_once, lambda some: self._cast(self._tensors.rows(name, some)))
 
     def _cast(self, tensor: Tensor) -> Tensor:
         tensor = tensor.to(self.device)
@@ -135,10 +168,10 @@ class Streamed:
                 block, pairs = self.model.get_submodule(path), zip(self.hidden, shared, strict=True)
                 self.hidden = [block(hidden, given) for hidden, given in pairs]
 
-    def used(self) -> Tensor:
-        """(n, D): the hidden states of all positions in use."""
+    def used(self, skipped: int = 0) -> Tensor:
+        """(n, D): the hidden states of all positions in use but so many first ones of each row."""
         pairs = zip(self.hidden, self.batches, strict=True)
-        return torch.cat([hidden[in_use(batch)] for hidden, batch in pairs])
+        return torch.cat([hidden[:, skipped:][in_use(batch)[:, skipped:]] for hidden, batch in pairs])
 
 
 def move_buffers(model: nn.Module, device: torch.device) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from sprunec.families.base import Decoded, Family, Inputs
 from sprunec.families.cpm_ant import model as frame
 from sprunec.families.cpm_ant import modules
-from sprunec.families.cpm_ant.blocks import block_kinds, build, cache_shapes, example_inputs, initialize
+from sprunec.families.cpm_ant.blocks import block_kinds, cache_shapes, example_inputs
 from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.families.cpm_ant.inputs import Prompted
 from sprunec.families.cpm_ant.model import CPMAnt
@@ -64,8 +64,6 @@ def decode(model: CPMAnt, inputs: Inputs, steps: int, text: int) -> Decoded:
 
 
 FAMILY = Family(
-    build=build,
-    initialize=initialize,
     layout=Prompted.of,
     kinds=block_kinds,
     examples=example_inputs,
