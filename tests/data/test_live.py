@@ -173,7 +173,7 @@ def test_packed_rows_and_visible_ends_decode_as_one_forward() -> None:
 def test_ids_of_prompts_among_words_are_exact_and_others_unchanged() -> None:
     model = tiny_model()
     ids = torch.tensor([[0, WORDS - 1, WORDS, WORDS + 19, 3]])
-    rows = model.words(ids)[0]
+    rows = model.look_up(ids)[0]
     words, prompts = model.input_embedding.weight, model.prompt_embedding.weight
     wanted = torch.stack([words[0], words[-1], prompts[0], prompts[19], words[3]]) / model.input_embedding.divisor
     assert torch.equal(rows, wanted)
