@@ -23,7 +23,7 @@ from sprunec.engines.world import launched, process_group
 from sprunec.errors import Diagnostic, InputError, SprunecError, disk_words
 from sprunec.interrupts import INTERRUPTED, interrupts
 from sprunec.show.console import SECONDS_BETWEEN_LINES, Progress, print_diagnostics
-from sprunec.show.results import diagnostics_document, page_of, print_json, reporting, show_graph, show_report
+from sprunec.show.output import diagnostics_document, page_of, print_json, reporting, show_graph, show_report
 from sprunec.unexpected import explained, log
 
 if TYPE_CHECKING:

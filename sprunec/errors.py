@@ -12,12 +12,19 @@ SprunecError
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 from dataclasses import asdict, dataclass
 from typing import Any, TypeGuard
 
 LONGEST_MESSAGE = 1000
+
+
+def show(value: Any, longest: int = 60) -> str:
+    """Write a value as it stands in JSON, cut short."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= longest else text[: longest - 3] + "..."
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sprunec.errors import Diagnostic
+from sprunec.errors import Diagnostic, show
 from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.families.cpm_ant.uniform import bias_columns
-from sprunec.plan.pointer import show
 from sprunec.plan.resolve import MASKS, Draft, Step
 from sprunec.plan.targets import SIZES
 from sprunec.registry import Registry
