@@ -164,5 +164,5 @@ def load_text_data(directory: Path, packer: Packer, *, batch_size: int, seed: in
     for part, ids, least in (("training", train, packer.room + 1), ("held-out", held_out, 2)):
         if ids.size < least:
             message = f"the {part} part has {ids.size} tokens, one window needs {least}"
-            raise InputError.at("data.max_length", message, "give more text, or a smaller max_length")
+            raise InputError.in_option("/data/max_length", message, "give more text, or a smaller max_length")
     return TextData(train, held_out, read_tokenizer(directory), packer, batch_size, seed)

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sprunec.checkpoint.tensors import Tensors
-from sprunec.errors import InputError
+from sprunec.errors import Diagnostic, InputError
 from sprunec.families.base import Family, Inputs
 from sprunec.families.cpm_ant.shapes import misfit
 from sprunec.families.module_lists import blocks
@@ -91,7 +91,7 @@ class Streamed:
     ) -> None:
         problem = misfit({name: tuple(t.shape) for name, t in model.state_dict().items()}, tensors.shapes())
         if problem:
-            raise InputError.at("the weights", f"do not fit the model: {problem}")
+            raise InputError(Diagnostic("bad-input", f"the weights do not fit the model: {problem}"))
         self.family, self.model, self.batches, self.dtype, self.device = family, model, list(batches), dtype, device
         self.hidden: list[Tensor] = []
         self.paths = [path for path, _ in blocks(model)]
