@@ -194,10 +194,8 @@ class Decoding:
     def __init__(
         self, family: Family, model: nn.Module, inputs: Inputs, steps: int = 2, text: int = sys.maxsize
     ) -> None:
-        start = family.decode(model, inputs, steps, text)
-        self.whole, self._shared = start.whole
-        self._steps, self._each = [hidden for hidden, _ in start.steps], [given for _, given in start.steps]
-        self._past = start.past
+        (self.whole, self._shared), parts, self._past = family.decode(model, inputs, steps, text)
+        self._steps, self._each = [hidden for hidden, _ in parts], [given for _, given in parts]
 
     def through(self, index: int, block: Any) -> None:
         """Go through a block, which has its weights."""
