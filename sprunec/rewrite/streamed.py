@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sprunec.checkpoint.tensors import Tensors
+from sprunec.data.batches import in_use
 from sprunec.errors import Diagnostic, InputError
 from sprunec.families.base import Family, Inputs
 from sprunec.families.cpm_ant.shapes import misfit
@@ -73,6 +74,7 @@ class Streamed:
 
     Attributes:
         hidden: (B, N, D) of each batch, behind the part that it has come through last.
+        shared: of each batch, what all blocks are given besides.
         paths: of the blocks.
         tokens: how many the head has rows for.
 
@@ -94,6 +96,7 @@ class Streamed:
             raise InputError(Diagnostic("bad-input", f"the weights do not fit the model: {problem}"))
         self.family, self.model, self.batches, self.dtype, self.device = family, model, list(batches), dtype, device
         self.hidden: list[Tensor] = []
+        self.shared: list[Tensor] = []
         self.paths = [path for path, _ in blocks(model)]
         self._tensors, self._head = tensors, f"{family.head(model)[-1]}.weight"
         self.tokens = tensors.shape(self._head)[0]
@@ -141,12 +144,16 @@ class Streamed:
             yield
 
     def enter(self) -> None:
+        """Bring all batches in front of the first block."""
         with self.embedding():
             self.hidden = [self.family.enter(self.model, batch) for batch in self.batches]
+        with self.holding(*self.family.shared):
+            self.shared = [self.family.share(self.model, batch) for batch in self.batches]
 
-    def shared(self) -> list[Tensor]:
-        """What all blocks are given besides the hidden states, by batch; the family's `shared` parts must be held."""
-        return [self.family.share(self.model, batch) for batch in self.batches]
+    def through(self, path: str) -> list[Tensor]:
+        """What leaves a block, which must be held; `hidden` stays what it is."""
+        block = self.model.get_submodule(path)
+        return [block(hidden, shared) for hidden, shared in zip(self.hidden, self.shared, strict=True)]
 
     def leave(self, hidden: Tensor, tokens: range) -> Tensor:
         """The logits (n, tokens) of hidden states (n, D) behind the last block."""
@@ -161,12 +168,9 @@ class Streamed:
     def run(self) -> None:
         """Bring all batches behind the last block."""
         self.enter()
-        with self.holding(*self.family.shared):
-            shared = self.shared()
         for path in self.paths:
             with self.holding(path):
-                block, pairs = self.model.get_submodule(path), zip(self.hidden, shared, strict=True)
-                self.hidden = [block(hidden, given) for hidden, given in pairs]
+                self.hidden = self.through(path)
 
     def used(self, skipped: int = 0) -> Tensor:
         """(n, D): the hidden states of all positions in use but so many first ones of each row."""
@@ -207,12 +211,6 @@ class Decoding:
     def both(self) -> tuple[Tensor, Tensor]:
         """The hidden states (n, D) that decoding has come to, and those of the full forward."""
         return torch.cat(self._steps, 1)[0], self.whole[0]
-
-
-def in_use(batch: Inputs) -> Tensor:
-    """(B, N): the positions that are not padding."""
-    width = next(tensor.size(1) for tensor in batch.values() if tensor.dim() == 2)
-    return batch["length"][:, None] > torch.arange(width, device=batch["length"].device)
 
 
 def largest(difference: Tensor) -> float:
