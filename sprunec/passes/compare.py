@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from sprunec.checkpoint.tensors import Tensors, open_tensors
+from sprunec.checkpoint.reader import Tensors, open_tensors
 from sprunec.data.compared import compared_batches
 from sprunec.durable import read_file
 from sprunec.errors import ComparisonError

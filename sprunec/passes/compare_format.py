@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sprunec.checkpoint.tensors import Tensors
+from sprunec.checkpoint.reader import Tensors
 from sprunec.data.compared import compared_batches
 from sprunec.durable import read_file
 from sprunec.errors import ComparisonError, FormError, PassError
