@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from sprunec.errors import Diagnostic, InputError, show
 from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.families.cpm_ant.config_checks import data_findings
-from sprunec.plan.format_checks import form_fits, heads_tied
+from sprunec.plan.export_formats import formats_fit, heads_tied
 from sprunec.plan.planned_sizes import size_findings
 from sprunec.plan.resolve import MASKS, Draft, takes_a_look
 from sprunec.plan.saved_masks import saved_masks_fit
@@ -150,7 +150,7 @@ CHECKS: tuple[Check, ...] = (
     sparse_findings,
     emit_last,
     heads_tied,
-    form_fits,
+    formats_fit,
     data_given,
     data_fits,
     data_set_whole,
