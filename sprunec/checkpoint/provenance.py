@@ -59,26 +59,24 @@ def origin_words(directory: Path) -> dict[str, Any] | None:
     note = read_origin(directory)
     if note is None:
         return None
-    plan, changed = _mapping(note.get("plan")), changed_files(directory)
+    changed = changed_files(directory)
     found = {
-        "plan": plan.get("name"),
+        "plan": _at(note, "plan", "name"),
         "made": note.get("made"),
-        "sprunec": _mapping(note.get("versions")).get("sprunec"),
-        "checkpoint": _mapping(plan.get("model")).get("checkpoint"),
-        "max_abs_difference": _mapping(note.get("comparison")).get("max_abs_difference"),
-        "dense_loss": _loss(note, "dense"),
-        "small_loss": _loss(note, "small"),
+        "sprunec": _at(note, "versions", "sprunec"),
+        "checkpoint": _at(note, "plan", "model", "checkpoint"),
+        "max_abs_difference": _at(note, "comparison", "max_abs_difference"),
+        "dense_loss": _at(note, "models", "dense", "loss"),
+        "small_loss": _at(note, "models", "small", "loss"),
         "files": f"changed: {', '.join(changed)}" if changed else "as emitted",
     }
     return found | {"note": note}
 
 
-def _loss(note: Mapping[str, Any], role: str) -> Any:
-    return _mapping(_mapping(note.get("models")).get(role)).get("loss")
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
+def _at(value: Any, *keys: str) -> Any:
+    for key in keys:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
 
 
 def _files(directory: Path) -> list[Path]:
