@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sprunec.errors import Diagnostic, InputError, show
+from sprunec.plan.json_reader import JsonError, Reader
 from sprunec.plan.pointer import unescape
-from sprunec.plan.reader import JsonError, Reader
 from sprunec.text_files import read_text
 
 LARGEST_FILE = 1024 * 1024
