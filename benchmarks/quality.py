@@ -33,7 +33,7 @@ from quality_tables import Setting, Table, picture, tables
 
 from sprunec import lower, read_plan
 from sprunec.graph.graph import Graph
-from sprunec.passes.table import PASSES
+from sprunec.plan.pass_table import PASSES
 
 RESULTS = Path(__file__).with_name("quality.json")
 DOCS = Path(__file__).parent.parent / "docs"
@@ -112,7 +112,11 @@ def run(plan: dict[str, Any], folder: Path) -> dict[str, Any]:
 def digest(graph: Graph, dense: Graph) -> str:
     """Of all that decides a cell: passes, versions and options; for the checkpoint's bytes stands how it is made."""
     nodes = [
-        (node.pass_, PASSES[node.pass_].version, {k: v for k, v in node.options.items() if k != "checkpoint"})
+        (
+            node.pass_,
+            PASSES[node.pass_].version,
+            {k: v for k, v in node.options.document().items() if k != "checkpoint"},
+        )
         for node in (*dense.nodes, *graph.nodes)
     ]
     return hashlib.sha256(json.dumps(nodes, sort_keys=True, default=dict).encode()).hexdigest()[:32]

@@ -52,15 +52,17 @@ class Registry(Mapping[str, Row], Generic[Row]):
     def __len__(self) -> int:
         return len(self._rows)
 
+    def home(self, name: str) -> ModuleType:
+        """The module that declares a row."""
+        return self._rows[name][1]
+
     def added(self) -> dict[str, Path]:
         """By name, where the schema of each row lies that another package adds, if it has one."""
-        found = {name: Path(str(home.__file__)) for name, (_, home) in self._rows.items()}
-        ours = f"{self._room}."
-        return {
-            name: path.with_name(f"{path.stem}.schema.json")
-            for name, path in found.items()
-            if not f"{self._rows[name][1].__name__}.".startswith(ours)
-        }
+        homes = {name: home for name, (_, home) in self._rows.items() if not self._is_ours(home)}
+        return {name: Path(str(home.__file__)).with_suffix(".schema.json") for name, home in homes.items()}
+
+    def _is_ours(self, home: ModuleType) -> bool:
+        return f"{home.__name__}.".startswith(f"{self._room}.")
 
     @cached_property
     def _rows(self) -> dict[str, tuple[Row, ModuleType]]:

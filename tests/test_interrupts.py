@@ -44,13 +44,12 @@ from sprunec.cli import main
 main()
 """
 PASSES = {
-    "data": "data",
+    "data": "read_data",
     "load": "load",
-    "trace": "trace",
     "score-mask": "score_mask",
     "binarize": "binarize",
     "compensate": "compensate",
-    "rewrite": "rewrite",
+    "rewrite": "cut",
     "load-mask": "load_mask",
     "sparsify": "sparsify",
     "expand": "expand",
@@ -61,7 +60,7 @@ PASSES = {
     "measure-speed": "measure_speed",
 }
 # Of those that end within a second by themselves the long form is enough.
-QUICK = ("load", "trace", "binarize", "load-mask", "sparsify", "expand", "measure-speed")
+QUICK = ("load", "binarize", "load-mask", "sparsify", "expand", "measure-speed")
 
 
 def content() -> dict[str, Any]:

@@ -62,7 +62,7 @@ def test_what_was_evaluated_is_measured(content: dict[str, Any], measured: set[s
     last = graph.nodes[-1]
     assert (last.pass_, set(last.inputs)) == ("measure-speed", measured)
     for role in {"dense", "masked", "small"} & measured:
-        assert last.inputs[role] == graph.node(graph.roles[role]).inputs["model"]
+        assert last.inputs[role] == graph.node(graph.roles.models()[role]).inputs["model"]
 
 
 def test_nothing_is_measured_where_nothing_is_evaluated() -> None:
@@ -153,7 +153,7 @@ def a_job(out: Path) -> Job:
     last = read_report(out)["passes"]
     inputs = {"dense": artifact(out, "train"), "masked": artifact(out, "expand"), "small": artifact(out, "emit")}
     inputs |= {"masks": artifact(out, "finetune"), "data": out / "store" / last[0]["digest"]}
-    options = {"seed": 7, "max_length": 34, "batch_size": 4, "precision": "fp32"}
+    options = measure_speed.SpeedOptions(seed=7, max_length=34, batch_size=4, precision="fp32")
     return Job(options, inputs, {}, out, "cpu", lambda event: None)
 
 

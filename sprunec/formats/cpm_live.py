@@ -16,22 +16,22 @@ from sprunec.families.cpm_ant.model import CPMAnt
 from sprunec.families.cpm_ant.uniform import HEAD_APART, cpm_live_config
 from sprunec.families.model_directory import empty_model, fill, open_model_tensors, read_state
 from sprunec.formats.folding import even_of, folded, stored_dtype
-from sprunec.passes.bench import config_of
+from sprunec.passes.emit import EmitOptions
 from sprunec.passes.job import Job
 
 WEIGHTS, CONFIG = "model.pt", "config.json"
 
 
-def write(job: Job, directory: Path) -> dict[str, Any]:
+def write(job: Job[EmitOptions], directory: Path) -> dict[str, Any]:
     """Raises FormError where the layers differ, or the head is no embedding, which one config cannot say."""
-    config, state = config_of(job), open_model_tensors(job.inputs["model"])
+    config, state = job.config(), open_model_tensors(job.inputs["model"])
     if not config.tie_word_embeddings:
         raise FormError(f"the form cpm-live cannot hold this model: {HEAD_APART}")
-    even, dtype = even_of(config, "cpm-live"), stored_dtype(state, job.options["dtype"])
+    even, dtype = even_of(config, "cpm-live"), stored_dtype(state, job.options.dtype)
     directory.mkdir()
     document = cpm_live_config(even, half=dtype == torch.float16)
     write_new(directory / CONFIG, json.dumps(document, indent=1))
-    write_pt(folded(config, state, job.options["dtype"]), directory / WEIGHTS)
+    write_pt(folded(config, state, job.options.dtype), directory / WEIGHTS)
     return {"dtype": str(dtype).removeprefix("torch.")}
 
 

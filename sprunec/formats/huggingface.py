@@ -21,7 +21,7 @@ from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.families.cpm_ant.uniform import even_config
 from sprunec.families.model_directory import open_model_tensors
 from sprunec.formats.folding import folded, stored_dtype
-from sprunec.passes.bench import config_of
+from sprunec.passes.emit import EmitOptions
 from sprunec.passes.job import Job
 
 MODELING = "modeling_sprunec"
@@ -31,25 +31,25 @@ MARKS = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>", "eos_to
 NEEDED = (*MARKS.values(), "</n>", "</_>")
 
 
-def write(job: Job, directory: Path) -> dict[str, Any]:
-    config, state = config_of(job), open_model_tensors(job.inputs["model"])
+def write(job: Job[EmitOptions], directory: Path) -> dict[str, Any]:
+    config, state = job.config(), open_model_tensors(job.inputs["model"])
     directory.mkdir()
     obstacles = hf.stock_obstacles(config)
-    if job.options["task"] != hf.STOCK_TASK:
-        obstacles.append(f"it has been trained behind prompt {job.options['task']}")
+    if job.options.task != hf.STOCK_TASK:
+        obstacles.append(f"it has been trained behind prompt {job.options.task}")
     if obstacles:
         dtype = stored_dtype(state, "keep")
         write_outputs({hf.OWN_PREFIX + name: output for name, output in as_outputs(state).items()}, directory)
         for file in CODE:
             copy_file(Path(sprunec.families.cpm_ant.__file__ or "").parent / file, directory / file)
-        document = _own_config(config, job.options["task"])
+        document = _own_config(config, job.options.task)
     else:
-        dtype = stored_dtype(state, job.options["dtype"])
-        outputs = folded(config, state, job.options["dtype"], plain_linears=True)
-        write_outputs(dict(_stock_tensors(outputs, job.options["transformers"])), directory)
+        dtype = stored_dtype(state, job.options.dtype)
+        outputs = folded(config, state, job.options.dtype, plain_linears=True)
+        write_outputs(dict(_stock_tensors(outputs, job.options.transformers)), directory)
         document = {"architectures": ["CpmAntForCausalLM"], "model_type": hf.STOCK}
         # From release 5 on their class has two tables in any case, and tools ask the config whether it does.
-        tied = config.tie_word_embeddings and job.options["transformers"] < 5
+        tied = config.tie_word_embeddings and job.options.transformers < 5
         document |= hf.stock_keys(even_config(config)) | {"tie_word_embeddings": tied}
         document["pad_token_id"] = 0
     word = str(dtype).removeprefix("torch.")
@@ -96,7 +96,7 @@ def _stacked(above: Output, below: Output) -> Output:
     return Output(shape, above.dtype, lambda: chain(above.parts(), below.parts()))
 
 
-def _tokenizer(job: Job, directory: Path) -> dict[str, int]:
+def _tokenizer(job: Job[EmitOptions], directory: Path) -> dict[str, int]:
     """The plan's vocabulary file, for transformers' tokenizer if it has the pieces it needs; ids of the marks."""
     if "vocab" not in job.files:
         return {}

@@ -12,6 +12,7 @@ from sprunec.checkpoint.writer import nbytes_in
 from sprunec.durable import naming
 from sprunec.errors import FormError
 from sprunec.families.model_directory import load_model
+from sprunec.passes.emit import EmitOptions
 from sprunec.passes.job import Job
 from sprunec.unexpected import own_words
 
@@ -19,7 +20,7 @@ WEIGHTS = "model.pt2"
 NAMES = ("input", "length", "context", "segment", "span")
 
 
-def write(job: Job, directory: Path) -> dict[str, Any]:
+def write(job: Job[EmitOptions], directory: Path) -> dict[str, Any]:
     model = load_model(job.inputs["model"]).eval()
     try:
         program = torch.export.export(model, example(model), dynamic_shapes=dynamic_shapes(model.prompt_length))

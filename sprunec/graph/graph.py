@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ class Node:
 
     Attributes:
         name: its number and pass, unique in the graph.
+        options: the pass's own `Options`.
         inputs: by the pass's own words for them, the names of the nodes that give them.
         files: the user's files, which `options` name by content.
         stamps: when each of them was last changed, and its size.
@@ -33,7 +34,7 @@ class Node:
 
     name: str
     pass_: str
-    options: Mapping[str, Any]
+    options: Any
     inputs: Mapping[str, str]
     digest: str | None
     gives: str
@@ -48,13 +49,38 @@ class Node:
     notes: tuple[str, ...] = ()
 
 
+@dataclass
+class Roles:
+    """Which node gives what the report and the emitted model are made of; "" where there is none.
+
+    Attributes:
+        source: the plan's input model.
+        dense, masked, small: evaluations.
+        origin: the last cut.
+        final: the small model.
+        full: it in the input's shape.
+        emitted: the formats.
+    """
+
+    source: str = ""
+    dense: str = ""
+    masked: str = ""
+    small: str = ""
+    origin: str = ""
+    final: str = ""
+    full: str = ""
+    emitted: str = ""
+
+    def models(self) -> dict[str, str]:
+        """The evaluations."""
+        return {"dense": self.dense, "masked": self.masked, "small": self.small}
+
+
 @dataclass(frozen=True)
 class Graph:
     """Nodes in an order in which every input comes before its use.
 
     Attributes:
-        roles: which node gives what the report and the emitted model are made of: dense, masked, small (evaluations),
-            masks, final (the small model), full (it in the input's shape), emitted, source (the plan's input model).
         tokens: training targets in all.
         checkpoint_name: the file in OUT that `full` is written to.
         resolved: the plan with every default filled in; the emitted model carries it.
@@ -62,7 +88,7 @@ class Graph:
 
     plan: str
     nodes: tuple[Node, ...]
-    roles: Mapping[str, str]
+    roles: Roles
     device: str
     parameters: tuple[int, int]
     tokens: int
@@ -105,10 +131,15 @@ class Graph:
 
 def digest_of(pass_: str, version: int, options: Mapping[str, Any], inputs: Mapping[str, str | None]) -> str | None:
     """sha256, or None if an option or an input is not known yet."""
-    if any(value is None for value in inputs.values()) or MISSING in options.values():
+    known = plain(options)
+    if None in inputs.values() or any(value == MISSING or MISSING in _several(value) for value in known.values()):
         return None
-    content = {"pass": pass_, "version": version, "options": plain(options), "inputs": dict(inputs)}
+    content = {"pass": pass_, "version": version, "options": known, "inputs": dict(inputs)}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _several(value: Any) -> Any:
+    return value if isinstance(value, list) else ()
 
 
 MISSING = "missing file"
@@ -116,6 +147,8 @@ MISSING = "missing file"
 
 def plain(value: Any) -> Any:
     """As JSON has it."""
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
     if isinstance(value, Mapping):
         return {str(key): plain(inner) for key, inner in value.items()}
     if isinstance(value, tuple | list):

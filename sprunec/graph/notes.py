@@ -31,7 +31,7 @@ def origin_of(graph: Graph, report: Mapping[str, Any], made: str | None) -> dict
     models = {role: {key: found[key] for key in measured} for role, found in report["models"].items() if found}
     note = {
         "plan": graph.resolved,
-        "checkpoint": graph.node(graph.roles["source"]).options.get("checkpoint"),
+        "checkpoint": graph.node(graph.roles.source).options.checkpoint or None,
         "made": made,
         "versions": report["versions"],
         "passes": [{key: entry[key] for key in ("name", "pass", "digest")} for entry in report["passes"]],

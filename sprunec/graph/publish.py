@@ -49,10 +49,10 @@ def publish(
 def _make(
     graph: Graph, aside: Path, artifacts: Mapping[str, Path], origin: Mapping[str, Any], failed: Collection[str]
 ) -> None:
-    if "origin" in graph.roles:
+    if graph.roles.origin:
         _masks_and_recipe(graph, aside, artifacts)
-    if "emitted" in graph.roles:
-        emitted = artifacts[graph.roles["emitted"]]
+    if graph.roles.emitted:
+        emitted = artifacts[graph.roles.emitted]
         for form in (path for path in emitted.iterdir() if path.is_dir() and path.name not in failed):
             _copy(form, aside / "model" / form.name)
             write_origin(aside / "model" / form.name, origin)
@@ -84,13 +84,13 @@ def _full_shape(graph: Graph, path: Path, artifacts: Mapping[str, Path]) -> None
     from sprunec.checkpoint.writer import as_outputs
     from sprunec.families.model_directory import open_model_tensors
 
-    write_pt(as_outputs(open_model_tensors(artifacts[graph.roles["full"]])), path)
+    write_pt(as_outputs(open_model_tensors(artifacts[graph.roles.full])), path)
 
 
 def _masks_and_recipe(graph: Graph, aside: Path, artifacts: Mapping[str, Path]) -> None:
     from sprunec.bmcook.masks.mask_files import write_masks
     from sprunec.families.model_directory import read_kept
 
-    source, final = (read_kept(artifacts[graph.roles[role]]) for role in ("source", "final"))
+    source, final = (read_kept(artifacts[name]) for name in (graph.roles.source, graph.roles.final))
     write_masks(aside / "masks", source, final)
-    copy_file(artifacts[graph.roles["origin"]] / "origin" / "recipe.json", aside / "recipe.json")
+    copy_file(artifacts[graph.roles.origin] / "origin" / "recipe.json", aside / "recipe.json")

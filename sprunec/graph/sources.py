@@ -4,37 +4,36 @@ from __future__ import annotations
 
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sprunec.bmcook.data.sets import set_files
 from sprunec.checkpoint.layouts import checkpoint_files
-from sprunec.graph.builder import Builder
 from sprunec.graph.graph import MISSING, file_digest
 from sprunec.graph.heads import teacher_config
 from sprunec.graph.weights import about_model, teacher_digest, weights_digest
-from sprunec.passes.table import PASSES
-from sprunec.plan.plan import DataSource, PassSpec
+from sprunec.passes.load import LoadOptions
+from sprunec.passes.read_data import DataOptions
+from sprunec.plan.plan import DataSource
+
+if TYPE_CHECKING:
+    from sprunec.graph.builder import Builder
 
 ROWS_FIT = ("cpm-live", "pairs")  # how long a row may be decides what is read
 
 
 def add_sources(build: Builder) -> None:
-    """The input model and the data, and a look at what can be cut."""
+    """Add the input model and the data."""
     plan, config = build.plan, build.config
     if plan.data is not None:
-        build.latest["data"] = _data_node(build)
-    options: dict[str, Any] = {"config": config.to_dict()}
+        build.data = _data_node(build)
+    options, about = LoadOptions(config=config.to_dict(), seed=plan.seed), "a new model"
     files: dict[str, tuple[Path, ...]] = {}
     if plan.model.checkpoint is not None:
-        options["checkpoint"] = weights_digest(plan.model.checkpoint, about_model(plan))
-        files |= _checkpoint_files(plan.model.checkpoint)
-    else:
-        options["seed"] = plan.seed
-    about = files["checkpoint"][0].name if files else "a new model"
+        digest = weights_digest(plan.model.checkpoint, about_model(plan))
+        options, about = LoadOptions(config=config.to_dict(), checkpoint=digest), plan.model.checkpoint.name
+        files = _checkpoint_files(plan.model.checkpoint)
     name = build.add("load", options, {}, files=files, about=about, parameters=config.parameters())
-    build.latest["model"] = build.roles["source"] = name
-    if any(PASSES[spec.name].gives in ("gated", "scores", "masks") for spec in plan.passes):
-        build.add("trace", {}, {"model": name}, about="what can be cut")
+    build.model = build.roles.source = name
 
 
 def _data_node(build: Builder) -> str:
@@ -57,26 +56,23 @@ def _data_node(build: Builder) -> str:
         options |= {"prompt_types": config.prompt_types, "segment_types": config.segment_types}
         options |= {key: getattr(data, key) for key in ("block_size", "order", "packed_prompts")}
         options["vocab"] = None if data.vocab is None else file_digest(data.vocab)
-    return build.add("data", options, {}, files=files, about=data.source)
+    return build.add("data", DataOptions(**options), {}, files=files, about=data.source)
 
 
-def teacher(build: Builder, spec: PassSpec) -> dict[str, str]:
-    """The node of a training pass's teacher, by its role; a checkpoint is loaded once for all passes."""
-    distillation = spec.options["distillation"]
-    if distillation is None:
-        return {}
-    path = distillation["teacher"]
-    if path is None:
-        return {"teacher": build.latest["teacher"]}
-    known = f"teacher {path}"
-    if known not in build.latest:
+def add_teacher(build: Builder, path: Path | None) -> str:
+    """The node of a training pass's teacher; a checkpoint is loaded once for all passes.
+
+    Args:
+        path: its checkpoint; None: the model before anything was taken away is the teacher.
+    """
+    if path is not None and path not in build.teachers:
         config = teacher_config(build.config, path)
-        options = {"config": config.to_dict(), "checkpoint": teacher_digest(path)}
+        options = LoadOptions(config=config.to_dict(), checkpoint=teacher_digest(path))
         files, parameters = _checkpoint_files(path), config.parameters()
-        build.latest[known] = build.add(
+        build.teachers[path] = build.add(
             "load", options, {}, suffix="teacher", files=files, about=path.name, parameters=parameters
         )
-    return {"teacher": build.latest[known]}
+    return build.teachers[path]
 
 
 def _checkpoint_files(path: Path) -> dict[str, tuple[Path, ...]]:

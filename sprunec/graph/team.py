@@ -6,7 +6,6 @@ machines of a run must see under the same paths.
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 import tempfile
@@ -15,11 +14,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sprunec.engines.training import Distillation
 from sprunec.errors import InputError
 from sprunec.graph.graph import Graph, Node, plain
 from sprunec.interrupts import postponed
 from sprunec.passes.job import Job
-from sprunec.passes.table import PASSES
+from sprunec.plan.pass_table import PASSES
 from sprunec.unexpected import explained, log
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def check_shares(graph: Graph, size: int) -> None:
         InputError: the rows of a batch cannot be shared out.
     """
     for node in (node for node in graph.nodes if PASSES[node.pass_].trains):
-        rows, parts = node.options["batch_size"], node.options["accumulate"]
+        rows, parts = node.options.batch_size, node.options.accumulate
         if rows % (size * parts):
             message = f"{node.name}: {rows} rows in {parts} part(s) cannot be shared out equally to {size} processes"
             hint = f"make data.batch_size a multiple of {size * parts}, or start another number of processes"
@@ -52,7 +52,7 @@ def meet(team: Team, graph: Graph, device: str) -> None:
     team.join(device, timeout)
 
 
-def order(node: Node, job: Job, device: str) -> dict[str, Any]:
+def order(node: Node, job: Job[Any], device: str) -> dict[str, Any]:
     """What the others need to know to take part in a pass.
 
     Args:
@@ -118,7 +118,7 @@ def _take_part(team: Team, found: Mapping[str, Any], stop: Callable[[], bool]) -
     saves = found["saves"]
     with tempfile.TemporaryDirectory(prefix="sprunec-rank-") as scratch:
         job = Job(
-            options=found["options"],
+            options=_options(found["pass"], found["options"]),
             inputs={role: Path(path) for role, path in found["inputs"].items()},
             files={role: tuple(map(Path, paths)) for role, paths in found["files"].items()},
             out=Path(scratch),
@@ -129,7 +129,12 @@ def _take_part(team: Team, found: Mapping[str, Any], stop: Callable[[], bool]) -
             world=team,
         )
         with suppress(KeyboardInterrupt):  # all have stopped; this one is there until the lead has saved
-            importlib.import_module(f"sprunec.passes.{PASSES[found['pass']].module}").run(job)
+            PASSES.home(found["pass"]).run(job)
+
+
+def _options(name: str, document: Mapping[str, Any]) -> Any:
+    distillation = {key: Distillation(**value) for key, value in document.items() if key == "distillation"}
+    return PASSES[name].options(**{**document, **distillation})
 
 
 def _device(team: Team, device: str) -> str:

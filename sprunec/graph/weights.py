@@ -111,7 +111,7 @@ def _is_cut_away(plan: Plan, found: Sequence[NonFinite]) -> bool:
         return False
     from sprunec.bmcook.masks.matching import read_masks
     from sprunec.families.cpm_ant.config import local
-    from sprunec.passes.bench import traced_shape
+    from sprunec.passes.job import traced_shape
     from sprunec.rewrite.recipe import make_recipe
 
     config = plan.model.config

@@ -7,27 +7,51 @@ that the form stores: how far these two are apart is the arithmetic's own noise,
 from __future__ import annotations
 
 import math
-from typing import Any
-
-import torch
-from torch import Tensor
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from sprunec.durable import read_file
 from sprunec.errors import ComparisonError, FormError, PassError
-from sprunec.families.cpm_ant.walk import Inputs, Walk, largest
-from sprunec.families.model_directory import empty_model, open_model_tensors
-from sprunec.formats.reopen import FORMS, Form
-from sprunec.passes.bench import config_of
+from sprunec.passes.compare import CompareOptions
 from sprunec.passes.job import Job
 from sprunec.passes.looks import NOISES, TOLERANCE, looks
+from sprunec.plan.pass_table import Pass
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from sprunec.families.cpm_ant.walk import Inputs
+    from sprunec.formats.reopen import Form
+    from sprunec.graph.builder import Builder
+    from sprunec.graph.graph import Node
 
 LOGITS = 2**24  # numbers: what a form says is held as a whole
 EPSILONS = 4.0
+COMPARED = ("max_abs_difference", "tolerance", "noise", "tokens", "dtype")
 
 
-def run(job: Job) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class FormOptions(CompareOptions):
+    form: str
+
+
+def add(build: Builder, model: str, emitted: str, form: str) -> None:
+    options = build.options(FormOptions, tokens=build.plan.compare_tokens, form=form)
+    inputs = {"model": model, "emitted": emitted} | build.data_inputs()
+    build.add("compare-format", options, inputs, suffix=form, about="opened again")
+
+
+def run(job: Job[FormOptions]) -> dict[str, Any]:
     """Raises ComparisonError where a logit is further off than the arithmetic and the stored dtype explain."""
-    name, config = job.options["form"], config_of(job)
+    import torch
+
+    from sprunec.families.cpm_ant.walk import largest
+    from sprunec.families.model_directory import open_model_tensors
+    from sprunec.formats.reopen import FORMS
+
+    name, config = job.options.form, job.config()
     form, directory = FORMS[name], job.inputs["emitted"] / name
     if not directory.is_dir():
         raise FormError(read_file(job.inputs["emitted"] / f"{name}.txt"))
@@ -55,9 +79,14 @@ def run(job: Job) -> dict[str, Any]:
     return metrics
 
 
-def _logits(job: Job, form: Form, inputs: list[Inputs], dtype: torch.dtype) -> Tensor:
+def _logits(job: Job[FormOptions], form: Form, inputs: list[Inputs], dtype: torch.dtype) -> Tensor:
     """The small model's (columns, V), one tensor of it in memory at a time."""
-    model, weights = empty_model(config_of(job)), open_model_tensors(job.inputs["model"])
+    import torch
+
+    from sprunec.families.cpm_ant.walk import Walk
+    from sprunec.families.model_directory import empty_model, open_model_tensors
+
+    model, weights = empty_model(job.config()), open_model_tensors(job.inputs["model"])
     walk = Walk(model, weights, inputs, dtype, torch.device("cpu"))
     walk.run()
     pairs = zip(walk.hidden, inputs, strict=True)
@@ -78,7 +107,20 @@ def tolerance(dtype: torch.dtype, largest_logit: float, noise: float = math.inf)
         noise: infinite where it is not known, or a narrow dtype overflows: what rounding can do is then told by the
             dtype's epsilon.
     """
+    import torch
+
     least = TOLERANCE * max(1.0, largest_logit)
     if not math.isfinite(noise):
         return max(least, EPSILONS * float(torch.finfo(dtype).eps) * largest_logit)
     return max(least, NOISES * noise)
+
+
+def report(document: dict[str, Any], node: Node, metrics: Mapping[str, Any]) -> None:
+    """What an artifact of an earlier release does not know stays out."""
+    found = {key: metrics[key] for key in COMPARED if key in metrics}
+    document["formats"][metrics["form"]] = document["formats"].get(metrics["form"], {}) | found
+
+
+COMPARE_FORMAT = Pass(
+    "compare-format", 2, FormOptions, ("model", "emitted"), "comparison", ("data",), report=report, fails_alone=True
+)

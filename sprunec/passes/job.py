@@ -1,25 +1,82 @@
-"""What a pass is handed: options, the artifacts it needs as directories, and a directory to fill."""
+"""What a pass is handed: options, artifacts as directories, and a directory to fill; and how to open what they hold."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, dataclass, field, fields, replace
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from sprunec.engines.world import Alone, World
+from sprunec.families.cpm_ant.config import LayerKept, ModelConfig, local
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from sprunec.data.batches import Batch, Data
     from sprunec.engines.checkpoints import Saves
+    from sprunec.engines.device import Place
+    from sprunec.families.cpm_ant.model import CPMAnt
+    from sprunec.rewrite.trace import TracedBlock
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What decides a pass's result, besides its inputs; each pass has its own, and some have none.
+
+    A field has its name from the plan's schema, or says what lowering adds. At its default it does not apply, and is
+    then no part of a node's digest.
+    """
+
+    def document(self) -> dict[str, Any]:
+        """What applies, by name."""
+        found = {}
+        for each in fields(self):
+            default = each.default if each.default_factory is MISSING else each.default_factory()
+            if (value := getattr(self, each.name)) != default:
+                found[each.name] = value
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batching(Options):
+    """What decides a batch; there are no sizes where the plan has no data."""
+
+    seed: int
+    max_length: int = 0
+    batch_size: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration(Batching):
+    """The batches that a pass looks at without training: those that training would see next."""
+
+    batches: int
+    first_step: int
+    precision: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Masking(Options):
+    """Which units go, and how many."""
+
+    unit: tuple[str, ...]
+    target: Mapping[str, Any]
+    budget: str
+    tie_heads: bool
+    allocation: str = ""
+
+
+O = TypeVar("O", bound=Options, covariant=True)  # noqa: E741
 
 
 @dataclass(frozen=True)
-class Job:
+class Job(Generic[O]):
     """One use of one pass.
 
     Attributes:
-        options: everything that decides the result, besides the inputs.
-        inputs: directories of finished artifacts, by the names in the pass table.
+        inputs: directories of finished artifacts, by the names that the pass declares.
         files: the user's own files, by role.
         out: an empty directory; what is in it when `run` returns is the artifact.
         device: where to work; it must not change the result.
@@ -29,7 +86,7 @@ class Job:
         world: the processes that train. Only its lead has something to leave in `out`.
     """
 
-    options: Mapping[str, Any]
+    options: O
     inputs: Mapping[str, Path]
     files: Mapping[str, tuple[Path, ...]]
     out: Path
@@ -38,3 +95,71 @@ class Job:
     saves: Saves | None = None
     engine: Mapping[str, Any] = field(default_factory=dict)
     world: World = field(default_factory=Alone)
+
+    @property
+    def place(self) -> Place:
+        """The device, in the precision of the options; float32 where they have none."""
+        from sprunec.engines.device import Place
+
+        return Place.of(self.device, getattr(self.options, "precision", "fp32"))
+
+    def directory(self, name: str = "model") -> Path:
+        """Where an input's model is: that of an emitted one is our own form."""
+        own = self.inputs[name] / "sprunec"
+        return own if own.exists() else self.inputs[name]
+
+    def config(self, name: str = "model") -> ModelConfig:
+        from sprunec.families.model_directory import read_config
+
+        return read_config(self.directory(name))
+
+    def model(self, name: str = "model") -> CPMAnt:
+        """An input's model in float32 on the device: what training and comparing work on."""
+        from sprunec.families.model_directory import load_model
+
+        return load_model(self.directory(name)).float().to(self.place.device)
+
+    def kept(self, name: str = "model") -> tuple[LayerKept, ...]:
+        """What an input has left, by the indices of the plan's input model."""
+        from sprunec.families.model_directory import read_kept
+
+        return read_kept(self.directory(name))
+
+    def left(self, name: str = "model") -> list[LayerKept]:
+        """What the input `masks` leaves of a model, by this model's own indices."""
+        return [local(before, after) for before, after in zip(self.kept(name), self.kept("masks"), strict=True)]
+
+    def data(self, config: ModelConfig) -> Data:
+        """What the data pass has made, with the user's own files where it only says where to look."""
+        from sprunec.bmcook.data import stream as live
+        from sprunec.data import pairs
+        from sprunec.data.batches import load_text_data
+
+        directory, options = self.inputs["data"], cast(Batching, self.options)
+        rows: dict[str, Any] = {"prompt_length": config.prompt_length}
+        rows |= {name: getattr(options, name) for name in ("max_length", "batch_size", "seed")}
+        if (directory / live.ABOUT).exists():
+            return live.load_live_data(directory, self.files, vocab_size=config.vocab_size, **rows)
+        if pairs.has_pairs(directory):
+            return pairs.load_pair_data(directory, **rows)
+        return load_text_data(directory, **rows)
+
+    def batches(self, config: ModelConfig) -> Iterator[Batch]:
+        """The batches to calibrate on: those that training would see next."""
+        data, options = self.data(config), cast(Calibration, self.options)
+        return (data.batch(options.first_step + number) for number in range(options.batches))
+
+
+def traced(model: nn.Module, config: ModelConfig) -> tuple[TracedBlock, ...]:
+    """The traced blocks of a model; a config's are traced once in a run."""
+    return tuple(replace(block, module=model.get_submodule(block.path)) for block in traced_shape(config))
+
+
+@lru_cache(maxsize=4)
+def traced_shape(config: ModelConfig) -> tuple[TracedBlock, ...]:
+    """The blocks of a config's model, without weights."""
+    from sprunec.families.cpm_ant.blocks import block_kinds, example_inputs
+    from sprunec.families.model_directory import empty_model
+    from sprunec.rewrite.trace import trace_blocks
+
+    return trace_blocks(empty_model(config), example_inputs(config), block_kinds(config))

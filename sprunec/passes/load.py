@@ -7,40 +7,48 @@ Hugging Face's checkpoints the weights are multiplied back by the roots that are
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from sprunec.checkpoint.tensors import Tensors, open_tensors
-from sprunec.checkpoint.writer import adopt_weights
 from sprunec.errors import InputError, PassError
-from sprunec.families.cpm_ant.blocks import build, initialize
 from sprunec.families.cpm_ant.config import ModelConfig
-from sprunec.families.cpm_ant.fit import check_fit, check_unused
-from sprunec.families.cpm_ant.huggingface_names import Part, parts
-from sprunec.families.cpm_ant.scaling import native_outputs, own_head
-from sprunec.families.cpm_ant.shapes import expected_tensors
-from sprunec.families.model_directory import describe, save_model, save_outputs
-from sprunec.passes.job import Job
+from sprunec.passes.job import Job, Options
+from sprunec.plan.pass_table import Pass
+
+if TYPE_CHECKING:
+    from sprunec.checkpoint.tensors import Tensors
 
 
-def run(job: Job) -> dict[str, Any]:
-    config = ModelConfig.from_dict(job.options["config"])
+@dataclass(frozen=True, kw_only=True)
+class LoadOptions(Options):
+    """A config, and the content of a checkpoint or the seed of new weights."""
+
+    config: Mapping[str, Any]
+    checkpoint: str = ""
+    seed: int | None = None
+
+
+def run(job: Job[LoadOptions]) -> dict[str, Any]:
+    from sprunec.families.cpm_ant.blocks import build, initialize
+    from sprunec.families.model_directory import save_model
+
+    config = ModelConfig.from_dict(job.options.config)
     notes = []
     if "checkpoint" in job.files:
         notes = _take(job.files["checkpoint"][0], config, job.out)
     else:
         _check_memory(config)
         model = build(config)
-        initialize(model, job.options["seed"])
+        initialize(model, job.options.seed or 0)
         save_model(job.out, config, config.everything(), model.state_dict())
     return {"parameters": config.parameters()} | ({"notes": notes} if notes else {})
 
 
 def _check_memory(config: ModelConfig) -> None:
     """A config is a few bytes, whatever it claims: better an error than a machine out of memory."""
-    needed, there = config.parameters() * torch.float32.itemsize, physical_memory()
+    needed, there = 4 * config.parameters(), physical_memory()
     if needed > there:
         raise PassError(
             f"a new model of {config.parameters():,} parameters needs {needed / 1e9:,.1f} GB of memory, and this "
@@ -55,6 +63,10 @@ def physical_memory() -> int:
 
 def _take(path: Path, config: ModelConfig, out: Path) -> list[str]:
     """Returns what the user should know about the file."""
+    from sprunec.checkpoint.tensors import open_tensors
+    from sprunec.families.cpm_ant.fit import check_fit, check_unused
+    from sprunec.families.cpm_ant.shapes import expected_tensors
+
     tensors = open_tensors(path)
     shapes = check_fit(config, tensors, path)
     _check_head(path, config, tensors)
@@ -68,6 +80,8 @@ def _take(path: Path, config: ModelConfig, out: Path) -> list[str]:
 
 def _check_head(path: Path, config: ModelConfig, tensors: Tensors) -> None:
     """A plan finds out by itself whether the head is the embedding, but for files that torch alone can read."""
+    from sprunec.families.cpm_ant.scaling import own_head
+
     name = own_head(config, path, tensors) if config.tie_word_embeddings else None
     if name is not None:
         message = f"{name} differs from the embedding, and the config ties the two"
@@ -75,8 +89,16 @@ def _check_head(path: Path, config: ModelConfig, tensors: Tensors) -> None:
 
 
 def _keep(path: Path, config: ModelConfig, tensors: Tensors, out: Path) -> None:
+    from sprunec.checkpoint.writer import adopt_weights
+    from sprunec.families.cpm_ant.huggingface_names import Part, parts
+    from sprunec.families.cpm_ant.scaling import native_outputs
+    from sprunec.families.model_directory import describe, save_outputs
+
     if all(part == Part(name) for name, part in parts(config, tensors).items()):
         describe(out, config, config.everything())
         adopt_weights(path, out)
         return
     save_outputs(out, config, config.everything(), native_outputs(config, tensors))
+
+
+LOAD = Pass("load", 2, LoadOptions, (), "model")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator
 from itertools import islice
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from sprunec.data.batches import PROMPT_TASK, TEXT_SEGMENT, Batch
 from sprunec.families.cpm_ant.config import ModelConfig
-from sprunec.passes.bench import open_data
 from sprunec.passes.job import Job
+
+if TYPE_CHECKING:
+    from sprunec.data.batches import Batch
 
 TOLERANCE = 1e-5
 NOISES = 4.0  # a difference may be so many times the arithmetic's own noise
@@ -28,7 +28,7 @@ def affordable_tokens(config: ModelConfig) -> int:
     return max(LEAST_TOKENS, LEAST_TEXT + config.prompt_length, OPERATIONS // (PER_PARAMETER * config.parameters()))
 
 
-def looks(job: Job, config: ModelConfig, most: int | None = None) -> Iterator[list[Batch]]:
+def looks(job: Job[Any], config: ModelConfig, most: int | None = None) -> Iterator[list[Batch]]:
     """Held-out text where the plan has any, else words drawn at random.
 
     Args:
@@ -38,10 +38,10 @@ def looks(job: Job, config: ModelConfig, most: int | None = None) -> Iterator[li
         As many batches at a time as there is room for; in all at most so many columns, the prompts' among them, and
         one row at least. More than one such group is only given where the plan asks for a number of tokens.
     """
-    asked = job.options["tokens"]
+    asked = job.options.tokens
     tokens = min(sys.maxsize if most is None else most, asked or affordable_tokens(config))
     if "data" in job.inputs:
-        held_out: Iterable[Batch] = open_data(job, config).held_out_batches()
+        held_out: Iterable[Batch] = job.data(config).held_out_batches()
     else:
         held_out = [random_batch(config, rows=-(-tokens // (RANDOM_TEXT + config.prompt_length)) if asked else 2)]
     batches = _first_tokens(held_out if asked else islice(held_out, MOST_BATCHES), config, tokens)
@@ -84,6 +84,10 @@ def _groups(batches: Iterable[Batch], config: ModelConfig) -> Iterator[list[Batc
 
 
 def random_batch(config: ModelConfig, rows: int = 2, text: int = RANDOM_TEXT) -> Batch:
+    import torch
+
+    from sprunec.data.batches import PROMPT_TASK, TEXT_SEGMENT, Batch
+
     draw = torch.Generator().manual_seed(0)
     prompt, columns = config.prompt_length, config.prompt_length + text
     words = torch.randint(config.vocab_size, (rows, text), generator=draw)

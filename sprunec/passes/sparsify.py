@@ -3,34 +3,67 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
-from sprunec.bmcook.masks.two_four_files import read_mask_file, save_pattern, write_pattern
-from sprunec.checkpoint.tensors import Tensors
-from sprunec.checkpoint.writer import Output, as_outputs
 from sprunec.errors import InputError
-from sprunec.families.cpm_ant.shapes import Shape, expected_tensors
-from sprunec.families.model_directory import open_model_tensors, read_kept, save_outputs
-from sprunec.masks.two_four import Pattern, choose, density, refuse_uneven, short_tiles
-from sprunec.passes.bench import config_of
-from sprunec.passes.job import Job
+from sprunec.passes.job import Job, Options
+from sprunec.plan.pass_table import Pass
 from sprunec.plan.sparsity import targeted
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-def run(job: Job) -> dict[str, Any]:
-    config, tensors = config_of(job), open_model_tensors(job.inputs["model"])
+    from sprunec.checkpoint.tensors import Tensors
+    from sprunec.checkpoint.writer import Output
+    from sprunec.families.cpm_ant.shapes import Shape
+    from sprunec.graph.builder import Builder
+    from sprunec.masks.two_four import Pattern
+    from sprunec.plan.plan import PassSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparsifyOptions(Options):
+    """A pattern, and the tensors that get it; the content of a mask file where one says which weights stay."""
+
+    pattern: str
+    tensors: tuple[str, ...]
+    content: str = ""
+
+
+def lower(build: Builder, spec: PassSpec) -> None:
+    build.evaluate_dense()
+    paths: tuple[Path, ...] = spec.options.get("path", ())
+    options = build.options(SparsifyOptions, spec, content="".join(build.masks_digest(path) for path in paths))
+    build.model = build.add(
+        "sparsify",
+        options,
+        {"model": build.model},
+        files={"path": paths} if paths else {},
+        about=", ".join((options.pattern, *(path.name for path in paths))),
+        parameters=build.left.parameters,
+        writes={"mask": spec.options["save_mask"]} if "save_mask" in spec.options else {},
+        provenance=build.provenance(options.pattern, options.tensors),
+    )
+
+
+def run(job: Job[SparsifyOptions]) -> dict[str, Any]:
+    from sprunec.bmcook.masks.two_four_files import save_pattern
+    from sprunec.checkpoint.writer import as_outputs
+    from sprunec.families.cpm_ant.shapes import expected_tensors
+    from sprunec.families.model_directory import open_model_tensors, save_outputs
+    from sprunec.masks.two_four import density
+
+    config, tensors = job.config(), open_model_tensors(job.inputs["model"])
     shapes = expected_tensors(config)
-    targets = targeted(shapes, job.options["tensors"])
+    targets = targeted(shapes, job.options.tensors)
     if not targets:
-        words = ", ".join(job.options["tensors"])
+        words = ", ".join(job.options.tensors)
         raise InputError.at("tensors", f"no tensor that is left has one of {words} in its name", "name others")
     pattern = _pattern(job, tensors, shapes, targets)
     outputs = as_outputs(tensors) | {name: _masked(tensors, name, mask) for name, mask in pattern.items()}
-    save_outputs(job.out, config, read_kept(job.inputs["model"]), outputs)
+    save_outputs(job.out, config, job.kept(), outputs)
     save_pattern(job.out, pattern)
     sparse = open_model_tensors(job.out)
     before = _size(tensors, pattern)
@@ -45,13 +78,18 @@ def run(job: Job) -> dict[str, Any]:
 
 def _masked(tensors: Tensors, name: str, mask: Tensor) -> Output:
     """Made when it is written."""
+    from sprunec.checkpoint.writer import Output
+
     return Output(tensors.shape(name), tensors.dtype(name), lambda: [tensors.copy(name).masked_fill_(~mask, 0)])
 
 
 def _pattern(
-    job: Job, state: Mapping[str, Tensor], shapes: Mapping[str, Shape], targets: Mapping[str, Shape]
+    job: Job[SparsifyOptions], state: Mapping[str, Tensor], shapes: Mapping[str, Shape], targets: Mapping[str, Shape]
 ) -> Pattern:
-    kind = job.options["pattern"]
+    from sprunec.bmcook.masks.two_four_files import read_mask_file
+    from sprunec.masks.two_four import choose, refuse_uneven
+
+    kind = job.options.pattern
     if "path" in job.files:
         return read_mask_file(job.files["path"][0], kind, shapes, targets)
     for name, shape in targets.items():
@@ -61,12 +99,16 @@ def _pattern(
 
 def _size(state: Mapping[str, Tensor], pattern: Pattern) -> float:
     """The sum of all sizes |w| in the pattern's tensors."""
+    import torch
+
     return sum(float(state[name].abs().sum(dtype=torch.float64)) for name in pattern)
 
 
-def _notes(job: Job, pattern: Pattern) -> dict[str, Any]:
-    if job.options["pattern"] == "m4n2_1d":
+def _notes(job: Job[SparsifyOptions], pattern: Pattern) -> dict[str, Any]:
+    if job.options.pattern == "m4n2_1d":
         return {}
+    from sprunec.masks.two_four import short_tiles
+
     short = sum(short_tiles(mask) for mask in pattern.values())
     tiles = sum(mask.numel() for mask in pattern.values()) // 16
     return {"notes": [f"{short:,} of {tiles:,} tiles keep 7 weights and could keep 8"]} if short else {}
@@ -74,4 +116,19 @@ def _notes(job: Job, pattern: Pattern) -> dict[str, Any]:
 
 def write(role: str, artifact: Path, inputs: Mapping[str, Path], path: Path) -> None:
     """The mask as a file in BMCook's form."""
+    from sprunec.bmcook.masks.two_four_files import write_pattern
+
     write_pattern(artifact, path)
+
+
+SPARSIFY = Pass(
+    "sparsify",
+    1,
+    SparsifyOptions,
+    ("model",),
+    "model",
+    lower=lower,
+    removes="weights",
+    changes_weights=True,
+    needs_trained=True,
+)

@@ -2,32 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
-from sprunec.bmcook.masks.two_four_files import load_pattern, save_pattern
-from sprunec.engines.loop import fit
-from sprunec.engines.training import Training
+from sprunec.engines.training import Distillation, Training
 from sprunec.errors import PassError
-from sprunec.families.model_directory import read_kept, save_model
-from sprunec.masks.two_four import Pattern, density, leaks
-from sprunec.passes.bench import config_of, engine_of, open_data, open_lesson, open_model
-from sprunec.passes.job import Job
+from sprunec.passes.job import Batching, Job
+from sprunec.plan.pass_table import Pass
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from sprunec.engines.distillation import Distiller
+    from sprunec.engines.engine import Engine
+    from sprunec.graph.builder import Builder
+    from sprunec.masks.two_four import Pattern
+    from sprunec.plan.plan import PassSpec
+    from sprunec.rewrite.trace import TracedBlock
 
 
-def run(job: Job) -> dict[str, Any]:
-    engine, config = engine_of(job), config_of(job)
-    model = open_model(job.inputs["model"], engine.place)
-    data, lesson = open_data(job, config), open_lesson(job, model, engine.place)
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(Training, Batching):
+    """What every pass that trains is told."""
+
+    precision: str
+    first_step: int
+    distillation: Distillation | None = None
+
+
+def lower(build: Builder, spec: PassSpec) -> None:
+    build.model = build.train(spec, build.options(TrainOptions, spec), about=f"{spec.options['steps']} steps")
+
+
+def run(job: Job[TrainOptions]) -> dict[str, Any]:
+    from sprunec.bmcook.masks.two_four_files import load_pattern
+    from sprunec.engines.loop import fit
+    from sprunec.families.model_directory import save_model
+
+    engine, config, model = engine_of(job), job.config(), job.model()
+    data, lesson = job.data(config), open_lesson(job, model)
     pattern = load_pattern(job.inputs["model"])
     last = fit(
         model,
         data.batch,
-        Training.of(job.options),
+        job.options,
         engine,
-        first_step=job.options["first_step"],
+        first_step=job.options.first_step,
         report=job.report,
         saves=job.saves,
         objective=lesson.objective,
@@ -36,13 +57,16 @@ def run(job: Job) -> dict[str, Any]:
     state = engine.weights(model)
     if not engine.world.lead:
         return {}
-    save_model(job.out, config, read_kept(job.inputs["model"]), state)
+    save_model(job.out, config, job.kept(), state)
     metrics = {"loss": last["loss"], "steps": last["steps"], "parameters": config.parameters()}
     return metrics | lesson.metrics(last) | _keep_pattern(job, state, pattern)
 
 
-def _keep_pattern(job: Job, state: Mapping[str, Tensor], pattern: Pattern) -> dict[str, Any]:
+def _keep_pattern(job: Job[TrainOptions], state: Mapping[str, Tensor], pattern: Pattern) -> dict[str, Any]:
     """Hand the pattern on, once it is sure that it has held."""
+    from sprunec.bmcook.masks.two_four_files import save_pattern
+    from sprunec.masks.two_four import density, leaks
+
     if not pattern:
         return {}
     moved = leaks(state, pattern)
@@ -50,3 +74,63 @@ def _keep_pattern(job: Job, state: Mapping[str, Tensor], pattern: Pattern) -> di
         raise PassError(f"{moved[0]} is not zero where its 2:4 pattern says so")
     save_pattern(job.out, pattern)
     return {"density": density(state, pattern)}
+
+
+def engine_of(job: Job[TrainOptions]) -> Engine:
+    """What trains; made by all ranks."""
+    from sprunec.engines.choose import choose_engine
+
+    return choose_engine(job.engine, job.place, job.world, job.options.seed, job.config().parameters())
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A training pass's distillation: the objective, None without one, and what the user should know about it."""
+
+    objective: Distiller | None = None
+    notes: tuple[str, ...] = ()
+
+    def metrics(self, last: dict[str, Any]) -> dict[str, Any]:
+        """What the pass's last event says about it; nothing without a teacher."""
+        found = {"distillation": last["distillation"]} if self.objective is not None else {}
+        return found | ({"notes": list(self.notes)} if self.notes else {})
+
+
+def open_lesson(job: Job[TrainOptions], student: nn.Module, blocks: Sequence[TracedBlock] = ()) -> Lesson:
+    """The distillation that the options ask for; a pair whose student state was cut away is dropped, with a note.
+
+    Args:
+        blocks: what was traced of the student before it got its gates.
+
+    Raises:
+        InputError: two states are of different widths, and nothing projects.
+    """
+    from sprunec.engines.distillation import Distiller, make_projections
+    from sprunec.families.cpm_ant.states import Pair, state_widths
+    from sprunec.rewrite.taps import observable
+
+    options = job.options.distillation
+    if options is None:
+        return Lesson()
+    here, there = job.config(), job.config("teacher")
+    written = [Pair.read(pair) for pair in options.pairs] if options.hidden else []
+    pairs = [pair for pair in written if pair.student.module in state_widths(here)]
+    projections = make_projections(
+        pairs,
+        [(pair.student.width(here), pair.teacher.width(there)) for pair in pairs],
+        project=options.project,
+        seed=job.options.seed,
+        device=job.place.device,
+    )
+    teacher = job.model("teacher")
+    seen = observable(student, [pair.student for pair in pairs], blocks)
+    taught = observable(teacher, [pair.teacher for pair in pairs])
+    notes = [f"{pair} is not distilled: {pair.student.module} has been cut" for pair in written if pair not in pairs]
+    return Lesson(Distiller(teacher, options, pairs, seen, taught, projections), tuple(notes))
+
+
+INPUTS, TEACHER = ("model", "data"), ("teacher",)
+TRAIN = Pass("train", 3, TrainOptions, INPUTS, "model", TEACHER, lower, trains=True, changes_weights=True)
+FINETUNE = Pass(
+    "finetune", 3, TrainOptions, INPUTS, "model", TEACHER, lower, trains=True, changes_weights=True, needs_trained=True
+)

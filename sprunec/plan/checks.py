@@ -14,14 +14,14 @@ from sprunec.errors import Diagnostic, InputError
 from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.plan.engine_checks import engine_fits
 from sprunec.plan.format_checks import form_fits, heads_tied
+from sprunec.plan.pass_table import PASSES, trains
 from sprunec.plan.planned_sizes import size_findings
 from sprunec.plan.pointer import show
-from sprunec.plan.resolve import MASKS, TRAINS, Draft, Step, takes_a_look
+from sprunec.plan.resolve import Draft, Step, takes_a_look
 from sprunec.plan.sparsity import sparse_findings
 from sprunec.plan.targets import SIZES, SUBLAYERS, UNITS_OF, mismatched, uncovered
 from sprunec.plan.teacher import distillation_fits
 
-NEED_TRAINED = ("finetune", *MASKS)
 TEXT_PROMPT, TEXT_SEGMENT = 2, 2
 ROW_OF = {"pairs": (1, 2, 3), "cpm-live": (0, 0, 2)}  # prompt and segment in use, and the shortest text; else text's
 
@@ -78,9 +78,9 @@ def trained_first(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnost
     if not isinstance(model, dict) or "checkpoint" in model or unopened:
         return
     for step in draft.steps:
-        if step.name in ("", "train"):
+        if not step.name or (PASSES[step.name].trains and not PASSES[step.name].needs_trained):
             return
-        if step.name in NEED_TRAINED or (step.name == "sparsify" and "path" not in step.given):
+        if PASSES[step.name].needs_trained and "path" not in step.given:
             message = f"{step.name} needs a trained model, and no earlier pass makes one"
             hint = 'put {"pass": "train", "steps": 2000} before it, or give model.checkpoint'
             yield draft.source.find("untrained-model", f"{step.pointer}/pass", message, hint)
@@ -155,7 +155,7 @@ def training_fits(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnost
     """The options of each training pass, told where they are written."""
     told = set()
     for step in draft.steps:
-        if step.options is None or step.name not in TRAINS:
+        if step.options is None or not trains(step.name):
             continue
         for finding in (*_slices(draft, step), *_warmup(draft, step), *_scale(draft, step)):
             if (finding.code, finding.pointer) not in told:
@@ -184,7 +184,7 @@ def _warmup(draft: Draft, step: Step) -> Iterator[Diagnostic]:
 
 def _steps_before(draft: Draft, step: Step) -> int:
     """The training steps that the model has had when a pass begins."""
-    earlier = [each for each in draft.steps[: draft.steps.index(step)] if each.name in TRAINS]
+    earlier = [each for each in draft.steps[: draft.steps.index(step)] if trains(each.name)]
     return int(draft.section("model").get("start_step", 0)) + sum(_option(each, "steps") for each in earlier)
 
 

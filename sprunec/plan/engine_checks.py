@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from sprunec.errors import Diagnostic
 from sprunec.families.cpm_ant.config import ModelConfig
-from sprunec.plan.resolve import TRAINS, Draft, Step
+from sprunec.plan.pass_table import PASSES, trains
+from sprunec.plan.resolve import Draft, Step
 
 OTHER = 'or write "name": "torch"'
 
@@ -22,8 +23,8 @@ def engine_fits(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnostic
         yield draft.source.find("engine-cannot", "/engine/device", message, f'write "cuda", {OTHER}')
     sparse = False
     for step in draft.steps:
-        sparse = sparse or step.name == "sparsify"
-        if step.name in TRAINS and step.options is not None:
+        sparse = sparse or (step.name in PASSES and PASSES[step.name].removes == "weights")
+        if trains(step.name) and step.options is not None:
             yield from _pass_fits(draft, step, sparse=sparse, offload=bool(engine.get("offload")))
 
 

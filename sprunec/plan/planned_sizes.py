@@ -8,8 +8,9 @@ from typing import Any
 from sprunec.errors import Diagnostic
 from sprunec.families.cpm_ant.config import LayerShape, ModelConfig
 from sprunec.plan.multiples import multiples_fit
+from sprunec.plan.pass_table import by_target, cuts
 from sprunec.plan.pointer import show
-from sprunec.plan.resolve import MASKS, Draft, Step
+from sprunec.plan.resolve import Draft, Step
 from sprunec.plan.shortfalls import short_layers, short_words
 from sprunec.plan.targets import FIELDS, Left, mismatched, most_kept
 
@@ -31,7 +32,7 @@ def size_findings(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnost
         return
     left, cut, known = Left.of(config), False, config.layers
     for step in draft.steps:
-        if step.name in MASKS and step.options is not None:
+        if by_target(step.name) and step.options is not None:
             found = list(_targets(draft, step, left, cut))
             found += list(_gates(draft, step, left, cut)) if "gates_for" in step.options else []
             found += multiples_fit(draft, step, left.counts)
@@ -39,7 +40,7 @@ def size_findings(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnost
             yield from found
             left = _after(step, left, [finding.pointer for finding in found if finding.code not in _SHORT])
             cut = True
-        elif step.name in ("", "load-mask", *MASKS):
+        elif not step.name or cuts(step.name):
             left, cut = left.unknown(), True
 
 

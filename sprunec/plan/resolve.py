@@ -10,12 +10,11 @@ from types import MappingProxyType
 from typing import Any
 
 from sprunec.errors import Diagnostic
+from sprunec.plan.pass_table import cuts, trains
 from sprunec.plan.schema import pass_names, properties, resolve
 from sprunec.plan.source import Source
 from sprunec.plan.targets import parameter_count
 
-MASKS = ("train-mask", "score-mask")
-TRAINS = ("train", "finetune", "train-mask")
 LOOKING = ("taylor", "activation", "reconstruction")
 _WARMUP_SHARE = 20
 _GATE_PATH, _GATE_RATES = 30.0, (0.1, 1.0)  # far enough to open or close for good, in however few steps
@@ -37,7 +36,7 @@ class Step:
 
     @property
     def looks_at_data(self) -> bool:
-        return self.name in TRAINS or (self.name in (*MASKS, "load-mask") and takes_a_look(self.given))
+        return trains(self.name) or (cuts(self.name) and takes_a_look(self.given))
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from typing import Any
 from sprunec.errors import Diagnostic
 from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.families.cpm_ant.states import Pair, Point, state_widths
+from sprunec.plan.pass_table import PASSES, trains
 from sprunec.plan.pointer import show
-from sprunec.plan.resolve import TRAINS, Draft, Step
+from sprunec.plan.resolve import Draft, Step
 
-WHOLE = ("train", "finetune", "emit")  # passes that leave a model its shape
 # a loss: the options that only it reads
 _READS = {"logits": ("temperature",), "hidden": ("pairs", "project")}
 
@@ -23,16 +23,16 @@ def distillation_fits(draft: Draft, config: ModelConfig | None) -> Iterator[Diag
     cut: set[str] = set()
     whole = True
     for step in draft.steps:
-        if step.options is not None and step.name in TRAINS and step.options["distillation"] is not None:
+        if step.options is not None and trains(step.name) and step.options["distillation"] is not None:
             options, pointer = step.options["distillation"], _written(step)
             yield from _losses(draft, options, pointer)
-            if whole and step.name in WHOLE and options["teacher"] is None:
+            if whole and not PASSES[step.name].removes and options["teacher"] is None:
                 message = f"{step.pointer} comes before anything is cut: the model would be its own teacher"
                 hint = 'give a "teacher", or write "distillation": null in that pass'
                 yield draft.source.find("own-teacher", pointer, message, hint)
             if config is not None and options["hidden"]:
                 yield from _pairs(draft, options, pointer, config, cut)
-        whole = whole and step.name in WHOLE
+        whole = whole and step.name in PASSES and not PASSES[step.name].removes
         cut |= set((step.options or {}).get("unit", ()))
 
 

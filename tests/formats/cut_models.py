@@ -104,5 +104,5 @@ def emitted(case: Case, directory: Path, *formats: str, tied: bool = True, **opt
     out.mkdir(parents=True)
     files = {"vocab": options.pop("vocab")} if "vocab" in options else {}
     options = OPTIONS | options | {"formats": formats}
-    emit.run(Job(options, {"model": small, "source": source}, files, out, "cpu", print))
+    emit.run(Job(emit.EmitOptions(**options), {"model": small, "source": source}, files, out, "cpu", print))
     return out

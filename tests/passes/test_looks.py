@@ -33,8 +33,8 @@ def groups(
     monkeypatch: pytest.MonkeyPatch, asked: int | None, batches: list[Batch] | None = None, most: int | None = None
 ) -> list[list[Batch]]:
     data = SimpleNamespace(held_out_batches=lambda: iter(batches or ()))
-    monkeypatch.setattr(room, "open_data", lambda job, config: data)
-    job: Any = SimpleNamespace(options={"tokens": asked}, inputs={} if batches is None else {"data": Path()})
+    options, inputs = SimpleNamespace(tokens=asked), {} if batches is None else {"data": Path()}
+    job: Any = SimpleNamespace(options=options, inputs=inputs, data=lambda config: data)
     return list(looks(job, tiny_config(), most))
 
 

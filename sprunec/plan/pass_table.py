@@ -1,0 +1,76 @@
+"""The table of passes: what each file in `passes/` declares about itself. Importing those files imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from sprunec.registry import Registry
+
+if TYPE_CHECKING:
+    from sprunec.graph.builder import Builder
+    from sprunec.graph.graph import Node
+    from sprunec.plan.plan import PassSpec
+
+Lower = Callable[["Builder", "PassSpec"], None]
+Check = Callable[["Node"], None]
+Report = Callable[[dict[str, Any], "Node", Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One kind of step; its file has a function `run(job)` that does it and returns metrics.
+
+    A file whose pass users may ask to write something outside of OUT also has `write(role, artifact, inputs, path)`,
+    which makes that file once the artifact is there.
+
+    Attributes:
+        version: raised whenever the same options on the same inputs give another result.
+        options: the frozen dataclass that `run` finds in `job.options`.
+        inputs: what `run` finds its artifacts under; those in `optional` may be missing.
+        output: what kind of artifact it leaves.
+        lower: adds what a plan's entry of this name means to the graph; None: plans cannot name it.
+        check: raises InputError, before the run begins, for what would end it later.
+        report: puts the pass's metrics into the run's report, besides the list of passes.
+        trains: all ranks do it together; other passes are rank 0's alone.
+        removes: what it takes away from the model: whole units, or single weights.
+        by_target: which units go is chosen by the pass, by a target.
+        changes_weights: the weights that are left are no longer those that entered.
+        needs_trained: it makes sense on a model that knows something only.
+        fails_alone: the run goes on without what it has checked, and ends with exit code 1.
+    """
+
+    name: str
+    version: int
+    options: type
+    inputs: tuple[str, ...]
+    output: str
+    optional: tuple[str, ...] = ()
+    lower: Lower | None = None
+    check: Check | None = None
+    report: Report | None = None
+    trains: bool = False
+    removes: Literal["", "units", "weights"] = ""
+    by_target: bool = False
+    changes_weights: bool = False
+    needs_trained: bool = False
+    fails_alone: bool = False
+
+
+PASSES = Registry(Pass, "sprunec.passes")
+
+
+def trains(name: str) -> bool:
+    """Whether a plan's entry of this name trains; one without a valid name does not."""
+    return name in PASSES and PASSES[name].trains
+
+
+def cuts(name: str) -> bool:
+    """Whether a plan's entry of this name takes units away."""
+    return name in PASSES and PASSES[name].removes == "units"
+
+
+def by_target(name: str) -> bool:
+    """Whether a plan's entry of this name chooses by a target which units go."""
+    return name in PASSES and PASSES[name].by_target
