@@ -38,5 +38,5 @@ def choose_engine(settings: Mapping[str, Any], place: Place, world: World, seed:
     offload = offload and place.device.type != "cpu"
     full = sharding == "full"
     if not offload and world.size > 1 and sharding == "auto":  # as fits rank 0's device
-        full = bool(world.share(shards_by_itself(parameters, place.memory(world.size))))
+        full = bool(world.broadcast(shards_by_itself(parameters, place.memory(world.size))))
     return TorchEngine(place, world, full=offload or (world.size > 1 and full), recompute=recompute, offload=offload)

@@ -20,9 +20,9 @@ from sprunec.graph.notes import origin_of
 from sprunec.graph.paths import check_places
 from sprunec.graph.progress import Watcher
 from sprunec.graph.publish import publish, unpublish
+from sprunec.graph.ranks import JOIN, check_shares
 from sprunec.graph.report import Report, versions, with_notes
 from sprunec.graph.store import Artifact, Store
-from sprunec.graph.team import blame, check_shares, meet, order
 from sprunec.interrupts import postponed, was_interrupted
 from sprunec.passes.job import Job
 from sprunec.plan.pass_table import PASSES
@@ -30,7 +30,7 @@ from sprunec.plan.weights_notes import write_provenance
 from sprunec.unexpected import FILE, UnexpectedError, explained, is_foreseen, own_words
 
 if TYPE_CHECKING:
-    from sprunec.engines.team import Team
+    from sprunec.engines.distributed import ProcessGroup
 
 
 def execute(
@@ -38,13 +38,13 @@ def execute(
     out: str | Path,
     watcher: Watcher | None = None,
     stop: Callable[[], bool] = lambda: False,
-    team: Team | None = None,
+    group: ProcessGroup | None = None,
 ) -> Report:
     """Run what is not in `out`'s store yet; publish masks, recipe and model when all of it is done.
 
     Args:
         stop: asked between steps and between passes; once it says so, what runs is saved, and the run ends.
-        team: the processes that train together, of which this one is the lead; None: it is alone.
+        group: the processes that train together, of which this one is rank 0; None: it is alone.
 
     Raises:
         KeyboardInterrupt: the run was stopped; run again to continue.
@@ -52,14 +52,15 @@ def execute(
         SprunecError: a pass failed; the report says which, and what was finished stays.
     """
     out, watcher = Path(out), watcher or Watcher()
-    device = _check_ready(graph, team)
+    device = _check_ready(graph, group)
     check_places(graph, out)
     with alone(out):
-        run = Run(graph, out, Store(out / "store", watcher.message), watcher, device, stop, team)
+        run = Run(graph, out, Store(out / "store", watcher.message), watcher, device, stop, group)
         run.begin()
         try:
-            if team is not None:
-                meet(team, graph, device)
+            if group is not None:
+                group.announce(JOIN)
+                group.join(device, graph.engine["timeout"])
             for index, node in enumerate(graph.nodes, start=1):
                 run.node(index, node)
             run.publish()
@@ -74,7 +75,7 @@ def execute(
         return run.report
 
 
-def _check_ready(graph: Graph, team: Team | None) -> str:
+def _check_ready(graph: Graph, group: ProcessGroup | None) -> str:
     """The device that `auto` means here; raises for what would stop the run later."""
     from sprunec.engines.choose import check_engine
     from sprunec.engines.device import Place
@@ -87,11 +88,11 @@ def _check_ready(graph: Graph, team: Team | None) -> str:
         if check is not None:
             check(node)
     device = graph.device
-    if team is not None:
-        from sprunec.engines.team import here
+    if group is not None:
+        from sprunec.engines.distributed import rank_device
 
-        check_shares(graph, team.size)
-        device = here(graph.device, team.local_rank)
+        check_shares(graph, group.size)
+        device = rank_device(graph.device, group.local_rank)
     place = Place.of(device, "fp32")
     if any(PASSES[node.pass_].trains for node in graph.nodes):
         check_engine(graph.engine, place)
@@ -120,7 +121,7 @@ class Run:
     watcher: Watcher
     device: str
     stop: Callable[[], bool]
-    team: Team | None
+    group: ProcessGroup | None
     done: dict[str, Artifact] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -170,13 +171,13 @@ class Run:
 
     def _make(self, node: Node) -> Artifact:
         """Run the pass, and name it in whatever goes wrong."""
-        team = self.team if PASSES[node.pass_].trains else None
+        group = self.group if PASSES[node.pass_].trains else None
         with self.store.writing() as directory:
-            job = self._job(node, directory, team)
-            if team is not None:
-                team.order(order(node, job, self.graph.device))
+            job = self._job(node, directory, group)
+            if group is not None:
+                group.announce(str(node.digest))
             try:
-                with postponed() if team is not None else nullcontext():  # who has lost another says so before it ends
+                with postponed() if group is not None else nullcontext():  # who has lost another says so before it ends
                     metrics = PASSES.home(node.pass_).run(job)
             except SprunecError:
                 raise
@@ -185,13 +186,13 @@ class Run:
                     raise KeyboardInterrupt from error
                 if isinstance(error, OSError) and is_foreseen(error):
                     raise PassError(f"{node.name}: {disk_words(error, directory)}") from error
-                blamed = blame(error, team) if team is not None else None
+                blamed = group.blame(error) if group is not None else None
                 if blamed is not None:
                     raise PassError(f"{node.name}: {blamed}") from error
                 raise UnexpectedError(_doing(node), error) from error
             return self._keep(node, directory, metrics)
 
-    def _job(self, node: Node, directory: Path, team: Team | None) -> Job[Any]:
+    def _job(self, node: Node, directory: Path, group: ProcessGroup | None) -> Job[Any]:
         def tell(event: dict[str, Any]) -> None:
             self.events.write({"node": node.name, **event})
             self.watcher.step(event)
@@ -201,9 +202,9 @@ class Run:
             from sprunec.engines.checkpoints import Saves
 
             partial, every = self.store.partial(node), node.checkpoint_every
-            saves = Saves(partial, every, self.stop, tell=self.watcher.message, world=self.team)
+            saves = Saves(partial, every, self.stop, tell=self.watcher.message, world=self.group)
         inputs = {role: self.done[name].path for role, name in node.inputs.items()}
-        engine, world = self.graph.engine, team or Alone()
+        engine, world = self.graph.engine, group or Alone()
         return Job(node.options, inputs, node.files, directory, self.device, tell, saves, engine, world)
 
     def _keep(self, node: Node, directory: Path, metrics: dict[str, Any]) -> Artifact:

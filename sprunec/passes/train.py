@@ -55,7 +55,7 @@ def run(job: Job[TrainOptions]) -> dict[str, Any]:
         kept=pattern,
     )
     state = engine.weights(model)
-    if not engine.world.lead:
+    if engine.world.rank != 0:
         return {}
     save_model(job.out, config, job.kept(), state)
     metrics = {"loss": last["loss"], "steps": last["steps"], "parameters": config.parameters()}

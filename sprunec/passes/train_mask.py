@@ -52,7 +52,7 @@ def run(job: Job[GateOptions]) -> dict[str, Any]:
     place, data, blocks = engine.place, job.data(config), traced(model, config)
     gates = insert_gates(model, blocks, gate_units(options.unit))
     sight = Sight(model, gates, blocks, job.batches(config), language_model_loss, place, options.seed)
-    scores = engine.world.share(CRITERIA[options.criterion](sight))
+    scores = engine.world.broadcast(CRITERIA[options.criterion](sight))
     budgets = make_budgets(config, options.unit, options.target, options.budget, options.tie_heads)
     allocating = comparable(scores, options.target)
     learner = GateLearner(
@@ -79,7 +79,7 @@ def run(job: Job[GateOptions]) -> dict[str, Any]:
         objective=lesson.objective,
     )
     state = {name: tensor for name, tensor in engine.weights(model).items() if ".gates." not in name}
-    if not engine.world.lead:
+    if engine.world.rank != 0:
         return {}
     save_model(job.out, config, job.kept(), state)
     save_scores(job.out, learner.log_alphas)

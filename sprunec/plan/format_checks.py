@@ -13,7 +13,6 @@ from typing import Any
 from sprunec.errors import Diagnostic
 from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.families.cpm_ant.uniform import HEAD_APART, bias_columns, unevenness
-from sprunec.plan.pass_table import by_target
 from sprunec.plan.pointer import show
 from sprunec.plan.resolve import Draft, Step
 from sprunec.plan.targets import SIZES
@@ -62,7 +61,7 @@ def form_fits(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnostic]:
         if config is not None and unevenness(config):
             message = f"the form cpm-live can't hold this model: {unevenness(config)[0]}"
             yield draft.source.find("uneven-layers", "/model/config", message, f"even it, or {OTHER_FORMS}")
-        for step in (each for each in draft.steps if by_target(each.name) and each.options is not None):
+        for step in (each for each in draft.steps if each.declared.by_target and each.options is not None):
             yield from _even(draft, step, step.options or {})
     for step in emits:
         if "dtype" in step.given and not formats & set(FOLDED):

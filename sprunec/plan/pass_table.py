@@ -59,18 +59,4 @@ class Pass:
 
 
 PASSES = Registry(Pass, "sprunec.passes")
-
-
-def trains(name: str) -> bool:
-    """Whether a plan's entry of this name trains; one without a valid name does not."""
-    return name in PASSES and PASSES[name].trains
-
-
-def cuts(name: str) -> bool:
-    """Whether a plan's entry of this name takes units away."""
-    return name in PASSES and PASSES[name].removes == "units"
-
-
-def by_target(name: str) -> bool:
-    """Whether a plan's entry of this name chooses by a target which units go."""
-    return name in PASSES and PASSES[name].by_target
+UNKNOWN = Pass("", 0, object, (), "")

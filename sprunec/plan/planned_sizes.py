@@ -8,7 +8,6 @@ from typing import Any
 from sprunec.errors import Diagnostic
 from sprunec.families.cpm_ant.config import LayerShape, ModelConfig
 from sprunec.plan.multiples import multiples_fit
-from sprunec.plan.pass_table import by_target, cuts
 from sprunec.plan.pointer import show
 from sprunec.plan.resolve import Draft, Step
 from sprunec.plan.shortfalls import short_layers, short_words
@@ -32,7 +31,7 @@ def size_findings(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnost
         return
     left, cut, known = Left.of(config), False, config.layers
     for step in draft.steps:
-        if by_target(step.name) and step.options is not None:
+        if step.declared.by_target and step.options is not None:
             found = list(_targets(draft, step, left, cut))
             found += list(_gates(draft, step, left, cut)) if "gates_for" in step.options else []
             found += multiples_fit(draft, step, left.counts)
@@ -40,7 +39,7 @@ def size_findings(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnost
             yield from found
             left = _after(step, left, [finding.pointer for finding in found if finding.code not in _SHORT])
             cut = True
-        elif not step.name or cuts(step.name):
+        elif not step.name or step.declared.removes == "units":
             left, cut = left.unknown(), True
 
 
