@@ -56,20 +56,20 @@ class Report:
 
     def add(self, node: Node, artifact: Artifact, cached: bool, seconds: float) -> None:
         """Note that a node is done, and what that says about the run."""
-        metrics, roles, models = with_notes(node, artifact.metrics), self.graph.roles, self.data["models"]
+        metrics, roles = with_notes(node, artifact.metrics), self.graph.roles
         entry = {"name": node.name, "pass": node.pass_, "digest": node.digest, "cached": cached}
         self.data["passes"].append(entry | {"seconds": seconds, "metrics": metrics})
         if (report := PASSES[node.pass_].report) is not None:
             report(self.data, node, metrics)
         for role in (role for role, name in roles.models().items() if name == node.name):
-            models[role] = {key: metrics.get(key) for key in MEASURES}
+            self.data["models"][role] = {key: metrics.get(key) for key in MEASURES}
         if node.name == roles.source:  # what a model weighs is known before, or without, an evaluation
-            models["dense"] = NOT_MEASURED | {"parameters": metrics["parameters"]}
+            self.data["models"]["dense"] = NOT_MEASURED | {"parameters": metrics["parameters"]}
         if node.name == roles.final:
             self.data["kept"] = kept_document(kept_from_json(json.loads(read_file(artifact.path / "kept.json"))))
             if roles.origin:
-                models["masked"] = NOT_MEASURED | {"parameters": self.graph.parameters[0]}
-                models["small"] = NOT_MEASURED | {"parameters": read_parameters(artifact.path)}
+                self.data["models"]["masked"] = NOT_MEASURED | {"parameters": self.graph.parameters[0]}
+                self.data["models"]["small"] = NOT_MEASURED | {"parameters": read_parameters(artifact.path)}
 
     def failed(self, node: Node, error: SprunecError) -> None:
         """Note what a comparison has measured that failed, and why an emitted format is not published."""
