@@ -176,33 +176,12 @@ class FormError(PassError):
 
 
 class ComparisonError(SprunecError):
-    """The masked and the rewritten model disagree by more than the tolerance.
+    """Two models that should compute the same disagree by more than the tolerance.
 
     Args:
-        metrics: max_abs_difference, tolerance and tokens of the comparison.
+        metrics: of the comparison.
     """
 
-    def __init__(self, metrics: dict[str, Any]) -> None:
+    def __init__(self, message: str, metrics: dict[str, Any]) -> None:
+        super().__init__(message)
         self.metrics = metrics
-        if "form" in metrics:
-            super().__init__(
-                f"the form {metrics['form']} differs from the model it was made of by "
-                f"{metrics['max_abs_difference']:.3g} on {metrics['tokens']} tokens, the tolerance of "
-                f"{metrics['dtype']} is {metrics['tolerance']:.3g}; it is not emitted"
-            )
-            return
-        difference, limit, where = metrics["max_abs_difference"], metrics["tolerance"], "float64"
-        if difference <= limit:
-            difference, limit, where = metrics["float32_difference"], metrics["float32_tolerance"], "float32"
-        if difference <= limit:
-            super().__init__(
-                f"block {metrics['worst_block']} of the rewritten model gives hidden states that are "
-                f"{metrics['worst_block_difference']:.3g} from the masked one's for the same input, the tolerance is "
-                f"{metrics['worst_block_tolerance']:.3g}; nothing is emitted"
-            )
-            return
-        super().__init__(
-            f"the rewritten model differs from the masked one by {difference:.3g} in {where} arithmetic on "
-            f"{metrics['tokens']} tokens, the tolerance is {limit:.3g}; most in block {metrics['worst_block']}; "
-            "nothing is emitted"
-        )

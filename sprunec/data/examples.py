@@ -1,39 +1,18 @@
-"""From a record to what a model is shown and asked, and from examples to the rows of a batch.
-
-Letters: n tokens of a text, P prompt columns, N columns of a row.
-"""
+"""From a record to what a model is shown and asked, and which documents share a row."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from sprunec.bmcook.data.arrays import Integers
 from sprunec.bmcook.data.records import ANSWER_TYPE, MASKED, PREFIX, Record
-from sprunec.data.batches import IGNORED, Batch
+from sprunec.data.batches import IGNORED
+from sprunec.families.base import Document
 
 
-@dataclass(frozen=True)
-class Example:
-    """A text, (n,) each: what may be seen from anywhere, the segment types, the token asked for or -100."""
-
-    task: int
-    tokens: Integers
-    context: NDArray[np.bool_]
-    segment: Integers
-    targets: Integers
-
-
-def draws(key: int, place: int, purpose: int = 0, part: int = 0) -> np.random.Generator:
-    """Random numbers that depend on nothing but these four."""
-    return np.random.Generator(np.random.Philox(key=[key, place], counter=[0, 0, part, purpose]))
-
-
-def make_example(record: Record, draw: np.random.Generator) -> Example:
+def make_example(record: Record, draw: np.random.Generator) -> Document:
     """What is hidden is drawn here: tokens of masked segments, the ends of prefix segments; answers are hidden whole.
 
     A hidden token stays what it is in the input; it is only not seen from before it.
@@ -49,7 +28,7 @@ def make_example(record: Record, draw: np.random.Generator) -> Example:
         context[begin:end] = ~hidden
         targets[begin : max(end - 1, begin)] = np.where(hidden[1:], record.tokens[begin + 1 : end], IGNORED)
         begin = end
-    return Example(record.task, record.tokens, context, segment, targets)
+    return Document(record.tokens, context, targets, record.task, segment)
 
 
 def _hidden(length: int, kind: int, task: int, draw: np.random.Generator) -> NDArray[np.bool_]:
@@ -95,39 +74,3 @@ def first_fit(lengths: Iterable[int], rows: int, columns: int, shortest: int) ->
             placed.append([count])
         count += 1
     return placed, count
-
-
-@dataclass(frozen=True)
-class Packer:
-    """Rows of P + n columns, several documents a row.
-
-    Attributes:
-        prompt_base: what is added to the prompt ids of the second and later documents of a row, which the model looks
-            up among the words: 0 gives the words of these numbers; vocab_size gives the prompt's own embeddings.
-    """
-
-    prompt_length: int
-    columns: int
-    prompt_base: int
-
-    def pack(self, rows: Sequence[Sequence[Example]]) -> Batch:
-        """One row for each list of documents, which fit."""
-        shape = len(rows), self.columns
-        ids, segment, span = (np.zeros(shape, dtype=np.int64) for _ in range(3))
-        context, targets = np.zeros(shape, dtype=bool), np.full(shape, IGNORED, dtype=np.int64)
-        lengths = np.zeros(len(rows), dtype=np.int64)
-        prompt = np.arange(self.prompt_length)
-        for row, documents in enumerate(rows):
-            at = 0
-            for ordinal, example in enumerate(documents):
-                text = at + self.prompt_length
-                end = text + example.tokens.size
-                ids[row, at:text] = prompt + self.prompt_length * example.task + (self.prompt_base if ordinal else 0)
-                ids[row, text:end], context[row, at:text] = example.tokens, True
-                context[row, text:end], segment[row, text:end] = example.context, example.segment
-                targets[row, text:end], span[row, at:end] = example.targets, ordinal
-                at = end
-            span[row, at:] = len(documents)
-            lengths[row] = at
-        columns = {"input": ids, "length": lengths, "context": context, "segment": segment, "span": span}
-        return Batch({name: torch.from_numpy(value) for name, value in columns.items()}, torch.from_numpy(targets))

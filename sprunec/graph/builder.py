@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 
 from sprunec.engines.training import Distillation
 from sprunec.families.cpm_ant.config import ModelConfig
-from sprunec.graph.graph import Graph, Node, Roles, digest_of, file_stamp
+from sprunec.file_digests import file_stamp
+from sprunec.graph.graph import Graph, Node, Roles, digest_of
 from sprunec.graph.notes import resolved
 from sprunec.graph.planned import planned
 from sprunec.graph.sources import add_teacher
@@ -38,7 +39,7 @@ class Builder:
         left: what the model has by now.
         model_steps: training steps that it has had.
         data_files: the user's files that every node that uses data reads.
-        formats, dtype: what to emit, and what folded weights are stored in.
+        emitting: what to emit, last.
     """
 
     plan: Plan
@@ -51,8 +52,7 @@ class Builder:
     model_steps: int = 0
     tokens: int = 0
     flops: float = 0.0
-    formats: tuple[str, ...] = ()
-    dtype: str = "keep"
+    emitting: PassSpec | None = None
     data_files: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -139,10 +139,6 @@ class Builder:
         """Whether the plan does more to the input's weights than to cut some away."""
         specs = self.plan.passes
         return any(PASSES[s.name].changes_weights or s.options.get("compensate") is not None for s in specs)
-
-    def emits(self, form: str) -> bool:
-        """Whether the plan ends in a format."""
-        return any(spec.name == "emit" and form in spec.options["formats"] for spec in self.plan.passes)
 
     def evaluates(self) -> bool:
         return self.plan.evaluate and self.plan.data is not None

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from sprunec.durable import forget
 from sprunec.engines.world import Alone
 from sprunec.errors import ComparisonError, InputError, PassError, SprunecError, disk_words, remedied
+from sprunec.file_digests import file_stamp
 from sprunec.graph.events import Events
-from sprunec.graph.graph import Graph, Node, file_stamp
+from sprunec.graph.graph import Graph, Node
 from sprunec.graph.lock import alone
 from sprunec.graph.notes import origin_of
 from sprunec.graph.paths import check_places

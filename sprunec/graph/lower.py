@@ -18,14 +18,13 @@ Lowering is pure: it reads the plan and hashes the user's files, and writes noth
 from __future__ import annotations
 
 from sprunec.graph.builder import Builder
-from sprunec.graph.emit_options import OWN_FORM, emit_options
 from sprunec.graph.graph import Graph
 from sprunec.graph.heads import with_own_head
 from sprunec.graph.sources import add_sources
-from sprunec.passes import compare, compare_format, expand
-from sprunec.passes.emit import EmitOptions
+from sprunec.passes import compare, compare_format, emit, expand
+from sprunec.plan.export_formats import FORMATS
 from sprunec.plan.pass_table import PASSES
-from sprunec.plan.plan import Plan
+from sprunec.plan.plan import PassSpec, Plan
 
 
 def lower(plan: Plan) -> Graph:
@@ -53,23 +52,17 @@ def _finish(build: Builder) -> None:
         trained = any(PASSES[node.pass_].changes_weights for node in build.nodes.values())
         masked = expand.add(build, final) if trained else build.roles.source
     build.roles.full = masked
-    small = _emitted(build, final) if build.formats else final
+    small = _emitted(build, build.emitting, final) if build.emitting is not None else final
     if masked != small:
         compare.add(build, masked, final, small)
     build.evaluate_pruned(masked, final, small)
 
 
-def _emitted(build: Builder, final: str) -> str:
-    """The formats -> which node gives the small model that is compared and measured: our own where there is one."""
-    options, files = emit_options(build.plan, build.formats, build.dtype)
-    build.roles.emitted = build.add(
-        "emit",
-        EmitOptions(**options),
-        {"model": final, "source": build.roles.source},
-        about=", ".join(build.formats),
-        parameters=build.left.parameters,
-        files=files,
-    )
-    for form in (each for each in build.formats if each != OWN_FORM):
-        compare_format.add(build, final, build.roles.emitted, form)
-    return build.roles.emitted if OWN_FORM in build.formats else final
+def _emitted(build: Builder, spec: PassSpec, final: str) -> str:
+    """Add all formats -> which node gives the small model that is compared and measured: our own where there is one."""
+    build.roles.emitted = emit.add(build, spec, final)
+    formats = spec.options["formats"]
+    reopened = [name for name in formats if FORMATS[name].reopen is not None]
+    for name in reopened:
+        compare_format.add(build, final, build.roles.emitted, name)
+    return final if len(reopened) == len(formats) else build.roles.emitted

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sprunec.bmcook.data.sets import set_files
 from sprunec.checkpoint.layouts import checkpoint_files
-from sprunec.graph.graph import MISSING, file_digest
+from sprunec.file_digests import MISSING, file_digest
 from sprunec.graph.heads import teacher_config
 from sprunec.graph.weights import about_model, teacher_digest, weights_digest
 from sprunec.passes.load import LoadOptions

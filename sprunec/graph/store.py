@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from sprunec.durable import flush, read_file, write_atomically, write_new
-from sprunec.graph.graph import Node, file_digest
+from sprunec.file_digests import file_digest
+from sprunec.graph.graph import Node
 from sprunec.graph.manifest import MANIFEST, manifest_text, read_hashed, read_manifest, strays
 
 EVENTS = "events-{digest}.jsonl"

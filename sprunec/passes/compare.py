@@ -1,8 +1,7 @@
-"""Hold the small model against the masked one: the same tokens in, the worst difference of any logit out.
+"""Compare the small model with the masked one: the same tokens in, the worst difference of any logit out.
 
 The masked model is the one before the cut with its masks as multiplications; it knows no recipe. An emitted model is
-opened from disk both ways that users open it: built from its config, and through its own model.py. How models are
-compared, see `rewrite/comparison.py`.
+opened from disk both ways that users open it: built from its config, and through its own model.py.
 """
 
 from __future__ import annotations
@@ -16,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from sprunec.durable import read_file
 from sprunec.errors import ComparisonError
-from sprunec.passes.job import Batching, Job, traced
+from sprunec.passes.job import Batching, Job
 from sprunec.plan.pass_table import Pass
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from sprunec.checkpoint.tensors import Tensors
-    from sprunec.families.cpm_ant.model import CPMAnt
     from sprunec.graph.builder import Builder
     from sprunec.graph.graph import Node
 
@@ -44,6 +44,7 @@ class CompareOptions(Batching):
 
 
 def add(build: Builder, masked: str, masks: str, small: str) -> None:
+    """Add a node that compares two nodes' models."""
     options = build.options(CompareOptions, tokens=build.plan.compare_tokens)
     inputs = {"masked": masked, "masks": masks, "small": small} | build.data_inputs()
     build.add("compare", options, inputs, about="masked = small")
@@ -51,36 +52,52 @@ def add(build: Builder, masked: str, masks: str, small: str) -> None:
 
 def run(job: Job[CompareOptions]) -> dict[str, Any]:
     """Raises ComparisonError where the two differ by more than the arithmetic explains."""
-    from sprunec.passes.looks import looks
+    from sprunec.data.compared import compared_batches
+    from sprunec.families.base import family_of
     from sprunec.rewrite.comparison import compare, few_threads
 
-    config, device = job.config("masked"), job.place.device
-    models = list(_models(job))
-    found = []
-    for batches in looks(job, config):
-        with few_threads(config, sum(batch.targets.numel() for batch in batches)):
-            found.append(compare(models, batches, device))
+    config, models, found = job.config("masked"), list(_models(job)), []
+    for batches in compared_batches(job.held_out(config), config, job.options.tokens):
+        with few_threads(config.parameters(), sum(batch.targets.numel() for batch in batches)):
+            found.append(compare(family_of(config), models, [batch.inputs for batch in batches], job.place.device))
     worst = max(found, key=lambda metrics: metrics["worst_block_difference"])
     merged = {key: max(metrics[key] for metrics in found) for key in worst if not key.startswith("worst_block")}
-    merged["tokens"] = sum(metrics["tokens"] for metrics in found)
-    metrics = {**worst, **merged}
-    for kind in ("", "float32_", "worst_block_"):
-        if not metrics[f"{kind}difference" if kind else "max_abs_difference"] <= metrics[f"{kind}tolerance"]:
-            raise ComparisonError(metrics)
+    metrics = worst | merged | {"tokens": sum(metrics["tokens"] for metrics in found)}
+    check(metrics)
     return metrics
 
 
-def _models(job: Job[CompareOptions]) -> Iterator[tuple[CPMAnt, Tensors]]:
+def check(metrics: dict[str, Any]) -> None:
+    """Raises ComparisonError where one of the three differences is above its tolerance, by the worst of them."""
+    block, tokens = metrics["worst_block"], metrics["tokens"]
+    for kind, where in (("", "float64"), ("float32_", "float32")):
+        difference, limit = metrics[f"{kind}difference" if kind else "max_abs_difference"], metrics[f"{kind}tolerance"]
+        if not difference <= limit:
+            raise ComparisonError(
+                f"the rewritten model differs from the masked one by {difference:.3g} in {where} arithmetic on "
+                f"{tokens} tokens, the tolerance is {limit:.3g}; most in block {block}; nothing is emitted",
+                metrics,
+            )
+    if not metrics["worst_block_difference"] <= metrics["worst_block_tolerance"]:
+        raise ComparisonError(
+            f"block {block} of the rewritten model gives hidden states that are "
+            f"{metrics['worst_block_difference']:.3g} from the masked one's for the same input, the tolerance is "
+            f"{metrics['worst_block_tolerance']:.3g}; nothing is emitted",
+            metrics,
+        )
+
+
+def _models(job: Job[CompareOptions]) -> Iterator[tuple[nn.Module, Tensors]]:
     """The masked one, then the small one as it may be opened: on the meta device, with their tensors' places."""
     from sprunec.checkpoint.tensors import open_tensors
     from sprunec.families.model_directory import empty_model, open_model_tensors
     from sprunec.rewrite.gating import mask
+    from sprunec.rewrite.trace import traced
 
     config, directory = job.config("masked"), job.directory("small")
-    masked = empty_model(config)
+    masked, small = empty_model(config), empty_model(job.config("small"))
     mask(masked, traced(masked, config), job.left("masked"))
     yield masked, open_model_tensors(job.inputs["masked"])
-    small = empty_model(job.config("small"))
     if directory == job.inputs["small"]:
         yield small, open_model_tensors(directory)
         return
@@ -99,8 +116,8 @@ def run_code(directory: Path) -> Any:
     return module
 
 
-def report(document: dict[str, Any], node: Node | None, metrics: Mapping[str, Any]) -> None:
-    """The worst of all comparisons of the run; what an artifact of an earlier release does not know stays out."""
+def report(document: dict[str, Any], node: Node, metrics: Mapping[str, Any]) -> None:
+    """Keep the worst of all comparisons of the run; what an artifact of an earlier release does not know stays out."""
     before = document["comparison"] or {}
     worst = max(before, metrics, key=lambda found: _severity(found.get("worst_block_difference", -1.0)))
     known = {key: [found[key] for found in (metrics, before) if key in found] for key in COMPARED}

@@ -1,7 +1,8 @@
-"""Hold an emitted form, opened from disk as its users open it, against the small model that it was made of.
+"""Compare an exported model, opened from disk as its users open it, with the small model that it was made of.
 
 That model has been compared with the masked one. Here it runs in float64, and once more in float32, or in the dtype
-that the form stores: how far these two are apart is the arithmetic's own noise, which no form can be asked to be below.
+that the format stores: how far these two are apart is the arithmetic's own noise, which no format can be asked to be
+below.
 """
 
 from __future__ import annotations
@@ -15,88 +16,91 @@ from sprunec.durable import read_file
 from sprunec.errors import ComparisonError, FormError, PassError
 from sprunec.passes.compare import CompareOptions
 from sprunec.passes.job import Job
-from sprunec.passes.looks import NOISES, TOLERANCE, looks
+from sprunec.plan.export_formats import FORMATS
 from sprunec.plan.pass_table import Pass
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from sprunec.families.cpm_ant.walk import Inputs
-    from sprunec.formats.reopen import Form
+    from sprunec.checkpoint.tensors import Tensors
+    from sprunec.families.base import Inputs
+    from sprunec.families.cpm_ant.config import ModelConfig
     from sprunec.graph.builder import Builder
     from sprunec.graph.graph import Node
 
-LOGITS = 2**24  # numbers: what a form says is held as a whole
+LOGITS = 2**24  # numbers: what a format says is held as a whole
+TOKENS = 4096  # of the head, at a time
 EPSILONS = 4.0
 COMPARED = ("max_abs_difference", "tolerance", "noise", "tokens", "dtype")
 
 
 @dataclass(frozen=True, kw_only=True)
-class FormOptions(CompareOptions):
+class FormatOptions(CompareOptions):
+    """The format's name."""
+
     form: str
 
 
 def add(build: Builder, model: str, emitted: str, form: str) -> None:
-    options = build.options(FormOptions, tokens=build.plan.compare_tokens, form=form)
+    """Add a node that compares a format with the model it was made of."""
+    options = build.options(FormatOptions, tokens=build.plan.compare_tokens, form=form)
     inputs = {"model": model, "emitted": emitted} | build.data_inputs()
     build.add("compare-format", options, inputs, suffix=form, about="opened again")
 
 
-def run(job: Job[FormOptions]) -> dict[str, Any]:
+def run(job: Job[FormatOptions]) -> dict[str, Any]:
     """Raises ComparisonError where a logit is further off than the arithmetic and the stored dtype explain."""
     import torch
 
-    from sprunec.families.cpm_ant.walk import largest
+    from sprunec.data.compared import compared_batches
     from sprunec.families.model_directory import open_model_tensors
-    from sprunec.formats.reopen import FORMS
+    from sprunec.rewrite.streamed import largest
 
     name, config = job.options.form, job.config()
-    form, directory = FORMS[name], job.inputs["emitted"] / name
+    directory, reopen = job.inputs["emitted"] / name, FORMATS[name].reopen
+    assert reopen is not None, name
     if not directory.is_dir():
         raise FormError(read_file(job.inputs["emitted"] / f"{name}.txt"))
     weights = open_model_tensors(job.inputs["model"])
-    stored = form.dtype(directory, weights)
-    rounds_in = stored if form.in_its_dtype or not form.exact(directory) else torch.float32
-    found = {"max_abs_difference": 0.0, "noise": 0.0, "largest_logit": 0.0}
+    opened, data = reopen(directory, config, weights), job.held_out(config)
+    difference = noise = largest_logit = 0.0
     tokens = 0
-    for batches in looks(job, config, most=LOGITS // config.vocab_size):
-        inputs = [each for batch in batches for each in form.inputs(directory, config, batch)]
-        said = form.logits(directory, config, inputs).double()
-        exact, rounded = (_logits(job, form, inputs, dtype) for dtype in (torch.float64, rounds_in))
-        found = {
-            "max_abs_difference": max(found["max_abs_difference"], largest(said - exact)),
-            "noise": max(found["noise"], largest(rounded - exact)),
-            "largest_logit": max(found["largest_logit"], largest(exact)),
-        }
+    for batches in compared_batches(data, config, job.options.tokens, most=LOGITS // config.vocab_size):
+        inputs = [each for batch in batches for each in opened.inputs(batch.inputs)]
+        said = opened.logits(inputs).double()
+        exact, rounded = (
+            _logits(config, weights, inputs, opened.skipped, dtype) for dtype in (torch.float64, opened.arithmetic)
+        )
+        difference, noise = max(difference, largest(said - exact)), max(noise, largest(rounded - exact))
+        largest_logit = max(largest_logit, largest(exact))
         tokens += exact.size(0)
-    if not math.isfinite(found["largest_logit"]):
+    if not math.isfinite(largest_logit):
         raise PassError("the small model's own logits are not finite, so nothing can be compared with them")
-    limit = tolerance(stored if rounds_in != torch.float32 else torch.float32, found["largest_logit"], found["noise"])
-    metrics = {"form": name, "tolerance": limit, "tokens": tokens, "dtype": str(stored).removeprefix("torch.")} | found
-    if not found["max_abs_difference"] <= limit:
-        raise ComparisonError(metrics)
+    limit, stored = tolerance(opened.arithmetic, largest_logit, noise), str(opened.stored).removeprefix("torch.")
+    metrics = {"form": name, "tolerance": limit, "tokens": tokens, "dtype": stored}
+    metrics |= {"max_abs_difference": difference, "noise": noise, "largest_logit": largest_logit}
+    if not difference <= limit:
+        message = f"the form {name} differs from the model it was made of by {difference:.3g} on {tokens} tokens"
+        message = f"{message}, the tolerance of {stored} is {limit:.3g}; it is not emitted"
+        raise ComparisonError(message, metrics)
     return metrics
 
 
-def _logits(job: Job[FormOptions], form: Form, inputs: list[Inputs], dtype: torch.dtype) -> Tensor:
-    """The small model's (columns, V), one tensor of it in memory at a time."""
+def _logits(config: ModelConfig, weights: Tensors, inputs: list[Inputs], skipped: int, dtype: torch.dtype) -> Tensor:
+    """The small model's (n, V), one tensor of it in memory at a time."""
     import torch
 
-    from sprunec.families.cpm_ant.walk import Walk
-    from sprunec.families.model_directory import empty_model, open_model_tensors
+    from sprunec.families.base import family_of
+    from sprunec.families.model_directory import empty_model
+    from sprunec.rewrite.streamed import Streamed
 
-    model, weights = empty_model(job.config()), open_model_tensors(job.inputs["model"])
-    walk = Walk(model, weights, inputs, dtype, torch.device("cpu"))
-    walk.run()
-    pairs = zip(walk.hidden, inputs, strict=True)
-    states = torch.cat([hidden[form.used(batch)] for hidden, batch in pairs])
+    model = Streamed(family_of(config), empty_model(config), weights, inputs, dtype, torch.device("cpu"))
+    model.run()
+    states = model.used(skipped)
+    parts = (range(first, min(first + TOKENS, model.tokens)) for first in range(0, model.tokens, TOKENS))
     with torch.no_grad():
-        return torch.cat([walk.leave(states, part).double() for part in _parts(walk.words)], dim=1)
-
-
-def _parts(words: int, step: int = 4096) -> list[range]:
-    return [range(first, min(first + step, words)) for first in range(0, words, step)]
+        return torch.cat([model.leave(states, part).double() for part in parts], dim=1)
 
 
 def tolerance(dtype: torch.dtype, largest_logit: float, noise: float = math.inf) -> float:
@@ -109,6 +113,8 @@ def tolerance(dtype: torch.dtype, largest_logit: float, noise: float = math.inf)
     """
     import torch
 
+    from sprunec.rewrite.comparison import NOISES, TOLERANCE
+
     least = TOLERANCE * max(1.0, largest_logit)
     if not math.isfinite(noise):
         return max(least, EPSILONS * float(torch.finfo(dtype).eps) * largest_logit)
@@ -116,11 +122,18 @@ def tolerance(dtype: torch.dtype, largest_logit: float, noise: float = math.inf)
 
 
 def report(document: dict[str, Any], node: Node, metrics: Mapping[str, Any]) -> None:
-    """What an artifact of an earlier release does not know stays out."""
+    """Add to what the report says of a format; what an artifact of an earlier release does not know stays out."""
     found = {key: metrics[key] for key in COMPARED if key in metrics}
     document["formats"][metrics["form"]] = document["formats"].get(metrics["form"], {}) | found
 
 
 COMPARE_FORMAT = Pass(
-    "compare-format", 2, FormOptions, ("model", "emitted"), "comparison", ("data",), report=report, fails_alone=True
+    "compare-format",
+    2,
+    FormatOptions,
+    ("model", "emitted"),
+    "comparison",
+    ("data",),
+    report=report,
+    fails_alone=True,
 )

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sprunec.passes.binarize import INSIDE_UNITS
-from sprunec.passes.job import Calibration, Job, traced
+from sprunec.passes.job import Calibration, Job
 from sprunec.plan.pass_table import Pass
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ def run(job: Job[RefitOptions]) -> dict[str, Any]:
     from sprunec.masks.calibration import look
     from sprunec.masks.unit_counts import gate_units
     from sprunec.rewrite.gating import insert_gates
+    from sprunec.rewrite.trace import traced
 
     config, model = job.config(), job.model()
     blocks = traced(model, config)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from sprunec.passes import compare
-from sprunec.passes.job import Job, Options, traced_shape
+from sprunec.passes.job import Job, Options
 from sprunec.plan.pass_table import Pass
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def run(job: Job[Options]) -> dict[str, Any]:
     from sprunec.families.model_directory import open_model_tensors, save_outputs
     from sprunec.rewrite.recipe import Recipe, make_recipe, read_origin, save_recipe
     from sprunec.rewrite.streaming import cut_outputs, expand_outputs
+    from sprunec.rewrite.trace import traced_shape
 
     config, entering = job.config(), job.inputs["model"]
     recipe, small = make_recipe(traced_shape(config), job.left()), config.cut(job.kept(), job.kept("masks"))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sprunec.errors import PassError
-from sprunec.passes.job import Batching, Job, traced
+from sprunec.passes.job import Batching, Job
 from sprunec.plan.pass_table import Pass
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from sprunec.data.batches import Data
     from sprunec.engines.device import Place
-    from sprunec.families.cpm_ant.model import CPMAnt
+    from sprunec.families.base import Layout
     from sprunec.graph.builder import Builder
 
 SAMPLE_PROMPT, SAMPLE_LENGTH, SAMPLE_TEMPERATURE = 48, 80, 0.7
@@ -30,14 +30,17 @@ class EvaluateOptions(Batching):
 
 
 def add(build: Builder, suffix: str, model: str, masks: str = "") -> str:
+    """Add a node that measures a node's model, masked if there are masks."""
     options = build.options(EvaluateOptions, tokens=build.plan.evaluate_tokens)
     inputs = {"model": model} | ({"masks": masks} if masks else {}) | build.data_inputs()
     return build.add("evaluate", options, inputs, suffix=suffix, about="held-out loss")
 
 
 def run(job: Job[EvaluateOptions]) -> dict[str, Any]:
-    """Raises PassError where the loss is not finite: what the model says is then nothing to draw words from."""
+    """Raises PassError where the loss is not finite: what the model says is then nothing to draw tokens from."""
+    from sprunec.families.base import family_of
     from sprunec.rewrite.gating import mask
+    from sprunec.rewrite.trace import traced
 
     place, config, model = job.place, job.config(), job.model()
     data = job.data(config)
@@ -48,7 +51,8 @@ def run(job: Job[EvaluateOptions]) -> dict[str, Any]:
         dtype = str(place.dtype).removeprefix("torch.")
         message = f"the held-out loss is {loss}: numbers that the weights lead to are too large for {dtype}"
         raise PassError(f"{message}; fix the checkpoint, or give a wider engine.precision")
-    sample = None if "masks" in job.inputs else _sample(model, data, job.options.seed, place)
+    layout = family_of(config).layout(config)
+    sample = None if "masks" in job.inputs else _sample(model, layout, data, job.options.seed, place)
     return {
         "parameters": config.parameters(),
         "loss": loss,
@@ -74,25 +78,18 @@ def _held_out_loss(model: nn.Module, data: Data, limit: int | None, place: Place
     return total / tokens, tokens
 
 
-def _sample(model: CPMAnt, data: Data, seed: int, place: Place) -> str | None:
-    """What the model writes after the first held-out words, where the data can say it in text."""
+def _sample(model: Any, layout: Layout, data: Data, seed: int, place: Place) -> str | None:
+    """What the model writes after the first held-out tokens, where the data can say it in text."""
     import torch
 
     start = data.sample(SAMPLE_PROMPT)
     if start is None:
         return None
-    prompt = torch.from_numpy(start.ids.astype("int64"))[None].to(place.device)
-    noise = torch.Generator(place.device).manual_seed(seed)
+    given = layout.prompted(start.document)
+    given["input"] = given["input"].to(place.device)
+    given |= {"generator": torch.Generator(place.device).manual_seed(seed), "stop": start.stop}
     with place.precision():
-        ids = model.eval().generate(
-            prompt,
-            max_new_tokens=SAMPLE_LENGTH,
-            task=start.task,
-            context=start.context,
-            temperature=SAMPLE_TEMPERATURE,
-            stop=start.stop,
-            generator=noise,
-        )
+        ids = model.eval().generate(**given, max_new_tokens=SAMPLE_LENGTH, temperature=SAMPLE_TEMPERATURE)
     return data.decode(ids[0].tolist())
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import MISSING, dataclass, field, fields, replace
-from functools import lru_cache
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
@@ -17,8 +16,6 @@ if TYPE_CHECKING:
     from sprunec.data.batches import Batch, Data
     from sprunec.engines.checkpoints import Saves
     from sprunec.engines.device import Place
-    from sprunec.families.cpm_ant.model import CPMAnt
-    from sprunec.rewrite.trace import TracedBlock
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +110,7 @@ class Job(Generic[O]):
 
         return read_config(self.directory(name))
 
-    def model(self, name: str = "model") -> CPMAnt:
+    def model(self, name: str = "model") -> nn.Module:
         """An input's model in float32 on the device: what training and comparing work on."""
         from sprunec.families.model_directory import load_model
 
@@ -133,33 +130,21 @@ class Job(Generic[O]):
         """What the data pass has made, with the user's own files where it only says where to look."""
         from sprunec.bmcook.data import stream as live
         from sprunec.data import pairs
-        from sprunec.data.batches import load_text_data
+        from sprunec.data.batches import Packer, load_text_data
+        from sprunec.families.cpm_ant.inputs import Prompted
 
         directory, options = self.inputs["data"], cast(Batching, self.options)
-        rows: dict[str, Any] = {"prompt_length": config.prompt_length}
-        rows |= {name: getattr(options, name) for name in ("max_length", "batch_size", "seed")}
+        order = {"batch_size": options.batch_size, "seed": options.seed}
         if (directory / live.ABOUT).exists():
-            return live.load_live_data(directory, self.files, vocab_size=config.vocab_size, **rows)
-        if pairs.has_pairs(directory):
-            return pairs.load_pair_data(directory, **rows)
-        return load_text_data(directory, **rows)
+            return live.load_live_data(directory, self.files, config, max_length=options.max_length, **order)
+        load = pairs.load_pair_data if pairs.has_pairs(directory) else load_text_data
+        return load(directory, Packer(Prompted.of(config), options.max_length), **order)
+
+    def held_out(self, config: ModelConfig) -> Data | None:
+        """The data, where the plan has any, for what does not need it."""
+        return self.data(config) if "data" in self.inputs else None
 
     def batches(self, config: ModelConfig) -> Iterator[Batch]:
         """The batches to calibrate on: those that training would see next."""
         data, options = self.data(config), cast(Calibration, self.options)
         return (data.batch(options.first_step + number) for number in range(options.batches))
-
-
-def traced(model: nn.Module, config: ModelConfig) -> tuple[TracedBlock, ...]:
-    """The traced blocks of a model; a config's are traced once in a run."""
-    return tuple(replace(block, module=model.get_submodule(block.path)) for block in traced_shape(config))
-
-
-@lru_cache(maxsize=4)
-def traced_shape(config: ModelConfig) -> tuple[TracedBlock, ...]:
-    """The blocks of a config's model, without weights."""
-    from sprunec.families.cpm_ant.blocks import block_kinds, example_inputs
-    from sprunec.families.model_directory import empty_model
-    from sprunec.rewrite.trace import trace_blocks
-
-    return trace_blocks(empty_model(config), example_inputs(config), block_kinds(config))

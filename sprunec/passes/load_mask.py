@@ -10,6 +10,7 @@ from sprunec.durable import write_new
 from sprunec.errors import InputError
 from sprunec.passes import compensate, cut
 from sprunec.passes.job import Job, Options
+from sprunec.plan.export_formats import formats_of
 from sprunec.plan.pass_table import Pass
 from sprunec.plan.weights_notes import steps_warning, weights_warning
 
@@ -31,7 +32,7 @@ def lower(build: Builder, spec: PassSpec) -> None:
     build.evaluate_dense()
     paths: tuple[Any, ...] = spec.options["path"]
     content = tuple(build.masks_digest(path) for path in paths)
-    options = build.options(FileOptions, content=content, even=build.emits("cpm-live"))
+    options = build.options(FileOptions, content=content, even=any(form.uniform for form in formats_of(build.plan)))
     warnings = [weights_warning(path, build.checkpoint) for path in paths]
     if any("steps" in each.options for each in build.plan.passes):
         warnings += [steps_warning(path, build.checkpoint, build.plan.model.start_step) for path in paths]

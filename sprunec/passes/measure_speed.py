@@ -13,7 +13,7 @@ from statistics import quantiles
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from sprunec.passes.job import Batching, Job, traced
+from sprunec.passes.job import Batching, Job
 from sprunec.plan.pass_table import Pass
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from sprunec.data.batches import Batch
     from sprunec.engines.device import Place
     from sprunec.families.cpm_ant.config import ModelConfig
-    from sprunec.families.cpm_ant.model import CPMAnt
     from sprunec.graph.builder import Builder
     from sprunec.graph.graph import Node
 
@@ -35,11 +34,13 @@ BYTES = 4
 
 @dataclass(frozen=True, kw_only=True)
 class SpeedOptions(Batching):
+    """In what precision."""
+
     precision: str
 
 
 def add(build: Builder, models: Mapping[str, str], masks: str) -> None:
-    """Last, of all the models that were evaluated, in one node: speeds are compared only if measured together."""
+    """Add one node for all models that were evaluated: speeds are compared only if measured together."""
     inputs = {**models, **({"masks": masks} if "masked" in models else {}), **build.data_inputs()}
     about = f"{', '.join(models)} interleaved" if len(models) > 1 else "tokens per second"
     build.add("measure-speed", build.options(SpeedOptions), inputs, about=about)
@@ -54,7 +55,7 @@ def run(job: Job[SpeedOptions]) -> dict[str, Any]:
         return {"rounds": 0, "tokens": 0, "models": {}, "notes": [note]}
     batch = smaller(next(job.data(configs["dense"]).held_out_batches()), configs["dense"], place)
     seconds = in_turn(_models(job, configs), batch.to(place.device), place)
-    tokens = int((batch.inputs["length"] - configs["dense"].prompt_length).sum())
+    tokens = int((batch.inputs["length"] - _overhead(configs["dense"])).sum())
     return {
         "rounds": len(seconds["dense"]),
         "tokens": tokens,
@@ -75,8 +76,9 @@ def _models(job: Job[SpeedOptions], configs: Mapping[str, ModelConfig]) -> dict[
 def _masked(job: Job[SpeedOptions], config: ModelConfig, dense: nn.Module, its: ModelConfig) -> nn.Module:
     from sprunec.families.model_directory import empty_model, fill
     from sprunec.rewrite.gating import mask
+    from sprunec.rewrite.trace import traced
 
-    model: CPMAnt
+    model: nn.Module
     if config == its:
         model = empty_model(config)
         fill(model, dense.state_dict(), job.inputs["dense"])
@@ -87,10 +89,16 @@ def _masked(job: Job[SpeedOptions], config: ModelConfig, dense: nn.Module, its: 
 
 def smaller(batch: Batch, config: ModelConfig, place: Place) -> Batch:
     """As many rows as the operations of one forward allow, in a large model one row cut short, not too short."""
-    rows, columns = batch.targets.shape
+    rows, width = batch.targets.shape
     allowed = int(OPERATIONS.get(place.device.type, OPERATIONS_ELSEWHERE) / (2 * config.parameters()))
-    columns = min(columns, max(allowed, config.prompt_length + LEAST_TEXT))
-    return batch.part(slice(min(rows, max(allowed // columns, 1))), columns)
+    width = min(width, max(allowed, _overhead(config) + LEAST_TEXT))
+    return batch.part(slice(min(rows, max(allowed // width, 1))), width)
+
+
+def _overhead(config: ModelConfig) -> int:
+    from sprunec.families.base import family_of
+
+    return family_of(config).layout(config).overhead
 
 
 def in_turn(models: Mapping[str, nn.Module], batch: Batch, place: Place) -> dict[str, list[float]]:
@@ -119,33 +127,28 @@ def _forward(model: nn.Module, batch: Batch, place: Place) -> float:
 
 def measured(tokens: int, seconds: Sequence[float], dense: Sequence[float], is_dense: bool) -> dict[str, Any]:
     """Medians and quartiles over the rounds: tokens per second, and how many times the dense model's in it."""
-    speed = Spread.of([tokens / spent for spent in seconds])
-    ratio = Spread.of([slow / spent for slow, spent in zip(dense, seconds, strict=True)])
+    slowest, speed, fastest = quantiles([tokens / spent for spent in seconds], n=4, method="inclusive")
+    ratios = [slow / spent for slow, spent in zip(dense, seconds, strict=True)]
+    low, ratio, high = quantiles(ratios, n=4, method="inclusive")
     return {
-        "tokens_per_second": speed.median,
-        "tokens_per_second_spread": [speed.low, speed.high],
-        "relative_speed": None if is_dense else {"ratio": ratio.median, "low": ratio.low, "high": ratio.high},
+        "tokens_per_second": speed,
+        "tokens_per_second_spread": [slowest, fastest],
+        "relative_speed": None if is_dense else {"ratio": ratio, "low": low, "high": high},
     }
 
 
-@dataclass(frozen=True)
-class Spread:
-    """A median between its quartiles."""
-
-    low: float
-    median: float
-    high: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
-        return cls(*quantiles(values, n=4, method="inclusive"))
-
-
 def report(document: dict[str, Any], node: Node, metrics: Mapping[str, Any]) -> None:
+    """Put speeds beside what evaluations have measured."""
     for role, speeds in metrics["models"].items():
         document["models"][role] |= speeds
 
 
 MEASURE_SPEED = Pass(
-    "measure-speed", 1, SpeedOptions, ("dense", "data"), "measures", ("masked", "masks", "small"), report=report
+    "measure-speed",
+    1,
+    SpeedOptions,
+    ("dense", "data"),
+    "measures",
+    ("masked", "masks", "small"),
+    report=report,
 )

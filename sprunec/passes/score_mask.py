@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sprunec.passes import binarize, compensate, cut
-from sprunec.passes.job import Batching, Calibration, Job, Masking, traced, traced_shape
+from sprunec.passes.job import Batching, Calibration, Job, Masking
 from sprunec.plan.pass_table import Pass
 from sprunec.plan.resolve import LOOKING
 
@@ -55,6 +55,7 @@ def _by_weights(job: Job[ScoreOptions]) -> dict[Key, Tensor]:
     from sprunec.families.model_directory import open_model_tensors
     from sprunec.masks.criteria import BLIND, Shapes
     from sprunec.masks.unit_counts import unit_sizes
+    from sprunec.rewrite.trace import traced_shape
 
     config, options = job.config(), job.options
     sizes, weights = unit_sizes(config, options.unit), open_model_tensors(job.inputs["model"])
@@ -66,6 +67,7 @@ def _by_data(job: Job[ScoreOptions]) -> dict[Key, Tensor]:
     from sprunec.masks.criteria import CRITERIA, Sight
     from sprunec.masks.unit_counts import gate_units
     from sprunec.rewrite.gating import insert_gates
+    from sprunec.rewrite.trace import traced
 
     config, model, options = job.config(), job.model(), job.options
     blocks = traced(model, config)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sprunec.passes import binarize, compensate, cut
-from sprunec.passes.job import Calibration, Job, Masking, traced
+from sprunec.passes.job import Calibration, Job, Masking
 from sprunec.passes.train import INPUTS, TEACHER, TrainOptions, engine_of, open_lesson
 from sprunec.plan.pass_table import Pass
 
@@ -47,6 +47,7 @@ def run(job: Job[GateOptions]) -> dict[str, Any]:
     from sprunec.masks.learn import GateLearner, settling, start_from, tie
     from sprunec.masks.unit_counts import gate_units
     from sprunec.rewrite.gating import insert_gates
+    from sprunec.rewrite.trace import traced
 
     engine, config, options, model = engine_of(job), job.config(), job.options, job.model()
     place, data, blocks = engine.place, job.data(config), traced(model, config)

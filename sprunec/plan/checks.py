@@ -13,7 +13,7 @@ from sprunec.bmcook.masks.saved_masks import saved_masks_fit
 from sprunec.errors import Diagnostic, InputError, show
 from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.families.cpm_ant.config_checks import data_findings
-from sprunec.plan.format_checks import form_fits, heads_tied
+from sprunec.plan.export_formats import formats_fit, heads_tied
 from sprunec.plan.planned_sizes import size_findings
 from sprunec.plan.resolve import Draft, takes_a_look
 from sprunec.plan.sparsity import sparse_findings
@@ -147,7 +147,7 @@ CHECKS: tuple[Check, ...] = (
     sparse_findings,
     emit_last,
     heads_tied,
-    form_fits,
+    formats_fit,
     data_given,
     data_fits,
     data_set_whole,

@@ -13,7 +13,7 @@ from sprunec.errors import Diagnostic, InputError
 from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.file_kinds import SAVED, TEXT, foreign
 from sprunec.plan.checkpoint_checks import checkpoint_findings, idle_patterns, retold
-from sprunec.plan.format_checks import package_findings
+from sprunec.plan.export_formats import package_findings
 from sprunec.plan.resolve import Draft, as_list
 from sprunec.plan.schema import properties
 from sprunec.text_files import ANY_TEXT, foreign_text

@@ -1,46 +1,46 @@
-"""Compare small models with the masked one, block by block, on the same batches.
+"""Models side by side on the same tokens: how far the small ones are from the masked one, and what may be.
 
 Block by block and tensor by tensor, so that models of any size are compared in the memory of a few tensors. The small
 model goes its own way to the logits; besides, every block of it is given what the masked one's is given, which shows
 where they part. The stored weights are compared in float64 arithmetic, where rounding cannot hide a wrong bias column
 or divisor, and once more in float32, where sums over fewer terms round differently: how much of that is no fault is
 measured on the masked model itself, by its own float32 against its own float64. In float32 every small model is also
-run with its own past keys and values, column by column, against itself in one go.
+run with its own past keys and values, position by position, against itself in one go.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sprunec.checkpoint.tensors import Tensors
-from sprunec.data.batches import Batch
+from sprunec.data.compared import OPERATIONS, PER_PARAMETER
 from sprunec.errors import PassError
-from sprunec.families.cpm_ant.config import ModelConfig
-from sprunec.families.cpm_ant.model import CPMAnt
-from sprunec.families.cpm_ant.walk import BIAS, Decoding, Walk, in_use, largest
-from sprunec.passes.looks import NOISES, OPERATIONS, PER_PARAMETER, TOLERANCE
+from sprunec.families.base import Family, Inputs
+from sprunec.rewrite.streamed import Decoding, Streamed, in_use, largest
 
+TOLERANCE = 1e-5
+NOISES = 4.0  # a difference may be so many times the arithmetic's own noise
 FINER = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
 LOGITS = 2**22  # numbers at a time
 FEW = 2.5  # times what a comparison may take
-DECODED = 12  # columns of text
+DECODED = 12  # tokens of a text
 
 
 @contextmanager
-def few_threads(config: ModelConfig, tokens: int) -> Iterator[None]:
+def few_threads(parameters: int, tokens: int) -> Iterator[None]:
     """Use one thread where that takes seconds.
 
     The products are small, and threads that wait for each other after every one of them make it minutes as soon as
     something else runs on the machine.
     """
     before = torch.get_num_threads()
-    if PER_PARAMETER * config.parameters() * tokens < FEW * OPERATIONS:
+    if PER_PARAMETER * parameters * tokens < FEW * OPERATIONS:
         torch.set_num_threads(1)
     try:
         yield
@@ -49,7 +49,9 @@ def few_threads(config: ModelConfig, tokens: int) -> Iterator[None]:
 
 
 @torch.no_grad()
-def compare(models: list[tuple[CPMAnt, Tensors]], batches: list[Batch], device: torch.device) -> dict[str, Any]:
+def compare(
+    family: Family, models: Sequence[tuple[nn.Module, Tensors]], batches: Sequence[Inputs], device: torch.device
+) -> dict[str, Any]:
     """All models on the same batches, in float64 and in float32; the masked one comes first.
 
     Raises:
@@ -57,16 +59,16 @@ def compare(models: list[tuple[CPMAnt, Tensors]], batches: list[Batch], device: 
     """
     home = torch.device("cpu") if device.type == "mps" else device  # MPS has no float64
     single, exact = (
-        Comparison([Walk(model, tensors, inputs, dtype, place) for model, tensors in models])
+        Comparison([Streamed(family, model, tensors, inputs, dtype, place) for model, tensors in models])
         for dtype, place in ((torch.float32, device), (torch.float64, home))
-        for inputs in [[batch.to(place).inputs for batch in batches]]
+        for inputs in [[{name: tensor.to(place) for name, tensor in batch.items()} for batch in batches]]
     )
     single.enter(decode=True)
     exact.enter(decode=False)
     for index in range(len(exact.local)):
         single.block(index, local=False)
         exact.block(index, local=True)
-    noise = leave(single, exact)
+    noise = _leave(single, exact)
     if not math.isfinite(noise + exact.largest_logit):
         arithmetic = "float32" if math.isfinite(exact.largest_logit) else "float64"
         what = f"the masked model's own logits are not finite in {arithmetic} arithmetic"
@@ -75,7 +77,7 @@ def compare(models: list[tuple[CPMAnt, Tensors]], batches: list[Batch], device: 
     return {
         "max_abs_difference": exact.difference,
         "tolerance": max(TOLERANCE, NOISES * noise * FINER),
-        "tokens": exact.tokens,
+        "tokens": exact.masked.used().size(0),
         "float32_difference": single.difference,
         "float32_tolerance": max(TOLERANCE * max(1.0, exact.largest_logit), NOISES * noise),
         "float32_noise": noise,
@@ -86,15 +88,13 @@ def compare(models: list[tuple[CPMAnt, Tensors]], batches: list[Batch], device: 
     }
 
 
-def leave(single: Comparison, exact: Comparison) -> float:
-    """Through the head, a few words at a time; the masked model's float32 against its float64."""
-    noise, rows = 0.0, exact.behind(0).size(0)
-    exact.tokens = single.tokens = rows
-    words = exact.walks[0].words
-    step = max(1, LOGITS // max(rows, exact.walks[0].width))
-    for first in range(0, words, step):
-        part = range(first, min(first + step, words))
-        noise = max(noise, largest(exact.logits(part) - single.logits(part).to(exact.walks[0].device)))
+def _leave(single: Comparison, exact: Comparison) -> float:
+    """Through the head, a few tokens at a time; the masked model's float32 against its float64."""
+    noise, tokens = 0.0, exact.masked.tokens
+    step = max(1, LOGITS // max(exact.masked.used().shape))
+    for first in range(0, tokens, step):
+        part = range(first, min(first + step, tokens))
+        noise = max(noise, largest(exact.logits(part) - single.logits(part).to(exact.masked.device)))
     return noise
 
 
@@ -102,73 +102,68 @@ class Comparison:
     """A masked model and small ones on their way through the same batches, side by side, in one arithmetic.
 
     Args:
-        walks: the masked model's first.
+        models: the masked one first.
 
     Attributes:
         difference: the largest of any logit, of those of decoding, too.
         local: by block, the largest of any hidden state that comes out where the masked model's goes in.
     """
 
-    def __init__(self, walks: list[Walk]) -> None:
-        self.walks, self.masked, self.smalls = walks, walks[0], walks[1:]
+    def __init__(self, models: Sequence[Streamed]) -> None:
+        self.masked, *self.smalls = models
         self.difference = self.largest_logit = self.largest_state = 0.0
-        self.tokens, self.local = 0, [0.0] * len(self.masked.model.encoder.layers)
+        self.local = [0.0] * len(self.masked.paths)
         self._decodings: list[Decoding] = []
-        self._biases: list[list[Tensor]] = []
+        self._shared: list[list[Tensor]] = []
 
     def enter(self, decode: bool) -> None:
-        for walk in self.walks:
-            walk.enter()
-            with walk.holding(BIAS):
-                biases = [walk.bias(number) for number in range(len(walk.batches))]
-                same = walk is not self.masked and all(map(torch.equal, biases, self._biases[0]))
-                self._biases.append(self._biases[0] if same else biases)
-                if decode and walk is not self.masked:
-                    with walk.entrance():
-                        self._decodings.append(Decoding(walk.model, walk.batches[0], text=DECODED))
+        for model in (self.masked, *self.smalls):
+            model.enter()
+            with model.holding(*model.family.shared):
+                shared = model.shared()
+                same = model is not self.masked and all(map(torch.equal, shared, self._shared[0]))
+                self._shared.append(self._shared[0] if same else shared)
+                if decode and model is not self.masked:
+                    with model.embedding():
+                        self._decodings.append(Decoding(model.family, model.model, model.batches[0], text=DECODED))
 
     def block(self, index: int, local: bool) -> None:
-        given = self.masked.hidden
-        with self.masked.holding(f"encoder.layers.{index}"):
-            layer = self.masked.layer(index)
-            wanted = [layer(hidden, bias) for hidden, bias in zip(given, self._biases[0], strict=True)]
+        given, path = self.masked.hidden, self.masked.paths[index]
+        with self.masked.holding(path):
+            block = self.masked.model.get_submodule(path)
+            wanted = [block(hidden, shared) for hidden, shared in zip(given, self._shared[0], strict=True)]
         for number, small in enumerate(self.smalls):
-            with small.holding(f"encoder.layers.{index}"):
-                layer, biases = small.layer(index), self._biases[number + 1]
+            with small.holding(path):
+                block, shared_here = small.model.get_submodule(path), self._shared[number + 1]
                 if local and number == 0:
-                    small.hidden = self._both(index, given, wanted, biases)
+                    small.hidden = self._both(index, block, given, wanted)
                 else:
-                    small.hidden = [layer(hidden, bias) for hidden, bias in zip(small.hidden, biases, strict=True)]
+                    pairs = zip(small.hidden, shared_here, strict=True)
+                    small.hidden = [block(hidden, shared) for hidden, shared in pairs]
                 for decoding in self._decodings[number : number + 1]:
-                    decoding.through(index, layer)
+                    decoding.through(index, block)
         self.masked.hidden = wanted
 
-    def _both(self, index: int, given: list[Tensor], wanted: list[Tensor], biases: list[Tensor]) -> list[Tensor]:
+    def _both(self, index: int, block: nn.Module, given: list[Tensor], wanted: list[Tensor]) -> list[Tensor]:
         """The first small model's block on its own states and, in the same call, on the masked one's."""
         small, found = self.smalls[0], []
-        for number, (hidden, bias) in enumerate(zip(small.hidden, biases, strict=True)):
+        for number, (hidden, shared) in enumerate(zip(small.hidden, self._shared[1], strict=True)):
             states = torch.cat([hidden, given[number]])
-            own, its = small.layer(index)(states, bias.repeat(2, 1, 1, 1)).chunk(2)
+            own, its = block(states, shared.repeat(2, 1, 1, 1)).chunk(2)
             used = in_use(small.batches[number])
             self.largest_state = max(self.largest_state, float(wanted[number][used].abs().max()))
             self.local[index] = max(self.local[index], largest(its[used] - wanted[number][used]))
             found.append(own)
         return found
 
-    def behind(self, number: int) -> Tensor:
-        """(rows, D): a model's hidden states behind the last block, of the columns in use."""
-        walk = self.walks[number]
-        pairs = zip(walk.hidden, walk.batches, strict=True)
-        return torch.cat([hidden[in_use(batch)] for hidden, batch in pairs])
-
-    def logits(self, words: range) -> Tensor:
-        """The masked model's (rows, words); the small ones' are held against them."""
-        wanted = self.masked.leave(self.behind(0), words)
+    def logits(self, tokens: range) -> Tensor:
+        """The masked model's (n, tokens); the small ones' are compared with them."""
+        wanted = self.masked.leave(self.masked.used(), tokens)
         self.largest_logit = max(self.largest_logit, largest(wanted))
         for number, small in enumerate(self.smalls):
-            states = [self.behind(number + 1)]
+            states = [small.used()]
             states += [part for decoding in self._decodings[number : number + 1] for part in decoding.both()]
-            found, *decoded = small.leave(torch.cat(states), words).split([len(each) for each in states])
+            found, *decoded = small.leave(torch.cat(states), tokens).split([len(each) for each in states])
             self.difference = max(self.difference, largest(found - wanted))
             if decoded:
                 self.difference = max(self.difference, largest(decoded[0] - decoded[1]))

@@ -15,8 +15,7 @@ from transformers import CpmAntConfig, CpmAntForCausalLM
 
 import sprunec
 from sprunec.errors import InputError
-from sprunec.formats.reopen import all_context
-from sprunec.graph.emit_options import transformers_release
+from sprunec.formats.huggingface import all_context, transformers_release
 from sprunec.graph.inspect import inspect_model
 from sprunec.passes import emit, load
 from sprunec.passes.job import Job
@@ -66,7 +65,7 @@ def through(theirs: Path, folder: Path, *formats: str, dtype: str = "keep") -> P
     source.mkdir()
     out.mkdir()
     load.run(Job(load.LoadOptions(config=config.to_dict()), {}, {"checkpoint": (theirs,)}, source, "cpu", print))
-    options = emit.EmitOptions(**OPTIONS | {"formats": formats, "dtype": dtype})
+    options = emit.EmitOptions(formats=formats, details=OPTIONS | {"dtype": dtype})
     emit.run(Job(options, {"model": source, "source": source}, {}, out, "cpu", print))
     return out
 

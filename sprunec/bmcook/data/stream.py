@@ -18,12 +18,15 @@ import torch
 from numpy.typing import NDArray
 
 from sprunec.bmcook.data.index import Index, Records
-from sprunec.data.batches import PROMPT_TASK, Batch, Sample
-from sprunec.data.examples import Example, Packer, draws, first_fit, make_example
+from sprunec.data.batches import Batch, Packer, Sample, draws
+from sprunec.data.examples import first_fit, make_example
 from sprunec.data.saved import load_array, save_array
 from sprunec.data.tokenizer import Tokenizer, read_tokenizer
 from sprunec.durable import read_file, write_new
 from sprunec.errors import InputError
+from sprunec.families.base import Document
+from sprunec.families.cpm_ant.config import TEXT_TASK, ModelConfig
+from sprunec.families.cpm_ant.inputs import Prompted
 
 ABOUT = "set.json"
 STORED, PROMPT_TABLE = "stored", "prompt-table"
@@ -124,7 +127,7 @@ class LiveData:
         if batch_size % world or any(order.size == 0 for order in orders):
             message = f"{world} processes cannot share {batch_size} rows and the set's blocks alike"
             raise InputError.at("data.order", message, 'choose order "shuffled", or fewer processes')
-        self._streams = [Stream(order, lengths, batch_size // world, packer.columns) for order in orders]
+        self._streams = [Stream(order, lengths, batch_size // world, packer.width) for order in orders]
 
     def batch(self, step: int) -> Batch:
         """The global batch of training step `step`."""
@@ -137,7 +140,7 @@ class LiveData:
                 rows.append([self._example(numbers[place], start + place, rank) for place in row])
         return self.packer.pack(rows)
 
-    def _example(self, number: int, place: int, rank: int) -> Example:
+    def _example(self, number: int, place: int, rank: int) -> Document:
         return make_example(self.train[number], draws(self.seed, place, TRAINING, rank))
 
     def held_out_batches(self, tokens: int | None = None) -> Iterator[Batch]:
@@ -151,7 +154,7 @@ class LiveData:
         while start < len(self.held_out) and (tokens is None or asked < tokens):
             pieces = (lengths[at : at + _CHUNK].tolist() for at in range(start, len(lengths), _CHUNK))
             waiting = (length for piece in pieces for length in piece)
-            placed, count = first_fit(waiting, self.batch_size, self.packer.columns, shortest)
+            placed, count = first_fit(waiting, self.batch_size, self.packer.width, shortest)
             examples = []
             for number in range(start, start + count):
                 if tokens is not None and asked >= tokens:
@@ -165,10 +168,12 @@ class LiveData:
 
     def sample(self, length: int) -> Sample | None:
         """The beginning of the first held-out text that is written from left to right."""
-        written = np.flatnonzero(self.held_out.index["task"] == PROMPT_TASK)
+        written = np.flatnonzero(self.held_out.index["task"] == TEXT_TASK)
         if self.tokenizer is None or not written.size:
             return None
-        return Sample(self.held_out[int(written[0])].tokens[:length], context=True, stop=self.tokenizer.end)
+        tokens = self.held_out[int(written[0])].tokens[:length]
+        document = Document(tokens, np.ones(tokens.size, dtype=bool), tokens, task=TEXT_TASK)
+        return Sample(document, stop=self.tokenizer.end)
 
     def decode(self, ids: Iterable[int]) -> str:
         assert self.tokenizer is not None
@@ -177,7 +182,7 @@ class LiveData:
 
     def _columns(self, records: Records) -> NDArray[np.int64]:
         tokens: NDArray[np.int64] = records.index["tokens"].astype(np.int64)
-        return tokens + self.packer.prompt_length
+        return tokens + self.packer.layout.overhead
 
 
 def _take(pieces: Iterable[NDArray[np.int64]], count: int) -> list[int]:
@@ -200,12 +205,11 @@ def save_live_data(directory: Path, parts: Mapping[str, tuple[Index, str]], abou
 def load_live_data(
     directory: Path,
     files: Mapping[str, Sequence[Path]],
+    config: ModelConfig,
     *,
-    prompt_length: int,
     max_length: int,
     batch_size: int,
     seed: int,
-    vocab_size: int,
 ) -> LiveData:
     """Open what `save_live_data` wrote; `files` are, by role, meta.bin and the set's files."""
     about = json.loads(read_file(directory / ABOUT))
@@ -214,12 +218,12 @@ def load_live_data(
         for part in ("train", "held_out")
     )
     tokenizer = read_tokenizer(directory) if (directory / "vocabulary.json").exists() else None
-    base = vocab_size if about["packed_prompts"] == PROMPT_TABLE else 0
+    layout = Prompted.of(config, config.vocab_size if about["packed_prompts"] == PROMPT_TABLE else 0)
     return LiveData(
         train,
         held_out,
         tokenizer,
-        Packer(prompt_length, max_length, base),
+        Packer(layout, max_length),
         batch_size=batch_size,
         seed=seed,
         order=about["order"],

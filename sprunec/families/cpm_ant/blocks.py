@@ -1,6 +1,6 @@
 """CPM-Ant's blocks in plain torch.nn, with CPM-Live's tensor names; any sublayer may be absent, widths may differ.
 
-Letters in shapes: B batch, N columns, D width, H heads of this layer, E dim_head, F dim_ff.
+Letters in shapes: B batch, N positions, D width, H heads of this layer, E dim_head, F dim_ff.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ class Block(nn.Module):
     def forward_cached(
         self, hidden: Tensor, attention_bias: Tensor, past_key: Tensor, past_value: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """As `forward`, on new columns only; a layer without attention is given None for its past, and returns it."""
+        """Run new positions only; a layer without attention is given None for its past, and returns it."""
         key, value = past_key, past_value
         if self.self_att is not None:
             normed = self.self_att.layernorm_before_attention(hidden)
@@ -174,13 +174,13 @@ def block_kinds(config: ModelConfig) -> dict[str, tuple[int, int, int, bool]]:
 
 def example_inputs(config: ModelConfig) -> dict[str, dict[str, tuple[Tensor | None, ...]]]:
     """What each block is given, on the meta device: by block path, then by method."""
-    batch, columns, past = 2, 3, 5
+    batch, new, past = 2, 3, 5
 
     def meta(*shape: int) -> Tensor:
         return torch.empty(*shape, device="meta")
 
-    hidden = meta(batch, columns, config.dim_model)
-    bias, longer = (meta(batch, config.num_heads, columns, columns + extra) for extra in (0, past))
+    hidden = meta(batch, new, config.dim_model)
+    bias, longer = (meta(batch, config.num_heads, new, new + extra) for extra in (0, past))
     inputs: dict[str, dict[str, tuple[Tensor | None, ...]]] = {}
     for index, shape in enumerate(cache_shapes(config)):
         cache = (None, None) if shape is None else (meta(batch, shape[0], past, shape[1]),) * 2

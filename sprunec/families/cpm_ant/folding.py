@@ -11,22 +11,13 @@ from torch import Tensor
 
 from sprunec.checkpoint.tensors import Tensors
 from sprunec.checkpoint.writer import Output, rooms, rows_at_once
-from sprunec.errors import FormError
 from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.families.cpm_ant.huggingface_names import is_scaled
 from sprunec.families.cpm_ant.scaling import scaled
-from sprunec.families.cpm_ant.uniform import bias_columns, even_config, fold_factors
+from sprunec.families.cpm_ant.uniform import bias_columns, fold_factors
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 TABLE = "position_bias.relative_attention_bias"
-
-
-def even_of(config: ModelConfig, form: str) -> ModelConfig:
-    """Raises FormError where the layers differ."""
-    try:
-        return even_config(config)
-    except ValueError as error:
-        raise FormError(f"the form {form} cannot hold this model: {error}") from error
 
 
 def folded(config: ModelConfig, state: Tensors, dtype: str, plain_linears: bool = False) -> dict[str, Output]:
