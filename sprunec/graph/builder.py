@@ -94,6 +94,7 @@ class Builder:
             extra["files"] = {**self.data_files, **extra.get("files", {})}
         paths = [path for paths in extra.get("files", {}).values() for path in paths]
         stamps = {path: file_stamp(path) for path in paths}
+        extra.setdefault("parameters", self.left.parameters if info.makes_model else None)
         self.nodes[name] = Node(name, pass_, options, inputs, digest, info.output, stamps=stamps, **extra)
         return name
 
@@ -110,7 +111,6 @@ class Builder:
             steps=options.steps,
             checkpoint_every=spec.options["checkpoint_every"],
             about=about,
-            parameters=self.left.parameters,
         )
         self.model_steps += options.steps
         tokens = options.steps * options.batch_size * (options.max_length - self.config.prompt_length)

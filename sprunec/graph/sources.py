@@ -32,7 +32,7 @@ def add_sources(build: Builder) -> None:
         digest = weights_digest(plan.model.checkpoint, about_model(plan))
         options, about = LoadOptions(config=config.to_dict(), checkpoint=digest), plan.model.checkpoint.name
         files = _checkpoint_files(plan.model.checkpoint)
-    name = build.add("load", options, {}, files=files, about=about, parameters=config.parameters())
+    name = build.add("load", options, {}, files=files, about=about)
     build.model = build.roles.source = name
 
 

@@ -90,16 +90,12 @@ def check(metrics: dict[str, Any]) -> None:
 def _models(job: Job[CompareOptions]) -> Iterator[tuple[nn.Module, Tensors]]:
     """The masked one, then the small one as it may be opened: on the meta device, with their tensors' places."""
     from sprunec.checkpoint.tensors import open_tensors
-    from sprunec.families.model_directory import empty_model, open_model_tensors
-    from sprunec.rewrite.gating import mask
-    from sprunec.rewrite.trace import traced
+    from sprunec.families.model_directory import empty_model
 
-    config, directory = job.config("masked"), job.directory("small")
-    masked, small = empty_model(config), empty_model(job.config("small"))
-    mask(masked, traced(masked, config), job.left("masked"))
-    yield masked, open_model_tensors(job.inputs["masked"])
+    directory, small = job.directory("small"), empty_model(job.config("small"))
+    yield job.mask(empty_model(job.config("masked")), "masked"), job.weights("masked")
     if directory == job.inputs["small"]:
-        yield small, open_model_tensors(directory)
+        yield small, job.weights("small")
         return
     yield small, open_tensors(directory)
     yield run_code(directory).empty(directory), open_tensors(directory)

@@ -54,7 +54,6 @@ def run(job: Job[FormatOptions]) -> dict[str, Any]:
     import torch
 
     from sprunec.data.compared import compared_batches
-    from sprunec.families.model_directory import open_model_tensors
     from sprunec.rewrite.streamed import largest
 
     name, config = job.options.form, job.config()
@@ -62,7 +61,7 @@ def run(job: Job[FormatOptions]) -> dict[str, Any]:
     assert reopen is not None, name
     if not directory.is_dir():
         raise FormError(read_file(job.inputs["emitted"] / f"{name}.txt"))
-    weights = open_model_tensors(job.inputs["model"])
+    weights = job.weights()
     opened, data = reopen(directory, config, weights), job.held_out(config)
     difference = noise = largest_logit = 0.0
     tokens = 0
@@ -128,12 +127,5 @@ def report(document: dict[str, Any], node: Node, metrics: Mapping[str, Any]) -> 
 
 
 COMPARE_FORMAT = Pass(
-    "compare-format",
-    2,
-    FormatOptions,
-    ("model", "emitted"),
-    "comparison",
-    ("data",),
-    report=report,
-    fails_alone=True,
+    "compare-format", 2, FormatOptions, ("model", "emitted"), "comparison", ("data",), report=report, fails_alone=True
 )

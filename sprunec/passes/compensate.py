@@ -45,21 +45,18 @@ def add(build: Builder, spec: PassSpec, masks: str, scores: str = "") -> None:
     options = build.options(RefitOptions, spec, unit=spec.options.get("unit", INSIDE_UNITS), learned=learned)
     inputs = {"model": build.model, "masks": masks} | build.data_inputs()
     inputs |= {"scores": scores} if learned else {}
-    about = spec.options["compensate"]
-    build.model = build.add("compensate", options, inputs, about=about, parameters=build.left.parameters)
+    build.model = build.add("compensate", options, inputs, about=spec.options["compensate"])
 
 
 def run(job: Job[RefitOptions]) -> dict[str, Any]:
     from sprunec.bmcook.masks.mask_files import load_scores
-    from sprunec.families.model_directory import save_model
     from sprunec.masks import gates as hard_concrete
     from sprunec.masks.calibration import look
     from sprunec.masks.unit_counts import gate_units
     from sprunec.rewrite.gating import insert_gates
-    from sprunec.rewrite.trace import traced
 
     config, model = job.config(), job.model()
-    blocks = traced(model, config)
+    blocks = job.traced(model)
     gates = insert_gates(model, blocks, gate_units(job.options.unit))
     # What learned gates are without noise (Louizos, Welling & Kingma 2018, equation 13); nothing after a score.
     learned = load_scores(job.inputs["scores"]) if job.options.learned else {}
@@ -69,7 +66,7 @@ def run(job: Job[RefitOptions]) -> dict[str, Any]:
     moments = look(model, blocks, job.batches(config), job.place)
     refitted = _refit_all(moments, job.left(), soft)
     state = {name: tensor for name, tensor in model.state_dict().items() if ".gates." not in name}
-    save_model(job.out, config, job.kept(), state)
+    job.save(state)
     return {"refitted": refitted}
 
 
@@ -113,4 +110,4 @@ def _column_gate(projection: Projection, soft: Soft) -> Tensor | None:
     return gate
 
 
-COMPENSATE = Pass("compensate", 2, RefitOptions, ("model", "masks", "data"), "model", ("scores",), changes_weights=True)
+COMPENSATE = Pass("compensate", 2, RefitOptions, ("model", "masks", "data"), "model", ("scores",), refits=True)

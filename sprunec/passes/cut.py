@@ -28,7 +28,7 @@ def add(build: Builder, masks: str, spec: PassSpec | None = None) -> None:
         build.shrink(spec)
     entering, inputs = build.model, {"model": build.model, "masks": masks}
     inputs |= {"origin": build.roles.origin} if build.roles.origin else {}
-    small = build.add("rewrite", Options(), inputs, about="slices only", parameters=build.left.parameters)
+    small = build.add("rewrite", Options(), inputs, about="slices only")
     if build.changes_weights():  # else the comparison at the end says it all
         compare.add(build, entering, masks, small)
     build.model = build.roles.origin = small
@@ -36,14 +36,14 @@ def add(build: Builder, masks: str, spec: PassSpec | None = None) -> None:
 
 def run(job: Job[Options]) -> dict[str, Any]:
     from sprunec.checkpoint.writer import check_room, link_weights, write_outputs
-    from sprunec.families.model_directory import open_model_tensors, save_outputs
+    from sprunec.families.model_directory import save_outputs
     from sprunec.rewrite.recipe import Recipe, make_recipe, read_origin, save_recipe
     from sprunec.rewrite.streaming import cut_outputs, expand_outputs
     from sprunec.rewrite.trace import traced_shape
 
     config, entering = job.config(), job.inputs["model"]
     recipe, small = make_recipe(traced_shape(config), job.left()), config.cut(job.kept(), job.kept("masks"))
-    tensors = open_model_tensors(entering)
+    tensors = job.weights()
     outputs = cut_outputs(recipe, tensors)
     empty: Mapping[str, Output] = {}
     # The last values of all weights in the plan's input shape stay beside the small ones: as a link to where they are

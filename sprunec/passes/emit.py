@@ -49,7 +49,6 @@ def add(build: Builder, spec: PassSpec, model: str) -> str:
         EmitOptions(formats=formats, details=details),
         {"model": model, "source": build.roles.source},
         about=", ".join(formats),
-        parameters=build.left.parameters,
         files=files,
     )
 

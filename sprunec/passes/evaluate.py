@@ -39,13 +39,11 @@ def add(build: Builder, suffix: str, model: str, masks: str = "") -> str:
 def run(job: Job[EvaluateOptions]) -> dict[str, Any]:
     """Raises PassError where the loss is not finite: what the model says is then nothing to draw tokens from."""
     from sprunec.families.base import family_of
-    from sprunec.rewrite.gating import mask
-    from sprunec.rewrite.trace import traced
 
     place, config, model = job.place, job.config(), job.model()
     data = job.data(config)
     if "masks" in job.inputs:
-        mask(model, traced(model, config), job.left())
+        job.mask(model)
     loss, tokens = _held_out_loss(model, data, job.options.tokens, place)
     if not math.isfinite(loss):
         dtype = str(place.dtype).removeprefix("torch.")

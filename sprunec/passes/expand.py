@@ -18,7 +18,7 @@ def add(build: Builder, model: str) -> str:
 
 def run(job: Job[Options]) -> dict[str, Any]:
     from sprunec.checkpoint.writer import link_weights
-    from sprunec.families.model_directory import describe, open_model_tensors, save_outputs
+    from sprunec.families.model_directory import describe, save_outputs
     from sprunec.rewrite.recipe import read_origin
     from sprunec.rewrite.streaming import expand_outputs
 
@@ -29,7 +29,7 @@ def run(job: Job[Options]) -> dict[str, Any]:
         link_weights(job.inputs["model"] if origin is None else origin / "origin", job.out)
     else:
         recipe, full = read_origin(origin)
-        save_outputs(job.out, config, kept, expand_outputs(recipe, full, open_model_tensors(job.inputs["model"])))
+        save_outputs(job.out, config, kept, expand_outputs(recipe, full, job.weights()))
     return {"parameters": config.parameters()}
 
 

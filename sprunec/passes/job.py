@@ -11,11 +11,13 @@ from sprunec.engines.world import Alone, World
 from sprunec.families.cpm_ant.config import LayerKept, ModelConfig, local
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
+    from sprunec.checkpoint.tensors import Tensors
     from sprunec.data.batches import Batch, Data
     from sprunec.engines.checkpoints import Saves
     from sprunec.engines.device import Place
+    from sprunec.rewrite.trace import TracedBlock
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +118,18 @@ class Job(Generic[O]):
 
         return load_model(self.directory(name)).float().to(self.place.device)
 
+    def weights(self, name: str = "model") -> Tensors:
+        """An input's tensors by name, each read when it is asked for."""
+        from sprunec.families.model_directory import open_model_tensors
+
+        return open_model_tensors(self.directory(name))
+
+    def traced(self, model: nn.Module, name: str = "model") -> tuple[TracedBlock, ...]:
+        """The blocks of a model that is as an input's."""
+        from sprunec.rewrite.trace import traced
+
+        return traced(model, self.config(name))
+
     def kept(self, name: str = "model") -> tuple[LayerKept, ...]:
         """What an input has left, by the indices of the plan's input model."""
         from sprunec.families.model_directory import read_kept
@@ -125,6 +139,18 @@ class Job(Generic[O]):
     def left(self, name: str = "model") -> list[LayerKept]:
         """What the input `masks` leaves of a model, by this model's own indices."""
         return [local(before, after) for before, after in zip(self.kept(name), self.kept("masks"), strict=True)]
+
+    def mask(self, model: nn.Module, name: str = "model") -> nn.Module:
+        """Put the input `masks` on a model that is as an input's, as multiplications."""
+        from sprunec.rewrite.gating import mask
+
+        return mask(model, self.traced(model, name), self.left(name))
+
+    def save(self, state: Mapping[str, Tensor]) -> None:
+        """Leave a model as the input's with other weights."""
+        from sprunec.families.model_directory import save_model
+
+        save_model(self.out, self.config(), self.kept(), state)
 
     def data(self, config: ModelConfig) -> Data:
         """What the data pass has made, with the user's own files where it only says where to look."""

@@ -75,8 +75,6 @@ def _models(job: Job[SpeedOptions], configs: Mapping[str, ModelConfig]) -> dict[
 
 def _masked(job: Job[SpeedOptions], config: ModelConfig, dense: nn.Module, its: ModelConfig) -> nn.Module:
     from sprunec.families.model_directory import empty_model, fill
-    from sprunec.rewrite.gating import mask
-    from sprunec.rewrite.trace import traced
 
     model: nn.Module
     if config == its:
@@ -84,7 +82,7 @@ def _masked(job: Job[SpeedOptions], config: ModelConfig, dense: nn.Module, its: 
         fill(model, dense.state_dict(), job.inputs["dense"])
     else:
         model = job.model("masked")
-    return mask(model, traced(model, config), job.left("masked"))
+    return job.mask(model, "masked")
 
 
 def smaller(batch: Batch, config: ModelConfig, place: Place) -> Batch:
@@ -144,11 +142,5 @@ def report(document: dict[str, Any], node: Node, metrics: Mapping[str, Any]) -> 
 
 
 MEASURE_SPEED = Pass(
-    "measure-speed",
-    1,
-    SpeedOptions,
-    ("dense", "data"),
-    "measures",
-    ("masked", "masks", "small"),
-    report=report,
+    "measure-speed", 1, SpeedOptions, ("dense", "data"), "measures", ("masked", "masks", "small"), report=report
 )

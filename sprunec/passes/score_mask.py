@@ -52,14 +52,13 @@ def run(job: Job[ScoreOptions]) -> dict[str, Any]:
 
 def _by_weights(job: Job[ScoreOptions]) -> dict[Key, Tensor]:
     """One tensor at a time, so that a checkpoint of any size can be scored."""
-    from sprunec.families.model_directory import open_model_tensors
     from sprunec.masks.criteria import BLIND, Shapes
     from sprunec.masks.unit_counts import unit_sizes
     from sprunec.rewrite.trace import traced_shape
 
     config, options = job.config(), job.options
-    sizes, weights = unit_sizes(config, options.unit), open_model_tensors(job.inputs["model"])
-    return BLIND[options.criterion](Shapes(traced_shape(config), sizes, weights, options.seed))
+    sizes = unit_sizes(config, options.unit)
+    return BLIND[options.criterion](Shapes(traced_shape(config), sizes, job.weights(), options.seed))
 
 
 def _by_data(job: Job[ScoreOptions]) -> dict[Key, Tensor]:
@@ -67,24 +66,14 @@ def _by_data(job: Job[ScoreOptions]) -> dict[Key, Tensor]:
     from sprunec.masks.criteria import CRITERIA, Sight
     from sprunec.masks.unit_counts import gate_units
     from sprunec.rewrite.gating import insert_gates
-    from sprunec.rewrite.trace import traced
 
     config, model, options = job.config(), job.model(), job.options
-    blocks = traced(model, config)
+    blocks = job.traced(model)
     gates = insert_gates(model, blocks, gate_units(options.unit))
     sight = Sight(model, gates, blocks, job.batches(config), language_model_loss, job.place, options.seed)
     return CRITERIA[options.criterion](sight)
 
 
 SCORE_MASK = Pass(
-    "score-mask",
-    2,
-    ScoreOptions,
-    ("model",),
-    "scores",
-    ("data",),
-    lower,
-    removes="units",
-    by_target=True,
-    needs_trained=True,
+    "score-mask", 2, ScoreOptions, ("model",), "scores", ("data",), lower, removes="units", needs_trained=True
 )

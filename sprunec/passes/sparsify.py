@@ -42,7 +42,6 @@ def lower(build: Builder, spec: PassSpec) -> None:
         {"model": build.model},
         files={"path": paths} if paths else {},
         about=", ".join((options.pattern, *(path.name for path in paths))),
-        parameters=build.left.parameters,
         writes={"mask": spec.options["save_mask"]} if "save_mask" in spec.options else {},
         provenance=build.provenance(options.pattern, options.tensors),
     )
@@ -55,7 +54,7 @@ def run(job: Job[SparsifyOptions]) -> dict[str, Any]:
     from sprunec.families.model_directory import open_model_tensors, save_outputs
     from sprunec.masks.two_four import density
 
-    config, tensors = job.config(), open_model_tensors(job.inputs["model"])
+    config, tensors = job.config(), job.weights()
     shapes = expected_tensors(config)
     targets = targeted(shapes, job.options.tensors)
     if not targets:
@@ -122,13 +121,5 @@ def write(role: str, artifact: Path, inputs: Mapping[str, Path], path: Path) -> 
 
 
 SPARSIFY = Pass(
-    "sparsify",
-    1,
-    SparsifyOptions,
-    ("model",),
-    "model",
-    lower=lower,
-    removes="weights",
-    changes_weights=True,
-    needs_trained=True,
+    "sparsify", 1, SparsifyOptions, ("model",), "model", lower=lower, removes="weights", refits=True, needs_trained=True
 )

@@ -38,7 +38,6 @@ def lower(build: Builder, spec: PassSpec) -> None:
 def run(job: Job[TrainOptions]) -> dict[str, Any]:
     from sprunec.bmcook.masks.two_four_files import load_pattern
     from sprunec.engines.loop import fit
-    from sprunec.families.model_directory import save_model
 
     engine, config, model = engine_of(job), job.config(), job.model()
     data, lesson = job.data(config), open_lesson(job, model)
@@ -57,7 +56,7 @@ def run(job: Job[TrainOptions]) -> dict[str, Any]:
     state = engine.weights(model)
     if engine.world.rank != 0:
         return {}
-    save_model(job.out, config, job.kept(), state)
+    job.save(state)
     metrics = {"loss": last["loss"], "steps": last["steps"], "parameters": config.parameters()}
     return metrics | lesson.metrics(last) | _keep_pattern(job, state, pattern)
 
@@ -130,7 +129,5 @@ def open_lesson(job: Job[TrainOptions], student: nn.Module, blocks: Sequence[Tra
 
 
 INPUTS, TEACHER = ("model", "data"), ("teacher",)
-TRAIN = Pass("train", 3, TrainOptions, INPUTS, "model", TEACHER, lower, trains=True, changes_weights=True)
-FINETUNE = Pass(
-    "finetune", 3, TrainOptions, INPUTS, "model", TEACHER, lower, trains=True, changes_weights=True, needs_trained=True
-)
+TRAIN = Pass("train", 3, TrainOptions, INPUTS, "model", TEACHER, lower, trains=True)
+FINETUNE = Pass("finetune", 3, TrainOptions, INPUTS, "model", TEACHER, lower, trains=True, needs_trained=True)

@@ -40,17 +40,15 @@ def lower(build: Builder, spec: PassSpec) -> None:
 def run(job: Job[GateOptions]) -> dict[str, Any]:
     from sprunec.bmcook.masks.mask_files import START, save_scores
     from sprunec.engines.loop import fit, language_model_loss
-    from sprunec.families.model_directory import save_model
     from sprunec.masks.budgets import make_budgets, shared_out
     from sprunec.masks.criteria import CRITERIA, Sight, comparable
     from sprunec.masks.lagrangian import Lagrangian
     from sprunec.masks.learn import GateLearner, settling, start_from, tie
     from sprunec.masks.unit_counts import gate_units
     from sprunec.rewrite.gating import insert_gates
-    from sprunec.rewrite.trace import traced
 
     engine, config, options, model = engine_of(job), job.config(), job.options, job.model()
-    place, data, blocks = engine.place, job.data(config), traced(model, config)
+    place, data, blocks = engine.place, job.data(config), job.traced(model)
     gates = insert_gates(model, blocks, gate_units(options.unit))
     sight = Sight(model, gates, blocks, job.batches(config), language_model_loss, place, options.seed)
     scores = engine.world.broadcast(CRITERIA[options.criterion](sight))
@@ -82,7 +80,7 @@ def run(job: Job[GateOptions]) -> dict[str, Any]:
     state = {name: tensor for name, tensor in engine.weights(model).items() if ".gates." not in name}
     if engine.world.rank != 0:
         return {}
-    save_model(job.out, config, job.kept(), state)
+    job.save(state)
     save_scores(job.out, learner.log_alphas)
     if options.allocation:
         save_scores(job.out / START, allocating)
@@ -94,16 +92,5 @@ def run(job: Job[GateOptions]) -> dict[str, Any]:
 
 
 TRAIN_MASK = Pass(
-    "train-mask",
-    5,
-    GateOptions,
-    INPUTS,
-    "gated",
-    TEACHER,
-    lower,
-    trains=True,
-    removes="units",
-    by_target=True,
-    changes_weights=True,
-    needs_trained=True,
+    "train-mask", 5, GateOptions, INPUTS, "gated", TEACHER, lower, trains=True, removes="units", needs_trained=True
 )

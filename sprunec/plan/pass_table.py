@@ -35,8 +35,7 @@ class Pass:
         report: puts the pass's metrics into the run's report, besides the list of passes.
         trains: all ranks do it together; other passes are rank 0's alone.
         removes: what it takes away from the model: whole units, or single weights.
-        by_target: which units go is chosen by the pass, by a target.
-        changes_weights: the weights that are left are no longer those that entered.
+        refits: the weights that are left are no longer those that entered, though nothing was trained.
         needs_trained: it makes sense on a model that knows something only.
         fails_alone: the run goes on without what it has checked, and ends with exit code 1.
     """
@@ -52,10 +51,24 @@ class Pass:
     report: Report | None = None
     trains: bool = False
     removes: Literal["", "units", "weights"] = ""
-    by_target: bool = False
-    changes_weights: bool = False
+    refits: bool = False
     needs_trained: bool = False
     fails_alone: bool = False
+
+    @property
+    def by_target(self) -> bool:
+        """Whether a target of its own says how much goes."""
+        return self.removes == "units" and "target" in getattr(self.options, "__dataclass_fields__", ())
+
+    @property
+    def changes_weights(self) -> bool:
+        """Whether the weights that are left are no longer those that entered."""
+        return self.trains or self.refits
+
+    @property
+    def makes_model(self) -> bool:
+        """Whether it gives the newest model, in whatever form."""
+        return self.output in ("model", "gated", "rewritten", "emitted")
 
 
 PASSES = Registry(Pass, "sprunec.passes")
