@@ -149,7 +149,7 @@ def test_what_the_store_has_hashed_is_looked_at_all_the_same(tmp_path: Path, mon
     monkeypatch.setattr(file_digests, "WORTH_KNOWING", 0)
     monkeypatch.setattr(file_digests, "_KNOWN", {})
     torch.save({"w": torch.tensor([NAN])}, tmp_path / "a.pt")
-    graph.file_digest(tmp_path / "a.pt")  # as it does when it verifies a link to a user's file
+    file_digests.file_digest(tmp_path / "a.pt")  # as it does when it verifies a link to a user's file
     assert refused(tmp_path / "a.pt") == ["w has 1 NaN, the first at [0]"]
     torch.save({"w": torch.tensor([1.0])}, tmp_path / "b.pt")
     digest = weights_digest(tmp_path / "b.pt")
