@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sprunec.engines.device import Place
-from sprunec.engines.engine import Engine
+from sprunec.engines.protocols import TrainingEngine
 from sprunec.engines.world import World
 from sprunec.plan.scale import shards_by_itself
 
@@ -21,7 +21,9 @@ def check_engine(settings: Mapping[str, Any], place: Place) -> None:
         check_here(place)
 
 
-def choose_engine(settings: Mapping[str, Any], place: Place, world: World, seed: int, parameters: int) -> Engine:
+def choose_engine(
+    settings: Mapping[str, Any], place: Place, world: World, seed: int, parameters: int
+) -> TrainingEngine:
     """Make what trains a model of so many parameters; all ranks do it together.
 
     Args:

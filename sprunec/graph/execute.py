@@ -8,10 +8,10 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sprunec.durable import forget
-from sprunec.engines.world import Alone
+from sprunec.engines.world import World
 from sprunec.errors import ComparisonError, InputError, PassError, SprunecError, disk_words, remedied
 from sprunec.file_digests import file_stamp
 from sprunec.graph.events import Events
@@ -30,38 +30,34 @@ from sprunec.plan.pass_table import PASSES
 from sprunec.plan.weights_notes import write_provenance
 from sprunec.unexpected import FILE, UnexpectedError, explained, is_foreseen, own_words
 
-if TYPE_CHECKING:
-    from sprunec.engines.distributed import ProcessGroup
-
 
 def execute(
     graph: Graph,
     out: str | Path,
     watcher: Watcher | None = None,
     stop: Callable[[], bool] = lambda: False,
-    group: ProcessGroup | None = None,
+    world: World | None = None,
 ) -> Report:
     """Run what is not in `out`'s store yet; publish masks, recipe and model when all of it is done.
 
     Args:
         stop: asked between steps and between passes; once it says so, what runs is saved, and the run ends.
-        group: the processes that train together, of which this one is rank 0; None: it is alone.
+        world: the processes that train together, of which this one is rank 0; None: it is alone.
 
     Raises:
         KeyboardInterrupt: the run was stopped; run again to continue.
         InputError: a file or the device is missing; nothing was done.
         SprunecError: a pass failed; the report says which, and what was finished stays.
     """
-    out, watcher = Path(out), watcher or Watcher()
-    device = _check_ready(graph, group)
+    out, watcher, world = Path(out), watcher or Watcher(), world or World()
+    device = _check_ready(graph, world)
     check_places(graph, out)
     with alone(out):
-        run = Run(graph, out, Store(out / "store", watcher.message), watcher, device, stop, group)
+        run = Run(graph, out, Store(out / "store", watcher.message), watcher, device, stop, world)
         run.begin()
         try:
-            if group is not None:
-                group.announce(JOIN)
-                group.join(device, graph.engine["timeout"])
+            world.announce(JOIN)
+            world.join(device, graph.engine["timeout"])
             for index, node in enumerate(graph.nodes, start=1):
                 run.node(index, node)
             run.publish()
@@ -76,7 +72,7 @@ def execute(
         return run.report
 
 
-def _check_ready(graph: Graph, group: ProcessGroup | None) -> str:
+def _check_ready(graph: Graph, world: World) -> str:
     """The device that `auto` means here; raises for what would stop the run later."""
     from sprunec.engines.choose import check_engine
     from sprunec.engines.device import Place
@@ -88,13 +84,9 @@ def _check_ready(graph: Graph, group: ProcessGroup | None) -> str:
         check = PASSES[node.pass_].check
         if check is not None:
             check(node)
-    device = graph.device
-    if group is not None:
-        from sprunec.engines.distributed import rank_device
-
-        check_shares(graph, group.size)
-        device = rank_device(graph.device, group.local_rank)
-    place = Place.of(device, "fp32")
+    if world.size > 1:
+        check_shares(graph, world.size)
+    place = Place.of(graph.device, "fp32", world)
     if any(PASSES[node.pass_].trains for node in graph.nodes):
         check_engine(graph.engine, place)
     return str(place.device)
@@ -122,7 +114,7 @@ class Run:
     watcher: Watcher
     device: str
     stop: Callable[[], bool]
-    group: ProcessGroup | None
+    world: World
     done: dict[str, Artifact] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -172,13 +164,12 @@ class Run:
 
     def _make(self, node: Node) -> Artifact:
         """Run the pass, and name it in whatever goes wrong."""
-        group = self.group if PASSES[node.pass_].trains else None
+        world = self.world if PASSES[node.pass_].trains else World()
         with self.store.writing() as directory:
-            job = self._job(node, directory, group)
-            if group is not None:
-                group.announce(str(node.digest))
+            job = self._job(node, directory, world)
+            world.announce(str(node.digest))
             try:
-                with postponed() if group is not None else nullcontext():  # who has lost another says so before it ends
+                with postponed() if world.size > 1 else nullcontext():  # who has lost another says so before it ends
                     metrics = PASSES.home(node.pass_).run(job)
             except SprunecError:
                 raise
@@ -187,13 +178,13 @@ class Run:
                     raise KeyboardInterrupt from error
                 if isinstance(error, OSError) and is_foreseen(error):
                     raise PassError(f"{node.name}: {disk_words(error, directory)}") from error
-                blamed = group.blame(error) if group is not None else None
+                blamed = world.blame(error)
                 if blamed is not None:
                     raise PassError(f"{node.name}: {blamed}") from error
                 raise UnexpectedError(_doing(node), error) from error
             return self._keep(node, directory, metrics)
 
-    def _job(self, node: Node, directory: Path, group: ProcessGroup | None) -> Job[Any]:
+    def _job(self, node: Node, directory: Path, world: World) -> Job[Any]:
         def tell(event: dict[str, Any]) -> None:
             self.events.write({"node": node.name, **event})
             self.watcher.step(event)
@@ -203,10 +194,9 @@ class Run:
             from sprunec.engines.checkpoints import Saves
 
             partial, every = self.store.partial(node), node.checkpoint_every
-            saves = Saves(partial, every, self.stop, tell=self.watcher.message, world=self.group)
+            saves = Saves(partial, every, self.stop, tell=self.watcher.message, world=self.world)
         inputs = {role: self.done[name].path for role, name in node.inputs.items()}
-        engine, world = self.graph.engine, group or Alone()
-        return Job(node.options, inputs, node.files, directory, self.device, tell, saves, engine, world)
+        return Job(node.options, inputs, node.files, directory, self.device, tell, saves, self.graph.engine, world)
 
     def _keep(self, node: Node, directory: Path, metrics: dict[str, Any]) -> Artifact:
         """Put into the store what a pass has made, unless a file that it was made of is not what its digest names."""

@@ -7,7 +7,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
-from sprunec.engines.world import Alone, World
+from sprunec.engines.world import World
 from sprunec.families.cpm_ant.config import LayerKept, ModelConfig, local
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class Job(Generic[O]):
         report: takes an event a training step.
         saves: where a training pass is saved while it runs; None: it is not.
         engine: the plan's choice of what trains, and how; no more than the device does it change the result.
-        world: the processes that train. Only its lead has something to leave in `out`.
+        world: the processes that train. Only rank 0 has something to leave in `out`.
     """
 
     options: O
@@ -93,7 +93,7 @@ class Job(Generic[O]):
     report: Callable[[dict[str, Any]], None]
     saves: Saves | None = None
     engine: Mapping[str, Any] = field(default_factory=dict)
-    world: World = field(default_factory=Alone)
+    world: World = field(default_factory=World)
 
     @property
     def place(self) -> Place:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from sprunec.engines.distillation import Distiller
-    from sprunec.engines.engine import Engine
+    from sprunec.engines.protocols import TrainingEngine
     from sprunec.graph.builder import Builder
     from sprunec.masks.two_four import Pattern
     from sprunec.plan.plan import PassSpec
@@ -50,7 +50,7 @@ def run(job: Job[TrainOptions]) -> dict[str, Any]:
         first_step=job.options.first_step,
         report=job.report,
         saves=job.saves,
-        objective=lesson.objective,
+        auxiliary_loss=lesson.objective,
         kept=pattern,
     )
     state = engine.weights(model)
@@ -75,7 +75,7 @@ def _keep_pattern(job: Job[TrainOptions], state: Mapping[str, Tensor], pattern: 
     return {"density": density(state, pattern)}
 
 
-def engine_of(job: Job[TrainOptions]) -> Engine:
+def engine_of(job: Job[TrainOptions]) -> TrainingEngine:
     """What trains; made by all ranks."""
     from sprunec.engines.choose import choose_engine
 

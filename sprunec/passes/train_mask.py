@@ -73,9 +73,9 @@ def run(job: Job[GateOptions]) -> dict[str, Any]:
         engine,
         first_step=options.first_step,
         report=job.report,
-        companion=learner,
+        learner=learner,
         saves=job.saves,
-        objective=lesson.objective,
+        auxiliary_loss=lesson.objective,
     )
     state = {name: tensor for name, tensor in engine.weights(model).items() if ".gates." not in name}
     if engine.world.rank != 0:
