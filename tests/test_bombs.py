@@ -18,8 +18,8 @@ import torch
 
 from sprunec.bmcook.data.sets import read_set
 from sprunec.bmcook.masks.mask_forms import read_sheets
+from sprunec.checkpoint.reader import open_tensors, read_state
 from sprunec.checkpoint.safe_pickle import Refused, check_pickle, load_pickle
-from sprunec.checkpoint.tensors import open_tensors, read_state
 from sprunec.checkpoint.torch_file import check_torch
 from sprunec.errors import InputError
 from sprunec.families.model_directory import load
@@ -73,14 +73,14 @@ def test_a_name_of_the_billionth_layer(tmp_path: Path) -> None:
 def test_a_config_beside_weights_that_claims_too_much(changes: dict[str, Any], tmp_path: Path) -> None:
     torch.save(tiny_model().state_dict(), tmp_path / "model.pt")
     (tmp_path / "config.json").write_text(json.dumps(TINY | changes))
-    refused(load, tmp_path, "is no model config|does not fit the config")
+    refused(load, tmp_path, "is no model config|no tensor|and the config says")
 
 
 def test_tensors_that_are_larger_than_their_bytes_are_not_copied(tmp_path: Path) -> None:
     state = {name: tensor[:1].expand(2**30, *tensor.shape[1:]) for name, tensor in tiny_model().state_dict().items()}
     torch.save(state, tmp_path / "model.pt")
     (tmp_path / "config.json").write_text(json.dumps(TINY))
-    refused(load, tmp_path, "does not fit the config")
+    refused(load, tmp_path, "and the config says")
 
 
 # --- pickles ---

@@ -21,8 +21,8 @@ from typer.testing import CliRunner
 
 from sprunec.bmcook.masks.mask_forms import read_sheets
 from sprunec.bmcook.masks.two_four_files import read_mask_file
-from sprunec.checkpoint.safetensors_file import weight_files
-from sprunec.checkpoint.tensors import open_tensors
+from sprunec.checkpoint.layouts import weight_files
+from sprunec.checkpoint.reader import open_tensors
 from sprunec.checkpoint.writer import save_tensors
 from sprunec.cli import app
 from sprunec.data.text import read_text

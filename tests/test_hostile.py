@@ -21,11 +21,11 @@ from hypothesis import strategies as st
 
 from sprunec.bmcook.masks.mask_forms import read_sheets
 from sprunec.bmcook.masks.two_four_files import read_mask_file
-from sprunec.checkpoint.tensors import open_tensors
+from sprunec.checkpoint.reader import open_tensors, read_state
 from sprunec.errors import InputError, PassError
 from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.families.cpm_ant.shapes import expected_tensors
-from sprunec.families.model_directory import load, read_state
+from sprunec.families.model_directory import load
 from sprunec.graph.inspect import inspect_model
 from sprunec.passes import load as load_pass
 from tests.conftest import tiny_model

@@ -12,8 +12,8 @@ import torch
 
 from sprunec.bmcook.data.set_writer import documents
 from sprunec.bmcook.masks.mask_forms import read_sheets
+from sprunec.checkpoint.layouts import weight_files
 from sprunec.checkpoint.provenance import origin_words, write_origin
-from sprunec.checkpoint.safetensors_file import weight_files
 from sprunec.checkpoint.writer import write_state
 from sprunec.data.pairs import read_pairs
 from sprunec.data.text import read_text as read_source_text

@@ -16,7 +16,7 @@ from sprunec.plan.export_formats import Emission, Format, Reopened
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from sprunec.checkpoint.tensors import Tensors
+    from sprunec.checkpoint.reader import Tensors
     from sprunec.families.base import Inputs
 
 WEIGHTS, CONFIG = "model.pt", "config.json"
@@ -52,7 +52,8 @@ def write(emission: Emission, directory: Path) -> dict[str, Any]:
 
 def read(directory: Path) -> nn.Module:
     """The model as its config and weights say, in eval mode; divisors follow from the widths."""
-    from sprunec.families.model_directory import empty_model, fill, read_state
+    from sprunec.checkpoint.reader import read_state
+    from sprunec.families.model_directory import empty_model, fill
 
     model = empty_model(ModelConfig.from_dict(json.loads(read_file(directory / CONFIG))))
     fill(model, read_state(directory / WEIGHTS), directory / WEIGHTS)
@@ -63,7 +64,7 @@ def reopen(directory: Path, config: ModelConfig, weights: Tensors) -> Reopened:
     """In float32 arithmetic."""
     import torch
 
-    from sprunec.checkpoint.tensors import open_tensors
+    from sprunec.checkpoint.reader import open_tensors
     from sprunec.rewrite.streamed import in_use
 
     @torch.no_grad()

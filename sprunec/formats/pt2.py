@@ -16,7 +16,7 @@ from sprunec.unexpected import own_words
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from sprunec.checkpoint.tensors import Tensors
+    from sprunec.checkpoint.reader import Tensors
     from sprunec.families.base import Inputs
 
 WEIGHTS = "model.pt2"

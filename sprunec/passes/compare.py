@@ -21,7 +21,7 @@ from sprunec.plan.pass_table import Pass
 if TYPE_CHECKING:
     from torch import nn
 
-    from sprunec.checkpoint.tensors import Tensors
+    from sprunec.checkpoint.reader import Tensors
     from sprunec.graph.builder import Builder
     from sprunec.graph.graph import Node
 
@@ -89,7 +89,7 @@ def check(metrics: dict[str, Any]) -> None:
 
 def _models(job: Job[CompareOptions]) -> Iterator[tuple[nn.Module, Tensors]]:
     """The masked one, then the small one as it may be opened: on the meta device, with their tensors' places."""
-    from sprunec.checkpoint.tensors import open_tensors
+    from sprunec.checkpoint.reader import open_tensors
     from sprunec.families.model_directory import empty_model
 
     directory, small = job.directory("small"), empty_model(job.config("small"))

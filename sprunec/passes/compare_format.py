@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from sprunec.checkpoint.tensors import Tensors
+    from sprunec.checkpoint.reader import Tensors
     from sprunec.families.base import Inputs
     from sprunec.families.cpm_ant.config import ModelConfig
     from sprunec.graph.builder import Builder

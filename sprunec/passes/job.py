@@ -13,7 +13,7 @@ from sprunec.families.cpm_ant.config import LayerKept, ModelConfig, local
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from sprunec.checkpoint.tensors import Tensors
+    from sprunec.checkpoint.reader import Tensors
     from sprunec.data.batches import Batch, Data
     from sprunec.engines.checkpoints import Saves
     from sprunec.engines.device import Place

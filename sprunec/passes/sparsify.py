@@ -15,7 +15,7 @@ from sprunec.plan.sparsity import targeted
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from sprunec.checkpoint.tensors import Tensors
+    from sprunec.checkpoint.reader import Tensors
     from sprunec.checkpoint.writer import Output
     from sprunec.families.cpm_ant.shapes import Shape
     from sprunec.graph.builder import Builder

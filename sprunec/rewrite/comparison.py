@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sprunec.checkpoint.tensors import Tensors
+from sprunec.checkpoint.reader import Tensors
 from sprunec.data.compared import OPERATIONS, PER_PARAMETER
 from sprunec.errors import PassError
 from sprunec.families.base import Family, Inputs

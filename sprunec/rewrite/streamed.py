@@ -17,10 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sprunec.checkpoint.tensors import Tensors
+from sprunec.checkpoint.header import misfit
+from sprunec.checkpoint.reader import Tensors
 from sprunec.errors import InputError
 from sprunec.families.base import Family, Inputs
-from sprunec.families.cpm_ant.shapes import misfit
 from sprunec.families.module_lists import blocks
 
 HELD_BYTES = 32 * 2**20  # a part of up to so many is kept until it is left

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from sprunec.checkpoint.tensors import Tensors
+from sprunec.checkpoint.reader import Tensors, open_tensors
+from sprunec.checkpoint.writer import write_state
 from sprunec.families.cpm_ant.family import FAMILY
-from sprunec.families.model_directory import empty_model, open_tensors, write_state
+from sprunec.families.model_directory import empty_model
 from sprunec.rewrite import streamed
 from sprunec.rewrite.streamed import Streamed
 from tests.conftest import random_batch, tiny_config, tiny_model

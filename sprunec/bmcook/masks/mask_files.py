@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sprunec.checkpoint.tensors import read_state
+from sprunec.checkpoint.reader import read_state
 from sprunec.checkpoint.writer import save_pt, save_tensors
 from sprunec.durable import put_file
 from sprunec.families.cpm_ant.config import LayerKept

@@ -16,13 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sprunec.checkpoint.reader import read_state
 from sprunec.checkpoint.torch_file import load_torch, not_read
 from sprunec.checkpoint.writer import save_tensors
 from sprunec.durable import put_file
 from sprunec.errors import InputError
 from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.families.cpm_ant.shapes import Shape, expected_tensors
-from sprunec.families.model_directory import read_config, read_state
+from sprunec.families.model_directory import read_config
 from sprunec.masks.two_four import Pattern, refuse_uneven, violation
 
 PATTERN = "pattern.safetensors"
