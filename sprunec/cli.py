@@ -210,16 +210,16 @@ def gc(
     debug: Debug = False,
 ) -> None:
     """Remove what no plan in OUT refers to, and what stopped or damaged runs left behind."""
-    from sprunec.graph.gc import collect, look
+    from sprunec.graph.gc import find_waste, remove_waste
     from sprunec.show.tables import waste_table
 
     with reporting(as_json, f"cleaning {out}"):
-        found = look(out)
+        found = find_waste(out)
     if not as_json:
         Console().print(waste_table(found.document(removed=False), dry_run), crop=False)
     if not dry_run:
         with reporting(as_json, f"cleaning {out}"):
-            collect(out, found)
+            remove_waste(out, found)
     if as_json:
         print_json(found.document(removed=not dry_run))
 

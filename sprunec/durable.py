@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -151,4 +152,12 @@ def put_file(path: Path, content: bytes) -> None:
 def forget(path: Path) -> None:
     """Remove a file if that can be done; what failed before is the error to tell of."""
     with suppress(OSError):
+        path.unlink(missing_ok=True)
+
+
+def remove(path: Path) -> None:
+    """Take away a file, a link, or a directory with all that is in it, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
         path.unlink(missing_ok=True)

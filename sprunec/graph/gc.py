@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sprunec.durable import read_file
+from sprunec.durable import read_file, remove
 from sprunec.errors import InputError, PassError
 from sprunec.graph.lock import alone
 from sprunec.graph.store import PLAN, read_references
@@ -46,39 +45,35 @@ class Collection:
         return {"out": str(self.out), "removed": removed, "bytes": self.bytes, "entries": entries}
 
 
-def look(out: Path) -> Collection:
+def find_waste(out: Path) -> Collection:
     """What can go.
 
     Raises:
         InputError: no run has been in `out`.
         PassError: a run is in there now, or it is not known any more what one of its plans refers to.
     """
-    _check(out)
-    with alone(out):
-        return _look(out)
-
-
-def collect(out: Path, wastes: Collection) -> None:
-    """Remove what a look has found and still finds.
-
-    Raises:
-        PassError: as `look`.
-        OSError: something cannot be removed.
-    """
-    with alone(out):
-        still = {waste.path for waste in _look(out).wastes}
-        for waste in wastes.wastes:
-            if waste.path in still:
-                _remove(waste.path)
-
-
-def _check(out: Path) -> None:
     if not (out / "store").is_dir():
         message = "is no folder of a run" if out.is_dir() else "there is no such folder"
         raise InputError.at(out, message, "give the folder that `sprunec run` worked in, e.g. runs/NAME")
+    with alone(out):
+        return _find(out)
 
 
-def _look(out: Path) -> Collection:
+def remove_waste(out: Path, wastes: Collection) -> None:
+    """Remove what `find_waste` has found and still finds.
+
+    Raises:
+        PassError: as `find_waste`.
+        OSError: something cannot be removed.
+    """
+    with alone(out):
+        still = {waste.path for waste in _find(out).wastes}
+        for waste in wastes.wastes:
+            if waste.path in still:
+                remove(waste.path)
+
+
+def _find(out: Path) -> Collection:
     kept = _referred(out)
     found = [*_in_store(out / "store", kept)]
     found += [(path, LEFT_BEHIND) for path in sorted(out.glob(".*")) if _is_aside(path)]
@@ -140,10 +135,3 @@ def _files(path: Path) -> Iterator[os.stat_result]:
     for place, _, names in os.walk(path):
         for name in names:
             yield (Path(place) / name).lstat()
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink()

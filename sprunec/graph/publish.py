@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from sprunec.checkpoint.provenance import write_origin
-from sprunec.durable import copy_file, flush, naming
+from sprunec.durable import copy_file, flush, naming, remove
 from sprunec.graph.graph import Graph
 from sprunec.plan.weights_notes import note_weights
 
@@ -29,9 +28,7 @@ def publish(
         failed: the forms that are not published.
     """
     aside = out / ".publishing"
-    if aside.is_symlink():
-        aside.unlink()
-    shutil.rmtree(aside, ignore_errors=True)
+    remove(aside)
     aside.mkdir(parents=True)
     with naming(aside):
         _make(graph, aside, artifacts, origin, failed)
@@ -71,11 +68,7 @@ def _copy(folder: Path, to: Path) -> None:
 def unpublish(out: Path) -> None:
     """Take away what an earlier run has published: it would not be what the report tells of. The store keeps it."""
     for name in PUBLISHED:
-        path = out / name
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+        remove(out / name)
 
 
 def _full_shape(graph: Graph, path: Path, artifacts: Mapping[str, Path]) -> None:

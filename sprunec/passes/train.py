@@ -40,8 +40,8 @@ def run(job: Job[TrainOptions]) -> dict[str, Any]:
     from sprunec.engines.loop import fit
 
     engine, config, model = engine_of(job), job.config(), job.model()
-    data, lesson = job.data(config), open_lesson(job, model)
-    pattern = load_pattern(job.inputs["model"])
+    data, pattern = job.data(config), load_pattern(job.inputs["model"])
+    distiller, notes = distiller_of(job, model)
     last = fit(
         model,
         data.batch,
@@ -50,7 +50,7 @@ def run(job: Job[TrainOptions]) -> dict[str, Any]:
         first_step=job.options.first_step,
         report=job.report,
         saves=job.saves,
-        auxiliary_loss=lesson.objective,
+        auxiliary_loss=distiller,
         kept=pattern,
     )
     state = engine.weights(model)
@@ -58,7 +58,8 @@ def run(job: Job[TrainOptions]) -> dict[str, Any]:
         return {}
     job.save(state)
     metrics = {"loss": last["loss"], "steps": last["steps"], "parameters": config.parameters()}
-    return metrics | lesson.metrics(last) | _keep_pattern(job, state, pattern)
+    metrics |= {"distillation": last["distillation"]} if distiller is not None else {}
+    return metrics | ({"notes": notes} if notes else {}) | _keep_pattern(job, state, pattern)
 
 
 def _keep_pattern(job: Job[TrainOptions], state: Mapping[str, Tensor], pattern: Pattern) -> dict[str, Any]:
@@ -82,21 +83,12 @@ def engine_of(job: Job[TrainOptions]) -> TrainingEngine:
     return choose_engine(job.engine, job.place, job.world, job.options.seed, job.config().parameters())
 
 
-@dataclass(frozen=True)
-class Lesson:
-    """A training pass's distillation: the objective, None without one, and what the user should know about it."""
+def distiller_of(
+    job: Job[TrainOptions], student: nn.Module, blocks: Sequence[TracedBlock] = ()
+) -> tuple[Distiller | None, list[str]]:
+    """The distillation that the options ask for, and what the user should know about it.
 
-    objective: Distiller | None = None
-    notes: tuple[str, ...] = ()
-
-    def metrics(self, last: dict[str, Any]) -> dict[str, Any]:
-        """What the pass's last event says about it; nothing without a teacher."""
-        found = {"distillation": last["distillation"]} if self.objective is not None else {}
-        return found | ({"notes": list(self.notes)} if self.notes else {})
-
-
-def open_lesson(job: Job[TrainOptions], student: nn.Module, blocks: Sequence[TracedBlock] = ()) -> Lesson:
-    """The distillation that the options ask for; a pair whose student state was cut away is dropped, with a note.
+    A pair whose student state was cut away is dropped.
 
     Args:
         blocks: what was traced of the student before it got its gates.
@@ -110,7 +102,7 @@ def open_lesson(job: Job[TrainOptions], student: nn.Module, blocks: Sequence[Tra
 
     options = job.options.distillation
     if options is None:
-        return Lesson()
+        return None, []
     here, there = job.config(), job.config("teacher")
     written = [Pair.read(pair) for pair in options.pairs] if options.hidden else []
     pairs = [pair for pair in written if pair.student.module in state_widths(here)]
@@ -125,7 +117,7 @@ def open_lesson(job: Job[TrainOptions], student: nn.Module, blocks: Sequence[Tra
     seen = observable(student, [pair.student for pair in pairs], blocks)
     taught = observable(teacher, [pair.teacher for pair in pairs])
     notes = [f"{pair} is not distilled: {pair.student.module} has been cut" for pair in written if pair not in pairs]
-    return Lesson(Distiller(teacher, options, pairs, seen, taught, projections), tuple(notes))
+    return Distiller(teacher, options, pairs, seen, taught, projections), notes
 
 
 INPUTS, TEACHER = ("model", "data"), ("teacher",)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sprunec.passes import binarize, compensate, cut
 from sprunec.passes.job import Calibration, Job, Masking
-from sprunec.passes.train import INPUTS, TEACHER, TrainOptions, engine_of, open_lesson
+from sprunec.passes.train import INPUTS, TEACHER, TrainOptions, distiller_of, engine_of
 from sprunec.plan.pass_table import Pass
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def run(job: Job[GateOptions]) -> dict[str, Any]:
         tie_heads=options.tie_heads,
         stop_when_settled=options.stop_when_settled,
     )
-    lesson = open_lesson(job, model, blocks)
+    distiller, notes = distiller_of(job, model, blocks)
     last = fit(
         model,
         data.batch,
@@ -75,7 +75,7 @@ def run(job: Job[GateOptions]) -> dict[str, Any]:
         report=job.report,
         learner=learner,
         saves=job.saves,
-        auxiliary_loss=lesson.objective,
+        auxiliary_loss=distiller,
     )
     state = {name: tensor for name, tensor in engine.weights(model).items() if ".gates." not in name}
     if engine.world.rank != 0:
@@ -86,8 +86,9 @@ def run(job: Job[GateOptions]) -> dict[str, Any]:
         save_scores(job.out / START, allocating)
     rows = [settling(budget, learner.log_alphas) for budget in budgets]
     metrics = {"loss": last["loss"], "steps": last["step"], "undecided": learner.undecided(), "budgets": rows}
-    metrics |= lesson.metrics(last) | {"planned_steps": last["steps"]}
-    notes = [*metrics.get("notes", []), *learner.convergence.ending(last["step"], learner.expected())]
+    metrics |= {"distillation": last["distillation"]} if distiller is not None else {}
+    metrics["planned_steps"] = last["steps"]
+    notes += learner.convergence.ending(last["step"], learner.expected())
     return metrics | ({"notes": notes} if notes else {})
 
 
