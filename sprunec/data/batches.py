@@ -19,7 +19,7 @@ from torch import Tensor
 from sprunec.data.saved import SavedIds, save_array
 from sprunec.data.tokenizer import Tokenizer, read_tokenizer, save_tokenizer
 from sprunec.errors import InputError
-from sprunec.families.base import Document, Layout
+from sprunec.families.base import Document, Inputs, Layout
 
 IGNORED = -100
 
@@ -55,6 +55,12 @@ class Batch:
     @property
     def target_count(self) -> int:
         return int((self.targets != IGNORED).sum())
+
+
+def in_use(inputs: Inputs) -> Tensor:
+    """(B, N): the positions that are not padding."""
+    width = next(tensor.size(1) for tensor in inputs.values() if tensor.dim() == 2)
+    return inputs["length"][:, None] > torch.arange(width, device=inputs["length"].device)
 
 
 @dataclass(frozen=True)
@@ -164,5 +170,5 @@ def load_text_data(directory: Path, packer: Packer, *, batch_size: int, seed: in
     for part, ids, least in (("training", train, packer.room + 1), ("held-out", held_out, 2)):
         if ids.size < least:
             message = f"the {part} part has {ids.size} tokens, one window needs {least}"
-            raise InputError.at("data.max_length", message, "give more text, or a smaller max_length")
+            raise InputError.in_option("/data/max_length", message, "give more text, or a smaller max_length")
     return TextData(train, held_out, read_tokenizer(directory), packer, batch_size, seed)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from sprunec.data.batches import Batch, Data, Packer
-from sprunec.families.base import Document, family_of
+from sprunec.families.base import Document, family_of, overhead
 
 # A comparison runs the masked model once and the small one up to five times, in float64 or float32. On two cores these
 # operations take about ten seconds.
@@ -23,9 +23,8 @@ STATES = 2**24  # numbers in all hidden states, or in all that blocks are given 
 
 def affordable_tokens(config: Any) -> int:
     """How many a model of this size is compared on unless a plan says another number."""
-    overhead = family_of(config).layout(config).overhead
     affordable: int = OPERATIONS // (PER_PARAMETER * config.parameters())
-    return max(LEAST_TOKENS, LEAST_TEXT + overhead, affordable)
+    return max(LEAST_TOKENS, LEAST_TEXT + overhead(config), affordable)
 
 
 def compared_batches(
@@ -41,13 +40,13 @@ def compared_batches(
         As many batches at a time as there is room for; in all at most so many positions, the family's own among them,
         and one row at least. More than one such group is only given where the plan asks for a number of tokens.
     """
-    tokens, overhead = min(most, asked or affordable_tokens(config)), family_of(config).layout(config).overhead
+    tokens, least = min(most, asked or affordable_tokens(config)), overhead(config) + 1
     held_out: Iterable[Batch]
     if data is not None:
         held_out = data.held_out_batches()
     else:
-        held_out = [random_batch(config, rows=-(-tokens // (RANDOM_TEXT + overhead)) if asked else 2)]
-    groups = _groups(_first(held_out if asked else islice(held_out, MOST_BATCHES), tokens, overhead + 1), config)
+        held_out = [random_batch(config, rows=-(-tokens // (RANDOM_TEXT + least - 1)) if asked else 2)]
+    groups = _groups(_first(held_out if asked else islice(held_out, MOST_BATCHES), tokens, least), config)
     return groups if asked else islice(groups, 1)
 
 

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Inputs = Mapping[str, "Tensor"]
-Past = list["tuple[Tensor, Tensor] | None"]
+Given = tuple["Tensor", "Tensor"]  # hidden states (B, N, D), and what blocks are given besides
+Past = list["tuple[Tensor, Tensor] | None"]  # by block, keys and values
 
 
 @dataclass(frozen=True)
@@ -56,20 +57,6 @@ class Layout(Protocol):
 
 
 @dataclass(frozen=True)
-class Decoded:
-    """The first hidden states of a row that is decoded, in one go and step by step, and the masks of its blocks.
-
-    Attributes:
-        whole, steps: hidden states (1, n, D), each with what the blocks are given besides.
-        past: the empty past of every block, which `forward_cached` takes.
-    """
-
-    whole: tuple[Tensor, Tensor]
-    steps: list[tuple[Tensor, Tensor]]
-    past: Past
-
-
-@dataclass(frozen=True)
 class Family:
     """A family's code; `families/<name>/family.py` has it as `FAMILY`.
 
@@ -85,7 +72,8 @@ class Family:
         shared, share: modules that make what all blocks are given besides their hidden states; inputs -> that.
         head, leave: modules behind the last block, the weight of the last one with a row a token; hidden states (n, D)
             -> logits, for whatever rows that weight has.
-        decode: of a batch the longest row, its last `steps` positions one by one, and no more than `text` tokens.
+        decode: (model, inputs, steps, text) -> what the first block is given for the longest row of a batch, up to
+            `text` tokens: in one go, and with its last `steps` positions one by one; and the empty past to begin with.
     """
 
     layout: Callable[[Any], Layout]
@@ -101,10 +89,15 @@ class Family:
     share: Callable[[Any, Inputs], Tensor]
     head: Callable[[Any], tuple[str, ...]]
     leave: Callable[[Any, Tensor], Tensor]
-    decode: Callable[[Any, Inputs, int, int], Decoded]
+    decode: Callable[[Any, Inputs, int, int], tuple[Given, list[Given], Past]]
 
 
 def family_of(config: Any) -> Family:
     """The code of a config's family; imports torch."""
     found: Family = import_module(f"sprunec.families.{config.family.replace('-', '_')}.family").FAMILY
     return found
+
+
+def overhead(config: Any) -> int:
+    """How many positions of its own the family of a config adds to a document."""
+    return family_of(config).layout(config).overhead

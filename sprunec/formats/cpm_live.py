@@ -65,7 +65,7 @@ def reopen(directory: Path, config: ModelConfig, weights: Tensors) -> Reopened:
     import torch
 
     from sprunec.checkpoint.reader import open_tensors
-    from sprunec.rewrite.streamed import in_use
+    from sprunec.data.batches import in_use
 
     @torch.no_grad()
     def logits(inputs: list[Inputs]) -> Tensor:

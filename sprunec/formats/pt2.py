@@ -66,7 +66,7 @@ def reopen(directory: Path, config: ModelConfig, weights: Tensors) -> Reopened:
     import torch
     import torch.nn.functional as F
 
-    from sprunec.rewrite.streamed import in_use
+    from sprunec.data.batches import in_use
 
     least, names = family_of(config).layout(config).overhead + LEAST, tuple(example(config))
 

@@ -69,9 +69,9 @@ def target_words(spec: PassSpec, target: Mapping[str, Any] | None = None) -> str
 
 
 def run(job: Job[BinarizeOptions]) -> dict[str, Any]:
-    from sprunec.bmcook.masks.mask_files import START, load_scores
     from sprunec.families.cpm_ant.config import kept_to_json
     from sprunec.masks.budgets import fill_all, make_budgets, shared_out
+    from sprunec.masks.mask_tensors import START, load_scores
     from sprunec.masks.unit_counts import apply_masks
 
     config, options, scores = job.config(), job.options, load_scores(job.inputs["scores"])
@@ -125,8 +125,9 @@ def _distance(
 
 def write(role: str, artifact: Path, inputs: Mapping[str, Path], path: Path) -> None:
     """Write the mask of this pass's units to a file of its own; `role` is the file's form."""
-    from sprunec.bmcook.masks.mask_files import load_scores, write_mask
+    from sprunec.bmcook.masks.mask_forms import write_mask
     from sprunec.families.model_directory import read_kept
+    from sprunec.masks.mask_tensors import load_scores
 
     units = {unit for _, unit in load_scores(inputs["scores"])}
     whole, before, after = (read_kept(place) for place in (inputs["source"], inputs["model"], artifact))

@@ -49,9 +49,9 @@ def add(build: Builder, spec: PassSpec, masks: str, scores: str = "") -> None:
 
 
 def run(job: Job[RefitOptions]) -> dict[str, Any]:
-    from sprunec.bmcook.masks.mask_files import load_scores
     from sprunec.masks import gates as hard_concrete
     from sprunec.masks.calibration import look
+    from sprunec.masks.mask_tensors import load_scores
     from sprunec.masks.unit_counts import gate_units
     from sprunec.rewrite.gating import insert_gates
 

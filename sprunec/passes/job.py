@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from sprunec.engines.device import Place
     from sprunec.rewrite.trace import TracedBlock
 
+SET_ABOUT = "set.json"  # what the data pass has written about a CPM-Live set
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
@@ -154,17 +156,18 @@ class Job(Generic[O]):
 
     def data(self, config: ModelConfig) -> Data:
         """What the data pass has made, with the user's own files where it only says where to look."""
-        from sprunec.bmcook.data import stream as live
         from sprunec.data import pairs
         from sprunec.data.batches import Packer, load_text_data
         from sprunec.families.cpm_ant.inputs import Prompted
 
         directory, options = self.inputs["data"], cast(Batching, self.options)
-        order = {"batch_size": options.batch_size, "seed": options.seed}
-        if (directory / live.ABOUT).exists():
-            return live.load_live_data(directory, self.files, config, max_length=options.max_length, **order)
+        width, order = options.max_length, {"batch_size": options.batch_size, "seed": options.seed}
+        if (directory / SET_ABOUT).exists():
+            from sprunec.bmcook.data.stream import load_live_data
+
+            return load_live_data(directory, self.files, config, max_length=width, world=self.world.size, **order)
         load = pairs.load_pair_data if pairs.has_pairs(directory) else load_text_data
-        return load(directory, Packer(Prompted.of(config), options.max_length), **order)
+        return load(directory, Packer(Prompted.of(config), width), **order)
 
     def held_out(self, config: ModelConfig) -> Data | None:
         """The data, where the plan has any, for what does not need it."""

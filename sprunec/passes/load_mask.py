@@ -68,9 +68,9 @@ def run(job: Job[FileOptions]) -> dict[str, Any]:
 
 
 def check(node: Node) -> None:
-    from sprunec.bmcook.masks.mask_forms import check_sheets
+    from sprunec.bmcook.masks.mask_forms import check_mask_files
 
-    check_sheets(node.files["paths"])
+    check_mask_files(node.files["paths"])
 
 
 LOAD_MASK = Pass("load-mask", 2, FileOptions, ("model", "source"), "masks", lower=lower, check=check, removes="units")

@@ -42,8 +42,8 @@ def lower(build: Builder, spec: PassSpec) -> None:
 
 
 def run(job: Job[ScoreOptions]) -> dict[str, Any]:
-    from sprunec.bmcook.masks.mask_files import save_scores
     from sprunec.masks.criteria import comparable
+    from sprunec.masks.mask_tensors import save_scores
 
     scores = comparable(_by_data(job) if "data" in job.inputs else _by_weights(job), job.options.target)
     save_scores(job.out, scores)

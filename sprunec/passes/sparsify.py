@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from sprunec.checkpoint.reader import Tensors
     from sprunec.checkpoint.writer import Output
-    from sprunec.families.cpm_ant.shapes import Shape
     from sprunec.graph.builder import Builder
     from sprunec.masks.two_four import Pattern
     from sprunec.plan.plan import PassSpec
@@ -48,52 +47,43 @@ def lower(build: Builder, spec: PassSpec) -> None:
 
 
 def run(job: Job[SparsifyOptions]) -> dict[str, Any]:
-    from sprunec.bmcook.masks.two_four_files import save_pattern
     from sprunec.checkpoint.writer import as_outputs
     from sprunec.families.cpm_ant.shapes import expected_tensors
     from sprunec.families.model_directory import open_model_tensors, save_outputs
-    from sprunec.masks.two_four import density
+    from sprunec.masks.two_four import choose, density, refuse_uneven, save_pattern
 
     config, tensors = job.config(), job.weights()
-    shapes = expected_tensors(config)
+    kind, shapes = job.options.pattern, expected_tensors(config)
     targets = targeted(shapes, job.options.tensors)
     if not targets:
-        words = ", ".join(job.options.tensors)
-        raise InputError.at("tensors", f"no tensor that is left has one of {words} in its name", "name others")
-    pattern = _pattern(job, tensors, shapes, targets)
+        parts = ", ".join(job.options.tensors)
+        raise InputError.at("tensors", f"no tensor that is left has one of {parts} in its name", "name others")
+    if "path" in job.files:
+        from sprunec.bmcook.masks.two_four_files import read_mask_file
+
+        pattern = read_mask_file(job.files["path"][0], kind, shapes, targets)
+    else:
+        for name, shape in targets.items():
+            refuse_uneven(kind, name, shape)
+        pattern = {name: choose(kind, name, tensors[name]) for name in targets}
     outputs = as_outputs(tensors) | {name: _masked(tensors, name, mask) for name, mask in pattern.items()}
     save_outputs(job.out, config, job.kept(), outputs)
     save_pattern(job.out, pattern)
-    sparse = open_model_tensors(job.out)
-    before = _size(tensors, pattern)
+    sparse, before = open_model_tensors(job.out), _size(tensors, pattern)
     metrics = {
         "tensors": len(pattern),
         "density": density(sparse, pattern),
         "retained": _size(sparse, pattern) / before if before else 1.0,
         "parameters": config.parameters(),
     }
-    return metrics | _notes(job, pattern)
+    return metrics | (_notes(pattern) if kind == "m4n2_2d" else {})
 
 
 def _masked(tensors: Tensors, name: str, mask: Tensor) -> Output:
-    """Made when it is written."""
+    """Made when it is written, so that one tensor at a time is in memory."""
     from sprunec.checkpoint.writer import Output
 
     return Output(tensors.shape(name), tensors.dtype(name), lambda: [tensors.copy(name).masked_fill_(~mask, 0)])
-
-
-def _pattern(
-    job: Job[SparsifyOptions], state: Mapping[str, Tensor], shapes: Mapping[str, Shape], targets: Mapping[str, Shape]
-) -> Pattern:
-    from sprunec.bmcook.masks.two_four_files import read_mask_file
-    from sprunec.masks.two_four import choose, refuse_uneven
-
-    kind = job.options.pattern
-    if "path" in job.files:
-        return read_mask_file(job.files["path"][0], kind, shapes, targets)
-    for name, shape in targets.items():
-        refuse_uneven(kind, name, shape)
-    return {name: choose(kind, name, state[name]) for name in targets}
 
 
 def _size(state: Mapping[str, Tensor], pattern: Pattern) -> float:
@@ -103,9 +93,7 @@ def _size(state: Mapping[str, Tensor], pattern: Pattern) -> float:
     return sum(float(state[name].abs().sum(dtype=torch.float64)) for name in pattern)
 
 
-def _notes(job: Job[SparsifyOptions], pattern: Pattern) -> dict[str, Any]:
-    if job.options.pattern == "m4n2_1d":
-        return {}
+def _notes(pattern: Pattern) -> dict[str, Any]:
     from sprunec.masks.two_four import short_tiles
 
     short = sum(short_tiles(mask) for mask in pattern.values())
@@ -114,7 +102,7 @@ def _notes(job: Job[SparsifyOptions], pattern: Pattern) -> dict[str, Any]:
 
 
 def write(role: str, artifact: Path, inputs: Mapping[str, Path], path: Path) -> None:
-    """The mask as a file in BMCook's form."""
+    """Write the mask as a file in BMCook's form."""
     from sprunec.bmcook.masks.two_four_files import write_pattern
 
     write_pattern(artifact, path)

@@ -36,8 +36,8 @@ def lower(build: Builder, spec: PassSpec) -> None:
 
 
 def run(job: Job[TrainOptions]) -> dict[str, Any]:
-    from sprunec.bmcook.masks.two_four_files import load_pattern
     from sprunec.engines.loop import fit
+    from sprunec.masks.two_four import load_pattern
 
     engine, config, model = engine_of(job), job.config(), job.model()
     data, pattern = job.data(config), load_pattern(job.inputs["model"])
@@ -64,8 +64,7 @@ def run(job: Job[TrainOptions]) -> dict[str, Any]:
 
 def _keep_pattern(job: Job[TrainOptions], state: Mapping[str, Tensor], pattern: Pattern) -> dict[str, Any]:
     """Hand the pattern on, once it is sure that it has held."""
-    from sprunec.bmcook.masks.two_four_files import save_pattern
-    from sprunec.masks.two_four import density, leaks
+    from sprunec.masks.two_four import density, leaks, save_pattern
 
     if not pattern:
         return {}

@@ -38,12 +38,12 @@ def lower(build: Builder, spec: PassSpec) -> None:
 
 
 def run(job: Job[GateOptions]) -> dict[str, Any]:
-    from sprunec.bmcook.masks.mask_files import START, save_scores
     from sprunec.engines.loop import fit, language_model_loss
     from sprunec.masks.budgets import make_budgets, shared_out
     from sprunec.masks.criteria import CRITERIA, Sight, comparable
     from sprunec.masks.lagrangian import Lagrangian
     from sprunec.masks.learn import GateLearner, settling, start_from, tie
+    from sprunec.masks.mask_tensors import START, save_scores
     from sprunec.masks.unit_counts import gate_units
     from sprunec.rewrite.gating import insert_gates
 

@@ -19,10 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from sprunec.checkpoint.reader import Tensors
+from sprunec.data.batches import in_use
 from sprunec.data.compared import OPERATIONS, PER_PARAMETER
 from sprunec.errors import PassError
 from sprunec.families.base import Family, Inputs
-from sprunec.rewrite.streamed import Decoding, Streamed, in_use, largest
+from sprunec.rewrite.streamed import Decoding, Streamed, largest
 
 TOLERANCE = 1e-5
 NOISES = 4.0  # a difference may be so many times the arithmetic's own noise
@@ -59,12 +60,10 @@ def compare(
     """
     home = torch.device("cpu") if device.type == "mps" else device  # MPS has no float64
     single, exact = (
-        Comparison([Streamed(family, model, tensors, inputs, dtype, place) for model, tensors in models])
-        for dtype, place in ((torch.float32, device), (torch.float64, home))
+        Comparison([Streamed(family, model, tensors, inputs, dtype, place) for model, tensors in models], decode)
+        for dtype, place, decode in ((torch.float32, device, True), (torch.float64, home, False))
         for inputs in [[{name: tensor.to(place) for name, tensor in batch.items()} for batch in batches]]
     )
-    single.enter(decode=True)
-    exact.enter(decode=False)
     for index in range(len(exact.local)):
         single.block(index, local=False)
         exact.block(index, local=True)
@@ -103,56 +102,53 @@ class Comparison:
 
     Args:
         models: the masked one first.
+        decode: whether the small ones also go their way with past keys and values.
 
     Attributes:
         difference: the largest of any logit, of those of decoding, too.
         local: by block, the largest of any hidden state that comes out where the masked model's goes in.
     """
 
-    def __init__(self, models: Sequence[Streamed]) -> None:
+    def __init__(self, models: Sequence[Streamed], decode: bool) -> None:
         self.masked, *self.smalls = models
         self.difference = self.largest_logit = self.largest_state = 0.0
         self.local = [0.0] * len(self.masked.paths)
-        self._decodings: list[Decoding] = []
-        self._shared: list[list[Tensor]] = []
-
-    def enter(self, decode: bool) -> None:
-        for model in (self.masked, *self.smalls):
-            model.enter()
-            with model.holding(*model.family.shared):
-                shared = model.shared()
-                same = model is not self.masked and all(map(torch.equal, shared, self._shared[0]))
-                self._shared.append(self._shared[0] if same else shared)
-                if decode and model is not self.masked:
-                    with model.embedding():
-                        self._decodings.append(Decoding(model.family, model.model, model.batches[0], text=DECODED))
+        self._decodings: list[Decoding | None] = [None] * len(self.smalls)
+        self.masked.enter()
+        for number, small in enumerate(self.smalls):
+            small.enter()
+            if all(map(torch.equal, small.shared, self.masked.shared)):
+                small.shared = self.masked.shared  # no second copy of what is large
+            if decode:
+                with small.holding(*small.family.shared), small.embedding():
+                    self._decodings[number] = Decoding(small.family, small.model, small.batches[0], text=DECODED)
 
     def block(self, index: int, local: bool) -> None:
-        given, path = self.masked.hidden, self.masked.paths[index]
+        """Bring all models through a block.
+
+        Args:
+            local: whether the first small one is also given what the masked one is given.
+        """
+        path = self.masked.paths[index]
         with self.masked.holding(path):
-            block = self.masked.model.get_submodule(path)
-            wanted = [block(hidden, shared) for hidden, shared in zip(given, self._shared[0], strict=True)]
-        for number, small in enumerate(self.smalls):
+            wanted = self.masked.through(path)
+        for small, decoding in zip(self.smalls, self._decodings, strict=True):
             with small.holding(path):
-                block, shared_here = small.model.get_submodule(path), self._shared[number + 1]
-                if local and number == 0:
-                    small.hidden = self._both(index, block, given, wanted)
-                else:
-                    pairs = zip(small.hidden, shared_here, strict=True)
-                    small.hidden = [block(hidden, shared) for hidden, shared in pairs]
-                for decoding in self._decodings[number : number + 1]:
-                    decoding.through(index, block)
+                both = local and small is self.smalls[0]
+                small.hidden = self._both(index, small, wanted) if both else small.through(path)
+                if decoding is not None:
+                    decoding.through(index, small.model.get_submodule(path))
         self.masked.hidden = wanted
 
-    def _both(self, index: int, block: nn.Module, given: list[Tensor], wanted: list[Tensor]) -> list[Tensor]:
-        """The first small model's block on its own states and, in the same call, on the masked one's."""
-        small, found = self.smalls[0], []
-        for number, (hidden, shared) in enumerate(zip(small.hidden, self._shared[1], strict=True)):
-            states = torch.cat([hidden, given[number]])
-            own, its = block(states, shared.repeat(2, 1, 1, 1)).chunk(2)
-            used = in_use(small.batches[number])
-            self.largest_state = max(self.largest_state, float(wanted[number][used].abs().max()))
-            self.local[index] = max(self.local[index], largest(its[used] - wanted[number][used]))
+    def _both(self, index: int, small: Streamed, wanted: list[Tensor]) -> list[Tensor]:
+        """A small model's block on its own states and, in the same call, on the masked one's."""
+        block, found = small.model.get_submodule(small.paths[index]), []
+        states = zip(small.hidden, self.masked.hidden, small.shared, wanted, small.batches, strict=True)
+        for hidden, given, shared, result, batch in states:
+            own, its = block(torch.cat([hidden, given]), shared.repeat(2, 1, 1, 1)).chunk(2)
+            used = in_use(batch)
+            self.largest_state = max(self.largest_state, float(result[used].abs().max()))
+            self.local[index] = max(self.local[index], largest(its[used] - result[used]))
             found.append(own)
         return found
 
@@ -160,9 +156,8 @@ class Comparison:
         """The masked model's (n, tokens); the small ones' are compared with them."""
         wanted = self.masked.leave(self.masked.used(), tokens)
         self.largest_logit = max(self.largest_logit, largest(wanted))
-        for number, small in enumerate(self.smalls):
-            states = [small.used()]
-            states += [part for decoding in self._decodings[number : number + 1] for part in decoding.both()]
+        for small, decoding in zip(self.smalls, self._decodings, strict=True):
+            states = [small.used(), *(decoding.both() if decoding is not None else ())]
             found, *decoded = small.leave(torch.cat(states), tokens).split([len(each) for each in states])
             self.difference = max(self.difference, largest(found - wanted))
             if decoded:

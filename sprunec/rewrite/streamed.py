@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from sprunec.checkpoint.header import misfit
 from sprunec.checkpoint.reader import Tensors
-from sprunec.errors import InputError
+from sprunec.data.batches import in_use
+from sprunec.errors import Diagnostic, InputError
 from sprunec.families.base import Family, Inputs
 from sprunec.families.module_lists import blocks
 
@@ -73,6 +74,7 @@ class Streamed:
 
     Attributes:
         hidden: (B, N, D) of each batch, behind the part that it has come through last.
+        shared: of each batch, what all blocks are given besides.
         paths: of the blocks.
         tokens: how many the head has rows for.
 
@@ -91,9 +93,10 @@ class Streamed:
     ) -> None:
         problem = misfit({name: tuple(t.shape) for name, t in model.state_dict().items()}, tensors.shapes())
         if problem:
-            raise InputError.at("the weights", f"do not fit the model: {problem}")
+            raise InputError(Diagnostic("bad-input", f"the weights do not fit the model: {problem}"))
         self.family, self.model, self.batches, self.dtype, self.device = family, model, list(batches), dtype, device
         self.hidden: list[Tensor] = []
+        self.shared: list[Tensor] = []
         self.paths = [path for path, _ in blocks(model)]
         self._tensors, self._head = tensors, f"{family.head(model)[-1]}.weight"
         self.tokens = tensors.shape(self._head)[0]
@@ -141,12 +144,16 @@ class Streamed:
             yield
 
     def enter(self) -> None:
+        """Bring all batches in front of the first block."""
         with self.embedding():
             self.hidden = [self.family.enter(self.model, batch) for batch in self.batches]
+        with self.holding(*self.family.shared):
+            self.shared = [self.family.share(self.model, batch) for batch in self.batches]
 
-    def shared(self) -> list[Tensor]:
-        """What all blocks are given besides the hidden states, by batch; the family's `shared` parts must be held."""
-        return [self.family.share(self.model, batch) for batch in self.batches]
+    def through(self, path: str) -> list[Tensor]:
+        """What leaves a block, which must be held; `hidden` stays what it is."""
+        block = self.model.get_submodule(path)
+        return [block(hidden, shared) for hidden, shared in zip(self.hidden, self.shared, strict=True)]
 
     def leave(self, hidden: Tensor, tokens: range) -> Tensor:
         """The logits (n, tokens) of hidden states (n, D) behind the last block."""
@@ -161,12 +168,9 @@ class Streamed:
     def run(self) -> None:
         """Bring all batches behind the last block."""
         self.enter()
-        with self.holding(*self.family.shared):
-            shared = self.shared()
         for path in self.paths:
             with self.holding(path):
-                block, pairs = self.model.get_submodule(path), zip(self.hidden, shared, strict=True)
-                self.hidden = [block(hidden, given) for hidden, given in pairs]
+                self.hidden = self.through(path)
 
     def used(self, skipped: int = 0) -> Tensor:
         """(n, D): the hidden states of all positions in use but so many first ones of each row."""
@@ -194,10 +198,8 @@ class Decoding:
     def __init__(
         self, family: Family, model: nn.Module, inputs: Inputs, steps: int = 2, text: int = sys.maxsize
     ) -> None:
-        start = family.decode(model, inputs, steps, text)
-        self.whole, self._shared = start.whole
-        self._steps, self._each = [hidden for hidden, _ in start.steps], [given for _, given in start.steps]
-        self._past = start.past
+        (self.whole, self._shared), parts, self._past = family.decode(model, inputs, steps, text)
+        self._steps, self._each = [hidden for hidden, _ in parts], [given for _, given in parts]
 
     def through(self, index: int, block: Any) -> None:
         """Go through a block, which has its weights."""
@@ -209,12 +211,6 @@ class Decoding:
     def both(self) -> tuple[Tensor, Tensor]:
         """The hidden states (n, D) that decoding has come to, and those of the full forward."""
         return torch.cat(self._steps, 1)[0], self.whole[0]
-
-
-def in_use(batch: Inputs) -> Tensor:
-    """(B, N): the positions that are not padding."""
-    width = next(tensor.size(1) for tensor in batch.values() if tensor.dim() == 2)
-    return batch["length"][:, None] > torch.arange(width, device=batch["length"].device)
 
 
 def largest(difference: Tensor) -> float:

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from sprunec.bmcook.plans.flags import NO_FLAGS, Flags
 from sprunec.graph.graph import digest_of, plain
 from sprunec.graph.lower import lower
+from sprunec.plan.bmcook_flags import NO_FLAGS, Flags
 from sprunec.plan.pass_table import PASSES
 from sprunec.plan.plan import check_plan
 from tests.guide import prepare

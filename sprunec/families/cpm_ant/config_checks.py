@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sprunec.errors import Diagnostic, show
-from sprunec.families.cpm_ant.config import ModelConfig
+from sprunec.families.cpm_ant.config import PAIR_TASK, TEXT_SEGMENT, TEXT_TASK, ModelConfig
 
 # Keys of CPM-Live's older files, with the one value that this family has; None: it says nothing about the model.
 _OLDER: Mapping[str, Any] = (
@@ -21,10 +21,10 @@ _OLDER: Mapping[str, Any] = (
 )
 _SIZES = ("dim_model", "num_heads", "dim_head", "dim_ff", "num_layers")
 # The prompt and the segment that the data of a source uses, and its shortest text; else those of plain text.
-_TEXT = (2, 2, 2)
+_TEXT = (TEXT_TASK, TEXT_SEGMENT, 2)
 PAIRS_HINT = 'add "pairs": ["[post]encoder.output_layernorm:[post]encoder.output_layernorm"]'
 STATES_HINT = 'such modules are "encoder.output_layernorm", "encoder.layers.0" and what is in it'
-_SOURCES = {"pairs": (1, 2, 3), "cpm-live": (0, 0, 2)}
+_SOURCES = {"pairs": (PAIR_TASK, TEXT_SEGMENT, 3), "cpm-live": (0, 0, 2)}
 
 
 def older_key(key: str, value: Any) -> str | None:

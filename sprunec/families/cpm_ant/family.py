@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from sprunec.families.base import Decoded, Family, Inputs
+from sprunec.families.base import Family, Given, Inputs, Past
 from sprunec.families.cpm_ant import model as frame
 from sprunec.families.cpm_ant import modules
 from sprunec.families.cpm_ant.blocks import block_kinds, cache_shapes, example_inputs
@@ -20,16 +20,14 @@ VISIBLE = ("length", "context", "segment", "span")  # what decides who sees whom
 
 def looked_up(model: CPMAnt, batches: Iterable[Inputs]) -> dict[str, Tensor]:
     """By table, the rows that batches look up in it; ids from vocab_size on mean prompts."""
-    length, words = model.prompt_length, model.input_embedding.weight.size(0)
+    length, count = model.prompt_length, model.input_embedding.weight.size(0)
     given = list(batches)
-    front, text = (
-        torch.cat([batch["input"][:, part].flatten() for batch in given])
-        for part in (slice(None, length), slice(length, None))
-    )
+    front = torch.cat([batch["input"][:, :length].flatten() for batch in given])
+    text = torch.cat([batch["input"][:, length:].flatten() for batch in given])
     return {
-        "prompt_embedding": torch.cat([front, (text - words).clamp(min=0)]),
+        "prompt_embedding": torch.cat([front, (text - count).clamp(min=0)]),
         "segment_embedding": torch.cat([batch["segment"].flatten() for batch in given]),
-        "input_embedding": text.clamp(max=words - 1),
+        "input_embedding": text.clamp(max=count - 1),
     }
 
 
@@ -47,8 +45,8 @@ def row_numbers(config: ModelConfig, width: int) -> int:
     return width * max(config.dim_model, config.num_heads * width)
 
 
-def decode(model: CPMAnt, inputs: Inputs, steps: int, text: int) -> Decoded:
-    """The longest row as a text to go on writing: a position visible from before it would make the two ways differ."""
+def decode(model: CPMAnt, inputs: Inputs, steps: int, text: int) -> tuple[Given, list[Given], Past]:
+    """Take the longest row as a text to go on writing: what was visible from before it would make them differ."""
     row, prompt = int(inputs["length"].argmax()), model.prompt_length
     width, device = min(int(inputs["length"][row]), prompt + text), inputs["input"].device
     one = {name: tensor[row : row + 1, ..., :width] for name, tensor in inputs.items() if tensor.dim() == 2}
@@ -60,7 +58,7 @@ def decode(model: CPMAnt, inputs: Inputs, steps: int, text: int) -> Decoded:
         hidden = model.embed_new(new, seen["segment"], first=start == 0)
         parts.append((hidden, model.cached_bias(new.size(1), one["length"] - width + end - prompt, **seen)))
         start = end
-    return Decoded((model.embed(one["input"], one["segment"]), share(model, one)), parts, model.empty_past(1))
+    return (model.embed(one["input"], one["segment"]), share(model, one)), parts, model.empty_past(1)
 
 
 FAMILY = Family(

@@ -13,7 +13,7 @@ from sprunec.families.base import Document
 
 
 def make_example(record: Record, draw: np.random.Generator) -> Document:
-    """What is hidden is drawn here: tokens of masked segments, the ends of prefix segments; answers are hidden whole.
+    """Draw what is hidden: tokens of masked segments, the ends of prefix segments; answers are hidden whole.
 
     A hidden token stays what it is in the input; it is only not seen from before it.
     """
@@ -43,11 +43,11 @@ def _hidden(length: int, kind: int, task: int, draw: np.random.Generator) -> NDA
     return hidden
 
 
-def first_fit(lengths: Iterable[int], rows: int, columns: int, shortest: int) -> tuple[list[list[int]], int]:
-    """Put documents, in order, each into the first row where it leaves a column free, until one needs row `rows` + 1.
+def first_fit(lengths: Iterable[int], rows: int, width: int, shortest: int) -> tuple[list[list[int]], int]:
+    """Put documents, in order, each into the first row where it leaves a position free, until one needs row `rows` + 1.
 
     Args:
-        lengths: columns of each document, its prompt's among them; at most `columns`.
+        lengths: positions of each document, its prompt's among them; at most `width`.
         shortest: none of them is shorter; a row that cannot take so much is not looked at again.
 
     Returns:
@@ -58,17 +58,16 @@ def first_fit(lengths: Iterable[int], rows: int, columns: int, shortest: int) ->
     open_rows: list[int] = []
     count = 0
     for length in lengths:
-        for row in open_rows:
-            if used[row] + length < columns:
-                used[row] += length
-                placed[row].append(count)
-                if used[row] + shortest >= columns:
-                    open_rows.remove(row)
-                break
+        row = next((row for row in open_rows if used[row] + length < width), None)
+        if row is not None:
+            used[row] += length
+            placed[row].append(count)
+            if used[row] + shortest >= width:
+                open_rows.remove(row)
+        elif len(used) == rows:
+            break
         else:
-            if len(used) == rows:
-                break
-            if length + shortest < columns:
+            if length + shortest < width:
                 open_rows.append(len(used))
             used.append(length)
             placed.append([count])
