@@ -15,7 +15,6 @@ import sprunec
 from sprunec.data.batches import Batch
 from sprunec.data.compared import random_batch
 from sprunec.engines.device import Place
-from sprunec.families.model_directory import read_config
 from sprunec.graph.graph import Graph
 from sprunec.passes import measure_speed
 from sprunec.passes.job import Job
@@ -159,8 +158,8 @@ def a_job(out: Path) -> Job:
 
 def test_the_masked_model_is_masked_and_takes_no_memory_of_its_own(finished: Path) -> None:
     job = a_job(finished)
-    configs = {role: read_config(measure_speed.directory_of(job, role)) for role in ("dense", "masked", "small")}
-    models = measure_speed._models(job, configs, CPU)
+    configs = {role: job.config(role) for role in ("dense", "masked", "small")}
+    models = measure_speed._models(job, configs)
     dense, masked = (models[role].state_dict() for role in ("dense", "masked"))
     assert dense.keys() == masked.keys()
     assert all(dense[name].data_ptr() == masked[name].data_ptr() for name in dense)

@@ -134,7 +134,7 @@ def test_an_interrupted_run_continues(finished: Path, tmp_path: Path) -> None:
         sprunec.execute(graph, tmp_path / "out", StopsAt(7))
     assert read_report(tmp_path / "out")["status"] == "interrupted"
     report = execute(guide(), tmp_path)
-    assert [entry["cached"] for entry in report["passes"]].count(True) == 9
+    assert [entry["cached"] for entry in report["passes"]].count(True) == 8
     emitted = tmp_path / "out/model/sprunec/model.safetensors"
     assert emitted.read_bytes() == (finished / "model/sprunec/model.safetensors").read_bytes()
     assert (tmp_path / "out/events.jsonl").read_text().count("\n") == 12
