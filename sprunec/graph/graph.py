@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.file_digests import MISSING
 
 
@@ -131,23 +132,20 @@ class Graph:
 
 def digest_of(pass_: str, version: int, options: Mapping[str, Any], inputs: Mapping[str, str | None]) -> str | None:
     """sha256, or None if an option or an input is not known yet."""
-    known = plain(options)
-    if None in inputs.values() or any(value == MISSING or MISSING in _several(value) for value in known.values()):
-        return None
-    content = {"pass": pass_, "version": version, "options": known, "inputs": dict(inputs)}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _several(value: Any) -> Any:
-    return value if isinstance(value, list) else ()
+    content = {"pass": pass_, "version": version, "options": plain(options), "inputs": dict(inputs)}
+    text = json.dumps(content, sort_keys=True)
+    unknown = None in inputs.values() or json.dumps(MISSING) in text
+    return None if unknown else hashlib.sha256(text.encode()).hexdigest()
 
 
 def plain(value: Any) -> Any:
-    """As JSON has it."""
-    if is_dataclass(value) and not isinstance(value, type):
-        value = asdict(value)
+    """As JSON has it; paths as they are written."""
+    if isinstance(value, ModelConfig):
+        value = value.to_dict()
+    elif is_dataclass(value) and not isinstance(value, type):
+        value = {each.name: getattr(value, each.name) for each in fields(value)}
     if isinstance(value, Mapping):
         return {str(key): plain(inner) for key, inner in value.items()}
     if isinstance(value, tuple | list):
         return [plain(inner) for inner in value]
-    return value
+    return str(value) if isinstance(value, Path) else value

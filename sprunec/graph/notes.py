@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
-from pathlib import Path
 from typing import Any
 
-from sprunec.families.cpm_ant.config import ModelConfig
-from sprunec.graph.graph import Graph
+from sprunec.graph.graph import Graph, plain
 from sprunec.graph.store import strict_json
 from sprunec.plan.plan import Plan
 
 
 def resolved(plan: Plan) -> dict[str, Any]:
     """The plan with every default filled in, as JSON has it; paths as they were found."""
-    document: dict[str, Any] = _plain(plan)
+    document: dict[str, Any] = plain(plan)
     return document
 
 
@@ -43,15 +40,3 @@ def origin_of(graph: Graph, report: Mapping[str, Any], made: str | None) -> dict
     }
     plain: dict[str, Any] = json.loads(strict_json(note))
     return plain
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, ModelConfig):
-        return value.to_dict()
-    if is_dataclass(value):
-        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
-    if isinstance(value, tuple | list):
-        return [_plain(inner) for inner in value]
-    return str(value) if isinstance(value, Path) else value

@@ -29,6 +29,7 @@ INSIDE_UNITS = ("head", "dim_head", "dim_ff")
 class BinarizeOptions(Masking):
     """What is kept of what was scored; `learned`: by gates that have learned another target."""
 
+    allocation: str = ""
     multiple_of: Mapping[str, int] = field(default_factory=dict)
     learned: bool = False
 

@@ -66,7 +66,6 @@ class Masking(Options):
     target: Mapping[str, Any]
     budget: str
     tie_heads: bool
-    allocation: str = ""
 
 
 O = TypeVar("O", bound=Options, covariant=True)  # noqa: E741

@@ -33,7 +33,7 @@ def lower(build: Builder, spec: PassSpec) -> None:
     criterion, inputs = spec.options["criterion"], {"model": build.model}
     kind = CalibratedOptions if criterion in LOOKING else ScoreOptions
     inputs |= build.data_inputs() if criterion in LOOKING else {}
-    options = build.options(kind, spec, allocation=binarize.allocation(spec))
+    options = build.options(kind, spec)
     about = f"{criterion}: {binarize.target_words(spec)}"
     name = build.add("score-mask", options, inputs, suffix="-".join(options.unit), about=about)
     masks = binarize.add(build, spec, name)

@@ -22,6 +22,7 @@ class GateOptions(TrainOptions, Calibration, Masking):
     criterion: str
     mask_learning_rate: float
     ramp: float
+    allocation: str = ""
     stop_when_settled: bool = False
 
 
