@@ -210,16 +210,16 @@ def gc(
     debug: Debug = False,
 ) -> None:
     """Remove what no plan in OUT refers to, and what stopped or damaged runs left behind."""
-    from sprunec.graph.gc import find_waste, remove_waste
+    from sprunec.graph.gc import find_garbage, remove_garbage
     from sprunec.show.tables import waste_table
 
     with reporting(as_json, f"cleaning {out}"):
-        found = find_waste(out)
+        found = find_garbage(out)
     if not as_json:
         Console().print(waste_table(found.document(removed=False), dry_run), crop=False)
     if not dry_run:
         with reporting(as_json, f"cleaning {out}"):
-            remove_waste(out, found)
+            remove_garbage(out, found)
     if as_json:
         print_json(found.document(removed=not dry_run))
 

@@ -22,7 +22,7 @@ UNUSED = "no plan refers to it"
 
 
 @dataclass(frozen=True)
-class Waste:
+class Garbage:
     """Something that can go; `bytes` is what that frees, so a file with another name elsewhere counts nothing."""
 
     path: Path
@@ -33,19 +33,16 @@ class Waste:
 @dataclass(frozen=True)
 class Collection:
     out: Path
-    wastes: tuple[Waste, ...]
-
-    @property
-    def bytes(self) -> int:
-        return sum(waste.bytes for waste in self.wastes)
+    entries: tuple[Garbage, ...]
 
     def document(self, removed: bool) -> dict[str, Any]:
         """As `schemas/gc.schema.json` describes it."""
-        entries = [asdict(waste) | {"path": str(waste.path)} for waste in self.wastes]
-        return {"out": str(self.out), "removed": removed, "bytes": self.bytes, "entries": entries}
+        entries = [asdict(entry) | {"path": str(entry.path)} for entry in self.entries]
+        freed = sum(entry.bytes for entry in self.entries)
+        return {"out": str(self.out), "removed": removed, "bytes": freed, "entries": entries}
 
 
-def find_waste(out: Path) -> Collection:
+def find_garbage(out: Path) -> Collection:
     """What can go.
 
     Raises:
@@ -59,18 +56,18 @@ def find_waste(out: Path) -> Collection:
         return _find(out)
 
 
-def remove_waste(out: Path, wastes: Collection) -> None:
-    """Remove what `find_waste` has found and still finds.
+def remove_garbage(out: Path, found: Collection) -> None:
+    """Remove what `find_garbage` has found and still finds.
 
     Raises:
-        PassError: as `find_waste`.
+        PassError: as `find_garbage`.
         OSError: something cannot be removed.
     """
     with alone(out):
-        still = {waste.path for waste in _find(out).wastes}
-        for waste in wastes.wastes:
-            if waste.path in still:
-                remove(waste.path)
+        still = {entry.path for entry in _find(out).entries}
+        for entry in found.entries:
+            if entry.path in still:
+                remove(entry.path)
 
 
 def _find(out: Path) -> Collection:
@@ -88,7 +85,7 @@ def _find(out: Path) -> Collection:
         counted.add(key)
         return status.st_size
 
-    return Collection(out, tuple(Waste(path, sum(map(freed, files[path])), why) for path, why in found))
+    return Collection(out, tuple(Garbage(path, sum(map(freed, files[path])), why) for path, why in found))
 
 
 def _referred(out: Path) -> set[str]:

@@ -62,7 +62,7 @@ def _is_inside(name: str) -> bool:
     return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\0" not in name
 
 
-def strays(directory: Path, manifest: Mapping[str, Any]) -> Iterator[Path]:
+def unexpected_files(directory: Path, manifest: Mapping[str, Any]) -> Iterator[Path]:
     """What is in an artifact and no part of it: a name is told once, not with everything below it."""
     files = {PurePosixPath(name) for name in (*manifest["files"], MANIFEST)}
     folders = {parent for file in files for parent in file.parents}

@@ -17,7 +17,7 @@ from typing import Any
 from sprunec.durable import flush, read_file, write_atomically, write_new
 from sprunec.file_digests import file_digest
 from sprunec.graph.graph import Node
-from sprunec.graph.manifest import MANIFEST, manifest_text, read_hashed, read_manifest, strays
+from sprunec.graph.manifest import MANIFEST, manifest_text, read_hashed, read_manifest, unexpected_files
 
 EVENTS = "events-{digest}.jsonl"
 PLAN = "plan-{}.json"
@@ -58,8 +58,8 @@ class Store:
         if manifest is None or not (node.digest in self._verified or _is_whole(path, manifest)):
             self._set_aside(path, f"{node.name}: its artifact is damaged, and is made again")
             return None
-        for stray in strays(path, manifest):
-            self._set_aside(stray, f"{node.name}: {stray.name} is no part of its artifact")
+        for file in unexpected_files(path, manifest):
+            self._set_aside(file, f"{node.name}: {file.name} is no part of its artifact")
         self._verified.add(node.digest)
         return Artifact(path, manifest)
 
