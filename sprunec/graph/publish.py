@@ -1,4 +1,4 @@
-"""What users look for in OUT: masks, recipe, the exported formats; copied out of the store when a run has ended well."""
+"""What users look for in OUT: masks, recipe, exported formats; copied out of the store when a run has ended well."""
 
 from __future__ import annotations
 
