@@ -38,7 +38,8 @@ def lower(plan: Plan) -> Graph:
     for spec in plan.passes:
         info = PASSES[spec.name]
         assert info.lower is not None
-        if info.removes:  # what comes in here is the teacher of the passes from here on
+        if info.removes:  # what comes in here is what the result is compared with, and the teacher from here on
+            build.evaluate_dense()
             build.teachers.setdefault(None, build.model)
         info.lower(build, spec)
     _finish(build)
@@ -49,8 +50,7 @@ def _finish(build: Builder) -> None:
     build.evaluate_dense()
     final = masked = build.roles.final = build.model
     if build.roles.origin:
-        trained = any(PASSES[node.pass_].changes_weights for node in build.nodes.values())
-        masked = expand.add(build, final) if trained else build.roles.source
+        masked = expand.add(build, final) if build.changes_weights() else build.roles.source
     build.roles.full = masked
     small = _emitted(build, build.emitting, final) if build.emitting is not None else final
     if masked != small:

@@ -29,7 +29,6 @@ class FileOptions(Options):
 
 
 def lower(build: Builder, spec: PassSpec) -> None:
-    build.evaluate_dense()
     paths: tuple[Any, ...] = spec.options["path"]
     content = tuple(build.masks_digest(path) for path in paths)
     options = build.options(FileOptions, content=content, even=any(form.uniform for form in formats_of(build.plan)))

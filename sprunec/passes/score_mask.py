@@ -29,7 +29,6 @@ class CalibratedOptions(ScoreOptions, Calibration):
 
 
 def lower(build: Builder, spec: PassSpec) -> None:
-    build.evaluate_dense()
     criterion, inputs = spec.options["criterion"], {"model": build.model}
     kind = CalibratedOptions if criterion in LOOKING else ScoreOptions
     inputs |= build.data_inputs() if criterion in LOOKING else {}

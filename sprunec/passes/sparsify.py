@@ -32,7 +32,6 @@ class SparsifyOptions(Options):
 
 
 def lower(build: Builder, spec: PassSpec) -> None:
-    build.evaluate_dense()
     paths: tuple[Path, ...] = spec.options.get("path", ())
     options = build.options(SparsifyOptions, spec, content="".join(build.masks_digest(path) for path in paths))
     build.model = build.add(

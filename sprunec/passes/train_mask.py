@@ -27,7 +27,6 @@ class GateOptions(TrainOptions, Calibration, Masking):
 
 
 def lower(build: Builder, spec: PassSpec) -> None:
-    build.evaluate_dense()
     target, given = spec.options.get("gates_for", spec.options["target"]), build.model
     options = build.options(GateOptions, spec, target=target, allocation=binarize.allocation(spec))
     about = binarize.target_words(spec, target)
