@@ -32,6 +32,7 @@ from sprunec.engines.training import Training
 from sprunec.engines.world import Alone
 from sprunec.families.cpm_ant.blocks import build, initialize
 from sprunec.families.cpm_ant.config import ModelConfig
+from sprunec.families.cpm_ant.sizes import everything
 from sprunec.families.model_directory import load_model, save_model
 from sprunec.passes.looks import random_batch
 from sprunec.plan.scale import Cost, Setting, cost
@@ -141,7 +142,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         model = build(config)
         initialize(model, 0)
-        save_model(Path(name), config, config.everything(), model.state_dict())
+        save_model(Path(name), config, everything(config), model.state_dict())
         found = {mode: run(Path(name), mode, arguments.steps) for mode in MODES}
     if arguments.json:
         print(json.dumps({"config": config.to_dict(), "modes": found}))

@@ -8,7 +8,6 @@ from typing import Any
 from sprunec.graph.builder import Builder
 from sprunec.graph.emit_options import formats_of
 from sprunec.graph.graph import MISSING
-from sprunec.graph.planned import planned
 from sprunec.graph.sources import teacher
 from sprunec.graph.training_nodes import steps_of, training_options
 from sprunec.graph.weights import masks_digest
@@ -114,7 +113,7 @@ def _look_options(build: Builder, spec: PassSpec) -> dict[str, Any]:
 def _cut(build: Builder, masks: str, spec: PassSpec | None) -> None:
     entering = build.latest["model"]
     if spec is not None:
-        build.left = planned(build.left, *(spec.options[key] for key in ("unit", "target", "multiple_of")))
+        build.left = build.left.planned(*(spec.options[key] for key in ("unit", "target", "multiple_of")))
     inputs = {"model": entering, "masks": masks}
     inputs |= {"origin": build.latest["origin"]} if "origin" in build.latest else {}
     small = build.add("rewrite", {}, inputs, about="slices only", parameters=build.left.parameters)

@@ -14,9 +14,10 @@ from typing import Any
 
 from sprunec.durable import read_file, write_atomically
 from sprunec.errors import SprunecError
-from sprunec.families.cpm_ant.config import LayerKept, ModelConfig, kept_from_json
+from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.graph.graph import Graph, Node
 from sprunec.graph.store import Artifact, strict_json
+from sprunec.units import Kept
 
 COMPARED = (
     "max_abs_difference",
@@ -143,8 +144,7 @@ class Report:
         self.data["models"][role] = dict.fromkeys(MEASURES) | {"parameters": parameters}
 
     def _kept(self, directory: Path) -> None:
-        layers = kept_from_json(json.loads(read_file(directory / "kept.json")))
-        self.data["kept"] = kept_document(layers)
+        self.data["kept"] = kept_document(Kept.from_json(json.loads(read_file(directory / "kept.json"))))
 
     def on_target(self) -> bool:
         return all(row["settled"] for row in self.data["budgets"])
@@ -181,11 +181,11 @@ def read_parameters(directory: Path) -> int:
     return ModelConfig.from_dict(json.loads(read_file(directory / "config.json"))).parameters()
 
 
-def kept_document(layers: tuple[LayerKept, ...]) -> dict[str, Any]:
+def kept_document(kept: Kept) -> dict[str, Any]:
     """Heads by index and feed-forward dims by count, by layer; null where the sublayer is absent."""
     return {
-        "attention": {str(i): None if k.heads is None else list(k.heads) for i, k in enumerate(layers)},
-        "feed_forward": {str(i): None if k.dim_ff is None else len(k.dim_ff) for i, k in enumerate(layers)},
+        "attention": {str(i): list(units["head"]) if "head" in units else None for i, units in enumerate(kept)},
+        "feed_forward": {str(i): len(units["dim_ff"]) if "dim_ff" in units else None for i, units in enumerate(kept)},
     }
 
 

@@ -18,11 +18,9 @@ from sprunec.data.batches import Batch
 from sprunec.engines.device import Place
 from sprunec.masks.calibration import Moments, look
 from sprunec.masks.least_squares import removal_errors
-from sprunec.masks.size_budget import SIZES
-from sprunec.masks.unit_counts import Key
 from sprunec.rewrite.gating import Gates
-from sprunec.rewrite.sites import SUBLAYER_OF
 from sprunec.rewrite.trace import TracedBlock
+from sprunec.units import INSIDE, SIZE_TARGETS, Key
 
 Loss = Callable[[nn.Module, Batch], Tensor]
 Score = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -136,7 +134,7 @@ CRITERIA: dict[str, Callable[[Sight], dict[Key, Tensor]]] = {
 
 def comparable(scores: Mapping[Key, Tensor], target: Mapping[str, Any]) -> dict[Key, Tensor]:
     """Scores as a target takes them: a size, which all kinds of units share, takes their ranks."""
-    return dict(scores) if target.keys().isdisjoint(SIZES) else ranks(scores)
+    return dict(scores) if target.keys().isdisjoint(SIZE_TARGETS) else ranks(scores)
 
 
 def ranks(scores: Mapping[Key, Tensor]) -> dict[Key, Tensor]:
@@ -161,7 +159,7 @@ def _by_columns(moments: Moments, sizes: Mapping[Key, int], score: Score) -> dic
         if kinds:
             found[(index, unit)] = torch.tensor([sum(moments.share(index, kind) for kind in kinds)])
             continue
-        stream = moments.streams[(index, SUBLAYER_OF[unit])]
+        stream = moments.streams[(index, INSIDE[unit])]
         parts = [score(moment, p.weight, columns(units)) for p, moment, units in moments.of_unit(index, unit)]
         found[(index, unit)] = torch.stack(parts).sum(0).cpu() / stream
     return found

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sprunec.masks.budgets import Budget
-from sprunec.masks.unit_counts import Values
+from sprunec.masks.granularity import Values
 
 # With a floor this high the expected size follows the ramp, and slow multipliers take out what is left: budgets then
 # settle within 100 steps; with 10 and 0.1 they overshoot, and need 300.

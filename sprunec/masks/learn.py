@@ -13,8 +13,8 @@ from sprunec.masks.budgets import Budget, settled
 from sprunec.masks.convergence import Convergence
 from sprunec.masks.group_adam import GroupAdam
 from sprunec.masks.lagrangian import Lagrangian
-from sprunec.masks.unit_counts import Key
 from sprunec.rewrite.gating import Gates
+from sprunec.units import Key
 
 START, SETTLING_SHARE, LAST_RATE = 2.0, 0.3, 0.1
 TIED = "head"

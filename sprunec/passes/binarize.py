@@ -11,14 +11,14 @@ from torch import Tensor
 
 from sprunec.bmcook.masks.mask_files import START, load_scores, write_mask
 from sprunec.durable import write_new
-from sprunec.families.cpm_ant.config import ModelConfig, kept_to_json
+from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.families.model_directory import read_kept
-from sprunec.masks.budgets import COUNTS, Budget, fill_all, make_budgets, shared_out
+from sprunec.masks.budgets import Budget, allocated, fill_all, make_budgets
 from sprunec.masks.learn import settling
-from sprunec.masks.unit_counts import Key, apply_masks
 from sprunec.passes.bench import config_of
 from sprunec.passes.job import Job
-from sprunec.plan.shortfalls import short_layers, short_words
+from sprunec.plan.shortfalls import short_layers, short_message
+from sprunec.units import COUNTED, Key
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -26,11 +26,11 @@ def run(job: Job) -> dict[str, Any]:
     scores = load_scores(job.inputs["scores"])
     wanted = (options["unit"], options["target"], options["budget"], options["tie_heads"])
     budgets = make_budgets(config, *wanted, options.get("multiple_of", {}))
-    inside = shared_out(budgets, load_scores(job.inputs["scores"] / START)) if "allocation" in options else budgets
+    inside = allocated(budgets, load_scores(job.inputs["scores"] / START)) if "allocation" in options else budgets
     masks = fill_all(inside, scores)
     before = read_kept(job.inputs["model"])
-    kept = apply_masks(before, masks)
-    write_new(job.out / "kept.json", json.dumps(kept_to_json(kept)))
+    kept = before.then({key: mask.tolist() for key, mask in masks.items()})
+    write_new(job.out / "kept.json", json.dumps(kept.to_json()))
     after = config.cut(before, kept)
     rows = [
         {"name": budget.name, "asked": budget.asked, "target": budget.target, "got": budget.measure(after)}
@@ -49,10 +49,10 @@ def _shortfalls(config: ModelConfig, options: Mapping[str, Any], budgets: Sequen
         for key, wanted in options["target"].items():
             short = short_layers(config.layers, key, wanted, multiples.get(key, 1))
             short = {index: most for index, most in short.items() if most is not None}
-            found += [short_words(key, wanted, short)] if short else []
+            found += [short_message(key, wanted, short)] if short else []
         return found
     counted = {budget.name for budget in budgets}
-    gone = [f"{key}: the model has none left" for key in options["target"] if key in COUNTS and key not in counted]
+    gone = [f"{key}: the model has none left" for key in options["target"] if key in COUNTED and key not in counted]
     less = [f"{b.name}: {b.asked:,.0f} asked for, {b.target:,.0f} can be kept" for b in budgets if b.target < b.asked]
     return gone + less
 

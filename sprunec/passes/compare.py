@@ -27,7 +27,7 @@ from sprunec.checkpoint.tensors import Tensors, open_tensors
 from sprunec.data.batches import Batch
 from sprunec.durable import read_file
 from sprunec.errors import ComparisonError, PassError
-from sprunec.families.cpm_ant.config import ModelConfig, local
+from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.families.cpm_ant.model import CPMAnt
 from sprunec.families.cpm_ant.walk import BIAS, Decoding, Walk, in_use, largest
 from sprunec.families.model_directory import empty_model, open_model_tensors, read_config, read_kept
@@ -130,7 +130,7 @@ def _models(job: Job, config: ModelConfig) -> Iterator[tuple[CPMAnt, Tensors]]:
     """The masked one, then the small one as it may be opened: on the meta device, with their tensors' places."""
     before, after = read_kept(job.inputs["masked"]), read_kept(job.inputs["masks"])
     masked = empty_model(config)
-    mask(masked, traced(masked, config), [local(b, a) for b, a in zip(before, after, strict=True)])
+    mask(masked, traced(masked, config), after.inside(before))
     yield masked, open_model_tensors(job.inputs["masked"])
     directory = job.inputs["small"]
     emitted = directory / "sprunec"

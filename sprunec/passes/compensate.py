@@ -9,24 +9,23 @@ these weights, so one still computes what the other does.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sprunec.bmcook.masks.mask_files import load_scores
-from sprunec.families.cpm_ant.config import LayerKept, local
 from sprunec.families.model_directory import read_kept, save_model
 from sprunec.masks import gates as hard_concrete
 from sprunec.masks.calibration import Moments, look
 from sprunec.masks.least_squares import refit
-from sprunec.masks.unit_counts import gate_units
 from sprunec.passes.bench import config_of, next_batches, open_model, place_of, traced
 from sprunec.passes.job import Job
 from sprunec.rewrite.gating import insert_gates
 from sprunec.rewrite.projections import Projection
 from sprunec.rewrite.recipe import keeps
+from sprunec.units import Cut, gate_units
 
 Soft = Mapping[tuple[int, str], Tensor]
 
@@ -41,8 +40,7 @@ def run(job: Job) -> dict[str, Any]:
     for key, value in soft.items():
         gates.set(*key, value.to(place.device))
     moments = look(model, blocks, next_batches(job, config), place)
-    left = [local(b, a) for b, a in zip(before, after, strict=True)]
-    refitted = _refit_all(moments, left, soft)
+    refitted = _refit_all(moments, after.inside(before), soft)
     state = {name: tensor for name, tensor in model.state_dict().items() if ".gates." not in name}
     save_model(job.out, config, before, state)
     return {"refitted": refitted}
@@ -56,13 +54,12 @@ def _soft_gates(job: Job) -> Soft:
 
 
 @torch.no_grad()
-def _refit_all(moments: Moments, kept: Sequence[LayerKept], soft: Soft) -> int:
+def _refit_all(moments: Moments, kept: Cut, soft: Soft) -> int:
     """In place; how many weights were refitted."""
     count = 0
     for projection, moment in moments.inputs.values():
-        layer = kept[projection.block.index]
-        columns = projection.kept(keeps(projection.block, layer, "forward"))
-        if columns is None or not columns or _absent(projection, layer):
+        columns = projection.kept(keeps(projection.block, kept, "forward"))
+        if columns is None or not columns or _absent(projection, kept):
             continue
         weight, index = projection.weight, torch.tensor(columns)
         gate = _column_gate(projection, soft)
@@ -72,10 +69,10 @@ def _refit_all(moments: Moments, kept: Sequence[LayerKept], soft: Soft) -> int:
     return count
 
 
-def _absent(projection: Projection, kept: LayerKept) -> bool:
-    gone = {"attention": kept.heads is None, "feed_forward": kept.dim_ff is None}
-    owners = [r.kind for r in projection.block.forward.residuals if projection.tensor in r.tensors]
-    return any(gone[kind] for kind in owners)
+def _absent(projection: Projection, kept: Cut) -> bool:
+    block = projection.block
+    owners = [r.kind for r in block.forward.residuals if projection.tensor in r.tensors]
+    return not all(kept.has(block.index, kind) for kind in owners)
 
 
 def _column_gate(projection: Projection, soft: Soft) -> Tensor | None:

@@ -13,7 +13,6 @@ from typing import Any
 from sprunec.checkpoint.safetensors_file import Shape
 from sprunec.checkpoint.tensors import Tensors
 from sprunec.checkpoint.writer import Output, check_room, link_weights, write_outputs
-from sprunec.families.cpm_ant.config import local
 from sprunec.families.model_directory import open_model_tensors, read_kept, save_outputs
 from sprunec.passes.bench import config_of, traced_shape
 from sprunec.passes.job import Job
@@ -40,7 +39,7 @@ class Origin:
 def run(job: Job) -> dict[str, Any]:
     config = config_of(job)
     before, after = read_kept(job.inputs["model"]), read_kept(job.inputs["masks"])
-    recipe = make_recipe(traced_shape(config), [local(b, a) for b, a in zip(before, after, strict=True)])
+    recipe = make_recipe(traced_shape(config), after.inside(before))
     tensors, small = open_model_tensors(job.inputs["model"]), config.cut(before, after)
     outputs, origin = cut_outputs(recipe, tensors), _origin(job, tensors)
     check_room(job.out, sum(output.nbytes for output in (*outputs.values(), *origin.outputs.values())))

@@ -12,7 +12,7 @@ from sprunec.checkpoint.writer import link_weights, write_state
 from sprunec.durable import write_new
 from sprunec.errors import FormError
 from sprunec.families.cpm_ant.blocks import cache_shapes
-from sprunec.families.cpm_ant.config import LayerKept, ModelConfig, local
+from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.families.model_directory import describe, empty_model, open_model_tensors, read_kept
 from sprunec.formats import cpm_live, huggingface, pt2
 from sprunec.formats.model_py import model_source
@@ -20,6 +20,7 @@ from sprunec.passes.bench import config_of, traced
 from sprunec.passes.job import Job
 from sprunec.rewrite.surgery import rewrite
 from sprunec.rewrite.trace import TracedBlock
+from sprunec.units import Cut
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -52,16 +53,14 @@ def _sprunec(job: Job, directory: Path) -> dict[str, Any]:
         write_state(open_model_tensors(job.inputs["model"]), directory)
     else:
         link_weights(job.inputs["model"], directory)
-    everything = read_kept(job.inputs["source"])
-    kept_here = tuple(local(before, after) for before, after in zip(everything, kept, strict=True))
-    write_model_py(directory, config_of(job, "source"), kept_here, config)
+    write_model_py(directory, config_of(job, "source"), kept.inside(read_kept(job.inputs["source"])), config)
     return {}
 
 
 def write_model_py(
     directory: Path,
     origin: ModelConfig,
-    kept: tuple[LayerKept, ...],
+    kept: Cut,
     small: ModelConfig,
     blocks: tuple[TracedBlock, ...] | None = None,
 ) -> None:

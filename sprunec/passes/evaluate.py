@@ -12,7 +12,6 @@ from sprunec.data.batches import Data
 from sprunec.engines.device import Place
 from sprunec.engines.loop import language_model_loss
 from sprunec.errors import PassError
-from sprunec.families.cpm_ant.config import local
 from sprunec.families.cpm_ant.model import CPMAnt
 from sprunec.families.model_directory import read_config, read_kept
 from sprunec.passes.bench import directory_of, open_data, open_model, place_of, traced
@@ -28,8 +27,7 @@ def run(job: Job) -> dict[str, Any]:
     config = read_config(directory)
     model, data = open_model(directory, place), open_data(job, config)
     if "masks" in job.inputs:
-        kept = zip(read_kept(directory), read_kept(job.inputs["masks"]), strict=True)
-        mask(model, traced(model, config), [local(before, after) for before, after in kept])
+        mask(model, traced(model, config), read_kept(job.inputs["masks"]).inside(read_kept(directory)))
     loss, tokens = _held_out_loss(model, data, job.options["tokens"], place)
     if not math.isfinite(loss):
         dtype = str(place.dtype).removeprefix("torch.")

@@ -21,6 +21,7 @@ from sprunec.families.cpm_ant.fit import check_fit, check_unused
 from sprunec.families.cpm_ant.huggingface_names import Part, parts
 from sprunec.families.cpm_ant.scaling import native_outputs, own_head
 from sprunec.families.cpm_ant.shapes import expected_tensors
+from sprunec.families.cpm_ant.sizes import everything
 from sprunec.families.model_directory import describe, save_model, save_outputs
 from sprunec.passes.job import Job
 
@@ -34,7 +35,7 @@ def run(job: Job) -> dict[str, Any]:
         _check_memory(config)
         model = build(config)
         initialize(model, job.options["seed"])
-        save_model(job.out, config, config.everything(), model.state_dict())
+        save_model(job.out, config, everything(config), model.state_dict())
     return {"parameters": config.parameters()} | ({"notes": notes} if notes else {})
 
 
@@ -76,7 +77,7 @@ def _check_head(path: Path, config: ModelConfig, tensors: Tensors) -> None:
 
 def _keep(path: Path, config: ModelConfig, tensors: Tensors, out: Path) -> None:
     if all(part == Part(name) for name, part in parts(config, tensors).items()):
-        describe(out, config, config.everything())
+        describe(out, config, everything(config))
         adopt_weights(path, out)
         return
-    save_outputs(out, config, config.everything(), native_outputs(config, tensors))
+    save_outputs(out, config, everything(config), native_outputs(config, tensors))

@@ -8,26 +8,26 @@ from typing import Any
 from sprunec.bmcook.masks.matching import read_masks
 from sprunec.durable import write_new
 from sprunec.errors import InputError
-from sprunec.families.cpm_ant.config import LayerKept, kept_to_json
 from sprunec.families.cpm_ant.uniform import unevenness
 from sprunec.families.model_directory import read_kept
 from sprunec.passes.bench import config_of
 from sprunec.passes.job import Job
+from sprunec.units import Kept
 
 
 def run(job: Job) -> dict[str, Any]:
     paths = job.files["paths"]
     found = read_masks(paths, read_kept(job.inputs["source"]), read_kept(job.inputs["model"]))
-    if all(layer.heads is None and layer.dim_ff is None for layer in found.kept):
+    if not any(found.kept):
         raise InputError.at(paths[0], "leaves nothing of the model", "keep at least one sublayer")
     if job.options.get("even"):
         _check_even(job, found.kept)
-    write_new(job.out / "kept.json", json.dumps(kept_to_json(found.kept)))
+    write_new(job.out / "kept.json", json.dumps(found.kept.to_json()))
     metrics: dict[str, Any] = {"files": [path.name for path in paths]}
     return metrics | ({"notes": list(found.notes)} if found.notes else {})
 
 
-def _check_even(job: Job, kept: tuple[LayerKept, ...]) -> None:
+def _check_even(job: Job, kept: Kept) -> None:
     """The plan ends in a form with one width for all layers: better told now than after the training that follows."""
     problems = unevenness(config_of(job).cut(read_kept(job.inputs["model"]), kept))
     if problems:

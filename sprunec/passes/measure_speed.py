@@ -18,7 +18,7 @@ from torch import nn
 
 from sprunec.data.batches import Batch
 from sprunec.engines.device import Place
-from sprunec.families.cpm_ant.config import ModelConfig, local
+from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.families.cpm_ant.model import CPMAnt
 from sprunec.families.model_directory import empty_model, fill, read_config, read_kept
 from sprunec.passes.bench import directory_of, open_data, open_model, place_of, traced
@@ -66,8 +66,8 @@ def _masked(job: Job, config: ModelConfig, dense: nn.Module, its: ModelConfig, p
         fill(model, dense.state_dict(), job.inputs["dense"])
     else:
         model = open_model(job.inputs["masked"], place)
-    kept = zip(read_kept(job.inputs["masked"]), read_kept(job.inputs["masks"]), strict=True)
-    return mask(model, traced(model, config), [local(before, after) for before, after in kept])
+    kept = read_kept(job.inputs["masks"]).inside(read_kept(job.inputs["masked"]))
+    return mask(model, traced(model, config), kept)
 
 
 def smaller(batch: Batch, config: ModelConfig, place: Place) -> Batch:

@@ -8,14 +8,14 @@ from sprunec.bmcook.masks.mask_files import START, save_scores
 from sprunec.engines.loop import fit, language_model_loss
 from sprunec.engines.training import Training
 from sprunec.families.model_directory import read_kept, save_model
-from sprunec.masks.budgets import make_budgets, shared_out
+from sprunec.masks.budgets import allocated, make_budgets
 from sprunec.masks.criteria import CRITERIA, Sight, comparable
 from sprunec.masks.lagrangian import Lagrangian
 from sprunec.masks.learn import GateLearner, settling, start_from, tie
-from sprunec.masks.unit_counts import gate_units
 from sprunec.passes.bench import config_of, engine_of, next_batches, open_data, open_lesson, open_model, traced
 from sprunec.passes.job import Job
 from sprunec.rewrite.gating import insert_gates
+from sprunec.units import gate_units
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def run(job: Job) -> dict[str, Any]:
     tied = options["tie_heads"]
     budgets = make_budgets(config, options["unit"], options["target"], options["budget"], tied)
     allocating = comparable(scores, options["target"])
-    inside = shared_out(budgets, allocating) if "allocation" in options else budgets
+    inside = allocated(budgets, allocating) if "allocation" in options else budgets
     learner = GateLearner(
         gates,
         start_from(tie(scores) if tied else scores),

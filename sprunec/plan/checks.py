@@ -18,8 +18,9 @@ from sprunec.plan.planned_sizes import size_findings
 from sprunec.plan.pointer import show
 from sprunec.plan.resolve import MASKS, TRAINS, Draft, Step, takes_a_look
 from sprunec.plan.sparsity import sparse_findings
-from sprunec.plan.targets import SIZES, SUBLAYERS, UNITS_OF, mismatched, uncovered
+from sprunec.plan.targets import mismatched, uncovered
 from sprunec.plan.teacher import distillation_fits
+from sprunec.units import SIZE_TARGETS, WHOLE, counting
 
 NEED_TRAINED = ("finetune", *MASKS)
 TEXT_PROMPT, TEXT_SEGMENT = 2, 2
@@ -41,7 +42,7 @@ def units_fit(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnostic]:
             pointer = f"{step.pointer}/target/{key}"
             message = f"{key} doesn't count {_unit(units)}"
             instead = f"give {' and '.join(missing)} instead" if missing else "remove it"
-            hint = f"{instead}, or choose unit {_names(UNITS_OF[key], ' or ')}"
+            hint = f"{instead}, or choose unit {_names(counting(key), ' or ')}"
             yield draft.source.find("unit-mismatch", pointer, message, hint, key=True)
         if missing and not strangers:
             message = f"the target doesn't say {' and '.join(missing)} for {_unit(units)}"
@@ -61,8 +62,8 @@ def budgets_fit(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnostic
     for step in draft.steps:
         if step.options is None or step.options.get("budget") != "per-layer":
             continue
-        whole = [unit for unit in step.options["unit"] if unit in SUBLAYERS]
-        size = [key for key in step.options["target"] if key in SIZES]
+        whole = [unit for unit in step.options["unit"] if unit in WHOLE]
+        size = [key for key in step.options["target"] if key in SIZE_TARGETS]
         if whole or size:
             what = (
                 f"{_unit(whole)} can't be cut in every layer alike" if whole else f"{size[0]} is about the whole model"

@@ -15,12 +15,11 @@ from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.families.cpm_ant.uniform import HEAD_APART, bias_columns, unevenness
 from sprunec.plan.pointer import show
 from sprunec.plan.resolve import MASKS, Draft, Step
-from sprunec.plan.targets import SIZES
+from sprunec.units import INSIDE, SIZE_TARGETS
 
 EVEN_FORM = "cpm-live"
 FOLDED = (EVEN_FORM, "huggingface")
 PACKAGES = {"huggingface": ("transformers", "sprunec[hf]")}
-INSIDE = ("head", "dim_head", "dim_ff")
 OTHER_FORMS = 'emit "sprunec" or "huggingface" instead of "cpm-live"'
 
 
@@ -36,7 +35,7 @@ def heads_tied(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnostic]
 
 
 def _tie(draft: Draft, step: Step, options: Any, heads: bool, alike: bool) -> Iterator[Diagnostic]:
-    pointer, size = f"{step.pointer}/tie_heads", [key for key in SIZES if key in options["target"]]
+    pointer, size = f"{step.pointer}/tie_heads", [key for key in SIZE_TARGETS if key in options["target"]]
     if not heads:
         units = " and ".join(show(unit) for unit in options["unit"])
         message = f"tie_heads is about heads, and the pass cuts {units}"
@@ -71,7 +70,7 @@ def form_fits(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnostic]:
 
 
 def _even(draft: Draft, step: Step, options: Any) -> Iterator[Diagnostic]:
-    size = [key for key in SIZES if key in options["target"]]
+    size = [key for key in SIZE_TARGETS if key in options["target"]]
     inside = [unit for unit in options["unit"] if unit in INSIDE]
     if not inside:
         return

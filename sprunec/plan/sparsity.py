@@ -16,7 +16,7 @@ from sprunec.families.cpm_ant.config import LayerShape, ModelConfig
 from sprunec.families.cpm_ant.shapes import Shape, expected_tensors
 from sprunec.plan.pointer import show
 from sprunec.plan.resolve import MASKS, Draft, Step
-from sprunec.plan.targets import SUBLAYERS
+from sprunec.units import WHOLE
 
 GROUP = 4
 CUTS = ("load-mask", *MASKS)
@@ -162,7 +162,7 @@ def _choosers(name: str) -> set[str]:
 
 def _drops(before: Sequence[Step]) -> bool:
     """Whether an earlier pass may take whole sublayers away, and the uneven ones with them."""
-    return any(set((step.options or {}).get("unit", ())) & set(SUBLAYERS) for step in before)
+    return any(set((step.options or {}).get("unit", ())) & set(WHOLE) for step in before)
 
 
 def _all_alike(wrong: Sequence[str], shapes: Mapping[str, Shape]) -> bool:

@@ -19,14 +19,12 @@ from torch import Tensor
 from sprunec.checkpoint.tensors import Tensors, open_tensors, runs
 from sprunec.durable import read_file, write_new
 from sprunec.errors import TraceError
-from sprunec.families.cpm_ant.config import LayerKept
 from sprunec.rewrite.axes import Groups
 from sprunec.rewrite.program import Program, Residual
-from sprunec.rewrite.sites import SUBLAYER_OF
 from sprunec.rewrite.slices import select
 from sprunec.rewrite.trace import TracedBlock
+from sprunec.units import INSIDE, Cut, Indices
 
-Indices = tuple[int, ...]
 Keep = dict[int, Indices]
 
 
@@ -94,8 +92,8 @@ class Recipe:
         return cls(slices, tuple(name for name, entry in entries if entry["kept"] is None))
 
 
-def make_recipe(blocks: Iterable[TracedBlock], kept: Sequence[LayerKept]) -> Recipe:
-    """The recipe that leaves `kept` of each traced block, in the blocks' own indices.
+def make_recipe(blocks: Iterable[TracedBlock], kept: Cut) -> Recipe:
+    """The recipe that leaves `kept` of the traced blocks.
 
     Raises:
         TraceError: something is to be cut where the trace found no site for it.
@@ -103,36 +101,33 @@ def make_recipe(blocks: Iterable[TracedBlock], kept: Sequence[LayerKept]) -> Rec
     slices: dict[str, dict[int, Indices]] = {}
     removed: list[str] = []
     for block in blocks:
-        layer = kept[block.index]
-        gone = {f"{block.path}.{name}" for r in absent(block, block.forward, layer) for name in r.tensors}
+        gone = {f"{block.path}.{name}" for r in absent(block, block.forward, kept) for name in r.tensors}
         removed += sorted(gone)
-        keep = keeps(block, layer, "forward")
+        keep = keeps(block, kept, "forward")
         for name, dims in _tensor_slices(block.forward.groups, keep).items():
             if f"{block.path}.{name}" not in gone and name in _state(block):
                 slices[f"{block.path}.{name}"] = dims
     return Recipe(slices, tuple(removed))
 
 
-def absent(block: TracedBlock, program: Program, kept: LayerKept) -> tuple[Residual, ...]:
+def absent(block: TracedBlock, program: Program, kept: Cut) -> tuple[Residual, ...]:
     """The residuals of one of the block's programs whose sublayers `kept` leaves out.
 
     Raises:
         TraceError: the program has other sublayers than the plain forward.
     """
-    gone = {"attention": kept.heads is None, "feed_forward": kept.dim_ff is None}
-    found = tuple(residual for residual in program.residuals if gone[residual.kind])
-    wanted = [residual.kind for residual in block.forward.residuals if gone[residual.kind]]
+    found = tuple(residual for residual in program.residuals if not kept.has(block.index, residual.kind))
+    wanted = [residual.kind for residual in block.forward.residuals if not kept.has(block.index, residual.kind)]
     if [residual.kind for residual in found] != wanted:
         raise TraceError(f"{block.path}: its cached forward does not add {' and '.join(wanted)} as its forward does")
     return found
 
 
-def keeps(block: TracedBlock, kept: LayerKept, method: str) -> Keep:
+def keeps(block: TracedBlock, kept: Cut, method: str) -> Keep:
     """Group number -> indices kept, for one method's graph; only groups that lose something."""
-    wanted = {"head": kept.heads, "dim_head": kept.dim_head, "dim_ff": kept.dim_ff}
     result: Keep = {}
-    for unit, indices in wanted.items():
-        if indices is None or SUBLAYER_OF[unit] not in block.sublayers():
+    for unit, indices in kept[block.index].items():
+        if INSIDE[unit] not in block.sublayers():
             continue
         site = block.sites.get(unit)
         if site is None:
@@ -142,7 +137,7 @@ def keeps(block: TracedBlock, kept: LayerKept, method: str) -> Keep:
         if any(i >= site.size for i in indices):
             raise TraceError(f"{block.path} has {site.size} {unit} units, asked to keep number {max(indices)}")
         if len(indices) < site.size:
-            result |= dict.fromkeys(site.groups[method], tuple(indices))
+            result |= dict.fromkeys(site.groups[method], indices)
     return result
 
 

@@ -12,8 +12,9 @@ from torch import Tensor
 from sprunec.checkpoint.safetensors_file import Shape
 from sprunec.checkpoint.tensors import Tensors
 from sprunec.checkpoint.writer import Output, as_output, rooms, rows_at_once
-from sprunec.rewrite.recipe import Indices, Recipe
+from sprunec.rewrite.recipe import Recipe
 from sprunec.rewrite.slices import Selection
+from sprunec.units import Indices
 
 
 def cut_outputs(recipe: Recipe, tensors: Tensors) -> dict[str, Output]:

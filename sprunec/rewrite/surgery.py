@@ -12,24 +12,24 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from sprunec.families.cpm_ant.config import LayerKept
 from sprunec.rewrite.edits import bypass, constants, copy_graph, cut_buffers, freeze_sizes, select_shared, set_constants
 from sprunec.rewrite.recipe import absent, keeps, make_recipe
 from sprunec.rewrite.trace import TracedBlock
+from sprunec.units import Cut
 
 
-def rewrite(model: nn.Module, blocks: Sequence[TracedBlock], kept: Sequence[LayerKept]) -> nn.Module:
+def rewrite(model: nn.Module, blocks: Sequence[TracedBlock], kept: Cut) -> nn.Module:
     """Replace the traced blocks of `model`, in place, by graph modules that hold only what is `kept` of each."""
     recipe = make_recipe(blocks, kept)
     for block in blocks:
         prefix = f"{block.path}."
         state = {prefix + name: tensor for name, tensor in block.tensors().items()}
         cut = {name.removeprefix(prefix): tensor for name, tensor in recipe.cut(state).items()}
-        model.set_submodule(block.path, cut_block(block, kept[block.index], cut))
+        model.set_submodule(block.path, cut_block(block, kept, cut))
     return model
 
 
-def cut_block(block: TracedBlock, kept: LayerKept, tensors: Mapping[str, Tensor]) -> fx.GraphModule:
+def cut_block(block: TracedBlock, kept: Cut, tensors: Mapping[str, Tensor]) -> fx.GraphModule:
     """The block as a graph module over already cut state `tensors`."""
     graphs = {method: copy_graph(program.graph) for method, program in block.programs.items()}
     attributes: dict[str, Any] = {}

@@ -12,14 +12,14 @@ from sprunec.data.batches import Batch
 from sprunec.engines.device import Place
 from sprunec.engines.loop import language_model_loss
 from sprunec.families.cpm_ant.blocks import build, example_inputs
-from sprunec.families.cpm_ant.config import LayerKept
+from sprunec.families.cpm_ant.sizes import everything, unit_sizes
 from sprunec.families.model_directory import empty_model
 from sprunec.masks import criteria
-from sprunec.masks.unit_counts import gate_units, unit_sizes
 from sprunec.rewrite.gating import insert_gates
 from sprunec.rewrite.recipe import make_recipe
 from sprunec.rewrite.trace import trace_blocks
-from tests.conftest import random_batch, tiny_config, tiny_model
+from sprunec.units import Cut, gate_units
+from tests.conftest import kept_layer, random_batch, tiny_config, tiny_model
 
 CPU = Place(torch.device("cpu"), torch.float32)
 UNITS = ("head", "dim_head", "dim_ff", "layer")
@@ -144,9 +144,9 @@ def test_magnitude_of_a_head_is_the_root_mean_square_of_its_weights() -> None:
 
 def test_magnitude_of_heads_that_are_left_is_what_it_was() -> None:
     model, config = tiny_model(), tiny_config()
-    kept = (LayerKept((1, 3), tuple(range(6)), (0,)), *config.everything()[1:])
+    kept = Cut((kept_layer((1, 3), tuple(range(6)), (0,)), *everything(config)[1:]))
     before = magnitude(model, "head")
-    small = config.cut(config.everything(), kept)
+    small = config.cut(everything(config), kept)
     cut = build(small)
     cut.load_state_dict(make_recipe(trace_blocks(model, example_inputs(config)), kept).cut(model.state_dict()))
     after = criteria.magnitude(trace_blocks(cut, example_inputs(small)), unit_sizes(small, ["head"]), cut.state_dict())

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 from collections import OrderedDict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,8 @@ from torch import Tensor
 from sprunec.checkpoint.tensors import read_state
 from sprunec.checkpoint.writer import save_pt, save_tensors
 from sprunec.durable import put_file
-from sprunec.families.cpm_ant.config import LayerKept
+from sprunec.units import INSIDE, SUBLAYERS, Kept
 
-Kept = Sequence[LayerKept]
-WHOLE = ("block", "attention", "feed_forward")
-FINE = {"head": "heads", "dim_head": "dim_head", "dim_ff": "dim_ff"}
 BMCOOK_KEYS = {"head": "heads_z", "dim_head": "dim_head_z", "dim_ff": "dimff_z"}
 PLUGIN_KEYS = {
     "block": "transformer",
@@ -56,7 +53,7 @@ def write_mask(path: Path, form: str, units: Collection[str], whole: Kept, befor
         OSError: the file cannot be written; what was there is as it was.
     """
     if form == "mask_modules":
-        content: Any = [[layer.heads is None, layer.dim_ff is None] for layer in after]
+        content: Any = [[not after.has(index, kind) for kind in SUBLAYERS] for index in range(len(after))]
     else:
         content = (_bmcook if form == "bmcook" else _plugin)(set(units), whole, before, after)
     if form == "mask_modules" and path.suffix == ".json":
@@ -70,7 +67,7 @@ def write_mask(path: Path, form: str, units: Collection[str], whole: Kept, befor
 def _bmcook(units: set[str], whole: Kept, before: Kept, after: Kept) -> dict[str, Tensor]:
     """Float32; sublayers as (sublayers,), units inside them as (sublayers, units)."""
     masks: dict[str, Tensor] = {}
-    if not units.isdisjoint(WHOLE):
+    if not units <= INSIDE.keys():
         masks["self_att_layer_z"] = _present("attention", before, after)
         masks["cross_att_layer_z"] = torch.zeros(0)
         masks["ffn_layer_z"] = _present("feed_forward", before, after)
@@ -82,7 +79,7 @@ def _plugin(units: set[str], whole: Kept, before: Kept, after: Kept) -> OrderedD
     masks: OrderedDict[str, Tensor] = OrderedDict()
     for unit, key in PLUGIN_KEYS.items():
         if unit in units:
-            whole_ones = unit in WHOLE
+            whole_ones = unit not in INSIDE
             rows = _present(unit, before, after)[:, None] if whole_ones else _rows(unit, whole, before, after)
             masks[key] = rows.half()
     return masks
@@ -90,35 +87,19 @@ def _plugin(units: set[str], whole: Kept, before: Kept, after: Kept) -> OrderedD
 
 def _present(unit: str, before: Kept, after: Kept) -> Tensor:
     """(sublayers of `before`,) float32: which of them, or for blocks of the layers, `after` still has."""
-    pairs = zip(before, after, strict=True)
-    return torch.tensor([float(has(a, unit)) for b, a in pairs if has(b, unit)])
+    there = [index for index in range(len(before)) if before.has(index, unit)]
+    return torch.tensor([float(after.has(index, unit)) for index in there])
 
 
 def _rows(unit: str, whole: Kept, before: Kept, after: Kept) -> Tensor:
     """(sublayers of `before`, units of `whole`) float32; where layers differ in width, short rows end in zeros."""
-    there = [index for index, layer in enumerate(before) if has(layer, unit)]
-    width = max((len(units_of(whole[index], unit)) for index in there), default=0)
+    there = [index for index in range(len(before)) if before.has(index, unit)]
+    width = max((len(whole.units(index, unit)) for index in there), default=0)
     rows = torch.zeros(len(there), width)
     for row, index in zip(rows, there, strict=True):
-        kept = set(units_of(after[index], unit))
-        row[: len(units_of(whole[index], unit))] = torch.tensor(
-            [float(i in kept) for i in units_of(whole[index], unit)]
-        )
+        kept = set(after.units(index, unit))
+        row[: len(whole.units(index, unit))] = torch.tensor([float(i in kept) for i in whole.units(index, unit)])
     return rows
-
-
-def has(layer: LayerKept, unit: str) -> bool:
-    """Whether the sublayer that has such units, or is one, is there; for blocks, whether any sublayer is."""
-    if unit == "block":
-        return layer.heads is not None or layer.dim_ff is not None
-    return (layer.heads if unit in ("attention", "head", "dim_head") else layer.dim_ff) is not None
-
-
-def units_of(layer: LayerKept, unit: str) -> tuple[int, ...]:
-    """The indices of a layer's units of this kind; a sublayer as a whole is one unit."""
-    if unit in WHOLE:
-        return (0,) if has(layer, unit) else ()
-    return getattr(layer, FINE[unit]) or ()
 
 
 # --- scores and log-alphas, by (layer, unit) ---

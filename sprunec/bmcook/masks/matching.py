@@ -14,11 +14,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sprunec.bmcook.masks.mask_files import WHOLE, Kept, has, units_of
 from sprunec.bmcook.masks.mask_forms import Sheet, read_sheets
 from sprunec.errors import InputError
-from sprunec.families.cpm_ant.config import LayerKept
-from sprunec.masks.unit_counts import Key, apply_masks
+from sprunec.units import INSIDE, Kept, Key
 
 Masks = dict[Key, Tensor]
 
@@ -34,7 +32,7 @@ class Matched:
     """
 
     masks: Mapping[Key, Tensor]
-    kept: tuple[LayerKept, ...]
+    kept: Kept
     notes: tuple[str, ...]
 
 
@@ -47,7 +45,7 @@ class Level:
 
     def layers(self, sheet: Sheet) -> list[int]:
         """The layers that have such a sublayer; the plugin's file counts blocks that have lost both of theirs, too."""
-        found = [index for index, layer in enumerate(self.kept) if has(layer, sheet.unit)]
+        found = [index for index in range(len(self.kept)) if self.kept.has(index, sheet.unit)]
         emptied = sheet.form == "plugin" and sheet.unit == "block" and sheet.rows == len(self.kept)
         return list(range(len(self.kept))) if emptied else found
 
@@ -67,18 +65,18 @@ def read_masks(paths: Sequence[Path], whole: Kept, entering: Kept | None = None)
     masks: Masks = {}
     notes: list[str] = []
     for sheets in files:
-        found, note = _layer_masks([sheet for sheet in sheets if sheet.unit in WHOLE], whole, here)
+        found, note = _layer_masks([sheet for sheet in sheets if sheet.unit not in INSIDE], whole, here)
         _merge(masks, found)
         notes += [note] if note else []
     left = _left(whole, here, masks)
-    for sheet in (sheet for sheets in files for sheet in sheets if sheet.unit not in WHOLE):
+    for sheet in (sheet for sheets in files for sheet in sheets if sheet.unit in INSIDE):
         _merge(masks, _fine_masks(sheet, whole, here, left))
     return Matched(masks, _left(whole, here, masks), tuple(notes))
 
 
 def _levels(form: str, whole: Kept, here: Kept, left: Kept | None = None) -> list[Level]:
     """From the largest down; each is a part of the one before."""
-    every = Level("the model with all its layers", [LayerKept((0,), (0,), (0,))] * len(whole))
+    every = Level("the model with all its layers", Kept.all([dict.fromkeys(INSIDE, 1)] * len(whole)))
     levels = [Level("the plan's input model", whole), Level("the model at this pass", here)]
     levels += [Level("the model that the layer masks leave", left)] if left is not None else []
     return {"mask_modules": [every], "plugin": [every, *levels]}.get(form, levels)
@@ -89,21 +87,8 @@ def _merge(masks: Masks, more: Masks) -> None:
         masks[key] = masks[key] & mask if key in masks else mask
 
 
-def _left(whole: Kept, here: Kept, masks: Masks) -> tuple[LayerKept, ...]:
-    wanted = apply_masks(tuple(whole), masks)
-    return tuple(_both(present, asked) for present, asked in zip(here, wanted, strict=True))
-
-
-def _both(left: LayerKept, right: LayerKept) -> LayerKept:
-    heads, dims = _common(left.heads, right.heads), _common(left.dim_head, right.dim_head)
-    attention = bool(heads) and bool(dims)
-    inner = _common(left.dim_ff, right.dim_ff)
-    return LayerKept(heads if attention else None, dims if attention else None, inner or None)
-
-
-def _common(left: tuple[int, ...] | None, right: tuple[int, ...] | None) -> tuple[int, ...]:
-    allowed = set(right or ())
-    return tuple(index for index in left or () if index in allowed)
+def _left(whole: Kept, here: Kept, masks: Masks) -> Kept:
+    return here.common(whole.then({key: mask.tolist() for key, mask in masks.items()}))
 
 
 # --- sublayers as a whole ---
@@ -139,7 +124,7 @@ def _applied(sheets: list[Sheet], layers: list[list[int]], whole: Kept, here: Ke
         kept = sheet.kept().reshape(-1)
         _merge(masks, {(index, sheet.unit): kept[row : row + 1] for row, index in enumerate(rows)})
     removes = any(not bool(mask) for mask in masks.values())
-    if removes and _left(whole, here, masks) == tuple(here):
+    if removes and _left(whole, here, masks) == here:
         return masks, f"{sheets[0].path.name} was applied already: every sublayer that it removes is gone"
     return masks, ""
 
@@ -159,7 +144,7 @@ def _fine_masks(sheet: Sheet, whole: Kept, here: Kept, left: Kept) -> Masks:
     return {
         (index, sheet.unit): _row(sheet, index, row, columns, whole)
         for index, row in rows
-        if has(whole[index], sheet.unit)
+        if whole.has(index, sheet.unit)
     }
 
 
@@ -167,7 +152,7 @@ def _columns(sheet: Sheet, layers: Sequence[int], whole: Kept, here: Kept) -> Ke
     """The model whose units the columns are: the widest layer's count tells."""
     widths = {}
     for name, kept in (("the plan's input model", whole), ("the model at this pass", here)):
-        widths[name] = max((len(units_of(kept[index], sheet.unit)) for index in layers), default=0)
+        widths[name] = max((len(kept.units(index, sheet.unit)) for index in layers), default=0)
         if widths[name] == sheet.columns:
             return kept
     raise _unfit(sheet.path, f"{sheet.key} has {sheet.columns} columns", widths, "units in its widest layer")
@@ -175,13 +160,13 @@ def _columns(sheet: Sheet, layers: Sequence[int], whole: Kept, here: Kept) -> Ke
 
 def _row(sheet: Sheet, index: int, row: Tensor, columns: Kept, whole: Kept) -> Tensor:
     """(units of the input model's layer,) bool."""
-    units = units_of(columns[index], sheet.unit)
-    if bool(row[len(units) :].any()) and has(columns[index], sheet.unit):
+    units = columns.units(index, sheet.unit)
+    if bool(row[len(units) :].any()) and columns.has(index, sheet.unit):
         last = int(row.nonzero().max())
         message = f"{sheet.key} keeps unit {last} of layer {index}, which has {len(units)}"
         raise InputError.at(sheet.path, message, "give zeros beyond a layer's width")
     kept = {unit for unit, keep in zip(units, row.tolist(), strict=False) if keep}
-    return torch.tensor([unit in kept for unit in units_of(whole[index], sheet.unit)])
+    return torch.tensor([unit in kept for unit in whole.units(index, sheet.unit)])
 
 
 def _unfit(path: Path, what: str, counts: Mapping[str, object], of: str = "such sublayers") -> InputError:
