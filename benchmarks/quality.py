@@ -1,4 +1,4 @@
-"""The quality of small models: methods side by side, at equal training tokens in all, looks at the data counted.
+"""The quality of small models: methods side by side, at equal training tokens, those of calibration counted.
 
     python benchmarks/quality.py [--budget short] [--target guide] [--methods all] [--seeds 1,2,3] [--with refit]
                                  [--distil 0.5] [--corpus python-docs] [--jobs 2] [--folder runs/quality]
@@ -6,7 +6,7 @@
 A cell is one method, target, budget and seed: a native plan, run by `sprunec run` on one thread from a dense model that
 is trained once for each corpus. What cells gave stands in `benchmarks/quality.json` by the digest of all that decides
 it, so a cell is run once, and work adds up over days. `--show` prints the tables of that file, `--publish` puts them
-into `docs/quality.md` with a picture, and the main one into the README. The target `dims` also wants torch-pruning.
+between the marks of `docs/quality.md`, with a picture. The target `dims` also wants torch-pruning.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,27 +29,16 @@ from typing import Any
 
 from methods import EXTRAS, LENGTH, LOOK, METHODS, ROWS, STEPS, TARGETS, Method, cell_plan, dense_plan
 from peers import torch_pruning_dims
-from quality_tables import Setting, Table, picture, tables
+from quality_tables import Setting, picture, tables
 
 from sprunec import lower, read_plan
 from sprunec.graph.graph import Graph
 from sprunec.passes.table import PASSES
 
 RESULTS = Path(__file__).with_name("quality.json")
-DOCS = Path(__file__).parent.parent / "docs"
-README, MARKS = DOCS.parent / "README.md", ("<!-- quality -->", "<!-- /quality -->")
+PAGE = Path(__file__).parent.parent / "docs" / "quality.md"
 MAIN = Setting("python-docs", "guide", "short", ("refit",), 0.0)
 LOCK = threading.Lock()
-PAGE = """# What small models are worth
-
-Made by `python benchmarks/quality.py --publish` from [what it has measured](../benchmarks/quality.json). Held-out loss
-in nats a character, after the cut and after fine-tuning; all methods have had as many training tokens, their looks
-at the data counted. Means over seeds, with the standard error. Machine: {machine}.
-
-![Held-out loss by method](quality.svg)
-
-{tables}
-"""
 
 
 @dataclass(frozen=True)
@@ -199,22 +188,24 @@ def main() -> None:
     shown = tables(read_results())
     print("\n\n".join(table.plain() for table in shown))
     if options.publish:
-        (DOCS / "quality.md").write_text(page(json.loads(RESULTS.read_text())))
-        (DOCS / "quality.svg").write_text(picture(shown) + "\n")
-        README.write_text(with_table(README.read_text(), shown))
+        PAGE.write_text(page(json.loads(RESULTS.read_text())))
+        PAGE.with_suffix(".svg").write_text(picture(shown) + "\n")
 
 
 def page(results: Mapping[str, Any]) -> str:
-    """What has been measured, as a page."""
-    shown = "\n\n".join(table.markdown() for table in tables(results["cells"]))
-    return PAGE.format(machine=results["machine"], tables=shown)
-
-
-def with_table(readme: str, shown: Sequence[Table]) -> str:
-    """The README with the table of the main setting between its marks."""
-    (main,) = (table for table in shown if table.setting == MAIN)
-    before, _, rest = readme.partition(MARKS[0])
-    return f"{before}{MARKS[0]}\n{main.markdown()}\n{MARKS[1]}{rest.partition(MARKS[1])[2]}"
+    """The page with what has been measured between its marks."""
+    shown = {table.setting: table for table in tables(results["cells"])}
+    main = shown.pop(MAIN)
+    parts = {
+        "machine": f"Machine: {results['machine']}.",
+        "main": main.markdown(),
+        "others": "\n\n".join(table.markdown() for table in shown.values()),
+    }
+    text = PAGE.read_text()
+    for name, part in parts.items():
+        before, _, rest = text.partition(f"<!-- {name} -->\n")
+        text = f"{before}<!-- {name} -->\n{part}\n<!-- /{name} -->{rest.partition(f'<!-- /{name} -->')[2]}"
+    return text
 
 
 def run_cells(options: argparse.Namespace) -> None:

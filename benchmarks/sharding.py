@@ -24,9 +24,9 @@ from models import TRAINING, model_of
 from torch import Tensor
 
 from sprunec.engines.device import Place
+from sprunec.engines.distributed import ProcessGroup
 from sprunec.engines.loop import fit
 from sprunec.engines.sharding import local
-from sprunec.engines.team import Team
 from sprunec.engines.torch_engine import TorchDriver, TorchEngine
 from sprunec.engines.training import Training
 from sprunec.engines.world import Alone
@@ -46,7 +46,7 @@ def measure(folder: Path, mode: str, steps: int) -> dict[str, float]:
     processes, full = MODES[mode]
     world: Any = Alone()
     if processes > 1:
-        world = Team()
+        world = ProcessGroup()
         world.join("cpu", 120)
     before = memory("VmRSS")
     model, engine = load_model(folder).float(), TorchEngine(Place.of("cpu", "fp32"), world, full=full)

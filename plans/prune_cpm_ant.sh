@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # BMCook's script on the GPUs of one machine or of several: its OPTS block is as it was, but for --batch-size, which
-# counts the rows of the global batch: 32 rows on each of 4 GPUs are 128.
+# counts the sequences of the global batch: 32 on each of 4 GPUs are 128.
 #
 #   one machine     bash prune_cpm_ant.sh
 #   several         NODES=4 HEAD=first-machine bash prune_cpm_ant.sh      on each of them, in a folder that all share

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from time import monotonic
@@ -18,16 +19,14 @@ from rich.console import Console
 
 from sprunec.bmcook.plans.cli_flags import with_flags
 from sprunec.bmcook.plans.flags import Flags
-from sprunec.cli_run import diagnostics_document, execute_graph, print_json, reporting, show_graph, show_report
-from sprunec.cli_team import at_the_head, follow_lead, launch_all, leads, must_launch
-from sprunec.errors import InputError, SprunecError, disk_words
-from sprunec.graph.team import launched
+from sprunec.engines.world import launched, process_group
+from sprunec.errors import Diagnostic, InputError, SprunecError, disk_words
 from sprunec.interrupts import INTERRUPTED, interrupts
 from sprunec.show.console import SECONDS_BETWEEN_LINES, Progress, print_diagnostics
+from sprunec.show.output import diagnostics_document, page_of, print_json, reporting, show_graph, show_report
 from sprunec.unexpected import explained, log
 
 if TYPE_CHECKING:
-    from sprunec.graph.graph import Graph
     from sprunec.plan.plan import Plan
 
 app = typer.Typer(
@@ -70,14 +69,14 @@ def validate(
             for path in plans
             for finding in check_plan(path, strict=strict, flags=flags, incomplete=not strict)[1]
         ]
-    valid = not any(finding.severity == "error" for finding in found)
+    document = diagnostics_document(found)
     if as_json:
-        print_json(diagnostics_document(found))
+        print_json(document)
     else:
         print_diagnostics(found)
-        if valid:
+        if document["valid"]:
             Console().print(f"{len(plans)} valid plan{'s' * (len(plans) > 1)}", highlight=False)
-    raise typer.Exit(0 if valid else InputError.exit_code)
+    raise typer.Exit(0 if document["valid"] else InputError.exit_code)
 
 
 @app.command()
@@ -96,21 +95,32 @@ def run(
     debug: Debug = False,
 ) -> None:
     """Run a plan; what is already done is not done again."""
-    if must_launch(devices) and not dry_run:
-        raise typer.Exit(launch_all(devices))
-    if not leads():
-        raise typer.Exit(follow_lead())
-    progress, chosen = Progress(quiet=quiet), _out(out, flags.save)
-    with interrupts(progress.message, alone=launched()[1] == 1) as stop, at_the_head() as team:
+    from sprunec.graph.lower import lower
+
+    chosen, (rank, size) = _out(out, flags.save), launched()
+    if devices > 1 and size == 1 and not dry_run:
+        from sprunec.engines.launch import launch
+
+        raise typer.Exit(launch(devices, sys.argv[1:]))
+    if rank > 0:
+        from sprunec.graph.ranks import follow
+
+        raise typer.Exit(0 if dry_run else follow(lambda: _checked(plan, flags, strict=True)[0], chosen))
+    progress = Progress(quiet=quiet)
+    with interrupts(progress.message, alone=size == 1) as stop, nullcontext() if dry_run else process_group() as group:
         with reporting(as_json, f"reading {plan}"):
-            checked, graph = _lowered(plan, flags, strict or not dry_run)
-            costs = _costs(checked, devices) if dry_run else []
+            checked, found = _checked(plan, flags, strict or not dry_run)
+            print_diagnostics(found)
+            graph = lower(checked)
+            costs = _costs(checked, max(devices, size)) if dry_run else []
         folder = chosen or Path("runs") / graph.plan
         if dry_run:
-            show_graph(graph, folder, as_json, costs)
+            show_graph(graph, folder, costs, as_json)
             return
-        with reporting(as_json, f"running {plan}", folder):
-            report = execute_graph(graph, folder, progress, stop, team, as_json)
+        from sprunec.graph.execute import execute
+
+        with reporting(as_json, f"running {plan}", folder), page_of(folder, progress, stop, as_json):
+            report = execute(graph, folder, progress, stop, group)
         show_report(report, folder, as_json)
     raise typer.Exit(EXIT_CODES[report.status])
 
@@ -215,28 +225,26 @@ def gc(
         print_json(found.document(removed=not dry_run))
 
 
-def _lowered(plan: Path, flags: Flags, strict: bool) -> tuple[Plan, Graph]:
-    """A plan and its graph.
+def _checked(plan: Path, flags: Flags, strict: bool) -> tuple[Plan, tuple[Diagnostic, ...]]:
+    """Read a plan; return it and the warnings.
 
     Raises:
         InputError: the plan, or a file that it names, cannot be used.
     """
-    from sprunec.graph.lower import lower
     from sprunec.plan.plan import check_plan
 
     checked, found = check_plan(plan, strict=strict, flags=flags)
     if checked is None:
         raise InputError(*found)
-    print_diagnostics(found)
-    return checked, lower(checked)
+    return checked, found
 
 
 def _costs(plan: Plan, devices: int) -> list[dict[str, Any]]:
-    """What training takes of each of so many devices."""
+    """Compute what training takes of each of so many devices."""
     from sprunec.graph.heads import with_own_head
     from sprunec.plan.scale import plan_costs
 
-    return plan_costs(with_own_head(plan), max(devices, launched()[1]))
+    return plan_costs(with_own_head(plan), devices)
 
 
 def _out(out: Path | None, save: str | None) -> Path | None:
@@ -244,13 +252,6 @@ def _out(out: Path | None, save: str | None) -> Path | None:
     if out is not None and save is not None and Path(save) != out:
         raise typer.BadParameter(f"--out {out} and --save {save} are two folders; give one of them")
     return out if save is None else Path(save)
-
-
-def _print_error(words: str) -> None:
-    """On one line, however long, with any brackets in paths as they are."""
-    console = Console(stderr=True)
-    console.print("[red]error:[/red] ", end="")
-    console.print(words, markup=False, highlight=False, soft_wrap=True)
 
 
 def main() -> None:
@@ -264,11 +265,14 @@ def main() -> None:
 
 
 def _tell(error: BaseException) -> int:
-    """Print an error; its exit code."""
+    """Print an error, on one line, however long, with any brackets in paths as they are; return its exit code."""
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED
     if isinstance(error, InputError):
         print_diagnostics(error.diagnostics)
         return error.exit_code
-    _print_error(disk_words(error) if isinstance(error, OSError) else str(error))
+    console = Console(stderr=True)
+    console.print("[red]error:[/red] ", end="")
+    message = disk_words(error) if isinstance(error, OSError) else str(error)
+    console.print(message, markup=False, highlight=False, soft_wrap=True)
     return error.exit_code if isinstance(error, SprunecError) else SprunecError.exit_code

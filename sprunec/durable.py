@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -91,15 +91,15 @@ def copy_file(source: Path, target: Path) -> None:
     Raises:
         OSError: one cannot be read, or the other not be written; says which.
     """
+
+    def chunks() -> Iterator[bytes]:
+        with naming(source), source.open("rb") as stream:
+            while chunk := stream.read(CHUNK_BYTES):
+                yield chunk
+
     with naming(target, source.stat().st_size), target.open("wb") as stream:
-        for chunk in _chunks(source):
+        for chunk in chunks():
             stream.write(chunk)
-
-
-def _chunks(path: Path) -> Iterator[bytes]:
-    with naming(path), path.open("rb") as stream:
-        while chunk := stream.read(CHUNK_BYTES):
-            yield chunk
 
 
 def flush(path: Path) -> None:
@@ -118,34 +118,19 @@ def put_in_place(aside: Path, path: Path) -> None:
     flush(path.parent)
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, content: str | bytes) -> None:
     """The whole file or the old one, whatever happens meanwhile; a link in its place is replaced, not followed.
 
     Raises:
-        OSError: it cannot be written; nothing is left aside.
+        OSError: it cannot be written; what was at `path` is as it was, and nothing is left aside.
     """
-    _replace(path, text.encode("utf-8"))
-
-
-def put_file(path: Path, content: bytes) -> None:
-    """`write_atomically` for bytes; a file that holds just this already is left alone.
-
-    Raises:
-        OSError: it cannot be written; what was at `path` is as it was.
-    """
-    with naming(path):
-        if path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content:
-            return
-    _replace(path, content)
-
-
-def _replace(path: Path, content: bytes) -> None:
+    data = content.encode("utf-8") if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         aside.unlink(missing_ok=True)
-        with naming(path, len(content)), aside.open("xb") as stream:
-            stream.write(content)
+        with naming(path, len(data)), aside.open("xb") as stream:
+            stream.write(data)
         flush(aside)
         put_in_place(aside, path)
     except BaseException as error:
@@ -155,9 +140,15 @@ def _replace(path: Path, content: bytes) -> None:
         raise
 
 
+def put_file(path: Path, content: bytes) -> None:
+    """Do as `write_atomically`; a file that holds just this already is left alone."""
+    with naming(path):
+        if path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content:
+            return
+    write_atomically(path, content)
+
+
 def forget(path: Path) -> None:
     """Remove a file if that can be done; what failed before is the error to tell of."""
-    try:
+    with suppress(OSError):
         path.unlink(missing_ok=True)
-    except OSError:
-        return

@@ -12,6 +12,7 @@ SprunecError
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 from dataclasses import asdict, dataclass
@@ -20,9 +21,20 @@ from typing import Any, TypeGuard
 LONGEST_MESSAGE = 1000
 
 
+def show(value: Any, longest: int = 60) -> str:
+    """Write a value as it stands in JSON, cut short."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= longest else text[: longest - 3] + "..."
+
+
 @dataclass(frozen=True)
 class Diagnostic:
-    """One finding about one place in one file; `line` and `column` count from 1, 0 is the whole file."""
+    """One finding, in a file or about an option; `line` and `column` count from 1, 0 is the whole file.
+
+    Attributes:
+        file: empty where it is in none.
+        pointer: of the option: a JSON pointer into the plan, or a flag of the command line; empty where it is of none.
+    """
 
     code: str
     message: str
@@ -73,6 +85,11 @@ class InputError(SprunecError):
         if len(message) > LONGEST_MESSAGE:
             message = message[: LONGEST_MESSAGE - 3] + "..."
         return cls(Diagnostic(code=code, message=message, hint=hint, file=str(file)))
+
+    @classmethod
+    def in_option(cls, pointer: str, message: str, hint: str = "", code: str = "bad-input") -> InputError:
+        """Make an error about an option: by its JSON pointer in the plan, or as it is written on the command line."""
+        return cls(Diagnostic(code=code, message=message, hint=hint, pointer=pointer))
 
     @classmethod
     def of_disk(

@@ -12,9 +12,8 @@ import os
 import re
 import zipfile
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sprunec.durable import naming
 from sprunec.errors import InputError
@@ -27,8 +26,7 @@ _ARCHIVES |= {"tar": "a tar", "7z": "a 7z", "rar": "a RAR", "zip": "a zip"}
 _AGAIN = "download it again, with a link to the file itself"
 
 
-@dataclass(frozen=True)
-class Kind:
+class Kind(NamedTuple):
     """Words for a kind of file, with an article; what to do about it wherever it is named, if that can be said."""
 
     words: str
@@ -181,7 +179,7 @@ def binary_kind(path: Path) -> str | None:
 
 def _text_kind(head: bytes) -> str | None:
     """Of text that tells by its first words or by its zeros what it is."""
-    opening = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    opening = head.removeprefix(codecs.BOM_UTF8).lstrip()
     if _HTML.match(opening):
         return "html"
     if opening.startswith(b"<?xml"):
@@ -204,9 +202,8 @@ def file_kind(path: Path) -> str:
     if found is not None:
         return found
     head = _first(path)
-    opening = head.removeprefix(b"\xef\xbb\xbf").lstrip()
-    if opening.startswith((b"{", b"[")):
-        return _json_kind(path) or "text"
+    if head.removeprefix(codecs.BOM_UTF8).lstrip().startswith((b"{", b"[")):
+        return _json_kind(path)
     return "text" if _is_text(head) else "unknown"
 
 
@@ -242,8 +239,8 @@ def _first(path: Path) -> bytes:
         return stream.read(HEAD)
 
 
-def _json_kind(path: Path) -> str | None:
-    """None where it only begins like JSON."""
+def _json_kind(path: Path) -> str:
+    """Of what begins like JSON: plain text, where it does not go on like that."""
     if path.stat().st_size > LARGEST_JSON:
         return "json"
     with naming(path):
@@ -251,7 +248,5 @@ def _json_kind(path: Path) -> str | None:
     try:
         value: Any = json.loads(content.decode("utf-8-sig"))
     except (ValueError, RecursionError):
-        return None
-    if isinstance(value, dict):
-        return next((name for key, name in _KEYS if key in value), "json")
-    return "json"
+        return "text"
+    return next((name for key, name in _KEYS if key in value), "json") if isinstance(value, dict) else "json"

@@ -18,8 +18,9 @@ import torch
 
 from sprunec.bmcook.data.sets import read_set
 from sprunec.bmcook.masks.mask_forms import read_sheets
+from sprunec.checkpoint.safe_pickle import Refused, check_pickle, load_pickle
 from sprunec.checkpoint.tensors import open_tensors, read_state
-from sprunec.checkpoint.unfolded import check_pickle, check_unfolded
+from sprunec.checkpoint.torch_file import check_torch
 from sprunec.errors import InputError
 from sprunec.families.model_directory import load
 from sprunec.graph.inspect import inspect_model
@@ -101,7 +102,7 @@ def archive(path: Path, body: bytes, **records: bytes) -> Path:
     return path
 
 
-ENDLESS = "its few objects stand for more than any memory holds"
+ENDLESS = "few objects that stand for more than any memory holds"
 
 
 @pytest.mark.parametrize("read", [read_sheets, open_tensors])
@@ -131,20 +132,58 @@ def test_what_torch_saves_is_no_bomb(new: bool, tmp_path: Path) -> None:
     tied = torch.ones(3)
     state = {"a": tied, "b": tied, "c": tied[1:], "d": torch.nn.Parameter(torch.ones(2))}
     torch.save(OrderedDict(state), tmp_path / "a.pt", _use_new_zipfile_serialization=new)
-    check_unfolded(tmp_path / "a.pt")
+    check_torch(tmp_path / "a.pt")
 
 
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        (b"cbuiltins\ngetattr\n(" + TUPLES + b"X\x01\0\0\0xtR", r"the attribute 'x' of \("),
+        (b"cbuiltins\ngetattr\n(" + TUPLES + b"X\x01\0\0\0xtR", ENDLESS),
+        (b"cbuiltins\ngetattr\n(" + TUPLES[:51] + b"X\x01\0\0\0xtR", r"the attribute 'x' of \("),
         (TUPLES + b"X\x01\0\0\0x\x93", "a name that is no text"),
     ],
-    ids=["attribute", "name"],
+    ids=["attribute", "attribute of few", "name"],
 )
 def test_a_set_whose_list_of_files_is_tuples_in_tuples(body: bytes, words: str, tmp_path: Path) -> None:
     (tmp_path / "meta.bin").write_bytes(b"\x80\x04" + body + b".")
     refused(lambda path: read_set(path.parent), tmp_path / "meta.bin", words)
+
+
+DEEP = b"}" + b")" + b"\x85" * 200_000 + b"Ns"  # hashing such a key would end the process
+
+
+@pytest.mark.parametrize("read", [read_sheets, open_tensors])
+def test_torch_file_with_deep_key_is_refused(read: Any, tmp_path: Path) -> None:
+    refused(read, archive(tmp_path / "a.pt", DEEP), "objects within each other, more than 1,000 deep")
+
+
+def test_set_with_deep_key_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "meta.bin").write_bytes(b"\x80\x04" + DEEP + b".")
+    refused(lambda path: read_set(path.parent), tmp_path / "meta.bin", "more than 1,000 deep")
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"NQ.", "a persistent id"),
+        (b"]2Na.", None),
+        (b"cx\ny\n)R.", "the name x.y"),
+        (b"ca\nb\n}b.", "parts for what takes none"),
+        (b"Nr\xff\xff\xff\x7f.", "a memo larger than the pickle"),
+        (b"(q\0.", "a mark where an object should be"),
+        (b"NN0", "a broken pickle"),
+        (b"\x95" + (6).to_bytes(8, "little") + b"X\3\0\0\0abc.", None),
+    ],
+)
+def test_load_pickle_makes_only_what_it_has_checked(body: bytes, words: str | None) -> None:
+    """Also where a frame ends within an opcode, or an object is on the stack twice."""
+    stream = io.BytesIO(b"\x80\x04" + body + b"rest")
+    if words is None:
+        assert load_pickle(stream, {}) in ("abc", [None])
+        assert stream.read() == b"rest"
+        return
+    with pytest.raises(Refused, match=words):
+        load_pickle(stream, {"a.b": dict})
 
 
 def test_a_tensor_that_is_a_view_of_nothing(tmp_path: Path) -> None:

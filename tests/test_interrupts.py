@@ -44,13 +44,13 @@ from sprunec.cli import main
 main()
 """
 PASSES = {
-    "data": "data",
+    "data": "read_data",
     "load": "load",
-    "trace": "trace",
+    "trace": "trace_sites",
     "score-mask": "score_mask",
     "binarize": "binarize",
     "compensate": "compensate",
-    "rewrite": "rewrite",
+    "rewrite": "cut",
     "load-mask": "load_mask",
     "sparsify": "sparsify",
     "expand": "expand",

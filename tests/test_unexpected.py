@@ -13,11 +13,11 @@ import pytest
 
 from sprunec import cli
 from sprunec.__main__ import command
-from sprunec.engines.team import Team
+from sprunec.engines.distributed import ProcessGroup
 from sprunec.graph import execute as executing
 from sprunec.graph import inspect as inspecting
 from sprunec.graph import lower, store
-from sprunec.graph.team import _explain
+from sprunec.graph.ranks import explain
 from sprunec.passes import cut as rewrite
 from sprunec.plan import plan as plans
 from sprunec.plan.schema import validator
@@ -189,7 +189,7 @@ def test_a_wrong_use_of_flags_stays_one(
 
 
 def test_another_rank_says_where_its_traceback_is(folder: Path) -> None:
-    class Quiet(Team):
+    class Quiet(ProcessGroup):
         def __init__(self) -> None:
             self.rank, self.said = 1, ""
 
@@ -199,9 +199,9 @@ def test_another_rank_says_where_its_traceback_is(folder: Path) -> None:
         def is_over(self) -> bool:
             return True
 
-    team = Quiet()
-    assert _explain(team, KeyError("shard")) == 1
-    assert re.fullmatch(r"its part of the pass: KeyError: 'shard'; the traceback is in \S+error\.txt", team.said)
+    group = Quiet()
+    assert explain(group, KeyError("shard")) == 1
+    assert re.fullmatch(r"its part of the pass: KeyError: 'shard'; the traceback is in \S+error\.txt", group.said)
 
 
 def test_the_words_of_an_exception_are_its_first_line() -> None:

@@ -29,6 +29,7 @@ NAMES = {
     "F8_E5M2": "float8_e5m2",
 }
 FLOATS = ("float32", "float16", "bfloat16", "float64")
+FIX_NUMBERS = "fix the file, or export it again from a good copy"
 _FLOATS = f"{', '.join(FLOATS[:-1])} or {FLOATS[-1]}"
 # What stands instead of a module's weight, and what beside one that is no floats, and whose way that is.
 _INSTEAD = (

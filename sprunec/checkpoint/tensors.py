@@ -13,11 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sprunec.checkpoint.bounded import load_bounded
-from sprunec.checkpoint.dtypes import FLOATS, NAMES, dtype_refusal
+from sprunec.checkpoint.dtypes import FIX_NUMBERS, FLOATS, NAMES, dtype_refusal
 from sprunec.checkpoint.headers import read_places, unreadable
 from sprunec.checkpoint.safetensors_file import SIZES, Shape, Stored
-from sprunec.checkpoint.unreadable import FIX_NUMBERS, reason
+from sprunec.checkpoint.torch_file import load_torch, reason
 from sprunec.durable import read_into
 from sprunec.errors import InputError, is_disk
 
@@ -149,7 +148,7 @@ def check_dtypes(path: Path, tensors: Tensors, weights: Collection[str] = ()) ->
 def _in_torch(path: Path) -> Mapping[str, Tensor]:
     """Torch knows more ways to write a state dict than its header tells, and what else may be in a file."""
     try:
-        state = load_bounded(path)
+        state = load_torch(path)
     except Exception as error:  # damaged bytes may fail anywhere in the reader
         if is_disk(error):
             raise InputError.of_disk(path, error) from error

@@ -41,10 +41,12 @@ MODULE = "._module"
 def check_here(place: Place) -> None:
     """Raises InputError where BMTrain is not installed, or has no GPU to work on."""
     if find_spec("bmtrain") is None:
-        raise InputError.at("engine", "the package bmtrain is not installed", INSTALL, code="missing-package")
+        raise InputError.in_option(
+            "/engine/name", "the package bmtrain is not installed", INSTALL, code="missing-package"
+        )
     if place.device.type != "cuda" or not torch.cuda.is_available():
         hint = 'write "name": "torch", or run where there is a GPU'
-        raise InputError.at("engine", f"bmtrain works on CUDA alone, and this is {place.device}", hint)
+        raise InputError.in_option("/engine/name", f"bmtrain works on CUDA alone, and this is {place.device}", hint)
 
 
 def start(seed: int) -> None:
@@ -112,14 +114,14 @@ class BMTrainEngine:
 
     def weights(self, model: nn.Module) -> dict[str, Tensor]:
         whole = {name: self.gather(parameter, parameter.data) for name, parameter in _parts(model)}
-        return whole if self.world.lead else {}
+        return whole if self.world.rank == 0 else {}
 
     def gather(self, parameter: Any, part: Tensor) -> Tensor:
         """The whole of something that is parted as a parameter is, on the CPU of every rank."""
         flat = torch.zeros(parameter._original_shape.numel(), dtype=part.dtype)
         if part.numel():
             flat[parameter._start_partition : parameter._end_partition] = part.detach().cpu()
-        self.world.add([flat])
+        self.world.all_reduce([flat])
         return flat.view(parameter._original_shape)
 
 
@@ -253,4 +255,4 @@ def _refuse(
         and training.optimizer != "adam",
     }
     for message in (words for words, found in problems.items() if found):
-        raise InputError.at("engine", message, 'or write "name": "torch"', code="engine-cannot")
+        raise InputError.in_option("/engine/name", message, 'or write "name": "torch"', code="engine-cannot")

@@ -65,8 +65,8 @@ class Saves:
 
         Of parts it only says where they lie, as `shards`.
         """
-        found = self._whole() if self.world.lead else None
-        name = self.world.share(found.name if found is not None else "")
+        found = self._whole() if self.world.rank == 0 else None
+        name = self.world.broadcast(found.name if found is not None else "")
         if not name:
             return None
         self._last = path = self.directory / name
@@ -90,7 +90,7 @@ class Saves:
             KeyboardInterrupt: the run was asked to stop; the state is saved.
             OSError: it cannot be saved; the save before is still there.
         """
-        due = self.world.lead and step < steps and self._is_due(step)
+        due = self.world.rank == 0 and step < steps and self._is_due(step)
         asked, due = map(bool, self.world.total([float(self.stop()), float(due)]))
         if asked or due:
             self._keep(step, state())
@@ -116,15 +116,15 @@ class Saves:
     def _keep(self, step: int, state: dict[str, Any]) -> None:
         self.settle()
         shards = state.pop("shards", None)
-        if self.world.lead and not self.directory.is_dir():
+        if self.world.rank == 0 and not self.directory.is_dir():
             self.directory.mkdir(parents=True)
             flush(self.directory.parent)
         aside = self.directory / ASIDE
-        if self.world.lead:
+        if self.world.rank == 0:
             _remove(aside)  # what a run that was killed has left
         if shards is not None:
             self._pending = self._begin(step, aside, shards, state)
-        elif self.world.lead:
+        elif self.world.rank == 0:
             try:
                 path = self.directory / NAME.format(step=step, digest=_write(aside, state))
                 put_in_place(aside, path)
@@ -137,11 +137,11 @@ class Saves:
         """What is small is written at once, for it is about to change; the parts meanwhile."""
         from sprunec.engines.shards import write_shards
 
-        if self.world.lead:
+        if self.world.rank == 0:
             aside.mkdir()
             _write(aside / REST, rest)
         self.world.total([0.0])  # nobody writes into a folder that is not there
-        return write_shards(aside, shards, lambda: self._seal(step, aside) if self.world.lead else None)
+        return write_shards(aside, shards, lambda: self._seal(step, aside) if self.world.rank == 0 else None)
 
     def _seal(self, step: int, aside: Path) -> None:
         flush(aside)

@@ -30,7 +30,9 @@ class Place:
         """
         chosen = _best() if device == "auto" else device
         if not _is_here(torch.device(chosen)):
-            raise InputError.at("engine", f"device {device} is not on this machine", 'use "auto" or "cpu"')
+            raise InputError.in_option(
+                "/engine/device", f"device {device} is not on this machine", 'use "auto" or "cpu"'
+            )
         return cls(torch.device(chosen), DTYPES[precision])
 
     @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Signs of life between processes that train together, so that none waits for one that is gone.
+"""Heartbeats of processes that train together, so that none waits for one that is gone.
 
 What is blocked in a collective cannot help itself: gloo sees that a peer has closed its connection, but not that it has
 stopped, and NCCL may see neither. So a thread of every rank looks after the others, and ends the process.
@@ -14,22 +14,23 @@ from datetime import timedelta
 
 from torch._C._distributed_c10d import TCPStore
 
-BEAT, SILENCE = 1.0, 30.0  # seconds from one sign of life to the next, and without one until a rank is given up
-LINGER = 15.0  # seconds that a process may go on after the lead has let it go
+BEAT, SILENCE = 1.0, 30.0  # seconds from one heartbeat to the next, and without one until a rank is given up
+LINGER = 15.0  # seconds that a process may go on after rank 0 has let it go
 END = "end"
 
 
-class Pulse:
+class Heartbeat:
     """One rank's thread, over a connection of its own to the store that all met at."""
 
     def __init__(self, rank: int, size: int) -> None:
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         self._store = TCPStore(host, port, is_master=False, timeout=timedelta(seconds=SILENCE))
         self._rank = rank
-        self._heard = {other: (-1, time.monotonic()) for other in range(size) if other != rank}
+        self._others = [other for other in range(size) if other != rank]
+        self._heard: dict[int, tuple[int, float]] = {}  # by rank its last beat, and when; machines may start late
         self._ended: float | None = None
         self._closed = threading.Event()
-        threading.Thread(target=self._run, name="pulse", daemon=True).start()
+        threading.Thread(target=self._run, name="heartbeat", daemon=True).start()
 
     def close(self) -> None:
         self._closed.set()
@@ -37,20 +38,20 @@ class Pulse:
     def _run(self) -> None:
         while not self._closed.wait(BEAT):
             try:
-                found = self._look(time.monotonic())
+                problem = self._beat(time.monotonic())
             except RuntimeError:
-                found = "the process that keeps the store is gone"
-            if found is not None and not self._closed.is_set():
-                if found:
-                    print(f"error: rank {self._rank}: {found}; run again to continue", file=sys.stderr, flush=True)
+                problem = "the process that keeps the store is gone"
+            if problem is not None and not self._closed.is_set():
+                if problem:
+                    print(f"error: rank {self._rank}: {problem}; run again to continue", file=sys.stderr, flush=True)
                 os._exit(1)
 
-    def _look(self, now: float) -> str | None:
-        """Why this process should end, if it should; without words where the user has been told."""
-        self._store.add(f"pulse/{self._rank}", 1)
-        for rank, (before, _) in self._heard.items():
-            count = self._store.add(f"pulse/{rank}", 0)
-            if count != before:
+    def _beat(self, now: float) -> str | None:
+        """Beat, and say why this process should end, if it should; an empty message where the user has been told."""
+        self._store.add(f"heartbeat/{self._rank}", 1)
+        for rank in self._others:
+            count = self._store.add(f"heartbeat/{rank}", 0)
+            if count and count != self._heard.get(rank, (0, now))[0]:
                 self._heard[rank] = count, now
         if self._store.check([END]):
             self._ended = self._ended or now

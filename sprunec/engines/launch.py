@@ -15,7 +15,7 @@ FAILED = 1
 
 
 def launch(processes: int, arguments: Sequence[str]) -> int:
-    """Run `sprunec ARGUMENTS` in so many processes; the lead's exit code.
+    """Run `sprunec ARGUMENTS` in so many processes; return rank 0's exit code.
 
     Ctrl-C and SIGTERM reach all of them; what has not ended half a minute later is killed.
     """
@@ -23,7 +23,7 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.disable(logging.CRITICAL)  # the lead has said what went wrong
+    logging.disable(logging.CRITICAL)  # rank 0 has said what went wrong
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     config = LaunchConfig(
         min_nodes=1,
@@ -45,6 +45,6 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
 
 
 def exit_code(codes: Mapping[int, Any]) -> int:
-    """The lead's, if it ended by itself: whoever fails after it does so because of it."""
-    lead = int(codes.get(0, FAILED))
-    return lead if lead > 0 else FAILED
+    """Choose rank 0's, if it ended by itself: whoever fails after it does so because of it."""
+    first = int(codes.get(0, FAILED))
+    return first if first > 0 else FAILED

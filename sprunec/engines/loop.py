@@ -111,7 +111,7 @@ class Trainer:
             The steps that are done, and the last one's event.
         """
         if self.world.size > 1 and self.companion is not None:
-            self.companion.load(self.world.share(self.companion.state()))
+            self.companion.load(self.world.broadcast(self.companion.state()))
         return self.load(saved) if saved is not None else (0, {})
 
     def step(self, step: int, batch: Batch) -> tuple[dict[str, Any], str | None]:
@@ -129,7 +129,7 @@ class Trainer:
         losses = self._backward(batch)
         norm, scale = self.driver.norm(), self.driver.scale
         if companion is not None:
-            self.world.add(companion.gradients())
+            self.world.all_reduce(companion.gradients())
         loss = sum(losses.values())
         finite = math.isfinite(loss + norm) and (companion is None or companion.finite())
         wrong = None if finite else self._wrong(loss, norm)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from sprunec.checkpoint.bounded import tensors_in
+from sprunec.checkpoint.torch_file import tensors_in
 from sprunec.data.batches import Batch
 from sprunec.errors import PassError
 

@@ -1,14 +1,14 @@
 """Tensors in parts on several ranks, as a folder that a world of any size reads: torch's distributed checkpoint.
 
 torch reads such a folder's index with pickle, and objects in it without `weights_only`. Here only tensors are written,
-and the index is read by an unpickler that knows no more than the classes that an index of tensors is made of.
+and the index is read by `load_pickle`, which is given no more than the classes that an index of tensors is made of.
 """
 
 from __future__ import annotations
 
-import pickle
 import threading
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path, PurePath
@@ -18,31 +18,45 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter, _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    _MEM_FORMAT_ENCODING,
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    StorageMeta,
+    TensorProperties,
+    TensorStorageMetadata,
+)
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
+from sprunec.checkpoint.safe_pickle import Refused, load_pickle
 from sprunec.durable import naming
 from sprunec.errors import PassError
 
-CHECKPOINT = "torch.distributed.checkpoint"
-ADMITTED = {
-    f"{CHECKPOINT}.metadata": {
-        "Metadata",
-        "TensorStorageMetadata",
-        "TensorProperties",
-        "ChunkStorageMetadata",
-        "MetadataIndex",
-        "StorageMeta",
-        "_MEM_FORMAT_ENCODING",
+_PATHS = ("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath")
+ADMITTED: dict[str, Any] = {
+    "collections.OrderedDict": OrderedDict,
+    "torch.Size": torch.Size,
+    "torch.serialization._get_layout": torch.serialization._get_layout,
+    **{f"torch.{name}": found for name, found in vars(torch).items() if isinstance(found, torch.dtype)},
+    **{f"{module}.{name}": PurePath for module in ("pathlib", "pathlib._local") for name in _PATHS},
+    **{
+        f"{found.__module__}.{found.__qualname__}": found
+        for found in (
+            Metadata,
+            TensorStorageMetadata,
+            TensorProperties,
+            ChunkStorageMetadata,
+            MetadataIndex,
+            StorageMeta,
+            _MEM_FORMAT_ENCODING,
+            _StorageInfo,
+        )
     },
-    f"{CHECKPOINT}.filesystem": {"_StorageInfo"},
-    "torch": {"Size", *(name for name in dir(torch) if isinstance(getattr(torch, name), torch.dtype))},
-    "torch.serialization": {"_get_layout"},
-    "collections": {"OrderedDict"},
 }
-
+MOST_OPCODES = 10**9  # of our own saves; the more ranks, the more of them
 
 _groups: dict[str, Any] = {}
 
@@ -117,10 +131,10 @@ class StrictReader(FileSystemReader):
         path = Path(self.path) / ".metadata"
         try:
             with path.open("rb") as stream:
-                found = Unpickler(stream).load()
+                found = load_pickle(stream, ADMITTED, most=MOST_OPCODES)
             _check(found)
-        except (ValueError, TypeError, AttributeError, LookupError, EOFError, pickle.UnpicklingError) as error:
-            raise PassError(f"{path} is no index of a save: {error}; remove {path.parent}") from error
+        except (Refused, AttributeError, TypeError) as error:
+            raise PassError(f"{path} is no index of a save: it holds {error}; remove {path.parent}") from error
         found.storage_meta.load_id = self.load_id
         index: Metadata = found
         return index
@@ -128,19 +142,8 @@ class StrictReader(FileSystemReader):
 
 def _check(found: Any) -> None:
     if not isinstance(found, Metadata) or found.storage_meta is None:
-        raise ValueError("it holds something else")
+        raise Refused("something else")
     if not all(isinstance(about, TensorStorageMetadata) for about in found.state_dict_metadata.values()):
-        raise ValueError("it names more than tensors")
+        raise Refused("more than tensors")
     if any("/" in info.relative_path for info in found.storage_data.values()):
-        raise ValueError("it names files elsewhere")
-
-
-class Unpickler(pickle.Unpickler):
-    """Admits nothing but what an index of tensors is made of."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module.partition(".")[0] == "pathlib" and name.endswith("Path"):
-            return PurePath
-        if name not in ADMITTED.get(module, ()):
-            raise ValueError(f"it names {module}.{name}")
-        return super().find_class(module, name)
+        raise Refused("names of files elsewhere")

@@ -107,7 +107,7 @@ class TorchDriver:
         (loss * self.scale).backward()
 
     def norm(self) -> float:
-        self.engine.world.add([p.grad for p in self.others if p.grad is not None])
+        self.engine.world.all_reduce([p.grad for p in self.others if p.grad is not None])
         if self.scaled:
             for gradient in self._gradients():
                 gradient.div_(self.scale)

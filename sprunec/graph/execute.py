@@ -21,9 +21,9 @@ from sprunec.graph.notes import origin_of
 from sprunec.graph.paths import check_places
 from sprunec.graph.progress import Watcher
 from sprunec.graph.publish import publish, unpublish
+from sprunec.graph.ranks import JOIN, check_shares
 from sprunec.graph.report import Report, versions, with_notes
 from sprunec.graph.store import Artifact, Store
-from sprunec.graph.team import blame, check_shares, meet, order
 from sprunec.interrupts import postponed, was_interrupted
 from sprunec.passes.job import Job
 from sprunec.passes.table import PASSES
@@ -32,7 +32,7 @@ from sprunec.unexpected import FILE, UnexpectedError, explained, is_foreseen, ow
 
 if TYPE_CHECKING:
     from sprunec.engines.checkpoints import Saves
-    from sprunec.engines.team import Team
+    from sprunec.engines.distributed import ProcessGroup
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Workshop:
     device: str
     stop: Callable[[], bool]
     graph: Graph
-    team: Team | None
+    group: ProcessGroup | None
 
 
 @dataclass(frozen=True)
@@ -61,13 +61,13 @@ def execute(
     out: str | Path,
     watcher: Watcher | None = None,
     stop: Callable[[], bool] = lambda: False,
-    team: Team | None = None,
+    group: ProcessGroup | None = None,
 ) -> Report:
     """Run what is not in `out`'s store yet; publish masks, recipe and model when all of it is done.
 
     Args:
         stop: asked between steps and between passes; once it says so, what runs is saved, and the run ends.
-        team: the processes that train together, of which this one is the lead; None: it is alone.
+        group: the processes that train together, of which this one is rank 0; None: it is alone.
 
     Raises:
         KeyboardInterrupt: the run was stopped; run again to continue.
@@ -75,13 +75,13 @@ def execute(
         SprunecError: a pass failed; the report says which, and what was finished stays.
     """
     out = Path(out)
-    device = _check_ready(graph, team)
+    device = _check_ready(graph, group)
     check_places(graph, out)
     with alone(out):
-        return _execute(graph, out, watcher or Watcher(), device, stop, team)
+        return _execute(graph, out, watcher or Watcher(), device, stop, group)
 
 
-def _check_ready(graph: Graph, team: Team | None) -> str:
+def _check_ready(graph: Graph, group: ProcessGroup | None) -> str:
     """The device that `auto` means here; raises for what would stop the run later."""
     from sprunec.bmcook.masks.mask_forms import check_sheets
     from sprunec.engines.device import Place
@@ -94,11 +94,11 @@ def _check_ready(graph: Graph, team: Team | None) -> str:
         if node.pass_ == "load-mask":
             check_sheets(node.files["paths"])
     device = graph.device
-    if team is not None:
-        from sprunec.engines.team import here
+    if group is not None:
+        from sprunec.engines.distributed import rank_device
 
-        check_shares(graph, team.size)
-        device = here(graph.device, team.local_rank)
+        check_shares(graph, group.size)
+        device = rank_device(graph.device, group.local_rank)
     place = Place.of(device, "fp32")
     if any(PASSES[node.pass_].trains for node in graph.nodes):
         check_engine(graph.engine, place)
@@ -106,7 +106,7 @@ def _check_ready(graph: Graph, team: Team | None) -> str:
 
 
 def _execute(
-    graph: Graph, out: Path, watcher: Watcher, device: str, stop: Callable[[], bool], team: Team | None
+    graph: Graph, out: Path, watcher: Watcher, device: str, stop: Callable[[], bool], group: ProcessGroup | None
 ) -> Report:
     report, events = Report.start(graph, out), Events(out / "events.jsonl")
     store = Store(out / "store", watcher.message)
@@ -118,9 +118,10 @@ def _execute(
     report.save()
     forget(out / FILE)
     try:
-        if team is not None:
-            meet(team, graph, device)
-        outcomes = _run(graph, Workshop(store, events, watcher, device, stop, graph, team), report)
+        if group is not None:
+            group.announce(JOIN)
+            group.join(device, graph.engine["timeout"])
+        outcomes = _run(graph, Workshop(store, events, watcher, device, stop, graph, group), report)
         artifacts = {name: outcome.artifact for name, outcome in outcomes.items()}
         emitted = artifacts.get(graph.roles.get("emitted", ""))
         made = str(emitted.manifest["made"]) if emitted is not None else None
@@ -225,13 +226,13 @@ def _outcome(node: Node, shop: Workshop, done: Mapping[str, Outcome]) -> Outcome
 
     with shop.store.writing() as directory:
         inputs = {role: done[name].artifact.path for role, name in node.inputs.items()}
-        team = shop.team if PASSES[node.pass_].trains else None
+        group = shop.group if PASSES[node.pass_].trains else None
         saves, engine = _saves(node, shop), shop.graph.engine
-        job = Job(node.options, inputs, node.files, directory, shop.device, tell, saves, engine, team or Alone())
-        if team is not None:
-            team.order(order(node, job, shop.graph.device))
-        with postponed() if team is not None else nullcontext():  # who has lost another says so, and is told to end
-            metrics = _call(node, job, team)
+        job = Job(node.options, inputs, node.files, directory, shop.device, tell, saves, engine, group or Alone())
+        if group is not None:
+            group.announce(str(node.digest))
+        with postponed() if group is not None else nullcontext():  # who has lost another says so, and is told to end
+            metrics = _call(node, job, group)
         _check_unchanged(node)
         digests = {role: done[name].node.digest for role, name in node.inputs.items()}
         made = datetime.now(UTC).isoformat(timespec="seconds")
@@ -246,7 +247,7 @@ def _saves(node: Node, shop: Workshop) -> Saves | None:
     from sprunec.engines.checkpoints import Saves
 
     directory = shop.store.partial(node)
-    return Saves(directory, node.checkpoint_every, shop.stop, tell=shop.watcher.message, world=shop.team)
+    return Saves(directory, node.checkpoint_every, shop.stop, tell=shop.watcher.message, world=shop.group)
 
 
 def _check_unchanged(node: Node) -> None:
@@ -256,7 +257,7 @@ def _check_unchanged(node: Node) -> None:
             raise PassError(f"{node.name}: {path} has changed since the run began; run again")
 
 
-def _call(node: Node, job: Job, team: Team | None) -> dict[str, Any]:
+def _call(node: Node, job: Job, group: ProcessGroup | None) -> dict[str, Any]:
     """Import the pass when its turn comes, and name it in whatever goes wrong."""
     try:
         run: Callable[[Job], dict[str, Any]]
@@ -269,7 +270,7 @@ def _call(node: Node, job: Job, team: Team | None) -> dict[str, Any]:
             raise KeyboardInterrupt from error
         if isinstance(error, OSError) and is_foreseen(error):
             raise PassError(f"{node.name}: {disk_words(error, job.out)}") from error
-        blamed = blame(error, team) if team is not None else None
+        blamed = group.blame(error) if group is not None else None
         if blamed is not None:
             raise PassError(f"{node.name}: {blamed}") from error
         raise UnexpectedError(_doing(node), error) from error

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,7 @@ def inspect_model(path: Path) -> dict[str, Any]:
         if told is not None:
             raise told
         if path.suffix == ".json" or file_kind(path) in JSON:
-            return describe(_config(path))
+            return describe(_read(path))
     return describe(_guessed(path))
 
 
@@ -64,7 +66,7 @@ def _fitting(config: ModelConfig, tensors: Tensors, path: Path) -> ModelConfig:
 def _directory(path: Path) -> dict[str, Any]:
     if not os.path.exists(path / CONFIG):
         return describe(_guessed(path))
-    config = _fitting(_config(path / CONFIG), open_tensors(path), path)
+    config = _fitting(_read(path / CONFIG), open_tensors(path), path)
     origin = origin_words(path)
     return describe(config) | ({"origin": origin} if origin is not None else {})
 
@@ -80,7 +82,7 @@ def describe(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _config(path: Path) -> ModelConfig:
+def _read(path: Path) -> ModelConfig:
     config, found = read_config(str(path))
     if config is None:
         raise InputError(*found)
@@ -102,42 +104,31 @@ def _layer(config: ModelConfig, index: int) -> dict[str, Any]:
     }
 
 
-def _sites(block: TracedBlock) -> list[dict[str, Any]]:
+def _sites(block: TracedBlock) -> Iterator[dict[str, Any]]:
     """The units inside sublayers, then the sublayers themselves."""
-    sizes = {name: tensor.numel() for name, tensor in block.module.named_parameters()}
-    inside = [
-        {
-            "layer": block.index,
-            "block": block.path,
-            "unit": site.unit,
-            "size": site.size,
-            "parameters_each": site.parameters_each,
-            "tensors": [{"name": f"{block.path}.{name}", "dim": dim} for name, dim in dict.fromkeys(site.tensors)],
-            "label": _label(block, [name for name, _ in site.tensors]),
-        }
-        for site in block.sites.values()
-    ]
-    whole = [
-        {
-            "layer": block.index,
-            "block": block.path,
-            "unit": residual.kind,
-            "size": 1,
-            "parameters_each": sum(sizes.get(name, 0) for name in residual.tensors),
-            "tensors": [{"name": f"{block.path}.{name}", "dim": None} for name in residual.tensors],
-            "label": _label(block, residual.tensors),
-        }
-        for residual in block.forward.residuals
-    ]
-    return [*inside, *whole]
+    weighs = {name: tensor.numel() for name, tensor in block.module.named_parameters()}
+    for site in block.sites.values():
+        yield _site(block, site.unit, site.size, site.parameters_each, dict.fromkeys(site.tensors))
+    for residual in block.forward.residuals:
+        parameters = sum(weighs.get(name, 0) for name in residual.tensors)
+        yield _site(block, residual.kind, 1, parameters, [(name, None) for name in residual.tensors])
 
 
-def _label(block: TracedBlock, names: Any) -> str:
+def _site(
+    block: TracedBlock, unit: str, size: int, parameters_each: int, tensors: Collection[tuple[str, int | None]]
+) -> dict[str, Any]:
+    return {
+        "layer": block.index,
+        "block": block.path,
+        "unit": unit,
+        "size": size,
+        "parameters_each": parameters_each,
+        "tensors": [{"name": f"{block.path}.{name}", "dim": dim} for name, dim in tensors],
+        "label": _label([f"{block.path}.{name}" for name, _ in tensors]),
+    }
+
+
+def _label(names: Iterable[str]) -> str:
     """The module that holds all the tensors."""
-    parts = [f"{block.path}.{name}".split(".")[:-1] for name in names]
-    shared = []
-    for level in zip(*parts, strict=False):
-        if len(set(level)) > 1:
-            break
-        shared.append(level[0])
-    return ".".join(shared)
+    levels = zip(*(name.split(".")[:-1] for name in names), strict=False)
+    return ".".join(level[0] for level in takewhile(lambda level: len(set(level)) == 1, levels))

@@ -25,7 +25,7 @@ from sprunec.graph.heads import with_own_head
 from sprunec.graph.sources import add_sources
 from sprunec.graph.training_nodes import train
 from sprunec.plan.plan import PassSpec, Plan
-from sprunec.plan.teacher import WHOLE
+from sprunec.plan.training_checks import WHOLE
 
 
 def lower(plan: Plan) -> Graph:

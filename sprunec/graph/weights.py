@@ -11,10 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sprunec.checkpoint.dtypes import FIX_NUMBERS
 from sprunec.checkpoint.headers import read_places
 from sprunec.checkpoint.layouts import checkpoint_files
 from sprunec.checkpoint.safetensors_file import Stored
-from sprunec.checkpoint.unreadable import FIX_NUMBERS
 from sprunec.errors import Diagnostic, InputError
 from sprunec.families.cpm_ant.huggingface_names import parts
 from sprunec.graph.graph import file_digest, known_digest, remember_digest

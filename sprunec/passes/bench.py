@@ -59,7 +59,7 @@ def _shards(job: Job, place: Place) -> bool:
     """Whether each rank keeps a part of the model: as the plan says, or as fits the lead's device."""
     chosen = job.engine.get("sharding", "auto")
     parameters, memory = config_of(job).parameters(), place.memory(job.world.size)
-    return chosen == "full" or (chosen == "auto" and bool(job.world.share(shards_by_itself(parameters, memory))))
+    return chosen == "full" or (chosen == "auto" and bool(job.world.broadcast(shards_by_itself(parameters, memory))))
 
 
 def directory_of(job: Job, name: str = "model") -> Path:

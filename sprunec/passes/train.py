@@ -34,7 +34,7 @@ def run(job: Job) -> dict[str, Any]:
         kept=pattern,
     )
     state = engine.weights(model)
-    if not engine.world.lead:
+    if engine.world.rank != 0:
         return {}
     save_model(job.out, config, read_kept(job.inputs["model"]), state)
     metrics = {"loss": last["loss"], "steps": last["steps"], "parameters": config.parameters()}

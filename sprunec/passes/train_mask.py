@@ -26,7 +26,7 @@ def run(job: Job) -> dict[str, Any]:
     blocks = traced(model, config)
     gates = insert_gates(model, blocks, gate_units(options["unit"]))
     sight = Sight(model, gates, blocks, next_batches(job, config), language_model_loss, place, options["seed"])
-    scores = engine.world.share(CRITERIA[options["criterion"]](sight))
+    scores = engine.world.broadcast(CRITERIA[options["criterion"]](sight))
     tied = options["tie_heads"]
     budgets = make_budgets(config, options["unit"], options["target"], options["budget"], tied)
     allocating = comparable(scores, options["target"])
@@ -55,7 +55,7 @@ def run(job: Job) -> dict[str, Any]:
         objective=lesson.objective,
     )
     state = {name: tensor for name, tensor in engine.weights(model).items() if ".gates." not in name}
-    if not engine.world.lead:
+    if engine.world.rank != 0:
         return {}
     save_model(job.out, config, read_kept(job.inputs["model"]), state)
     save_scores(job.out, learner.log_alphas)

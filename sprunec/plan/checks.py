@@ -10,32 +10,32 @@ from collections.abc import Callable, Iterator, Sequence
 
 from sprunec.bmcook.data.sets import DEFAULT_BLOCK, META, read_set
 from sprunec.bmcook.masks.saved_masks import saved_masks_fit
-from sprunec.errors import Diagnostic, InputError
+from sprunec.errors import Diagnostic, InputError, show
 from sprunec.families.cpm_ant.config import ModelConfig
-from sprunec.plan.engine_checks import engine_fits
+from sprunec.families.cpm_ant.config_checks import data_findings
 from sprunec.plan.format_checks import form_fits, heads_tied
 from sprunec.plan.planned_sizes import size_findings
-from sprunec.plan.pointer import show
-from sprunec.plan.resolve import MASKS, TRAINS, Draft, Step, takes_a_look
+from sprunec.plan.resolve import MASKS, Draft, takes_a_look
 from sprunec.plan.sparsity import sparse_findings
 from sprunec.plan.targets import mismatched, uncovered
-from sprunec.plan.teacher import distillation_fits
+from sprunec.plan.training_checks import distillation_fits, engine_fits, training_fits
 from sprunec.units import SIZE_TARGETS, WHOLE, counting
 
 NEED_TRAINED = ("finetune", *MASKS)
-TEXT_PROMPT, TEXT_SEGMENT = 2, 2
-ROW_OF = {"pairs": (1, 2, 3), "cpm-live": (0, 0, 2)}  # prompt and segment in use, and the shortest text; else text's
 
 Check = Callable[[Draft, ModelConfig | None], Iterator[Diagnostic]]
 
 
 def units_fit(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnostic]:
-    """Every count target counts a unit of its pass, and every unit has a target."""
-    for step in draft.steps:
-        if step.options is None or "unit" not in step.options:
+    """Every unit is named once, every count target counts a unit of its pass, and every unit has a target."""
+    for step, options in draft.valid():
+        if "unit" not in options:
             continue
-        units, target = step.options["unit"], step.options["target"]
-        yield from _twice(draft, step)
+        units, target = options["unit"], options["target"]
+        covered = [unit for unit in units if unit in ("attention", "feed_forward")]
+        if "layer" in units and covered:
+            message = f'"layer" covers {_names(covered)} already'
+            yield draft.source.find("unit-twice", f"{step.pointer}/unit", message, "give one or the other")
         strangers = mismatched(units, target)
         missing = uncovered(units, target)
         for key in strangers:
@@ -50,25 +50,15 @@ def units_fit(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnostic]:
             yield draft.source.find("uncovered-unit", f"{step.pointer}/target", message, hint)
 
 
-def _twice(draft: Draft, step: Step) -> Iterator[Diagnostic]:
-    units = step.options["unit"] if step.options else ()
-    covered = [unit for unit in units if unit in ("attention", "feed_forward")]
-    if "layer" in units and covered:
-        message = f'"layer" covers {_names(covered)} already'
-        yield draft.source.find("unit-twice", f"{step.pointer}/unit", message, "give one or the other")
-
-
 def budgets_fit(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnostic]:
-    for step in draft.steps:
-        if step.options is None or step.options.get("budget") != "per-layer":
+    for step, options in draft.valid():
+        if options.get("budget") != "per-layer":
             continue
-        whole = [unit for unit in step.options["unit"] if unit in WHOLE]
-        size = [key for key in step.options["target"] if key in SIZE_TARGETS]
+        whole = [unit for unit in options["unit"] if unit in WHOLE]
+        size = [key for key in options["target"] if key in SIZE_TARGETS]
         if whole or size:
-            what = (
-                f"{_unit(whole)} can't be cut in every layer alike" if whole else f"{size[0]} is about the whole model"
-            )
-            message = f'"per-layer" doesn\'t fit: {what}'
+            alike = f"{_unit(whole)} can't be cut in every layer alike"
+            message = f'"per-layer" doesn\'t fit: {alike if whole else f"{size[0]} is about the whole model"}'
             yield draft.source.find("budget-mismatch", f"{step.pointer}/budget", message, 'write "global" or remove it')
 
 
@@ -110,27 +100,11 @@ def data_given(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnostic]
         yield draft.source.find("missing-data", "/evaluate", "evaluate needs data, and the plan names none", hint)
 
 
-def text_fits(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnostic]:
-    """The model has the prompts and segments that rows of text need, and a row holds the prompt and some text."""
+def data_fits(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnostic]:
+    """The model can be given what the data is made of."""
     data = draft.section("data")
-    if config is None or not draft.has("data") or "source" not in data:
-        return
-    prompt, segment, text = ROW_OF.get(data["source"], (TEXT_PROMPT, TEXT_SEGMENT, 2))
-    if config.prompt_types <= prompt or config.segment_types <= segment:
-        what = "pairs need" if data["source"] == "pairs" else "text needs"
-        message = f"{what} {_least(prompt, segment)}; the model has"
-        message = f"{message} prompt_types {config.prompt_types} and segment_types {config.segment_types}"
-        yield draft.source.find("too-few-types", "/data/source", message, "raise them in the model's config")
-    least = config.prompt_length + text
-    if data.get("max_length", least) < least:
-        message = f"{data['max_length']} leaves no room for text after a prompt of {config.prompt_length}"
-        yield draft.source.find("prompt-too-long", "/data/max_length", message, f"give at least {least}")
-
-
-def _least(prompt: int, segment: int) -> str:
-    if prompt == segment:
-        return f"prompt_types and segment_types of at least {prompt + 1}"
-    return f"prompt_types of at least {prompt + 1} and segment_types of at least {segment + 1}"
+    if config is not None and draft.has("data") and "source" in data:
+        yield from map(draft.source.locate, data_findings(config, data))
 
 
 def data_set_whole(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnostic]:
@@ -152,67 +126,12 @@ def data_set_whole(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnos
                 yield draft.source.warn("unused-option", "/data/block_size", message, "remove it", key=True)
 
 
-def training_fits(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnostic]:
-    """The options of each training pass, told where they are written."""
-    told = set()
-    for step in draft.steps:
-        if step.options is None or step.name not in TRAINS:
-            continue
-        for finding in (*_slices(draft, step), *_warmup(draft, step), *_scale(draft, step)):
-            if (finding.code, finding.pointer) not in told:
-                told.add((finding.code, finding.pointer))
-                yield finding
-
-
-def _slices(draft: Draft, step: Step) -> Iterator[Diagnostic]:
-    batch, slices = draft.section("data").get("batch_size"), _option(step, "accumulate")
-    if batch is not None and draft.has("data") and batch % slices:
-        message = f"a batch of {batch} rows doesn't part into {slices} equal slices"
-        pointer = _written(draft, step, "accumulate")
-        yield draft.source.find("uneven-batch", pointer, message, f"give a divisor of data.batch_size {batch}")
-
-
-def _warmup(draft: Draft, step: Step) -> Iterator[Diagnostic]:
-    """A pass that ends before its warm-up does; noam's counts from the model's first step."""
-    warmup, last = _option(step, "warmup_steps"), _option(step, "steps")
-    if step.options and step.options["schedule"] == "noam":
-        last += _steps_before(draft, step)
-    if warmup >= last:
-        message = f"{warmup} warm-up steps leave none of the {last} steps of {step.pointer} at the full learning rate"
-        hint = f"give less than {last}, or null for 5% of the steps"
-        yield draft.source.warn("long-warmup", _written(draft, step, "warmup_steps"), message, hint)
-
-
-def _steps_before(draft: Draft, step: Step) -> int:
-    """The training steps that the model has had when a pass begins."""
-    earlier = [each for each in draft.steps[: draft.steps.index(step)] if each.name in TRAINS]
-    return int(draft.section("model").get("start_step", 0)) + sum(_option(each, "steps") for each in earlier)
-
-
-def _scale(draft: Draft, step: Step) -> Iterator[Diagnostic]:
-    pointer = _written(draft, step, "loss_scale")
-    precision = draft.section("engine").get("precision", "fp16")
-    if precision != "fp16" and pointer in draft.source.places:
-        message = f"loss_scale is not used with precision {show(precision)}"
-        yield draft.source.warn("unused-option", pointer, message, 'remove it, or choose precision "fp16"', key=True)
-
-
 def batches_used(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnostic]:
-    for step in draft.steps:
-        if step.options and "batches" in step.given and not takes_a_look(step.options):
-            score = f"criterion {show(step.options['criterion'])} and " if "criterion" in step.options else ""
+    for step, options in draft.valid():
+        if "batches" in step.given and not takes_a_look(options):
+            score = f"criterion {show(options['criterion'])} and " if "criterion" in options else ""
             message = f"batches is not used with {score}no compensation"
-            pointer = f"{step.pointer}/batches"
-            yield draft.source.warn("unused-option", pointer, message, "remove it", key=True)
-
-
-def _option(step: Step, key: str) -> int:
-    value: int = step.options[key] if step.options else 0
-    return value
-
-
-def _written(draft: Draft, step: Step, key: str) -> str:
-    return f"{step.pointer}/{key}" if key in step.given else f"/training/{key}"
+            yield draft.source.warn("unused-option", f"{step.pointer}/batches", message, "remove it", key=True)
 
 
 def _unit(units: Sequence[str]) -> str:
@@ -233,7 +152,7 @@ CHECKS: tuple[Check, ...] = (
     heads_tied,
     form_fits,
     data_given,
-    text_fits,
+    data_fits,
     data_set_whole,
     training_fits,
     engine_fits,

@@ -28,7 +28,7 @@ def convert_plan(
         InputError: the files make no plan, or there is another file at `output`.
     """
     source = read_any(path, flags, seconds)
-    if "" not in source.origins:
+    if not source.is_made:
         raise InputError.at(path, "this is a plan already", "name bmcook.json")
     found = check_source(source, incomplete=True)[1]
     if any(finding.severity == "error" for finding in found):

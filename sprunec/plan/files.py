@@ -1,4 +1,4 @@
-"""The files that a plan names: whether they are there, and whether a checkpoint is the config's."""
+"""Check the files that a plan names: whether they are there and what they should be, and a checkpoint the config's."""
 
 from __future__ import annotations
 
@@ -14,41 +14,10 @@ from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.file_kinds import SAVED, TEXT, foreign
 from sprunec.plan.checkpoint_checks import checkpoint_findings, idle_patterns, retold
 from sprunec.plan.format_checks import package_findings
-from sprunec.plan.model_config import foreign_family, inline_config, read_config
 from sprunec.plan.resolve import Draft, as_list
 from sprunec.text_files import ANY_TEXT, foreign_text
 
 MASK_HINTS = {"": "give a mask file as BMCook, or save_mask of a pass, writes it"}
-
-
-def model_config(draft: Draft, *, incomplete: bool = False) -> tuple[ModelConfig | None, list[Diagnostic]]:
-    """The plan's model, with what is wrong about it; a config that isn't there is an error.
-
-    Args:
-        incomplete: unless nobody has named it; sizes are then not checked.
-    """
-    section = draft.source.value.get("model")
-    written = section.get("config") if isinstance(section, dict) else None
-    if isinstance(written, dict) and (stranger := foreign_family(draft.source, "/model/config", written)):
-        return None, [stranger]
-    if not draft.sound("/model/config") or not draft.sound("/model/path") or not isinstance(written, str | dict):
-        return None, []
-    if isinstance(written, dict):
-        return inline_config(draft.source, "/model/config", written)
-    path = str(draft.folder / written)
-    if os.path.exists(path):
-        return read_config(path)
-    message = f"there is no model config {path}"
-    if incomplete and "/model/config" in draft.source.assumed:
-        hint = "give it with --model-config; without it sizes are not checked"
-        return None, [draft.source.warn("missing-file", "/model/config", message, hint)]
-    return None, [draft.source.find("missing-file", "/model/config", message, _where(draft))]
-
-
-def _where(draft: Draft) -> str:
-    """What paths start from: BMCook's files mean the current directory."""
-    start = "current directory" if "" in draft.source.origins else "plan's folder"
-    return f"paths are relative to the {start}"
 
 
 def input_findings(draft: Draft, config: ModelConfig | None, strict: bool) -> Iterator[Diagnostic]:
@@ -61,7 +30,7 @@ def input_findings(draft: Draft, config: ModelConfig | None, strict: bool) -> It
             continue  # that nobody has given it has been told
         if not os.path.exists(path):
             finding = draft.source.warn("missing-file", pointer, f"there is no {what} {path}", "run will need it")
-            yield (replace(finding, severity="error", hint=_where(draft)) if strict else finding)
+            yield (replace(finding, severity="error", hint=draft.paths_start) if strict else finding)
         elif what != "checkpoint" and os.path.isdir(path):
             yield draft.source.find("not-a-file", pointer, f"{what} {path} is a folder", "name the files in it")
         elif what == "checkpoint":

@@ -1,62 +1,134 @@
-"""Read the model config of a plan, from its own file or inline, and check that it describes a model."""
+"""Read the model config that a plan names, in a directory, a file or inline, and check that it is a model's."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sprunec.errors import Diagnostic, InputError
+from sprunec.checkpoint.layouts import BIN, CONFIG, WEIGHTS, has_weights
+from sprunec.errors import Diagnostic, InputError, show
 from sprunec.families.cpm_ant.config import ModelConfig
+from sprunec.families.cpm_ant.config_checks import config_findings, older_key
 from sprunec.families.cpm_ant.huggingface_names import STOCK, is_huggingface, native_keys
 from sprunec.families.detect import TODAY, config_family
 from sprunec.file_kinds import foreign
-from sprunec.plan.pointer import escape, show
+from sprunec.plan.pointer import escape
+from sprunec.plan.resolve import Draft
 from sprunec.plan.schema import properties
 from sprunec.plan.schema_errors import schema_findings
 from sprunec.plan.source import Source, read_source
 
-CONFIG, CONFIG_HINT = "a model config", "give the config.json that belongs to the weights"
-# Keys of CPM-Live's older files, with the one value that this family has; None: it says nothing about the model.
-_OLDER: Mapping[str, Any] = (
-    dict.fromkeys(f"{part}_init_{kind}" for part in ("emb", "pos", "att", "ffn", "proj") for kind in ("mean", "std"))
-    | dict.fromkeys(("norm_init_var", "use_cache", "cls_head", "attn_scale"))
-    | dict.fromkeys(("norm_bias", "att_bias", "ffn_bias", "proj_bias", "int8", "post_layer_norm"), False)
-    | dict.fromkeys(("length_scale", "tied", "absolute_inner_segment"), True)
-    | {"pos_bias_type": "relative", "att_mask_value": "-inf", "ffn_activate_fn": "gated_gelu"}
-)
-_SIZES = ("vocab_size", "dim_model", "num_heads", "dim_head", "dim_ff", "num_layers")
+WANTED, HINT = "a model config", "give the config.json that belongs to the weights"
+PATH_PLACE, CONFIG_PLACE, CHECKPOINT_PLACE = "/model/path", "/model/config", "/model/checkpoint"
+Found = tuple[ModelConfig | None, list[Diagnostic]]
 
 
-def read_config(path: str) -> tuple[ModelConfig | None, list[Diagnostic]]:
+# ---- a directory
+
+
+def open_directory(source: Source, draft: Draft) -> tuple[Source, list[Diagnostic]]:
+    """The plan with `config` and `checkpoint` as files, and what is wrong with the directory that it names.
+
+    What is found later about these files is told where the plan names the directory.
+    """
+    model = source.value.get("model")
+    place = PATH_PLACE if isinstance(model, dict) and "path" in model else CONFIG_PLACE
+    written = model.get(place.rpartition("/")[2]) if isinstance(model, dict) else None
+    if not isinstance(model, dict) or not isinstance(written, str) or not draft.sound("/model"):
+        return source, []
+    directory = draft.folder / written
+    if not os.path.isdir(directory):
+        return source, [_no_directory(source, directory)] if place == PATH_PLACE else []
+    if not os.path.isfile(directory / CONFIG):
+        message, hint = (
+            f"the directory {directory} has no {CONFIG}",
+            "name the directory that has one, or the file itself",
+        )
+        return source, [source.find("missing-file", place, message, hint)]
+    named, found = {"config": os.path.join(written, CONFIG)}, []
+    if place == PATH_PLACE or ("checkpoint" not in model and has_weights(directory)):
+        named["checkpoint"] = written
+    elif "checkpoint" not in model:
+        message = f"the directory {directory} has no weights: the model is a new one"
+        found = [source.warn("new-model", place, message, f"put {WEIGHTS} or {BIN} into it, or name a checkpoint")]
+    rest = {key: value for key, value in model.items() if key != "path"}
+    origins = {**source.origins, **{f"/model/{key}": (source, place) for key in named}}
+    return replace(source, value=source.value | {"model": rest | named}, origins=origins), found
+
+
+def _no_directory(source: Source, directory: Path) -> Diagnostic:
+    if os.path.exists(directory):
+        message, hint = f"{directory} is no directory", "name the config as config and the weights as checkpoint"
+        return source.find("not-a-folder", PATH_PLACE, message, hint)
+    return source.find("missing-file", PATH_PLACE, f"there is no directory {directory}", "check the path")
+
+
+def path_as_config(source: Source) -> Source:
+    """The plan with its model's `path` as `config`, beside which flags can put another checkpoint."""
+    model = source.value.get("model")
+    if not isinstance(model, dict) or "path" not in model or "config" in model:
+        return source
+    moved = {"config" if key == "path" else key: value for key, value in model.items()}
+    places, keys = (
+        {CONFIG_PLACE if pointer == PATH_PLACE else pointer: place for pointer, place in marks.items()}
+        for marks in (source.places, source.keys)
+    )
+    return replace(source, value=source.value | {"model": moved}, places=places, keys=keys)
+
+
+# ---- a config
+
+
+def model_config(draft: Draft, *, incomplete: bool = False) -> Found:
+    """The plan's model, with what is wrong about it; a config that isn't there is an error.
+
+    Args:
+        incomplete: unless nobody has named it; sizes are then not checked.
+    """
+    section = draft.source.value.get("model")
+    written = section.get("config") if isinstance(section, dict) else None
+    if isinstance(written, dict) and (stranger := _foreign_family(draft.source, CONFIG_PLACE, written)):
+        return None, [stranger]
+    if not draft.sound(CONFIG_PLACE) or not draft.sound(PATH_PLACE) or not isinstance(written, str | dict):
+        return None, []
+    if isinstance(written, dict):
+        return _finish(draft.source, CONFIG_PLACE, written, [])  # the plan's schema has looked at it already
+    path = str(draft.folder / written)
+    if os.path.exists(path):
+        return read_config(path)
+    message = f"there is no model config {path}"
+    if incomplete and CONFIG_PLACE in draft.source.assumed:
+        hint = "give it with --model-config; without it sizes are not checked"
+        return None, [draft.source.warn("missing-file", CONFIG_PLACE, message, hint)]
+    return None, [draft.source.find("missing-file", CONFIG_PLACE, message, draft.paths_start)]
+
+
+def read_config(path: str) -> Found:
     """A config file, Hugging Face's too; keys beyond ours are warnings, since CPM-Live's own files carry some."""
     try:
-        source = read_native(path)
+        source = _read_native(path)
     except InputError as error:
         return None, list(error.diagnostics)
-    found = [_excuse(source, finding) for finding in schema_findings(source, "model")]
-    found = [finding for finding in found if finding.code != "older-key"]
-    return _finish(source, "", source.value, [*source.problems, *found])
+    found = [_excused(source, finding) for finding in schema_findings(source, "model")]
+    return _finish(source, "", source.value, [*source.problems, *(each for each in found if each is not None)])
 
 
-def read_native(path: str) -> Source:
-    """A config file, in CPM-Live's keys whichever it is written in.
-
-    Raises:
-        InputError: it is not JSON, or Hugging Face's config of another family.
-    """
-    source = read_source(path, CONFIG, CONFIG_HINT)
-    told = foreign(Path(path), CONFIG, {"text", "config", "json"}, {"": CONFIG_HINT})
+def _read_native(path: str) -> Source:
+    """A config file, in CPM-Live's keys whichever it is written in."""
+    source = read_source(path, WANTED, HINT)
+    told = foreign(Path(path), WANTED, {"text", "config", "json"}, {"": HINT})
     if told is not None:
         raise told
-    stranger = foreign_family(source, "", source.value)
+    stranger = _foreign_family(source, "", source.value)
     if stranger is not None:
         raise InputError(stranger)
     return replace(source, value=native_keys(source.value)) if is_huggingface(source.value) else source
 
 
-def foreign_family(source: Source, prefix: str, value: Mapping[str, Any]) -> Diagnostic | None:
+def _foreign_family(source: Source, prefix: str, value: Mapping[str, Any]) -> Diagnostic | None:
     """A config of another family, refused by name; keys that nobody knows are none."""
     if is_huggingface(value):
         try:
@@ -73,35 +145,23 @@ def foreign_family(source: Source, prefix: str, value: Mapping[str, Any]) -> Dia
     return source.find("foreign-config", f"{prefix}/{escape(key)}", f"this is {name}'s config: {has}", TODAY, key=True)
 
 
-def inline_config(source: Source, prefix: str, value: Any) -> tuple[ModelConfig | None, list[Diagnostic]]:
-    """A config inside a plan, which the plan's schema has looked at already."""
-    return _finish(source, prefix, value, [])
-
-
-def _excuse(source: Source, finding: Diagnostic) -> Diagnostic:
+def _excused(source: Source, finding: Diagnostic) -> Diagnostic | None:
     """Unknown keys are ignored with a warning; an older file's are fine, as long as they describe this family."""
     key = finding.pointer[1:]
     if finding.code != "unknown-key" or "/" in key:
         return finding
-    if key in _OLDER:
-        only, given = _OLDER[key], source.value[key]
-        if only is None or given == only:
-            return replace(finding, code="older-key")
-        return replace(
-            finding,
-            code="foreign-config",
-            message=f"{key} {show(given)}; CPM-Ant has {show(only)}",
-            hint="this is another model",
-        )
+    contradiction = older_key(key, source.value.get(key))
+    if contradiction is not None:
+        other = replace(finding, code="foreign-config", message=contradiction, hint="this is another model")
+        return other if contradiction else None
     hint = finding.hint if finding.hint.startswith("did you mean") else "it is ignored"
     return replace(finding, severity="warning", hint=hint)
 
 
-def _finish(
-    source: Source, prefix: str, value: dict[str, Any], found: list[Diagnostic]
-) -> tuple[ModelConfig | None, list[Diagnostic]]:
+def _finish(source: Source, prefix: str, value: dict[str, Any], found: list[Diagnostic]) -> Found:
     if not any(finding.severity == "error" for finding in found):
-        found = [*found, *_disagreements(source, prefix, value), *_unsaid(source, prefix, value)]
+        defaults = {key: rule.get("default") for key, rule in properties("model").items()}
+        found = [*found, *(source.locate(each, prefix) for each in config_findings(value, defaults))]
     if any(finding.severity == "error" for finding in found):
         return None, found
     return ModelConfig.from_dict(_whole_numbers(value)), found
@@ -114,75 +174,3 @@ def _whole_numbers(value: Any) -> Any:
     if isinstance(value, list):
         return [_whole_numbers(item) for item in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _disagreements(source: Source, prefix: str, value: dict[str, Any]) -> Iterator[Diagnostic]:
-    config: dict[str, Any] = {key: value.get(key, rule.get("default")) for key, rule in properties("model").items()}
-    yield from _lengths(source, prefix, config)
-    yield from _distances(source, prefix, config)
-    for index, layer in enumerate(config["layers"] or ()):
-        yield from _layer(source, f"{prefix}/layers/{index}", layer, int(config["num_heads"]))
-    if config["layers"] and config["mask_modules"]:
-        yield from _absent_twice(source, prefix, config)
-
-
-def _lengths(source: Source, prefix: str, config: dict[str, Any]) -> Iterator[Diagnostic]:
-    for key in ("mask_modules", "layers"):
-        entries, count = config[key], int(config["num_layers"])
-        if entries is not None and len(entries) != count:
-            message = f"{key} has {len(entries)} entries for num_layers {count}"
-            yield source.find("config-mismatch", f"{prefix}/{key}", message, f"give {count} entries, one per layer")
-
-
-def _distances(source: Source, prefix: str, config: dict[str, Any]) -> Iterator[Diagnostic]:
-    buckets, distance = int(config["position_bias_num_buckets"]), int(config["position_bias_max_distance"])
-    if distance <= buckets // 4:
-        message = f"{distance} is not above a quarter of the {buckets} buckets"
-        pointer = f"{prefix}/position_bias_max_distance"
-        yield source.find("config-mismatch", pointer, message, f"give at least {buckets // 4 + 1}")
-
-
-def _layer(source: Source, pointer: str, layer: dict[str, Any], columns: int) -> Iterator[Diagnostic]:
-    heads, kept = layer["heads"], layer.get("kept_heads")
-    if (heads is None) != (layer["dim_head"] is None):
-        message = f"heads is {show(heads)} and dim_head is {show(layer['dim_head'])}"
-        yield source.find("config-mismatch", pointer, message, "give both, or null for both: no attention")
-    elif heads is not None and heads > columns:
-        message = f"{int(heads)} is above num_heads {columns}, the columns of the position-bias table"
-        yield source.find("config-mismatch", f"{pointer}/heads", message, f"give at most {columns}")
-    elif kept is not None:
-        yield from _kept(source, f"{pointer}/kept_heads", kept, int(heads or 0), columns)
-
-
-def _kept(source: Source, pointer: str, kept: list[Any], heads: int, columns: int) -> Iterator[Diagnostic]:
-    for index, column in enumerate(kept):
-        if column >= columns:
-            message = f"{int(column)} is not a head of 0 to {columns - 1}"
-            yield source.find("config-mismatch", f"{pointer}/{index}", message, "give the head's index in num_heads")
-    if len(kept) != heads:
-        message = f"kept_heads has {len(kept)} entries for {heads} heads"
-        yield source.find("config-mismatch", pointer, message, f"give {heads} entries, one per head")
-
-
-def _absent_twice(source: Source, prefix: str, config: dict[str, Any]) -> Iterator[Diagnostic]:
-    """`mask_modules` says again what `layers` says; where they disagree nobody knows which is meant."""
-    for index, (pair, layer) in enumerate(zip(config["mask_modules"], config["layers"], strict=False)):
-        absent = [layer["heads"] is None, layer["dim_ff"] is None]
-        if pair != absent:
-            pointer = f"{prefix}/mask_modules/{index}"
-            message = f"{show(pair)} disagrees with layers, by which it is {show(absent)}"
-            yield source.find("config-mismatch", pointer, message, "change one of them, or leave out mask_modules")
-
-
-def _unsaid(source: Source, prefix: str, value: dict[str, Any]) -> Iterator[Diagnostic]:
-    """A config in other words (another library's) would else be taken for CPM-Live's largest defaults."""
-    rules = properties("model")
-    missing = {key: rules[key]["default"] for key in _SIZES if key not in value}
-    unknown = [key for key in value if key not in rules]
-    if unknown and all(key in missing for key in _SIZES[1:]):
-        message = f"the config gives none of {', '.join(_SIZES[1:])}"
-        yield source.find("foreign-config", prefix, message, "write it in CPM-Live's keys")
-    elif missing:
-        sizes = ", ".join(f"{key} {size}" for key, size in missing.items())
-        message = f"the config doesn't give {', '.join(missing)}"
-        yield source.warn("default-size", prefix, message, f"CPM-Live's defaults are taken: {sizes}")

@@ -11,7 +11,7 @@ from sprunec.bmcook.plans.flags import NATIVE, NO_FLAGS, Flags, foreign_to_nativ
 from sprunec.bmcook.plans.stages_to_plan import convert
 from sprunec.errors import InputError
 from sprunec.file_kinds import JSON, foreign
-from sprunec.plan.directories import path_as_config
+from sprunec.plan.model_config import path_as_config
 from sprunec.plan.override import override
 from sprunec.plan.pointer import show
 from sprunec.plan.schema_errors import nearest

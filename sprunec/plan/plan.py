@@ -16,8 +16,8 @@ from sprunec.bmcook.plans.flags import NO_FLAGS, Flags
 from sprunec.errors import Diagnostic, InputError
 from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.plan.checks import CHECKS
-from sprunec.plan.directories import open_directory
-from sprunec.plan.files import input_findings, model_config
+from sprunec.plan.files import input_findings
+from sprunec.plan.model_config import model_config, open_directory
 from sprunec.plan.open_plan import read_any
 from sprunec.plan.override import override
 from sprunec.plan.resolve import TRAINS, Draft, as_list

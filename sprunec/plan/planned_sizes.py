@@ -6,9 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sprunec.errors import Diagnostic
+from sprunec.errors import Diagnostic, show
 from sprunec.families.cpm_ant.config import ModelConfig
-from sprunec.plan.pointer import show
 from sprunec.plan.resolve import MASKS, Draft, Step
 from sprunec.plan.shortfalls import short_layers, short_message
 from sprunec.plan.targets import WHOLE_TARGETS, Left, mismatched, most_kept

@@ -1,9 +1,10 @@
-"""How values and places are written: JSON cut short, and the steps of a JSON pointer."""
+"""How values and places are written: JSON cut short, lists of words, and the steps of a JSON pointer."""
 
 from __future__ import annotations
 
-import json
-from typing import Any
+from collections.abc import Sequence
+
+from sprunec.errors import show as show
 
 
 def escape(key: object) -> str:
@@ -15,7 +16,6 @@ def unescape(step: str) -> str:
     return step.replace("~1", "/").replace("~0", "~")
 
 
-def show(value: Any, longest: int = 60) -> str:
-    """A value as it stands in JSON, cut short."""
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= longest else text[: longest - 3] + "..."
+def series(words: Sequence[str], conjunction: str) -> str:
+    """`a, b and c`."""
+    return f" {conjunction} ".join(part for part in (", ".join(words[:-1]), words[-1]) if part)

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from math import isinf
 from typing import Any
 
-from sprunec.plan.pointer import escape, show
+from sprunec.errors import show
+from sprunec.plan.pointer import escape
 
 DEEPEST = 64
 # Characters of all pointers together: long keys around many values would fill any memory.
@@ -25,7 +28,7 @@ _WORDS = {"true": True, "false": False, "null": None}
 _SLIPS = {"True": "true", "False": "false", "None": "null", "undefined": "null"}
 
 
-class Slip(Exception):  # noqa: N818
+class JsonError(Exception):
     """What stops the reader, and where."""
 
     def __init__(self, offset: int, message: str, hint: str = "", code: str = "syntax") -> None:
@@ -54,10 +57,11 @@ class Reader:
 
     def _value(self, pointer: str, depth: int) -> Any:
         if depth > DEEPEST:
-            raise Slip(self.at, f"nested more than {DEEPEST} deep", "no plan nests so deep", "too-deep")
+            raise JsonError(self.at, f"nested more than {DEEPEST} deep", "no plan nests so deep", "too-deep")
         self._pointers += len(pointer)
         if self._pointers > MOST_PLACES:
-            raise Slip(self.at, "too many values under keys as long as these", "no plan has such keys", "too-large")
+            message = "too many values under keys as long as these"
+            raise JsonError(self.at, message, "no plan has such keys", "too-large")
         self.starts.setdefault(pointer, self.at)
         char = self.text[self.at : self.at + 1]
         if char == "{":
@@ -68,53 +72,43 @@ class Reader:
 
     def _object(self, pointer: str, depth: int) -> dict[str, Any]:
         found: dict[str, Any] = {}
-        more = self._open("}")
-        while more:
+        for _ in self._entries("}"):
             start = self.at
             if not self.text.startswith('"', start):
                 raise self._unexpected("where a key should be", 'put keys in double quotes: "key": value')
             key = self._string()
             child = f"{pointer}/{escape(key)}"
-            self._take(":", f"after key {show(key)}")
+            self._skip()
+            if not self._took(":"):
+                raise self._unexpected('where ":" should be', f'write ":" after key {show(key)}')
+            self._skip()
             if key in found:
                 self.repeated.append((child, start))
             self.keys.setdefault(child, start)
             value = self._value(child, depth + 1)
             found.setdefault(key, value)
-            more = self._next("}")
         return found
 
     def _list(self, pointer: str, depth: int) -> list[Any]:
         found: list[Any] = []
-        more = self._open("]")
-        while more:
+        for _ in self._entries("]"):
             found.append(self._value(f"{pointer}/{len(found)}", depth + 1))
-            more = self._next("]")
         return found
 
-    def _open(self, closing: str) -> bool:
+    def _entries(self, closing: str) -> Iterator[None]:
+        """From an opening bracket to behind the closing one: stops before each entry, which the caller then reads."""
         self.at += 1
         self._skip()
-        return not self._took(closing)
-
-    def _next(self, closing: str) -> bool:
-        """Past the comma (True) or past the closing bracket (False)."""
-        self._skip()
-        if self._took(closing):
-            return False
-        comma = self.at
-        if not self._took(","):
-            raise self._unexpected(f'where "," or "{closing}" should be', "is a comma missing before it?")
-        self._skip()
-        if self.text.startswith(closing, self.at):
-            raise Slip(comma, f'a comma before "{closing}"', "remove the comma")
-        return True
-
-    def _take(self, char: str, where: str) -> None:
-        self._skip()
-        if not self._took(char):
-            raise self._unexpected(f'where "{char}" should be', f'write "{char}" {where}')
-        self._skip()
+        while not self._took(closing):
+            yield
+            self._skip()
+            comma = self.at
+            if self._took(","):
+                self._skip()
+                if self.text.startswith(closing, self.at):
+                    raise JsonError(comma, f'a comma before "{closing}"', "remove the comma")
+            elif not self.text.startswith(closing, self.at):
+                raise self._unexpected(f'where "," or "{closing}" should be', "is a comma missing before it?")
 
     def _took(self, char: str) -> bool:
         if not self.text.startswith(char, self.at):
@@ -126,15 +120,15 @@ class Reader:
         match = _SPACE.match(self.text, self.at)
         self.at = match.end() if match else self.at
 
-    def _unexpected(self, where: str, hint: str = "") -> Slip:
+    def _unexpected(self, where: str, hint: str = "") -> JsonError:
         if self.text.startswith(("//", "/*", "#"), self.at):
-            return Slip(self.at, "a comment, which JSON does not have", "remove it")
+            return JsonError(self.at, "a comment, which JSON does not have", "remove it")
         if self.text.startswith("...", self.at):
-            return Slip(self.at, "three dots, which stand for something left out", "write it out, or remove them")
+            return JsonError(self.at, "three dots, which stand for something left out", "write it out, or remove them")
         if self.at >= len(self.text):
-            return Slip(self.at, f"the file ends {where}", "is the file whole?")
+            return JsonError(self.at, f"the file ends {where}", "is the file whole?")
         char = self.text[self.at]
-        return Slip(self.at, f"""{"'" + char + "'" if char == '"' else show(char)} {where}""", hint)
+        return JsonError(self.at, f"""{"'" + char + "'" if char == '"' else show(char)} {where}""", hint)
 
     def _string(self) -> str:
         match = _STRING.match(self.text, self.at)
@@ -142,33 +136,31 @@ class Reader:
             raise self._broken_string()
         value: str = json.loads(match.group())
         if any("\ud800" <= char <= "\udfff" for char in value):
-            raise Slip(self.at, "a string with half a surrogate pair", "write the character itself")
+            raise JsonError(self.at, "a string with half a surrogate pair", "write the character itself")
         self.at = match.end()
         return value
 
-    def _broken_string(self) -> Slip:
+    def _broken_string(self) -> JsonError:
         inside = _START.match(self.text, self.at)
         stop = inside.end() if inside else self.at
         if self.text.startswith("\\", stop):
-            return Slip(stop, f"{show(self.text[stop : stop + 2])} is no escape", 'write a backslash as "\\\\"')
+            return JsonError(stop, f"{show(self.text[stop : stop + 2])} is no escape", 'write a backslash as "\\\\"')
         if stop >= len(self.text) or self.text[stop] in "\r\n":
-            return Slip(self.at, "a string that does not end on its line", 'close it with "')
-        return Slip(stop, f"a control character, {show(self.text[stop])}, in a string", "write it as an escape")
+            return JsonError(self.at, "a string that does not end on its line", 'close it with "')
+        return JsonError(stop, f"a control character, {show(self.text[stop])}, in a string", "write it as an escape")
 
     def _number_or_word(self) -> Any:
-        word = _WORD.match(self.text, self.at)
+        word, number = _WORD.match(self.text, self.at), _NUMBER.match(self.text, self.at)
         if word:
             return self._word(word.group())
-        match = _NUMBER.match(self.text, self.at)
-        if match is None:
+        if number is None:
             hint = "put text in double quotes" if self.text.startswith("'", self.at) else ""
             raise self._unexpected("where a value should be", hint)
-        text = match.group()
-        if float(text) in (float("inf"), float("-inf")):
-            raise Slip(
-                self.at, f"{show(text)[1:-1]} is beyond the range of a number", "give a finite number", "not-finite"
-            )
-        self.at = match.end()
+        text = number.group()
+        if isinf(float(text)):
+            message = f"{show(text)[1:-1]} is beyond the range of a number"
+            raise JsonError(self.at, message, "give a finite number", "not-finite")
+        self.at = number.end()
         return float(text) if re.search("[.eE]", text) else int(text)
 
     def _word(self, word: str) -> Any:
@@ -176,6 +168,6 @@ class Reader:
             self.at += len(word)
             return _WORDS[word]
         if word.lstrip("+-") in ("NaN", "Infinity", "nan", "inf"):
-            raise Slip(self.at, f"{word} is not a number that JSON has", "give a finite number", "not-finite")
+            raise JsonError(self.at, f"{word} is not a number that JSON has", "give a finite number", "not-finite")
         hint = f"write {_SLIPS[word]}" if word in _SLIPS else "put text in double quotes"
-        raise Slip(self.at, f"{show(word)[1:-1]} is not a JSON value", hint)
+        raise JsonError(self.at, f"{show(word)[1:-1]} is not a JSON value", hint)

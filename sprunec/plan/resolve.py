@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -60,6 +60,12 @@ class Draft:
         seed: int = resolve("plan", self.source.value)["seed"]
         return seed
 
+    @property
+    def paths_start(self) -> str:
+        """Tell what paths start from: BMCook's files mean the current directory."""
+        start = "current directory" if self.source.is_made else "plan's folder"
+        return f"paths are relative to the {start}"
+
     def sound(self, pointer: str) -> bool:
         """Nothing is wrong at the pointer or below it."""
         return not any(place == pointer or place.startswith(f"{pointer}/") for place in self.wrong)
@@ -67,10 +73,9 @@ class Draft:
     def section(self, name: str) -> dict[str, Any]:
         """A section's sound values with the defaults of those that are not given; a wrong one is absent."""
         written = self.source.value.get(name)
-        rule = properties("plan")[name]
-        written = written if isinstance(written, dict) else {}
-        sound = {key: value for key, value in written.items() if self.sound(f"/{name}/{key}")}
-        options = resolve(rule, sound)
+        given = written.items() if isinstance(written, dict) else ()
+        sound = {key: value for key, value in given if self.sound(f"/{name}/{key}")}
+        options = resolve(properties("plan")[name], sound)
         return {key: value for key, value in options.items() if self.sound(f"/{name}/{key}")}
 
     def has(self, name: str) -> bool:
@@ -81,6 +86,12 @@ class Draft:
         passes = self.source.value.get("passes")
         entries = passes if isinstance(passes, list) else []
         return tuple(self._step(f"/passes/{index}", entry) for index, entry in enumerate(entries))
+
+    def valid(self, *names: str) -> Iterator[tuple[Step, Mapping[str, Any]]]:
+        """Steps in which no error was found, with their options: all, or those of some passes."""
+        for step in self.steps:
+            if step.options is not None and (not names or step.name in names):
+                yield step, step.options
 
     def _step(self, pointer: str, entry: Any) -> Step:
         given = entry if isinstance(entry, dict) else {}

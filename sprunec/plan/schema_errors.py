@@ -6,14 +6,14 @@ and first example, so that the words live in the schema.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from difflib import get_close_matches
 from typing import Any
 
 from jsonschema.exceptions import ValidationError
 
-from sprunec.errors import Diagnostic
-from sprunec.plan.pointer import escape, show
+from sprunec.errors import Diagnostic, show
+from sprunec.plan.pointer import escape, series
 from sprunec.plan.schema import Schema, properties, validator
 from sprunec.plan.source import Source
 
@@ -76,12 +76,9 @@ def _explain(source: Source, pointer: str, error: ValidationError) -> Iterator[D
     elif keyword == "required":
         yield _missing_key(source, pointer, error)
     else:
-        code, message = _WORDS.get(keyword, _other)(error)
-        yield source.find(code, pointer, message, _choice(error) or _remedy_of(error))
-
-
-def _remedy_of(error: ValidationError) -> str:
-    return "name each once" if error.validator == "uniqueItems" else remedy(error.schema)
+        code, message = _described(keyword, error)
+        hint = "name each once" if keyword == "uniqueItems" else _choice(error) or remedy(error.schema)
+        yield source.find(code, pointer, message, hint)
 
 
 def _unknown_keys(source: Source, pointer: str, error: ValidationError) -> Iterator[Diagnostic]:
@@ -97,105 +94,57 @@ def _unknown_keys(source: Source, pointer: str, error: ValidationError) -> Itera
 def _missing_key(source: Source, pointer: str, error: ValidationError) -> Diagnostic:
     """The validator gives one error per missing key and names it only in its words."""
     key = next(key for key in error.validator_value if error.message.startswith(repr(key)))
-    rule = properties(error.schema).get(key) or _known_rule(pointer, key)
+    rule = properties(error.schema).get(key)
+    if not rule:  # required by a branch of the schema that doesn't describe it
+        rule = properties(properties("plan").get(pointer.removeprefix("/"), {})).get(key, {})
     example = show(rule["examples"][0], 200) if rule.get("examples") else "..."
     what = str(rule.get("description", "")).partition(";")[0]
     hint = f'add "{key}": {example}' + (f", {what}" if what else "")
     return source.find("missing-key", pointer, f'"{key}" is missing', hint)
 
 
-def _known_rule(pointer: str, key: str) -> Schema:
-    """The rule of a key that is required by a branch of the schema that doesn't describe it."""
-    section = properties("plan").get(pointer.removeprefix("/"), {})
-    return properties(section).get(key, {})
-
-
 def _choice(error: ValidationError) -> str:
-    choices = error.validator_value if error.validator == "enum" else [error.validator_value]
     if error.validator not in ("enum", "const"):
         return ""
+    choices = error.validator_value if error.validator == "enum" else [error.validator_value]
     near = nearest(error.instance, choices) if isinstance(error.instance, str) else ""
     if near:
         return f"did you mean {show(near)}?"
-    return str(error.schema.get("errorMessage") or f"choose {_either(choices)}")
+    return str(error.schema.get("errorMessage") or f"choose {series([show(choice) for choice in choices], 'or')}")
 
 
-def _either(choices: list[Any]) -> str:
-    words = [show(choice) for choice in choices]
-    return " or ".join(part for part in (", ".join(words[:-1]), words[-1]) if part)
+def _described(keyword: str, error: ValidationError) -> tuple[str, str]:
+    """A code and a message for all rules but those about keys."""
+    limit, value, shown = error.validator_value, error.instance, show(error.instance)
+    match keyword:
+        case "type":
+            kinds = [limit] if isinstance(limit, str) else limit
+            return "wrong-type", f"{shown} is not {' or '.join(_KINDS[kind] for kind in kinds)}"
+        case "enum" | "const":
+            return "not-a-choice", f"{shown} is not {_kind_of_choice(error)}"
+        case "minimum" | "exclusiveMinimum" | "maximum" | "exclusiveMaximum":
+            over, under = ("above", "below") if "inimum" in keyword else ("below", "above")
+            return "out-of-range", f"{shown} is {f'not {over}' if value == limit else under} {show(limit)}"
+        case "minLength" | "maxLength" | "minItems" | "maxItems" | "minProperties":
+            side = "more" if keyword.startswith("max") else "fewer"
+            what = "characters" if isinstance(value, str) else "entries"
+            more = "out-of-range", f"{shown} has {side} than {limit} {what}"
+            return more if value else ("empty", f"{shown} is empty")
+        case "maxProperties":
+            return "bad-combination", f"{series(list(value), 'and')} cannot be given together"
+        case "pattern":
+            return "bad-form", f"{shown} is not of the expected form"
+        case "uniqueItems":
+            return "repeated-value", f"{shown} names the same thing twice"
+        case "not":
+            return "bad-combination", f"{shown} does not belong here: {error.schema.get('description', '')}"
+    return "bad-value", f"{shown} breaks the rule {keyword} {show(limit)}"
 
 
-def _type(error: ValidationError) -> tuple[str, str]:
-    wanted = error.validator_value
-    kinds = [wanted] if isinstance(wanted, str) else list(wanted)
-    return "wrong-type", f"{show(error.instance)} is not {' or '.join(_KINDS[kind] for kind in kinds)}"
-
-
-def _enum(error: ValidationError) -> tuple[str, str]:
+def _kind_of_choice(error: ValidationError) -> str:
     key = next((step for step in reversed(error.absolute_path) if isinstance(step, str)), "")
     key = key.removesuffix("s") if error.absolute_path and isinstance(error.absolute_path[-1], int) else key
-    known = f"a known {key}" if key and isinstance(error.instance, str) else "a choice"
-    return "not-a-choice", f"{show(error.instance)} is not {known}"
-
-
-def _limit(error: ValidationError) -> tuple[str, str]:
-    limit, value = error.validator_value, error.instance
-    below = error.validator in ("minimum", "exclusiveMinimum")
-    if value == limit:
-        return "out-of-range", f"{show(value)} is not {'above' if below else 'below'} {show(limit)}"
-    return "out-of-range", f"{show(value)} is {'below' if below else 'above'} {show(limit)}"
-
-
-def _length(error: ValidationError) -> tuple[str, str]:
-    if not error.instance:
-        return "empty", f"{show(error.instance)} is empty"
-    side = "more" if str(error.validator).startswith("max") else "fewer"
-    what = "characters" if isinstance(error.instance, str) else "entries"
-    return "out-of-range", f"{show(error.instance)} has {side} than {error.validator_value} {what}"
-
-
-def _together(error: ValidationError) -> tuple[str, str]:
-    return "bad-combination", f"{_and(list(error.instance))} cannot be given together"
-
-
-def _and(keys: list[str]) -> str:
-    return " and ".join(part for part in (", ".join(keys[:-1]), keys[-1]) if part)
-
-
-def _pattern(error: ValidationError) -> tuple[str, str]:
-    return "bad-form", f"{show(error.instance)} is not of the expected form"
-
-
-def _repeated(error: ValidationError) -> tuple[str, str]:
-    return "repeated-value", f"{show(error.instance)} names the same thing twice"
-
-
-def _unwanted(error: ValidationError) -> tuple[str, str]:
-    return "bad-combination", f"{show(error.instance)} does not belong here: {error.schema.get('description', '')}"
-
-
-def _other(error: ValidationError) -> tuple[str, str]:
-    return "bad-value", f"{show(error.instance)} breaks the rule {error.validator} {show(error.validator_value)}"
-
-
-_WORDS: Mapping[str, Callable[[ValidationError], tuple[str, str]]] = {
-    "type": _type,
-    "enum": _enum,
-    "const": _enum,
-    "minimum": _limit,
-    "maximum": _limit,
-    "exclusiveMinimum": _limit,
-    "exclusiveMaximum": _limit,
-    "minLength": _length,
-    "maxLength": _length,
-    "minItems": _length,
-    "maxItems": _length,
-    "minProperties": _length,
-    "maxProperties": _together,
-    "pattern": _pattern,
-    "uniqueItems": _repeated,
-    "not": _unwanted,
-}
+    return f"a known {key}" if key and isinstance(error.instance, str) else "a choice"
 
 
 def _without_echoes(found: list[Diagnostic]) -> list[Diagnostic]:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from sprunec.errors import Diagnostic, InputError
-from sprunec.plan.pointer import show, unescape
-from sprunec.plan.reader import Reader, Slip
+from sprunec.errors import Diagnostic, InputError, show
+from sprunec.plan.pointer import unescape
+from sprunec.plan.reader import JsonError, Reader
 from sprunec.text_files import read_text
 
 LARGEST_FILE = 1024 * 1024
@@ -31,7 +31,8 @@ class Source:
 
     Attributes:
         problems: what the reader found besides.
-        origins: of a value that was made from other files: by pointer, the file and pointer that it comes from.
+        origins: by pointer, where what was not read from this file comes from; of a plan that was made from another
+            file "", too.
         folder: where relative paths start.
         assumed: pointers of paths that nobody has given.
     """
@@ -44,6 +45,11 @@ class Source:
     origins: Mapping[str, tuple[Source, str]] = field(default_factory=dict)
     folder: Path = Path()
     assumed: frozenset[str] = frozenset()
+
+    @property
+    def is_made(self) -> bool:
+        """Whether the whole value was made from another file: a plan, from BMCook's."""
+        return "" in self.origins
 
     def place(self, pointer: str, key: bool = False) -> Place:
         """Where the value (or its key) stands; for what is not written, where the nearest parent does."""
@@ -66,6 +72,11 @@ class Source:
         while pointer and pointer not in self.origins:
             pointer = pointer.rpartition("/")[0]
         return self.origins.get(pointer)
+
+    def locate(self, finding: Diagnostic, prefix: str = "") -> Diagnostic:
+        """A finding that has no file yet, at its pointer below `prefix`."""
+        found = self.find(finding.code, prefix + finding.pointer, finding.message, finding.hint)
+        return replace(found, severity=finding.severity)
 
     def warn(self, code: str, pointer: str, message: str, hint: str = "", *, key: bool = False) -> Diagnostic:
         return replace(self.find(code, pointer, message, hint, key=key), severity="warning")
@@ -101,18 +112,14 @@ def parse_source(text: str, file: str) -> Source:
 
     try:
         value = reader.document()
-    except Slip as slip:
-        line, column = place(slip.offset)
-        raise InputError(Diagnostic(slip.code, slip.message, slip.hint, "error", file, "", line, column)) from None
+    except JsonError as stop:
+        line, column = place(stop.offset)
+        raise InputError(Diagnostic(stop.code, stop.message, stop.hint, "error", file, "", line, column)) from None
     places = {pointer: place(offset) for pointer, offset in reader.starts.items()}
     keys = {pointer: place(offset) for pointer, offset in reader.keys.items()}
-    source = Source(file, value, places, keys, folder=Path(file).parent)
-    return replace(source, problems=tuple(_repeated(source, reader, place)))
-
-
-def _repeated(source: Source, reader: Reader, place: Callable[[int], Place]) -> Iterator[Diagnostic]:
+    repeated = []
     for pointer, offset in reader.repeated:
-        first = source.place(pointer, key=True)[0]
-        line, column = place(offset)
-        message = f"key {show(unescape(pointer.rpartition('/')[2]))} is given twice, first on line {first}"
-        yield Diagnostic("duplicate-key", message, "keep one of them", "error", source.file, pointer, line, column)
+        key, (line, column) = show(unescape(pointer.rpartition("/")[2])), place(offset)
+        message = f"key {key} is given twice, first on line {keys[pointer][0]}"
+        repeated.append(Diagnostic("duplicate-key", message, "keep one of them", "error", file, pointer, line, column))
+    return Source(file, value, places, keys, tuple(repeated), folder=Path(file).parent)

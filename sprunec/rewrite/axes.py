@@ -78,6 +78,9 @@ def unite(left: Dim, right: Dim) -> None:
 
     Axes that fall within one another are united; dims of unlike sizes are never.
     """
+    # Both sides are read from the front. A turn joins two leaves of one size, or splits one so that a later turn can;
+    # leaves are looked up anew after each, since a split or a join on one side may be of an axis on the other, too.
+    # Unlike sizes would go on splitting for ever, so they are refused first; sizes of 0 would divide by 0.
     ours, theirs = leaves(left), leaves(right)
     if size(ours) != size(theirs):
         pin([*ours, *theirs], f"{size(ours)} and {size(theirs)} of it are paired: not one to one")

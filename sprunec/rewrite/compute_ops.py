@@ -1,6 +1,6 @@
 """How axes flow through ops: a small rule for each kind unites what the op pairs up, and lays out what it gives.
 
-Here are the ops that compute; `moves` has those that only lay dims out anew.
+Here are the ops that compute; `shape_ops` has those that only lay dims out anew.
 """
 
 from __future__ import annotations
@@ -139,63 +139,13 @@ def embedding(flow: Flow, node: fx.Node) -> Layout:
     return [*flow.layout(node.args[0]), flow.layout(argument(node, 1, "weight"))[1]]
 
 
-BROADCASTS = [
-    "add",
-    "sub",
-    "mul",
-    "truediv",
-    "div",
-    "true_divide",
-    "where",
-    "maximum",
-    "minimum",
-    "masked_fill",
-    "eq",
-    "ne",
-    "gt",
-    "lt",
-    "ge",
-    "le",
-    "and",
-    "or",
-]
-SAME_SHAPE = [
-    "gelu",
-    "relu",
-    "silu",
-    "tanh",
-    "sigmoid",
-    "exp",
-    "rsqrt",
-    "sqrt",
-    "square",
-    "pow",
-    "neg",
-    "abs",
-    "clamp",
-    "dropout",
-    "contiguous",
-    "clone",
-    "float",
-    "half",
-    "bfloat16",
-    "type_as",
-    "to",
-    "type",
-    "identity",
-    "erf",
-    "mish",
-    "leaky_relu",
-    "elu",
-    "softplus",
-    "relu6",
-    "hardswish",
-    "log",
-    "cos",
-    "sin",
-]
+ARITHMETIC = ("add", "sub", "mul", "truediv", "div", "true_divide", "pow", "neg", "abs", "sqrt", "rsqrt", "square")
+COMPARISONS = ("eq", "ne", "gt", "lt", "ge", "le", "and", "or", "where", "maximum", "minimum", "clamp", "masked_fill")
+FUNCTIONS = ("tanh", "sigmoid", "softplus", "exp", "log", "cos", "sin", "erf")
+ACTIVATIONS = ("gelu", "relu", "relu6", "leaky_relu", "elu", "silu", "mish", "hardswish", "dropout", "identity")
+CASTS = ("contiguous", "clone", "float", "half", "bfloat16", "type_as", "to", "type")
 RULES: dict[str, Rule] = {
-    **dict.fromkeys((*BROADCASTS, *SAME_SHAPE), broadcast),
+    **dict.fromkeys((*ARITHMETIC, *COMPARISONS, *FUNCTIONS, *ACTIVATIONS, *CASTS), broadcast),
     **dict.fromkeys(("view", "reshape", "flatten", "unflatten", "unsqueeze", "squeeze"), view),
     **dict.fromkeys(("matmul", "bmm"), matmul),
     **dict.fromkeys(("mean", "sum", "var", "std", "amax", "amin"), reduction),

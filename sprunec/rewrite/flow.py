@@ -76,13 +76,11 @@ class Flow:
             for value in tensor_inputs(self, node):
                 pin_all(self.layout(value), "it leaves the block")
         elif isinstance(self.shapes[node.name], Tensor):
-            layout = self.tensor(node) if node.op == "get_attr" else self.apply(node)
-            self.values[node.name] = layout
-
-    def tensor(self, node: fx.Node) -> Layout:
-        return self.tensors.setdefault(str(node.target), fresh(self.shape(node)))
+            self.values[node.name] = self.apply(node)
 
     def apply(self, node: fx.Node) -> Layout:
+        if node.op == "get_attr":
+            return self.tensors.setdefault(str(node.target), fresh(self.shape(node)))
         if node.op == "placeholder":
             return fresh(self.shape(node))
         rule = self.rules.get(self.op(node))
@@ -121,7 +119,10 @@ class Flow:
 
 def follow(graph: fx.Graph, root: torch.nn.Module, inputs: tuple[Any, ...], rules: Mapping[str, Rule]) -> Flow:
     """Follow the axes of every value of `graph` over `root`, called with `inputs` on the meta device."""
-    flow = Flow(root, meta_values(graph, root, inputs), rules)
+    recorder = _Recorder(root, graph)
+    with torch.no_grad():
+        recorder.run(*inputs)
+    flow = Flow(root, recorder.seen, rules)
     for node in graph.nodes:
         flow.visit(node)
     return flow
@@ -141,15 +142,9 @@ def pin_all(layout: Layout, reason: str) -> None:
         pin(dim, reason)
 
 
-def meta_values(graph: fx.Graph, root: torch.nn.Module, inputs: tuple[Any, ...]) -> dict[str, Any]:
-    """Run a graph on the meta device, so that no weight is read: each node's value by name."""
-    recorder = _Recorder(root, graph)
-    with torch.no_grad():
-        recorder.run(*inputs)
-    return recorder.seen
-
-
 class _Recorder(fx.Interpreter):
+    """Runs a graph on the meta device, so that no weight is read, and keeps each node's value by name."""
+
     def __init__(self, root: torch.nn.Module, graph: fx.Graph) -> None:
         super().__init__(root, graph=graph)
         self.seen: dict[str, Any] = {}

@@ -7,13 +7,13 @@ is how masks are trained, and how a masked model is computed; it shares nothing 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, fx, nn
 
 from sprunec.errors import TraceError
-from sprunec.rewrite.edits import copy_graph
 from sprunec.rewrite.sites import factors
 from sprunec.rewrite.surgery import build, index_device
 from sprunec.rewrite.trace import TracedBlock
@@ -77,7 +77,7 @@ def _size(block: TracedBlock, unit: str) -> int:
 
 
 def _gated(block: TracedBlock, sizes: Mapping[str, int]) -> fx.GraphModule:
-    graph = copy_graph(block.forward.graph)
+    graph = copy.deepcopy(block.forward.graph)
     for unit in sizes:
         if unit in block.sites:
             _gate_sums(block, graph, unit)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from torch import fx, nn
@@ -61,20 +62,19 @@ def find_residuals(flow: Flow, graph: fx.Graph) -> tuple[Residual, ...]:
     """The residual adds on the way from the first placeholder to the first output, in order."""
     start = next(node for node in graph.nodes if node.op == "placeholder")
     stream, found = {start}, []
-    ancestors = _ancestors(graph)
     for node in graph.nodes:
         inputs = [value for value in node.all_input_nodes if flow.is_tensor(value)]
         if node.op.startswith("call") and flow.op(node) in ("layer_norm", "rms_norm") and inputs[0] in stream:
             stream.add(node)
         if not _joins(flow, node, inputs, start):
             continue
-        trunk = next((v for v in inputs if v in stream and _other(inputs, v) not in ancestors[v]), None)
-        if trunk is None:
-            continue
-        residual = _residual(flow, graph, node, trunk, _other(inputs, trunk))
-        if residual is not None:
-            stream.add(node)
-            found.append(residual)
+        for trunk, branch in (inputs, inputs[::-1]):
+            if trunk in stream and branch not in needed_by(trunk):
+                residual = _residual(flow, graph, node, trunk, branch)
+                if residual is not None:
+                    stream.add(node)
+                    found.append(residual)
+                break
     return tuple(found)
 
 
@@ -87,12 +87,8 @@ def _joins(flow: Flow, node: fx.Node, inputs: list[fx.Node], start: fx.Node) -> 
     )
 
 
-def _other(inputs: list[fx.Node], value: fx.Node) -> fx.Node:
-    return inputs[1] if inputs[0] is value else inputs[0]
-
-
 def _residual(flow: Flow, graph: fx.Graph, add: fx.Node, stream: fx.Node, branch: fx.Node) -> Residual | None:
-    live = _live(graph, add, stream)
+    live = needed_by(first_output(graph), {add: stream})
     dead = [node for node in graph.nodes if node not in live and node.op not in ("placeholder", "output")]
     names = frozenset(node.name for node in dead)
     if not any(contraction.node in names for contraction in flow.contractions):
@@ -103,17 +99,6 @@ def _residual(flow: Flow, graph: fx.Graph, add: fx.Node, stream: fx.Node, branch
     return Residual(kind, add.name, stream.name, branch.name, names, tuple(t for t in tensors if t not in alive))
 
 
-def _live(graph: fx.Graph, add: fx.Node, stream: fx.Node) -> set[fx.Node]:
-    """What the first output still needs once `add` is `stream`."""
-    pending, live = [first_output(graph)], set()
-    while pending:
-        node = pending.pop()
-        if node not in live:
-            live.add(node)
-            pending.extend([stream] if node is add else node.all_input_nodes)
-    return live
-
-
 def first_output(graph: fx.Graph) -> fx.Node:
     """The hidden states among what the graph returns."""
     result = graph.output_node().args[0]
@@ -122,8 +107,12 @@ def first_output(graph: fx.Graph) -> fx.Node:
     return first
 
 
-def _ancestors(graph: fx.Graph) -> dict[fx.Node, set[fx.Node]]:
-    known: dict[fx.Node, set[fx.Node]] = {}
-    for node in graph.nodes:
-        known[node] = set(node.all_input_nodes).union(*(known[value] for value in node.all_input_nodes))
-    return known
+def needed_by(node: fx.Node, instead: Mapping[fx.Node, fx.Node] = MappingProxyType({})) -> set[fx.Node]:
+    """A node and all that it is computed from; of a node that `instead` has another for, that one alone is."""
+    pending, found = [node], set()
+    while pending:
+        each = pending.pop()
+        if each not in found:
+            found.add(each)
+            pending.extend([instead[each]] if each in instead else each.all_input_nodes)
+    return found

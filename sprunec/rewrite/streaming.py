@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 
 from torch import Tensor
 
-from sprunec.checkpoint.safetensors_file import Shape
 from sprunec.checkpoint.tensors import Tensors
 from sprunec.checkpoint.writer import Output, as_output, rooms, rows_at_once
 from sprunec.rewrite.recipe import Recipe
@@ -24,7 +23,7 @@ def cut_outputs(recipe: Recipe, tensors: Tensors) -> dict[str, Output]:
 
 def _cut(name: str, tensors: Tensors, dims: Mapping[int, Indices]) -> Output:
     whole, dtype = tensors.shape(name), tensors.dtype(name)
-    shape = cut_shape(whole, dims)
+    shape = tuple(len(dims[dim]) if dim in dims else size for dim, size in enumerate(whole))
     at_once, rows = rows_at_once(whole, dtype), dims.get(0, range(whole[0] if whole else 0))
 
     def parts() -> Iterator[Tensor]:
@@ -40,11 +39,6 @@ def _cut(name: str, tensors: Tensors, dims: Mapping[int, Indices]) -> Output:
             yield part
 
     return Output(shape, dtype, parts)
-
-
-def cut_shape(whole: Shape, dims: Mapping[int, Indices]) -> Shape:
-    """The shape that is left of `whole`."""
-    return tuple(len(dims[dim]) if dim in dims else size for dim, size in enumerate(whole))
 
 
 def expand_outputs(recipe: Recipe, full: Tensors, small: Tensors) -> dict[str, Output]:

@@ -6,13 +6,14 @@ absent sublayers. Divisors and scales stay: they are constants of the graph.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from sprunec.rewrite.edits import bypass, constants, copy_graph, cut_buffers, freeze_sizes, select_shared, set_constants
+from sprunec.rewrite.edits import bypass, cut_buffers, freeze_sizes, select_shared, set_constants
 from sprunec.rewrite.recipe import absent, keeps, make_recipe
 from sprunec.rewrite.trace import TracedBlock
 from sprunec.units import Cut
@@ -31,13 +32,13 @@ def rewrite(model: nn.Module, blocks: Sequence[TracedBlock], kept: Cut) -> nn.Mo
 
 def cut_block(block: TracedBlock, kept: Cut, tensors: Mapping[str, Tensor]) -> fx.GraphModule:
     """The block as a graph module over already cut state `tensors`."""
-    graphs = {method: copy_graph(program.graph) for method, program in block.programs.items()}
+    graphs = {method: copy.deepcopy(program.graph) for method, program in block.programs.items()}
     attributes: dict[str, Any] = {}
     device = index_device(block)
     for method, program in block.programs.items():
         keep = keeps(block, kept, method)
         freeze_sizes(graphs[method], program, keep)
-        set_constants(graphs[method], constants(program, keep))
+        set_constants(graphs[method], program, keep)
         attributes |= cut_buffers(block, program, keep)
         attributes |= select_shared(graphs[method], block.forward, keeps(block, kept, "forward"), device)
         for residual in reversed(absent(block, program, kept)):

@@ -23,16 +23,16 @@ def observable(
     Args:
         blocks: what was traced of `model` before some of its blocks became graphs, which then get taps, in place.
     """
-    return {point: _place(model, point, blocks) for point in dict.fromkeys(points)}
-
-
-def _place(model: nn.Module, point: Point, blocks: Sequence[TracedBlock]) -> tuple[nn.Module, str]:
-    block = next((block for block in blocks if point.module.startswith(f"{block.path}.")), None)
-    holder = model.get_submodule(block.path) if block is not None else None
-    if block is None or not isinstance(holder, fx.GraphModule):
-        return model.get_submodule(point.module), point.side
-    call = block.forward.calls[point.module.removeprefix(f"{block.path}.")]
-    return tap(holder, call.given if point.side == "pre" else call.result), "post"
+    found = {}
+    for point in points:
+        block = next((block for block in blocks if point.module.startswith(f"{block.path}.")), None)
+        holder = model.get_submodule(block.path) if block is not None else None
+        if block is None or not isinstance(holder, fx.GraphModule):
+            found[point] = model.get_submodule(point.module), point.side
+        else:
+            call = block.forward.calls[point.module.removeprefix(f"{block.path}.")]
+            found[point] = tap(holder, call.given if point.side == "pre" else call.result), "post"
+    return found
 
 
 def tap(block: fx.GraphModule, name: str) -> nn.Module:

@@ -11,6 +11,7 @@ import traceback
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ class TracedBlock:
         return tuple(residual.kind for residual in self.forward.residuals)
 
     def tensors(self) -> dict[str, Tensor]:
-        return {name: _attribute(self.module, name) for name in self.forward.groups.tensors}
+        return {name: attrgetter(name)(self.module) for name in self.forward.groups.tensors}
 
 
 def trace(model: nn.Module, *inputs: Any) -> tuple[TracedBlock, ...]:
@@ -94,33 +95,23 @@ def trace_blocks(
             kind = path if kinds is None else kinds[path]
             if kind not in known:
                 known[kind] = {method: _program(path, block, method, given) for method, given in inputs[path].items()}
-            found.append(_read_block(index, path, block, known[kind], owners))
+            shared = {name for name, tensor in block.named_parameters() if owners[id(tensor)] > 1}
+            sites, fixed, notes = find_sites(path, block, known[kind], shared)
+            found.append(TracedBlock(index, path, block, known[kind], sites, fixed, notes))
     return tuple(found)
 
 
-def _read_block(
-    index: int, path: str, block: nn.Module, programs: Mapping[str, Program], owners: Mapping[int, int]
-) -> TracedBlock:
-    shared = {name for name, tensor in block.named_parameters() if owners[id(tensor)] > 1}
-    sites, fixed, notes = find_sites(path, block, programs, shared)
-    return TracedBlock(index, path, block, programs, sites, fixed, notes)
-
-
 def _program(path: str, block: nn.Module, method: str, inputs: Sequence[Any]) -> Program:
-    given = tuple(_to_meta(value) for value in inputs)
-    graph, calls = _trace_method(path, block, method)
-    return read_program(graph, block, given, calls)
-
-
-def _trace_method(path: str, block: nn.Module, method: str) -> tuple[fx.Graph, dict[str, Call]]:
     tracer = BlockTracer()
     tracer.traced_func_name = method
     try:
-        return tracer.trace(block), tracer.calls
+        graph = tracer.trace(block)
     except Exception as error:
         inner = f"{path}.{tracer.current}" if tracer.current else path
         kind = type(block.get_submodule(tracer.current)).__name__
-        raise TraceError(f"{inner} ({kind}) cannot be traced {_place(error)}: {error}") from error
+        raise TraceError(f"{inner} ({kind}) cannot be traced {_source_line(error)}: {error}") from error
+    given = (torch.empty_like(each, device="meta") if isinstance(each, Tensor) else each for each in inputs)
+    return read_program(graph, block, tuple(given), tracer.calls)
 
 
 class BlockTracer(fx.Tracer):
@@ -148,17 +139,8 @@ class BlockTracer(fx.Tracer):
         return result
 
 
-def _place(error: Exception) -> str:
+def _source_line(error: Exception) -> str:
     """The last line of the model's own source that the error came through."""
     library = str(Path(torch.__file__).parent)
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((library, __file__))]
     return f"at {frames[-1].filename}:{frames[-1].lineno} `{frames[-1].line}`" if frames else "as it is"
-
-
-def _to_meta(value: Any) -> Any:
-    return torch.empty_like(value, device="meta") if isinstance(value, Tensor) else value
-
-
-def _attribute(module: nn.Module, name: str) -> Any:
-    owner, _, leaf = name.rpartition(".")
-    return getattr(module.get_submodule(owner), leaf)

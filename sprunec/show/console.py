@@ -43,7 +43,7 @@ class Progress(Watcher):
         if self._quiet:
             return
         if not self._console.is_terminal or self._console.is_dumb_terminal:
-            self._print(self._head)
+            self.message(self._head)
             return
         spinner = Spinner("dots", Text(printable(self._head)))
         if self._live is None:
@@ -57,24 +57,22 @@ class Progress(Watcher):
         self, index: int, total: int, name: str, *, cached: bool, seconds: float, metrics: Mapping[str, Any]
     ) -> None:
         done = "already in the store" if cached else f"done in {duration(seconds)}"
-        self._stop_live()
-        self._print(
-            f"[{index}/{total}] {name}: " + ", ".join([done, *metric_words(metrics)[:MOST_METRICS]]),
-            "dim" if cached else "",
-        )
+        words = ", ".join([done, *metric_words(metrics)[:MOST_METRICS]])
+        self.close()
+        self.message(f"[{index}/{total}] {name}: {words}", "dim" if cached else "")
         for note in metrics.get("notes", ()):
-            self._note(note)
+            self._print(f"note: {note}", "yellow")
 
     def node_failed(self, index: int, total: int, name: str, error: str) -> None:
-        self._stop_live()
-        self._console.print(Text(printable(f"[{index}/{total}] {name}: {error}"), style="red"), soft_wrap=True)
+        self.close()
+        self._print(f"[{index}/{total}] {name}: {error}", "red")
 
     def step(self, event: Mapping[str, Any]) -> None:
         """One training step; cheap enough to be called at every one."""
         if self._quiet:
             return
         if event.get("warning"):
-            self._note(event["warning"])
+            self._print(f"note: {event['warning']}", "yellow")
         now = monotonic()
         is_first = self._first is None
         self._first = self._first or (event["step"], now)
@@ -84,14 +82,17 @@ class Progress(Watcher):
         elif is_first or self._is_due(event, now):
             self._printed = (event["step"], now)
             words = [f"step {event['step']}/{event['steps']}", *step_words(event), left]
-            self._print(f"{self._head}: " + ", ".join(word for word in words if word))
+            self.message(f"{self._head}: " + ", ".join(word for word in words if word))
 
-    def message(self, text: str) -> None:
-        self._print(text)
+    def message(self, text: str, style: str = "") -> None:
+        if not self._quiet:
+            self._print(text, style)
 
     def close(self) -> None:
         """Give the terminal back; harmless when nothing is shown, or twice."""
-        self._stop_live()
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
 
     def _is_due(self, event: Mapping[str, Any], now: float) -> bool:
         """A line needs both some steps and some time since the last one; the last step always has one."""
@@ -99,17 +100,8 @@ class Progress(Watcher):
         enough = event["step"] - step >= SHARE_BETWEEN_LINES * event["steps"]
         return event["step"] == event["steps"] or (enough and now - when >= SECONDS_BETWEEN_LINES)
 
-    def _stop_live(self) -> None:
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
-
-    def _note(self, text: str) -> None:
-        self._console.print(Text(printable(f"note: {text}"), style="yellow"), soft_wrap=True, highlight=False)
-
-    def _print(self, text: str, style: str = "") -> None:
-        if not self._quiet:
-            self._console.print(Text(printable(text), style=style), soft_wrap=True, highlight=False)
+    def _print(self, text: str, style: str) -> None:
+        self._console.print(Text(printable(text), style=style), soft_wrap=True, highlight=False)
 
 
 def live_lines(head: str, event: Mapping[str, Any], left: str) -> Group:
@@ -181,7 +173,9 @@ def print_diagnostics(diagnostics: Sequence[Diagnostic], console: Console | None
     for diagnostic in diagnostics:
         console.print(diagnostic_text(diagnostic), soft_wrap=True, highlight=False)
     if diagnostics:
-        console.print(Text(diagnostics_summary(diagnostics), style="bold"), soft_wrap=True, highlight=False)
+        amounts = {kind: sum(each.severity == kind for each in diagnostics) for kind in COLOURS}
+        summary = ", ".join(plural(amount, kind) for kind, amount in amounts.items() if amount)
+        console.print(Text(summary, style="bold"), soft_wrap=True, highlight=False)
 
 
 def diagnostic_text(diagnostic: Diagnostic) -> Text:
@@ -195,8 +189,3 @@ def diagnostic_text(diagnostic: Diagnostic) -> Text:
     if diagnostic.hint:
         text.append("\n    " + printable(diagnostic.hint).replace("\n", "\n    "), style="dim")
     return text
-
-
-def diagnostics_summary(diagnostics: Sequence[Diagnostic]) -> str:
-    amounts = {kind: sum(d.severity == kind for d in diagnostics) for kind in ("error", "warning")}
-    return ", ".join(plural(amount, kind) for kind, amount in amounts.items() if amount)

@@ -31,6 +31,11 @@ def percent(part: object, whole: object) -> str:
     return f"{100 * part / whole:.1f} %" if is_finite(part) and is_finite(whole) and whole else NOTHING
 
 
+def powered(value: Any) -> str:
+    """Two digits and a power of ten, where the size is what matters."""
+    return f"{value:.2g}" if is_finite(value) else number(value, nothing=UNKNOWN)
+
+
 def is_finite(value: object) -> TypeGuard[float]:
     """True for a number that can be drawn or compared: a diverged run has NaN, and null in its report."""
     return isinstance(value, (int, float)) and abs(value) <= LARGEST

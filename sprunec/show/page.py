@@ -1,18 +1,29 @@
-"""A run's page: report.json and events.jsonl as one HTML file with drawings, which needs no network and no script."""
+"""Write a run's page: report.json and events.jsonl as one HTML file with drawings; it needs no network and no script.
+
+`page.html`, beside this file, has the frame and the style.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from string import Template
 from typing import Any
 
 from sprunec.durable import naming, read_file, write_atomically
 from sprunec.show.console import duration, metric_words
 from sprunec.show.numbers import NOT_FINITE, NOTHING, is_finite, number, percent
 from sprunec.show.plots import kept_drawings, loss_chart, mask_charts, speed_chart, text
-from sprunec.show.speeds import rate_range, ratio_range, ratio_words
-from sprunec.show.tables import MODELS, asked, comparison_words, form_words, model_rows, off_by, size
+from sprunec.show.results import (
+    MODELS,
+    budget_sizes,
+    comparison_lines,
+    model_rows,
+    rate_range,
+    ratio_range,
+    ratio_words,
+)
 
 STATUS = {
     "running": ("busy", "Running."),
@@ -22,41 +33,6 @@ STATUS = {
     "target-missed": ("busy", "Done and written, but a mask had not settled on its target."),
     "comparison-failed": ("bad", "The masked and the small model disagree; nothing was written."),
 }
-STYLE = """
-:root { color-scheme: light dark; --page: #f6f7f9; --card: #fff; --ink: #1c2330; --soft: #667085; --line: #dfe3ea;
-  --main: #2563c9; --band: #2563c912; --off: #e3e7ee; --good: #17803d; --bad: #c0272d; --busy: #a15c07; }
-@media (prefers-color-scheme: dark) { :root { --page: #12151b; --card: #1b2029; --ink: #e6e9ef; --soft: #98a2b3;
-  --line: #323a47; --main: #74a8ff; --band: #74a8ff14; --off: #2f3744; --good: #5bd083; --bad: #ff8580;
-  --busy: #f2b457; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--page); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }
-main { max-width: 1040px; margin: 0 auto; padding: 32px 20px 64px; }
-h1 { margin: 0; font-size: 28px; overflow-wrap: anywhere; }
-h2 { margin: 0 0 12px; font-size: 17px; }
-h3 { margin: 16px 0 4px; font-size: 14px; color: var(--soft); font-weight: 600; }
-section, .tiles div { background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
-section { padding: 18px 20px; margin-top: 18px; overflow-x: auto; }
-p { margin: 8px 0 0; color: var(--soft); }
-.good { color: var(--good); } .bad { color: var(--bad); } .busy { color: var(--busy); }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; margin-top: 18px; }
-.tiles div { padding: 12px 16px; }
-.tiles b { display: block; font-size: 24px; } .tiles span { color: var(--soft); font-size: 13px; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th { color: var(--soft); font-weight: 600; font-size: 13px; text-align: left; }
-th, td { padding: 5px 14px 5px 0; border-bottom: 1px solid var(--line); } tr:last-child td { border-bottom: 0; }
-th.n, td.n { text-align: right; } code, pre { font: 13px/1.5 ui-monospace, monospace; }
-pre { background: var(--page); border-radius: 6px; padding: 10px 12px; margin: 0; }
-pre { overflow-wrap: anywhere; white-space: pre-wrap; } td { overflow-wrap: break-word; }
-td:first-child, td:last-child { white-space: nowrap; }
-svg { display: block; width: 100%; height: auto; } svg text { fill: var(--soft); font-size: 12px; }
-.grid { stroke: var(--line); } .band { fill: var(--band); } .on { fill: var(--main); } .off { fill: var(--off); }
-.raw, .curve, .target { fill: none; stroke: var(--main); stroke-width: 2; stroke-linejoin: round; }
-.raw { stroke-width: 1; opacity: .3; } .target { stroke: var(--soft); stroke-width: 1.5; stroke-dasharray: 5 4; }
-.span { stroke: var(--ink); stroke-width: 3; }
-.end { text-anchor: end; } .mid { text-anchor: middle; } svg .word { fill: var(--busy); }
-.key { margin-right: 14px; } .key i { display: inline-block; width: 14px; height: 3px; margin-right: 6px;
-  vertical-align: middle; background: var(--main); }
-"""
 
 
 def write_html(out: Path) -> Path:
@@ -85,9 +61,11 @@ def read_events(path: Path) -> list[dict[str, Any]]:
 
 def page_text(report: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> str:
     """The whole page, top to bottom."""
-    title = text(plan_name(report))
+    plan = report["plan"]
+    tone, words = STATUS.get(report["status"], ("busy", str(report["status"])))
+    error = f"<pre>{text(report['error'])}</pre>" if report.get("error") else ""
     sections = [
-        section("Models", models_table(report), *(f"<p>{text(line)}</p>" for line in compared(report))),
+        section("Models", models_table(report), *(f"<p>{text(line)}</p>" for line in comparison_lines(report))),
         section("Speed", speed_chart(report)),
         section("Training loss", loss_chart(events)),
         section("Distillation loss", loss_chart(events, "distillation", "weighted sum of the distillation losses")),
@@ -98,23 +76,11 @@ def page_text(report: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) ->
         section("Passes", passes_table(report)),
         section("Versions", versions_table(report)),
     ]
-    return f"""<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<title>{title}</title><style>{STYLE}</style></head>
-<body><main><h1>{title}</h1>{status_words(report)}{tiles(report)}
-{"".join(sections)}
-</main></body></html>
-"""
-
-
-def compared(report: Mapping[str, Any]) -> list[str]:
-    return [comparison_words(report), *form_words(report)]
-
-
-def plan_name(report: Mapping[str, Any]) -> str:
-    plan = report["plan"]
-    return str(plan.get("name", "run") if isinstance(plan, Mapping) else plan)
+    return Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8")).substitute(
+        title=text(plan.get("name", "run") if isinstance(plan, Mapping) else plan),
+        head=f'<p class="{tone}">{text(words)}</p>{error}{tiles(report)}',
+        sections="".join(sections),
+    )
 
 
 def section(title: str, *parts: str) -> str:
@@ -128,15 +94,6 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[
     head = "".join(f"<th{a}>{text(c)}</th>" for a, c in zip(align, columns, strict=True))
     body = ["".join(f"<td{a}>{text(c)}</td>" for a, c in zip(align, row, strict=True)) for row in rows]
     return f"<table><tr>{head}</tr>{''.join(f'<tr>{row}</tr>' for row in body)}</table>" if body else ""
-
-
-# ---- words and tables
-
-
-def status_words(report: Mapping[str, Any]) -> str:
-    tone, words = STATUS.get(report["status"], ("busy", str(report["status"])))
-    error = f"<pre>{text(report['error'])}</pre>" if report.get("error") else ""
-    return f'<p class="{tone}">{text(words)}</p>{error}'
 
 
 def tiles(report: Mapping[str, Any]) -> str:
@@ -157,38 +114,23 @@ def tiles(report: Mapping[str, Any]) -> str:
 
 
 def models_table(report: Mapping[str, Any]) -> str:
-    columns = (
-        "model",
-        "parameters",
-        "of dense",
-        "held-out loss",
-        "perplexity",
-        "tokens/s",
-        "quartiles",
-        "speed",
-        "quartiles",
-    )
     models = report.get("models") or {}
+    columns = ["model", "parameters", "of dense", "held-out loss", "perplexity", "tokens/s"]
     rows = []
     for name, *cells, faster in model_rows(report):
         model = models.get(name) or {}
         rows.append((name, *cells, rate_range(model), faster, ratio_range(model)))
-    return table(columns, rows, left=("model",)) if models else ""
+    return table([*columns, "quartiles", "speed", "quartiles"], rows, left=("model",)) if models else ""
 
 
 def budgets_table(report: Mapping[str, Any]) -> str:
-    columns = ("pass", "budget", "asked", "got", "off by", "expected", "distance", "undecided gates", "settled")
+    soft = ("expected", "distance", "undecided", "settled")
     rows = [
-        (b["pass"], b["name"], *sizes(b), *(number(b.get(k)) for k in ("expected", "distance", "undecided", "settled")))
-        for b in report.get("budgets") or ()
+        (budget["pass"], budget["name"], *budget_sizes(budget), *(number(budget.get(key)) for key in soft))
+        for budget in report.get("budgets") or ()
     ]
+    columns = ("pass", "budget", "asked", "got", "off by", "expected", "distance", "undecided gates", "settled")
     return table(columns, rows, left=("pass", "budget"))
-
-
-def sizes(budget: Mapping[str, Any]) -> tuple[str, str, str]:
-    """Asked, got, and by how much they differ."""
-    off = off_by(budget)
-    return size(asked(budget)), size(budget.get("got")), size(off) if off else NOTHING
 
 
 def passes_table(report: Mapping[str, Any]) -> str:
@@ -196,9 +138,8 @@ def passes_table(report: Mapping[str, Any]) -> str:
     rows = []
     for entry in report.get("passes") or ():
         time = "in store" if entry["cached"] else duration(entry.get("seconds"))
-        rows.append(
-            (entry["name"], entry["pass"], ", ".join(metric_words(entry["metrics"])), entry["digest"][:12], time)
-        )
+        numbers = ", ".join(metric_words(entry["metrics"]))
+        rows.append((entry["name"], entry["pass"], numbers, entry["digest"][:12], time))
     return table(("node", "pass", "numbers", "digest", "time"), rows, left=("node", "pass", "numbers", "digest"))
 
 

@@ -1,4 +1,4 @@
-"""The drawings of a run's page: losses, sizes of masks while they learn, what was kept; plain SVG."""
+"""Draw a run's page: losses, sizes of masks while they learn, speeds, what was kept; plain SVG."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from math import floor, log10
 from typing import Any
 
 from sprunec.show.numbers import ABSENT, UNKNOWN, is_finite, number
-from sprunec.show.speeds import quartiles, rate_range
-from sprunec.show.tables import kept_layers, whole
+from sprunec.show.results import kept_layers, quartiles, rate_range, whole
 
 Points = list[tuple[float, float]]
+Events = Sequence[Mapping[str, Any]]
 
 SERIES_NAMED = 8  # more budgets than this are told apart by their shade only
 
@@ -20,6 +20,20 @@ SERIES_NAMED = 8  # more budgets than this are told apart by their shade only
 def text(value: object) -> str:
     """A value as HTML text; control characters, which XML forbids, are replaced."""
     return escape("".join(c if c >= " " or c in "\n\t" else "\ufffd" for c in str(value)))
+
+
+def drawing(width: float, height: float, label: str, *parts: str) -> str:
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img"'
+    return f'{head} aria-label="{text(label)}">{"".join(parts)}</svg>'
+
+
+def words(x: float, y: float, content: str, kind: str = "") -> str:
+    """`content`, which is HTML text already; its `kind` says on which side of it the place is."""
+    return f'<text class="{kind}" x="{x:.1f}" y="{y}">{content}</text>'
+
+
+def bar(kind: str, x: float, y: float, width: float, inside: str = "") -> str:
+    return f'<rect class="{kind}" x="{x:.1f}" y="{y}" width="{width:.1f}" height="18" rx="2">{inside}</rect>'
 
 
 @dataclass(frozen=True)
@@ -52,15 +66,9 @@ class Axes:
         for tick in ticks(self.low, self.high):
             y = self.y(tick)
             frame.append(f'<line class="grid" x1="{self.margin}" x2="{self.width - 16}" y1="{y}" y2="{y}"/>')
-            frame.append(f'<text class="end" x="{self.margin - 8}" y="{y + 4}">{tick:g}</text>')
-        for tick in ticks(self.left, self.right):
-            frame.append(f'<text class="mid" x="{self.x(tick)}" y="{self.height - 4}">{tick:g}</text>')
+            frame.append(words(self.margin - 8, y + 4, f"{tick:g}", "end"))
+        frame += [words(self.x(tick), self.height - 4, f"{tick:g}", "mid") for tick in ticks(self.left, self.right)]
         return drawing(self.width, self.height, label, *frame, *parts)
-
-
-def drawing(width: float, height: float, label: str, *parts: str) -> str:
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img"'
-    return f'{head} aria-label="{text(label)}">{"".join(parts)}</svg>'
 
 
 def ticks(low: float, high: float) -> list[float]:
@@ -81,25 +89,21 @@ def thinned(points: Points, steps: int, most: int) -> Points:
     return [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups]
 
 
-def drawable(pairs: Iterable[tuple[Any, Any]]) -> Points:
-    """Those of which both numbers are known and finite."""
-    return [(float(x), float(y)) for x, y in pairs if is_finite(x) and is_finite(y)]
+def series(pairs: Iterable[tuple[object, tuple[Any, Any]]]) -> dict[str, Points]:
+    """Points by name, of those pairs of which both numbers are known and finite."""
+    found: dict[str, Points] = {}
+    for name, (x, y) in pairs:
+        if is_finite(x) and is_finite(y):
+            found.setdefault(str(name), []).append((float(x), float(y)))
+    return found
 
 
-def by_node(events: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
-    nodes: dict[str, list[Mapping[str, Any]]] = {}
-    for event in events:
-        nodes.setdefault(str(event["node"]), []).append(event)
-    return nodes
+# ---- training
 
 
-def loss_chart(events: Sequence[Mapping[str, Any]], loss: str = "loss", unit: str = "nats per target token") -> str:
+def loss_chart(events: Events, loss: str = "loss", unit: str = "nats per target token") -> str:
     """A loss over all steps that the model has had, each pass that has it on a band of its own."""
-    curves = {
-        node: drawable((e.get("model_steps", e.get("step")), e.get(loss)) for e in of_node)
-        for node, of_node in by_node(events).items()
-    }
-    curves = {node: points for node, points in curves.items() if points}
+    curves = series((e["node"], (e.get("model_steps", e.get("step")), e.get(loss))) for e in events)
     losses = sorted(loss for points in curves.values() for _, loss in points)
     if not losses:
         return ""
@@ -119,58 +123,62 @@ def pass_band(axes: Axes, node: str, points: Points, *, shaded: bool) -> list[st
     fits = max(1, int((end - start) / 6.6))  # letters of 12 px are rarely wider
     name = node if len(node) <= fits else node[: fits - 1] + "…"
     band = f'<rect class="band" x="{start}" y="20" width="{end - start:.1f}" height="{axes.height - 44}"/>'
-    words = f'<text class="mid" x="{(start + end) / 2:.1f}" y="14">{text(name)}<title>{text(node)}</title></text>'
-    return [band, words] if shaded else [words]
+    title = words((start + end) / 2, 14, f"{text(name)}<title>{text(node)}</title>", "mid")
+    return [band, title] if shaded else [title]
 
 
-def mask_charts(events: Sequence[Mapping[str, Any]]) -> list[str]:
+def mask_charts(events: Events) -> list[str]:
     """Expected size against target, one drawing for each pass that learns a mask."""
-    masks = {node: [e for e in of_node if e.get("budgets")] for node, of_node in by_node(events).items()}
-    return [f"<h3>{text(node)}</h3>{mask_chart(node, of_node)}" for node, of_node in masks.items() if of_node]
+    learning = [event for event in events if event.get("budgets")]
+    nodes = dict.fromkeys(str(event["node"]) for event in learning)
+    return [
+        f"<h3>{text(node)}</h3>{mask_chart(node, [event for event in learning if str(event['node']) == node])}"
+        for node in nodes
+    ]
 
 
-def mask_chart(node: str, events: Sequence[Mapping[str, Any]]) -> str:
-    expected, target = budget_series(events, "expected"), budget_series(events, "target")
-    sizes = [size for points in (*expected.values(), *target.values()) for _, size in points]
-    if not sizes:
+def mask_chart(node: str, events: Events) -> str:
+    expected, target = (
+        series(
+            (budget["name"], (event.get("step"), budget.get(what))) for event in events for budget in event["budgets"]
+        )
+        for what in ("expected", "target")
+    )
+    points = [point for line in (*expected.values(), *target.values()) for point in line]
+    if not points:
         return ""
-    last = max(step for points in (*expected.values(), *target.values()) for step, _ in points)
-    axes = Axes(last, 0.0, max(sizes) * 1.05, height=240)
-    aims = {tuple(thinned(points, len(events), 200)) for points in target.values()}  # equal targets are one line
-    parts = [axes.line(list(points), "target") for points in sorted(aims)]
-    shades = [1 - 0.75 * i / max(len(expected) - 1, 1) for i in range(len(expected))]
-    for shade, points in zip(shades, expected.values(), strict=True):
-        parts.append(axes.line(thinned(points, len(events), 200), "curve", f' stroke-opacity="{shade:.2f}"'))
+    axes = Axes(max(step for step, _ in points), 0.0, max(size for _, size in points) * 1.05, height=240)
+    aims = {tuple(thinned(line, len(events), 200)) for line in target.values()}  # equal targets are one line
+    parts = [axes.line(list(line), "target") for line in sorted(aims)]
+    shades = [f"{1 - 0.75 * i / max(len(expected) - 1, 1):.2f}" for i in range(len(expected))]
+    for shade, line in zip(shades, expected.values(), strict=True):
+        parts.append(axes.line(thinned(line, len(events), 200), "curve", f' stroke-opacity="{shade}"'))
     keys = zip(shades, map(text, expected), strict=True)
-    legend = "".join(f'<span class="key"><i style="opacity:{shade:.2f}"></i>{name}</span>' for shade, name in keys)
+    legend = "".join(f'<span class="key"><i style="opacity:{shade}"></i>{name}</span>' for shade, name in keys)
     if len(expected) > SERIES_NAMED:
         legend = f"{len(expected)} budgets, paler from first to last; "
     return axes.svg(f"expected size in {node}", *parts) + f"<p>{legend}dashed: target</p>"
 
 
-def budget_series(events: Sequence[Mapping[str, Any]], what: str) -> dict[str, Points]:
-    series: dict[str, list[tuple[Any, Any]]] = {}
-    for event in events:
-        for budget in event["budgets"]:
-            series.setdefault(str(budget["name"]), []).append((event.get("step"), budget.get(what)))
-    return {name: found for name, pairs in series.items() if (found := drawable(pairs))}
+# ---- results
 
 
 def speed_chart(report: Mapping[str, Any]) -> str:
     """A bar to each model's median speed, and a line from quartile to quartile."""
-    models = {name: model for name, model in (report.get("models") or {}).items() if model and quartiles(model)}
-    shown = {name: model for name, model in models.items() if is_finite(model.get("tokens_per_second"))}
-    most = max((max(*(quartiles(each) or ()), each["tokens_per_second"]) for each in shown.values()), default=0.0)
+    shown = {}
+    for name, model in (report.get("models") or {}).items():
+        spread, speed = quartiles(model or {}), (model or {}).get("tokens_per_second")
+        if spread and is_finite(speed):
+            shown[name] = (speed, *spread, rate_range(model))
+    most = max((max(speed, low, high) for speed, low, high, _ in shown.values()), default=0.0)
     if not most > 0.0:
         return ""
     parts = []
-    for place, (name, model) in enumerate(shown.items()):
-        y, (low, high) = 26 * place, (700 * each / most for each in quartiles(model) or (0.0, 0.0))
-        speed, ends = model["tokens_per_second"], f'y1="{y + 9}" y2="{y + 9}"'
-        parts.append(f'<text class="end" x="68" y="{y + 14}">{text(name)}</text>')
-        parts.append(f'<rect class="on" x="80" y="{y}" width="{700 * speed / most:.1f}" height="18" rx="2"/>')
-        parts.append(f'<line class="span" x1="{80 + low:.1f}" x2="{80 + high:.1f}" {ends}/>')
-        parts.append(f'<text x="790" y="{y + 14}">{number(speed, ",.0f")} ({rate_range(model)})</text>')
+    for place, (name, (speed, low, high, spread_words)) in enumerate(shown.items()):
+        y, scale = 26 * place, 700 / most
+        parts += [words(68, y + 14, text(name), "end"), bar("on", 80, y, scale * speed)]
+        ends = f'x1="{80 + scale * low:.1f}" x2="{80 + scale * high:.1f}" y1="{y + 9}" y2="{y + 9}"'
+        parts += [f'<line class="span" {ends}/>', words(790, y + 14, f"{number(speed, ',.0f')} ({spread_words})")]
     caption = "<p>Tokens per second of a forward pass: medians over interleaved rounds; the line: quartiles.</p>"
     return drawing(1000, 26 * len(shown), "tokens per second", *parts) + caption
 
@@ -179,43 +187,33 @@ def kept_drawings(report: Mapping[str, Any]) -> list[str]:
     """Heads as a grid of layers by heads, feed-forward widths as bars."""
     config, layers = report.get("config") or {}, kept_layers(report)
     heads, width = whole(config.get("num_heads")), whole(config.get("dim_ff"))
+    if not layers:
+        return []
     grid = layer_rows("kept heads", [(n, kept) for n, kept, _ in layers], lambda kept, y: head_row(kept, heads or 0, y))
-    bars = layer_rows(
-        "kept dim_ff", [(n, kept) for n, _, kept in layers], lambda kept, y: width_row(kept, width or 0, y)
-    )
-    shown = (
-        [
-            (f"Attention heads, of {number(heads, nothing=UNKNOWN)}", grid),
-            (f"Feed-forward dims, of {number(width, nothing=UNKNOWN)}", bars),
-        ]
-        if layers
-        else []
-    )
-    return [f"<h3>{title}</h3>{picture}" for title, picture in shown]
+    bars = layer_rows("kept dim_ff", [(n, kept) for n, _, kept in layers], lambda kept, y: width_row(kept, width, y))
+    return [
+        f"<h3>Attention heads, of {number(heads, nothing=UNKNOWN)}</h3>{grid}",
+        f"<h3>Feed-forward dims, of {number(width, nothing=UNKNOWN)}</h3>{bars}",
+    ]
 
 
 def layer_rows(label: str, rows: Sequence[tuple[int, Any]], draw: Callable[[Any, int], str]) -> str:
     parts = []
     for place, (layer, kept) in enumerate(rows):
-        y = 22 * place
-        word = ABSENT if kept is None else kept
-        row = f'<text class="word" x="80" y="{y + 14}">{word}</text>' if isinstance(word, str) else draw(kept, y)
-        parts.append(f'<text class="end" x="68" y="{y + 14}">layer {layer}</text>{row}')
+        y, word = 22 * place, ABSENT if kept is None else kept
+        parts.append(words(68, y + 14, f"layer {layer}", "end"))
+        parts.append(words(80, y + 14, word, "word") if isinstance(word, str) else draw(kept, y))
     return drawing(1000, 22 * len(rows), label, *parts)
 
 
 def head_row(heads: Sequence[int], total: int, y: int) -> str:
-    kept, wide = set(heads), min(30.0, 800 / max(total, 1))
-    cells = (
-        f'<rect class="{"on" if n in kept else "off"}" x="{80 + n * wide:.1f}" y="{y}" width="{wide * 0.9:.1f}"'
-        f' height="18" rx="2"><title>head {n}: {"kept" if n in kept else "cut"}</title></rect>'
-        for n in range(total)
-    )
-    return "".join(cells) + f'<text x="{88 + total * wide:.1f}" y="{y + 14}">{len(kept)}</text>'
+    wide, cells = min(30.0, 800 / max(total, 1)), ""
+    for head in range(total):
+        kind, done = ("on", "kept") if head in heads else ("off", "cut")
+        cells += bar(kind, 80 + head * wide, y, wide * 0.9, f"<title>head {head}: {done}</title>")
+    return cells + words(88 + total * wide, y + 14, str(len(set(heads))))
 
 
-def width_row(width: Any, total: int, y: int) -> str:
-    bar = f'<rect class="off" x="80" y="{y}" width="800" height="18" rx="2"/>'
+def width_row(width: Any, total: int | None, y: int) -> str:
     full = 800 * width / total if total and is_finite(width) else 0
-    bar += f'<rect class="on" x="80" y="{y}" width="{full:.1f}" height="18" rx="2"/>'
-    return bar + f'<text x="888" y="{y + 14}">{number(width)}</text>'
+    return bar("off", 80, y, 800) + bar("on", 80, y, full) + words(888, y + 14, number(width))

@@ -10,13 +10,11 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from sprunec.show.fitted import Column, FittedTable, Line
-from sprunec.show.numbers import ABSENT, NOTHING, UNKNOWN, is_finite, number, percent, plural, rounded
-from sprunec.show.speeds import ratio_words, speed_words
+from sprunec.show.numbers import ABSENT, NOTHING, UNKNOWN, is_finite, number, percent, plural, powered, rounded
+from sprunec.show.results import comparison_lines, kept_layers, missed_lines, model_rows, speed_lines, whole
 
-MODELS = ("dense", "masked", "small")
 MOST_HEADS_DRAWN = 64
 BAR_CELLS = MAP_CELLS = 16
-MOST_MISSED = 4
 
 
 # ---- run --dry-run
@@ -28,23 +26,17 @@ def graph_table(document: Mapping[str, Any]) -> RenderableType:
     steps, size, digest = Column("steps", right=True, rank=1), Column("size", right=True), Column("digest", rank=3)
     table = FittedTable(Column("node"), what, source, steps, size, digest, title=f"plan {document['plan']}")
     for node in document["nodes"]:
+        stored = " stored" if node["cached"] else ""
+        short = "lacks input" if node["digest"] is None else f"{node['digest'][:6]}{stored}"
         sizes = number(node.get("steps")), rounded(node.get("parameters"))
-        row = (node["name"], node["about"], sources(node), *sizes, digest_words(node))
-        table.add(*row, style="dim" if node["cached"] else "")
+        table.add(node["name"], node["about"], sources(node), *sizes, short, style="dim" if stored else "")
     return Group(table, Line(graph_caption(document), "dim"))
 
 
 def sources(node: Mapping[str, Any]) -> str:
-    """The nodes that this one reads, by number where they have one; it may read one under two names."""
+    """The nodes that this one reads, each once, by number where they have one."""
     names = dict.fromkeys(node["inputs"].values())
-    heads = {name: name.partition("-")[0] for name in names}
-    return ", ".join(heads[name] if heads[name].isdecimal() else name for name in names)
-
-
-def digest_words(node: Mapping[str, Any]) -> str:
-    if node["digest"] is None:
-        return "lacks input"
-    return str(node["digest"])[:6] + (" stored" if node["cached"] else "")
+    return ", ".join(re.sub(r"^(\d+)-.*", r"\1", name) for name in names)
 
 
 def graph_caption(document: Mapping[str, Any]) -> str:
@@ -67,18 +59,12 @@ def cost_words(row: Mapping[str, Any]) -> str:
     if devices == 1:
         return f"training takes {memory} of a device's memory"
     held = "all of the model (DDP)" if row["sharding"] == "none" else "a part of the model (FSDP2)"
-    return (
-        f"each of {number(devices)} devices with {held}: {memory}, sends {gigabytes(row.get('traffic'), ',.2f')} a step"
-    )
+    sent = gigabytes(row.get("traffic"), ",.2f")
+    return f"each of {number(devices)} devices with {held}: {memory}, sends {sent} a step"
 
 
 def gigabytes(amount: Any, form: str) -> str:
     return f"{number(amount / 1e9 if is_finite(amount) else amount, form, UNKNOWN)} GB"
-
-
-def powered(value: Any) -> str:
-    """Two digits and a power of ten, where the size is what matters."""
-    return f"{value:.2g}" if is_finite(value) else number(value, nothing=UNKNOWN)
 
 
 # ---- run
@@ -90,81 +76,8 @@ def result_table(report: Mapping[str, Any]) -> RenderableType:
     table = FittedTable(*(Column(title, right=title != "model", rank=int(title == "perplexity")) for title in columns))
     for cells in model_rows(report):
         table.add(*cells, style="bold" if cells[0] == "small" else "")
-    words = [comparison_words(report), *form_words(report), *speed_words(report.get("models") or {})]
-    words += missed_words(report)
-    return Group(table, *(Line(each, "dim") for each in words))
-
-
-def model_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """One row of seven words for each of the three models; parameters and speed also relative to dense."""
-    models = report.get("models") or {}
-    dense = models.get("dense") or {}
-    rows: list[tuple[str, ...]] = []
-    for name in MODELS:
-        model = models.get(name) or {}
-        size, speed = model.get("parameters"), model.get("tokens_per_second")
-        share, faster = percent(size, dense.get("parameters")), ratio_words(model)
-        if name == "dense" and is_finite(speed):
-            faster = "1.00 x"
-        loss, perplexity = number(model.get("loss"), ".4f"), number(model.get("perplexity"), ".2f")
-        rows.append((name, number(size), share, loss, perplexity, number(speed, ",.0f"), faster))
-    return rows
-
-
-def comparison_words(report: Mapping[str, Any]) -> str:
-    found = report.get("comparison")
-    if not found:
-        return "masked and small were not compared"
-    words = f"masked against small: {difference_words(found)}, over {plural(found.get('tokens'), 'token')}"
-    if "float32_difference" in found:
-        single, largest = powered(found["float32_difference"]), powered(found.get("largest_logit"))
-        words += f"; in float32 arithmetic {single}, on logits up to {largest}"
-    return words
-
-
-def difference_words(found: Mapping[str, Any]) -> str:
-    """How far apart two models are; a difference that is no number is above every tolerance."""
-    apart, tolerance = found.get("max_abs_difference"), found.get("tolerance")
-    verdict = "within" if is_finite(apart) and is_finite(tolerance) and apart <= tolerance else "ABOVE"
-    limit = f"{verdict} the tolerance {powered(tolerance)}" if is_finite(tolerance) else "the tolerance is unknown"
-    return f"max |delta logit| {powered(apart)}, {limit}"
-
-
-def form_words(report: Mapping[str, Any]) -> list[str]:
-    """One line for each emitted form that was opened again, or why it is not published."""
-    lines = []
-    for form, found in (report.get("formats") or {}).items():
-        if "error" in found:
-            lines.append(f"{form} is not published: {found['error']}")
-            continue
-        apart, over = f"{difference_words(found)} of {found['dtype']}", plural(found.get("tokens"), "token")
-        lines.append(f"{form}, opened again: {apart}, over {over}")
-    return lines
-
-
-def missed_words(report: Mapping[str, Any]) -> list[str]:
-    """The budgets whose mask is not exactly of the size that was asked for, by how much."""
-    rows = [row for row in report.get("budgets") or () if off_by(row) != 0.0]
-    sizes = [(size(asked(row)), size(row.get("got"))) for row in rows]
-    named = list(zip(rows, sizes, strict=True))[:MOST_MISSED]
-    lines = [f"{row['pass']}, {row['name']}: asked {wanted}, got {got}" for row, (wanted, got) in named]
-    return lines + ([f"and {plural(len(rows) - MOST_MISSED, 'budget')} more"] if len(rows) > MOST_MISSED else [])
-
-
-def off_by(budget: Mapping[str, Any]) -> float | None:
-    """What a mask keeps above what was asked for; negative below; None where one of the two is unknown."""
-    got, wanted = budget.get("got"), asked(budget)
-    return float(got) - float(wanted) if is_finite(got) and is_finite(wanted) else None
-
-
-def asked(budget: Mapping[str, Any]) -> Any:
-    """By the plan; reports of before it was told apart from the target have that alone."""
-    return budget.get("asked", budget.get("target"))
-
-
-def size(value: Any) -> str:
-    """A target or what became of it: nearly always whole."""
-    return number(value, ",.0f" if is_finite(value) and float(value).is_integer() else ",.1f")
+    lines = [*comparison_lines(report), *speed_lines(report), *missed_lines(report)]
+    return Group(table, *(Line(line, "dim") for line in lines))
 
 
 def kept_table(report: Mapping[str, Any]) -> RenderableType:
@@ -177,27 +90,15 @@ def kept_table(report: Mapping[str, Any]) -> RenderableType:
     return table
 
 
-def kept_layers(report: Mapping[str, Any]) -> list[tuple[int, Any, Any]]:
-    """(layer, heads, dim_ff) in order; None is an absent sublayer, NOTHING one that nobody spoke of."""
-    kept = report.get("kept") or {}
-    attention, feed_forward = kept.get("attention") or {}, kept.get("feed_forward") or {}
-    layers = sorted({int(layer) for layer in (*attention, *feed_forward)})
-    return [(n, attention.get(str(n), NOTHING), feed_forward.get(str(n), NOTHING)) for n in layers]
-
-
-def whole(value: Any) -> int | None:
-    """A count, if it is one."""
-    return int(value) if is_finite(value) else None
-
-
 def head_cells(heads: Any, total: int | None) -> tuple[Text, Text]:
     """A small map of the heads, where it fits, and their count."""
     if heads is None or heads == NOTHING:
         return Text(), unkept(heads)
-    kept = set(heads)
-    cells = [("■", "green") if head in kept else ("□", "dim") for head in range(total or 0)]
-    spaced = [cell for n, cell in enumerate(cells) for cell in ([(" ", "")] * (n > 0 and n % MAP_CELLS == 0) + [cell])]
-    return Text.assemble(*spaced if len(cells) <= MOST_HEADS_DRAWN else ()), Text(f"{len(heads)} of {number(total)}")
+    kept, drawing = set(heads), Text()
+    for head in range(total if total and total <= MOST_HEADS_DRAWN else 0):
+        drawing.append(" " if head and head % MAP_CELLS == 0 else "")
+        drawing.append(*("■", "green") if head in kept else ("□", "dim"))
+    return drawing, Text(f"{len(heads)} of {number(total)}")
 
 
 def width_cells(width: Any, total: int | None) -> tuple[Text, Text]:
@@ -215,18 +116,15 @@ def unkept(kept: str | None) -> Text:
     return Text(ABSENT if kept is None else NOTHING, style="yellow")
 
 
-# ---- inspect
+# ---- gc
 
 
 def waste_table(document: Mapping[str, Any], dry_run: bool) -> RenderableType:
     """What goes, and how much that is in all."""
-    entries = document["entries"]
-    verb = "could be" if dry_run else "are"
-    head = (
-        f"{document['out']}: {plural(document.get('bytes'), 'byte')} in {plural(len(entries), 'item')} {verb} removed"
-    )
+    out, entries, verb = document["out"], document["entries"], "could be" if dry_run else "are"
     if not entries:
-        return Line(f"{document['out']}: nothing to remove", wraps=False)
+        return Line(f"{out}: nothing to remove", wraps=False)
+    head = f"{out}: {plural(document.get('bytes'), 'byte')} in {plural(len(entries), 'item')} {verb} removed"
     table = FittedTable(Column("bytes", right=True), Column("what"), Column("why", wraps=True))
     for entry in entries:
         name = re.sub("([0-9a-f]{12})[0-9a-f]{52}", r"\1", entry["path"].rpartition("/")[2])
@@ -234,18 +132,18 @@ def waste_table(document: Mapping[str, Any], dry_run: bool) -> RenderableType:
     return Group(Line(head, "bold", wraps=False), table)
 
 
+# ---- inspect
+
+
 def inspect_table(document: Mapping[str, Any]) -> RenderableType:
     """What is in a model, and what can be cut from it."""
     total, prunable = (document["parameters"].get(what) for what in ("total", "prunable"))
     share = percent(prunable, total)
     head = f"{document['family']}: {plural(total, 'parameter')}, {number(prunable)} prunable ({share})"
-    parts: list[RenderableType] = [Line(head, "bold"), layer_table(document["layers"])]
-    parts.append(site_table(document["sites"]))
-    origin = document.get("origin") or {}
-    words = [f"{key} {number(value)}" for key, value in origin.items() if not isinstance(value, (dict, list))]
-    if words:
-        parts.append(Line("origin: " + ", ".join(words), "dim"))
-    return Group(*parts)
+    origin = (document.get("origin") or {}).items()
+    words = ", ".join(f"{key} {number(value)}" for key, value in origin if not isinstance(value, (dict, list)))
+    tables = layer_table(document["layers"]), site_table(document["sites"])
+    return Group(Line(head, "bold"), *tables, *([Line(f"origin: {words}", "dim")] if words else []))
 
 
 def layer_table(layers: Iterable[Mapping[str, Any]]) -> FittedTable:
@@ -255,8 +153,8 @@ def layer_table(layers: Iterable[Mapping[str, Any]]) -> FittedTable:
         attention, feed_forward = layer["attention"], layer["feed_forward"]
         left = right = (ABSENT, NOTHING)
         if attention:
-            heads, width = number(attention.get("heads")), number(attention.get("dim_head"))
-            left = (f"{heads} x {width}", number(attention.get("parameters")))
+            heads, width, size = (number(attention.get(key)) for key in ("heads", "dim_head", "parameters"))
+            left = (f"{heads} x {width}", size)
         if feed_forward:
             right = (number(feed_forward.get("dim_ff")), number(feed_forward.get("parameters")))
         table.add(number(layer.get("index")), *left, *right)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from sprunec.bmcook.data.arrays import dump_array, parse_array
-from sprunec.bmcook.data.pickles import Refused
+from sprunec.checkpoint.safe_pickle import Refused
 from tests.data.live_sets import FileInfo, blocks_of, cpm_live, write_v1
 from tests.data.test_sets import RECORDS, SIZE, told
 

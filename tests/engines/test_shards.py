@@ -14,12 +14,12 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 import sprunec
 from sprunec.engines.checkpoints import Saves, _folder_digest
+from sprunec.engines.distributed import lost, rank_device
 from sprunec.engines.launch import exit_code
 from sprunec.engines.loss_scale import INTERVAL, LossScale
 from sprunec.engines.shards import read_shards, shard_sizes
-from sprunec.engines.team import here, lost
 from sprunec.errors import InputError, PassError
-from sprunec.graph.team import check_shares
+from sprunec.graph.ranks import check_shares
 from tests.runs import plan, write
 
 TENSORS = {"model/a": torch.arange(6.0).view(2, 3), "optimizer/0/step": torch.tensor(3.0)}
@@ -143,7 +143,7 @@ def test_batches_are_allocated_equally_or_not_at_all(size: int, parts: int, fits
 @pytest.mark.parametrize("device", ["cuda:1", "mps"])
 def test_one_device_is_not_shared(device: str) -> None:
     with pytest.raises(InputError, match="each process takes its own"):
-        here(device, 1)
+        rank_device(device, 1)
 
 
 def test_a_lost_process_is_told_from_other_errors() -> None:

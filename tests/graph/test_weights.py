@@ -134,7 +134,7 @@ def test_files_that_torch_alone_can_read_are_looked_at_when_they_are_opened(extr
 )
 def test_a_view_of_more_numbers_than_its_file_has_is_refused_unread(tensor: Tensor, tmp_path: Path) -> None:
     torch.save({"w": tensor, "x": torch.eye(3).to_sparse()}, tmp_path / "bad.pt")
-    with pytest.raises(InputError, match=f"a tensor claims {tensor.numel():,} entries, and the file has fewer"):
+    with pytest.raises(InputError, match=f"a tensor of {tensor.numel():,} entries, and the file has fewer"):
         open_tensors(tmp_path / "bad.pt")
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from sprunec.bmcook.masks.matching import Matched, read_masks
-from sprunec.bmcook.masks.numpy_values import stand_ins
+from sprunec.bmcook.numpy_values import stand_ins
 from sprunec.errors import InputError
 from sprunec.families.cpm_ant.sizes import everything
 from sprunec.units import Kept
@@ -171,10 +171,10 @@ def stretched(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> tor
     [
         ({"heads_z": torch.full((2, 4), 0.5)}, "values other than 0 and 1, the first"),
         ({"heads_z": torch.full((2, 4), float("nan"))}, "values other than 0 and 1, the first"),
-        ({"heads_z": stretched((2, 2**45))}, f"a tensor claims {2**46:,} entries, and the file has fewer"),
-        ({"heads_z": stretched((2**45, 4))}, f"a tensor claims {2**47:,} entries, and the file has fewer"),
-        ({"ffn_layer_z": stretched((2**45,))}, f"a tensor claims {2**45:,} entries, and the file has fewer"),
-        (stretched((2**45, 2), torch.bool), f"a tensor claims {2**46:,} entries, and the file has fewer"),
+        ({"heads_z": stretched((2, 2**45))}, f"a tensor of {2**46:,} entries, and the file has fewer"),
+        ({"heads_z": stretched((2**45, 4))}, f"a tensor of {2**47:,} entries, and the file has fewer"),
+        ({"ffn_layer_z": stretched((2**45,))}, f"a tensor of {2**45:,} entries, and the file has fewer"),
+        (stretched((2**45, 2), torch.bool), f"a tensor of {2**46:,} entries, and the file has fewer"),
         ({}, "is no mask file: it holds a dict of length 0"),
         (None, "is no mask file: it holds null"),
         ({"cross_att_layer_z": torch.ones(3)}, "cross_att_layer_z has 3 rows, and the model has no cross-attention"),

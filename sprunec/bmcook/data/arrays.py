@@ -1,21 +1,21 @@
 """Arrays of whole numbers as CPM-Live's sets hold them: pickled by numpy, or written as JSON lists.
 
-What `pickle.dumps` makes of a one-dimensional int64 array is one fixed pattern of bytes around the numbers, for each
-protocol from 3 on; it is recognised as it stands and the numbers are used where they lie. Everything else that is such
-an array (protocol 2, other widths, frames around long arrays) goes through `pickles.load`.
+What `pickle.dumps` makes of a one-dimensional int64 array is one fixed pattern of bytes around the numbers, at protocol
+3 as at 4; it is recognised as it stands and the numbers are used where they lie. Everything else that is such an array
+(other protocols, other widths, frames around long arrays) goes through `load_pickle`.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from itertools import product
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sprunec.bmcook.data.pickles import BROKEN, Built, Known, Refused, Window, brief, load
+from sprunec.bmcook.numpy_values import NAMES, Array
+from sprunec.checkpoint.safe_pickle import Refused, load_pickle
 
 Buffer = Any  # bytes, bytearray or memoryview
 Integers = NDArray[np.int64]
@@ -40,14 +40,32 @@ _THREE = re.compile(
     rb"\(K\x03X\x01\x00\x00\x00<q\x0bNNNJ\xff{4}J\xff{4}K\x00tq\x0cb\x89" + _BYTES,
     re.DOTALL,
 )
-_FIVE = re.compile(
-    rb"\x80\x05\x95.{8}\x8c(?:\x13numpy\._core|\x12numpy\.core)\.numeric\x94\x8c\x0b_frombuffer\x94\x93\x94\(" + _BYTES,
-    re.DOTALL,
-)
-_FIVE_TAIL = re.compile(rb"\x94\x8c\x05numpy\x94" + _DTYPE + _COUNT + rb"\x85\x94\x8c\x01C\x94t\x94R\x94\.", re.DOTALL)
-_HEADS = ((_FOUR, re.compile(rb"\x94t\x94b\.")), (_THREE, re.compile(rb"q\rtq\x0eb\.")), (_FIVE, _FIVE_TAIL))
-_KINDS = {"i1", "i2", "i4", "i8", "u1", "u2", "u4"}
+_HEADS = ((_FOUR, re.compile(rb"\x94t\x94b\.")), (_THREE, re.compile(rb"q\rtq\x0eb\.")))
 _MOST_OPCODES = 200
+_LONGEST_NAME = 256
+
+
+class Window:
+    """A part of a buffer as a file to read from; asking for more than is left gives what is left."""
+
+    def __init__(self, buffer: Buffer, start: int, end: int) -> None:
+        self.buffer, self.at, self.end = buffer, start, end
+
+    def read(self, size: int, /) -> bytes:
+        part = bytes(self.buffer[self.at : min(self.at + max(size, 0), self.end)])
+        self.at += len(part)
+        return part
+
+    def readline(self) -> bytes:
+        """Read a line of a name."""
+        head = bytes(self.buffer[self.at : min(self.at + _LONGEST_NAME, self.end)])
+        return self.read(head.find(b"\n") + 1)
+
+    def tell(self) -> int:
+        return self.at
+
+    def seek(self, place: int, /) -> None:
+        self.at = place
 
 
 def parse_array(buffer: Buffer, start: int, end: int) -> tuple[Integers, int]:
@@ -90,74 +108,22 @@ def dump_array(values: Integers) -> bytes:
 
 def _in_place(buffer: Buffer, head: re.Match[bytes], tail: re.Pattern[bytes], end: int) -> tuple[Integers, int] | None:
     """The numbers where they lie; None if what is around them does not fit them."""
-    size, start = _number(head.groups()[-1]), head.end()
-    rest = tail.match(buffer, start + size, end) if start + size <= end else None
-    if rest is None:
-        return None
-    count = _number(rest.group(1) if rest.groups() else head.group(1))
-    if count * 8 != size:
-        return None
-    return np.frombuffer(buffer, "<i8", count, start), rest.end()
-
-
-def _number(opcode: bytes) -> int:
-    return int.from_bytes(opcode[1:], "little")
+    (count, size), start = (int.from_bytes(opcode[1:], "little") for opcode in head.groups()), head.end()
+    rest = tail.match(buffer, start + size, end) if start + size <= end and count * 8 == size else None
+    return (np.frombuffer(buffer, "<i8", count, start), rest.end()) if rest is not None else None
 
 
 def _slowly(buffer: Buffer, start: int, end: int) -> tuple[Integers, int]:
     window = Window(buffer, start, end)
-    made = load(window, _NAMES, _MOST_OPCODES)
-    try:
-        return _array(made), window.at
-    except BROKEN as error:
-        raise Refused(f"a broken array ({error})") from error
-
-
-class _Ndarray(Built):
-    """By `_reconstruct`: state (version, shape, dtype, is_fortran, bytes)."""
-
-
-class _Dtype(Built):
-    """By `dtype`: state (version, byte order, ...)."""
-
-
-class _Frombuffer(Built):
-    """By `_frombuffer`: made of (bytes, dtype, shape, order)."""
-
-
-def _array(made: Any) -> Integers:
-    if isinstance(made, _Frombuffer):
-        data, dtype, shape, _ = made.made_of
-    elif isinstance(made, _Ndarray):
-        _, shape, dtype, _, data = made.state
-    else:
+    made = load_pickle(window, NAMES, most=_MOST_OPCODES)
+    values = getattr(made, "value", None) if isinstance(made, Array) else None
+    if values is None:
         raise Refused(f"{type(made).__name__}, not an array")
-    kind = dtype.made_of[0] if isinstance(dtype, _Dtype) else None
-    if not isinstance(kind, str) or kind not in _KINDS or not isinstance(data, bytes | bytearray):
-        raise Refused(f"an array of {brief(kind)}, not of whole numbers")
-    order = dtype.state[1] if len(dtype.state) > 1 and dtype.state[1] in "<>" else "<"
-    values = np.frombuffer(data, f"{order}{kind}")
-    if shape != (values.size,):
-        raise Refused(f"an array of shape {brief(shape)} with {values.size} numbers in it")
-    return values.astype(np.int64)
-
-
-def _encode(text: str, encoding: str) -> bytes:
-    """How protocol 2 writes bytes."""
-    if encoding != "latin1":
-        raise Refused(f"the encoding {brief(encoding)}")
-    return text.encode(encoding)
-
-
-_NAMES: dict[str, Any] = {
-    "numpy ndarray": "ndarray",
-    "numpy dtype": Known(_Dtype),
-    "_codecs encode": Known(_encode),
-}
-for _core, (_module, _name, _kind) in product(
-    ("numpy._core", "numpy.core"), (("multiarray", "_reconstruct", _Ndarray), ("numeric", "_frombuffer", _Frombuffer))
-):
-    _NAMES[f"{_core}.{_module} {_name}"] = Known(_kind)
+    if values.dtype.kind not in "iu" or values.dtype.str[1:] == "u8":
+        raise Refused(f"an array of {values.dtype.str[1:]}, not of whole numbers")
+    if values.ndim != 1:
+        raise Refused(f"an array of shape {values.shape} with {values.size} numbers in it")
+    return values.astype(np.int64), window.at
 
 
 def _from_json(text: bytes) -> Integers:

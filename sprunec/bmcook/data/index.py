@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sprunec.bmcook.data.arrays import parse_payload
-from sprunec.bmcook.data.pickles import Refused
 from sprunec.bmcook.data.records import Limits, Record, Status, arrays_in, judge, parse_record, refused
 from sprunec.bmcook.data.sets import DataSet
+from sprunec.checkpoint.safe_pickle import Refused
 from sprunec.durable import read_into
 from sprunec.errors import InputError
 

@@ -11,8 +11,8 @@ from enum import IntEnum
 from pathlib import Path
 
 from sprunec.bmcook.data.arrays import Buffer, Integers, parse_array, parse_payload
-from sprunec.bmcook.data.pickles import Refused
 from sprunec.bmcook.data.sets import END, RECORD, Block
+from sprunec.checkpoint.safe_pickle import Refused
 from sprunec.errors import InputError
 
 MASKED, PREFIX = 0, 1

@@ -162,8 +162,8 @@ def _write_blocks(path: Path, records: Iterable[Any], block_size: int, written: 
     import numpy as np
 
     from sprunec.bmcook.data.arrays import dump_array
-    from sprunec.bmcook.data.pickles import Refused
     from sprunec.bmcook.data.records import parse_record
+    from sprunec.checkpoint.safe_pickle import Refused
 
     nbytes = 0
     with naming(path), path.open("wb") as stream:

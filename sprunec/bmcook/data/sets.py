@@ -6,6 +6,7 @@ lines. A record is a byte 0x1F and an array; a byte 0 ends a block.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sprunec.bmcook.data.pickles import Known, Refused, Window, brief, load
+from sprunec.checkpoint.safe_pickle import Refused, brief, load_pickle
 from sprunec.errors import Diagnostic, InputError
 from sprunec.file_kinds import TEXT, foreign
 from sprunec.text_files import decode
@@ -125,15 +126,15 @@ def _files_v1(meta: Path, content: bytes, block_size: int) -> list[FileInfo]:
             raise Refused(f"a FileInfo of version {brief(version)}")
         return _file_info(state, block_size)
 
-    def attribute(owner: Any, name: Any) -> Known:
+    def attribute(owner: Any, name: Any) -> Any:
         if (owner, name) != (_CLASS, _LOADER):
             raise Refused(f"the attribute {brief(name)} of {brief(owner)}")
-        return Known(loaded)
+        return loaded
 
-    names: dict[str, Any] = {f"{home} getattr": Known(attribute) for home in ("builtins", "__builtin__")}
-    names |= {f"{MODULE} {_CLASS}": _CLASS}
+    names: dict[str, Any] = {f"{home}.getattr": attribute for home in ("builtins", "__builtin__")}
+    names |= {f"{MODULE}.{_CLASS}": _CLASS}
     try:
-        files = load(Window(content, 0, len(content)), names)
+        files = load_pickle(io.BytesIO(content), names)
         if not isinstance(files, list) or not all(isinstance(info, FileInfo) for info in files):
             raise Refused(f"{type(files).__name__}, not a list of {_CLASS}")
     except Refused as error:

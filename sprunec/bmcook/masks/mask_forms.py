@@ -19,9 +19,8 @@ import torch
 from torch import Tensor
 
 from sprunec.bmcook.masks.mask_files import BMCOOK_KEYS, PLUGIN_KEYS
-from sprunec.bmcook.masks.numpy_values import Array, stand_ins
-from sprunec.checkpoint.bounded import load_bounded
-from sprunec.checkpoint.unreadable import not_read
+from sprunec.bmcook.numpy_values import Array, stand_ins
+from sprunec.checkpoint.torch_file import load_torch, not_read
 from sprunec.errors import InputError
 from sprunec.text_files import read_json
 
@@ -107,7 +106,7 @@ def _load(path: Path) -> Any:
         return read_json(path, MASK_FILE, KNOWN)
     try:
         with torch.serialization.safe_globals(stand_ins()):
-            return load_bounded(path)
+            return load_torch(path)
     except Exception as error:  # Damaged bytes may fail anywhere in the reader.
         raise not_read(path, MASK_FILE, error, KNOWN, KNOWN) from error
 

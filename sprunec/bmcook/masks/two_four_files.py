@@ -16,8 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sprunec.checkpoint.bounded import load_bounded
-from sprunec.checkpoint.unreadable import not_read
+from sprunec.checkpoint.torch_file import load_torch, not_read
 from sprunec.checkpoint.writer import save_tensors
 from sprunec.durable import put_file
 from sprunec.errors import InputError
@@ -98,7 +97,7 @@ def read_mask_file(path: Path, kind: str, shapes: Mapping[str, Shape], targets: 
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        content = load_bounded(path)
+        content = load_torch(path)
     except Exception as error:  # Damaged bytes may fail anywhere in the reader.
         hint = "give one that BMCook or save_mask of a sparsify pass has written"
         raise not_read(path, "a 2:4 mask file", error, hint, "save it again") from error

@@ -1,0 +1,119 @@
+"""A run of several processes: every rank lowers the same plan, and rank 0 alone does what does not train.
+
+The others read what rank 0 has made, so all machines of a run must see OUT and the plan's files under the same paths.
+Only rank 0 knows what its store has: it announces each node that all ranks train together, by its digest.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sprunec.errors import InputError, PassError
+from sprunec.graph.graph import Graph, Node
+from sprunec.graph.lower import lower
+from sprunec.graph.store import Store
+from sprunec.interrupts import interrupts
+from sprunec.passes.job import Job
+from sprunec.passes.table import PASSES
+from sprunec.unexpected import explained, log
+
+if TYPE_CHECKING:
+    from sprunec.engines.distributed import ProcessGroup
+    from sprunec.plan.plan import Plan
+
+JOIN = "join"  # the first turn: all ranks open the channel of collectives
+
+
+def check_shares(graph: Graph, size: int) -> None:
+    """Refuse batches that ranks cannot share out equally: each must have the same number of parts of every batch.
+
+    Raises:
+        InputError: the sequences of a batch cannot be shared out.
+    """
+    for node in (node for node in graph.nodes if PASSES[node.pass_].trains):
+        rows, parts = node.options["batch_size"], node.options["accumulate"]
+        if rows % (size * parts):
+            message = f"{node.name}: {rows} rows in {parts} part(s) cannot be shared out equally to {size} processes"
+            hint = f"make data.batch_size a multiple of {size * parts}, or start another number of processes"
+            raise InputError.in_option("/data/batch_size", message, hint, code="uneven-shares")
+
+
+def follow(read: Callable[[], Plan], out: Path | None) -> int:
+    """Run a plan as a rank other than 0: train with it until it lets this process go; return the exit code.
+
+    Args:
+        read: reads the plan; called once rank 0 has found it good, and lowered it.
+        out: None: the plan's own folder among the runs.
+    """
+    from sprunec.engines.distributed import ProcessGroup
+
+    group = ProcessGroup()
+    with interrupts(lambda text: None, at_once=False, alone=False) as stop:  # when to end is for rank 0 to say
+        try:
+            with group:
+                if group.next_turn(stop) is not None:
+                    graph = lower(read())
+                    store = Store((out or Path("runs") / graph.plan) / "store")
+                    device = _device(graph, group)
+                    group.join(device, graph.engine["timeout"])
+                    while (digest := group.next_turn(stop)) is not None:
+                        _train(_node(graph, digest), graph, store, device, group, stop)
+        except KeyboardInterrupt:
+            return 0
+        except Exception as error:
+            return explain(group, error)
+    return 0
+
+
+def _device(graph: Graph, group: ProcessGroup) -> str:
+    from sprunec.engines.device import Place
+    from sprunec.engines.distributed import rank_device
+
+    return str(Place.of(rank_device(graph.device, group.local_rank), "fp32").device)
+
+
+def _node(graph: Graph, digest: str) -> Node:
+    for node in graph.nodes:
+        if node.digest == digest:
+            return node
+    raise PassError("this process finds another plan or other files than rank 0; run again")
+
+
+def _train(node: Node, graph: Graph, store: Store, device: str, group: ProcessGroup, stop: Callable[[], bool]) -> None:
+    from sprunec.engines.checkpoints import Saves
+
+    every = node.checkpoint_every
+    with tempfile.TemporaryDirectory(prefix="sprunec-rank-") as scratch:
+        job = Job(
+            options=node.options,
+            inputs={role: store.root / str(graph.node(name).digest) for role, name in node.inputs.items()},
+            files=node.files,
+            out=Path(scratch),
+            device=device,
+            report=lambda event: None,
+            saves=None if every is None else Saves(store.partial(node), every, stop, world=group),
+            engine=graph.engine,
+            world=group,
+        )
+        with suppress(KeyboardInterrupt):  # all have stopped; this one is there until rank 0 has saved
+            importlib.import_module(f"sprunec.passes.{PASSES[node.pass_].module}").run(job)
+
+
+def explain(group: ProcessGroup, error: BaseException) -> int:
+    """Have rank 0 tell what this rank has met; only if there is no rank 0 any more this one speaks; the exit code."""
+    from sprunec.engines.distributed import lost
+
+    gone = lost(error)
+    message = gone or str(explained(error, "its part of the pass", None))
+    if gone is None:
+        log.debug("rank %d", group.rank, exc_info=error)
+        group.complain(message)
+    if not group.is_over():
+        print(f"error: rank {group.rank}: {message}", file=sys.stderr, flush=True)
+    return 1

@@ -1,0 +1,139 @@
+"""What commands print on stdout when they have done their work, or with --json when they could not."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.text import Text
+
+from sprunec.errors import Diagnostic, InputError, disk_words
+from sprunec.graph.store import Store, strict_json
+from sprunec.interrupts import Interrupts
+from sprunec.show.console import Progress
+from sprunec.show.numbers import number
+from sprunec.show.tables import graph_table, kept_table, result_table
+from sprunec.unexpected import explained
+
+if TYPE_CHECKING:
+    from sprunec.graph.graph import Graph
+    from sprunec.graph.report import Report
+
+
+def print_json(document: Any) -> None:
+    sys.stdout.write(strict_json(document) + "\n")
+
+
+def diagnostics_document(found: Sequence[Diagnostic]) -> dict[str, Any]:
+    valid = not any(finding.severity == "error" for finding in found)
+    return {"valid": valid, "diagnostics": [finding.as_dict() for finding in found]}
+
+
+def print_failure(error: BaseException, folder: Path | None) -> None:
+    """Print the run's own report, where it is in `folder` and tells of this error, else the findings."""
+    if isinstance(error, InputError):
+        print_json(diagnostics_document(error.diagnostics))
+        return
+    if isinstance(error, KeyboardInterrupt):
+        wanted = {"status": "interrupted"}
+        finding = Diagnostic("interrupted", "interrupted", "run the same command again")
+    else:
+        wanted = {"error": disk_words(error) if isinstance(error, OSError) else str(error)}
+        finding = Diagnostic("failed", wanted["error"])
+    report = _report_text(folder, wanted) if folder is not None else None
+    if report is None:
+        print_json(diagnostics_document([finding]))
+    else:
+        sys.stdout.write(report + "\n")
+
+
+def _report_text(folder: Path, wanted: Mapping[str, str]) -> str | None:
+    """Read a report that says what is wanted; another is of an earlier run in this folder."""
+    try:
+        text = (folder / "report.json").read_text(encoding="utf-8")
+        found = json.loads(text)
+        return text if all(found.get(key) == value for key, value in wanted.items()) else None
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
+
+
+def show_graph(graph: Graph, folder: Path, costs: Sequence[dict[str, Any]], as_json: bool) -> None:
+    store = Store(folder / "store")
+    document = graph.document({node.name: store.has(node) for node in graph.nodes}) | {"training": list(costs)}
+    if as_json:
+        print_json(document)
+    else:
+        Console().print(graph_table(document), crop=False)
+
+
+def show_report(report: Report, folder: Path, as_json: bool) -> None:
+    if as_json:
+        print_json(report.data)
+        return
+    console = Console()
+    if all(entry["cached"] for entry in report.data["passes"]):
+        console.print("every pass was done before; nothing to do", highlight=False)
+    console.print(kept_table(report.data), crop=False)
+    console.print(result_table(report.data), crop=False)
+    for name in ("dense", "small"):
+        sample = (report.data["models"].get(name) or {}).get("sample")
+        if sample:
+            console.print(f"[bold]{name}[/bold] writes: ", end="")
+            console.print(repr(sample), markup=False, highlight=False, soft_wrap=True)
+    console.print(f"report: {folder / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
+    for row in (row for row in report.data["budgets"] if not row["settled"]):
+        expected, target = (number(row.get(which), form) for which, form in (("expected", ".2f"), ("target", "g")))
+        message = f"not settled: {row['pass']}: {row['name']} expected {expected}, target {target}; give it more steps"
+        Console(stderr=True).print(Text(message, "yellow"), highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def reporting(as_json: bool, doing: str, folder: Path | None = None) -> Iterator[None]:
+    """Make whatever goes wrong an error to tell of, and with --json a document on stdout.
+
+    Args:
+        doing: what to say was being done when something goes wrong that nobody foresaw.
+        folder: OUT of a run; the traceback goes there, too.
+    """
+    try:
+        yield
+    except (Exception, KeyboardInterrupt) as error:
+        told = explained(error, doing, folder if folder is not None and folder.is_dir() else None)
+        if as_json:
+            print_failure(told, folder)
+        raise told from told.__cause__
+
+
+@contextmanager
+def page_of(folder: Path, progress: Progress, stop: Interrupts, as_json: bool) -> Iterator[None]:
+    """Leave a page of the run in OUT, however it ends; say how to go on where it is interrupted."""
+    from sprunec.graph.report import mark_interrupted
+    from sprunec.show.page import write_html
+
+    def tell() -> None:
+        progress.message(f"interrupted; what is done is kept: run the same command again to continue in {folder}")
+
+    def abandon() -> None:
+        mark_interrupted(folder)
+        tell()
+        if as_json:
+            print_failure(KeyboardInterrupt(), folder)
+
+    stop.abandon = abandon
+    try:
+        yield
+    except BaseException as error:
+        stop.leave()  # what is left to do is short
+        if isinstance(error, KeyboardInterrupt):
+            tell()
+        with suppress(Exception):  # what stopped the run is the error to tell of
+            write_html(folder)
+        raise
+    finally:
+        progress.close()
+    write_html(folder)
