@@ -122,7 +122,7 @@ def run(folder: Path, mode: str, steps: int) -> dict[str, float]:
 
 def expected(config: ModelConfig, mode: str) -> Cost:
     processes, full = MODES[mode]
-    return cost(config, Setting(processes, full, rows=ROWS // processes, columns=TEXT + config.prompt_length))
+    return cost(config, Setting(processes, full, sequences=ROWS // processes, positions=TEXT + config.prompt_length))
 
 
 def main() -> None:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from sprunec.data.batches import Batch
 from sprunec.engines.device import Place
-from sprunec.masks.calibration import Moments, look
+from sprunec.masks.calibration import Moments, calibrate
+from sprunec.masks.granularity import by_kind
 from sprunec.masks.least_squares import removal_errors
 from sprunec.rewrite.gating import Gates
 from sprunec.rewrite.trace import TracedBlock
@@ -49,7 +50,7 @@ class Sight:
     Attributes:
         model: its traced blocks replaced by gated ones, all gates open.
         blocks: what was traced.
-        batches: the batches of a look at the data.
+        batches: those to calibrate with.
         loss: of a batch, summed over its targets.
     """
 
@@ -65,7 +66,7 @@ class Sight:
         return Shapes(self.blocks, self.gates.sizes, self.model.state_dict(), self.seed)
 
     def moments(self) -> Moments:
-        return look(self.model, self.blocks, self.batches, self.place)
+        return calibrate(self.model, self.blocks, self.batches, self.place)
 
 
 def random(sizes: Mapping[Key, int], seed: int) -> dict[Key, Tensor]:
@@ -106,9 +107,9 @@ def taylor(model: nn.Module, gates: Gates, batches: Iterable[Batch], loss: Loss,
 def activation(moments: Moments, sizes: Mapping[Key, int]) -> dict[Key, Tensor]:
     """The energy of what a unit adds (Wanda, Sun et al. 2024, by structure), as a share of the stream that it joins.
 
-    Of a unit inside a sublayer: the mean square of each input column of the projection times that of its weights.
+    Of a unit inside a sublayer: the mean square of each input feature of the projection times that of its weights.
     """
-    return _by_columns(moments, sizes, _energies)
+    return _by_projection(moments, sizes, _energies)
 
 
 def reconstruction(moments: Moments, sizes: Mapping[Key, int]) -> dict[Key, Tensor]:
@@ -116,7 +117,7 @@ def reconstruction(moments: Moments, sizes: Mapping[Key, int]) -> dict[Key, Tens
 
     See `least_squares.removal_errors`; a whole sublayer leaves nothing to refit, and counts its energy.
     """
-    return _by_columns(moments, sizes, _errors)
+    return _by_projection(moments, sizes, _errors)
 
 
 BLIND: dict[str, Callable[[Shapes], dict[Key, Tensor]]] = {
@@ -142,39 +143,41 @@ def ranks(scores: Mapping[Key, Tensor]) -> dict[Key, Tensor]:
 
     How much a head is worth says little of how much a dim is: errors of both in one order keep all heads and few dims.
     """
-    found: dict[Key, Tensor] = {}
-    for unit in dict.fromkeys(unit for _, unit in scores):
-        keys = [key for key in scores if key[1] == unit]
-        order = torch.cat([scores[key] for key in keys]).argsort(stable=True)
-        places = torch.empty(len(order)).index_copy_(0, order, torch.arange(1.0, len(order) + 1) / len(order))
-        found |= dict(zip(keys, places.split([scores[key].numel() for key in keys]), strict=True))
-    return found
+
+    def ranked(values: Tensor) -> Tensor:
+        order = values.argsort(stable=True)
+        return torch.empty(len(order)).index_copy_(0, order, torch.arange(1.0, len(order) + 1) / len(order))
+
+    return by_kind(scores, ranked)
 
 
-def _by_columns(moments: Moments, sizes: Mapping[Key, int], score: Score) -> dict[Key, Tensor]:
-    """Scores of units inside sublayers from the projections that they go into; of whole ones from their output."""
+def _by_projection(moments: Moments, sizes: Mapping[Key, int], score: Score) -> dict[Key, Tensor]:
+    """Score units inside sublayers by the projections that they go into, whole ones by their output."""
     found: dict[Key, Tensor] = {}
     for index, unit in sizes:
         kinds = [kind for block, kind in moments.branches if block == index and unit in ("block", kind)]
         if kinds:
             found[(index, unit)] = torch.tensor([sum(moments.share(index, kind) for kind in kinds)])
             continue
+        # A unit is some features of a projection's input, all those whose place in (outer, units, inner) has its number
+        # in the middle: of heads x dim_head a head is one run, a dim one feature in every head. What goes into several
+        # projections counts in each; the product of q and k is none, for it sums over no weight.
         stream = moments.streams[(index, INSIDE[unit])]
-        parts = [score(moment, p.weight, columns(units)) for p, moment, units in moments.of_unit(index, unit)]
+        parts = [score(moment, p.weight, features(units)) for p, moment, units in moments.of_unit(index, unit)]
         found[(index, unit)] = torch.stack(parts).sum(0).cpu() / stream
     return found
 
 
-def _energies(moment: Tensor, weight: Tensor, columns: Tensor) -> Tensor:
+def _energies(moment: Tensor, weight: Tensor, features: Tensor) -> Tensor:
     energy: Tensor = moment.diagonal() * weight.float().square().mean(0)
-    return energy[columns.to(energy.device)].sum(1)
+    return energy[features.to(energy.device)].sum(1)
 
 
-def _errors(moment: Tensor, weight: Tensor, columns: Tensor) -> Tensor:
-    return removal_errors(moment, weight, columns) / len(weight)
+def _errors(moment: Tensor, weight: Tensor, features: Tensor) -> Tensor:
+    return removal_errors(moment, weight, features) / len(weight)
 
 
-def columns(units: tuple[int, int, int]) -> Tensor:
+def features(units: tuple[int, int, int]) -> Tensor:
     """(units, outer x inner): where each unit lies in a dim that is (outer, units, inner)."""
     return torch.arange(math.prod(units)).view(units).movedim(1, 0).flatten(1)
 

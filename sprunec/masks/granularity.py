@@ -1,11 +1,11 @@
-"""Groups of units of one kind and layer that are kept or cut together, so that what stays is a multiple of their size.
+"""Units of one kind: in groups that are kept or cut together, so that what a layer keeps is a multiple, and all at once.
 
 A width that is a multiple of 8 keeps matrix units busy, one of 4 can be made 2:4 sparse.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -34,6 +34,16 @@ def groups(key: Key, scores: Tensor, size: int, *, worst_first: bool = False) ->
 def remainder(scores: Tensor, size: int) -> Tensor:
     """The units that are in no group."""
     return torch.sort(scores.detach().cpu().double(), stable=True).indices[: scores.numel() % size]
+
+
+def by_kind(scores: Values, change: Callable[[Tensor], Tensor]) -> dict[Key, Tensor]:
+    """What `change` makes of the scores of all units of one kind, over all layers in one tensor."""
+    found: dict[Key, Tensor] = {}
+    for unit in dict.fromkeys(unit for _, unit in scores):
+        keys = [key for key in scores if key[1] == unit]
+        changed = change(torch.cat([scores[key] for key in keys]))
+        found |= dict(zip(keys, changed.split([scores[key].numel() for key in keys]), strict=True))
+    return found
 
 
 def round_down(count: float, size: int) -> float:

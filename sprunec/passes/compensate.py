@@ -18,7 +18,7 @@ from torch import Tensor
 from sprunec.bmcook.masks.mask_files import load_scores
 from sprunec.families.model_directory import read_kept, save_model
 from sprunec.masks import gates as hard_concrete
-from sprunec.masks.calibration import Moments, look
+from sprunec.masks.calibration import Moments, calibrate
 from sprunec.masks.least_squares import refit
 from sprunec.passes.bench import config_of, next_batches, open_model, place_of, traced
 from sprunec.passes.job import Job
@@ -39,7 +39,7 @@ def run(job: Job) -> dict[str, Any]:
     soft = _soft_gates(job)
     for key, value in soft.items():
         gates.set(*key, value.to(place.device))
-    moments = look(model, blocks, next_batches(job, config), place)
+    moments = calibrate(model, blocks, next_batches(job, config), place)
     refitted = _refit_all(moments, after.inside(before), soft)
     state = {name: tensor for name, tensor in model.state_dict().items() if ".gates." not in name}
     save_model(job.out, config, before, state)

@@ -37,26 +37,22 @@ class Recipe:
 
     def cut(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The kept parts, as new contiguous tensors; whole tensors are passed on as they are."""
-        return {name: self.cut_one(name, tensor) for name, tensor in tensors.items() if name not in self.removed}
-
-    def cut_one(self, name: str, tensor: Tensor) -> Tensor:
-        for dim, kept in self.slices.get(name, {}).items():
-            tensor = select(tensor, dim, kept)
-        return tensor
+        found = {name: tensor for name, tensor in tensors.items() if name not in self.removed}
+        for name in found.keys() & self.slices.keys():
+            for dim, kept in self.slices[name].items():
+                found[name] = select(found[name], dim, kept)
+        return found
 
     def expand(self, full: Mapping[str, Tensor], small: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`full` with the small model's tensors put back where they were cut from; cut parts keep what `full` has."""
-        return dict(full) | {name: self.expand_one(name, full.get(name, small[name]), small[name]) for name in small}
-
-    def expand_one(self, name: str, full: Tensor, small: Tensor) -> Tensor:
-        if name not in self.slices:
-            return small
-        result = full.clone()
-        self.put_back(name, result, small)
-        return result
+        found = {**full, **small}
+        for name in small.keys() & self.slices.keys():
+            found[name] = full[name].clone()
+            self.put_back(name, found[name], small[name])
+        return found
 
     def put_back(self, name: str, full: Tensor, small: Tensor) -> None:
-        """As `expand_one` of a tensor that has been cut, in place."""
+        """Write what is left of a tensor that was cut into its full shape, in place."""
         _put_back(full, small.to(full.dtype), sorted(self.slices[name].items()))
 
     def then(self, later: Recipe) -> Recipe:
@@ -103,9 +99,9 @@ def make_recipe(blocks: Iterable[TracedBlock], kept: Cut) -> Recipe:
     for block in blocks:
         gone = {f"{block.path}.{name}" for r in absent(block, block.forward, kept) for name in r.tensors}
         removed += sorted(gone)
-        keep = keeps(block, kept, "forward")
-        for name, dims in _tensor_slices(block.forward.groups, keep).items():
-            if f"{block.path}.{name}" not in gone and name in _state(block):
+        state = {f"{block.path}.{name}" for name in block.module.state_dict(keep_vars=True)} - gone
+        for name, dims in _tensor_slices(block.forward.groups, keeps(block, kept, "forward")).items():
+            if f"{block.path}.{name}" in state:
                 slices[f"{block.path}.{name}"] = dims
     return Recipe(slices, tuple(removed))
 
@@ -169,10 +165,6 @@ def _put_back(full: Tensor, small: Tensor, dims: Sequence[tuple[int, Indices]]) 
         _put_back(part, small, rest)
         small = part
     full.index_copy_(dim, index, small)
-
-
-def _state(block: TracedBlock) -> set[str]:
-    return set(block.module.state_dict(keep_vars=True))
 
 
 def _indices(runs: Iterable[Sequence[int]]) -> Indices:

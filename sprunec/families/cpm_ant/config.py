@@ -145,14 +145,17 @@ class ModelConfig:
         data = {"family": self.family} | {key: getattr(self, key) for key in CPM_LIVE_DEFAULTS}
         if not self.tie_word_embeddings:
             data["tie_word_embeddings"] = False
-        absent = [[layer.heads == 0, layer.dim_ff == 0] for layer in self.layers]
-        if any(any(pair) for pair in absent):
-            data["mask_modules"] = absent
+        data |= self.absent_sublayers()
         layers = [_layer_dict(layer) for layer in self.layers]
         whole = _layer_dict(LayerShape(self.num_heads, self.dim_head, self.dim_ff))
         if any(layer != whole for layer in layers):
             data["layers"] = layers
         return data | {"divisors": asdict(self.divisors)}
+
+    def absent_sublayers(self) -> dict[str, list[list[bool]]]:
+        """CPM-Live's key for them; nothing where none is."""
+        absent = [[layer.heads == 0, layer.dim_ff == 0] for layer in self.layers]
+        return {"mask_modules": absent} if any(any(pair) for pair in absent) else {}
 
     @property
     def bias_rows(self) -> int:
