@@ -1,4 +1,4 @@
-"""Units of one kind: in groups that are kept or cut together, so that what a layer keeps is a multiple, and all at once.
+"""Units of one kind, all at once, or in groups that are kept or cut together: what stays is a multiple of their size.
 
 A width that is a multiple of 8 keeps matrix units busy, one of 4 can be made 2:4 sparse.
 """

@@ -10,9 +10,11 @@ from sprunec.bmcook.masks.mask_files import save_scores
 from sprunec.engines.loop import language_model_loss
 from sprunec.families.cpm_ant.sizes import unit_sizes
 from sprunec.families.model_directory import open_model_tensors
-from sprunec.masks.criteria import BLIND, CRITERIA, Shapes, Sight, comparable
+from sprunec.masks.criteria import Calibration, Weights
+from sprunec.masks.scores import comparable
 from sprunec.passes.bench import config_of, next_batches, open_model, place_of, traced, traced_shape
 from sprunec.passes.job import Job
+from sprunec.plan.criterion_table import CRITERIA
 from sprunec.rewrite.gating import insert_gates
 from sprunec.units import Key, gate_units
 
@@ -27,7 +29,7 @@ def _by_weights(job: Job) -> dict[Key, Tensor]:
     """One tensor at a time, so that a checkpoint of any size can be scored."""
     config, options = config_of(job), job.options
     sizes, weights = unit_sizes(config, options["unit"]), open_model_tensors(job.inputs["model"])
-    return BLIND[options["criterion"]](Shapes(traced_shape(config), sizes, weights, options["seed"]))
+    return CRITERIA[options["criterion"]].score(Weights(traced_shape(config), sizes, weights, options["seed"]))
 
 
 def _by_data(job: Job) -> dict[Key, Tensor]:
@@ -36,5 +38,5 @@ def _by_data(job: Job) -> dict[Key, Tensor]:
     blocks = traced(model, config)
     gates = insert_gates(model, blocks, gate_units(options["unit"]))
     batches = next_batches(job, config)
-    sight = Sight(model, gates, blocks, batches, language_model_loss, place, options["seed"])
-    return CRITERIA[options["criterion"]](sight)
+    given = Calibration.of(model, gates, blocks, batches, language_model_loss, place, options["seed"])
+    return CRITERIA[options["criterion"]].score(given)

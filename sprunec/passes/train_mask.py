@@ -9,11 +9,13 @@ from sprunec.engines.loop import fit, language_model_loss
 from sprunec.engines.training import Training
 from sprunec.families.model_directory import read_kept, save_model
 from sprunec.masks.budgets import allocated, make_budgets
-from sprunec.masks.criteria import CRITERIA, Sight, comparable
+from sprunec.masks.criteria import Calibration
 from sprunec.masks.lagrangian import Lagrangian
 from sprunec.masks.learn import GateLearner, settling, start_from, tie
+from sprunec.masks.scores import comparable
 from sprunec.passes.bench import config_of, engine_of, next_batches, open_data, open_lesson, open_model, traced
 from sprunec.passes.job import Job
+from sprunec.plan.criterion_table import CRITERIA
 from sprunec.rewrite.gating import insert_gates
 from sprunec.units import gate_units
 
@@ -25,8 +27,9 @@ def run(job: Job) -> dict[str, Any]:
     data, first_step = open_data(job, config), options["first_step"]
     blocks = traced(model, config)
     gates = insert_gates(model, blocks, gate_units(options["unit"]))
-    sight = Sight(model, gates, blocks, next_batches(job, config), language_model_loss, place, options["seed"])
-    scores = engine.world.broadcast(CRITERIA[options["criterion"]](sight))
+    batches = next_batches(job, config)
+    given = Calibration.of(model, gates, blocks, batches, language_model_loss, place, options["seed"])
+    scores = engine.world.broadcast(CRITERIA[options["criterion"]].score(given))
     tied = options["tie_heads"]
     budgets = make_budgets(config, options["unit"], options["target"], options["budget"], tied)
     allocating = comparable(scores, options["target"])
