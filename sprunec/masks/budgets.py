@@ -1,5 +1,13 @@
 """Budgets: how much of what may be kept, how much is expected while gates are soft, and which units fill it exactly.
 
+    name, keys       the units that it counts
+    full, unit       the size when everything is kept, and what the smallest unit counts
+    target, asked    what gates are held to (what was asked for, or as much of it as there is), and what the plan says
+    expected(kept)   the expected size, from the probabilities of being kept
+    fill(scores, decided)
+                     bool masks that keep the best units up to exactly the target, given the masks decided before
+    measure(config)  what a model that was cut has of it
+
 Gates and scores are dicts from (layer, unit) to a tensor (units,).
 """
 
@@ -8,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,51 +31,6 @@ from sprunec.units import COUNTED, INSIDE, Key, Unit
 
 SETTLED_SHARE = 0.02
 NO_MULTIPLES: Mapping[str, int] = MappingProxyType({})
-
-
-class Budget(Protocol):
-    """One constraint on what is kept."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def keys(self) -> tuple[Key, ...]:
-        """The units it counts."""
-
-    @property
-    def full(self) -> float:
-        """The size when everything is kept."""
-
-    @property
-    def target(self) -> float:
-        """What gates are held to: what was asked for, or as much of it as there is."""
-
-    @property
-    def asked(self) -> float:
-        """What the plan says."""
-
-    @property
-    def unit(self) -> float:
-        """What the smallest unit counts."""
-
-    def expected(self, kept: Values) -> Tensor:
-        """The expected size, from the probabilities of being kept."""
-
-    def fill(self, scores: Values, decided: Values) -> dict[Key, Tensor]:
-        """Bool masks that keep the best units up to exactly the target, given the masks decided before."""
-
-    def measure(self, config: ModelConfig) -> float:
-        """What a model that was cut has of it."""
-
-
-def settled(budget: Budget, expected: float) -> bool:
-    """Within half a unit or 2% of the budget's size of its target, whichever is more."""
-    return abs(expected - budget.target) <= tolerance(budget)
-
-
-def tolerance(budget: Budget) -> float:
-    return max(0.5 * budget.unit, SETTLED_SHARE * budget.full)
 
 
 @dataclass(frozen=True)
@@ -128,6 +91,18 @@ class CountBudget:
         """How likely all gates around a layer's units are open."""
         present = [gates[(layer, kind)].double().sum() for kind in self.around if (layer, kind) in gates]
         return torch.stack(present).prod() if present else torch.ones((), dtype=torch.double)
+
+
+Budget = CountBudget | SizeBudget
+
+
+def settled(budget: Budget, expected: float) -> bool:
+    """Within half a unit or 2% of the budget's size of its target, whichever is more."""
+    return abs(expected - budget.target) <= tolerance(budget)
+
+
+def tolerance(budget: Budget) -> float:
+    return max(0.5 * budget.unit, SETTLED_SHARE * budget.full)
 
 
 def make_budgets(

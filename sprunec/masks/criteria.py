@@ -36,8 +36,8 @@ class Weights:
 
 
 @dataclass(frozen=True)
-class Calibration(Weights):
-    """What a criterion is given that runs batches through the model.
+class Calibration:
+    """What a criterion is given that runs batches through the model; it has all that `Weights` has.
 
     Attributes:
         model: its traced blocks replaced by gated ones, all gates open.
@@ -46,22 +46,19 @@ class Calibration(Weights):
 
     model: nn.Module
     gates: Gates
+    blocks: Sequence[TracedBlock]
     batches: Iterable[Batch]
     loss: Callable[[nn.Module, Batch], Tensor]
     place: Place
+    seed: int
 
-    @classmethod
-    def of(
-        cls,
-        model: nn.Module,
-        gates: Gates,
-        blocks: Sequence[TracedBlock],
-        batches: Iterable[Batch],
-        loss: Callable[[nn.Module, Batch], Tensor],
-        place: Place,
-        seed: int,
-    ) -> Calibration:
-        return cls(blocks, gates.sizes, model.state_dict(), seed, model, gates, batches, loss, place)
+    @property
+    def sizes(self) -> Mapping[Key, int]:
+        return self.gates.sizes
+
+    @property
+    def weights(self) -> Mapping[str, Tensor]:
+        return self.model.state_dict()
 
     def moments(self) -> Moments:
         from sprunec.masks.calibration import calibrate

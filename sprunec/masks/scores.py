@@ -17,16 +17,16 @@ from sprunec.rewrite.trace import TracedBlock
 from sprunec.units import INSIDE, SIZE_TARGETS, Key
 
 
-def random(given: Weights) -> dict[Key, Tensor]:
+def random(given: Weights | Calibration) -> dict[Key, Tensor]:
     """A draw, to compare with."""
     noise = torch.Generator().manual_seed(given.seed)
     return {key: torch.rand(size, generator=noise) for key, size in given.sizes.items()}
 
 
-def magnitude(given: Weights) -> dict[Key, Tensor]:
+def magnitude(given: Weights | Calibration) -> dict[Key, Tensor]:
     """The root mean square of all weights that a unit would take with it (Han et al. 2015, by structure)."""
-    by_index = {block.index: block for block in given.blocks}
-    return {(index, unit): _magnitude(by_index[index], unit, given.weights) for index, unit in given.sizes}
+    by_index, weights = {block.index: block for block in given.blocks}, given.weights
+    return {(index, unit): _magnitude(by_index[index], unit, weights) for index, unit in given.sizes}
 
 
 def taylor(given: Calibration) -> dict[Key, Tensor]:

@@ -17,7 +17,7 @@ from sprunec.masks.budgets import Budget, allocated, fill_all, make_budgets
 from sprunec.masks.learn import settling
 from sprunec.passes.bench import config_of
 from sprunec.passes.job import Job
-from sprunec.plan.shortfalls import short_layers, short_message
+from sprunec.plan.planned_sizes import short_layers, short_message
 from sprunec.units import COUNTED, Key
 
 

@@ -38,5 +38,5 @@ def _by_data(job: Job) -> dict[Key, Tensor]:
     blocks = traced(model, config)
     gates = insert_gates(model, blocks, gate_units(options["unit"]))
     batches = next_batches(job, config)
-    given = Calibration.of(model, gates, blocks, batches, language_model_loss, place, options["seed"])
+    given = Calibration(model, gates, blocks, batches, language_model_loss, place, options["seed"])
     return CRITERIA[options["criterion"]].score(given)

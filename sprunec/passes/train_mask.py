@@ -28,7 +28,7 @@ def run(job: Job) -> dict[str, Any]:
     blocks = traced(model, config)
     gates = insert_gates(model, blocks, gate_units(options["unit"]))
     batches = next_batches(job, config)
-    given = Calibration.of(model, gates, blocks, batches, language_model_loss, place, options["seed"])
+    given = Calibration(model, gates, blocks, batches, language_model_loss, place, options["seed"])
     scores = engine.world.broadcast(CRITERIA[options["criterion"]].score(given))
     tied = options["tie_heads"]
     budgets = make_budgets(config, options["unit"], options["target"], options["budget"], tied)

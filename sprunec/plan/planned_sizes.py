@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sprunec.errors import Diagnostic, show
-from sprunec.families.cpm_ant.config import ModelConfig
+from sprunec.families.cpm_ant.config import LayerShape, ModelConfig
 from sprunec.plan.resolve import MASKS, Draft, Step
-from sprunec.plan.shortfalls import short_layers, short_message
 from sprunec.plan.targets import WHOLE_TARGETS, Left, mismatched, most_kept
 from sprunec.units import COUNTED, counting
 
+MOST_NAMED = 4
 # Targets that some layers cannot keep: the pass cuts the others all the same.
 _SHORT = ("short-layers", "short-of-multiples")
 
@@ -163,3 +163,34 @@ class _Check:
             message = f"{wanted} on average make {asked}, and the layers keep at most {most} in multiples of {multiple}"
             hint = f"give at most {most // len(sizes)}, or a smaller multiple"
             yield self.draft.source.warn("short-of-multiples", f"{self.step.pointer}/target/{key}", message, hint)
+
+
+def short_layers(layers: Sequence[LayerShape], key: str, wanted: int, multiple: int = 1) -> dict[int, int | None]:
+    """By index, what the layers keep that cannot keep `wanted` of a count target; None: they have no such sublayer."""
+    sizes = [getattr(layer, COUNTED[key].field) for layer in layers]
+    kept = {index: most_kept(size, wanted, multiple) if size else None for index, size in enumerate(sizes)}
+    return {index: most for index, most in kept.items() if most is None or most < wanted}
+
+
+def short_message(key: str, wanted: int, short: Mapping[int, int | None]) -> str:
+    """`not every layer has 2 heads: layer 1 keeps 1, layers 2 and 5 have no attention`."""
+    alike: dict[int | None, list[int]] = {}
+    for index, most in short.items():
+        alike.setdefault(most, []).append(index)
+    parts = [f"{_named(indices)} {_kept(key, most, len(indices) > 1)}" for most, indices in alike.items()]
+    more = f" and {len(parts) - MOST_NAMED} more numbers" if len(parts) > MOST_NAMED else ""
+    return f"not every layer has {wanted} {COUNTED[key].several}: {', '.join(parts[:MOST_NAMED])}{more}"
+
+
+def _named(indices: Sequence[int]) -> str:
+    if len(indices) == 1:
+        return f"layer {indices[0]}"
+    if len(indices) > MOST_NAMED:
+        return f"layers {', '.join(map(str, indices[:MOST_NAMED]))} and {len(indices) - MOST_NAMED} more"
+    return f"layers {', '.join(map(str, indices[:-1]))} and {indices[-1]}"
+
+
+def _kept(key: str, most: int | None, several: bool) -> str:
+    if most is None:
+        return f"{'have' if several else 'has'} no {COUNTED[key].sublayers[0].replace('_', '-')}"
+    return f"{'keep' if several else 'keeps'} {most or 'none'}"

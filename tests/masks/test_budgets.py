@@ -16,8 +16,8 @@ from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.families.cpm_ant.sizes import everything, unit_sizes
 from sprunec.masks.budgets import Budget, CountBudget, fill_all, make_budgets, settled
 from sprunec.masks.size_budget import SizeBudget
-from sprunec.units import Kept, Key
-from tests.conftest import kept_layer, tiny_config
+from sprunec.units import Key
+from tests.conftest import tiny_config
 
 UNITS = (
     ("head",),
@@ -193,30 +193,6 @@ def test_sublayers_are_counted_over_the_model() -> None:
     assert [(b.name, b.full, b.target) for b in budgets] == [("num_attention", 2, 1), ("num_feed_forward", 2, 2)]
     masks = fill_all(budgets, {key: torch.tensor([float(key[0])]) for key in unit_sizes(config, ("layer",))})
     assert [(layer.heads, layer.dim_ff) for layer in left(config, masks).layers] == [(0, 40), (0, 40), (4, 0)]
-
-
-def test_masks_apply_to_what_is_left_in_the_input_models_indices() -> None:
-    before = Kept((kept_layer((1, 4, 6), (0, 2), (3, 5, 8)), kept_layer((0,), (1,), None)))
-    masks = {(0, "head"): torch.tensor([True, False, True]), (0, "dim_ff"): torch.tensor([False, True, True])}
-    masks |= {(1, "head"): torch.tensor([False])}
-    after = before.then(lists(masks))
-    assert after == (kept_layer((1, 6), (0, 2), (5, 8)), kept_layer(None, None, None))
-
-
-@pytest.mark.parametrize(
-    ("unit", "expected"),
-    [
-        ("block", kept_layer(None, None, None)),
-        ("attention", kept_layer(None, None, (0, 1))),
-        ("feed_forward", kept_layer((0,), (0,), None)),
-        ("dim_head", kept_layer(None, None, (0, 1))),
-        ("dim_ff", kept_layer((0,), (0,), None)),
-    ],
-)
-def test_a_closed_unit_takes_its_sublayer_with_it(unit: str, expected: dict[str, tuple[int, ...]]) -> None:
-    whole = kept_layer((0,), (0,), (0, 1))
-    size = 2 if unit == "dim_ff" else 1
-    assert Kept([whole]).then({(0, unit): [False] * size}) == (expected,)
 
 
 def test_settled_is_half_a_unit_or_two_percent() -> None:

@@ -17,8 +17,8 @@ from sprunec.errors import PassError
 from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.families.cpm_ant.sizes import unit_sizes
 from sprunec.masks.budgets import Budget, fill_all, make_budgets
+from sprunec.plan.planned_sizes import short_layers, short_message
 from sprunec.plan.schema import validator
-from sprunec.plan.shortfalls import short_layers, short_message
 from sprunec.plan.targets import Left
 from tests.conftest import tiny_config
 from tests.masks.test_budgets import left, ragged, scores

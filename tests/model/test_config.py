@@ -152,17 +152,3 @@ def test_two_cuts_equal_one() -> None:
     config, whole = tiny_config(), everything(tiny_config())
     later = (kept_layer((3,), (0, 5), (9,)), kept_layer(None, None, None), kept_layer((0, 2), (1,), None))
     assert config.cut(whole, SOME).cut(SOME, later) == config.cut(whole, later)
-
-
-def test_local_indices_are_places_in_what_is_left() -> None:
-    before, after = kept_layer((1, 3, 7), (0, 2, 5), (3, 4, 9)), kept_layer((1, 7), (5,), None)
-    assert Kept([after]).inside(Kept([before])) == Kept([kept_layer((0, 2), (2,), None)])
-    assert Kept([before]).inside(Kept([before])) == Kept([kept_layer((0, 1, 2), (0, 1, 2), (0, 1, 2))])
-    without = Kept([kept_layer(None, None, (0,))])
-    assert without.inside(without) == without
-
-
-def test_kept_reads_back_from_its_json() -> None:
-    data = json.loads(json.dumps(SOME.to_json()))
-    assert data[1] == {"heads": None, "dim_head": None, "dim_ff": list(range(40))}
-    assert Kept.from_json(data) == SOME
