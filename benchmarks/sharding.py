@@ -29,7 +29,7 @@ from sprunec.engines.loop import fit
 from sprunec.engines.sharding import local
 from sprunec.engines.torch_engine import TorchDriver, TorchEngine
 from sprunec.engines.training import Training
-from sprunec.engines.world import Alone
+from sprunec.engines.world import World
 from sprunec.families.cpm_ant.blocks import build, initialize
 from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.families.cpm_ant.sizes import everything
@@ -44,7 +44,7 @@ ROWS, TEXT = 2, 28
 def measure(folder: Path, mode: str, steps: int) -> dict[str, float]:
     """This process's part of a training: bytes held between steps, at the peak, and sent in a step."""
     processes, full = MODES[mode]
-    world: Any = Alone()
+    world: Any = World()
     if processes > 1:
         world = ProcessGroup()
         world.join("cpu", 120)

@@ -93,7 +93,7 @@ def stepper(model: CPMAnt, batch: Batch, place: Place, learner: GateLearner | No
     training, engine = Training(steps=1, **TRAINING), TorchEngine(place)
 
     def step() -> None:
-        fit(model, lambda _: batch, training, engine, first_step=0, report=lambda _: None, companion=learner)
+        fit(model, lambda _: batch, training, engine, first_step=0, report=lambda _: None, learner=learner)
 
     return step
 

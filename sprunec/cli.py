@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import sys
-from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from time import monotonic
@@ -17,11 +16,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from sprunec.bmcook.plans.cli_flags import with_flags
-from sprunec.bmcook.plans.flags import Flags
-from sprunec.engines.world import launched, process_group
+from sprunec.cli_flags import with_flags
+from sprunec.engines.world import World, launched, meet
 from sprunec.errors import Diagnostic, InputError, SprunecError, disk_words
 from sprunec.interrupts import INTERRUPTED, interrupts
+from sprunec.plan.bmcook_flags import Flags
 from sprunec.show.console import SECONDS_BETWEEN_LINES, Progress, print_diagnostics
 from sprunec.show.output import diagnostics_document, page_of, print_json, reporting, show_graph, show_report
 from sprunec.unexpected import explained, log
@@ -107,7 +106,7 @@ def run(
 
         raise typer.Exit(0 if dry_run else follow(lambda: _checked(plan, flags, strict=True)[0], chosen))
     progress = Progress(quiet=quiet)
-    with interrupts(progress.message, alone=size == 1) as stop, nullcontext() if dry_run else process_group() as group:
+    with interrupts(progress.message, alone=size == 1) as stop, World() if dry_run else meet() as world:
         with reporting(as_json, f"reading {plan}"):
             checked, found = _checked(plan, flags, strict or not dry_run)
             print_diagnostics(found)
@@ -120,7 +119,7 @@ def run(
         from sprunec.graph.execute import execute
 
         with reporting(as_json, f"running {plan}", folder), page_of(folder, progress, stop, as_json):
-            report = execute(graph, folder, progress, stop, group)
+            report = execute(graph, folder, progress, stop, world)
         show_report(report, folder, as_json)
     raise typer.Exit(EXIT_CODES[report.status])
 

@@ -30,7 +30,7 @@ from sprunec.engines.device import Place
 from sprunec.engines.nonfinite import non_finite
 from sprunec.engines.optimizer import in_groups, make_optimizer, one_group
 from sprunec.engines.training import Training
-from sprunec.engines.world import Alone, World
+from sprunec.engines.world import World
 from sprunec.errors import InputError, PassError
 from sprunec.families.module_lists import blocks
 
@@ -79,7 +79,7 @@ class BMTrainEngine:
     """
 
     place: Place
-    world: World = field(default_factory=Alone)
+    world: World = field(default_factory=World)
     seed: int = 0
     full: bool = True
     recompute: bool = False

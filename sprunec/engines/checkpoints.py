@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sprunec.checkpoint.writer import nbytes_in
 from sprunec.durable import flush, forget, naming, put_in_place
-from sprunec.engines.world import Alone, World
+from sprunec.engines.world import World
 
 NAME, FOLDER, ASIDE, REST = "step-{step:09d}-{digest}.pt", "step-{step:09d}-{digest}", "save.writing", "rest.pt"
 DIGITS = 32
@@ -50,7 +50,7 @@ class Saves:
         world: World | None = None,
     ) -> None:
         self.directory, self.every, self.stop, self._tell = directory, every, stop, tell
-        self.world = world or Alone()
+        self.world = world or World()
         self._clock, self._saved_at = clock, clock()
         self._last: Path | None = None
         self._pending: Future[Any] | None = None

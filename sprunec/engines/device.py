@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from sprunec.engines.world import World
 from sprunec.errors import InputError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -22,12 +23,17 @@ class Place:
     dtype: torch.dtype
 
     @classmethod
-    def of(cls, device: str, precision: str) -> Place:
-        """`auto` takes CUDA, then MPS, then the CPU.
+    def of(cls, device: str, precision: str, world: World | None = None) -> Place:
+        """Choose the device of this process: `auto` takes CUDA, then MPS, then the CPU.
+
+        Args:
+            world: of several processes, where each takes a GPU of its own or all take the CPU.
 
         Raises:
-            InputError: the device is not here.
+            InputError: the device is not here, or all processes would share it.
         """
+        if world is not None and world.size > 1:
+            device = _for_rank(device, world.local_rank)
         chosen = _best() if device == "auto" else device
         if not _is_here(torch.device(chosen)):
             raise InputError.in_option(
@@ -49,6 +55,15 @@ class Place:
     def synchronize(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+
+def _for_rank(device: str, local_rank: int) -> str:
+    if device.startswith("cuda:") or device == "mps":
+        message = f"device {device} is one, and several processes train"
+        raise InputError.in_option("/engine/device", message, 'write "device": "cuda": each process takes its own')
+    if device == "cpu" or not torch.cuda.is_available():
+        return device if device != "auto" else "cpu"
+    return f"cuda:{local_rank}"
 
 
 def _is_here(device: torch.device) -> bool:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -24,15 +24,16 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from sprunec.engines.heartbeat import END, SILENCE, Heartbeat
-from sprunec.errors import InputError, PassError
+from sprunec.engines.world import World
+from sprunec.errors import PassError
 
 GRACE = 5.0  # seconds that a rank is given to say why it ends
 MEETING = timedelta(minutes=10)  # until all processes have started
 POLL = 0.05  # seconds between two questions to the store
 
 
-class ProcessGroup:
-    """See `World`; of `WORLD_SIZE` processes. Leaving its block lets all others go, however rank 0 leaves."""
+class ProcessGroup(World):
+    """The `WORLD_SIZE` processes that torchrun has started."""
 
     def __init__(self) -> None:
         self.rank, self.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -40,9 +41,6 @@ class ProcessGroup:
         self._store: Any = next(iter(rendezvous("env://", timeout=MEETING)))[0]
         self._turns = 0
         self._heartbeat = Heartbeat(self.rank, self.size)
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._heartbeat.close()
@@ -55,14 +53,6 @@ class ProcessGroup:
     # --- collectives ---
 
     def join(self, device: str, timeout: int) -> None:
-        """Open the channel of collectives, once all ranks are ready to.
-
-        Args:
-            timeout: seconds until a rank that is waited for in a collective is given up.
-
-        Raises:
-            PassError: at rank 0, what another rank has met instead of coming here.
-        """
         self._store.set(f"ready/{self.rank}", "")
         while self.rank == 0 and not self._store.check([f"ready/{rank}" for rank in range(self.size)]):
             if (fault := self.fault(POLL)) is not None:
@@ -103,7 +93,6 @@ class ProcessGroup:
     # --- whose turn it is ---
 
     def announce(self, turn: str) -> None:
-        """Tell all others, as rank 0, what all ranks do together next."""
         self._store.set(f"turn/{self._turns}", turn)
         self._turns += 1
 
@@ -132,7 +121,6 @@ class ProcessGroup:
         self._store.set(f"fault/{self.rank}", message)
 
     def blame(self, error: BaseException) -> str | None:
-        """Say, at rank 0, what another rank has complained of, or that it is gone, if an error comes of that."""
         gone = lost(error)
         return gone and (self.fault() or gone)
 
@@ -167,17 +155,3 @@ def lost(error: BaseException) -> str | None:
     # "[/a/gloo/pair.cc:537] Read error: Connection reset by peer. This is typical of ...": what is between says enough
     inner = re.sub(r"^.*\[\S*/\S*\] ", "", message.strip().splitlines()[0]).partition(". ")[0]
     return f"lost touch with another process ({inner}); run again to continue from the last save"
-
-
-def rank_device(device: str, local_rank: int) -> str:
-    """Choose the device of this rank among those of its machine.
-
-    Raises:
-        InputError: the plan names one that all ranks would share.
-    """
-    if device.startswith("cuda:") or device == "mps":
-        message = f"device {device} is one, and several processes train"
-        raise InputError.in_option("/engine/device", message, 'write "device": "cuda": each process takes its own')
-    if device == "cpu" or not torch.cuda.is_available():
-        return device if device != "auto" else "cpu"
-    return f"cuda:{local_rank}"

@@ -14,10 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sprunec.data.batches import IGNORED, Batch
-from sprunec.engines.auxiliary import Companion, Objective
 from sprunec.engines.checkpoints import Saves
-from sprunec.engines.engine import Engine
 from sprunec.engines.nonfinite import MOST_SKIPS, Skips, accident, non_finite, what_is_wrong
+from sprunec.engines.protocols import AuxiliaryLoss, Learner, TrainingEngine
 from sprunec.engines.training import Training
 from sprunec.errors import PassError
 from sprunec.interrupts import postponed
@@ -40,23 +39,24 @@ def fit(
     model: nn.Module,
     batches: Callable[[int], Batch],
     training: Training,
-    engine: Engine,
+    engine: TrainingEngine,
     *,
     first_step: int,
     report: Report,
-    companion: Companion | None = None,
+    learner: Learner | None = None,
     saves: Saves | None = None,
-    objective: Objective | None = None,
+    auxiliary_loss: AuxiliaryLoss | None = None,
     kept: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Any]:
-    """Train for `training.steps` steps or until `companion` is done, from the last save if there is one.
+    """Train for `training.steps` steps or until `learner` is done, from the last save if there is one.
 
     All ranks call it alike; `engine.weights(model)` is what was trained.
 
     Args:
         batches: the global batch of a step, by how many training steps the model has had.
         first_step: how many it has had already.
-        objective: a loss to add to the language model's.
+        learner: what learns beside the weights, such as gates.
+        auxiliary_loss: what to add to the language model's loss.
         kept: by parameter name, a bool mask of the weights that train; the others stay zero.
 
     Returns:
@@ -67,11 +67,11 @@ def fit(
         KeyboardInterrupt: the run was asked to stop; the pass is saved.
         OSError: the pass cannot be saved.
     """
-    trainer = Trainer(model, training, engine, first_step, companion, objective, kept)
+    trainer = Trainer(model, training, engine, first_step, learner, auxiliary_loss, kept)
     start, event = trainer.start(saves.latest() if saves is not None else None)
     with postponed() if saves is not None else nullcontext():
         for step in range(start, training.steps):
-            if companion is not None and companion.done():
+            if trainer.learner.done():
                 break
             batch = batches(first_step + step)
             event, wrong = trainer.step(step, batch)
@@ -93,25 +93,26 @@ class Trainer:
         self,
         model: nn.Module,
         training: Training,
-        engine: Engine,
+        engine: TrainingEngine,
         first_step: int,
-        companion: Companion | None,
-        objective: Objective | None,
+        learner: Learner | None,
+        auxiliary_loss: AuxiliaryLoss | None,
         kept: Mapping[str, Tensor] | None,
     ) -> None:
         self.training, self.world, self.place = training, engine.world, engine.place
-        self.first_step, self.companion, self.objective = first_step, companion, objective
-        self.driver = engine.drive(model, training, objective.parameters() if objective is not None else (), kept)
+        self.first_step, self.learner, self.auxiliary = first_step, learner or Learner(), auxiliary_loss
+        others = self.auxiliary.parameters() if self.auxiliary is not None else ()
+        self.driver = engine.drive(model, training, others, kept)
         self.skips = Skips()
 
     def start(self, saved: dict[str, Any] | None) -> tuple[int, dict[str, Any]]:
-        """From a save, or from the lead's gates: each rank has computed for itself where they begin.
+        """Start from a save, or from rank 0's gates: each rank has computed for itself where they begin.
 
         Returns:
             The steps that are done, and the last one's event.
         """
-        if self.world.size > 1 and self.companion is not None:
-            self.companion.load(self.world.broadcast(self.companion.state()))
+        if self.world.size > 1:
+            self.learner.load(self.world.broadcast(self.learner.state()))
         return self.load(saved) if saved is not None else (0, {})
 
     def step(self, step: int, batch: Batch) -> tuple[dict[str, Any], str | None]:
@@ -123,15 +124,13 @@ class Trainer:
         Returns:
             Its event, and what is wrong if training cannot go on.
         """
-        started, rate, companion = time.perf_counter(), self.training.rate(step, self.first_step + step), self.companion
-        if companion is not None:
-            companion.before(step, self.first_step + step)
+        started, rate = time.perf_counter(), self.training.rate(step, self.first_step + step)
+        self.learner.before(step, self.first_step + step)
         losses = self._backward(batch)
         norm, scale = self.driver.norm(), self.driver.scale
-        if companion is not None:
-            self.world.all_reduce(companion.gradients())
+        self.world.all_reduce(self.learner.gradients())
         loss = sum(losses.values())
-        finite = math.isfinite(loss + norm) and (companion is None or companion.finite())
+        finite = math.isfinite(loss + norm) and self.learner.finite()
         wrong = None if finite else self._wrong(loss, norm)
         moved = self._update(finite, rate, norm, scale) if wrong is None else {}
         self.place.synchronize()
@@ -144,27 +143,27 @@ class Trainer:
             "gradient_norm": norm if finite and self.training.clip_grad is not None else None,
             "tokens_per_second": batch.target_count / (time.perf_counter() - started),
         }
-        if companion is not None and wrong is None:
-            event |= companion.after(step) if finite else companion.skip(step)
+        if wrong is None:
+            event |= self.learner.after(step) if finite else self.learner.skip(step)
         return event | moved, wrong
 
     def _backward(self, batch: Batch) -> dict[str, float]:
-        """Gradients of the sum over all targets divided by their number, however the rows are shared out.
+        """Get gradients of the sum over all targets divided by their number, however sequences are shared out.
 
         Returns:
-            By their names in events, of the global batch: the language model's loss, and the objective's.
+            By their names in events, of the global batch: the language model's loss, and the auxiliary one.
         """
-        objective, count = self.objective, batch.target_count
-        totals = {"loss": 0.0} | ({"distillation": 0.0} if objective is not None else {})
-        if objective is not None:
-            objective.begin(batch)
+        auxiliary, count = self.auxiliary, batch.target_count
+        totals = {"loss": 0.0} | ({"distillation": 0.0} if auxiliary is not None else {})
+        if auxiliary is not None:
+            auxiliary.begin(batch)
         parts = batch.split(self.world.size)[self.world.rank].to(self.place.device).split(self.training.accumulate)
         for number, part in enumerate(parts, start=1):
             with self.driver.part(last=number == len(parts)):
                 with self.place.precision():
                     logits = self.driver.forward(part.inputs)
                     losses = [cross_entropy(logits, part) / count]
-                    losses += [objective.loss(part, logits)] if objective is not None else []
+                    losses += [auxiliary.loss(part, logits)] if auxiliary is not None else []
                 self.driver.backward(torch.stack(losses).sum())
             for name, loss in zip(totals, losses, strict=True):
                 totals[name] += float(loss.detach())
@@ -180,8 +179,7 @@ class Trainer:
     def _update(self, finite: bool, rate: float, norm: float, scale: float) -> dict[str, Any]:
         """Clip, step, forget the gradients; returns what fp16 adds to the event."""
         if finite:
-            if self.companion is not None:
-                self.companion.backward(1.0 / scale)
+            self.learner.backward(1.0 / scale)
             self.driver.step(rate, norm)
         self.driver.end(finite)
         self.skips = self.skips.after(finite)
@@ -196,8 +194,7 @@ class Trainer:
 
     def check_weights(self, when: str) -> None:
         """Raises PassError if what was trained, with what learned beside it, is not finite."""
-        beside = [beside.state() for beside in (self.companion, self.objective) if beside is not None]
-        if not self.driver.finite() or non_finite(beside):
+        if not self.driver.finite() or non_finite(self._beside()):
             raise PassError(f"weights became NaN or infinite {when}; lower the learning rate, or clip gradients")
 
     def state(self, event: dict[str, Any]) -> dict[str, Any]:
@@ -211,16 +208,19 @@ class Trainer:
             "event": event,
             **self.driver.state(),
             "skips": asdict(self.skips),
-            "companion": self.companion.state() if self.companion is not None else None,
-            "objective": self.objective.state() if self.objective is not None else None,
+            **self._beside(),
         }
+
+    def _beside(self) -> dict[str, Any]:
+        """Collect the state of what learns beside the weights, by the names that saves have for it."""
+        auxiliary = self.auxiliary.state() if self.auxiliary is not None else None
+        return {"companion": self.learner.state(), "objective": auxiliary}
 
     def load(self, state: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         """The steps that are done, and the last one's event."""
         self.driver.load(state)
         self.skips = Skips(**state["skips"])
-        if self.companion is not None:
-            self.companion.load(state["companion"])
-        if self.objective is not None:
-            self.objective.load(state["objective"])
+        self.learner.load(state["companion"])
+        if self.auxiliary is not None:
+            self.auxiliary.load(state["objective"])
         return state["event"]["step"], state["event"]

@@ -1,4 +1,4 @@
-"""The optimizers that a plan may name, and their state in one form whatever the world."""
+"""The optimizers that a plan may name, their state in one form whatever the world, and fp16's loss scale."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from sprunec.engines.training import Training
+
+GROWTH, BACKOFF, INTERVAL = 2.0, 0.5, 2000  # of the loss scale
 
 
 def make_optimizer(model: nn.Module, training: Training, others: Iterable[nn.Parameter] = ()) -> torch.optim.Optimizer:
@@ -36,3 +38,30 @@ def in_groups(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> dic
     """The inverse, for an optimizer of the same parameters."""
     groups = [state["param_groups"][0] | {"params": g["params"]} for g in optimizer.state_dict()["param_groups"]]
     return {"state": state["state"], "param_groups": groups}
+
+
+class LossScale:
+    """fp16's dynamic loss scale (Micikevicius et al. 2018): doubles after INTERVAL good steps, halves after a bad one.
+
+    Which step is bad, all ranks say together; `torch.amp.GradScaler` decides for itself, and takes no mix of sharded
+    and whole gradients.
+    """
+
+    def __init__(self, first: float, *, enabled: bool) -> None:
+        self.enabled, self.value, self._good = enabled, first if enabled else 1.0, 0
+
+    def update(self, finite: bool) -> None:
+        if not self.enabled:
+            return
+        self._good = self._good + 1 if finite else 0
+        if not finite:
+            self.value *= BACKOFF
+        elif self._good == INTERVAL:
+            self.value, self._good = self.value * GROWTH, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"scale": self.value, "_growth_tracker": self._good} if self.enabled else {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if self.enabled:
+            self.value, self._good = state["scale"], state["_growth_tracker"]

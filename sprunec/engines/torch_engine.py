@@ -14,14 +14,13 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.nn.parallel import DistributedDataParallel
 
 from sprunec.engines.device import Place
-from sprunec.engines.loss_scale import LossScale
 from sprunec.engines.nonfinite import non_finite
-from sprunec.engines.optimizer import in_groups, make_optimizer, one_group
+from sprunec.engines.optimizer import LossScale, in_groups, make_optimizer, one_group
 from sprunec.engines.sharding import like, local, replicate, shard, total_norm
 from sprunec.engines.shards import read_shards, shard_sizes
 from sprunec.engines.sparse_training import Hold
 from sprunec.engines.training import Training
-from sprunec.engines.world import Alone, World
+from sprunec.engines.world import World
 from sprunec.families.module_lists import blocks
 
 
@@ -36,7 +35,7 @@ class TorchEngine:
     """
 
     place: Place
-    world: World = field(default_factory=Alone)
+    world: World = field(default_factory=World)
     full: bool = False
     recompute: bool = False
     offload: bool = False

@@ -1,12 +1,18 @@
-"""The options of a training pass."""
+"""The options of a training pass, and how its learning rate runs. Needs no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sprunec.engines.schedules import SCHEDULES
+# After the warm-up: a factor of the plan's `learning_rate`, by the share of the steps that are done.
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),  # Loshchilov & Hutter 2017
+    "linear": lambda done: 1 - done,
+    "constant": lambda done: 1.0,
+}
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,19 @@ class Training:
         return cls(**{name: options[name] for name in cls.__dataclass_fields__})
 
     def rate(self, step: int, model_step: int) -> float:
-        """Of a step of the pass; noam counts all steps that the model has had."""
+        """Return the learning rate of a step of the pass; noam counts all steps that the model has had."""
         counted = model_step if self.schedule == "noam" else step
-        return self.learning_rate * SCHEDULES[self.schedule](counted, self.steps, self.warmup_steps)
+        return self.learning_rate * factor(self.schedule, counted, self.steps, self.warmup_steps)
+
+
+def factor(schedule: str, step: int, steps: int, warmup: int) -> float:
+    """Return what the learning rate is multiplied by at a step, from 0: a linear warm-up, then as in `SCHEDULES`.
+
+    noam is min(t / warmup^1.5, 1 / sqrt(t)), t from 1 (Vaswani et al. 2017), and stays low if the warm-up is never
+    over. It doesn't know its end: its steps count from the model's first step, not the pass's.
+    """
+    if schedule == "noam":
+        return min(float((step + 1) / max(warmup, 1) ** 1.5), float((step + 1) ** -0.5))
+    warm = min(1.0, (step + 1) / warmup) if warmup else 1.0
+    done = min(1.0, max(0.0, (step - warmup) / max(1, steps - warmup)))
+    return warm * SCHEDULES[schedule](done)

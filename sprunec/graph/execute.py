@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sprunec.durable import forget
-from sprunec.engines.world import Alone
+from sprunec.engines.world import World
 from sprunec.errors import ComparisonError, InputError, PassError, SprunecError, disk_words, remedied
 from sprunec.graph.events import Events
 from sprunec.graph.graph import Graph, Node, file_stamp
@@ -32,7 +32,6 @@ from sprunec.unexpected import FILE, UnexpectedError, explained, is_foreseen, ow
 
 if TYPE_CHECKING:
     from sprunec.engines.checkpoints import Saves
-    from sprunec.engines.distributed import ProcessGroup
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Workshop:
     device: str
     stop: Callable[[], bool]
     graph: Graph
-    group: ProcessGroup | None
+    world: World
 
 
 @dataclass(frozen=True)
@@ -61,29 +60,28 @@ def execute(
     out: str | Path,
     watcher: Watcher | None = None,
     stop: Callable[[], bool] = lambda: False,
-    group: ProcessGroup | None = None,
+    world: World | None = None,
 ) -> Report:
     """Run what is not in `out`'s store yet; publish masks, recipe and model when all of it is done.
 
     Args:
         stop: asked between steps and between passes; once it says so, what runs is saved, and the run ends.
-        group: the processes that train together, of which this one is rank 0; None: it is alone.
+        world: the processes that train together, of which this one is rank 0; None: it is alone.
 
     Raises:
         KeyboardInterrupt: the run was stopped; run again to continue.
         InputError: a file or the device is missing; nothing was done.
         SprunecError: a pass failed; the report says which, and what was finished stays.
     """
-    out = Path(out)
-    device = _check_ready(graph, group)
+    out, world = Path(out), world or World()
+    device = _check_ready(graph, world)
     check_places(graph, out)
     with alone(out):
-        return _execute(graph, out, watcher or Watcher(), device, stop, group)
+        return _execute(graph, out, watcher or Watcher(), device, stop, world)
 
 
-def _check_ready(graph: Graph, group: ProcessGroup | None) -> str:
+def _check_ready(graph: Graph, world: World) -> str:
     """The device that `auto` means here; raises for what would stop the run later."""
-    from sprunec.bmcook.masks.mask_forms import check_sheets
     from sprunec.engines.device import Place
     from sprunec.passes.bench import check_engine
 
@@ -92,22 +90,18 @@ def _check_ready(graph: Graph, group: ProcessGroup | None) -> str:
             if not path.exists():
                 raise InputError.at(path, "there is no such file", "give its path in the plan", code="missing-file")
         if node.pass_ == "load-mask":
-            check_sheets(node.files["paths"])
-    device = graph.device
-    if group is not None:
-        from sprunec.engines.distributed import rank_device
+            from sprunec.bmcook.masks.mask_forms import check_mask_files
 
-        check_shares(graph, group.size)
-        device = rank_device(graph.device, group.local_rank)
-    place = Place.of(device, "fp32")
+            check_mask_files(node.files["paths"])
+    if world.size > 1:
+        check_shares(graph, world.size)
+    place = Place.of(graph.device, "fp32", world)
     if any(PASSES[node.pass_].trains for node in graph.nodes):
         check_engine(graph.engine, place)
     return str(place.device)
 
 
-def _execute(
-    graph: Graph, out: Path, watcher: Watcher, device: str, stop: Callable[[], bool], group: ProcessGroup | None
-) -> Report:
+def _execute(graph: Graph, out: Path, watcher: Watcher, device: str, stop: Callable[[], bool], world: World) -> Report:
     report, events = Report.start(graph, out), Events(out / "events.jsonl")
     store = Store(out / "store", watcher.message)
     store.sweep()
@@ -118,10 +112,9 @@ def _execute(
     report.save()
     forget(out / FILE)
     try:
-        if group is not None:
-            group.announce(JOIN)
-            group.join(device, graph.engine["timeout"])
-        outcomes = _run(graph, Workshop(store, events, watcher, device, stop, graph, group), report)
+        world.announce(JOIN)
+        world.join(device, graph.engine["timeout"])
+        outcomes = _run(graph, Workshop(store, events, watcher, device, stop, graph, world), report)
         artifacts = {name: outcome.artifact for name, outcome in outcomes.items()}
         emitted = artifacts.get(graph.roles.get("emitted", ""))
         made = str(emitted.manifest["made"]) if emitted is not None else None
@@ -226,13 +219,12 @@ def _outcome(node: Node, shop: Workshop, done: Mapping[str, Outcome]) -> Outcome
 
     with shop.store.writing() as directory:
         inputs = {role: done[name].artifact.path for role, name in node.inputs.items()}
-        group = shop.group if PASSES[node.pass_].trains else None
+        world = shop.world if PASSES[node.pass_].trains else World()
         saves, engine = _saves(node, shop), shop.graph.engine
-        job = Job(node.options, inputs, node.files, directory, shop.device, tell, saves, engine, group or Alone())
-        if group is not None:
-            group.announce(str(node.digest))
-        with postponed() if group is not None else nullcontext():  # who has lost another says so, and is told to end
-            metrics = _call(node, job, group)
+        job = Job(node.options, inputs, node.files, directory, shop.device, tell, saves, engine, world)
+        world.announce(str(node.digest))
+        with postponed() if world.size > 1 else nullcontext():  # who has lost another says so, and is told to end
+            metrics = _call(node, job)
         _check_unchanged(node)
         digests = {role: done[name].node.digest for role, name in node.inputs.items()}
         made = datetime.now(UTC).isoformat(timespec="seconds")
@@ -247,7 +239,7 @@ def _saves(node: Node, shop: Workshop) -> Saves | None:
     from sprunec.engines.checkpoints import Saves
 
     directory = shop.store.partial(node)
-    return Saves(directory, node.checkpoint_every, shop.stop, tell=shop.watcher.message, world=shop.group)
+    return Saves(directory, node.checkpoint_every, shop.stop, tell=shop.watcher.message, world=shop.world)
 
 
 def _check_unchanged(node: Node) -> None:
@@ -257,7 +249,7 @@ def _check_unchanged(node: Node) -> None:
             raise PassError(f"{node.name}: {path} has changed since the run began; run again")
 
 
-def _call(node: Node, job: Job, group: ProcessGroup | None) -> dict[str, Any]:
+def _call(node: Node, job: Job) -> dict[str, Any]:
     """Import the pass when its turn comes, and name it in whatever goes wrong."""
     try:
         run: Callable[[Job], dict[str, Any]]
@@ -270,7 +262,7 @@ def _call(node: Node, job: Job, group: ProcessGroup | None) -> dict[str, Any]:
             raise KeyboardInterrupt from error
         if isinstance(error, OSError) and is_foreseen(error):
             raise PassError(f"{node.name}: {disk_words(error, job.out)}") from error
-        blamed = group.blame(error) if group is not None else None
+        blamed = job.world.blame(error)
         if blamed is not None:
             raise PassError(f"{node.name}: {blamed}") from error
         raise UnexpectedError(_doing(node), error) from error

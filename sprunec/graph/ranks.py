@@ -51,6 +51,7 @@ def follow(read: Callable[[], Plan], out: Path | None) -> int:
         read: reads the plan; called once rank 0 has found it good, and lowered it.
         out: None: the plan's own folder among the runs.
     """
+    from sprunec.engines.device import Place
     from sprunec.engines.distributed import ProcessGroup
 
     group = ProcessGroup()
@@ -60,7 +61,7 @@ def follow(read: Callable[[], Plan], out: Path | None) -> int:
                 if group.next_turn(stop) is not None:
                     graph = lower(read())
                     store = Store((out or Path("runs") / graph.plan) / "store")
-                    device = _device(graph, group)
+                    device = str(Place.of(graph.device, "fp32", group).device)
                     group.join(device, graph.engine["timeout"])
                     while (digest := group.next_turn(stop)) is not None:
                         _train(_node(graph, digest), graph, store, device, group, stop)
@@ -69,13 +70,6 @@ def follow(read: Callable[[], Plan], out: Path | None) -> int:
         except Exception as error:
             return explain(group, error)
     return 0
-
-
-def _device(graph: Graph, group: ProcessGroup) -> str:
-    from sprunec.engines.device import Place
-    from sprunec.engines.distributed import rank_device
-
-    return str(Place.of(rank_device(graph.device, group.local_rank), "fp32").device)
 
 
 def _node(graph: Graph, digest: str) -> Node:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sprunec.engines.protocols import Learner
 from sprunec.masks import gates as hard_concrete
 from sprunec.masks.budgets import Budget, settled
 from sprunec.masks.convergence import Convergence
@@ -59,7 +60,7 @@ def settling(budget: Budget, log_alphas: Mapping[Key, Tensor]) -> dict[str, Any]
     }
 
 
-class GateLearner:
+class GateLearner(Learner):
     """Draws gates before each step, and moves their log-alphas and the multipliers after it.
 
     One draw serves the whole global batch. Log-alphas live on the CPU: they are few, and their path is then the same

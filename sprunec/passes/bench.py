@@ -9,12 +9,11 @@ from typing import Any
 
 from torch import nn
 
-from sprunec.bmcook.data import stream as live
 from sprunec.data import pairs
 from sprunec.data.batches import Batch, Data, load_text_data
 from sprunec.engines.device import Place
 from sprunec.engines.distillation import Distiller, Weights, make_projections
-from sprunec.engines.engine import Engine
+from sprunec.engines.protocols import TrainingEngine
 from sprunec.engines.torch_engine import TorchEngine
 from sprunec.families.cpm_ant.blocks import block_kinds, example_inputs
 from sprunec.families.cpm_ant.config import ModelConfig
@@ -27,6 +26,7 @@ from sprunec.rewrite.taps import observable
 from sprunec.rewrite.trace import TracedBlock, trace_blocks
 
 BMTRAIN = "bmtrain"
+SET_ABOUT = "set.json"  # what the data pass has written about a CPM-Live set
 
 
 def place_of(job: Job) -> Place:
@@ -41,7 +41,7 @@ def check_engine(engine: Mapping[str, Any], place: Place) -> None:
         check_here(place)
 
 
-def engine_of(job: Job) -> Engine:
+def engine_of(job: Job) -> TrainingEngine:
     """What trains; made by all ranks."""
     place, options = place_of(job), job.engine
     offload, recompute = bool(options.get("offload")), bool(options.get("activation_checkpointing"))
@@ -88,8 +88,10 @@ def open_data(job: Job, config: ModelConfig) -> Data:
     directory = job.inputs["data"]
     rows: dict[str, Any] = {"prompt_length": config.prompt_length}
     rows |= {name: job.options[name] for name in ("max_length", "batch_size", "seed")}
-    if (directory / live.ABOUT).exists():
-        return live.load_live_data(directory, job.files, vocab_size=config.vocab_size, **rows)
+    if (directory / SET_ABOUT).exists():
+        from sprunec.bmcook.data.stream import load_live_data
+
+        return load_live_data(directory, job.files, vocab_size=config.vocab_size, world=job.world.size, **rows)
     if pairs.has_pairs(directory):
         return pairs.load_pair_data(directory, **rows)
     return load_text_data(directory, **rows)

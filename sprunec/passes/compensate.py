@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sprunec.bmcook.masks.mask_files import load_scores
 from sprunec.families.model_directory import read_kept, save_model
 from sprunec.masks import gates as hard_concrete
 from sprunec.masks.calibration import Moments, calibrate
 from sprunec.masks.least_squares import refit
+from sprunec.masks.mask_tensors import load_scores
 from sprunec.passes.bench import config_of, next_batches, open_model, place_of, traced
 from sprunec.passes.job import Job
 from sprunec.rewrite.gating import insert_gates

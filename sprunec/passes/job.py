@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sprunec.engines.world import Alone, World
+from sprunec.engines.world import World
 
 if TYPE_CHECKING:
     from sprunec.engines.checkpoints import Saves
@@ -37,4 +37,4 @@ class Job:
     report: Callable[[dict[str, Any]], None]
     saves: Saves | None = None
     engine: Mapping[str, Any] = field(default_factory=dict)
-    world: World = field(default_factory=Alone)
+    world: World = field(default_factory=World)

@@ -6,11 +6,11 @@ from typing import Any
 
 from torch import Tensor
 
-from sprunec.bmcook.masks.mask_files import save_scores
 from sprunec.engines.loop import language_model_loss
 from sprunec.families.cpm_ant.sizes import unit_sizes
 from sprunec.families.model_directory import open_model_tensors
 from sprunec.masks.criteria import Calibration, Weights
+from sprunec.masks.mask_tensors import save_scores
 from sprunec.masks.scores import comparable
 from sprunec.passes.bench import config_of, next_batches, open_model, place_of, traced, traced_shape
 from sprunec.passes.job import Job

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from sprunec.engines import bmtrain_engine, device
 from sprunec.engines.bmtrain_engine import BMTrainEngine
 from sprunec.engines.device import Place
-from sprunec.engines.engine import Engine
 from sprunec.engines.loop import fit
+from sprunec.engines.protocols import TrainingEngine
 from sprunec.engines.torch_engine import TorchEngine
 from sprunec.engines.training import Training
 from sprunec.errors import InputError, PassError
@@ -44,14 +44,14 @@ def double(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bmtrain_engine, "check_here", lambda place: None)
 
 
-def train(engine: Engine, steps: int = 20, **changes: Any) -> tuple[list[float], dict[str, Tensor]]:
+def train(engine: TrainingEngine, steps: int = 20, **changes: Any) -> tuple[list[float], dict[str, Tensor]]:
     model, events = tiny_model(), []
     training = Training.of(OPTIONS | {"steps": steps, "optimizer": "adam"} | changes)
     fit(model, batch, training, engine, first_step=0, report=events.append)
     return [event["loss"] for event in events], engine.weights(model)
 
 
-def learn(engine: Engine, steps: int) -> tuple[list[float], GateLearner, dict[str, Tensor]]:
+def learn(engine: TrainingEngine, steps: int) -> tuple[list[float], GateLearner, dict[str, Tensor]]:
     """Gates on heads and dims of traced blocks, and the weights beside them."""
     model, config, events = tiny_model(), tiny_config(), []
     blocks = trace_blocks(model, example_inputs(config), block_kinds(config))
@@ -69,7 +69,7 @@ def learn(engine: Engine, steps: int) -> tuple[list[float], GateLearner, dict[st
         device=CPU.place.device,
     )
     training = Training.of(OPTIONS | {"steps": steps, "optimizer": "adam"})
-    fit(model, batch, training, engine, first_step=0, report=events.append, companion=learner)
+    fit(model, batch, training, engine, first_step=0, report=events.append, learner=learner)
     return [event["loss"] for event in events], learner, engine.weights(model)
 
 

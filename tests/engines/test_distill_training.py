@@ -51,7 +51,7 @@ def test_a_projection_is_trained_beside_the_weights() -> None:
     objective, events = distiller(student, tiny_model(2), WIDE, project=True, hidden=1.0), []
     before = objective.parameters()[0].detach().clone()
     training = replace(TRAINING, steps=8, weight_decay=0.0, learning_rate=0.005)
-    fit(student, lambda _: batch(0), training, CPU, first_step=0, report=events.append, objective=objective)
+    fit(student, lambda _: batch(0), training, CPU, first_step=0, report=events.append, auxiliary_loss=objective)
     assert not torch.equal(objective.parameters()[0], before)
     assert events[-1]["distillation"] < 0.9 * events[0]["distillation"]
     assert events[-1]["loss"] == events[0]["loss"]
@@ -61,7 +61,7 @@ def run(objective: Callable[[nn.Module], Distiller] | None, **changes: Any) -> t
     student, events = tiny_model(1), []
     training = replace(TRAINING, **changes)
     made = objective(student) if objective is not None else None
-    fit(student, batch, training, CPU, first_step=0, report=events.append, objective=made)
+    fit(student, batch, training, CPU, first_step=0, report=events.append, auxiliary_loss=made)
     return events, student
 
 
@@ -98,14 +98,14 @@ def test_a_run_stopped_in_the_middle_ends_with_the_same_bytes(tmp_path: Path) ->
         saves = Saves(tmp_path, 100, lambda: steps is not None and len(done) >= steps)
         report = done.append
         training = replace(TRAINING, steps=6)
-        fit(student, batch, training, CPU, first_step=0, report=report, objective=objective, saves=saves)
+        fit(student, batch, training, CPU, first_step=0, report=report, auxiliary_loss=objective, saves=saves)
         assert len(done) == 3
         return student.state_dict() | {"projection": objective.parameters()[1].detach()}
 
     student = tiny_model(1)
     objective = everything(student)
     whole = replace(TRAINING, steps=6)
-    fit(student, batch, whole, CPU, first_step=0, report=lambda event: None, objective=objective)
+    fit(student, batch, whole, CPU, first_step=0, report=lambda event: None, auxiliary_loss=objective)
     with pytest.raises(KeyboardInterrupt):
         trained(3)
     again = trained(None)
@@ -126,7 +126,7 @@ def test_the_teacher_stays_as_it_is_in_every_precision(dtype: torch.dtype) -> No
         engine,
         first_step=0,
         report=events.append,
-        objective=objective,
+        auxiliary_loss=objective,
     )
     assert not teacher.training
     assert all(torch.equal(before[name], tensor) for name, tensor in teacher.state_dict().items())
@@ -169,7 +169,7 @@ def test_distilling_brings_a_disturbed_model_back_better_than_training_does() ->
             else distiller(student, teacher, *([NORM] if "hidden" in weights else []), **weights)
         )
         training = replace(TRAINING, steps=12, learning_rate=0.003)
-        fit(student, text_batch, training, CPU, first_step=100, report=lambda event: None, objective=objective)
+        fit(student, text_batch, training, CPU, first_step=100, report=lambda event: None, auxiliary_loss=objective)
         return held_out_divergence(student, teacher)
 
     before, without = held_out_divergence(disturbed, teacher), divergence(None)

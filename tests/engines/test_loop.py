@@ -209,7 +209,7 @@ def test_a_companion_is_called_in_turn_and_adds_to_the_event() -> None:
         CPU,
         first_step=5,
         report=lambda event: events.append((len(calls), event)),
-        companion=Companion(),
+        learner=Companion(),
     )
     assert calls[:3] == [("before", 0, 5), ("backward", 1.0), ("after", 0)]
     assert [(count, event["extra"]) for count, event in events] == [(3, 0), (6, 1)]

@@ -14,10 +14,12 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 import sprunec
 from sprunec.engines.checkpoints import Saves, _folder_digest
-from sprunec.engines.distributed import lost, rank_device
+from sprunec.engines.device import Place
+from sprunec.engines.distributed import lost
 from sprunec.engines.launch import exit_code
-from sprunec.engines.loss_scale import INTERVAL, LossScale
+from sprunec.engines.optimizer import INTERVAL, LossScale
 from sprunec.engines.shards import read_shards, shard_sizes
+from sprunec.engines.world import World
 from sprunec.errors import InputError, PassError
 from sprunec.graph.ranks import check_shares
 from tests.runs import plan, write
@@ -142,8 +144,10 @@ def test_batches_are_allocated_equally_or_not_at_all(size: int, parts: int, fits
 
 @pytest.mark.parametrize("device", ["cuda:1", "mps"])
 def test_one_device_is_not_shared(device: str) -> None:
+    world = World()
+    world.size, world.local_rank = 2, 1
     with pytest.raises(InputError, match="each process takes its own"):
-        rank_device(device, 1)
+        Place.of(device, "fp32", world)
 
 
 def test_a_lost_process_is_told_from_other_errors() -> None:

@@ -75,19 +75,5 @@ def guess_config(shapes: Mapping[str, Shape], path: str | Path) -> ModelConfig:
     return config
 
 
-def misfit(wanted: Mapping[str, Shape], given: Mapping[str, Shape], *, exact: bool = True) -> str:
-    """What keeps tensors from being those that are wanted, the first of each kind by name; empty when nothing does.
-
-    Args:
-        exact: others must not be there.
-    """
-    problems = [f"{name} is missing" for name in sorted(wanted.keys() - given.keys())[:1]]
-    if exact:
-        problems += [f"{name} is not in the model" for name in sorted(given.keys() - wanted.keys())[:1]]
-    wrong = sorted(name for name in wanted.keys() & given.keys() if wanted[name] != given[name])
-    problems += [f"{name} is {given[name]}, the config wants {wanted[name]}" for name in wrong[:1]]
-    return "; ".join(problems)
-
-
 def _no_model(path: str | Path, why: str, hint: str) -> InputError:
     return InputError.at(path, why, hint, code="bad-checkpoint")

@@ -1,11 +1,13 @@
-"""What the one training loop asks of the machinery under it, so that it is the same loop wherever it runs.
+"""What the one training loop asks of what is under and beside it, so that it is the same loop wherever it runs.
 
-    Engine    how processes train a model together; makes a driver for each model
-    Driver    one model in training: its weights, gradients, moments and loss scale, wherever they lie
+    TrainingEngine  how processes train a model together; makes a driver for each model
+    Driver          one model in training: its weights, gradients, moments and loss scale, wherever they lie
+    Learner         what learns beside the weights, such as gates
+    AuxiliaryLoss   a loss beside the language model's, such as distillation's
 
-The loop runs on every rank alike: it asks for the same global batch, takes this rank's rows of it, and divides their
-loss by the number of targets in the whole batch. So gradients are *added* over ranks, never averaged, and the size of
-the world changes nothing. Gates, multipliers and an objective's own parameters are the same on every rank.
+The loop runs on every rank alike: it asks for the same global batch, takes this rank's sequences of it, and divides
+their loss by the number of targets in the whole batch. So gradients are *added* over ranks, never averaged, and the
+size of the world changes nothing. Gates, multipliers and a loss's own parameters are the same on every rank.
 """
 
 from __future__ import annotations
@@ -16,12 +18,13 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from sprunec.data.batches import Batch
 from sprunec.engines.device import Place
 from sprunec.engines.training import Training
 from sprunec.engines.world import World
 
 
-class Engine(Protocol):
+class TrainingEngine(Protocol):
     """How a model is trained; nothing of it changes the result.
 
     Attributes:
@@ -99,3 +102,52 @@ class Driver(Protocol):
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on from a state that was saved by a world of any size; every rank is given the same whole state."""
+
+
+class Learner:
+    """What learns beside the weights; the loop calls its methods in turn at each step. This one learns nothing."""
+
+    def before(self, step: int, model_step: int) -> None: ...
+
+    def gradients(self) -> list[Tensor]:
+        """Return those that have reached it from this rank's sequences; the loop puts their sums in their place."""
+        return []
+
+    def finite(self) -> bool:
+        """Say whether these gradients are."""
+        return True
+
+    def backward(self, unscale: float) -> None: ...
+
+    def after(self, step: int) -> dict[str, Any]:
+        """Move; return what it adds to the event."""
+        return {}
+
+    def skip(self, step: int) -> dict[str, Any]:
+        """Stand still at a step that moves nothing, where `backward` and `after` are left out."""
+        return {}
+
+    def done(self) -> bool:
+        """Say whether nothing is left to learn; asked before each step, it must follow from what `state` holds."""
+        return False
+
+    def state(self) -> dict[str, Any] | None:
+        return None
+
+    def load(self, state: Any) -> None: ...
+
+
+class AuxiliaryLoss(Protocol):
+    """A loss beside the language model's, and what it trains beside the model; called in turn at each step."""
+
+    def parameters(self) -> list[nn.Parameter]: ...
+
+    def begin(self, batch: Batch) -> None:
+        """Take in the step's global batch."""
+
+    def loss(self, part: Batch, logits: Tensor) -> Tensor:
+        """Return what a part of it, just run through the model, adds to the loss; logits (B, N, V)."""
+
+    def state(self) -> dict[str, Any]: ...
+
+    def load(self, state: dict[str, Any]) -> None: ...
