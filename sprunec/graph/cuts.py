@@ -11,9 +11,9 @@ from sprunec.graph.graph import MISSING
 from sprunec.graph.sources import teacher
 from sprunec.graph.training_nodes import steps_of, training_options
 from sprunec.graph.weights import masks_digest
+from sprunec.plan.criterion_table import calibrates
 from sprunec.plan.format_checks import EVEN_FORM
 from sprunec.plan.plan import PassSpec, Plan
-from sprunec.plan.resolve import LOOKING
 from sprunec.plan.weights_notes import steps_warning, weights_warning
 
 CHANGES_WEIGHTS = ("train", "finetune", "train-mask", "sparsify", "compensate")
@@ -50,7 +50,7 @@ def score_mask(build: Builder, spec: PassSpec) -> None:
     build.evaluate_dense()
     options = _mask_options(spec) | {"criterion": spec.options["criterion"]} | build.look()
     inputs = {"model": build.latest["model"]}
-    if spec.options["criterion"] in LOOKING:
+    if calibrates(spec.options["criterion"]):
         options |= _look_options(build, spec)
         inputs |= build.data_inputs()
     suffix = "-".join(spec.options["unit"])

@@ -12,7 +12,7 @@ from sprunec.errors import PassError
 from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.families.cpm_ant.sizes import Amount, layer_sizes, parameters_without, removable, unit_cost, unit_sizes
 from sprunec.masks.granularity import Group, Multiples, Values, groups, remainder
-from sprunec.units import SUBLAYERS, Key
+from sprunec.units import INSIDE, SUBLAYERS, Key, sublayers_of
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,14 @@ class SizeBudget:
         return float(min(unit_cost(self.config, layer, unit) for layer, unit in self.keys))
 
     def expected(self, kept: Values) -> Tensor:
-        amounts = {key: _amount(value.double()) for key, value in kept.items()}
-        sizes = layer_sizes(self.config, SUBLAYERS if self.whole else self.units, amounts)
+        counted = SUBLAYERS if self.whole else self.units
+        with_norm = sublayers_of(unit for unit in counted if unit not in INSIDE)
+        amounts = {}
+        for key, value in kept.items():
+            value = value.double()
+            some = 1.0 - (1.0 - value).prod() if INSIDE.get(key[1]) in with_norm else 1
+            amounts[key] = Amount(value.sum(), some)
+        sizes = layer_sizes(self.config, counted, amounts)
         total = torch.stack([torch.as_tensor(size, dtype=torch.double) for size in sizes]).sum()
         return total + (self.config.parameters() - self.config.prunable_parameters() if self.whole else 0)
 
@@ -142,11 +148,6 @@ class SizeBudget:
 
     def _without(self, scores: Values, gone: Iterable[Group]) -> float:
         return float(self.expected(self._masks(scores, gone)))
-
-
-def _amount(kept: Tensor) -> Amount:
-    """Of units that are kept with these probabilities: how many are expected, and how likely there is one."""
-    return Amount(kept.sum(), 1.0 - (1.0 - kept).prod())
 
 
 def _most(limit: int, fits: Callable[[int], bool]) -> int:

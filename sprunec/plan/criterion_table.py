@@ -29,3 +29,8 @@ class Criterion:
 
 
 CRITERIA = Registry(Criterion, "sprunec.masks.criteria")
+
+
+def calibrates(criterion: object) -> bool:
+    """Whether scoring by it runs batches through the model; what a plan writes need not be a criterion's name."""
+    return isinstance(criterion, str) and criterion in CRITERIA and CRITERIA[criterion].calibrates
