@@ -79,7 +79,7 @@ def comparable(scores: Mapping[Key, Tensor], target: Mapping[str, Any]) -> dict[
 
 
 def ranks(scores: Mapping[Key, Tensor]) -> dict[Key, Tensor]:
-    """Each unit's place among all of its kind, in (0, 1], so that every kind gives the same share of its units.
+    """Each unit's rank among all of its kind, in (0, 1], so that every kind gives the same share of its units.
 
     How much a head is worth says little of how much a dim is: errors of both in one order keep all heads and few dims.
     """
@@ -134,5 +134,5 @@ def _magnitude(block: TracedBlock, unit: str, weights: Mapping[str, Tensor]) -> 
 def _energy(tensor: Tensor, dim_groups: tuple[int, ...], dim: int, group: int, sizes: Mapping[int, int]) -> Tensor:
     """(units,): the mean square of the slices of one tensor along one factor of one dim."""
     split: Tensor = tensor.detach().float().square().unflatten(dim, [sizes[g] for g in dim_groups])
-    place = dim + dim_groups.index(group)
-    return split.mean([d for d in range(split.dim()) if d != place]).cpu()
+    own = dim + dim_groups.index(group)
+    return split.mean([d for d in range(split.dim()) if d != own]).cpu()

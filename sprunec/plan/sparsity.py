@@ -17,14 +17,14 @@ from sprunec.families.cpm_ant.config import LayerShape, ModelConfig
 from sprunec.families.cpm_ant.shapes import Shape, expected_tensors
 from sprunec.plan.pointer import show
 from sprunec.plan.resolve import MASKS, Draft, Step
-from sprunec.units import WHOLE
+from sprunec.units import INSIDE, UNITS, WHOLE
 
 GROUP = 4
 CUTS = ("load-mask", *MASKS)
 _LEAST_LIKENESS = 0.6
 _LAYER = re.compile(r"\.\d+\.")  # the number of a layer in a tensor's name
 # a unit inside sublayers: its count target, and its size in a layer's shape
-_SIZES = {"head": ("num_heads", "heads"), "dim_head": ("dim_head", "dim_head"), "dim_ff": ("dim_ff", "dim_ff")}
+_SIZES = {unit: (UNITS[unit].target, UNITS[unit].field) for unit in INSIDE}
 
 
 def targeted(shapes: Mapping[str, Shape], parts: Iterable[str]) -> dict[str, Shape]:

@@ -150,14 +150,14 @@ def _tensor_slices(groups: Groups, keep: Keep) -> dict[str, dict[int, Indices]]:
     found: dict[str, dict[int, Indices]] = {}
     indices = functools.cache(lambda dim: dim_indices(groups, dim, keep))
     for name, dims in groups.tensors.items():
-        cut = {place: indices(tuple(dim)) for place, dim in enumerate(dims) if keep.keys() & set(dim)}
+        cut = {number: indices(tuple(dim)) for number, dim in enumerate(dims) if keep.keys() & set(dim)}
         if cut:
             found[name] = cut
     return found
 
 
 def _put_back(full: Tensor, small: Tensor, dims: Sequence[tuple[int, Indices]]) -> None:
-    """Write `small` into the places of `full`, in place, that `dims` keep."""
+    """Write `small` into the entries of `full` that `dims` keep, in place."""
     (dim, kept), *rest = dims
     index = torch.tensor(kept, dtype=torch.long, device=full.device)
     if rest:
@@ -175,7 +175,7 @@ def _indices(runs: Iterable[Sequence[int]]) -> Indices:
 
 
 def save_recipe(directory: Path, recipe: Recipe, shapes: Mapping[str, Sequence[int]]) -> Path:
-    """Keep the recipe of everything cut so far; what comes back is the place for the full-shape tensors."""
+    """Write the recipe of everything cut so far; returns the directory for the full-shape tensors."""
     origin = directory / "origin"
     origin.mkdir()
     write_new(origin / "recipe.json", json.dumps(recipe.to_dict(shapes)))

@@ -140,17 +140,17 @@ def _site(
     each = sum(parameters[name] for name in {name for name, _ in tensors} if name in parameters) // size
     everywhere: dict[str, list[int]] = {method: [] for method in programs}
     for group in groups:
-        # Programs number their groups alone; the same one has the same place in a tensor that they share.
+        # Programs number their groups alone; the same one has the same position in a tensor that they share.
         name, dim = axes.holding(group)[0]
-        place = axes.tensors[name][dim].index(group)
+        position = axes.tensors[name][dim].index(group)
         for method, program in programs.items():
-            everywhere[method].append(program.groups.tensors[name][dim][place])
+            everywhere[method].append(program.groups.tensors[name][dim][position])
     return Site(block, unit, size, {key: tuple(found) for key, found in everywhere.items()}, tuple(tensors), each)
 
 
 def factors(axes: Groups, node: str, dim: int, group: int) -> tuple[int, int]:
     """How many entries of a dim lie outside and inside one entry of `group`."""
     groups = axes.values[node][dim]
-    place = groups.index(group)
-    outer = math.prod(axes.sizes[g] for g in groups[:place])
-    return outer, math.prod(axes.sizes[g] for g in groups[place + 1 :])
+    position = groups.index(group)
+    outer = math.prod(axes.sizes[g] for g in groups[:position])
+    return outer, math.prod(axes.sizes[g] for g in groups[position + 1 :])

@@ -93,7 +93,7 @@ class LayerShape:
         """The shape once only `after` is left of `before`; both in the plan's input model's indices.
 
         Indices of heads are not columns of the bias table: a model that comes cut reads some of its columns only, and
-        counts its heads anew. So columns are looked up by the place that a head has among those before the cut.
+        counts its heads anew. So a head's column is that of its position among the heads before the cut.
         """
         heads, columns = after.get("head", ()), self.kept_heads
         if "head" in before and heads != before["head"]:
@@ -109,7 +109,7 @@ class ModelConfig:
     """A CPM-Ant's shape. `num_heads` counts the bias table's columns; `layers` says what each layer has.
 
     Attributes:
-        tie_word_embeddings: the head is the table that words are looked up in, not a tensor of its own.
+        tie_word_embeddings: the head is the table that tokens are looked up in, not a tensor of its own.
     """
 
     vocab_size: int

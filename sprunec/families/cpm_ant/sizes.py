@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping
+from functools import reduce
+from operator import add, mul
 from typing import Any, NamedTuple
 
 from sprunec.families.cpm_ant.config import VECTORS, LayerShape, ModelConfig
-from sprunec.units import INSIDE, SUBLAYERS, UNITS, Kept, Key, gate_units, sublayers_of
+from sprunec.units import INSIDE, UNITS, Kept, Key, gate_units, sublayers_of
 
 
 class Amount(NamedTuple):
@@ -29,11 +31,9 @@ def unit_sizes(config: ModelConfig, units: Iterable[str]) -> dict[Key, int]:
     """How many units of each kind each layer has; layers that have none are left out."""
     sizes: dict[Key, int] = {}
     for index, layer in enumerate(config.layers):
-        there = {INSIDE[unit] for unit in layer.counts}
-        counts = {
-            unit: int(not there.isdisjoint(UNITS[unit].sublayers)) for unit in ("block", *SUBLAYERS)
-        } | layer.counts
-        sizes |= {(index, unit): counts[unit] for unit in gate_units(units) if counts.get(unit)}
+        kinds = sublayers_of(layer.counts)
+        counts = layer.counts | dict.fromkeys((*kinds, "block") if kinds else (), 1)
+        sizes |= {(index, unit): counts[unit] for unit in gate_units(units) if unit in counts}
     return sizes
 
 
@@ -57,16 +57,21 @@ def layer_sizes(config: ModelConfig, units: Collection[str], kept: Mapping[Key, 
 
 
 def _layer_size(width: int, shape: LayerShape, index: int, norms: Mapping[str, int], kept: Mapping[Key, Amount]) -> Any:
-    total: Any = 0
+    sizes = []
     for kind, norm in norms.items():
         inside = {unit: n for unit, n in shape.counts.items() if INSIDE[unit] == kind}
         if inside:
             amounts = [kept.get((index, unit), Amount(count, 1)) for unit, count in inside.items()]
             once, each = VECTORS[kind]
-            there = norm * once * math.prod(amount.some for amount in amounts)
-            vectors = there + math.prod(amount.count for amount in amounts) * each
-            total = total + kept.get((index, kind), Amount(1, 1)).count * vectors * width
-    return kept.get((index, "block"), Amount(1, 1)).count * total
+            vectors = reduce(mul, (amount.count for amount in amounts)) * each
+            if norm:
+                vectors = reduce(mul, (amount.some for amount in amounts)) * once + vectors
+            sizes.append(_gated(vectors, kept.get((index, kind))) * width)
+    return _gated(reduce(add, sizes), kept.get((index, "block"))) if sizes else 0
+
+
+def _gated(size: Any, gate: Amount | None) -> Any:
+    return size if gate is None else gate.count * size
 
 
 def removable(config: ModelConfig, units: Collection[str]) -> int:

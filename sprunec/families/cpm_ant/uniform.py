@@ -13,7 +13,7 @@ from typing import Any
 
 from sprunec.families.cpm_ant.config import CPM_LIVE_DEFAULTS, LAYER_SIZES, Divisors, ModelConfig
 
-HEAD_APART = "its head is a tensor of its own, and CPM-Live's classes have one table for words and head"
+HEAD_APART = "its head is a tensor of its own, and CPM-Live's classes have one table for tokens and head"
 
 
 def unevenness(config: ModelConfig) -> list[str]:
@@ -61,13 +61,13 @@ def fold_factors(config: ModelConfig) -> Iterator[tuple[str, float]]:
     """Tensors of `config`, and what each is multiplied by to compute the same in `even_config(config)`."""
     old, new = config.divisors, even_config(config).divisors
     for index, layer in enumerate(config.layers):
-        place = f"encoder.layers.{index}"
+        path = f"encoder.layers.{index}"
         if layer.heads:
-            yield f"{place}.self_att.self_attention.project_q.weight", math.sqrt(new.score / old.score)
+            yield f"{path}.self_att.self_attention.project_q.weight", math.sqrt(new.score / old.score)
             attention = math.sqrt(new.attention_out / old.attention_out)
-            yield f"{place}.self_att.self_attention.attention_out.weight", attention
+            yield f"{path}.self_att.self_attention.attention_out.weight", attention
         if layer.dim_ff:
-            yield f"{place}.ffn.ffn.w_out.weight", math.sqrt(new.feed_forward_out / old.feed_forward_out)
+            yield f"{path}.ffn.ffn.w_out.weight", math.sqrt(new.feed_forward_out / old.feed_forward_out)
 
 
 def cpm_live_config(config: ModelConfig, half: bool) -> dict[str, object]:
