@@ -8,6 +8,7 @@ from typing import Any
 
 from sprunec.errors import Diagnostic, show
 from sprunec.families.cpm_ant.config import LayerShape, ModelConfig
+from sprunec.plan.pointer import series
 from sprunec.plan.resolve import MASKS, Draft, Step
 from sprunec.plan.targets import WHOLE_TARGETS, Left, mismatched, most_kept
 from sprunec.units import COUNTED, counting
@@ -177,20 +178,15 @@ def short_message(key: str, wanted: int, short: Mapping[int, int | None]) -> str
     alike: dict[int | None, list[int]] = {}
     for index, most in short.items():
         alike.setdefault(most, []).append(index)
-    parts = [f"{_named(indices)} {_kept(key, most, len(indices) > 1)}" for most, indices in alike.items()]
+    parts = [_keep(indices, key, most) for most, indices in alike.items()]
     more = f" and {len(parts) - MOST_NAMED} more numbers" if len(parts) > MOST_NAMED else ""
     return f"not every layer has {wanted} {COUNTED[key].several}: {', '.join(parts[:MOST_NAMED])}{more}"
 
 
-def _named(indices: Sequence[int]) -> str:
-    if len(indices) == 1:
-        return f"layer {indices[0]}"
-    if len(indices) > MOST_NAMED:
-        return f"layers {', '.join(map(str, indices[:MOST_NAMED]))} and {len(indices) - MOST_NAMED} more"
-    return f"layers {', '.join(map(str, indices[:-1]))} and {indices[-1]}"
-
-
-def _kept(key: str, most: int | None, several: bool) -> str:
+def _keep(indices: Sequence[int], key: str, most: int | None) -> str:
+    several, more = len(indices) > 1, len(indices) - MOST_NAMED
+    names = [*map(str, indices[:MOST_NAMED]), *([f"{more} more"] if more > 0 else [])]
+    who = f"layer{'s' if several else ''} {series(names, 'and')}"
     if most is None:
-        return f"{'have' if several else 'has'} no {COUNTED[key].sublayers[0].replace('_', '-')}"
-    return f"{'keep' if several else 'keeps'} {most or 'none'}"
+        return f"{who} {'have' if several else 'has'} no {COUNTED[key].sublayers[0].replace('_', '-')}"
+    return f"{who} {'keep' if several else 'keeps'} {most or 'none'}"
