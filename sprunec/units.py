@@ -58,13 +58,13 @@ def gate_units(units: Iterable[str]) -> tuple[str, ...]:
 
 
 def counting(target: str) -> tuple[str, ...]:
-    """The units, as plans name them, that a count target can count."""
+    """Give the units, as plans name them, that a count target can count."""
     unit = COUNTED[target].name
     return (unit, "layer") if unit in SUBLAYERS else (unit,)
 
 
 def sublayers_of(units: Iterable[str]) -> tuple[str, ...]:
-    """The kinds of sublayers that units are, or lie inside."""
+    """Give the kinds of sublayers that units are, or lie inside."""
     given = gate_units(units)
     return tuple(kind for kind in SUBLAYERS if any(kind in UNITS[unit].sublayers for unit in given))
 
@@ -79,12 +79,12 @@ class Kept(tuple[Mapping[str, Indices], ...]):
 
     @classmethod
     def all(cls, counts: Iterable[Mapping[str, int]]) -> Kept:
-        """Everything, of layers that have so many units of each kind."""
+        """Keep everything of layers that have so many units of each kind."""
         return cls({unit: tuple(range(count)) for unit, count in layer.items()} for layer in counts)
 
     @classmethod
     def whole_sublayers(cls, layers: Iterable[Mapping[str, Collection[int]]]) -> Kept:
-        """Without the sublayers that are left with none of one of their units."""
+        """Drop the sublayers that are left with none of one of their units."""
         found = []
         for layer in layers:
             empty = {INSIDE[unit] for unit, indices in layer.items() if not indices}
@@ -92,15 +92,15 @@ class Kept(tuple[Mapping[str, Indices], ...]):
         return cls(found)
 
     def has(self, layer: int, unit: str) -> bool:
-        """Whether a layer has the sublayer that the unit is or lies in, or for blocks any."""
+        """Tell whether a layer has the sublayer that the unit is or lies in, or for blocks any."""
         return any(INSIDE[each] in UNITS[unit].sublayers for each in self[layer])
 
     def units(self, layer: int, unit: str) -> Indices:
-        """The indices of a layer's units of one kind; a sublayer or a block that is there is one unit."""
+        """Give the indices of a layer's units of one kind; a sublayer or a block that is there is one unit."""
         return self[layer].get(unit, ()) if unit in INSIDE else (0,) * self.has(layer, unit)
 
     def inside(self, before: Kept) -> Cut:
-        """The same in the indices of a model that has only `before` left."""
+        """Say the same in the indices of a model that has only `before` left."""
         found = []
         for layer, given in zip(self, before, strict=True):
             position = {unit: {index: i for i, index in enumerate(indices)} for unit, indices in given.items()}
@@ -108,7 +108,7 @@ class Kept(tuple[Mapping[str, Indices], ...]):
         return Cut(found)
 
     def then(self, masks: Mapping[Key, Sequence[bool]]) -> Kept:
-        """What masks over the units that are left leave; one that closes all of its units closes their sublayers."""
+        """Apply masks over the units that are left; one that closes all of its units closes their sublayers."""
         left = []
         for number, layer in enumerate(self):
             here = {unit: masks[(number, unit)] for unit in UNITS if (number, unit) in masks}
@@ -120,14 +120,14 @@ class Kept(tuple[Mapping[str, Indices], ...]):
         return Kept(left)
 
     def common(self, other: Kept) -> Kept:
-        """What both have."""
+        """Keep what both have."""
         return Kept.whole_sublayers(
             {unit: tuple(filter(frozenset(its[unit]).__contains__, layer[unit])) for unit in layer if unit in its}
             for layer, its in zip(self, other, strict=True)
         )
 
     def to_json(self) -> list[dict[str, list[int] | None]]:
-        """One object a layer; null where a sublayer is absent."""
+        """Make one object a layer; null where a sublayer is absent."""
         return [{UNITS[unit].field: list(layer[unit]) if unit in layer else None for unit in INSIDE} for layer in self]
 
     @classmethod

@@ -76,7 +76,7 @@ class CountBudget:
         return masks | self._best({key: scores[key] for key in alive}, count)
 
     def _best(self, scores: Values, count: int) -> dict[Key, Tensor]:
-        """Bool masks of `count` units, or of as many as make whole groups."""
+        """Keep the best `count` units, or as many as make whole groups."""
         masks = {key: torch.zeros(value.numel(), dtype=torch.bool) for key, value in scores.items()}
         ranked = [group for key, value in scores.items() for group in groups(key, value, self.multiple)]
         for _, key, units in sorted(ranked, key=lambda group: group[0], reverse=True)[: count // self.multiple]:
@@ -88,7 +88,7 @@ class CountBudget:
         return float(sum(sizes.get(key, 0) for key in self.keys))
 
     def _open(self, gates: Values, layer: int) -> Tensor:
-        """How likely all gates around a layer's units are open."""
+        """Tell how likely all gates around a layer's units are open."""
         present = [gates[(layer, kind)].double().sum() for kind in self.around if (layer, kind) in gates]
         return torch.stack(present).prod() if present else torch.ones((), dtype=torch.double)
 
@@ -97,7 +97,7 @@ Budget = CountBudget | SizeBudget
 
 
 def settled(budget: Budget, expected: float) -> bool:
-    """Within half a unit or 2% of the budget's size of its target, whichever is more."""
+    """Tell whether a size is within half a unit or 2% of the full size of its target, whichever is more."""
     return abs(expected - budget.target) <= tolerance(budget)
 
 
@@ -113,7 +113,7 @@ def make_budgets(
     tie_heads: bool = False,
     multiple_of: Mapping[str, int] = NO_MULTIPLES,
 ) -> tuple[Budget, ...]:
-    """The budgets of a pass on a model of shape `config`.
+    """Make the budgets of a pass on a model of shape `config`.
 
     Args:
         tie_heads: keep the same heads in all layers.
@@ -146,7 +146,7 @@ def make_budgets(
 def _count_budgets(
     sizes: Mapping[Key, int], target: Mapping[str, int], unit: Unit, budget: str, multiples: Multiples
 ) -> list[CountBudget]:
-    """Sublayers and blocks are counted over the model; units inside them by layer, or on average over the layers."""
+    """Count sublayers and blocks over the model, units inside them by layer or on average over the layers."""
     name, count, multiple = unit.target, target[unit.target], multiples.get(unit.name, 1)
     keys = tuple(key for key in sizes if key[1] == unit.name)
     full = float(sum(sizes[key] for key in keys))
@@ -169,7 +169,7 @@ def _count_budgets(
 
 
 def allocated(budgets: Iterable[Budget], scores: Values) -> tuple[Budget, ...]:
-    """A budget for each layer and kind of unit instead: as many as the given ones would keep of it by the scores."""
+    """Make a budget for each layer and kind of unit: as many as the given ones would keep of it by the scores."""
     return tuple(
         CountBudget(f"{unit} layer {layer}", ((layer, unit),), float(mask.numel()), float(mask.sum()))
         for (layer, unit), mask in fill_all(budgets, scores).items()
@@ -177,7 +177,7 @@ def allocated(budgets: Iterable[Budget], scores: Values) -> tuple[Budget, ...]:
 
 
 def fill_all(budgets: Iterable[Budget], scores: Values) -> dict[Key, Tensor]:
-    """Bool masks over all scored units that meet every budget; sublayers are decided before what is inside them."""
+    """Make bool masks over all scored units that meet every budget; sublayers come before what is inside them."""
     masks: dict[Key, Tensor] = {}
     for budget in budgets:
         masks |= budget.fill(scores, masks)

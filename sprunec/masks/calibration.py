@@ -34,12 +34,12 @@ class Moments:
     streams: dict[tuple[int, str], float]
 
     def of_unit(self, block: int, unit: str) -> list[tuple[Projection, Tensor, tuple[int, int, int]]]:
-        """The projections that a kind of unit goes into, with how their features are made of it."""
+        """Give the projections that a kind of unit goes into, with how their features are made of it."""
         found = [(projection, moment, projection.units(unit)) for projection, moment in self.inputs.values()]
         return [(p, moment, units) for p, moment, units in found if p.block.index == block and units is not None]
 
     def share(self, block: int, kind: str) -> float:
-        """How much of the energy behind a sublayer is the sublayer's own."""
+        """Tell how much of the energy behind a sublayer is the sublayer's own."""
         return self.branches[(block, kind)] / max(self.streams[(block, kind)], 1e-30)
 
 
@@ -85,7 +85,7 @@ class _Sums:
         self._count += int(used.sum())
 
     def hook(self, name: Any, total: Callable[[Tensor], Tensor], dim: int = -1) -> Callable[..., None]:
-        """Adds to a sum what `total` makes of a module's output (positions, features), whose features are `dim`."""
+        """Make a hook that adds up what `total` makes of a module's output; its dim `dim` holds the features."""
 
         def add(_: nn.Module, given: Any, result: Tensor) -> None:
             value = total(result.movedim(dim, -1)[self._used].flatten(0, -2).float())

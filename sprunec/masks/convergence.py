@@ -55,11 +55,11 @@ class Convergence:
         return {"settled_steps": self.steady, "warning": self.warning}
 
     def converged(self, expected: Sequence[float]) -> bool:
-        """Settled for long enough, and still so after the last step's update."""
+        """Tell whether it has been settled for long enough, and still is after the last step's update."""
         return self.steady >= max(STEADY_STEPS, int(STEADY_SHARE * self.steps)) and max(self._over(expected)) <= 0.0
 
     def ending(self, step: int, expected: Sequence[float]) -> list[str]:
-        """How the pass ended after `step` steps, as notes; none where it settled and took all of them."""
+        """Say how the pass ended after `step` steps; nothing where it settled and took all of them."""
         if step < self.steps:
             return [f"settled after {step} of {self.steps} steps; the others were left out"]
         rows = zip(self.budgets, expected, self._over(expected), strict=True)
@@ -77,12 +77,12 @@ class Convergence:
         self.steady, self.recent, self.warning = state["calm"], list(state["recent"]), state["warning"]
 
     def _over(self, expected: Sequence[float]) -> list[float]:
-        """How far each budget is out of its tolerance, as a share of full; at most 0 where it is settled."""
+        """Tell how far each budget is out of its tolerance, as a share of full; at most 0 where it is settled."""
         rows = zip(self.budgets, expected, strict=True)
         return [(abs(size - budget.target) - tolerance(budget)) / budget.full for budget, size in rows]
 
     def _hopeless(self, left: int) -> bool:
-        """Whether the target is not reached at the rate of the recent steps."""
+        """Tell whether the target is out of reach at the rate of the recent steps."""
         # A warning must be sure of its ground: it needs a full window behind the ramp, in which no step was within its
         # tolerance (what was so lately swings around its target, and will settle), and steps that are left. The rate
         # is the mean of the window's older half less that of its newer one, over the distance of their middles, so

@@ -67,7 +67,7 @@ class Calibration:
 
 
 def _by(function: str) -> Callable[[Any], dict[Key, Tensor]]:
-    """A function of `masks/scores.py`, which is imported, and torch with it, when something is scored."""
+    """Name a function of `masks/scores.py`, which is imported, and torch with it, when something is scored."""
 
     def score(subject: Any) -> dict[Key, Tensor]:
         from sprunec.masks import scores

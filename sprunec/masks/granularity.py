@@ -18,7 +18,7 @@ Group = tuple[float, Key, tuple[int, ...]]  # the mean score, and whose units
 
 
 def groups(key: Key, scores: Tensor, size: int, *, worst_first: bool = False) -> list[Group]:
-    """Units of like scores together, the best first; the worst that make no whole group are in none.
+    """Put units of like scores together, the best first; the worst that make no whole group are in none.
 
     Args:
         worst_first: the other way round; of equals the first in the layer comes first in both.
@@ -32,12 +32,12 @@ def groups(key: Key, scores: Tensor, size: int, *, worst_first: bool = False) ->
 
 
 def remainder(scores: Tensor, size: int) -> Tensor:
-    """The units that are in no group."""
+    """Give the units that are in no group."""
     return torch.sort(scores.detach().cpu().double(), stable=True).indices[: scores.numel() % size]
 
 
 def by_kind(scores: Values, change: Callable[[Tensor], Tensor]) -> dict[Key, Tensor]:
-    """What `change` makes of the scores of all units of one kind, over all layers in one tensor."""
+    """Change the scores of all units of one kind together, those of all layers in one tensor."""
     found: dict[Key, Tensor] = {}
     for unit in dict.fromkeys(unit for _, unit in scores):
         keys = [key for key in scores if key[1] == unit]
@@ -47,5 +47,5 @@ def by_kind(scores: Values, change: Callable[[Tensor], Tensor]) -> dict[Key, Ten
 
 
 def round_down(count: float, size: int) -> float:
-    """The largest number of whole groups that is no more, in units; any count where groups are single units."""
+    """Give the largest number of whole groups that is no more, in units; any count of groups of one."""
     return count if size == 1 else float(count // size * size)

@@ -23,7 +23,7 @@ TIED = "head"
 
 
 def start_from(scores: Mapping[Key, Tensor]) -> dict[Key, Tensor]:
-    """Log-alphas that begin mostly open, in the order of the scores: 2 + the standardised log, per kind of unit."""
+    """Make log-alphas, mostly open, in the order of the scores: 2 + the standardised log, per kind of unit."""
 
     def start(values: Tensor) -> Tensor:
         logs = values.double().clamp(min=1e-30).log()
@@ -34,7 +34,7 @@ def start_from(scores: Mapping[Key, Tensor]) -> dict[Key, Tensor]:
 
 
 def tie(scores: Mapping[Key, Tensor]) -> dict[Key, Tensor]:
-    """Scores of the heads (heads,), summed over the layers and the same in each; of other units as they are."""
+    """Sum the scores of the heads (heads,) over the layers, the same in each; leave those of other units."""
     heads = [value for (_, unit), value in scores.items() if unit == TIED]
     total = torch.stack(heads).sum(0) if heads else None
     return {key: total if key[1] == TIED and total is not None else value for key, value in scores.items()}
@@ -42,12 +42,12 @@ def tie(scores: Mapping[Key, Tensor]) -> dict[Key, Tensor]:
 
 @torch.no_grad()
 def expected_size(budget: Budget, log_alphas: Mapping[Key, Tensor]) -> float:
-    """Of a budget, by how likely each gate is not 0."""
+    """Give what is expected of a budget, by how likely each gate is not 0."""
     return float(budget.expected({key: hard_concrete.kept_probability(value) for key, value in log_alphas.items()}))
 
 
 def settling(budget: Budget, log_alphas: Mapping[Key, Tensor]) -> dict[str, Any]:
-    """Where gates stand on a budget: what they expect of it, whether that is settled, how many are undecided."""
+    """Say where gates stand on a budget: what they expect of it, whether that is settled, how many are undecided."""
     expected = expected_size(budget, log_alphas)
     return {
         "name": budget.name,

@@ -15,14 +15,14 @@ DAMP = 0.01
 
 
 def damped(moment: Tensor) -> Tensor:
-    """H (C, C) with a share of its mean diagonal added, in float64, so that few batches do not fit noise."""
+    """Add a share of its mean diagonal to H (C, C), in float64, so that few batches do not fit noise."""
     exact = moment.double() if moment.device.type != "mps" else moment.cpu().double()
     mean = exact.diagonal().mean().clamp(min=1e-30)
     return exact + DAMP * mean * torch.eye(len(exact), dtype=exact.dtype, device=exact.device)
 
 
 def removal_errors(moment: Tensor, weight: Tensor, features: Tensor) -> Tensor:
-    """By how much the output's mean square error grows when units go, each time the one that costs least.
+    """Tell by how much the output's mean square error grows when units go, each time the one that costs least.
 
     Structured optimal brain surgery (Frantar & Alistarh 2022, Kurtić et al. 2023): the features that are left are
     refitted after every removal.
@@ -70,7 +70,7 @@ def _remove(inverse: Tensor, weight: Tensor, gone: Tensor) -> None:
 
 
 def refit(moment: Tensor, weight: Tensor, kept: Tensor, gate: Tensor | None = None) -> Tensor:
-    """The weight of the kept features that comes nearest to the output of all.
+    """Fit the weight of the kept features that comes nearest to the output of all.
 
     Args:
         moment: (C, C).

@@ -18,19 +18,19 @@ from sprunec.units import INSIDE, SIZE_TARGETS, Key
 
 
 def random(given: Weights | Calibration) -> dict[Key, Tensor]:
-    """A draw, to compare with."""
+    """Draw scores, to compare with."""
     noise = torch.Generator().manual_seed(given.seed)
     return {key: torch.rand(size, generator=noise) for key, size in given.sizes.items()}
 
 
 def magnitude(given: Weights | Calibration) -> dict[Key, Tensor]:
-    """The root mean square of all weights that a unit would take with it (Han et al. 2015, by structure)."""
+    """Score by the root mean square of all weights that a unit would take with it (Han et al. 2015, by structure)."""
     by_index, weights = {block.index: block for block in given.blocks}, given.weights
     return {(index, unit): _magnitude(by_index[index], unit, weights) for index, unit in given.sizes}
 
 
 def taylor(given: Calibration) -> dict[Key, Tensor]:
-    """The first-order change of the loss when a unit is closed (Molchanov et al. 2017): mean of |dL/dz| over batches.
+    """Score by the loss's first-order change when a unit is closed (Molchanov et al. 2017): mean |dL/dz| over batches.
 
     The model is left in eval mode, its gates open.
     """
@@ -51,7 +51,7 @@ def taylor(given: Calibration) -> dict[Key, Tensor]:
 
 
 def activation(given: Calibration) -> dict[Key, Tensor]:
-    """The energy of what a unit adds (Wanda, Sun et al. 2024, by structure), as a share of the stream that it joins.
+    """Score by the energy of what a unit adds (Wanda, Sun et al. 2024, by structure), as a share of its stream's.
 
     Of a unit inside a sublayer: the mean square of each input feature of the projection times that of its weights.
     """
@@ -64,7 +64,7 @@ def activation(given: Calibration) -> dict[Key, Tensor]:
 
 
 def reconstruction(given: Calibration) -> dict[Key, Tensor]:
-    """The mean square error of the sublayer's output without the unit, the others refitted, as a share of the stream.
+    """Score by the mean square error of the output without the unit, the others refitted, as a share of the stream.
 
     See `least_squares.removal_errors`; a whole sublayer leaves nothing to refit, and counts its energy.
     """
@@ -74,12 +74,12 @@ def reconstruction(given: Calibration) -> dict[Key, Tensor]:
 
 
 def comparable(scores: Mapping[Key, Tensor], target: Mapping[str, Any]) -> dict[Key, Tensor]:
-    """Scores as a target takes them: a size, which all kinds of units share, takes their ranks."""
+    """Make scores what a target takes: a size, which all kinds of units share, takes their ranks."""
     return dict(scores) if target.keys().isdisjoint(SIZE_TARGETS) else ranks(scores)
 
 
 def ranks(scores: Mapping[Key, Tensor]) -> dict[Key, Tensor]:
-    """Each unit's rank among all of its kind, in (0, 1], so that every kind gives the same share of its units.
+    """Rank each unit among all of its kind, in (0, 1], so that every kind gives the same share of its units.
 
     How much a head is worth says little of how much a dim is: errors of both in one order keep all heads and few dims.
     """

@@ -40,7 +40,7 @@ class SizeBudget:
         return self.target if self.wanted is None else self.wanted
 
     def within_reach(self) -> SizeBudget:
-        """Held to the size of all that is there, where more is asked for.
+        """Hold to the size of all that is there, where more is asked for.
 
         Raises:
             PassError: not even cutting everything is enough.
@@ -103,11 +103,11 @@ class SizeBudget:
         return replace(self, config=config).full
 
     def _more(self, scores: Values, gone: list[Group], rest: list[Group]) -> list[Group]:
-        """`gone` and as many of `rest`, in order, as leave no less than the target."""
+        """Add as many of `rest` to `gone`, in order, as leave no less than the target."""
         return gone + rest[: _most(len(rest), lambda n: self._without(scores, gone + rest[:n]) >= self.target)]
 
     def _fewer(self, scores: Values, gone: list[Group], alike: set[Key]) -> list[Group]:
-        """`gone` but for as many of these units, the best first, as still fit."""
+        """Take as many of these units out of `gone`, the best first, as still fit."""
         best = sorted((group for group in gone if group[1] in alike), key=lambda each: each[0], reverse=True)
 
         def without(count: int) -> list[Group]:
@@ -117,7 +117,7 @@ class SizeBudget:
         return without(_most(len(best), lambda n: self._without(scores, without(n)) <= self.target))
 
     def _by_cost(self, scores: Values) -> list[set[Key]]:
-        """The layers' kinds of units, those that cost alike together, the dearest first."""
+        """Put the layers' kinds of units that cost alike together, the dearest first."""
         alike: dict[int, set[Key]] = {}
         for key in scores:
             cost = unit_cost(self.config, *key) * self.multiples.get(key[1], 1)
@@ -125,7 +125,7 @@ class SizeBudget:
         return [alike[cost] for cost in sorted(alike, reverse=True)]
 
     def _last(self, scores: Values, gone: list[Group], order: list[Group]) -> Group:
-        """Of the lowest units of each kind and layer, those whose cut comes nearest below the target."""
+        """Find, of the lowest units of each kind and layer, those whose cut comes nearest below the target."""
         taken = set(gone)
         first: dict[Key, Group] = {}
         for group in order:
@@ -151,7 +151,7 @@ class SizeBudget:
 
 
 def _most(limit: int, fits: Callable[[int], bool]) -> int:
-    """The largest count up to `limit` for which `fits` holds, by bisection; it holds for 0."""
+    """Find the largest count up to `limit` for which `fits` holds, by bisection; it holds for 0."""
     low, high = 0, limit
     while low < high:
         middle = (low + high + 1) // 2

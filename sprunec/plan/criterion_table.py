@@ -32,5 +32,5 @@ CRITERIA = Registry(Criterion, "sprunec.masks.criteria")
 
 
 def calibrates(criterion: object) -> bool:
-    """Whether scoring by it runs batches through the model; what a plan writes need not be a criterion's name."""
+    """Tell whether scoring by it runs batches through the model; what a plan writes need not be a name."""
     return isinstance(criterion, str) and criterion in CRITERIA and CRITERIA[criterion].calibrates

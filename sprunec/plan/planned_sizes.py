@@ -19,7 +19,7 @@ _SHORT = ("short-layers", "short-of-multiples")
 
 
 def size_findings(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnostic]:
-    """What each mask pass asks of the model that reaches it."""
+    """Check what each mask pass asks of the model that reaches it."""
     if config is None:
         return
     left, cut = Left.of(config), False
@@ -44,14 +44,14 @@ class _Check:
     whose: str
 
     def findings(self, given: ModelConfig) -> Iterator[Diagnostic]:
-        """About the pass's targets; `given` is the model as it comes into the plan."""
+        """Check the pass's targets; `given` is the model as it comes into the plan."""
         found = [*self._targets("target"), *self._gates(), *self._multiples()]
         yield from found
         if not any(each.severity == "error" for each in found):
             yield from self._short(given)
 
     def after(self, wrong: list[str]) -> Left:
-        """What is left when the pass has done what it can; a wrong target is taken for none."""
+        """Give what is left when the pass has done what it can; a wrong target is taken for none."""
         strangers = mismatched(self.options["unit"], self.options["target"])
         pointer = f"{self.step.pointer}/target"
         fine = [key for key in self.options["target"] if key not in strangers and f"{pointer}/{key}" not in wrong]
@@ -67,12 +67,12 @@ class _Check:
         return " and ".join(show(unit) for unit in self.options["unit"])
 
     def _counts(self, where: str) -> dict[str, int]:
-        """The count targets that count units of this pass."""
+        """Give the count targets that count units of this pass."""
         strangers = mismatched(self.options["unit"], self.options[where])
         return {key: n for key, n in self.options[where].items() if key in COUNTED and key not in strangers}
 
     def _gates(self) -> Iterator[Diagnostic]:
-        """What the gates learn is measured as what is cut."""
+        """Check that what the gates learn is measured as what is cut."""
         if "gates_for" not in self.options:
             return
         if self.options["gates_for"].keys() == self.options["target"].keys():
@@ -97,7 +97,7 @@ class _Check:
                 yield self.draft.source.warn("nothing-to-cut", pointer, message, "give less, or remove the pass")
 
     def _trims(self, key: str) -> bool:
-        """Whether layers lose something only because what they keep is to be a multiple."""
+        """Tell whether layers lose something only because what they keep is to be a multiple."""
         if key in WHOLE_TARGETS or not self.left.known:
             return False
         sizes = (getattr(layer, COUNTED[key].field) for layer in self.left.config.layers)
@@ -119,7 +119,7 @@ class _Check:
             yield source.warn("nothing-to-cut", pointer, message, "give less, or remove the pass")
 
     def _multiples(self) -> Iterator[Diagnostic]:
-        """They are about units of the pass, no more than a layer has, and a count target is one."""
+        """Check that they are about units of the pass, no more than a layer has, and that a count target is one."""
         for name, multiple in self._multiple_of.items():
             pointer, most = f"{self.step.pointer}/multiple_of/{name}", self.left.counts[name]
             wanted, source = self.options["target"].get(name, 0), self.draft.source
@@ -137,7 +137,7 @@ class _Check:
                 yield source.find("uneven-target", f"{self.step.pointer}/target/{name}", message, hint)
 
     def _short(self, given: ModelConfig) -> Iterator[Diagnostic]:
-        """Counts that not every layer, or not all of them together, can keep."""
+        """Find counts that not every layer, or not all of them together, can keep."""
         counts = self._counts("target") if self.left.known else {}
         for key, wanted in counts.items():
             if key in WHOLE_TARGETS:
@@ -156,7 +156,7 @@ class _Check:
                 yield self.draft.source.warn("short-layers", pointer, message, hint)
 
     def _short_together(self, key: str, wanted: int) -> Iterator[Diagnostic]:
-        """A mean that whole multiples do not come up to."""
+        """Find a mean that whole multiples do not come up to."""
         multiple = self._multiple_of.get(key, 1)
         sizes = [size for layer in self.left.config.layers if (size := getattr(layer, COUNTED[key].field))]
         most, asked = sum(most_kept(size, size, multiple) for size in sizes), wanted * len(sizes)
@@ -167,14 +167,14 @@ class _Check:
 
 
 def short_layers(layers: Sequence[LayerShape], key: str, wanted: int, multiple: int = 1) -> dict[int, int | None]:
-    """By index, what the layers keep that cannot keep `wanted` of a count target; None: they have no such sublayer."""
+    """Tell what the layers keep that cannot keep `wanted` of a count target; None: they have no such sublayer."""
     sizes = [getattr(layer, COUNTED[key].field) for layer in layers]
     kept = {index: most_kept(size, wanted, multiple) if size else None for index, size in enumerate(sizes)}
     return {index: most for index, most in kept.items() if most is None or most < wanted}
 
 
 def short_message(key: str, wanted: int, short: Mapping[int, int | None]) -> str:
-    """`not every layer has 2 heads: layer 1 keeps 1, layers 2 and 5 have no attention`."""
+    """Say `not every layer has 2 heads: layer 1 keeps 1, layers 2 and 5 have no attention`."""
     alike: dict[int | None, list[int]] = {}
     for index, most in short.items():
         alike.setdefault(most, []).append(index)

@@ -85,7 +85,7 @@ class Cost:
 
 
 def cost(config: ModelConfig, setting: Setting) -> Cost:
-    """The peak of a device's memory in a training step, and its traffic."""
+    """Estimate the peak of a device's memory in a training step, and its traffic."""
     parameters = config.parameters()
     blocks = [unit_cost(config, index, "block") for index in range(config.num_layers)]
     n, outside, share = setting.devices, parameters - sum(blocks), setting.devices if setting.full else 1
@@ -101,7 +101,7 @@ def cost(config: ModelConfig, setting: Setting) -> Cost:
 
 
 def activations(config: ModelConfig, setting: Setting) -> float:
-    """Bytes kept for the backward pass; with `recompute` every block's input, and the inside of one block.
+    """Count the bytes kept for the backward pass; with `recompute` every block's input, and the inside of one block.
 
     Of a token the inputs of products are kept, in what products are taken in; of a norm its input and what it divides,
     in float32; of the attention its scores, in float32; of the loss its logits.
@@ -124,12 +124,12 @@ def block_activations(config: ModelConfig, index: int, setting: Setting) -> floa
 
 
 def shards_by_itself(parameters: int, memory: float) -> bool:
-    """What `"sharding": "auto"` does on devices of so many bytes: shards, once all of it would fill half of one."""
+    """Decide for `"sharding": "auto"` on devices of so many bytes: shards, once all of it would fill half of one."""
     return 4 * FLOAT * parameters > memory / 2
 
 
 def plan_costs(plan: Plan, devices: int) -> list[dict[str, Any]]:
-    """What the plan's largest training pass costs each of so many devices, for every sharding that it may get.
+    """Estimate what the largest training pass costs each of so many devices, for every sharding that it may get.
 
     The model is taken as it enters the plan, so it is at most so much.
     """

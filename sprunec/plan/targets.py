@@ -18,12 +18,12 @@ _SUFFIXES = {"K": 10**3, "M": 10**6, "B": 10**9}
 
 
 def mismatched(units: Collection[str], target: Iterable[str]) -> list[str]:
-    """The count targets that count none of the units."""
+    """List the count targets that count none of the units."""
     return [key for key in target if key in COUNTED and not set(counting(key)) & set(units)]
 
 
 def uncovered(units: Iterable[str], target: Collection[str]) -> list[str]:
-    """The count targets that are missing, `layer` needs two; a size target leaves none open."""
+    """List the count targets that are missing, `layer` needs two; a size target leaves none open."""
     if any(size in target for size in SIZE_TARGETS):
         return []
     needed = (key for unit in units for key in COUNTED if unit in counting(key))
@@ -31,7 +31,7 @@ def uncovered(units: Iterable[str], target: Collection[str]) -> list[str]:
 
 
 def parameter_count(written: float | str) -> int:
-    """300000000 and "300M" are one number."""
+    """Read a number of parameters: 300000000 and "300M" are one."""
     if isinstance(written, str):
         return round(Fraction(written[:-1]) * _SUFFIXES[written[-1]])
     return int(written)
@@ -65,21 +65,21 @@ class Left:
         return cls(counts, means, config, config.parameters())
 
     def most(self, key: str, budget: str) -> int:
-        """The largest count that means anything under this budget."""
+        """Give the largest count that means anything under this budget."""
         if budget == "global" and key in self.means:
             return min(int(self.means[key]), self.counts[key])
         return self.counts[key]
 
     def least_parameters(self, units: Iterable[str]) -> int:
-        """What stays when every one of these units is cut; of unknown shapes, when everything is."""
+        """Count what stays when every one of these units is cut; of unknown shapes, when everything is."""
         return parameters_without(self.config, units if self.known else ("block",))
 
     def unknown(self) -> Left:
-        """After a pass that may have cut anything."""
+        """Follow a pass that may have cut anything."""
         return replace(self, known=False)
 
     def after(self, target: Mapping[str, Any], budget: str, multiple_of: Mapping[str, int] = NO_MULTIPLES) -> Left:
-        """What is left once a pass has reached its target."""
+        """Follow a pass that reaches its target."""
         config = _cut(self.config, target, budget, multiple_of) if self.known else None
         if config is not None:
             return Left.of(config)
@@ -98,7 +98,7 @@ class Left:
     def planned(
         self, units: Collection[str], target: Mapping[str, Any], multiple_of: Mapping[str, int] = NO_MULTIPLES
     ) -> Left:
-        """As `after`; a count that layers share out by themselves is taken as the same in each.
+        """Follow as `after`; a count that layers share out by themselves is taken as the same in each.
 
         The parameters are then exact but for the norms of sublayers that end up empty. Where an earlier pass has chosen
         shapes by itself, a share of them is not known: the size before is kept. So they are never too few.
@@ -112,7 +112,7 @@ class Left:
 def _cut(
     config: ModelConfig, target: Mapping[str, Any], budget: str, multiple_of: Mapping[str, int]
 ) -> ModelConfig | None:
-    """The model after count targets; None where the pass itself chooses among unlike units."""
+    """Cut the model to count targets; None where the pass itself chooses among unlike units."""
     if any(size in target for size in SIZE_TARGETS):
         return None
     by_layer = [COUNTED[key] for key in target if key not in WHOLE_TARGETS]
@@ -132,24 +132,24 @@ def _cut(
 
 
 def _trimmed(layer: LayerShape, unit: Unit, wanted: int, multiple: int) -> LayerShape:
-    """A sublayer left with none of its units is absent."""
+    """Cut one layer to a count; a sublayer left with none of its units is absent."""
     most = most_kept(getattr(layer, unit.field), wanted, multiple)
     sizes: dict[str, Any] = {unit.field: most} if most else dict.fromkeys(_fields(unit), 0)
     return replace(layer, **sizes)
 
 
 def most_kept(size: int, wanted: int, multiple: int) -> int:
-    """Of a layer with `size` units that is asked for `wanted`, in whole multiples."""
+    """Tell what a layer of `size` units keeps that is asked for `wanted`, in whole multiples."""
     return min(size, wanted) // multiple * multiple
 
 
 def _fields(unit: Unit) -> tuple[str, ...]:
-    """What says how large the sublayers are that a unit is, or lies in."""
+    """Name the sizes of the sublayers that a unit is, or lies in."""
     return tuple(UNITS[name].field for name, kind in INSIDE.items() if kind in unit.sublayers)
 
 
 def _drop(layers: tuple[LayerShape, ...], keep: int, unit: Unit) -> tuple[LayerShape, ...] | None:
-    """Without all but `keep` of these sublayers, if they are alike: then it doesn't matter which ones go."""
+    """Drop all but `keep` of these sublayers, if they are alike: then it doesn't matter which ones go."""
     sizes = [tuple(getattr(layer, field) for field in _fields(unit)) for layer in layers]
     present = [index for index, size in enumerate(sizes) if any(size)]
     if len(present) > keep and len({sizes[index] for index in present}) > 1:

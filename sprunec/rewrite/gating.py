@@ -36,7 +36,7 @@ class Gates:
         self._modules = dict(modules)
 
     def set(self, block: int, unit: str, gate: Tensor) -> None:
-        """gate (units,), 1 is open; it may require gradients."""
+        """Set a gate (units,), 1 is open; it may require gradients."""
         setattr(self._modules[block].gates, unit, gate)
 
 

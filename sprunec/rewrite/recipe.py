@@ -36,7 +36,7 @@ class Recipe:
     removed: tuple[str, ...] = ()
 
     def cut(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The kept parts, as new contiguous tensors; whole tensors are passed on as they are."""
+        """Cut out the kept parts, as new contiguous tensors; whole tensors are passed on as they are."""
         found = {name: tensor for name, tensor in tensors.items() if name not in self.removed}
         for name in found.keys() & self.slices.keys():
             for dim, kept in self.slices[name].items():
@@ -44,7 +44,7 @@ class Recipe:
         return found
 
     def expand(self, full: Mapping[str, Tensor], small: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """`full` with the small model's tensors put back where they were cut from; cut parts keep what `full` has."""
+        """Put the small model's tensors back where they were cut from; cut parts keep what `full` has."""
         found = {**full, **small}
         for name in small.keys() & self.slices.keys():
             found[name] = full[name].clone()
@@ -56,7 +56,7 @@ class Recipe:
         _put_back(full, small.to(full.dtype), sorted(self.slices[name].items()))
 
     def then(self, later: Recipe) -> Recipe:
-        """One recipe that does what this and then `later` do."""
+        """Make one recipe that does what this and then `later` do."""
         slices = {name: dict(dims) for name, dims in self.slices.items() if name not in later.removed}
         for name, dims in later.slices.items():
             mine = slices.setdefault(name, {})
@@ -65,7 +65,7 @@ class Recipe:
         return Recipe(slices, tuple(dict.fromkeys((*self.removed, *later.removed))))
 
     def to_dict(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
-        """Readable: every tensor of `shapes`, with the [first, last + 1) runs of indices kept along each cut dim."""
+        """Name every tensor of `shapes`, with the [first, last + 1) runs of indices kept along each cut dim."""
         entries: dict[str, Any] = {}
         spans = functools.cache(lambda kept: [list(span) for span in runs(kept)])  # tensors of one site keep the same
         for name, shape in shapes.items():
@@ -89,7 +89,7 @@ class Recipe:
 
 
 def make_recipe(blocks: Iterable[TracedBlock], kept: Cut) -> Recipe:
-    """The recipe that leaves `kept` of the traced blocks.
+    """Make the recipe that leaves `kept` of the traced blocks.
 
     Raises:
         TraceError: something is to be cut where the trace found no site for it.
@@ -107,7 +107,7 @@ def make_recipe(blocks: Iterable[TracedBlock], kept: Cut) -> Recipe:
 
 
 def absent(block: TracedBlock, program: Program, kept: Cut) -> tuple[Residual, ...]:
-    """The residuals of one of the block's programs whose sublayers `kept` leaves out.
+    """List the residuals of one of the block's programs whose sublayers `kept` leaves out.
 
     Raises:
         TraceError: the program has other sublayers than the plain forward.
@@ -120,7 +120,7 @@ def absent(block: TracedBlock, program: Program, kept: Cut) -> tuple[Residual, .
 
 
 def keeps(block: TracedBlock, kept: Cut, method: str) -> Keep:
-    """Group number -> indices kept, for one method's graph; only groups that lose something."""
+    """Give the indices kept by group number, for one method's graph; only of groups that lose something."""
     result: Keep = {}
     for unit, indices in kept[block.index].items():
         if INSIDE[unit] not in block.sublayers():
@@ -138,7 +138,7 @@ def keeps(block: TracedBlock, kept: Cut, method: str) -> Keep:
 
 
 def dim_indices(groups: Groups, dim: Sequence[int], keep: Keep) -> Indices:
-    """The entries of a dim that is the product of `dim`'s groups."""
+    """Give the kept entries of a dim that is the product of `dim`'s groups."""
     flat = torch.zeros(1, dtype=torch.long)
     for group in dim:
         chosen = torch.tensor(keep.get(group, range(groups.sizes[group])), dtype=torch.long)
@@ -183,6 +183,6 @@ def save_recipe(directory: Path, recipe: Recipe, shapes: Mapping[str, Sequence[i
 
 
 def read_origin(directory: Path) -> tuple[Recipe, Tensors]:
-    """A recipe, and the full-shape tensors with the cut parts' last values."""
+    """Read a recipe, and the full-shape tensors with the cut parts' last values."""
     document = json.loads(read_file(directory / "origin" / "recipe.json"))
     return Recipe.from_dict(document), open_tensors(directory / "origin").only(document["tensors"])

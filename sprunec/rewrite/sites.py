@@ -38,7 +38,7 @@ class Site:
 def find_sites(
     block: str, module: nn.Module, programs: Mapping[str, Program], shared: set[str]
 ) -> tuple[dict[str, Site], dict[str, int], tuple[str, ...]]:
-    """The sites of a block by unit, the sizes of what looks like one but cannot be cut, and notes on why."""
+    """Find the sites of a block by unit, the sizes of what looks like one but cannot be cut, and notes on why."""
     forward = programs["forward"]
     kinds = Counter(residual.kind for residual in forward.residuals)
     notes = [f"{block} has {count} {kind} sublayers; none is cut" for kind, count in sorted(kinds.items()) if count > 1]
@@ -62,7 +62,7 @@ def find_sites(
 
 
 def _candidates(program: Program) -> dict[str, tuple[int, ...]]:
-    """What each unit's axis groups would be, whether or not they can be cut."""
+    """Find what each unit's axis groups would be, whether or not they can be cut."""
     found: dict[str, tuple[int, ...]] = {}
     owned = _owned(program)
     for core in program.cores:
@@ -81,12 +81,12 @@ def _candidates(program: Program) -> dict[str, tuple[int, ...]]:
 
 
 def _owned(program: Program) -> set[int]:
-    """The groups that parameters and buffers have."""
+    """Give the groups that parameters and buffers have."""
     return {group for dims in program.groups.tensors.values() for dim in dims for group in dim}
 
 
 def _summed_over(program: Program, kind: str) -> list[int]:
-    """The groups that parameters have and that sums inside a kind of sublayer go over, without the stream's own."""
+    """Give the groups of parameters that sums inside a kind of sublayer go over, without the stream's own."""
     owned = _owned(program)
     return [
         group
@@ -100,7 +100,7 @@ def _summed_over(program: Program, kind: str) -> list[int]:
 
 
 def _count(program: Program, unit: str, groups: tuple[int, ...]) -> int:
-    """How many units there are of what cannot be cut: one attention's heads may be a product of several axes."""
+    """Count the units of what cannot be cut: one attention's heads may be a product of several axes."""
     sizes = program.groups.sizes
     if unit == "head":
         return math.prod(sizes[group] for dim in program.cores[0].heads for group in dim if group in groups)
@@ -108,7 +108,7 @@ def _count(program: Program, unit: str, groups: tuple[int, ...]) -> int:
 
 
 def _obstacle(program: Program, groups: tuple[int, ...], parameters: set[str], shared: set[str]) -> str:
-    """Why these groups cannot be cut as one site; empty when they can."""
+    """Tell why these groups cannot be cut as one site; empty when they can."""
     axes = program.groups
     sizes = {axes.sizes[group] for group in groups}
     for group in groups:
@@ -149,7 +149,7 @@ def _site(
 
 
 def factors(axes: Groups, node: str, dim: int, group: int) -> tuple[int, int]:
-    """How many entries of a dim lie outside and inside one entry of `group`."""
+    """Count the entries of a dim outside and inside one entry of `group`."""
     groups = axes.values[node][dim]
     position = groups.index(group)
     outer = math.prod(axes.sizes[g] for g in groups[:position])

@@ -31,7 +31,7 @@ def rewrite(model: nn.Module, blocks: Sequence[TracedBlock], kept: Cut) -> nn.Mo
 
 
 def cut_block(block: TracedBlock, kept: Cut, tensors: Mapping[str, Tensor]) -> fx.GraphModule:
-    """The block as a graph module over already cut state `tensors`."""
+    """Make the block a graph module over already cut state `tensors`."""
     graphs = {method: copy.deepcopy(program.graph) for method, program in block.programs.items()}
     attributes: dict[str, Any] = {}
     device = index_device(block)
@@ -47,7 +47,7 @@ def cut_block(block: TracedBlock, kept: Cut, tensors: Mapping[str, Tensor]) -> f
 
 
 def index_device(block: TracedBlock) -> torch.device:
-    """Where new indices go: with the block's tensors, but never on meta, for nothing else has their values."""
+    """Choose where new indices go: with the block's tensors, but never on meta, for nothing else has their values."""
     device = next(iter(block.tensors().values()), torch.empty(0)).device
     return torch.device("cpu") if device.type == "meta" else device
 
@@ -58,7 +58,7 @@ def build(
     tensors: Mapping[str, Tensor],
     block: TracedBlock,
 ) -> fx.GraphModule:
-    """One graph module with a compiled method per graph, which it keeps by name in `graphs`.
+    """Build one graph module with a compiled method per graph, which it keeps by name in `graphs`.
 
     `buffers` are left out of its state dict.
     """

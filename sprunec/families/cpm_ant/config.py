@@ -90,7 +90,7 @@ class LayerShape:
         return tuple(range(self.heads)) if self.kept_heads is None else self.kept_heads
 
     def cut(self, before: LayerIndices, after: LayerIndices, table_heads: int) -> LayerShape:
-        """The shape once only `after` is left of `before`; both in the plan's input model's indices.
+        """Shape the layer once only `after` is left of `before`; both in the plan's input model's indices.
 
         Indices of heads are not columns of the bias table: a model that comes cut reads some of its columns only, and
         counts its heads anew. So a head's column is that of its position among the heads before the cut.
@@ -141,7 +141,7 @@ class ModelConfig:
         return cls(**base, divisors=divisors, layers=_read_layers(data, base), tie_word_embeddings=tied)
 
     def to_dict(self) -> dict[str, Any]:
-        """The CPM-Ant keys, then what only a cut model needs."""
+        """Write the CPM-Ant keys, then what only a cut model needs."""
         data = {"family": self.family} | {key: getattr(self, key) for key in CPM_LIVE_DEFAULTS}
         if not self.tie_word_embeddings:
             data["tie_word_embeddings"] = False
@@ -153,7 +153,7 @@ class ModelConfig:
         return data | {"divisors": asdict(self.divisors)}
 
     def absent_sublayers(self) -> dict[str, list[list[bool]]]:
-        """CPM-Live's key for them; nothing where none is."""
+        """Write CPM-Live's key for them; nothing where none is."""
         absent = [[layer.heads == 0, layer.dim_ff == 0] for layer in self.layers]
         return {"mask_modules": absent} if any(any(pair) for pair in absent) else {}
 
@@ -162,7 +162,7 @@ class ModelConfig:
         return self.segment_types**2 + self.position_bias_num_buckets
 
     def tables(self) -> dict[str, tuple[int, ...]]:
-        """Name and shape of the tensors outside the layers."""
+        """Give name and shape of the tensors outside the layers."""
         width = self.dim_model
         tables = {
             "prompt_embedding.weight": (self.prompt_types * self.prompt_length, width),
@@ -174,20 +174,20 @@ class ModelConfig:
         return tables if self.tie_word_embeddings else tables | {"lm_head.weight": (self.vocab_size, width)}
 
     def sublayer_parameters(self, index: int, sublayer: str) -> int:
-        """A whole sublayer's, its norm among them; 0 where it is absent."""
+        """Count a whole sublayer's, its norm among them; 0 where it is absent."""
         inner, (once, each) = self.layers[index].inner[sublayer], VECTORS[sublayer]
         return (once + each * inner) * self.dim_model if inner else 0
 
     def prunable_parameters(self) -> int:
-        """All sublayers with their norms."""
+        """Count all sublayers' with their norms."""
         return sum(self.sublayer_parameters(i, kind) for i in range(self.num_layers) for kind in SUBLAYER_TENSORS)
 
     def parameters(self) -> int:
-        """All, the embeddings, a head of its own, the bias table and the last norm with them."""
+        """Count all, the embeddings, a head of its own, the bias table and the last norm with them."""
         return sum(math.prod(shape) for shape in self.tables().values()) + self.prunable_parameters()
 
     def cut(self, before: Sequence[LayerIndices], after: Sequence[LayerIndices]) -> ModelConfig:
-        """The config once only `after` is left of `before`."""
+        """Give the config once only `after` is left of `before`."""
         triples = zip(self.layers, before, after, strict=True)
         return replace(self, layers=tuple(layer.cut(old, new, self.num_heads) for layer, old, new in triples))
 

@@ -14,7 +14,7 @@ MOST_LAYERS = 4096  # as the schema has it
 
 
 def expected_tensors(config: ModelConfig) -> dict[str, Shape]:
-    """Name and shape of every tensor; absent sublayers have none."""
+    """Give name and shape of every tensor; absent sublayers have none."""
     tensors: dict[str, Shape] = config.tables()
     for index, layer in enumerate(config.layers):
         for kind, inner in layer.inner.items():
@@ -26,7 +26,7 @@ def expected_tensors(config: ModelConfig) -> dict[str, Shape]:
 
 
 def guess_config(shapes: Mapping[str, Shape], path: str | Path) -> ModelConfig:
-    """The config of a bare checkpoint, as far as shapes tell; the prompt's length is CPM-Live's 32 if that can be.
+    """Guess the config of a bare checkpoint from its shapes; the prompt's length is CPM-Live's 32 if that can be.
 
     Raises:
         InputError: the names are not CPM-Ant's, or the shapes do not belong together.

@@ -28,7 +28,7 @@ def everything(config: ModelConfig) -> Kept:
 
 
 def unit_sizes(config: ModelConfig, units: Iterable[str]) -> dict[Key, int]:
-    """How many units of each kind each layer has; layers that have none are left out."""
+    """Count the units of each kind that each layer has; layers that have none are left out."""
     sizes: dict[Key, int] = {}
     for index, layer in enumerate(config.layers):
         kinds = sublayers_of(layer.counts)
@@ -38,7 +38,7 @@ def unit_sizes(config: ModelConfig, units: Iterable[str]) -> dict[Key, int]:
 
 
 def unit_cost(config: ModelConfig, layer: int, unit: str) -> int:
-    """The parameters of one unit, beside all others that the layer has."""
+    """Count the parameters of one unit, beside all others that the layer has."""
     if unit not in INSIDE:
         return sum(config.sublayer_parameters(layer, kind) for kind in UNITS[unit].sublayers)
     others = (n for other, n in config.layers[layer].counts.items() if INSIDE[other] == INSIDE[unit] and other != unit)
@@ -46,7 +46,7 @@ def unit_cost(config: ModelConfig, layer: int, unit: str) -> int:
 
 
 def layer_sizes(config: ModelConfig, units: Collection[str], kept: Mapping[Key, Amount]) -> list[Any]:
-    """By layer, the parameters that `units` can remove: whole sublayers with their norms, or what is inside them.
+    """Count by layer the parameters that `units` can remove: whole sublayers with norms, or what is inside them.
 
     Args:
         kept: how much there is of units; of others there is all.
@@ -75,10 +75,10 @@ def _gated(size: Any, gate: Amount | None) -> Any:
 
 
 def removable(config: ModelConfig, units: Collection[str]) -> int:
-    """The parameters that units can remove."""
+    """Count the parameters that units can remove."""
     return sum(layer_sizes(config, units, {}))
 
 
 def parameters_without(config: ModelConfig, units: Iterable[str]) -> int:
-    """What stays when every one of these units is cut; a sublayer without units goes with its norm."""
+    """Count what stays when every one of these units is cut; a sublayer without units goes with its norm."""
     return config.parameters() - removable(config, sublayers_of(units))

@@ -33,7 +33,7 @@ class Point:
         return f"[{self.side}]{self.module}"
 
     def width(self, config: ModelConfig) -> int:
-        """How wide the state is.
+        """Tell how wide the state is.
 
         Raises:
             KeyError: the model has no such module.
@@ -50,7 +50,7 @@ class Pair:
 
     @classmethod
     def read(cls, written: str) -> Pair:
-        """`[post]a:[pre]b`, student first.
+        """Read `[post]a:[pre]b`, student first.
 
         Raises:
             ValueError: it is not of this form.
@@ -65,7 +65,7 @@ class Pair:
 
 
 def state_widths(config: ModelConfig) -> dict[str, Widths]:
-    """Width of the first input and of the output of every module that is given hidden states; absent ones are left out.
+    """Give the widths of first input and output of every module that is given hidden states, and is there.
 
     Those that only group others (`encoder`, `self_att`) are never called, so they see nothing.
     """

@@ -17,7 +17,7 @@ HEAD_APART = "its head is a tensor of its own, and CPM-Live's classes have one t
 
 
 def unevenness(config: ModelConfig) -> list[str]:
-    """What differs from layer to layer, as messages; nothing where one width can stand for all those there are."""
+    """Say what differs from layer to layer; nothing where one width can stand for all those there are."""
     values = {size: _distinct(config, size) for size in LAYER_SIZES}
     found = [
         f"{size} is {min(each)} in one layer and {max(each)} in another"
@@ -30,12 +30,12 @@ def unevenness(config: ModelConfig) -> list[str]:
 
 
 def bias_columns(config: ModelConfig) -> list[tuple[int, ...]]:
-    """The distinct sets of columns of the bias table that layers with attention read."""
+    """Give the distinct sets of columns of the bias table that layers with attention read."""
     return _distinct(config, "bias_columns")
 
 
 def even_config(config: ModelConfig) -> ModelConfig:
-    """The same model in one width, its divisors those that follow from it; only layers' presence is left to say.
+    """Give the same model in one width, its divisors those that follow from it; only layers' presence is left to say.
 
     Raises:
         ValueError: layers differ; see `unevenness`.
@@ -58,7 +58,7 @@ def even_config(config: ModelConfig) -> ModelConfig:
 
 
 def fold_factors(config: ModelConfig) -> Iterator[tuple[str, float]]:
-    """Tensors of `config`, and what each is multiplied by to compute the same in `even_config(config)`."""
+    """Give the tensors, and what each is multiplied by to compute the same in `even_config(config)`."""
     old, new = config.divisors, even_config(config).divisors
     for index, layer in enumerate(config.layers):
         path = f"encoder.layers.{index}"
@@ -71,11 +71,11 @@ def fold_factors(config: ModelConfig) -> Iterator[tuple[str, float]]:
 
 
 def cpm_live_config(config: ModelConfig, half: bool) -> dict[str, object]:
-    """The JSON that CPM-Live's own classes read, of an even config."""
+    """Write the JSON that CPM-Live's own classes read, of an even config."""
     keys: dict[str, object] = {key: getattr(config, key) for key in CPM_LIVE_DEFAULTS}
     return keys | {"dropout_p": 0.0, "half": half} | config.absent_sublayers()
 
 
 def _distinct(config: ModelConfig, value: str) -> list[Any]:
-    """The values that layers have, each once; those of absent sublayers are left out."""
+    """List the values that layers have, each once; those of absent sublayers are left out."""
     return [found for found in dict.fromkeys(getattr(layer, value) for layer in config.layers) if found]
