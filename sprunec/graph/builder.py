@@ -15,7 +15,6 @@ from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.file_digests import file_stamp
 from sprunec.graph.graph import Graph, Node, Roles, digest_of
 from sprunec.graph.notes import resolved
-from sprunec.graph.planned import planned
 from sprunec.graph.sources import add_teacher
 from sprunec.graph.weights import masks_digest
 from sprunec.passes import evaluate, measure_speed
@@ -133,7 +132,7 @@ class Builder:
 
     def shrink(self, spec: PassSpec) -> None:
         """Count what a pass is going to cut."""
-        self.left = planned(self.left, *(spec.options[key] for key in ("unit", "target", "multiple_of")))
+        self.left = self.left.planned(*(spec.options[key] for key in ("unit", "target", "multiple_of")))
 
     def changes_weights(self) -> bool:
         """Whether the plan does more to the input's weights than to cut some away."""

@@ -89,8 +89,12 @@ def _read(path: Path) -> ModelConfig:
 
 def _layer(config: ModelConfig, index: int) -> dict[str, Any]:
     layer = config.layers[index]
-    attention = {"heads": layer.heads, "dim_head": layer.dim_head, "parameters": config.attention_parameters(index)}
-    feed_forward = {"dim_ff": layer.dim_ff, "parameters": config.feed_forward_parameters(index)}
+    attention = {
+        "heads": layer.heads,
+        "dim_head": layer.dim_head,
+        "parameters": config.sublayer_parameters(index, "attention"),
+    }
+    feed_forward = {"dim_ff": layer.dim_ff, "parameters": config.sublayer_parameters(index, "feed_forward")}
     return {
         "index": index,
         "attention": attention if layer.heads else None,

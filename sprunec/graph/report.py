@@ -13,11 +13,12 @@ from typing import Any
 
 from sprunec.durable import read_file, write_atomically
 from sprunec.errors import SprunecError
-from sprunec.families.cpm_ant.config import LayerKept, ModelConfig, kept_from_json
+from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.graph.graph import Graph, Node
 from sprunec.graph.store import Artifact, strict_json
 from sprunec.passes.compare_format import COMPARED as FORM_COMPARED
 from sprunec.plan.pass_table import PASSES
+from sprunec.units import Kept
 
 SPEEDS = ("tokens_per_second", "tokens_per_second_spread", "relative_speed")
 MEASURES = ("parameters", "loss", "perplexity", *SPEEDS, "sample")
@@ -66,7 +67,7 @@ class Report:
         if node.name == roles.source:  # what a model weighs is known before, or without, an evaluation
             self.data["models"]["dense"] = NOT_MEASURED | {"parameters": metrics["parameters"]}
         if node.name == roles.final:
-            self.data["kept"] = kept_document(kept_from_json(json.loads(read_file(artifact.path / "kept.json"))))
+            self.data["kept"] = kept_document(Kept.from_json(json.loads(read_file(artifact.path / "kept.json"))))
             if roles.origin:
                 self.data["models"]["masked"] = NOT_MEASURED | {"parameters": self.graph.parameters[0]}
                 self.data["models"]["small"] = NOT_MEASURED | {"parameters": read_parameters(artifact.path)}
@@ -117,11 +118,11 @@ def read_parameters(directory: Path) -> int:
     return ModelConfig.from_dict(json.loads(read_file(directory / "config.json"))).parameters()
 
 
-def kept_document(layers: tuple[LayerKept, ...]) -> dict[str, Any]:
+def kept_document(kept: Kept) -> dict[str, Any]:
     """Heads by index and feed-forward dims by count, by layer; null where the sublayer is absent."""
     return {
-        "attention": {str(i): None if k.heads is None else list(k.heads) for i, k in enumerate(layers)},
-        "feed_forward": {str(i): None if k.dim_ff is None else len(k.dim_ff) for i, k in enumerate(layers)},
+        "attention": {str(i): list(units["head"]) if "head" in units else None for i, units in enumerate(kept)},
+        "feed_forward": {str(i): len(units["dim_ff"]) if "dim_ff" in units else None for i, units in enumerate(kept)},
     }
 
 

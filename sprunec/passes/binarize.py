@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sprunec.durable import write_new
-from sprunec.passes.job import Job, Masking
+from sprunec.passes.job import Job, MaskOptions
 from sprunec.plan.pass_table import Pass
+from sprunec.units import COUNTED, INSIDE, Key
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,14 +20,11 @@ if TYPE_CHECKING:
     from sprunec.graph.builder import Builder
     from sprunec.graph.graph import Node
     from sprunec.masks.budgets import Budget
-    from sprunec.masks.unit_counts import Key
     from sprunec.plan.plan import PassSpec
-
-INSIDE_UNITS = ("head", "dim_head", "dim_ff")
 
 
 @dataclass(frozen=True, kw_only=True)
-class BinarizeOptions(Masking):
+class BinarizeOptions(MaskOptions):
     """What is kept of what was scored; `learned`: by gates that have learned another target."""
 
     allocation: str = ""
@@ -57,7 +55,7 @@ def allocation(spec: PassSpec) -> str:
     Of sublayers it says which, so that a pass over them alone would have nothing to learn.
     """
     free = spec.options["budget"] == "global" and not spec.options["tie_heads"]
-    free = free and not set(spec.options["unit"]).isdisjoint(INSIDE_UNITS)
+    free = free and not set(spec.options["unit"]).isdisjoint(INSIDE)
     return "scores" if free and spec.options.get("allocation") == "scores" else ""
 
 
@@ -70,18 +68,16 @@ def target_words(spec: PassSpec, target: Mapping[str, Any] | None = None) -> str
 
 
 def run(job: Job[BinarizeOptions]) -> dict[str, Any]:
-    from sprunec.families.cpm_ant.config import kept_to_json
-    from sprunec.masks.budgets import fill_all, make_budgets, shared_out
+    from sprunec.masks.budgets import allocated, fill_all, make_budgets
     from sprunec.masks.mask_tensors import START, load_scores
-    from sprunec.masks.unit_counts import apply_masks
 
     config, options, scores = job.config(), job.options, load_scores(job.inputs["scores"])
     wanted = (options.unit, options.target, options.budget, options.tie_heads, options.multiple_of)
     budgets = make_budgets(config, *wanted)
-    shared = shared_out(budgets, load_scores(job.inputs["scores"] / START)) if options.allocation else budgets
+    shared = allocated(budgets, load_scores(job.inputs["scores"] / START)) if options.allocation else budgets
     before = job.kept()
-    kept = apply_masks(before, fill_all(shared, scores))
-    write_new(job.out / "kept.json", json.dumps(kept_to_json(kept)))
+    kept = before.then({key: mask.tolist() for key, mask in fill_all(shared, scores).items()})
+    write_new(job.out / "kept.json", json.dumps(kept.to_json()))
     after = config.cut(before, kept)
     rows = [
         {"name": budget.name, "asked": budget.asked, "target": budget.target, "got": budget.measure(after)}
@@ -95,18 +91,17 @@ def run(job: Job[BinarizeOptions]) -> dict[str, Any]:
 
 def _shortfalls(config: ModelConfig, options: BinarizeOptions, budgets: Sequence[Budget]) -> list[str]:
     """What was asked for and is not there, as messages."""
-    from sprunec.masks.budgets import COUNTS
-    from sprunec.plan.shortfalls import short_layers, short_words
+    from sprunec.plan.planned_sizes import short_layers, short_message
 
     if options.budget == "per-layer":
         found = []
         for key, wanted in options.target.items():
             short = short_layers(config.layers, key, wanted, options.multiple_of.get(key, 1))
             short = {index: most for index, most in short.items() if most is not None}
-            found += [short_words(key, wanted, short)] if short else []
+            found += [short_message(key, wanted, short)] if short else []
         return found
     counted = {budget.name for budget in budgets}
-    gone = [f"{key}: the model has none left" for key in options.target if key in COUNTS and key not in counted]
+    gone = [f"{key}: the model has none left" for key in options.target if key in COUNTED and key not in counted]
     less = [f"{b.name}: {b.asked:,.0f} asked for, {b.target:,.0f} can be kept" for b in budgets if b.target < b.asked]
     return gone + less
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from sprunec.durable import read_file
 from sprunec.errors import ComparisonError
-from sprunec.passes.job import Batching, Job
+from sprunec.passes.job import BatchOptions, Job
 from sprunec.plan.pass_table import Pass
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ COMPARED = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareOptions(Batching):
+class CompareOptions(BatchOptions):
     """On how many tokens; None: as many as the model's size allows."""
 
     tokens: int | None

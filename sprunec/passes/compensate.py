@@ -9,18 +9,17 @@ these weights, so one still computes what the other does.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sprunec.passes.binarize import INSIDE_UNITS
-from sprunec.passes.job import Calibration, Job
+from sprunec.passes.job import CalibrationOptions, Job
 from sprunec.plan.pass_table import Pass
+from sprunec.units import INSIDE, Cut, gate_units
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from sprunec.families.cpm_ant.config import LayerKept
     from sprunec.graph.builder import Builder
     from sprunec.masks.calibration import Moments
     from sprunec.plan.plan import PassSpec
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RefitOptions(Calibration):
+class RefitOptions(CalibrationOptions):
     """Which units have gates; `learned`: their soft gates count."""
 
     unit: tuple[str, ...]
@@ -42,7 +41,7 @@ def add(build: Builder, spec: PassSpec, masks: str, scores: str = "") -> None:
     if spec.options["compensate"] is None:
         return
     learned = scores == build.model
-    options = build.options(RefitOptions, spec, unit=spec.options.get("unit", INSIDE_UNITS), learned=learned)
+    options = build.options(RefitOptions, spec, unit=spec.options.get("unit", tuple(INSIDE)), learned=learned)
     inputs = {"model": build.model, "masks": masks} | build.data_inputs()
     inputs |= {"scores": scores} if learned else {}
     build.model = build.add("compensate", options, inputs, about=spec.options["compensate"])
@@ -50,9 +49,8 @@ def add(build: Builder, spec: PassSpec, masks: str, scores: str = "") -> None:
 
 def run(job: Job[RefitOptions]) -> dict[str, Any]:
     from sprunec.masks import gates as hard_concrete
-    from sprunec.masks.calibration import look
+    from sprunec.masks.calibration import calibrate
     from sprunec.masks.mask_tensors import load_scores
-    from sprunec.masks.unit_counts import gate_units
     from sprunec.rewrite.gating import insert_gates
 
     config, model = job.config(), job.model()
@@ -63,14 +61,14 @@ def run(job: Job[RefitOptions]) -> dict[str, Any]:
     soft = {key: hard_concrete.expected_gate(value) for key, value in learned.items()}
     for key, value in soft.items():
         gates.set(*key, value.to(job.place.device))
-    moments = look(model, blocks, job.batches(config), job.place)
+    moments = calibrate(model, blocks, job.batches(config), job.place)
     refitted = _refit_all(moments, job.left(), soft)
     state = {name: tensor for name, tensor in model.state_dict().items() if ".gates." not in name}
     job.save(state)
     return {"refitted": refitted}
 
 
-def _refit_all(moments: Moments, kept: Sequence[LayerKept], soft: Soft) -> int:
+def _refit_all(moments: Moments, kept: Cut, soft: Soft) -> int:
     """Refit in place; how many weights were refitted."""
     import torch
 
@@ -79,9 +77,8 @@ def _refit_all(moments: Moments, kept: Sequence[LayerKept], soft: Soft) -> int:
 
     count = 0
     for projection, moment in moments.inputs.values():
-        layer = kept[projection.block.index]
-        columns = projection.kept(keeps(projection.block, layer, "forward"))
-        if columns is None or not columns or _absent(projection, layer):
+        columns = projection.kept(keeps(projection.block, kept, "forward"))
+        if columns is None or not columns or _absent(projection, kept):
             continue
         weight, index = projection.weight, torch.tensor(columns)
         gate = _column_gate(projection, soft)
@@ -92,10 +89,10 @@ def _refit_all(moments: Moments, kept: Sequence[LayerKept], soft: Soft) -> int:
     return count
 
 
-def _absent(projection: Projection, kept: LayerKept) -> bool:
-    gone = {"attention": kept.heads is None, "feed_forward": kept.dim_ff is None}
-    owners = [r.kind for r in projection.block.forward.residuals if projection.tensor in r.tensors]
-    return any(gone[kind] for kind in owners)
+def _absent(projection: Projection, kept: Cut) -> bool:
+    block = projection.block
+    owners = [r.kind for r in block.forward.residuals if projection.tensor in r.tensors]
+    return not all(kept.has(block.index, kind) for kind in owners)
 
 
 def _column_gate(projection: Projection, soft: Soft) -> Tensor | None:

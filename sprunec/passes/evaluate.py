@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sprunec.errors import PassError
-from sprunec.passes.job import Batching, Job
+from sprunec.passes.job import BatchOptions, Job
 from sprunec.plan.pass_table import Pass
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ SAMPLE_PROMPT, SAMPLE_LENGTH, SAMPLE_TEMPERATURE = 48, 80, 0.7
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions(Batching):
+class EvaluateOptions(BatchOptions):
     """On how many tokens at most; None: on all that are held out."""
 
     tokens: int | None

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from sprunec.engines.world import World
-from sprunec.families.cpm_ant.config import LayerKept, ModelConfig, local
+from sprunec.families.cpm_ant.config import ModelConfig
+from sprunec.units import Cut, Kept
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -41,7 +42,7 @@ class Options:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Batching(Options):
+class BatchOptions(Options):
     """What decides a batch; there are no sizes where the plan has no data."""
 
     seed: int
@@ -50,7 +51,7 @@ class Batching(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Calibration(Batching):
+class CalibrationOptions(BatchOptions):
     """The batches that a pass looks at without training: those that training would see next."""
 
     batches: int
@@ -59,7 +60,7 @@ class Calibration(Batching):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Masking(Options):
+class MaskOptions(Options):
     """Which units go, and how many."""
 
     unit: tuple[str, ...]
@@ -131,15 +132,15 @@ class Job(Generic[O]):
 
         return traced(model, self.config(name))
 
-    def kept(self, name: str = "model") -> tuple[LayerKept, ...]:
+    def kept(self, name: str = "model") -> Kept:
         """What an input has left, by the indices of the plan's input model."""
         from sprunec.families.model_directory import read_kept
 
         return read_kept(self.directory(name))
 
-    def left(self, name: str = "model") -> list[LayerKept]:
+    def left(self, name: str = "model") -> Cut:
         """What the input `masks` leaves of a model, by this model's own indices."""
-        return [local(before, after) for before, after in zip(self.kept(name), self.kept("masks"), strict=True)]
+        return self.kept("masks").inside(self.kept(name))
 
     def mask(self, model: nn.Module, name: str = "model") -> nn.Module:
         """Put the input `masks` on a model that is as an input's, as multiplications."""
@@ -159,7 +160,7 @@ class Job(Generic[O]):
         from sprunec.data.batches import Packer, load_text_data
         from sprunec.families.cpm_ant.inputs import Prompted
 
-        directory, options = self.inputs["data"], cast(Batching, self.options)
+        directory, options = self.inputs["data"], cast(BatchOptions, self.options)
         width, order = options.max_length, {"batch_size": options.batch_size, "seed": options.seed}
         if (directory / SET_ABOUT).exists():
             from sprunec.bmcook.data.stream import load_live_data
@@ -174,5 +175,5 @@ class Job(Generic[O]):
 
     def batches(self, config: ModelConfig) -> Iterator[Batch]:
         """The batches to calibrate on: those that training would see next."""
-        data, options = self.data(config), cast(Calibration, self.options)
+        data, options = self.data(config), cast(CalibrationOptions, self.options)
         return (data.batch(options.first_step + number) for number in range(options.batches))

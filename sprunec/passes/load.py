@@ -29,6 +29,7 @@ class LoadOptions(Options):
 
 def run(job: Job[LoadOptions]) -> dict[str, Any]:
     from sprunec.families.cpm_ant.blocks import build, initialize
+    from sprunec.families.cpm_ant.sizes import everything
     from sprunec.families.model_directory import save_model
 
     config = ModelConfig.from_dict(job.options.config)
@@ -39,7 +40,7 @@ def run(job: Job[LoadOptions]) -> dict[str, Any]:
         _check_memory(config)
         model = build(config)
         initialize(model, job.options.seed or 0)
-        save_model(job.out, config, config.everything(), model.state_dict())
+        save_model(job.out, config, everything(config), model.state_dict())
     return {"parameters": config.parameters()} | ({"notes": notes} if notes else {})
 
 
@@ -67,6 +68,7 @@ def _take(path: Path, config: ModelConfig, out: Path) -> list[str]:
     from sprunec.families.cpm_ant.huggingface_names import Part, native_shapes, parts
     from sprunec.families.cpm_ant.scaling import native_outputs
     from sprunec.families.cpm_ant.shapes import expected_tensors
+    from sprunec.families.cpm_ant.sizes import everything
     from sprunec.families.model_directory import describe, save_outputs
 
     tensors = open_tensors(path)
@@ -78,10 +80,10 @@ def _take(path: Path, config: ModelConfig, out: Path) -> list[str]:
     if not tensors.is_whole:  # else the plan has been held against the headers, and knows what to ignore
         check_unused(config, tensors, path)
     if all(part == Part(name) for name, part in parts(config, tensors).items()):
-        describe(out, config, config.everything())
+        describe(out, config, everything(config))
         adopt_weights(path, out)
     else:
-        save_outputs(out, config, config.everything(), native_outputs(config, tensors))
+        save_outputs(out, config, everything(config), native_outputs(config, tensors))
     extra = sorted(native_shapes(config, tensors.shapes()).keys() - expected_tensors(config).keys())
     more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
     return [f"{path.name} has {extra[0]}{more}, which the config doesn't name: ignored"] if extra else []

@@ -13,7 +13,7 @@ from statistics import quantiles
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from sprunec.passes.job import Batching, Job
+from sprunec.passes.job import BatchOptions, Job
 from sprunec.plan.pass_table import Pass
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ BYTES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpeedOptions(Batching):
+class SpeedOptions(BatchOptions):
     """In what precision."""
 
     precision: str

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sprunec.engines.training import Distillation, Training
 from sprunec.errors import PassError
-from sprunec.passes.job import Batching, Job
+from sprunec.passes.job import BatchOptions, Job
 from sprunec.plan.pass_table import Pass
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainOptions(Training, Batching):
+class TrainOptions(Training, BatchOptions):
     """What every pass that trains is told."""
 
     precision: str

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sprunec.passes import binarize, compensate, cut
-from sprunec.passes.job import Calibration, Job, Masking
+from sprunec.passes.job import CalibrationOptions, Job, MaskOptions
 from sprunec.passes.train import INPUTS, TEACHER, TrainOptions, distiller_of, engine_of
+from sprunec.plan.criterion_table import CRITERIA
 from sprunec.plan.pass_table import Pass
+from sprunec.units import gate_units
 
 if TYPE_CHECKING:
     from sprunec.graph.builder import Builder
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GateOptions(TrainOptions, Calibration, Masking):
+class GateOptions(TrainOptions, CalibrationOptions, MaskOptions):
     """What gates learn, and where they start."""
 
     criterion: str
@@ -39,25 +41,25 @@ def lower(build: Builder, spec: PassSpec) -> None:
 
 def run(job: Job[GateOptions]) -> dict[str, Any]:
     from sprunec.engines.loop import fit, language_model_loss
-    from sprunec.masks.budgets import make_budgets, shared_out
-    from sprunec.masks.criteria import CRITERIA, Sight, comparable
+    from sprunec.masks.budgets import allocated, make_budgets
+    from sprunec.masks.criteria import Calibration
     from sprunec.masks.lagrangian import Lagrangian
     from sprunec.masks.learn import GateLearner, settling, start_from, tie
     from sprunec.masks.mask_tensors import START, save_scores
-    from sprunec.masks.unit_counts import gate_units
+    from sprunec.masks.scores import comparable
     from sprunec.rewrite.gating import insert_gates
 
     engine, config, options, model = engine_of(job), job.config(), job.options, job.model()
     place, data, blocks = engine.place, job.data(config), job.traced(model)
     gates = insert_gates(model, blocks, gate_units(options.unit))
-    sight = Sight(model, gates, blocks, job.batches(config), language_model_loss, place, options.seed)
-    scores = engine.world.broadcast(CRITERIA[options.criterion](sight))
+    given = Calibration(model, gates, blocks, job.batches(config), language_model_loss, place, options.seed)
+    scores = engine.world.broadcast(CRITERIA[options.criterion].score(given))
     budgets = make_budgets(config, options.unit, options.target, options.budget, options.tie_heads)
     allocating = comparable(scores, options.target)
     learner = GateLearner(
         gates,
         start_from(tie(scores) if options.tie_heads else scores),
-        Lagrangian(shared_out(budgets, allocating) if options.allocation else budgets, options.steps, options.ramp),
+        Lagrangian(allocated(budgets, allocating) if options.allocation else budgets, options.steps, options.ramp),
         steps=options.steps,
         rate=options.mask_learning_rate,
         seed=options.seed,

@@ -15,8 +15,8 @@ from sprunec.errors import Diagnostic, show
 from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.families.cpm_ant.uniform import bias_columns
 from sprunec.plan.resolve import Draft, Step
-from sprunec.plan.targets import SIZES
 from sprunec.registry import Registry
+from sprunec.units import INSIDE, SIZE_TARGETS
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from sprunec.families.base import Inputs
     from sprunec.plan.plan import Plan
 
-INSIDE = ("head", "dim_head", "dim_ff")
 Options = tuple[dict[str, Any], dict[str, tuple[Path, ...]]]
 
 
@@ -118,7 +117,7 @@ def heads_tied(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnostic]
 
 
 def _tie(draft: Draft, step: Step, options: Any, heads: bool, alike: bool) -> Iterator[Diagnostic]:
-    pointer, size = f"{step.pointer}/tie_heads", [key for key in SIZES if key in options["target"]]
+    pointer, size = f"{step.pointer}/tie_heads", [key for key in SIZE_TARGETS if key in options["target"]]
     if not heads:
         units = " and ".join(show(unit) for unit in options["unit"])
         message = f"tie_heads is about heads, and the pass cuts {units}"
@@ -150,7 +149,7 @@ def formats_fit(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnostic
 
 def _uneven(draft: Draft, step: Step, options: Mapping[str, Any], form: Format) -> Iterator[Diagnostic]:
     """Whether a pass may leave unlike layers, where one config must say what all have."""
-    size = [key for key in SIZES if key in options["target"]]
+    size = [key for key in SIZE_TARGETS if key in options["target"]]
     inside = [unit for unit in options["unit"] if unit in INSIDE]
     message, hint = "", ""
     if size and inside:

@@ -10,19 +10,19 @@ from types import MappingProxyType
 from typing import Any
 
 from sprunec.errors import Diagnostic
+from sprunec.plan.criterion_table import calibrates
 from sprunec.plan.pass_table import PASSES, UNKNOWN, Pass
 from sprunec.plan.schema import pass_names, properties, resolve
 from sprunec.plan.source import Source
 from sprunec.plan.targets import parameter_count
 
-LOOKING = ("taylor", "activation", "reconstruction")
 _WARMUP_SHARE = 20
 _GATE_PATH, _GATE_RATES = 30.0, (0.1, 1.0)  # far enough to open or close for good, in however few steps
 
 
 def takes_a_look(options: Mapping[str, Any]) -> bool:
     """Whether a pass that chooses a mask looks at the data to score units, or to compensate for them."""
-    return options.get("criterion") in LOOKING or options.get("compensate") is not None
+    return calibrates(options.get("criterion")) or options.get("compensate") is not None
 
 
 @dataclass(frozen=True)

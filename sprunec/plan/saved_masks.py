@@ -12,7 +12,7 @@ from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.plan.files import named_files
 from sprunec.plan.pointer import show
 from sprunec.plan.resolve import Draft, Step
-from sprunec.plan.targets import SUBLAYERS
+from sprunec.units import INSIDE
 
 NOTE = ".json"
 
@@ -65,7 +65,7 @@ def _form_unused(draft: Draft, step: Step) -> Iterator[Diagnostic]:
 def _form_says_too_little(draft: Draft, step: Step) -> Iterator[Diagnostic]:
     """`mask_modules` knows sublayers only."""
     options = step.options or {}
-    inside = [unit for unit in options.get("unit", ()) if unit not in SUBLAYERS]
+    inside = [unit for unit in options.get("unit", ()) if unit in INSIDE]
     if options.get("mask_form") == "mask_modules" and inside:
         message = (
             f'"mask_modules" says which sublayers are removed, and the pass cuts {" and ".join(map(show, inside))}'

@@ -12,6 +12,7 @@ from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.families.cpm_ant.config_checks import PAIRS_HINT, STATES_HINT
 from sprunec.families.cpm_ant.states import Pair, Point, state_widths
 from sprunec.plan.resolve import Draft, Step
+from sprunec.units import INSIDE, UNITS
 
 OTHER_ENGINE = 'or write "name": "torch"'
 # a loss: the options that only it reads
@@ -141,7 +142,7 @@ def _unlike(pair: Pair, config: ModelConfig, cut: Collection[str]) -> str:
     student, teacher = pair.student.width(config), pair.teacher.width(config)
     if student != teacher:
         return f"the student's state is {student} wide, the teacher's {teacher}"
-    for unit in ("head", "dim_head", "dim_ff"):
+    for unit in INSIDE:
         if unit in cut and _counts(unit, pair.student, config):
             return f"an earlier pass cuts {unit}, so the student's state is narrower than the teacher's {teacher}"
     return ""
@@ -149,6 +150,6 @@ def _unlike(pair: Pair, config: ModelConfig, cut: Collection[str]) -> str:
 
 def _counts(unit: str, point: Point, config: ModelConfig) -> bool:
     """Whether a state's width is made of this unit: it would change with its number."""
-    field = "heads" if unit == "head" else unit
+    field = UNITS[unit].field
     wider = (replace(layer, **{field: 2 * getattr(layer, field)}) for layer in config.layers)
     return point.width(replace(config, layers=tuple(wider))) != point.width(config)

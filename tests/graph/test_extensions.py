@@ -111,7 +111,7 @@ count-large = added.counting
 [sprunec.formats]
 plain = added.plain
 
-[sprunec.masks.criteri_]
+[sprunec.masks.criteria]
 last = added.last
 """
 
@@ -138,12 +138,12 @@ def sprunec(package: Path, *arguments: Any) -> subprocess.CompletedProcess[str]:
 
 def test_a_plan_runs_with_a_pass_a_format_and_a_criterion_of_another_package(package: Path, tmp_path: Path) -> None:
     heads = {"pass": "score-mask", "unit": "head", "target": {"num_heads": 3}, "budget": "per-layer"}
-    heads |= {"criterion": "magnitude"}
+    heads |= {"criterion": "last"}
     path = write(tmp_path, plan(TRAIN, heads, {"pass": "count-large", "above": 0.25}, EMIT | {"formats": ["plain"]}))
     done = sprunec(package, "run", path, "--out", tmp_path / "out", "--quiet")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
-    assert report["kept"]["attention"]["0"] != [0, 1, 2, 3, 4, 5, 6, 7]
+    assert report["kept"]["attention"]["0"] == [5, 6, 7]
     assert report["large"] > 0
     assert report["formats"]["plain"]["max_abs_difference"] <= report["formats"]["plain"]["tolerance"]
     assert (tmp_path / "out" / "model" / "plain" / "model.safetensors").is_file()

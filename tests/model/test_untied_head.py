@@ -24,6 +24,7 @@ from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.families.cpm_ant.head import has_own_head
 from sprunec.families.cpm_ant.model import CPMAnt
 from sprunec.families.cpm_ant.shapes import expected_tensors
+from sprunec.families.cpm_ant.sizes import everything
 from sprunec.families.model_directory import read_config
 from sprunec.graph.inspect import inspect_model
 from sprunec.passes import load
@@ -74,7 +75,7 @@ def test_config_says_so_only_where_it_is_apart() -> None:
     shapes = {name: tuple(tensor.shape) for name, tensor in build(apart).state_dict().items()}
     assert shapes == expected_tensors(apart)
     assert sum(map(prod, shapes.values())) == apart.parameters()
-    assert apart.cut(apart.everything(), apart.everything()) == apart
+    assert apart.cut(everything(apart), everything(apart)) == apart
 
 
 @torch.no_grad()
