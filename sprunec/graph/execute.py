@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -163,25 +163,13 @@ class Run:
         self._write(node)
 
     def _make(self, node: Node) -> Artifact:
-        """Run the pass, and name it in whatever goes wrong."""
         world = self.world if PASSES[node.pass_].trains else World()
         with self.store.writing() as directory:
             job = self._job(node, directory, world)
             world.announce(str(node.digest))
-            try:
-                with postponed() if world.size > 1 else nullcontext():  # who has lost another says so before it ends
-                    metrics = PASSES.home(node.pass_).run(job)
-            except SprunecError:
-                raise
-            except Exception as error:
-                if was_interrupted(error):
-                    raise KeyboardInterrupt from error
-                if isinstance(error, OSError) and is_foreseen(error):
-                    raise PassError(f"{node.name}: {disk_words(error, directory)}") from error
-                blamed = world.blame(error)
-                if blamed is not None:
-                    raise PassError(f"{node.name}: {blamed}") from error
-                raise UnexpectedError(_doing(node), error) from error
+            # Who has lost another rank says so before it is told to end.
+            with postponed() if world.size > 1 else nullcontext(), _named(node, directory, world):
+                metrics = PASSES.home(node.pass_).run(job)
             return self._keep(node, directory, metrics)
 
     def _job(self, node: Node, directory: Path, world: World) -> Job[Any]:
@@ -235,6 +223,24 @@ class Run:
         origin = origin_of(self.graph, self.report.data, made)
         artifacts = {name: artifact.path for name, artifact in self.done.items()}
         publish(self.graph, self.out, artifacts, origin, self.report.failed_forms())
+
+
+@contextmanager
+def _named(node: Node, directory: Path, world: World) -> Iterator[None]:
+    """Name the pass in whatever goes wrong in it."""
+    try:
+        yield
+    except SprunecError:
+        raise
+    except Exception as error:
+        if was_interrupted(error):
+            raise KeyboardInterrupt from error
+        if isinstance(error, OSError) and is_foreseen(error):
+            raise PassError(f"{node.name}: {disk_words(error, directory)}") from error
+        blamed = world.blame(error)
+        if blamed is not None:
+            raise PassError(f"{node.name}: {blamed}") from error
+        raise UnexpectedError(_doing(node), error) from error
 
 
 def _doing(node: Node) -> str:
