@@ -25,7 +25,7 @@ IGNORED = -100
 
 
 def draws(key: int, place: int, purpose: int = 0, part: int = 0) -> np.random.Generator:
-    """Random numbers that depend on nothing but these four."""
+    """Make random numbers that depend on nothing but these four."""
     return np.random.Generator(np.random.Philox(key=[key, place], counter=[0, 0, part, purpose]))
 
 
@@ -41,13 +41,13 @@ class Batch:
         return Batch(inputs, self.targets.to(device, non_blocking=True))
 
     def split(self, parts: int) -> list[Batch]:
-        """Equal shares of the rows."""
+        """Share the rows equally."""
         shares = {name: tensor.chunk(parts) for name, tensor in self.inputs.items()}
         targets = self.targets.chunk(parts)
         return [Batch({name: shares[name][i] for name in shares}, targets[i]) for i in range(len(targets))]
 
     def part(self, rows: slice, width: int) -> Batch:
-        """Some of the rows, cut off behind so many positions."""
+        """Take some of the rows, cut off behind so many positions."""
         inputs = {name: tensor[rows, ..., :width] for name, tensor in self.inputs.items() if tensor.dim() == 2}
         length = {"length": self.inputs["length"][rows].clamp(max=width)}
         return Batch(inputs | length, self.targets[rows, :width])
@@ -58,7 +58,7 @@ class Batch:
 
 
 def in_use(inputs: Inputs) -> Tensor:
-    """(B, N): the positions that are not padding."""
+    """Mark the positions that are not padding: (B, N)."""
     width = next(tensor.size(1) for tensor in inputs.values() if tensor.dim() == 2)
     return inputs["length"][:, None] > torch.arange(width, device=inputs["length"].device)
 
@@ -72,11 +72,11 @@ class Packer:
 
     @property
     def room(self) -> int:
-        """For the tokens of a row that has but one document."""
+        """Count the tokens that fit into a row of but one document."""
         return self.width - self.layout.overhead
 
     def pack(self, rows: Sequence[Sequence[Document]]) -> Batch:
-        """One row for each list of documents, which fit."""
+        """Make one row of each list of documents, which fit."""
         arranged, text = self.layout.arrange(rows, self.width)
         targets = np.full(text.shape, IGNORED, dtype=np.int64)
         targets[text] = np.concatenate([document.targets for row in rows for document in row])
@@ -84,7 +84,7 @@ class Packer:
         return Batch(inputs, torch.from_numpy(targets))
 
     def batches(self, documents: Iterable[Document], rows: int) -> Iterator[Batch]:
-        """One document a row."""
+        """Pack one document a row."""
         left = iter(documents)
         while some := list(islice(left, rows)):
             yield self.pack([[document] for document in some])
@@ -102,13 +102,13 @@ class Data(Protocol):
     """What every source of data offers to the passes."""
 
     def batch(self, step: int) -> Batch:
-        """The global batch of training step `step`, a function of the seed and the step."""
+        """Make the global batch of training step `step`, a function of the seed and the step."""
 
     def held_out_batches(self, tokens: int | None = None) -> Iterator[Batch]:
-        """The held-out part, always the same, each target once; stops after about so many targets."""
+        """Pack the held-out part, always the same, each target once; stop after about so many targets."""
 
     def sample(self, length: int) -> Sample | None:
-        """The first `length` ids of held-out text; None where nothing can turn ids into text."""
+        """Give the first `length` ids of held-out text; None where nothing can turn ids into text."""
 
     def decode(self, ids: Iterable[int]) -> str: ...
 
@@ -125,12 +125,12 @@ class TextData:
     seed: int
 
     def batch(self, step: int) -> Batch:
-        """The global batch of training step `step`: windows drawn anew for each step."""
+        """Make the global batch of training step `step`: windows drawn anew for each step."""
         starts = draws(self.seed, step).integers(0, self.train.size - self.packer.room, size=self.batch_size)
         return self.packer.pack([[self._window(self.train, start)] for start in starts])
 
     def held_out_batches(self, tokens: int | None = None) -> Iterator[Batch]:
-        """Consecutive windows over the held-out part, each target once; a short rest is padded.
+        """Pack consecutive windows over the held-out part, each target once; a short rest is padded.
 
         Args:
             tokens: stop after so many targets, to the window.
@@ -140,7 +140,7 @@ class TextData:
         return self.packer.batches((self._window(self.held_out, start) for start in starts), self.batch_size)
 
     def _window(self, ids: NDArray[np.int32] | SavedIds, start: int) -> Document:
-        """Tokens from a place on, as many as there is room for, and those that follow them, as far as there are any."""
+        """Cut out tokens, as many as there is room for, with those that follow them, as far as there are any."""
         piece = ids[start : start + self.packer.room + 1]
         tokens, following = piece[: self.packer.room], piece[1:]
         targets = np.pad(following, (0, tokens.size - following.size), constant_values=IGNORED)

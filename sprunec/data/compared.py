@@ -22,7 +22,7 @@ STATES = 2**24  # numbers in all hidden states, or in all that blocks are given 
 
 
 def affordable_tokens(config: Any) -> int:
-    """How many a model of this size is compared on unless a plan says another number."""
+    """Count the tokens that a model of this size is compared on unless a plan says another number."""
     affordable: int = OPERATIONS // (PER_PARAMETER * config.parameters())
     return max(LEAST_TOKENS, LEAST_TEXT + overhead(config), affordable)
 
@@ -30,7 +30,7 @@ def affordable_tokens(config: Any) -> int:
 def compared_batches(
     data: Data | None, config: Any, asked: int | None, most: int = sys.maxsize
 ) -> Iterator[list[Batch]]:
-    """Held-out text where there is any, else tokens drawn at random.
+    """Take held-out text where there is any, else tokens drawn at random.
 
     Args:
         asked: how many tokens the plan wants.
@@ -51,7 +51,7 @@ def compared_batches(
 
 
 def _first(batches: Iterable[Batch], tokens: int, least: int) -> Iterator[Batch]:
-    """Whole rows while they fit; where not one fits, the beginning of one, which has at least so many positions."""
+    """Take whole rows while they fit; where not one does, the beginning of one, of at least so many positions."""
     left = tokens
     for batch in batches:
         rows, width = batch.targets.shape
@@ -65,7 +65,7 @@ def _first(batches: Iterable[Batch], tokens: int, least: int) -> Iterator[Batch]
 
 
 def _groups(batches: Iterable[Batch], config: Any) -> Iterator[list[Batch]]:
-    """Batches, or parts of them, that are held at a time."""
+    """Group batches, or parts of them, by what is held at a time."""
     group: list[Batch] = []
     states = 0
     for batch in batches:
@@ -85,7 +85,7 @@ def _groups(batches: Iterable[Batch], config: Any) -> Iterator[list[Batch]]:
 
 
 def random_batch(config: Any, rows: int = 2, text: int = RANDOM_TEXT) -> Batch:
-    """Texts of tokens drawn at random, always the same; each token is asked for in its own place."""
+    """Draw texts at random, always the same; each token is asked for in its own place."""
     draw, layout = torch.Generator().manual_seed(0), family_of(config).layout(config)
     tokens = torch.randint(config.vocab_size, (rows, text), generator=draw).numpy()
     documents = [[Document(row, np.zeros(text, dtype=bool), row)] for row in tokens]

@@ -42,12 +42,12 @@ class Pairs:
 
 
 def read_pairs(paths: Sequence[Path]) -> list[tuple[str, str]]:
-    """The pairs of JSON-lines files. Raises InputError: a line has no `input` and `target` strings."""
+    """Read pairs from JSON-lines files. Raises InputError: a line has no `input` and `target` strings."""
     return [(pair["input"], pair["target"]) for path in paths for pair in json_records(path, ("input", "target"))]
 
 
 def encode_pairs(pairs: Iterable[tuple[str, str]], tokenizer: Tokenizer, room: int) -> tuple[Pairs, int, int]:
-    """Pairs as ids, each at most `room` of them: inputs lose what is too much at their beginning.
+    """Turn pairs into ids, each at most `room` of them: inputs lose what is too much at their beginning.
 
     Returns:
         the pairs, how many were left out because their target alone is too long, and how many inputs were cut.
@@ -82,7 +82,7 @@ class PairData:
     seed: int
 
     def batch(self, step: int) -> Batch:
-        """The global batch of training step `step`."""
+        """Make the global batch of training step `step`."""
         places = range(step * self.batch_size, (step + 1) * self.batch_size)
         epochs = {place // len(self.train) for place in places}
         orders = {epoch: draws(self.seed, epoch).permutation(len(self.train)) for epoch in epochs}
@@ -90,7 +90,7 @@ class PairData:
         return self.packer.pack([[self.train.document(number)] for number in numbers])
 
     def held_out_batches(self, tokens: int | None = None) -> Iterator[Batch]:
-        """The held-out pairs as they are stored.
+        """Pack the held-out pairs as they are stored.
 
         Args:
             tokens: stop after so many targets, to the pair.
@@ -101,7 +101,7 @@ class PairData:
         return self.packer.batches(documents, self.batch_size)
 
     def sample(self, length: int) -> Sample:
-        """The first held-out input, the end of it if it is longer."""
+        """Give the first held-out input, the end of it if it is longer."""
         ids = self.held_out.tokens[: int(self.held_out.seen[0])][-length:]
         return Sample(Document(ids, np.ones(ids.size, dtype=bool), ids), stop=self.tokenizer.end)
 

@@ -15,7 +15,7 @@ from sprunec.text_files import read_text as read_file
 
 
 def read_text(source: str, paths: Sequence[Path]) -> str:
-    """The whole text of a source, files in the order given, documents joined by a newline.
+    """Read the whole text of a source, files in the order given, documents joined by a newline.
 
     Raises:
         InputError: a file is missing, not UTF-8, or not JSON lines with a `text` field.
@@ -30,7 +30,7 @@ def read_text(source: str, paths: Sequence[Path]) -> str:
 
 
 def split_text(text: str, held_out: float | Path, source: str) -> tuple[str, str]:
-    """The training part and the held-out part: the last share of the characters, or a file of its own."""
+    """Split off the held-out part: the last share of the characters, or a file of its own."""
     if isinstance(held_out, Path):
         return text, read_text("jsonl" if source == "jsonl" else "text", [held_out])
     cut = len(text) - round(len(text) * held_out)
@@ -38,7 +38,7 @@ def split_text(text: str, held_out: float | Path, source: str) -> tuple[str, str
 
 
 def json_records(path: Path, keys: Sequence[str]) -> Iterator[dict[str, str]]:
-    """The objects of a file of JSON lines, blank lines left out; each has a string under every one of `keys`."""
+    """Read the objects of a file of JSON lines; each has a string under every one of `keys`."""
     for number, line in enumerate(read_lines(path, "JSON lines"), start=1):
         line = line.removeprefix(MARK)  # where files were joined, each may have had one
         if line.strip():

@@ -42,18 +42,18 @@ class Layout(Protocol):
 
     @property
     def overhead(self) -> int:
-        """How many positions of its own a document takes besides its tokens'."""
+        """Count the positions that a document takes besides its tokens'."""
 
     def arrange(
         self, rows: Sequence[Sequence[Document]], width: int
     ) -> tuple[dict[str, NDArray[Any]], NDArray[np.bool_]]:
-        """Inputs of the family's `forward` for rows of documents that fit, and where (B, width) the tokens stand.
+        """Make inputs of the family's `forward` of rows of documents that fit, and mark (B, width) where tokens stand.
 
         `length` (B,) is among the inputs: how many positions of each row are in use. The others are (B, width).
         """
 
     def prompted(self, document: Document) -> dict[str, Any]:
-        """What the family's `generate` is given to go on behind a document."""
+        """Make what the family's `generate` is given to go on behind a document."""
 
 
 @dataclass(frozen=True)
@@ -93,11 +93,11 @@ class Family:
 
 
 def family_of(config: Any) -> Family:
-    """The code of a config's family; imports torch."""
+    """Import the code of a config's family, and with it torch."""
     found: Family = import_module(f"sprunec.families.{config.family.replace('-', '_')}.family").FAMILY
     return found
 
 
 def overhead(config: Any) -> int:
-    """How many positions of its own the family of a config adds to a document."""
+    """Count the positions of its own that a config's family adds to a document."""
     return family_of(config).layout(config).overhead

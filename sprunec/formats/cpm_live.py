@@ -24,7 +24,7 @@ INSTEAD = 'emit "sprunec" or "huggingface" instead of "cpm-live"'
 
 
 def obstacles(config: ModelConfig) -> Iterator[tuple[str, str, str]]:
-    """One config says what all layers have, and the head is the embedding."""
+    """Find what the format cannot say: one config is for all layers, and the head is the embedding."""
     if not config.tie_word_embeddings:
         yield "head-apart", HEAD_APART, INSTEAD
     for problem in unevenness(config)[:1]:
@@ -51,7 +51,7 @@ def write(emission: Emission, directory: Path) -> dict[str, Any]:
 
 
 def read(directory: Path) -> nn.Module:
-    """The model as its config and weights say, in eval mode; divisors follow from the widths."""
+    """Build the model by its config and weights, in eval mode; divisors follow from the widths."""
     from sprunec.checkpoint.reader import read_state
     from sprunec.families.model_directory import empty_model, fill
 
@@ -61,7 +61,7 @@ def read(directory: Path) -> nn.Module:
 
 
 def reopen(directory: Path, config: ModelConfig, weights: Tensors) -> Reopened:
-    """In float32 arithmetic."""
+    """Open it in float32 arithmetic."""
     import torch
 
     from sprunec.checkpoint.reader import open_tensors

@@ -42,16 +42,16 @@ NEWEST = 5
 OPENED_BY_TRANSFORMERS = """
 import sys, torch
 from transformers import AutoModelForCausalLM
-directory, words, logits, own = sys.argv[1:]
+directory, texts, logits, own = sys.argv[1:]
 model = AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=own == "own").float().eval()
 with torch.no_grad():
-    rows = [model(input_ids=row[None], use_cache=False).logits for row in torch.load(words, weights_only=True)]
+    rows = [model(input_ids=row[None], use_cache=False).logits for row in torch.load(texts, weights_only=True)]
 torch.save([row[0] for row in rows], logits)
 """
 
 
 def options(plan: Plan) -> Options:
-    """The prompt it has been trained behind, the installed transformers, and the vocabulary for its tokenizer."""
+    """Find the prompt it was trained behind, the installed transformers, the vocabulary for its tokenizer."""
     data = plan.data
     task = PAIR_TASK if data is not None and data.source == "pairs" else TEXT_TASK
     files: dict[str, tuple[Path, ...]] = {}
@@ -62,7 +62,7 @@ def options(plan: Plan) -> Options:
 
 
 def transformers_release() -> int:
-    """The installed package's first number: from 5 on it keeps the head apart. The newest where there is none."""
+    """Tell the installed package's first number, or the newest; from 5 on it keeps the head apart."""
     try:
         return int(metadata.version("transformers").split(".")[0])
     except (metadata.PackageNotFoundError, ValueError):
@@ -115,7 +115,7 @@ def _own_config(config: ModelConfig, task: int) -> dict[str, Any]:
 
 
 def _stock_tensors(outputs: Mapping[str, Output], transformers: int) -> Iterator[tuple[str, Output]]:
-    """By their names; from release 5 on the head is a tensor of its own, before it has the prompts' rows too."""
+    """Name the tensors; from release 5 on the head is one of its own, before it has the prompts' rows too."""
     for name, output in outputs.items():
         if name == hf.EMBEDDING:
             yield hf.STOCK_PREFIX + name, _stacked(output, outputs[hf.PROMPTS])
@@ -133,7 +133,7 @@ def _stacked(above: Output, below: Output) -> Output:
 
 
 def _tokenizer(emission: Emission, directory: Path) -> dict[str, int]:
-    """The plan's vocabulary file, for transformers' tokenizer if it has the pieces it needs; ids of the marks."""
+    """Write the plan's vocabulary, for transformers' tokenizer if it has what that needs -> ids of the marks."""
     if "vocab" not in emission.files:
         return {}
     from sprunec.data.vocabulary import vocabulary_lines
@@ -149,7 +149,7 @@ def _tokenizer(emission: Emission, directory: Path) -> dict[str, int]:
 
 
 def reopen(directory: Path, config: ModelConfig, weights: Tensors) -> Reopened:
-    """In float32 arithmetic; texts behind one prompt, all of them context, as `transformers` sees what it is given."""
+    """Open it in float32; it sees texts behind one prompt, all of them context."""
     import torch
 
     about = json.loads(read_file(directory / "config.json"))
@@ -170,7 +170,7 @@ def reopen(directory: Path, config: ModelConfig, weights: Tensors) -> Reopened:
 
 
 def all_context(tokens: Tensor, prompt_length: int, task: int, segment: int) -> dict[str, Tensor]:
-    """Inputs of `CPMAnt.forward` for one row of tokens (n,), as `transformers` gives them."""
+    """Make inputs of `CPMAnt.forward` for one row of tokens (n,), as `transformers` does."""
     import numpy as np
     import torch
 
@@ -184,13 +184,13 @@ def all_context(tokens: Tensor, prompt_length: int, task: int, segment: int) -> 
 
 
 def _opened_apart(directory: Path, texts: list[Tensor], own: bool) -> Tensor:
-    """Opened in a process of its own: it runs the directory's code, and writes a cache of it."""
+    """Run it in a process of its own, since that runs the directory's code and writes a cache of it."""
     import torch
 
     with tempfile.TemporaryDirectory() as folder:
-        words, logits = Path(folder) / "words.pt", Path(folder) / "logits.pt"
-        torch.save(texts, words)
-        arguments = map(str, (directory, words, logits, "own" if own else "stock"))
+        given, logits = Path(folder) / "texts.pt", Path(folder) / "logits.pt"
+        torch.save(texts, given)
+        arguments = map(str, (directory, given, logits, "own" if own else "stock"))
         quiet = {"HF_HOME": folder, "HF_MODULES_CACHE": f"{folder}/modules", "HF_HUB_OFFLINE": "1"}
         script = [sys.executable, "-P", "-c", OPENED_BY_TRANSFORMERS, *arguments]
         done = subprocess.run(script, env=os.environ | quiet, capture_output=True, text=True, check=False)

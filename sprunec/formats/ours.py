@@ -9,7 +9,7 @@ from sprunec.plan.export_formats import Emission, Format
 
 
 def write(emission: Emission, directory: Path) -> dict[str, Any]:
-    """The weights as they are; model.py is the graphs of the plan's input model, cut to what is kept of it."""
+    """Write weights as they are; model.py is the graphs of the plan's input model, cut to what is kept of it."""
     from sprunec.checkpoint.layouts import weight_files
     from sprunec.checkpoint.writer import link_weights, write_state
     from sprunec.families.model_directory import describe, open_model_tensors, read_config, read_kept

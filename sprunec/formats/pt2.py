@@ -45,7 +45,7 @@ def write(emission: Emission, directory: Path) -> dict[str, Any]:
 
 
 def example(config: ModelConfig) -> dict[str, Tensor]:
-    """Inputs of the family's `forward` to export it by; each a tensor of its own, or export takes them for one."""
+    """Make inputs to export `forward` by; each is a tensor of its own, or export takes them for one."""
     import numpy as np
     import torch
 
@@ -62,7 +62,7 @@ def read(directory: Path) -> nn.Module:
 
 
 def reopen(directory: Path, config: ModelConfig, weights: Tensors) -> Reopened:
-    """In the dtype that it was exported in."""
+    """Open it in the dtype that it was exported in."""
     import torch
     import torch.nn.functional as F
 
@@ -71,7 +71,7 @@ def reopen(directory: Path, config: ModelConfig, weights: Tensors) -> Reopened:
     least, names = family_of(config).layout(config).overhead + LEAST, tuple(example(config))
 
     def wide_enough(batch: Inputs) -> list[Inputs]:
-        """As it is, or wider by a column of padding: an exported program takes no rows of one token."""
+        """Pad what is one token wide: an exported program takes no such rows."""
         if all(tensor.dim() == 1 or tensor.size(1) >= least for tensor in batch.values()):
             return [batch]
         return [{name: tensor if tensor.dim() == 1 else F.pad(tensor, (0, 1)) for name, tensor in batch.items()}]

@@ -95,7 +95,7 @@ FORMATS = Registry(Format, "sprunec.formats")
 
 
 def formats_of(plan: Plan) -> tuple[Format, ...]:
-    """What the plan ends with."""
+    """Give what the plan ends with."""
     return tuple(FORMATS[name] for spec in plan.passes if spec.name == "emit" for name in spec.options["formats"])
 
 
@@ -106,7 +106,7 @@ def _emitted(draft: Draft) -> Iterator[tuple[Step, list[Format]]]:
 
 
 def heads_tied(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnostic]:
-    """`tie_heads` stands where heads are counted, and all layers have the same ones left."""
+    """Find `tie_heads` where heads are not counted, or layers have not the same ones left."""
     alike = config is None or len(bias_columns(config)) < 2
     for step in draft.steps:
         options = step.options or {}
@@ -132,7 +132,7 @@ def _tie(draft: Draft, step: Step, options: Any, heads: bool, alike: bool) -> It
 
 
 def formats_fit(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnostic]:
-    """The formats can hold the model, and what every pass leaves of it; options are of use to one of them."""
+    """Find what keeps a format from holding the model, or what a pass may leave of it; and options of no use."""
     emitted = list(_emitted(draft))
     for form in dict.fromkeys(form for _, forms in emitted for form in forms):
         for code, why, hint in form.obstacles(config) if config is not None else ():
@@ -148,7 +148,7 @@ def formats_fit(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnostic
 
 
 def _uneven(draft: Draft, step: Step, options: Mapping[str, Any], form: Format) -> Iterator[Diagnostic]:
-    """Whether a pass may leave unlike layers, where one config must say what all have."""
+    """Find a pass that may leave unlike layers, where one config must say what all have."""
     size = [key for key in SIZE_TARGETS if key in options["target"]]
     inside = [unit for unit in options["unit"] if unit in INSIDE]
     message, hint = "", ""
@@ -165,7 +165,7 @@ def _uneven(draft: Draft, step: Step, options: Mapping[str, Any], form: Format) 
 
 
 def package_findings(draft: Draft, strict: bool) -> Iterator[Diagnostic]:
-    """Packages that a format needs; a missing one is a warning unless `strict`."""
+    """Find packages that a format needs and that are missing: warnings unless `strict`."""
     for step, forms in _emitted(draft):
         for form in forms:
             if form.package is not None and find_spec(form.package[0]) is None:

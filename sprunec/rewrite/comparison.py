@@ -53,7 +53,7 @@ def few_threads(parameters: int, tokens: int) -> Iterator[None]:
 def compare(
     family: Family, models: Sequence[tuple[nn.Module, Tensors]], batches: Sequence[Inputs], device: torch.device
 ) -> dict[str, Any]:
-    """All models on the same batches, in float64 and in float32; the masked one comes first.
+    """Run all models on the same batches, in float64 and in float32; the masked one comes first.
 
     Raises:
         PassError: the masked model's own logits are not finite.
@@ -88,7 +88,7 @@ def compare(
 
 
 def _leave(single: Comparison, exact: Comparison) -> float:
-    """Through the head, a few tokens at a time; the masked model's float32 against its float64."""
+    """Go through the head, a few tokens at a time -> the masked model's float32 against its float64."""
     noise, tokens = 0.0, exact.masked.tokens
     step = max(1, LOGITS // max(exact.masked.used().shape))
     for first in range(0, tokens, step):
@@ -141,7 +141,7 @@ class Comparison:
         self.masked.hidden = wanted
 
     def _both(self, index: int, small: Streamed, wanted: list[Tensor]) -> list[Tensor]:
-        """A small model's block on its own states and, in the same call, on the masked one's."""
+        """Run a small model's block on its own states and, in the same call, on the masked one's."""
         block, found = small.model.get_submodule(small.paths[index]), []
         states = zip(small.hidden, self.masked.hidden, small.shared, wanted, small.batches, strict=True)
         for hidden, given, shared, result, batch in states:
@@ -153,7 +153,7 @@ class Comparison:
         return found
 
     def logits(self, tokens: range) -> Tensor:
-        """The masked model's (n, tokens); the small ones' are compared with them."""
+        """Compare the small models' logits with the masked one's (n, tokens), which are returned."""
         wanted = self.masked.leave(self.masked.used(), tokens)
         self.largest_logit = max(self.largest_logit, largest(wanted))
         for small, decoding in zip(self.smalls, self._decodings, strict=True):

@@ -90,7 +90,7 @@ def write_model_py(
 
 
 def _model_source(family: Family, layers: Sequence[nn.Module], cache_shapes: Sequence[tuple[int, int] | None]) -> str:
-    """The text of model.py; layers whose classes would be equal share one."""
+    """Write the text of model.py; layers whose classes would be equal share one."""
     names: dict[str, str] = {}
     imports: set[str] = set()
     order = []
@@ -108,7 +108,7 @@ def _model_source(family: Family, layers: Sequence[nn.Module], cache_shapes: Seq
 
 
 def _frame(sources: Sequence[ModuleType], imports: set[str]) -> str:
-    """The own text of the frame's modules below one block of imports, with what the generated code imports."""
+    """Put the own text of the frame's modules below one block of imports, the generated code's among them."""
     bodies = []
     for source in sources:
         lines = inspect.getsource(source).split("from __future__ import annotations\n", 1)[1].splitlines()

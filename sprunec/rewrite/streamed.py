@@ -51,7 +51,7 @@ class StreamedWeight:
 
 @contextmanager
 def with_parameters(model: nn.Module, parts: Sequence[str], read: Callable[[str], Any]) -> Iterator[None]:
-    """The modules below `parts` have other parameters meanwhile: what is read by their names in `model`."""
+    """Give the modules below `parts` other parameters meanwhile: what is read by their names in `model`."""
     modules = [found for part in parts for found in model.get_submodule(part).named_modules(prefix=part)]
     before = [module._parameters for _, module in modules]
     try:
@@ -103,7 +103,7 @@ class Streamed:
 
     @contextmanager
     def holding(self, *parts: str) -> Iterator[None]:
-        """The named modules have their weights meanwhile."""
+        """Give the named modules their weights meanwhile."""
         tops = [self.model.get_submodule(part) for part in parts]
         for top in tops:
             move_buffers(top, self.device)
@@ -115,7 +115,7 @@ class Streamed:
         return self._cast(self._tensors[name])
 
     def _streamed(self, name: str) -> Any:
-        """A matrix as one that is read when it is multiplied with, and never whole."""
+        """Stand in for a matrix, which is read when it is multiplied with, and never whole."""
         rows, *width = self._tensors.shape(name)
         if len(width) != 1:
             return self._weight(name)
@@ -130,11 +130,11 @@ class Streamed:
 
     @contextmanager
     def embedding(self) -> Iterator[None]:
-        """The family's `enter` and `decode` work meanwhile, for tokens of the batches."""
+        """Let the family's `enter` and `decode` work meanwhile, for tokens of the batches."""
         rows = {name: ids.unique().cpu() for name, ids in self.family.looked_up(self.model, self.batches).items()}
 
         def table(name: str) -> Tensor:
-            """Of full size, but memory that is never touched takes none."""
+            """Make it of full size: memory that is never touched takes none."""
             found = torch.empty(self._tensors.shape(name), dtype=self.dtype, device=self.device)
             wanted = rows[name.removesuffix(".weight")]
             found[wanted.to(self.device)] = self._cast(self._tensors.rows(name, wanted.tolist()))
@@ -151,12 +151,12 @@ class Streamed:
             self.shared = [self.family.share(self.model, batch) for batch in self.batches]
 
     def through(self, path: str) -> list[Tensor]:
-        """What leaves a block, which must be held; `hidden` stays what it is."""
+        """Run a block, which must be held; `hidden` stays what it is."""
         block = self.model.get_submodule(path)
         return [block(hidden, shared) for hidden, shared in zip(self.hidden, self.shared, strict=True)]
 
     def leave(self, hidden: Tensor, tokens: range) -> Tensor:
-        """The logits (n, tokens) of hidden states (n, D) behind the last block."""
+        """Turn hidden states (n, D) behind the last block into logits (n, tokens)."""
 
         def some(name: str) -> Tensor:
             return self._cast(self._tensors.rows(name, tokens)) if name == self._head else self._weight(name)
@@ -173,13 +173,13 @@ class Streamed:
                 self.hidden = self.through(path)
 
     def used(self, skipped: int = 0) -> Tensor:
-        """(n, D): the hidden states of all positions in use but so many first ones of each row."""
+        """Take the hidden states (n, D) of all positions in use but so many first ones of each row."""
         pairs = zip(self.hidden, self.batches, strict=True)
         return torch.cat([hidden[:, skipped:][in_use(batch)[:, skipped:]] for hidden, batch in pairs])
 
 
 def move_buffers(model: nn.Module, device: torch.device) -> None:
-    """Indices and gates are no weights: they are there all the time."""
+    """Move indices and gates, which are no weights: they are there all the time."""
     for module in model.modules():
         for name, buffer in module._buffers.items():
             if buffer is not None and not buffer.is_meta:
@@ -209,11 +209,11 @@ class Decoding:
             self._steps[number], *past = block.forward_cached(self._steps[number], given, *past)
 
     def both(self) -> tuple[Tensor, Tensor]:
-        """The hidden states (n, D) that decoding has come to, and those of the full forward."""
+        """Give the hidden states (n, D) that decoding has come to, and those of the full forward."""
         return torch.cat(self._steps, 1)[0], self.whole[0]
 
 
 def largest(difference: Tensor) -> float:
-    """The largest size in a tensor; a NaN must not pass as "no difference"."""
+    """Take the largest size in a tensor; a NaN must not pass as "no difference"."""
     worst = float(difference.abs().max())
     return worst if worst == worst else float("inf")

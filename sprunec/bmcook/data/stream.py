@@ -122,7 +122,7 @@ class LiveData:
         orders = [Order(blocks, seed, order != STORED, (rank, world)) for rank in range(world)]
         if batch_size % world or any(order.size == 0 for order in orders):
             message = f"{world} processes cannot share {batch_size} rows and the set's blocks alike"
-            raise InputError.at("data.order", message, 'choose order "shuffled", or fewer processes')
+            raise InputError.in_option("/data/order", message, 'choose order "shuffled", or fewer processes')
         self._streams = [Stream(order, lengths, batch_size // world, packer.width) for order in orders]
 
     def batch(self, step: int) -> Batch:

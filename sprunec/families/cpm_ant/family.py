@@ -19,7 +19,7 @@ VISIBLE = ("length", "context", "segment", "span")  # what decides who sees whom
 
 
 def looked_up(model: CPMAnt, batches: Iterable[Inputs]) -> dict[str, Tensor]:
-    """By table, the rows that batches look up in it; ids from vocab_size on mean prompts."""
+    """List, by table, the rows that batches look up in it; ids from vocab_size on mean prompts."""
     length, count = model.prompt_length, model.input_embedding.weight.size(0)
     given = list(batches)
     front = torch.cat([batch["input"][:, :length].flatten() for batch in given])
@@ -32,7 +32,7 @@ def looked_up(model: CPMAnt, batches: Iterable[Inputs]) -> dict[str, Tensor]:
 
 
 def share(model: CPMAnt, inputs: Inputs) -> Tensor:
-    """The attention bias (B, H, N, N), which all layers read."""
+    """Make the attention bias (B, H, N, N), which all layers read."""
     return model.full_bias(*(inputs[name] for name in VISIBLE))
 
 
@@ -41,7 +41,7 @@ def head(model: CPMAnt) -> tuple[str, ...]:
 
 
 def row_numbers(config: ModelConfig, width: int) -> int:
-    """Of hidden states, or of the attention bias."""
+    """Count a row's numbers in its hidden states, or in its attention bias."""
     return width * max(config.dim_model, config.num_heads * width)
 
 

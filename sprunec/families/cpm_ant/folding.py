@@ -21,7 +21,7 @@ TABLE = "position_bias.relative_attention_bias"
 
 
 def folded(config: ModelConfig, state: Tensors, dtype: str, plain_linears: bool = False) -> dict[str, Output]:
-    """The tensors for `even_config(config)`, each made when it is written, in our names.
+    """Make the tensors for `even_config(config)`, each when it is written, in our names.
 
     Args:
         dtype: what they are stored in; "keep": what they are.
@@ -43,7 +43,7 @@ def folded(config: ModelConfig, state: Tensors, dtype: str, plain_linears: bool 
 def _parts(
     state: Tensors, name: str, factor: float, columns: Tensor | None, dtype: torch.dtype | None
 ) -> Iterator[Tensor]:
-    """Some rows of a tensor at a time: their float64 products need not all be in memory."""
+    """Scale some rows of a tensor at a time: their float64 products need not all be in memory."""
     shape = state.shape(name)
     rows, room = rows_at_once(shape, state.dtype(name)), rooms(shape, state.dtype(name))
     for first in range(0, shape[0], rows):
@@ -52,7 +52,7 @@ def _parts(
 
 
 def stored_dtype(state: Tensors, dtype: str) -> torch.dtype:
-    """What the folded weights are stored in: where tensors differ, the coarsest."""
+    """Choose what the folded weights are stored in: where tensors differ, the coarsest."""
     if dtype in DTYPES:
         return DTYPES[dtype]
     return max((state.dtype(name) for name in state), key=lambda kind: torch.finfo(kind).eps)

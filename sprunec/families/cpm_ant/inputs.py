@@ -38,7 +38,7 @@ class Prompted:
         return self.prompt_length
 
     def task(self, document: Document) -> int:
-        """Its own, or else the one for pairs where something is given to be seen, or the one for plain text."""
+        """Take its own, or else the one for pairs where something is given to be seen, or the one for plain text."""
         if document.task is not None:
             return document.task
         return min(PAIR_TASK if document.context.any() else TEXT_TASK, self.last_task)
@@ -46,7 +46,7 @@ class Prompted:
     def arrange(
         self, rows: Sequence[Sequence[Document]], width: int
     ) -> tuple[dict[str, NDArray[Any]], NDArray[np.bool_]]:
-        """Inputs of `CPMAnt.forward`, padded on the right; padding is a span of its own."""
+        """Make inputs of `CPMAnt.forward`, padded on the right; padding is a span of its own."""
         shape = len(rows), width
         ids, segment, span = (np.zeros(shape, dtype=np.int64) for _ in range(3))
         context, text = (np.zeros(shape, dtype=bool) for _ in range(2))
@@ -69,6 +69,6 @@ class Prompted:
         return {"input": ids, "length": lengths, "context": context, "segment": segment, "span": span}, text
 
     def prompted(self, document: Document) -> dict[str, Any]:
-        """What `CPMAnt.generate` is given: (1, n) ids, all of them context or none, and the prompt's task."""
+        """Make what `CPMAnt.generate` is given: (1, n) ids, all of them context or none, and the prompt's task."""
         ids = torch.from_numpy(document.tokens.astype(np.int64))[None]
         return {"input": ids, "task": self.task(document), "context": bool(document.context.all())}

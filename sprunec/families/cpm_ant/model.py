@@ -128,7 +128,7 @@ class CPMAnt(nn.Module):
         return hidden
 
     def leave(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """From behind the last block (..., D) to logits (..., V), and the hidden states that give them."""
+        """Turn what leaves the last block (..., D) into logits (..., V), and the hidden states that give them."""
         hidden = self.encoder.output_layernorm(hidden)
         return self.project(hidden), hidden
 

@@ -75,7 +75,7 @@ class SprunecForCausalLM(PreTrainedModel, GenerationMixin):
         self.post_init()
 
     def _init_weights(self, module: Any) -> None:
-        """As the family starts: embeddings and a head of its own of std 0.02, matrices and the bias table of std 1."""
+        """Start as the family does: embeddings and a head of its own of std 0.02, matrices and the bias of std 1."""
         for name, parameter in module.named_parameters(recurse=False):
             if name == "relative_attention_bias" or parameter.dim() > 1:
                 std = 0.02 if hasattr(module, "project") or module is self.model.lm_head else 1.0
@@ -155,7 +155,7 @@ class SprunecForCausalLM(PreTrainedModel, GenerationMixin):
         return output if keep else output.to_tuple()
 
     def _run(self, tokens: Tensor, mask: Tensor, context: Tensor, past: Any, begin: int) -> tuple[Tensor, list[Tensor]]:
-        """From position `begin` on through all layers: hidden states (B, Q, D), and those before every layer."""
+        """Go through all layers from position `begin` on: hidden states (B, Q, D), and those before every layer."""
         model = self.model
         ids, segment, context = model.behind_prompt(tokens, self.config.task, self.config.segment, context)
         hidden = model.embed(ids, segment)[:, begin:]
@@ -210,7 +210,7 @@ class SprunecForCausalLM(PreTrainedModel, GenerationMixin):
         return {"input_ids": input_ids} | {name: kwargs[name] for name in names if kwargs.get(name) is not None}
 
     def _update_model_kwargs_for_generation(self, outputs: Any, model_kwargs: dict[str, Any], **kwargs: Any) -> Any:
-        """What has been generated is no context."""
+        """Leave what has been generated out of the context."""
         context = model_kwargs.get("context")
         updated = super()._update_model_kwargs_for_generation(outputs, model_kwargs, **kwargs)
         if context is not None:

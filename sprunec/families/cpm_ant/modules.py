@@ -35,7 +35,7 @@ class Linear(nn.Linear):
         """Leave the weight unset, as `build` leaves all; torch's own would draw numbers."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """(..., dim_in) -> (..., dim_out), named as torch's own."""
+        """Map (..., dim_in) to (..., dim_out); arguments are named as torch's own."""
         return F.linear(input, self.weight)
 
 
@@ -66,7 +66,7 @@ class SegmentPositionBias(nn.Module):
         self.segment_types, self.buckets, self.max_distance = segment_types, buckets, max_distance
 
     def forward(self, query_segment: Tensor, key_segment: Tensor) -> Tensor:
-        """query_segment (B, Q), the last Q of the positions key_segment (B, K) has -> (B, H, Q, K)."""
+        """Turn query_segment (B, Q), the last Q of the positions key_segment (B, K) has, into (B, H, Q, K)."""
         keys = torch.arange(key_segment.size(1), device=key_segment.device)
         queries = torch.arange(query_segment.size(1), device=key_segment.device)
         queries = queries + (key_segment.size(1) - query_segment.size(1))
@@ -76,7 +76,7 @@ class SegmentPositionBias(nn.Module):
         return F.embedding(rows, self.relative_attention_bias).permute(0, 3, 1, 2)
 
     def bucket(self, distance: Tensor) -> Tensor:
-        """Signed distances -> rows: one each while near, then logarithmically wider, the far ones share the last."""
+        """Sort signed distances: one row each while near, then logarithmically wider, the far ones share the last."""
         half, exact = self.buckets // 2, self.buckets // 4
         far = distance.abs().clamp(min=exact)
         steps = torch.log(far.float() / exact) / math.log(self.max_distance / exact) * (half - exact)
