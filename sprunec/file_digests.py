@@ -14,7 +14,7 @@ _KNOWN: dict[tuple[int, ...], str] = {}
 
 
 def file_stamp(path: Path) -> tuple[int, int]:
-    """What changes when a file is written to; zeros if there is none."""
+    """Give what changes when a file is written to; zeros if there is none."""
     if not path.exists():
         return 0, 0
     status = path.stat()
@@ -22,7 +22,7 @@ def file_stamp(path: Path) -> tuple[int, int]:
 
 
 def file_digest(path: Path) -> str:
-    """sha256 of a file's content, of every file in a directory; `MISSING` if there is none."""
+    """Hash a file's content, or that of every file in a directory, by sha256; `MISSING` if there is none."""
     if path.is_dir():
         parts = sorted(p for p in path.rglob("*") if p.is_file())
         joined = "\n".join(f"{p.relative_to(path)} {file_digest(p)}" for p in parts)
@@ -39,7 +39,7 @@ def file_digest(path: Path) -> str:
 
 
 def known_digest(path: Path) -> str | None:
-    """The sha256 of a large file that has been read already, and has not changed since."""
+    """Recall the sha256 of a large file that has been read already, and has not changed since."""
     return _KNOWN.get(_identity(path))
 
 

@@ -54,7 +54,7 @@ class Registry(Mapping[str, Row], Generic[Row]):
         return len(self._rows)
 
     def home(self, name: str) -> ModuleType:
-        """The module that declares a row."""
+        """Give the module that declares a row."""
         return self._rows[name][1]
 
     @cached_property
@@ -80,12 +80,12 @@ class Registry(Mapping[str, Row], Generic[Row]):
 
 @cache
 def added(room: str) -> dict[str, str]:
-    """The modules of the rows that other packages add, by the rows' names."""
+    """Name the modules of the rows that other packages add, by the rows' names."""
     return {entry.name: entry.module for entry in sorted(metadata.entry_points(group=room))}
 
 
 def added_schemas(room: str) -> dict[str, Path]:
-    """Where the schemas of such rows lie, by name; of those that have one."""
+    """Say where the schemas of such rows lie, by name; of those that have one."""
     origins = {name: find_spec(module) for name, module in added(room).items()}
     paths = {
         name: Path(spec.origin).with_suffix(".schema.json") for name, spec in origins.items() if spec and spec.origin

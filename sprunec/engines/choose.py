@@ -14,7 +14,7 @@ BMTRAIN = "bmtrain"
 
 
 def check_engine(settings: Mapping[str, Any], place: Place) -> None:
-    """Raises InputError if what a plan wants to train with cannot work here."""
+    """Raise InputError if what a plan wants to train with cannot work here."""
     if settings.get("name") == BMTRAIN:
         from sprunec.engines.bmtrain_engine import check_here
 

@@ -60,17 +60,17 @@ class Builder:
 
     @property
     def config(self) -> ModelConfig:
-        """Of the plan's input model."""
+        """Give the config of the plan's input model."""
         return self.plan.model.config
 
     @property
     def checkpoint(self) -> str | None:
-        """The content of the plan's checkpoint."""
+        """Name the plan's checkpoint by its content."""
         found: str = self.nodes[self.roles.source].options.checkpoint
         return found or None
 
     def options(self, kind: type[Kind], spec: PassSpec | None = None, **given: Any) -> Kind:
-        """The options of a node: each from `given`, else as the user wrote it, else what the whole plan decides."""
+        """Fill in a node's options: from `given`, else as the user wrote them, else as the whole plan decides."""
         data, plan = self.plan.data, self.plan
         known: dict[str, Any] = {"seed": plan.seed, "precision": plan.engine.precision, "first_step": self.model_steps}
         known |= {} if data is None else {"max_length": data.max_length, "batch_size": data.batch_size}
@@ -126,7 +126,7 @@ class Builder:
         return masks_digest(path)
 
     def provenance(self, unit: Any, target: Any) -> dict[str, Any]:
-        """What is noted beside a mask that has been chosen here: what of, how much, and on which model."""
+        """Say what is noted beside a mask that is chosen here: what of, how much, and on which model."""
         model = {"start_step": self.plan.model.start_step, "steps": self.model_steps}
         return {"unit": unit, "target": target, "checkpoint": self.checkpoint} | model
 
@@ -135,7 +135,7 @@ class Builder:
         self.left = self.left.planned(*(spec.options[key] for key in ("unit", "target", "multiple_of")))
 
     def changes_weights(self) -> bool:
-        """Whether the plan does more to the input's weights than to cut some away."""
+        """Tell whether the plan does more to the input's weights than to cut some away."""
         specs = self.plan.passes
         return any(PASSES[s.name].changes_weights or s.options.get("compensate") is not None for s in specs)
 

@@ -53,7 +53,7 @@ class Events:
             stream.write(_line(json.loads(strict_json(event))) + "\n")
 
     def of(self, node: str) -> str:
-        """A node's lines."""
+        """Give a node's lines."""
         return "".join(f"{line}\n" for line in _of(self._lines() or [], node))
 
     def _filter(self, keep: Callable[[str], bool]) -> None:
@@ -63,7 +63,7 @@ class Events:
             write_atomically(self.path, "".join(f"{line}\n" for line in kept))
 
     def _lines(self) -> list[str] | None:
-        """None if there is no file; one that is a link, to wherever, is not read."""
+        """Read the file; None if there is none. One that is a link, to wherever, is not read."""
         if self.path.is_symlink() or not self.path.is_file():
             return None
         with naming(self.path):
@@ -80,7 +80,7 @@ def _line(event: Mapping[str, Any]) -> str:
 
 
 def read_line(line: str) -> dict[str, Any] | None:
-    """The event of a line that is what was written; None of any other."""
+    """Read the event of a line that is what was written; None of any other."""
     try:
         event = json.loads(line)
     except (ValueError, RecursionError):
@@ -96,6 +96,6 @@ def _of(lines: list[str], node: str) -> list[str]:
 
 
 def _renamed(lines: str, node: str) -> list[str]:
-    """The same events under the name that the node has in this plan."""
+    """Write the same events under the name that the node has in this plan."""
     events = (read_line(line) for line in lines.splitlines())
     return [_line({**event, "node": node}) for event in events if event is not None]

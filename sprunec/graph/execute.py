@@ -73,7 +73,7 @@ def execute(
 
 
 def _check_ready(graph: Graph, world: World) -> str:
-    """The device that `auto` means here; raises for what would stop the run later."""
+    """Find the device that `auto` means here; raise for what would stop the run later."""
     from sprunec.engines.choose import check_engine
     from sprunec.engines.device import Place
 
@@ -93,7 +93,7 @@ def _check_ready(graph: Graph, world: World) -> str:
 
 
 def _failure(error: BaseException) -> tuple[str, str | None]:
-    """The status of a run that an error has ended, and what the report says of it."""
+    """Give the status of a run that an error has ended, and what the report says of it."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", None
     message = disk_words(error) if isinstance(error, OSError) else str(error) or type(error).__name__

@@ -36,14 +36,14 @@ class Collection:
     entries: tuple[Garbage, ...]
 
     def document(self, removed: bool) -> dict[str, Any]:
-        """As `schemas/gc.schema.json` describes it."""
+        """Describe it as `schemas/gc.schema.json` does."""
         entries = [asdict(entry) | {"path": str(entry.path)} for entry in self.entries]
         freed = sum(entry.bytes for entry in self.entries)
         return {"out": str(self.out), "removed": removed, "bytes": freed, "entries": entries}
 
 
 def find_garbage(out: Path) -> Collection:
-    """What can go.
+    """Find what can go.
 
     Raises:
         InputError: no run has been in `out`.
@@ -89,7 +89,7 @@ def _find(out: Path) -> Collection:
 
 
 def _referred(out: Path) -> set[str]:
-    """The digests of every plan that has run here, and of the last report."""
+    """Collect the digests of every plan that has run here, and of the last report."""
     found: set[str] = set()
     for path in sorted((out / "store").glob(PLAN.format("*"))):
         digests = read_references(path)
@@ -121,7 +121,7 @@ def _in_store(store: Path, kept: set[str]) -> Iterator[tuple[Path, str]]:
 
 
 def _is_aside(path: Path) -> bool:
-    """What `durable` and `publish` write before they rename it."""
+    """Tell what `durable` and `publish` write before they rename it."""
     return path.name == ".publishing" or re.fullmatch(r"\..+\.\d+", path.name) is not None
 
 

@@ -73,7 +73,7 @@ class Roles:
     emitted: str = ""
 
     def models(self) -> dict[str, str]:
-        """The evaluations."""
+        """Give the evaluations by role."""
         return {"dense": self.dense, "masked": self.masked, "small": self.small}
 
 
@@ -99,7 +99,7 @@ class Graph:
 
     @property
     def engine(self) -> Mapping[str, Any]:
-        """What trains, and how: the plan's section."""
+        """Give the plan's section on what trains, and how."""
         found: Mapping[str, Any] = self.resolved.get("engine", {})
         return found
 
@@ -107,7 +107,7 @@ class Graph:
         return next(node for node in self.nodes if node.name == name)
 
     def document(self, cached: Mapping[str, bool]) -> dict[str, Any]:
-        """The graph as `schemas/graph.schema.json` describes it."""
+        """Describe the graph as `schemas/graph.schema.json` does."""
         return {
             "plan": self.plan,
             "nodes": [
@@ -131,7 +131,7 @@ class Graph:
 
 
 def digest_of(pass_: str, version: int, options: Mapping[str, Any], inputs: Mapping[str, str | None]) -> str | None:
-    """sha256, or None if an option or an input is not known yet."""
+    """Hash what decides a node's result; None if an option or an input is not known yet."""
     content = {"pass": pass_, "version": version, "options": plain(options), "inputs": dict(inputs)}
     text = json.dumps(content, sort_keys=True)
     unknown = None in inputs.values() or json.dumps(MISSING) in text
@@ -139,7 +139,7 @@ def digest_of(pass_: str, version: int, options: Mapping[str, Any], inputs: Mapp
 
 
 def plain(value: Any) -> Any:
-    """As JSON has it; paths as they are written."""
+    """Turn a value into what JSON has; paths into text."""
     if isinstance(value, ModelConfig):
         value = value.to_dict()
     elif is_dataclass(value) and not isinstance(value, type):

@@ -28,7 +28,7 @@ from sprunec.plan.plan import PassSpec, Plan
 
 
 def lower(plan: Plan) -> Graph:
-    """The graph of a plan.
+    """Make the graph of a plan.
 
     Raises:
         InputError: see `with_own_head`; or an index of a checkpoint is none.

@@ -58,7 +58,7 @@ def _make(
 
 
 def _copy(folder: Path, to: Path) -> None:
-    """Its files, one by one: the first that fails says which it is, and how."""
+    """Copy files one by one: the first that fails says which it is, and how."""
     for file in (path for path in folder.rglob("*") if path.is_file()):
         target = to / file.relative_to(folder)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -72,7 +72,7 @@ def unpublish(out: Path) -> None:
 
 
 def _full_shape(graph: Graph, path: Path, artifacts: Mapping[str, Path]) -> None:
-    """What a next plan starts from: CPM-Live's names, in the shape that this plan has started from."""
+    """Write what a next plan starts from: CPM-Live's names, in the shape that this plan has started from."""
     from sprunec.checkpoint.torch_writer import write_pt
     from sprunec.checkpoint.writer import as_outputs
     from sprunec.families.model_directory import open_model_tensors

@@ -82,11 +82,11 @@ class Report:
             self.data["formats"][form] = {key: measured.get(key) for key in FORM_COMPARED} | {"error": str(error)}
 
     def failed_forms(self) -> dict[str, str]:
-        """By form, why it is not published."""
+        """Say by format why it is not published."""
         return {form: found["error"] for form, found in self.data["formats"].items() if "error" in found}
 
     def has_no_form(self) -> bool:
-        """Whether every form that was to be emitted has failed."""
+        """Tell whether every format that was to be emitted has failed."""
         emitted = self.graph.node(self.graph.roles.emitted).options.formats
         return set(emitted) <= self.failed_forms().keys()
 
@@ -109,7 +109,7 @@ def mark_interrupted(out: Path) -> None:
 
 
 def with_notes(node: Node, metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """The metrics, their `notes` joined with what the graph knows about the node."""
+    """Join the metrics' `notes` with what the graph knows about the node."""
     notes = [*node.notes, *metrics.get("notes", [])]
     return dict(metrics) | ({"notes": notes} if notes else {})
 
@@ -119,7 +119,7 @@ def read_parameters(directory: Path) -> int:
 
 
 def kept_document(kept: Kept) -> dict[str, Any]:
-    """Heads by index and feed-forward dims by count, by layer; null where the sublayer is absent."""
+    """List heads by index and feed-forward dims by count, by layer; null where the sublayer is absent."""
     return {
         "attention": {str(i): list(units["head"]) if "head" in units else None for i, units in enumerate(kept)},
         "feed_forward": {str(i): len(units["dim_ff"]) if "dim_ff" in units else None for i, units in enumerate(kept)},

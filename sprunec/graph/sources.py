@@ -59,7 +59,7 @@ def _data_node(build: Builder) -> str:
 
 
 def add_teacher(build: Builder, path: Path | None) -> str:
-    """The node of a training pass's teacher; a checkpoint is loaded once for all passes.
+    """Give the node of a training pass's teacher; a checkpoint is loaded once for all passes.
 
     Args:
         path: its checkpoint; None: the model before anything was taken away is the teacher.
@@ -75,13 +75,13 @@ def add_teacher(build: Builder, path: Path | None) -> str:
 
 
 def _checkpoint_files(path: Path) -> dict[str, tuple[Path, ...]]:
-    """What the user has named, and the files that it stands for, so that a change of any is noticed."""
+    """List what the user has named, and the files that it stands for, so that a change of any is noticed."""
     files = checkpoint_files(path)
     return {"checkpoint": (path,)} | ({"weights": files} if files != (path,) else {})
 
 
 def _data_files(data: DataSource) -> dict[str, tuple[Path, ...]]:
-    """The user's files by role; a set's are its meta.bin and what that names."""
+    """List the user's files by role; a set's are its meta.bin and what that names."""
     named = {"paths": data.paths, "held_out": (data.held_out,) if isinstance(data.held_out, Path) else ()}
     if data.source == "cpm-live":
         from sprunec.bmcook.data.sets import set_files
@@ -94,7 +94,7 @@ def _data_files(data: DataSource) -> dict[str, tuple[Path, ...]]:
 
 
 def _content(source: str, paths: tuple[Path, ...]) -> Any:
-    """What identifies a text: its files' digests, or the interpreter's own documentation's."""
+    """Identify a text by its files' digests, or by the interpreter's own documentation's."""
     if source != "python-docs":
         digests = tuple(file_digest(path) for path in paths)
         return MISSING if MISSING in digests else digests

@@ -50,7 +50,7 @@ def add(build: Builder, spec: PassSpec, scores: str) -> str:
 
 
 def allocation(spec: PassSpec) -> str:
-    """`scores` where the start of the gates says how many units each layer keeps, and there is a choice left.
+    """Say `scores` where the start of the gates says how many units each layer keeps, and there is a choice left.
 
     Of sublayers it says which, so that a pass over them alone would have nothing to learn.
     """
@@ -90,7 +90,7 @@ def run(job: Job[BinarizeOptions]) -> dict[str, Any]:
 
 
 def _shortfalls(config: ModelConfig, options: BinarizeOptions, budgets: Sequence[Budget]) -> list[str]:
-    """What was asked for and is not there, as messages."""
+    """Tell what was asked for and is not there."""
     from sprunec.plan.planned_sizes import short_layers, short_message
 
     if options.budget == "per-layer":
@@ -109,7 +109,7 @@ def _shortfalls(config: ModelConfig, options: BinarizeOptions, budgets: Sequence
 def _distance(
     budgets: Sequence[Budget], log_alphas: Mapping[Key, Tensor], rows: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """How far gates that learned another target are from this one, by budget, and as a message."""
+    """Measure how far gates that learned another target are from this one, by budget, and in a note."""
     from sprunec.masks.learn import settling
 
     soft = [settling(budget, log_alphas) for budget in budgets]
@@ -131,7 +131,7 @@ def write(role: str, artifact: Path, inputs: Mapping[str, Path], path: Path) -> 
 
 
 def report(document: dict[str, Any], node: Node, metrics: Mapping[str, Any]) -> None:
-    """Asked and got, beside what the gates expected when their training ended."""
+    """List what was asked and got, beside what the gates expected when their training ended."""
     scores = node.inputs["scores"]
     trained = next(entry["metrics"] for entry in document["passes"] if entry["name"] == scores)
     learned = {row["name"]: row for row in trained.get("budgets", ())}

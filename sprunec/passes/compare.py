@@ -51,7 +51,7 @@ def add(build: Builder, masked: str, masks: str, small: str) -> None:
 
 
 def run(job: Job[CompareOptions]) -> dict[str, Any]:
-    """Raises ComparisonError where the two differ by more than the arithmetic explains."""
+    """Raise ComparisonError where the two differ by more than the arithmetic explains."""
     from sprunec.data.compared import compared_batches
     from sprunec.families.base import family_of
     from sprunec.rewrite.comparison import compare, few_threads
@@ -68,7 +68,7 @@ def run(job: Job[CompareOptions]) -> dict[str, Any]:
 
 
 def check(metrics: dict[str, Any]) -> None:
-    """Raises ComparisonError where one of the three differences is above its tolerance, by the worst of them."""
+    """Raise ComparisonError where one of the three differences is above its tolerance, by the worst of them."""
     block, tokens = metrics["worst_block"], metrics["tokens"]
     for kind, where in (("", "float64"), ("float32_", "float32")):
         difference, limit = metrics[f"{kind}difference" if kind else "max_abs_difference"], metrics[f"{kind}tolerance"]
@@ -88,7 +88,7 @@ def check(metrics: dict[str, Any]) -> None:
 
 
 def _models(job: Job[CompareOptions]) -> Iterator[tuple[nn.Module, Tensors]]:
-    """The masked one, then the small one as it may be opened: on the meta device, with their tensors' places."""
+    """Open the masked one, then the small one in both ways: on the meta device, with tensors read when used."""
     from sprunec.checkpoint.reader import open_tensors
     from sprunec.families.model_directory import empty_model
 
@@ -102,7 +102,7 @@ def _models(job: Job[CompareOptions]) -> Iterator[tuple[nn.Module, Tensors]]:
 
 
 def run_code(directory: Path) -> Any:
-    """The module of a model.py that this run has just written; a stranger's is never executed.
+    """Run a model.py that this run has just written; a stranger's is never executed.
 
     Not imported: that would run, or leave, a compiled file that no manifest knows.
     """
@@ -122,7 +122,7 @@ def report(document: dict[str, Any], node: Node, metrics: Mapping[str, Any]) -> 
 
 
 def _severity(value: float | None) -> float:
-    """A number that is none, which the store has as null, is worse than any that is."""
+    """Rank a number that is none, which the store has as null, as worse than any that is."""
     return math.inf if value is None or math.isnan(value) else value
 
 

@@ -50,7 +50,7 @@ def add(build: Builder, model: str, emitted: str, form: str) -> None:
 
 
 def run(job: Job[FormatOptions]) -> dict[str, Any]:
-    """Raises ComparisonError where a logit is further off than the arithmetic and the stored dtype explain."""
+    """Raise ComparisonError where a logit is further off than the arithmetic and the stored dtype explain."""
     import torch
 
     from sprunec.data.compared import compared_batches
@@ -87,7 +87,7 @@ def run(job: Job[FormatOptions]) -> dict[str, Any]:
 
 
 def _logits(config: ModelConfig, weights: Tensors, inputs: list[Inputs], skipped: int, dtype: torch.dtype) -> Tensor:
-    """The small model's (n, V), one tensor of it in memory at a time."""
+    """Compute the small model's (n, V), one tensor of it in memory at a time."""
     import torch
 
     from sprunec.families.base import family_of
@@ -103,7 +103,7 @@ def _logits(config: ModelConfig, weights: Tensors, inputs: list[Inputs], skipped
 
 
 def tolerance(dtype: torch.dtype, largest_logit: float, noise: float = math.inf) -> float:
-    """What may be: grows with the logits, and with the noise that was measured.
+    """Say what may be: it grows with the logits, and with the noise that was measured.
 
     Args:
         dtype: of the arithmetic, or of weights that have been rounded once more.

@@ -69,7 +69,7 @@ def run(job: Job[RefitOptions]) -> dict[str, Any]:
 
 
 def _refit_all(moments: Moments, kept: Cut, soft: Soft) -> int:
-    """Refit in place; how many weights were refitted."""
+    """Refit in place; return how many weights were refitted."""
     import torch
 
     from sprunec.masks.least_squares import refit
@@ -96,7 +96,7 @@ def _absent(projection: Projection, kept: Cut) -> bool:
 
 
 def _column_gate(projection: Projection, soft: Soft) -> Tensor | None:
-    """(columns,): the product of all soft gates on what goes into a projection."""
+    """Multiply all soft gates on what goes into a projection: (columns,)."""
     gate: Tensor | None = None
     for (index, unit), value in soft.items():
         units = projection.units(unit) if index == projection.block.index else None

@@ -54,7 +54,7 @@ def add(build: Builder, spec: PassSpec, model: str) -> str:
 
 
 def run(job: Job[EmitOptions]) -> dict[str, Any]:
-    """A format that cannot hold the model leaves a note of why, and the others are written.
+    """Write all formats that can hold the model; of the others, a note of why they cannot.
 
     Raises:
         FormError: none of them can.

@@ -37,7 +37,7 @@ def add(build: Builder, suffix: str, model: str, masks: str = "") -> str:
 
 
 def run(job: Job[EvaluateOptions]) -> dict[str, Any]:
-    """Raises PassError where the loss is not finite: what the model says is then nothing to draw tokens from."""
+    """Raise PassError where the loss is not finite: what the model says is then nothing to draw tokens from."""
     from sprunec.families.base import family_of
 
     place, config, model = job.place, job.config(), job.model()
@@ -61,7 +61,7 @@ def run(job: Job[EvaluateOptions]) -> dict[str, Any]:
 
 
 def _held_out_loss(model: nn.Module, data: Data, limit: int | None, place: Place) -> tuple[float, int]:
-    """Nats per target, and targets."""
+    """Measure nats per target; count targets."""
     import torch
 
     from sprunec.engines.loop import language_model_loss
@@ -77,7 +77,7 @@ def _held_out_loss(model: nn.Module, data: Data, limit: int | None, place: Place
 
 
 def _sample(model: Any, layout: Layout, data: Data, seed: int, place: Place) -> str | None:
-    """What the model writes after the first held-out tokens, where the data can say it in text."""
+    """Let the model write after the first held-out tokens, where the data can say it in text."""
     import torch
 
     start = data.sample(SAMPLE_PROMPT)

@@ -32,7 +32,7 @@ class Options:
     """
 
     def document(self) -> dict[str, Any]:
-        """What applies, by name."""
+        """List what applies, by name."""
         found = {}
         for each in fields(self):
             default = each.default if each.default_factory is MISSING else each.default_factory()
@@ -99,13 +99,13 @@ class Job(Generic[O]):
 
     @property
     def place(self) -> Place:
-        """The device, in the precision of the options; float32 where they have none."""
+        """Choose the device, in the precision of the options; float32 where they have none."""
         from sprunec.engines.device import Place
 
         return Place.of(self.device, getattr(self.options, "precision", "fp32"))
 
     def directory(self, name: str = "model") -> Path:
-        """Where an input's model is: that of an emitted one is our own form."""
+        """Say where an input's model is: that of an emitted one is in our own format."""
         own = self.inputs[name] / "sprunec"
         return own if own.exists() else self.inputs[name]
 
@@ -115,31 +115,31 @@ class Job(Generic[O]):
         return read_config(self.directory(name))
 
     def model(self, name: str = "model") -> nn.Module:
-        """An input's model in float32 on the device: what training and comparing work on."""
+        """Load an input's model in float32 to the device."""
         from sprunec.families.model_directory import load_model
 
         return load_model(self.directory(name)).float().to(self.place.device)
 
     def weights(self, name: str = "model") -> Tensors:
-        """An input's tensors by name, each read when it is asked for."""
+        """Open an input's tensors by name; each is read when it is asked for."""
         from sprunec.families.model_directory import open_model_tensors
 
         return open_model_tensors(self.directory(name))
 
     def traced(self, model: nn.Module, name: str = "model") -> tuple[TracedBlock, ...]:
-        """The blocks of a model that is as an input's."""
+        """Trace the blocks of a model that is as an input's."""
         from sprunec.rewrite.trace import traced
 
         return traced(model, self.config(name))
 
     def kept(self, name: str = "model") -> Kept:
-        """What an input has left, by the indices of the plan's input model."""
+        """Say what an input has left, by the indices of the plan's input model."""
         from sprunec.families.model_directory import read_kept
 
         return read_kept(self.directory(name))
 
     def left(self, name: str = "model") -> Cut:
-        """What the input `masks` leaves of a model, by this model's own indices."""
+        """Say what the input `masks` leaves of a model, by this model's own indices."""
         return self.kept("masks").inside(self.kept(name))
 
     def mask(self, model: nn.Module, name: str = "model") -> nn.Module:
@@ -155,7 +155,7 @@ class Job(Generic[O]):
         save_model(self.out, self.config(), self.kept(), state)
 
     def data(self, config: ModelConfig) -> Data:
-        """What the data pass has made, with the user's own files where it only says where to look."""
+        """Open what the data pass has made, and the user's own files where that only says where records lie."""
         from sprunec.data import pairs
         from sprunec.data.batches import Packer, load_text_data
         from sprunec.families.cpm_ant.inputs import Prompted
@@ -170,10 +170,10 @@ class Job(Generic[O]):
         return load(directory, Packer(Prompted.of(config), width), **order)
 
     def held_out(self, config: ModelConfig) -> Data | None:
-        """The data, where the plan has any, for what does not need it."""
+        """Open the data, if the plan has any."""
         return self.data(config) if "data" in self.inputs else None
 
     def batches(self, config: ModelConfig) -> Iterator[Batch]:
-        """The batches to calibrate on: those that training would see next."""
+        """Give the batches to calibrate on: those that training would see next."""
         data, options = self.data(config), cast(CalibrationOptions, self.options)
         return (data.batch(options.first_step + number) for number in range(options.batches))

@@ -45,7 +45,7 @@ def run(job: Job[LoadOptions]) -> dict[str, Any]:
 
 
 def _check_memory(config: ModelConfig) -> None:
-    """A config is a few bytes, whatever it claims: better an error than a machine out of memory."""
+    """Raise PassError before the machine is out of memory: a config is a few bytes, whatever it claims."""
     needed, there = 4 * config.parameters(), physical_memory()
     if needed > there:
         raise PassError(
@@ -55,12 +55,12 @@ def _check_memory(config: ModelConfig) -> None:
 
 
 def physical_memory() -> int:
-    """In bytes."""
+    """Give the machine's memory in bytes."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _take(path: Path, config: ModelConfig, out: Path) -> list[str]:
-    """Returns what the user should know about the file."""
+    """Take a checkpoint over; return what the user should know about it."""
     from sprunec.checkpoint.reader import open_tensors
     from sprunec.checkpoint.writer import adopt_weights
     from sprunec.families.cpm_ant.fit import check_fit, check_unused

@@ -64,7 +64,7 @@ def run(job: Job[SpeedOptions]) -> dict[str, Any]:
 
 
 def _models(job: Job[SpeedOptions], configs: Mapping[str, ModelConfig]) -> dict[str, nn.Module]:
-    """The masked model has the dense one's tensors, not a copy, where their shapes are the same."""
+    """Open all models; the masked one has the dense one's tensors, not a copy, where their shapes are the same."""
     models: dict[str, nn.Module] = {"dense": job.model("dense")}
     if "masked" in configs:
         models["masked"] = _masked(job, configs["masked"], models["dense"], configs["dense"])
@@ -86,7 +86,7 @@ def _masked(job: Job[SpeedOptions], config: ModelConfig, dense: nn.Module, its: 
 
 
 def smaller(batch: Batch, config: ModelConfig, place: Place) -> Batch:
-    """As many rows as the operations of one forward allow, in a large model one row cut short, not too short."""
+    """Take as many rows as the operations of one forward allow, of a large model one row cut short, not too short."""
     rows, width = batch.targets.shape
     allowed = int(OPERATIONS.get(place.device.type, OPERATIONS_ELSEWHERE) / (2 * config.parameters()))
     width = min(width, max(allowed, _overhead(config) + LEAST_TEXT))
@@ -100,7 +100,7 @@ def _overhead(config: ModelConfig) -> int:
 
 
 def in_turn(models: Mapping[str, nn.Module], batch: Batch, place: Place) -> dict[str, list[float]]:
-    """Seconds of every model in every round, after a round that does not count."""
+    """Time every model in every round, in seconds, after a round that does not count."""
     seconds: dict[str, list[float]] = {role: [] for role in models}
     started = perf_counter()
     for count in range(MOST_ROUNDS + 1):
@@ -124,7 +124,7 @@ def _forward(model: nn.Module, batch: Batch, place: Place) -> float:
 
 
 def measured(tokens: int, seconds: Sequence[float], dense: Sequence[float], is_dense: bool) -> dict[str, Any]:
-    """Medians and quartiles over the rounds: tokens per second, and how many times the dense model's in it."""
+    """Give medians and quartiles over the rounds: tokens per second, and how many times the dense model's that is."""
     slowest, speed, fastest = quantiles([tokens / spent for spent in seconds], n=4, method="inclusive")
     ratios = [slow / spent for slow, spent in zip(dense, seconds, strict=True)]
     low, ratio, high = quantiles(ratios, n=4, method="inclusive")

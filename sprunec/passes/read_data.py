@@ -110,13 +110,13 @@ def _held_out(job: Job[DataOptions]) -> float | Path:
 
 
 def _origins(job: Job[DataOptions]) -> tuple[Path, Path]:
-    """Where the training part and the held-out part come from; what no file holds goes by its source."""
+    """Say where the training part and the held-out part come from; what no file holds goes by its source."""
     first = job.files.get("paths", (Path(job.options.source),))[0]
     return first, job.files.get("held_out", (first,))[0]
 
 
 def _tokenizer(job: Job[DataOptions], text: str, marks: int) -> Tokenizer:
-    """The plan's vocabulary file, or the characters of a text and so many marks besides."""
+    """Read the plan's vocabulary file, or take the characters of a text, and so many marks besides."""
     if "tokenizer" in job.files:
         return _vocabulary(job, "tokenizer", 0)
     from sprunec.data.tokenizer import Characters

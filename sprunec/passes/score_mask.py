@@ -50,7 +50,7 @@ def run(job: Job[ScoreOptions]) -> dict[str, Any]:
 
 
 def _by_weights(job: Job[ScoreOptions]) -> dict[Key, Tensor]:
-    """One tensor at a time, so that a checkpoint of any size can be scored."""
+    """Score with one tensor at a time in memory, so that a checkpoint of any size can be."""
     from sprunec.families.cpm_ant.sizes import unit_sizes
     from sprunec.masks.criteria import Weights
     from sprunec.rewrite.trace import traced_shape

@@ -79,14 +79,14 @@ def run(job: Job[SparsifyOptions]) -> dict[str, Any]:
 
 
 def _masked(tensors: Tensors, name: str, mask: Tensor) -> Output:
-    """Made when it is written, so that one tensor at a time is in memory."""
+    """Make a tensor when it is written, so that one at a time is in memory."""
     from sprunec.checkpoint.writer import Output
 
     return Output(tensors.shape(name), tensors.dtype(name), lambda: [tensors.copy(name).masked_fill_(~mask, 0)])
 
 
 def _size(state: Mapping[str, Tensor], pattern: Pattern) -> float:
-    """The sum of all sizes |w| in the pattern's tensors."""
+    """Sum all sizes |w| in the pattern's tensors."""
     import torch
 
     return sum(float(state[name].abs().sum(dtype=torch.float64)) for name in pattern)

@@ -76,7 +76,7 @@ def _keep_pattern(job: Job[TrainOptions], state: Mapping[str, Tensor], pattern: 
 
 
 def engine_of(job: Job[TrainOptions]) -> TrainingEngine:
-    """What trains; made by all ranks."""
+    """Make what trains; all ranks do."""
     from sprunec.engines.choose import choose_engine
 
     return choose_engine(job.engine, job.place, job.world, job.options.seed, job.config().parameters())
@@ -85,7 +85,7 @@ def engine_of(job: Job[TrainOptions]) -> TrainingEngine:
 def distiller_of(
     job: Job[TrainOptions], student: nn.Module, blocks: Sequence[TracedBlock] = ()
 ) -> tuple[Distiller | None, list[str]]:
-    """The distillation that the options ask for, and what the user should know about it.
+    """Set up the distillation that the options ask for; say what the user should know about it.
 
     A pair whose student state was cut away is dropped.
 

@@ -57,17 +57,17 @@ class Pass:
 
     @property
     def by_target(self) -> bool:
-        """Whether a target of its own says how much goes."""
+        """Tell whether a target of its own says how much goes."""
         return self.removes == "units" and "target" in getattr(self.options, "__dataclass_fields__", ())
 
     @property
     def changes_weights(self) -> bool:
-        """Whether the weights that are left are no longer those that entered."""
+        """Tell whether the weights that are left are no longer those that entered."""
         return self.trains or self.refits
 
     @property
     def makes_model(self) -> bool:
-        """Whether it gives the newest model, in whatever form."""
+        """Tell whether it gives the newest model, in whatever form."""
         return self.output in ("model", "gated", "rewritten", "emitted")
 
 
