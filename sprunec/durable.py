@@ -159,5 +159,5 @@ def remove(path: Path) -> None:
     """Take away a file, a link, or a directory with all that is in it, if it is there."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+    elif os.path.lexists(path):
+        path.unlink()
