@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from sprunec.durable import naming
+from sprunec.durable import file_sha256
 
 MISSING = "missing file"
 # A checkpoint is named by the plan, linked by artifacts and verified in the store.
@@ -32,8 +32,7 @@ def file_digest(path: Path) -> str:
     known = known_digest(path)
     if known is not None:
         return known
-    with naming(path), path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    digest = file_sha256(path)
     remember_digest(path, digest)
     return digest
 

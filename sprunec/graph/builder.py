@@ -16,7 +16,7 @@ from sprunec.file_digests import file_stamp
 from sprunec.graph.graph import Graph, Node, Roles, digest_of
 from sprunec.graph.notes import resolved
 from sprunec.graph.sources import add_teacher
-from sprunec.graph.weights import masks_digest
+from sprunec.graph.weights import NO_MASK, weights_digest
 from sprunec.passes import evaluate, measure_speed
 from sprunec.passes.job import Options
 from sprunec.passes.train import TrainOptions
@@ -123,7 +123,7 @@ class Builder:
         return {"data": self.data} if self.data else {}
 
     def masks_digest(self, path: Path) -> str:
-        return masks_digest(path)
+        return weights_digest(path, NO_MASK)
 
     def provenance(self, unit: Any, target: Any) -> dict[str, Any]:
         """Say what is noted beside a mask that is chosen here: what of, how much, and on which model."""

@@ -1,4 +1,4 @@
-"""What an emitted model says about the run that made it: see `model/origin.py` for the file."""
+"""What an emitted model says about the run that made it: see `checkpoint/provenance.py` for the file."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from sprunec.plan.plan import Plan
 
 
 def resolved(plan: Plan) -> dict[str, Any]:
-    """The plan with every default filled in, as JSON has it; paths as they were found."""
+    """Write the plan with every default filled in, as JSON has it; paths as they were found."""
     document: dict[str, Any] = plain(plan)
     return document
 
 
 def origin_of(graph: Graph, report: Mapping[str, Any], made: str | None) -> dict[str, Any]:
-    """The note: nothing in it depends on how often a run was stopped, but when its model was made.
+    """Make the note: nothing in it depends on how often a run was stopped, but when its model was made.
 
     Args:
         graph: its plan is told whole, and the sha256 of the checkpoint that it started from.

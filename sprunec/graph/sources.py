@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sprunec.checkpoint.layouts import checkpoint_files
 from sprunec.file_digests import MISSING, file_digest
 from sprunec.graph.heads import teacher_config
-from sprunec.graph.weights import about_model, teacher_digest, weights_digest
+from sprunec.graph.weights import NO_TEACHER, weights_digest
 from sprunec.passes.load import LoadOptions
 from sprunec.passes.read_data import DataOptions
 from sprunec.plan.plan import DataSource
@@ -28,7 +28,7 @@ def add_sources(build: Builder) -> None:
     options, about = LoadOptions(config=config.to_dict(), seed=plan.seed), "a new model"
     files: dict[str, tuple[Path, ...]] = {}
     if plan.model.checkpoint is not None:
-        digest = weights_digest(plan.model.checkpoint, about_model(plan))
+        digest = weights_digest(plan.model.checkpoint, plan=plan)
         options, about = LoadOptions(config=config.to_dict(), checkpoint=digest), plan.model.checkpoint.name
         files = _checkpoint_files(plan.model.checkpoint)
     name = build.add("load", options, {}, files=files, about=about)
@@ -66,7 +66,7 @@ def add_teacher(build: Builder, path: Path | None) -> str:
     """
     if path is not None and path not in build.teachers:
         config = teacher_config(build.config, path)
-        options = LoadOptions(config=config.to_dict(), checkpoint=teacher_digest(path))
+        options = LoadOptions(config=config.to_dict(), checkpoint=weights_digest(path, NO_TEACHER))
         files, parameters = _checkpoint_files(path), config.parameters()
         build.teachers[path] = build.add(
             "load", options, {}, suffix="teacher", files=files, about=path.name, parameters=parameters

@@ -45,7 +45,7 @@ def run(job: Job[LoadOptions]) -> dict[str, Any]:
 
 
 def _check_memory(config: ModelConfig) -> None:
-    """Raise PassError before the machine is out of memory: a config is a few bytes, whatever it claims."""
+    """Refuse a model larger than memory: a config is a few bytes, whatever it claims."""
     needed, there = 4 * config.parameters(), physical_memory()
     if needed > there:
         raise PassError(
@@ -55,15 +55,15 @@ def _check_memory(config: ModelConfig) -> None:
 
 
 def physical_memory() -> int:
-    """Give the machine's memory in bytes."""
+    """Count the machine's memory, in bytes."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _take(path: Path, config: ModelConfig, out: Path) -> list[str]:
-    """Take a checkpoint over; return what the user should know about it."""
+    """Write the model that a checkpoint holds; return what the user should know about the file."""
     from sprunec.checkpoint.reader import open_tensors
     from sprunec.checkpoint.writer import adopt_weights
-    from sprunec.families.cpm_ant.fit import check_fit, check_unused
+    from sprunec.families.cpm_ant.fit import check_fit, refuse_unused
     from sprunec.families.cpm_ant.head import own_head
     from sprunec.families.cpm_ant.huggingface_names import Part, native_shapes, parts
     from sprunec.families.cpm_ant.scaling import native_outputs
@@ -72,13 +72,13 @@ def _take(path: Path, config: ModelConfig, out: Path) -> list[str]:
     from sprunec.families.model_directory import describe, save_outputs
 
     tensors = open_tensors(path)
-    check_fit(config, tensors, path)
+    unused = check_fit(config, tensors, path)
     head = own_head(config, tensors) if config.tie_word_embeddings else None
     if head is not None:  # a plan finds that out by itself, but for files that torch alone can read
         message = f"{head} differs from the embedding, and the config ties the two"
         raise InputError.at(path, message, 'write "tie_word_embeddings": false in the model\'s config')
     if not tensors.is_whole:  # else the plan has been held against the headers, and knows what to ignore
-        check_unused(config, tensors, path)
+        refuse_unused(unused, path)
     if all(part == Part(name) for name, part in parts(config, tensors).items()):
         describe(out, config, everything(config))
         adopt_weights(path, out)
