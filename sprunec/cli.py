@@ -240,7 +240,7 @@ def _checked(plan: Path, flags: Flags, strict: bool) -> tuple[Plan, tuple[Diagno
 
 def _costs(plan: Plan, devices: int) -> list[dict[str, Any]]:
     """Compute what training takes of each of so many devices."""
-    from sprunec.graph.heads import with_own_head
+    from sprunec.graph.sources import with_own_head
     from sprunec.plan.scale import plan_costs
 
     return plan_costs(with_own_head(plan), devices)

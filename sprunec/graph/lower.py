@@ -19,8 +19,7 @@ from __future__ import annotations
 
 from sprunec.graph.builder import Builder
 from sprunec.graph.graph import Graph
-from sprunec.graph.heads import with_own_head
-from sprunec.graph.sources import add_sources
+from sprunec.graph.sources import add_sources, with_own_head
 from sprunec.passes import compare, compare_format, emit, expand
 from sprunec.plan.export_formats import FORMATS
 from sprunec.plan.pass_table import PASSES
