@@ -130,10 +130,6 @@ class Builder:
         model = {"start_step": self.plan.model.start_step, "steps": self.model_steps}
         return {"unit": unit, "target": target, "checkpoint": self.checkpoint} | model
 
-    def shrink(self, spec: PassSpec) -> None:
-        """Count what a pass is going to cut."""
-        self.left = self.left.planned(*(spec.options[key] for key in ("unit", "target", "multiple_of")))
-
     def changes_weights(self) -> bool:
         """Tell whether the plan does more to the input's weights than to cut some away."""
         specs = self.plan.passes

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,20 +47,19 @@ class Events:
         """Append; the first event of a node in this run replaces what an earlier run wrote from that step on."""
         node, step = event["node"], event["step"]
         if node not in self._begun:
-            self._filter(lambda line: (read_line(line) or {}).get("node") != node or json.loads(line)["step"] < step)
-        self._begun.add(node)
+            self._begun.add(node)
+            lines, damaged = self._lines() or [], {"node": None}
+            kept = [
+                line for line in lines if (found := read_line(line) or damaged)["node"] != node or found["step"] < step
+            ]
+            if kept != lines:
+                write_atomically(self.path, "".join(f"{line}\n" for line in kept))
         with naming(self.path), open(self.path, "a", encoding="utf-8", opener=_no_link) as stream:
             stream.write(_line(json.loads(strict_json(event))) + "\n")
 
     def of(self, node: str) -> str:
         """Give a node's lines."""
         return "".join(f"{line}\n" for line in _of(self._lines() or [], node))
-
-    def _filter(self, keep: Callable[[str], bool]) -> None:
-        lines = self._lines() or []
-        kept = [line for line in lines if keep(line)]
-        if kept != lines:
-            write_atomically(self.path, "".join(f"{line}\n" for line in kept))
 
     def _lines(self) -> list[str] | None:
         """Read the file; None if there is none. One that is a link, to wherever, is not read."""

@@ -25,7 +25,7 @@ def add(build: Builder, masks: str, spec: PassSpec | None = None) -> None:
         spec: the pass whose target says how much that is; None: it is not known yet.
     """
     if spec is not None:
-        build.shrink(spec)
+        build.left = build.left.planned(*(spec.options[key] for key in ("unit", "target", "multiple_of")))
     entering, inputs = build.model, {"model": build.model, "masks": masks}
     inputs |= {"origin": build.roles.origin} if build.roles.origin else {}
     small = build.add("rewrite", Options(), inputs, about="slices only")
