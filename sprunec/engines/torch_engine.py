@@ -18,7 +18,7 @@ from sprunec.engines.nonfinite import non_finite
 from sprunec.engines.optimizer import LossScale, in_groups, make_optimizer, one_group
 from sprunec.engines.sharding import like, local, replicate, shard, total_norm
 from sprunec.engines.shards import read_shards, shard_sizes
-from sprunec.engines.sparse_training import Hold
+from sprunec.engines.sparse_training import PrunedWeights
 from sprunec.engines.training import Training
 from sprunec.engines.world import World
 from sprunec.families.module_lists import blocks
@@ -77,7 +77,7 @@ class TorchDriver:
         self.engine, self.training, self.others = engine, training, others
         self.model, self.copies = model.train(), copies
         self.optimizer = make_optimizer(model, training, others)
-        self.hold = Hold(model, kept) if kept else None
+        self.pruned = PrunedWeights(model, kept) if kept else None
         half = engine.place.dtype == torch.float16
         self.loss_scale = LossScale(training.loss_scale, enabled=half)
 
@@ -110,8 +110,8 @@ class TorchDriver:
         if self.scaled:
             for gradient in self._gradients():
                 gradient.div_(self.scale)
-        if self.hold is not None:
-            self.hold.gradients()
+        if self.pruned is not None:
+            self.pruned.zero_gradients()
         return total_norm(self._gradients())
 
     def _gradients(self) -> list[Tensor]:
@@ -124,8 +124,8 @@ class TorchDriver:
             for group in self.optimizer.param_groups:  # a group's tensors are all in parts, or all whole
                 nn.utils.clip_grads_with_norm_(group["params"], self.training.clip_grad, torch.tensor(norm))
         self.optimizer.step()
-        if self.hold is not None:
-            self.hold.weights()
+        if self.pruned is not None:
+            self.pruned.zero()
 
     def end(self, finite: bool) -> None:
         self.loss_scale.update(finite)

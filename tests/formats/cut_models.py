@@ -15,7 +15,7 @@ from sprunec.families.cpm_ant.blocks import example_inputs
 from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.families.cpm_ant.sizes import everything
 from sprunec.families.model_directory import empty_model, save_model
-from sprunec.graph.emit_options import transformers_release
+from sprunec.formats.huggingface import transformers_release
 from sprunec.passes import emit
 from sprunec.passes.job import Job
 from sprunec.rewrite.gating import Gates, insert_gates
