@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sprunec.plan.criterion_table import Criterion
 
@@ -66,20 +66,8 @@ class Calibration:
         return calibrate(self.model, self.blocks, self.batches, self.place)
 
 
-def _by(function: str) -> Callable[[Any], dict[Key, Tensor]]:
-    """Name a function of `masks/scores.py`, which is imported, and torch with it, when something is scored."""
-
-    def score(subject: Any) -> dict[Key, Tensor]:
-        from sprunec.masks import scores
-
-        found: dict[Key, Tensor] = getattr(scores, function)(subject)
-        return found
-
-    return score
-
-
-RANDOM = Criterion("random", _by("random"), calibrates=False)
-MAGNITUDE = Criterion("magnitude", _by("magnitude"), calibrates=False)
-TAYLOR = Criterion("taylor", _by("taylor"))
-ACTIVATION = Criterion("activation", _by("activation"))
-RECONSTRUCTION = Criterion("reconstruction", _by("reconstruction"))
+RANDOM = Criterion("random", "sprunec.masks.scores:random", calibrates=False)
+MAGNITUDE = Criterion("magnitude", "sprunec.masks.scores:magnitude", calibrates=False)
+TAYLOR = Criterion("taylor", "sprunec.masks.scores:taylor")
+ACTIVATION = Criterion("activation", "sprunec.masks.scores:activation")
+RECONSTRUCTION = Criterion("reconstruction", "sprunec.masks.scores:reconstruction")
