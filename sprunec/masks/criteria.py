@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from sprunec.plan.criterion_table import Criterion
@@ -66,8 +67,16 @@ class Calibration:
         return calibrate(self.model, self.blocks, self.batches, self.place)
 
 
-RANDOM = Criterion("random", "sprunec.masks.scores:random", calibrates=False)
-MAGNITUDE = Criterion("magnitude", "sprunec.masks.scores:magnitude", calibrates=False)
-TAYLOR = Criterion("taylor", "sprunec.masks.scores:taylor")
-ACTIVATION = Criterion("activation", "sprunec.masks.scores:activation")
-RECONSTRUCTION = Criterion("reconstruction", "sprunec.masks.scores:reconstruction")
+def _score(function: str, given: Weights | Calibration) -> dict[Key, Tensor]:
+    """Import the arithmetic, and torch with it, when something is scored."""
+    from sprunec.masks import scores
+
+    found: dict[Key, Tensor] = getattr(scores, function)(given)
+    return found
+
+
+RANDOM = Criterion("random", partial(_score, "random"), calibrates=False)
+MAGNITUDE = Criterion("magnitude", partial(_score, "magnitude"), calibrates=False)
+TAYLOR = Criterion("taylor", partial(_score, "taylor"))
+ACTIVATION = Criterion("activation", partial(_score, "activation"))
+RECONSTRUCTION = Criterion("reconstruction", partial(_score, "reconstruction"))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 from sprunec.registry import Registry
@@ -19,18 +19,13 @@ class Criterion:
     """One way to score units: the higher, the more worth keeping.
 
     Attributes:
-        function: `module:name` of what makes the scores, which is imported, and torch with it, when there are any to
-            make: from `masks.criteria.Weights` or `Calibration`, by (layer, unit), a tensor (units,).
+        score: by (layer, unit), a tensor (units,); of `masks.criteria.Weights`, or of `masks.criteria.Calibration`.
         calibrates: whether it needs the latter, which runs batches through the model.
     """
 
     name: str
-    function: str
+    score: Callable[[Any], dict[Key, Tensor]]
     calibrates: bool = True
-
-    def score(self, given: Any) -> dict[Key, Tensor]:
-        found: dict[Key, Tensor] = resolve_name(self.function)(given)
-        return found
 
 
 CRITERIA = Registry(Criterion, "sprunec.masks.criteria")
