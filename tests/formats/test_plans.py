@@ -14,7 +14,7 @@ from sprunec.families.cpm_ant.modeling_sprunec import SprunecForCausalLM
 from sprunec.plan import export_formats as forms
 from sprunec.plan.plan import check_plan
 from sprunec.units import Kept
-from tests.conftest import TINY, kept_layer
+from tests.conftest import TINY, kept_layer, tiny_config
 from tests.formats.cut_models import Case, emitted, masked_model
 from tests.formats.live_loader import load_live
 from tests.runs import TRAIN, execute, mask_pass, plan, read_report, write
@@ -173,4 +173,4 @@ def test_a_model_without_any_attention_still_writes(tmp_path: Path) -> None:
 def inputs_of(row: torch.Tensor) -> dict[str, torch.Tensor]:
     from sprunec.formats.huggingface import all_context
 
-    return all_context(row, PROMPT, 2, 2)
+    return all_context(row, tiny_config(), 2, 2)
