@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import sprunec.families.cpm_ant
 from sprunec.durable import copy_file, read_file, write_new
-from sprunec.errors import FormError
+from sprunec.errors import FormatError
 from sprunec.families.cpm_ant import huggingface_names as hf
 from sprunec.families.cpm_ant.config import PAIR_TASK, TEXT_TASK, ModelConfig
 from sprunec.families.cpm_ant.uniform import even_config
@@ -196,7 +196,7 @@ def _opened_apart(directory: Path, texts: list[Tensor], own: bool) -> Tensor:
         done = subprocess.run(script, env=os.environ | quiet, capture_output=True, text=True, check=False)
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            raise FormError(f"transformers cannot open the form huggingface: {last}")
+            raise FormatError(f"transformers cannot open the format huggingface: {last}")
         return torch.cat([row.float() for row in torch.load(logits, weights_only=True)])
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sprunec.durable import naming
-from sprunec.errors import FormError
+from sprunec.errors import FormatError
 from sprunec.families.base import Document, family_of
 from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.plan.export_formats import Emission, Format, Reopened
@@ -36,7 +36,7 @@ def write(emission: Emission, directory: Path) -> dict[str, Any]:
     try:
         program = torch.export.export(model, tuple(inputs.values()), dynamic_shapes=shapes)
     except Exception as error:  # whatever this release of torch cannot export
-        raise FormError(f"the form pt2 cannot hold this model: {own_words(error)}") from error
+        raise FormatError(f"the format pt2 cannot hold this model: {own_words(error)}") from error
     directory.mkdir()
     path = directory / WEIGHTS
     with naming(path, nbytes_in(model.state_dict())), path.open("wb") as stream:  # Python's, whose OSErrors say how

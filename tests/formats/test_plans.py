@@ -46,7 +46,7 @@ def test_a_mask_file_that_cpm_live_cannot_hold_stops_before_the_training(tmp_pat
     heads = mask_pass("head", {"num_heads": 3}, save_mask="heads.pt")
     execute(plan(TRAIN, heads, emit("sprunec")), tmp_path, "first")
     loading = {"pass": "load-mask", "path": "heads.pt"}
-    with pytest.raises(InputError, match="the form cpm-live can't hold what this mask leaves"):
+    with pytest.raises(InputError, match="the format cpm-live can't hold what this mask leaves"):
         execute(plan(TRAIN, loading, {"pass": "finetune", "steps": 2}, emit("cpm-live")), tmp_path)
     assert "finetune" not in [entry["pass"] for entry in read_report(tmp_path / "out")["passes"]]
 

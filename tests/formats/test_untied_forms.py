@@ -160,7 +160,7 @@ def test_half_precision_keeps_both_tables(apart: Path, tmp_path: Path) -> None:
 
 def test_cpm_live_is_refused_before_any_work(apart: Path, tmp_path: Path) -> None:
     """Its classes have one table: told by the checkpoint's bytes, or by the config alone."""
-    words = r"the form cpm-live can't hold .*its head is a tensor of its own.*emit \"sprunec\" or \"huggingface\""
+    words = r"the format cpm-live can't hold .*its head is a tensor of its own.*emit \"sprunec\" or \"huggingface\""
     with pytest.raises(InputError, match=words) as caught:
         pruned(apart, tmp_path, KEPT["even"], "cpm-live")
     assert caught.value.diagnostics[0].pointer == "/passes/1/formats"
