@@ -17,7 +17,7 @@ from sprunec.checkpoint.layouts import checkpoint_files
 from sprunec.checkpoint.safetensors_file import Stored
 from sprunec.errors import Diagnostic, InputError
 from sprunec.families.cpm_ant.huggingface_names import parts
-from sprunec.graph.graph import file_digest, known_digest, remember_digest
+from sprunec.file_digests import file_digest, known_digest, remember_digest
 from sprunec.plan.plan import Plan
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ NO_MASK = "a mask holds 0 and 1"
 NO_TEACHER = "a student would learn NaN from it"
 CUT_AWAY = f"all of it lies in what this plan cuts away, and is refused all the same: {NO_CUT}"
 
-_FINITE = set[str]()  # the sha256 of files that have been looked at: the store's own hashing looks at nothing
+_FINITE = set[str]()  # the sha256 of files that have been checked; the store's own hashing checks nothing
 
 
 def weights_digest(path: Path, about: str = NO_CUT, plan: Plan | None = None) -> str:
@@ -66,7 +66,7 @@ def _read(file: Path, places: dict[str, Stored]) -> tuple[str, list[NonFinite]]:
     known = known_digest(file)
     if known is not None and known in _FINITE:
         return known, []
-    from sprunec.checkpoint.finite import read_weights  # needs numpy, which a look at a config does not
+    from sprunec.checkpoint.finite import read_weights  # needs numpy, which inspecting a config does not
 
     digest, found = read_weights(file, places)
     if not found:
@@ -91,20 +91,18 @@ def _is_cut_away(plan: Plan, found: Sequence[NonFinite]) -> bool:
     if not masks or others or any(each.count > len(each.places) for each in found):
         return False
     from sprunec.bmcook.masks.matching import read_masks
-    from sprunec.families.cpm_ant.config import local
-    from sprunec.passes.bench import traced_shape
+    from sprunec.families.cpm_ant.sizes import everything
     from sprunec.rewrite.recipe import make_recipe
+    from sprunec.rewrite.trace import traced_shape
 
     config = plan.model.config
-    whole = kept = config.everything()
+    whole = kept = everything(config)
     try:
         for spec in masks:
             kept = read_masks(spec.options["path"], whole, kept).kept
     except InputError:
         return False
-    recipe = make_recipe(
-        traced_shape(config), [local(before, after) for before, after in zip(whole, kept, strict=True)]
-    )
+    recipe = make_recipe(traced_shape(config), kept.inside(whole))
     own_names = {part.name: name for name, part in parts(config, [each.tensor for each in found]).items()}
     return all(_is_out(recipe.slices, recipe.removed, own_names.get(each.tensor, ""), each) for each in found)
 
