@@ -6,7 +6,9 @@ Whatever fails here, and within `naming`, says which file it was.
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -51,6 +53,12 @@ def read_file(path: Path) -> str:
     """
     with naming(path):
         return path.read_text(encoding="utf-8")
+
+
+def file_sha256(path: Path) -> str:
+    """Hash a file's content; raises OSError as `read_file`."""
+    with naming(path), path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def read_into(path: Path, spans: Iterable[tuple[int, int]], into: memoryview) -> None:
@@ -152,3 +160,11 @@ def forget(path: Path) -> None:
     """Remove a file if that can be done; what failed before is the error to tell of."""
     with suppress(OSError):
         path.unlink(missing_ok=True)
+
+
+def remove(path: Path) -> None:
+    """Take away a file, a link, or a directory with all that is in it, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    elif os.path.lexists(path):
+        path.unlink()

@@ -22,7 +22,7 @@ class Family:
     Attributes:
         keys: of a config, all of them, with one of these values; `lacks` are keys that it must not have.
         tensors: a pattern of the beginning of a tensor's or a module's name.
-        model_types: Hugging Face's words for it.
+        model_types: Hugging Face's names for it.
     """
 
     name: str
@@ -70,8 +70,8 @@ OTHERS: tuple[Family, ...] = (  # in Hugging Face's
 )
 FAMILIES = RELATIVES + OTHERS
 _ADAPTER = re.compile(r"\.lora_(A|B|embedding_A|embedding_B)\b|\.lora\.")
-_WORDS, _PROMPTS, _SEGMENTS = "input_embedding.weight", "prompt_embedding.weight", "segment_embedding.weight"
-# CPM-Live's relatives, by which of its tables they lack: words, prompts, segments.
+_TOKENS, _PROMPTS, _SEGMENTS = "input_embedding.weight", "prompt_embedding.weight", "segment_embedding.weight"
+# CPM-Live's relatives, by which of its tables they lack: tokens, prompts, segments.
 _BY_TABLES = {
     (True, False, False): "CPM-Bee or CPM-1",
     (True, True, False): "CPM-3",
@@ -80,7 +80,7 @@ _BY_TABLES = {
 
 
 def config_family(config: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Whose config it is by its keys, if it is not CPM-Ant's, and the key that tells."""
+    """Tell whose config it is by its keys, if it is not CPM-Ant's, and by which key."""
     for family in RELATIVES if "dim_model" in config else FAMILIES:
         keys = family.keys
         fits = bool(keys) and all(_is(config, key, values) for key, values in keys.items())
@@ -94,12 +94,12 @@ def _is(config: Mapping[str, Any], key: str, values: Any) -> bool:
 
 
 def type_family(model_type: Any) -> str | None:
-    """Whose word a Hugging Face `model_type` is."""
+    """Tell whose a Hugging Face `model_type` is."""
     return next((family.name for family in FAMILIES if model_type in family.model_types), None)
 
 
 def tensor_family(names: Collection[str]) -> tuple[str, str] | None:
-    """Whose tensors these are, if they are not CPM-Ant's, and the one that tells."""
+    """Tell whose tensors these are, if they are not CPM-Ant's, and by which one."""
     adapters = [name for name in names if _ADAPTER.search(name)]
     if adapters and len(adapters) == len(names):
         return "a LoRA adapter", adapters[0]
@@ -107,20 +107,20 @@ def tensor_family(names: Collection[str]) -> tuple[str, str] | None:
         found = _first(family, names)
         if found is not None:
             return family.name, found
-    name = _BY_TABLES.get((_WORDS in names, _PROMPTS in names, _SEGMENTS in names))
+    name = _BY_TABLES.get((_TOKENS in names, _PROMPTS in names, _SEGMENTS in names))
     if name is None or not any(name.startswith("encoder.layers.") for name in names):
         return None
     return name, f"there is no {_PROMPTS if _PROMPTS not in names else _SEGMENTS}"
 
 
 def foreign_tensors(names: Collection[str]) -> str | None:
-    """`these are GPT-2's tensors (transformer.h.0.attn.c_attn.weight)`; None where they may be CPM-Ant's."""
+    """Say `these are GPT-2's tensors (transformer.h.0.attn.c_attn.weight)`; None where they may be CPM-Ant's."""
     found = tensor_family(names)
     return f"these are {found[0]}'s tensors ({found[1]})" if found is not None else None
 
 
 def module_family(name: str) -> str | None:
-    """Whose module a name stands for, if it is none of CPM-Ant's."""
+    """Tell whose module a name stands for, if it is none of CPM-Ant's."""
     return next((family.name for family in FAMILIES if _first(family, [name])), None)
 
 
@@ -132,7 +132,7 @@ def _first(family: Family, names: Iterable[str]) -> str | None:
 
 
 def remedy(names: Collection[str]) -> str:
-    """What to do about a checkpoint that lacks tensors of its config: wrappers put words of their own into names."""
+    """Say what to do about a checkpoint that lacks tensors of its config: wrappers add to the names."""
     first = {name.partition(".")[0] for name in names}
     if len(first) == 1 and first <= {"module", "model", "_orig_mod"}:
         return f'every name begins with "{first.pop()}.": save it without that word'

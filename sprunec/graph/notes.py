@@ -1,27 +1,24 @@
-"""What an emitted model says about the run that made it: see `model/origin.py` for the file."""
+"""What an emitted model says about the run that made it: see `checkpoint/provenance.py` for the file."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
-from pathlib import Path
 from typing import Any
 
-from sprunec.families.cpm_ant.config import ModelConfig
-from sprunec.graph.graph import Graph
+from sprunec.graph.graph import Graph, plain
 from sprunec.graph.store import strict_json
 from sprunec.plan.plan import Plan
 
 
 def resolved(plan: Plan) -> dict[str, Any]:
-    """The plan with every default filled in, as JSON has it; paths as they were found."""
-    document: dict[str, Any] = _plain(plan)
+    """Write the plan with every default filled in, as JSON has it; paths as they were found."""
+    document: dict[str, Any] = plain(plan)
     return document
 
 
 def origin_of(graph: Graph, report: Mapping[str, Any], made: str | None) -> dict[str, Any]:
-    """The note: nothing in it depends on how often a run was stopped, but when its model was made.
+    """Make the note: nothing in it depends on how often a run was stopped, but when its model was made.
 
     Args:
         graph: its plan is told whole, and the sha256 of the checkpoint that it started from.
@@ -31,7 +28,7 @@ def origin_of(graph: Graph, report: Mapping[str, Any], made: str | None) -> dict
     models = {role: {key: found[key] for key in measured} for role, found in report["models"].items() if found}
     note = {
         "plan": graph.resolved,
-        "checkpoint": graph.node(graph.roles["source"]).options.get("checkpoint"),
+        "checkpoint": graph.node(graph.roles.source).options.checkpoint or None,
         "made": made,
         "versions": report["versions"],
         "passes": [{key: entry[key] for key in ("name", "pass", "digest")} for entry in report["passes"]],
@@ -43,15 +40,3 @@ def origin_of(graph: Graph, report: Mapping[str, Any], made: str | None) -> dict
     }
     plain: dict[str, Any] = json.loads(strict_json(note))
     return plain
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, ModelConfig):
-        return value.to_dict()
-    if is_dataclass(value):
-        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
-    if isinstance(value, tuple | list):
-        return [_plain(inner) for inner in value]
-    return str(value) if isinstance(value, Path) else value

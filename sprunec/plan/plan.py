@@ -19,7 +19,8 @@ from sprunec.plan.checks import CHECKS
 from sprunec.plan.files import input_findings
 from sprunec.plan.model_config import model_config, open_directory
 from sprunec.plan.open_plan import override, read_any
-from sprunec.plan.resolve import TRAINS, Draft, as_list
+from sprunec.plan.pass_table import PASSES
+from sprunec.plan.resolve import Draft, as_list
 from sprunec.plan.schema_errors import schema_findings
 from sprunec.plan.source import Source
 
@@ -66,9 +67,9 @@ class Engine:
     """What training runs on; of these only the precision changes its result.
 
     Attributes:
-        sharding: whether each of several processes keeps all weights, gradients and moments, or a part.
-        activation_checkpointing: compute each block's activations again on the way back instead of keeping them.
-        offload: keep weights and moments in the memory of the CPU.
+        sharding: whether each of several processes keeps all weights, gradients and optimizer states, or a part.
+        activation_checkpointing: compute each block's activations again in the backward pass instead of keeping them.
+        offload: keep weights and optimizer states in the memory of the CPU.
         timeout: seconds that a process waits for another in one step of their work.
     """
 
@@ -177,7 +178,7 @@ def _in_order(found: Iterable[Diagnostic], file: str) -> tuple[Diagnostic, ...]:
 def _plan(draft: Draft, config: ModelConfig) -> Plan:
     value = draft.source.value
     passes = tuple(PassSpec(step.name, step.options or NOTHING, step.pointer) for step in draft.steps)
-    trains = any(spec.name in TRAINS for spec in passes)
+    trains = any(PASSES[spec.name].trains for spec in passes)
     checkpoint = value["model"].get("checkpoint")
     return Plan(
         name=value["name"],
