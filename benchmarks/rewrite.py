@@ -134,11 +134,11 @@ def copy(folder: Path, out: Path) -> None:
 
 def streamed(folder: Path, out: Path) -> None:
     from sprunec.passes import cut as rewrite
-    from sprunec.passes.job import Job
+    from sprunec.passes.job import Job, Options
 
     out.mkdir()
     inputs = {"model": folder / "model", "masks": folder / "masks"}
-    rewrite.run(Job({}, inputs, {}, out, "cpu", lambda event: None))
+    rewrite.run(Job(Options(), inputs, {}, out, "cpu", lambda event: None))
 
 
 def in_memory(folder: Path, out: Path) -> None:
@@ -184,7 +184,7 @@ def work(way: str, folder: Path) -> None:
     if way not in ("floor", "copy"):
         import torch  # noqa: F401
     if way == "sprunec":
-        from sprunec.passes.bench import traced_shape
+        from sprunec.passes.job import traced_shape
 
         traced_shape(ModelConfig.from_dict({"num_layers": 1}))  # torch loads 800 modules when it first traces
     if way == "torch-pruning":

@@ -6,7 +6,9 @@ Then the planted units are opened with noise in their weights, and `train-mask` 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,8 +28,7 @@ from sprunec.masks.learn import GateLearner
 from sprunec.masks.mask_tensors import load_scores
 from sprunec.passes import read_data as data_pass
 from sprunec.passes import train_mask
-from sprunec.passes.bench import open_data, traced
-from sprunec.passes.job import Job
+from sprunec.passes.job import Job, traced
 from sprunec.rewrite.gating import mask
 from sprunec.rewrite.recipe import make_recipe
 from sprunec.units import Kept
@@ -74,7 +75,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def job(options: dict[str, Any], inputs: dict[str, Path], out: Path) -> Job:
-    return Job(options, inputs, {}, out, "cpu", lambda event: None)
+    return Job(SimpleNamespace(**options), inputs, {}, out, "cpu", lambda event: None)
 
 
 def useful_units(seed: int) -> Kept:
@@ -91,7 +92,7 @@ def train_with_zeroed(useful: Kept, seed: int, text: Path) -> tuple[CPMAnt, floa
     """A model that never used the planted units, and its loss on batches that it has not seen."""
     model = build(CONFIG)
     initialize(model, seed)
-    data = open_data(job(LOOK | {"seed": seed}, {"data": text}, text), CONFIG)
+    data = job(LOOK | {"seed": seed}, {"data": text}, text).data(CONFIG)
     mask(model, traced(model, CONFIG), useful)
     fit(model, data.batch, Training(steps=360, **TRAINING), CPU, first_step=0, report=lambda event: None)
     losses = []
@@ -123,8 +124,9 @@ def learn(unit: str, target: dict[str, int], model: Path, text: Path, out: Path,
         "tie_heads": False,
         "first_step": 360,
         "learning_rate": 0.005,
+        "precision": "fp32",
     }
-    train_mask.run(job(options, {"model": model, "data": text}, out))
+    train_mask.run(replace(job({}, {"model": model, "data": text}, out), options=train_mask.GateOptions(**options)))
     budgets = make_budgets(CONFIG, (unit,), target, "per-layer")
     masks = fill_all(budgets, load_scores(out))
     return everything(CONFIG).then({key: mask.tolist() for key, mask in masks.items()})

@@ -15,14 +15,13 @@ def write(emission: Emission, directory: Path) -> dict[str, Any]:
     from sprunec.families.model_directory import describe, open_model_tensors, read_config, read_kept
     from sprunec.rewrite.model_source import write_model_py
 
-    kept = read_kept(emission.model)
+    kept, everything = read_kept(emission.model), read_kept(emission.source)
     describe(directory, emission.config, kept)
     if any(file.is_symlink() for file in weight_files(emission.model)):  # the user's own file
         write_state(open_model_tensors(emission.model), directory)
     else:
         link_weights(emission.model, directory)
-    cut = kept.inside(read_kept(emission.source))
-    write_model_py(directory, read_config(emission.source), cut, emission.config)
+    write_model_py(directory, read_config(emission.source), kept.inside(everything), emission.config)
     return {}
 
 

@@ -17,7 +17,7 @@ from sprunec.checkpoint.layouts import checkpoint_files
 from sprunec.checkpoint.safetensors_file import Stored
 from sprunec.errors import Diagnostic, InputError
 from sprunec.families.cpm_ant.huggingface_names import parts
-from sprunec.graph.graph import file_digest, known_digest, remember_digest
+from sprunec.file_digests import file_digest, known_digest, remember_digest
 from sprunec.plan.plan import Plan
 
 if TYPE_CHECKING:
@@ -92,8 +92,8 @@ def _is_cut_away(plan: Plan, found: Sequence[NonFinite]) -> bool:
         return False
     from sprunec.bmcook.masks.matching import read_masks
     from sprunec.families.cpm_ant.sizes import everything
-    from sprunec.passes.bench import traced_shape
     from sprunec.rewrite.recipe import make_recipe
+    from sprunec.rewrite.trace import traced_shape
 
     config = plan.model.config
     whole = kept = everything(config)

@@ -10,52 +10,71 @@ these weights, so one still computes what the other does.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+from sprunec.passes.job import CalibrationOptions, Job
+from sprunec.plan.pass_table import Pass
+from sprunec.units import INSIDE, Cut, gate_units
 
-from sprunec.families.model_directory import read_kept, save_model
-from sprunec.masks import gates as hard_concrete
-from sprunec.masks.calibration import Moments, calibrate
-from sprunec.masks.least_squares import refit
-from sprunec.masks.mask_tensors import load_scores
-from sprunec.passes.bench import config_of, next_batches, open_model, place_of, traced
-from sprunec.passes.job import Job
-from sprunec.rewrite.gating import insert_gates
-from sprunec.rewrite.projections import Projection
-from sprunec.rewrite.recipe import keeps
-from sprunec.units import Cut, gate_units
+if TYPE_CHECKING:
+    from torch import Tensor
 
-Soft = Mapping[tuple[int, str], Tensor]
+    from sprunec.graph.builder import Builder
+    from sprunec.masks.calibration import Moments
+    from sprunec.plan.plan import PassSpec
+    from sprunec.rewrite.projections import Projection
+
+    Soft = Mapping[tuple[int, str], Tensor]
 
 
-def run(job: Job) -> dict[str, Any]:
-    place, config = place_of(job), config_of(job)
-    model = open_model(job.inputs["model"], place)
-    before, after = read_kept(job.inputs["model"]), read_kept(job.inputs["masks"])
-    blocks = traced(model, config)
-    gates = insert_gates(model, blocks, gate_units(job.options["unit"]))
-    soft = _soft_gates(job)
+@dataclass(frozen=True, kw_only=True)
+class RefitOptions(CalibrationOptions):
+    """Which units have gates; `learned`: their soft gates count."""
+
+    unit: tuple[str, ...]
+    learned: bool
+
+
+def add(build: Builder, spec: PassSpec, masks: str, scores: str = "") -> None:
+    """Refit the model that masks are put on; where its weights have learned beside gates, `scores` has those."""
+    if spec.options["compensate"] is None:
+        return
+    learned = scores == build.model
+    options = build.options(RefitOptions, spec, unit=spec.options.get("unit", tuple(INSIDE)), learned=learned)
+    inputs = {"model": build.model, "masks": masks} | build.data_inputs()
+    inputs |= {"scores": scores} if learned else {}
+    build.model = build.add("compensate", options, inputs, about=spec.options["compensate"])
+
+
+def run(job: Job[RefitOptions]) -> dict[str, Any]:
+    from sprunec.masks import gates as hard_concrete
+    from sprunec.masks.calibration import calibrate
+    from sprunec.masks.mask_tensors import load_scores
+    from sprunec.rewrite.gating import insert_gates
+
+    config, model = job.config(), job.model()
+    blocks = job.traced(model)
+    gates = insert_gates(model, blocks, gate_units(job.options.unit))
+    # What learned gates are without noise (Louizos, Welling & Kingma 2018, equation 13); nothing after a score.
+    learned = load_scores(job.inputs["scores"]) if job.options.learned else {}
+    soft = {key: hard_concrete.expected_gate(value) for key, value in learned.items()}
     for key, value in soft.items():
-        gates.set(*key, value.to(place.device))
-    moments = calibrate(model, blocks, next_batches(job, config), place)
-    refitted = _refit_all(moments, after.inside(before), soft)
+        gates.set(*key, value.to(job.place.device))
+    moments = calibrate(model, blocks, job.batches(config), job.place)
+    refitted = _refit_all(moments, job.left(), soft)
     state = {name: tensor for name, tensor in model.state_dict().items() if ".gates." not in name}
-    save_model(job.out, config, before, state)
+    job.save(state)
     return {"refitted": refitted}
 
 
-def _soft_gates(job: Job) -> Soft:
-    """What learned gates are without noise (Louizos, Welling & Kingma 2018, equation 13); nothing after a score."""
-    if not job.options["learned"]:
-        return {}
-    return {key: hard_concrete.expected_gate(value) for key, value in load_scores(job.inputs["scores"]).items()}
-
-
-@torch.no_grad()
 def _refit_all(moments: Moments, kept: Cut, soft: Soft) -> int:
-    """In place; how many weights were refitted."""
+    """Refit in place; return how many weights were refitted."""
+    import torch
+
+    from sprunec.masks.least_squares import refit
+    from sprunec.rewrite.recipe import keeps
+
     count = 0
     for projection, moment in moments.inputs.values():
         columns = projection.kept(keeps(projection.block, kept, "forward"))
@@ -64,7 +83,8 @@ def _refit_all(moments: Moments, kept: Cut, soft: Soft) -> int:
         weight, index = projection.weight, torch.tensor(columns)
         gate = _column_gate(projection, soft)
         gate = gate.index_fill(0, index, 1.0) if gate is not None else None
-        weight[:, index.to(weight.device)] = refit(moment, weight, index, gate)
+        with torch.no_grad():
+            weight[:, index.to(weight.device)] = refit(moment, weight, index, gate)
         count += 1
     return count
 
@@ -76,7 +96,7 @@ def _absent(projection: Projection, kept: Cut) -> bool:
 
 
 def _column_gate(projection: Projection, soft: Soft) -> Tensor | None:
-    """(columns,): the product of all soft gates on what goes into a projection."""
+    """Multiply all soft gates on what goes into a projection: (columns,)."""
     gate: Tensor | None = None
     for (index, unit), value in soft.items():
         units = projection.units(unit) if index == projection.block.index else None
@@ -85,3 +105,6 @@ def _column_gate(projection: Projection, soft: Soft) -> Tensor | None:
             along = value.view(1, -1, 1).expand(outer, -1, inner).flatten()
             gate = along if gate is None else gate * along
     return gate
+
+
+COMPENSATE = Pass("compensate", 2, RefitOptions, ("model", "masks", "data"), "model", ("scores",), refits=True)

@@ -13,14 +13,12 @@ from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.families.cpm_ant.config_checks import data_findings
 from sprunec.plan.export_formats import formats_fit, heads_tied
 from sprunec.plan.planned_sizes import size_findings
-from sprunec.plan.resolve import MASKS, Draft, takes_a_look
+from sprunec.plan.resolve import Draft, takes_a_look
 from sprunec.plan.saved_masks import saved_masks_fit
 from sprunec.plan.sparsity import sparse_findings
 from sprunec.plan.targets import mismatched, uncovered
 from sprunec.plan.training_checks import distillation_fits, engine_fits, training_fits
 from sprunec.units import SIZE_TARGETS, WHOLE, counting
-
-NEED_TRAINED = ("finetune", *MASKS)
 
 Check = Callable[[Draft, ModelConfig | None], Iterator[Diagnostic]]
 
@@ -68,9 +66,9 @@ def trained_first(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnost
     if not isinstance(model, dict) or "checkpoint" in model or unopened:
         return
     for step in draft.steps:
-        if step.name in ("", "train"):
+        if not step.name or (step.declared.trains and not step.declared.needs_trained):
             return
-        if step.name in NEED_TRAINED or (step.name == "sparsify" and "path" not in step.given):
+        if step.declared.needs_trained and "path" not in step.given:
             message = f"{step.name} needs a trained model, and no earlier pass makes one"
             hint = 'put {"pass": "train", "steps": 2000} before it, or give model.checkpoint'
             yield draft.source.find("untrained-model", f"{step.pointer}/pass", message, hint)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from sprunec.errors import Diagnostic, show
 from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.families.cpm_ant.uniform import bias_columns
-from sprunec.plan.resolve import MASKS, Draft, Step
+from sprunec.plan.resolve import Draft, Step
 from sprunec.registry import Registry
 from sprunec.units import INSIDE, SIZE_TARGETS
 
@@ -139,7 +139,7 @@ def formats_fit(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnostic
             message = f"the form {form.name} can't hold this model: {why}"
             yield draft.source.find(code, "/model/config", message, hint)
         for step in draft.steps:
-            if form.uniform and step.name in MASKS and step.options is not None:
+            if form.uniform and step.declared.by_target and step.options is not None:
                 yield from _uneven(draft, step, step.options, form)
     for step, _ in emitted:
         if "dtype" in step.given and not any(form.folds for _, forms in emitted for form in forms):

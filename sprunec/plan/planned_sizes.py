@@ -9,7 +9,7 @@ from typing import Any
 from sprunec.errors import Diagnostic, show
 from sprunec.families.cpm_ant.config import LayerShape, ModelConfig
 from sprunec.plan.pointer import series
-from sprunec.plan.resolve import MASKS, Draft, Step
+from sprunec.plan.resolve import Draft, Step
 from sprunec.plan.targets import WHOLE_TARGETS, Left, mismatched, most_kept
 from sprunec.units import COUNTED, counting
 
@@ -24,12 +24,12 @@ def size_findings(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnost
         return
     left, cut = Left.of(config), False
     for step in draft.steps:
-        if step.name in MASKS and step.options is not None:
+        if step.declared.by_target and step.options is not None:
             check = _Check(draft, step, step.options, left, "are left at this point" if cut else "the model has")
             found = list(check.findings(config))
             yield from found
             left, cut = check.after([each.pointer for each in found if each.code not in _SHORT]), True
-        elif step.name in ("", "load-mask", *MASKS):
+        elif not step.name or step.declared.removes == "units":
             left, cut = left.unknown(), True
 
 

@@ -100,6 +100,6 @@ def emitted(case: Case, directory: Path, *formats: str, tied: bool = True, **opt
     out = directory / "out"
     out.mkdir(parents=True)
     files = {"vocab": options.pop("vocab")} if "vocab" in options else {}
-    options = OPTIONS | options | {"formats": formats}
+    options = emit.EmitOptions(formats=formats, details=OPTIONS | options)
     emit.run(Job(options, {"model": small, "source": source}, files, out, "cpu", print))
     return out

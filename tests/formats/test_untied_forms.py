@@ -199,7 +199,7 @@ def test_cpm_live_writes_no_model_without_its_head(tmp_path: Path) -> None:
 
 def test_our_names_in_a_pt_are_found_too(apart: Path, tmp_path: Path) -> None:
     """Their model, fine-tuned and saved in CPM-Live's names with the head beside them."""
-    options = {"config": tiny_config(tie_word_embeddings=False).to_dict()}
+    options = load.LoadOptions(config=tiny_config(tie_word_embeddings=False).to_dict())
     (tmp_path / "loaded").mkdir()
     load.run(Job(options, {}, {"checkpoint": (apart,)}, tmp_path / "loaded", "cpu", print))
     torch.save(load_file(tmp_path / "loaded/model.safetensors"), tmp_path / "ours.pt")

@@ -82,4 +82,4 @@ def test_where_there_is_nothing_to_share_out_no_digest_knows_of_it(
 ) -> None:
     content = plan(TRAIN, mask_pass(unit, target, **options), EMIT)
     graph = sprunec.lower(sprunec.read_plan(write(tmp_path, content)))
-    assert not any("allocation" in node.options for node in graph.nodes)
+    assert not any("allocation" in node.options.document() for node in graph.nodes)

@@ -39,7 +39,7 @@ HEAD, WORDS = "lm_head.weight", "input_embedding.weight"
 LOAD_OPTIONS = """
 import sys, json, sprunec
 graph = sprunec.lower(sprunec.read_plan(sys.argv[1]))
-found = [node.options["config"].get("tie_word_embeddings", True) for node in graph.nodes if node.pass_ == "load"]
+found = [node.options.config.get("tie_word_embeddings", True) for node in graph.nodes if node.pass_ == "load"]
 print(json.dumps([found, sorted({"torch"} & set(sys.modules))]))
 """
 
@@ -229,7 +229,7 @@ def test_inspect_counts_a_head_of_its_own(tmp_path: Path) -> None:
 
 
 def test_new_model_may_have_a_head_of_its_own(tmp_path: Path) -> None:
-    options = {"config": tiny_config(**APART).to_dict(), "seed": 0}
+    options = load.LoadOptions(config=tiny_config(**APART).to_dict(), seed=0)
     load.run(Job(options, {}, {}, tmp_path, "cpu", print))
     assert read_config(tmp_path) == tiny_config(**APART)
     assert load_file(tmp_path / "model.safetensors")[HEAD].shape == (97, 24)
