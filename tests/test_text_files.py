@@ -27,8 +27,8 @@ from sprunec.plan.model_config import read_config
 from sprunec.plan.plan import check_plan, read_plan
 from sprunec.plan.weights_notes import note_path, read_provenance, write_provenance
 from sprunec.text_files import read_json, read_lines, read_text
+from tests.bmcook.files import CONFIG, FINE, bmcook, write
 from tests.conftest import tiny_config, tiny_model
-from tests.plan.bmcook.files import CONFIG, FINE, bmcook, write
 from tests.runs import TINY, artifact, execute, plan
 
 MARK = b"\xef\xbb\xbf"

@@ -66,20 +66,16 @@ def write_shards(directory: Path, tensors: Mapping[str, Tensor], seal: Callable[
 def _end(directory: Path, begun: Future[Any], seal: Callable[[], None], ended: Future[None]) -> None:
     try:
         with naming(directory):
-            _wait(begun)
+            try:
+                begun.result()
+            except CheckpointException as error:
+                first = _first(error)
+                raise first if isinstance(first, OSError) else OSError(str(first)) from error
         seal()
     except BaseException as error:
         ended.set_exception(error)
     else:
         ended.set_result(None)
-
-
-def _wait(begun: Future[Any]) -> None:
-    try:
-        begun.result()
-    except CheckpointException as error:
-        first = _first(error)
-        raise first if isinstance(first, OSError) else OSError(str(first)) from error
 
 
 def _first(error: CheckpointException) -> BaseException:
