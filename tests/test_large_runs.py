@@ -26,7 +26,7 @@ from sprunec.errors import ComparisonError, PassError
 from sprunec.families.cpm_ant.blocks import build, initialize
 from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.file_digests import file_digest
-from sprunec.passes import cut as rewrite
+from sprunec.rewrite import recipe as recipes
 from sprunec.rewrite.recipe import Recipe
 from tests.runs import EMIT, MODEL, TRAIN, artifact, execute, plan, read_report, write
 
@@ -125,14 +125,14 @@ def test_no_room_stops_the_run_before_it_writes(tmp_path: Path, monkeypatch: pyt
 def test_the_block_that_was_cut_wrong_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layer: int) -> None:
     """Two rows of one matrix change places: a slice in the wrong order."""
     path, name = checkpoint(tmp_path / "mine.safetensors"), f"encoder.layers.{layer}.ffn.ffn.w_in.w_0.weight"
-    honest = rewrite.make_recipe
+    honest = recipes.make_recipe
 
     def wrong(*given: Any) -> Recipe:
         recipe = honest(*given)
         rows = recipe.slices[name][0]
         return Recipe({**recipe.slices, name: {0: (rows[1], rows[0], *rows[2:])}}, recipe.removed)
 
-    monkeypatch.setattr(rewrite, "make_recipe", wrong)
+    monkeypatch.setattr(recipes, "make_recipe", wrong)
     with pytest.raises(ComparisonError, match=f"most in block {layer}") as found:
         execute(cut(path, CUTS[2]), tmp_path)
     assert found.value.metrics["worst_block"] == layer

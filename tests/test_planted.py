@@ -177,7 +177,7 @@ def test_it_is_the_gradient_that_finds_them(
             leaf.grad = None
         backward(self, unscale)
 
-    monkeypatch.setattr(train_mask, "start_from", alike)
+    monkeypatch.setattr("sprunec.masks.learn.start_from", alike)
     if gradient == "is cut":
         monkeypatch.setattr(GateLearner, "backward", detached)
     kept = learn("head", {"num_heads": USEFUL_HEADS}, planted["model"], text, tmp_path, planted["seed"])
