@@ -18,8 +18,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
@@ -27,10 +26,9 @@ import torch
 from torch import Tensor, nn
 
 from sprunec.engines.device import Place
-from sprunec.engines.nonfinite import non_finite
 from sprunec.engines.optimizer import in_groups, make_optimizer, one_group
+from sprunec.engines.torch_engine import TorchDriver, TorchEngine
 from sprunec.engines.training import Training
-from sprunec.engines.world import World
 from sprunec.errors import InputError, PassError
 from sprunec.families.module_lists import blocks
 
@@ -69,21 +67,16 @@ class Box(nn.Module):
 
 
 @dataclass(frozen=True)
-class BMTrainEngine:
-    """See `Engine`.
+class BMTrainEngine(TorchEngine):
+    """BMTrain, as `TorchEngine`.
 
     Attributes:
         full: parts of weights on each rank (ZeRO-3), not of gradients and moments only (ZeRO-2).
-        recompute: blocks keep their inputs only, and compute what is inside them again on the way back.
         offload: moments lie in the memory of the CPU, where Adam then works.
     """
 
-    place: Place
-    world: World = field(default_factory=World)
-    seed: int = 0
     full: bool = True
-    recompute: bool = False
-    offload: bool = False
+    seed: int = 0
 
     def drive(
         self,
@@ -92,7 +85,7 @@ class BMTrainEngine:
         others: Iterable[nn.Parameter] = (),
         kept: Mapping[str, Tensor] | None = None,
     ) -> BMTrainDriver:
-        """Raises InputError for what BMTrain would do wrong without a word."""
+        """Raise InputError for what BMTrain would do wrong without a word, else take the model over."""
         check_here(self.place)
         _refuse(model, training, list(others), kept, self.offload)
         start(self.seed)
@@ -125,13 +118,15 @@ class BMTrainEngine:
         return flat.view(parameter._original_shape)
 
 
-class BMTrainDriver:
-    """See `Driver`."""
+class BMTrainDriver(TorchDriver):
+    """See `TorchDriver`."""
+
+    engine: BMTrainEngine
 
     def __init__(self, engine: BMTrainEngine, model: nn.Module, training: Training) -> None:
         from bmtrain.optim import OptimManager
 
-        self.engine, self.model, self.training = engine, model.train(), training
+        self.engine, self.model, self.training, self.copies = engine, model.train(), training, None
         half = engine.place.dtype == torch.float16
         self.optimizer = _optimizer(model, training, engine.offload)
         self.manager = OptimManager(loss_scale=training.loss_scale if half else None, grad_scale=1)
@@ -144,13 +139,6 @@ class BMTrainDriver:
     @property
     def scaled(self) -> bool:
         return bool(self.manager.loss_scale_enabled)
-
-    def part(self, last: bool) -> AbstractContextManager[None]:
-        return nullcontext()
-
-    def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        logits: Tensor = self.model(**inputs)[0]
-        return logits
 
     def backward(self, loss: Tensor) -> None:
         self.manager.backward(loss)
@@ -172,10 +160,6 @@ class BMTrainDriver:
             smaller = self.manager.loss_scale / self.manager.loss_scale_factor
             self.manager._justify_scale(max(smaller, self.manager.min_loss_scale))
         self.manager.zero_grad()
-
-    def finite(self) -> bool:
-        bad = non_finite([parameter.data for _, parameter in _parts(self.model)])
-        return not any(self.engine.world.total([float(bad)]))
 
     def state(self) -> dict[str, Any]:
         owners = [parameter for _, parameter in _parts(self.model)]

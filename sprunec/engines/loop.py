@@ -7,19 +7,22 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sprunec.data.batches import IGNORED, Batch
+from sprunec.engines.auxiliary import AuxiliaryLoss, Learner
 from sprunec.engines.checkpoints import Saves
 from sprunec.engines.nonfinite import MOST_SKIPS, Skips, accident, non_finite, what_is_wrong
-from sprunec.engines.protocols import AuxiliaryLoss, Learner, TrainingEngine
 from sprunec.engines.training import Training
 from sprunec.errors import PassError
 from sprunec.interrupts import postponed
+
+if TYPE_CHECKING:
+    from sprunec.engines.torch_engine import TorchEngine
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -39,7 +42,7 @@ def fit(
     model: nn.Module,
     batches: Callable[[int], Batch],
     training: Training,
-    engine: TrainingEngine,
+    engine: TorchEngine,
     *,
     first_step: int,
     report: Report,
@@ -93,7 +96,7 @@ class Trainer:
         self,
         model: nn.Module,
         training: Training,
-        engine: TrainingEngine,
+        engine: TorchEngine,
         first_step: int,
         learner: Learner | None,
         auxiliary_loss: AuxiliaryLoss | None,

@@ -14,7 +14,6 @@ from sprunec.data import pairs
 from sprunec.data.batches import Batch, Data, load_text_data
 from sprunec.engines.device import Place
 from sprunec.engines.distillation import Distiller, Weights, make_projections
-from sprunec.engines.protocols import TrainingEngine
 from sprunec.engines.torch_engine import TorchEngine
 from sprunec.families.cpm_ant.blocks import block_kinds, example_inputs
 from sprunec.families.cpm_ant.config import ModelConfig
@@ -41,7 +40,7 @@ def check_engine(engine: Mapping[str, Any], place: Place) -> None:
         check_here(place)
 
 
-def engine_of(job: Job) -> TrainingEngine:
+def engine_of(job: Job) -> TorchEngine:
     """What trains; made by all ranks."""
     place, options = place_of(job), job.engine
     offload, recompute = bool(options.get("offload")), bool(options.get("activation_checkpointing"))
@@ -49,7 +48,9 @@ def engine_of(job: Job) -> TrainingEngine:
         from sprunec.engines.bmtrain_engine import BMTrainEngine
 
         full = options.get("sharding") != "none"
-        return BMTrainEngine(place, job.world, job.options["seed"], full=full, recompute=recompute, offload=offload)
+        return BMTrainEngine(
+            place, job.world, seed=job.options["seed"], full=full, recompute=recompute, offload=offload
+        )
     offload = offload and place.device.type != "cpu"
     full = offload or (job.world.size > 1 and _shards(job, place))
     return TorchEngine(place, job.world, full=full, recompute=recompute, offload=offload)

@@ -22,8 +22,8 @@ from sprunec.graph.store import Artifact, strict_json
 from sprunec.show import results, tables
 from sprunec.show.console import metric_words, step_words
 from sprunec.show.numbers import number, percent, plural, rounded
-from sprunec.show.page import page_text
 from sprunec.show.output import show_report
+from sprunec.show.page import page_text
 from tests.show.test_fitted import graph_document
 from tests.show.test_report import fake_events, fake_report
 from tests.show.test_tables import GRAPH, INSPECT
