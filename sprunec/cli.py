@@ -19,10 +19,18 @@ from rich.console import Console
 from sprunec.bmcook.plans.cli_flags import with_flags
 from sprunec.bmcook.plans.flags import Flags
 from sprunec.engines.world import World, launched, meet
-from sprunec.errors import Diagnostic, InputError, SprunecError, disk_words
+from sprunec.errors import Diagnostic, InputError, SprunecError
 from sprunec.interrupts import INTERRUPTED, interrupts
 from sprunec.show.console import SECONDS_BETWEEN_LINES, Progress, print_diagnostics
-from sprunec.show.output import diagnostics_document, page_of, print_json, reporting, show_graph, show_report
+from sprunec.show.output import (
+    diagnostics_document,
+    page_of,
+    print_error,
+    print_json,
+    reporting,
+    show_graph,
+    show_report,
+)
 from sprunec.unexpected import explained, log
 
 if TYPE_CHECKING:
@@ -215,10 +223,9 @@ def gc(
 
     with reporting(as_json, f"cleaning {out}"):
         found = look(out)
-    if not as_json:
-        Console().print(waste_table(found.document(removed=False), dry_run), crop=False)
-    if not dry_run:
-        with reporting(as_json, f"cleaning {out}"):
+        if not as_json:
+            Console().print(waste_table(found.document(removed=False), dry_run), crop=False)
+        if not dry_run:
             collect(out, found)
     if as_json:
         print_json(found.document(removed=not dry_run))
@@ -260,18 +267,8 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except Exception as error:
-        sys.exit(_tell(explained(error, " ".join(["sprunec", *sys.argv[1:2]]), None)))
-
-
-def _tell(error: BaseException) -> int:
-    """Print an error, on one line, however long, with any brackets in paths as they are; return its exit code."""
-    if isinstance(error, KeyboardInterrupt):
-        return INTERRUPTED
-    if isinstance(error, InputError):
-        print_diagnostics(error.diagnostics)
-        return error.exit_code
-    console = Console(stderr=True)
-    console.print("[red]error:[/red] ", end="")
-    message = disk_words(error) if isinstance(error, OSError) else str(error)
-    console.print(message, markup=False, highlight=False, soft_wrap=True)
-    return error.exit_code if isinstance(error, SprunecError) else SprunecError.exit_code
+        told = explained(error, " ".join(["sprunec", *sys.argv[1:2]]), None)
+        if isinstance(told, KeyboardInterrupt):
+            sys.exit(INTERRUPTED)
+        print_error(told)
+        sys.exit(told.exit_code if isinstance(told, SprunecError) else SprunecError.exit_code)

@@ -15,7 +15,7 @@ from rich.text import Text
 from sprunec.errors import Diagnostic, InputError, disk_words
 from sprunec.graph.store import Store, strict_json
 from sprunec.interrupts import Interrupts
-from sprunec.show.console import Progress
+from sprunec.show.console import Progress, print_diagnostics
 from sprunec.show.numbers import number
 from sprunec.show.tables import graph_table, kept_table, result_table
 from sprunec.unexpected import explained
@@ -34,6 +34,20 @@ def diagnostics_document(found: Sequence[Diagnostic]) -> dict[str, Any]:
     return {"valid": valid, "diagnostics": [finding.as_dict() for finding in found]}
 
 
+def print_error(error: BaseException) -> None:
+    """Print an error on stderr, on one line, however long, with any brackets in paths as they are."""
+    if isinstance(error, InputError):
+        print_diagnostics(error.diagnostics)
+        return
+    console = Console(stderr=True)
+    console.print("[red]error:[/red] ", end="")
+    console.print(_message(error), markup=False, highlight=False, soft_wrap=True)
+
+
+def _message(error: BaseException) -> str:
+    return disk_words(error) if isinstance(error, OSError) else str(error)
+
+
 def print_failure(error: BaseException, folder: Path | None) -> None:
     """Print the run's own report, where it is in `folder` and tells of this error, else the findings."""
     if isinstance(error, InputError):
@@ -43,7 +57,7 @@ def print_failure(error: BaseException, folder: Path | None) -> None:
         wanted = {"status": "interrupted"}
         finding = Diagnostic("interrupted", "interrupted", "run the same command again")
     else:
-        wanted = {"error": disk_words(error) if isinstance(error, OSError) else str(error)}
+        wanted = {"error": _message(error)}
         finding = Diagnostic("failed", wanted["error"])
     report = _report_text(folder, wanted) if folder is not None else None
     if report is None:
