@@ -34,7 +34,7 @@ def model_of(width: int, layers: int, **changes: int) -> ModelConfig:
 MASKS = """
 import json, sys
 from pathlib import Path
-from sprunec.bmcook.masks.mask_files import write_masks
+from sprunec.masks.mask_tensors import write_masks
 from sprunec.families.cpm_ant.config import ModelConfig, kept_from_json
 folder = Path(sys.argv[1])
 config, kept = (json.loads((folder / name).read_text()) for name in ("whole.json", "kept.json"))

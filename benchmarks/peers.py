@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import nn
 
 import sprunec
-from sprunec.bmcook.masks.mask_files import write_mask
+from sprunec.bmcook.masks.mask_forms import write_mask
 from sprunec.data.batches import load_text_data
 from sprunec.engines.loop import language_model_loss
 from sprunec.families.model_directory import read_config

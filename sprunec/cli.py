@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from sprunec.bmcook.plans.cli_flags import with_flags
-from sprunec.bmcook.plans.flags import Flags
+from sprunec.cli_flags import with_flags
 from sprunec.engines.world import World, launched, meet
 from sprunec.errors import Diagnostic, InputError, SprunecError
 from sprunec.interrupts import INTERRUPTED, interrupts
+from sprunec.plan.bmcook_flags import Flags
 from sprunec.show.console import SECONDS_BETWEEN_LINES, Progress, print_diagnostics
 from sprunec.show.output import (
     diagnostics_document,

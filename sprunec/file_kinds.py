@@ -21,50 +21,71 @@ from sprunec.errors import InputError
 HEAD = 1024
 LARGEST_HEADER = 100 * 1024 * 1024
 LARGEST_JSON = 64 * 1024 * 1024
-_ARCHIVES = {"gzip": "a gzip", "xz": "an xz", "zstd": "a Zstandard", "bzip2": "a bzip2", "lz4": "an LZ4"}
-_ARCHIVES |= {"tar": "a tar", "7z": "a 7z", "rar": "a RAR", "zip": "a zip"}
-_AGAIN = "download it again, with a link to the file itself"
+_AGAIN, _UNPACK = "download it again, with a link to the file itself", "unpack it, and name what was in it"
 
 
 class Kind(NamedTuple):
-    """Words for a kind of file, with an article; what to do about it wherever it is named, if that can be said."""
+    """A kind of file.
+
+    Attributes:
+        words: what it is, with an article.
+        remedy: what to do about it wherever it is named, if that can be said.
+        head: how its first bytes look; a text may look so too, unless the kind is one of `_PRINTED`.
+    """
 
     words: str
     remedy: str = ""
+    head: bytes = b""
 
 
+# The first whose head fits is it: those that need more come before those that need less.
 KINDS: Mapping[str, Kind] = {
     "safetensors": Kind("a safetensors file"),
     "torch": Kind("a PyTorch checkpoint (.pt)"),
     "old torch": Kind(
-        "a PyTorch checkpoint as torch before 1.6 wrote it", "load it in torch, and torch.save its state dict again"
+        "a PyTorch checkpoint as torch before 1.6 wrote it",
+        "load it in torch, and torch.save its state dict again",
+        rb"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19",
     ),
     "exported": Kind("a program that torch.export wrote (.pt2)"),
     "torchscript": Kind("a TorchScript program", "torch.save the module's state_dict()"),
-    "pickle": Kind("a Python pickle"),
-    "gguf": Kind("a GGUF file"),
-    "ggml": Kind("a GGML file"),
-    "lfs": Kind("a Git LFS pointer: the file itself was not fetched", "fetch it with git lfs pull"),
+    "gguf": Kind("a GGUF file", head=rb"GGUF"),
+    "ggml": Kind("a GGML file", head=rb"lmgg|fmgg|tjgg|ggml|ggjt"),
+    "lfs": Kind(
+        "a Git LFS pointer: the file itself was not fetched", "fetch it with git lfs pull", rb"version https://git-lfs"
+    ),
     "html": Kind("a web page (HTML)", _AGAIN),
     "xml": Kind("an XML document", _AGAIN),
-    **{name: Kind(f"{words} archive", "unpack it, and name what was in it") for name, words in _ARCHIVES.items()},
+    "gzip": Kind("a gzip archive", _UNPACK, rb"\x1f\x8b"),
+    "xz": Kind("an xz archive", _UNPACK, rb"\xfd7zXZ\x00"),
+    "zstd": Kind("a Zstandard archive", _UNPACK, rb"\x28\xb5\x2f\xfd"),
+    "lz4": Kind("an LZ4 archive", _UNPACK, rb"\x04\x22\x4d\x18"),
+    "7z": Kind("a 7z archive", _UNPACK, rb"7z\xbc\xaf\x27\x1c"),
+    "rar": Kind("a RAR archive", _UNPACK, rb"Rar!\x1a\x07"),
+    "zip": Kind("a zip archive", _UNPACK),
     "office": Kind("an Office document (.docx, .xlsx)"),
-    "hdf5": Kind("an HDF5 file, as Keras and TensorFlow write"),
+    "hdf5": Kind("an HDF5 file, as Keras and TensorFlow write", head=rb"\x89HDF\r\n\x1a\n"),
     "tensorflow": Kind("a TensorFlow checkpoint"),
-    "npy": Kind("a NumPy array (.npy)"),
+    "npy": Kind("a NumPy array (.npy)", head=rb"\x93NUMPY"),
     "npz": Kind("NumPy arrays (.npz)"),
-    "parquet": Kind("a Parquet table"),
-    "arrow": Kind("an Arrow table"),
-    "sqlite": Kind("an SQLite database"),
-    "sentencepiece": Kind("a SentencePiece model"),
-    "pdf": Kind("a PDF document"),
-    "image": Kind("an image"),
-    "program": Kind("a program"),
-    "megatron": Kind("an index of Megatron's data sets (.idx)"),
-    "utf-16": Kind("UTF-16 text", "save it as UTF-8"),
-    "utf-32": Kind("UTF-32 text", "save it as UTF-8"),
+    "parquet": Kind("a Parquet table", head=rb"PAR1"),
+    "sqlite": Kind("an SQLite database", head=rb"SQLite format 3\x00"),
+    "pdf": Kind("a PDF document", head=rb"%PDF-"),
+    "program": Kind("a program", head=rb"\x7fELF"),
+    "megatron": Kind("an index of Megatron's data sets (.idx)", head=rb"MMIDIDX\x00\x00"),
+    "utf-32": Kind("UTF-32 text", "save it as UTF-8", rb"\xff\xfe\x00\x00|\x00\x00\xfe\xff"),
+    "utf-16": Kind("UTF-16 text", "save it as UTF-8", rb"\xff\xfe|\xfe\xff"),
+    "image": Kind(
+        "an image",
+        head=rb"\x89PNG\r\n|\xff\xd8\xff|GIF8|II\*\x00|MM\x00\*|RIFF....WEBP",
+    ),
+    "arrow": Kind("an Arrow table", head=rb"ARROW1|FEA1|\xff{4}..[\x00-\x0f]\x00"),
+    "bzip2": Kind("a bzip2 archive", _UNPACK, rb"BZh[1-9]1AY&SY"),
+    "pickle": Kind("a Python pickle", head=rb"\x80[\x02-\x05]"),
+    "tar": Kind("a tar archive", _UNPACK, rb".{257}ustar"),
+    "sentencepiece": Kind("a SentencePiece model", head=rb"\n.{0,50}<unk>\x15"),
     "empty": Kind("empty", "copy or save it again"),
-    "zeros": Kind("zero bytes from its beginning on", "copy or download it again"),
+    "zeros": Kind("zero bytes from its beginning on", "copy or download it again", rb"\x00*\Z"),
     "tokenizer": Kind("a tokenizer.json of Hugging Face"),
     "plan": Kind("a plan"),
     "config": Kind("a model config"),
@@ -79,39 +100,8 @@ TEXT = frozenset({"text", "tokenizer", "index", *JSON})
 SAVED = frozenset({"torch", "old torch", "pickle"})  # what torch.load opens
 MARKUP = frozenset({"html", "xml"})  # text too, but hardly what anybody means
 
-_STARTS: Mapping[str, tuple[bytes, ...]] = {
-    "old torch": (b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19",),
-    "gguf": (b"GGUF",),
-    "ggml": (b"lmgg", b"fmgg", b"tjgg", b"ggml", b"ggjt"),
-    "lfs": (b"version https://git-lfs",),
-    "gzip": (b"\x1f\x8b",),
-    "xz": (b"\xfd7zXZ\x00",),
-    "zstd": (b"\x28\xb5\x2f\xfd",),
-    "lz4": (b"\x04\x22\x4d\x18",),
-    "7z": (b"7z\xbc\xaf\x27\x1c",),
-    "rar": (b"Rar!\x1a\x07",),
-    "hdf5": (b"\x89HDF\r\n\x1a\n",),
-    "npy": (b"\x93NUMPY",),
-    "parquet": (b"PAR1",),
-    "arrow": (b"ARROW1", b"FEA1"),
-    "sqlite": (b"SQLite format 3\x00",),
-    "pdf": (b"%PDF-",),
-    "image": (b"\x89PNG\r\n", b"\xff\xd8\xff", b"GIF8", b"II*\x00", b"MM\x00*"),
-    "program": (b"\x7fELF",),
-    "megatron": (b"MMIDIDX\x00\x00",),
-    "utf-32": (b"\xff\xfe\x00\x00", b"\x00\x00\xfe\xff"),
-    "utf-16": (b"\xff\xfe", b"\xfe\xff"),
-}
-_PRINTED = ("lfs", "pdf")  # a text may begin as others do, with GIF8
-_PATTERNS: tuple[tuple[re.Pattern[bytes], str], ...] = (
-    (re.compile(rb"BZh[1-9]1AY&SY"), "bzip2"),
-    (re.compile(rb"\x80[\x02-\x05]"), "pickle"),
-    (re.compile(rb"\xff{4}..[\x00-\x0f]\x00", re.DOTALL), "arrow"),
-    (re.compile(rb"RIFF....WEBP", re.DOTALL), "image"),
-    (re.compile(rb".{257}ustar", re.DOTALL), "tar"),
-    (re.compile(rb"\n.{0,50}<unk>\x15", re.DOTALL), "sentencepiece"),
-    (re.compile(rb"\x00*\Z"), "zeros"),
-)
+_PRINTED = ("lfs", "pdf", "bzip2", "tar", "sentencepiece")  # else: a text may begin with GIF8
+_HEADS = {name: re.compile(kind.head, re.DOTALL) for name, kind in KINDS.items() if kind.head}
 _HTML = re.compile(rb"<(!doctype html|html|head|body)[\s>]", re.IGNORECASE)
 _TABLE_END = b"\x57\xfb\x80\x8b\x24\x75\x47\xdb"  # of the index beside a TensorFlow checkpoint
 # keys of a JSON object that tell it
@@ -168,11 +158,8 @@ def binary_kind(path: Path) -> str | None:
         return _zip_kind(path)
     if head[8:9] == b"{" and 2 <= int.from_bytes(head[:8], "little") <= LARGEST_HEADER:
         return "safetensors"
-    for name, starts in _STARTS.items():
-        if head.startswith(starts) and (name in _PRINTED or not _is_text(head)):
-            return name
-    for pattern, name in _PATTERNS:
-        if pattern.match(head):
+    for name, pattern in _HEADS.items():
+        if pattern.match(head) and (name in _PRINTED or not _is_text(head)):
             return name
     return "tensorflow" if tail == _TABLE_END else _text_kind(head)
 

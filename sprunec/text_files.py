@@ -113,19 +113,15 @@ def _check_kind(path: Path, wanted: str, fine: Collection[str], hints: Hints) ->
 
 
 def _not_utf8(file: object, stream: BinaryIO) -> InputError:
-    line, column, byte = _bad_byte(stream)
-    message, hint = f"byte 0x{byte:02x} is not UTF-8", "save the file as UTF-8"
-    return InputError(Diagnostic("not-utf8", message, hint, "error", str(file), "", line, column))
-
-
-def _bad_byte(stream: BinaryIO) -> tuple[int, int, int]:
-    """Line and column of the first byte that is not UTF-8, and the byte; a mark at the beginning takes no column."""
+    """The error about the first byte that is not UTF-8; a mark at the beginning takes no column."""
     line = 1
     for raw in stream:
         try:
             raw.decode("utf-8")
         except UnicodeDecodeError as error:
             rows = decode(raw[: error.start], "").split("\n")
-            return line + len(rows) - 1, len(rows[-1]) + 1, raw[error.start]
+            message, hint = f"byte 0x{raw[error.start]:02x} is not UTF-8", "save the file as UTF-8"
+            place = line + len(rows) - 1, len(rows[-1]) + 1
+            return InputError(Diagnostic("not-utf8", message, hint, "error", str(file), "", *place))
         line += raw.count(b"\n") + raw.count(b"\r") - raw.count(b"\r\n")
     raise AssertionError("all of it is UTF-8")

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import sprunec
-from sprunec.bmcook.plans.flags import Flags
 from sprunec.graph.progress import Watcher
+from sprunec.plan.bmcook_flags import Flags
 from tests.guide import STEPS, command, digests, emitted, fine, prepare, report, run
 from tests.plan.bmcook.files import FINE, bmcook
 

@@ -19,10 +19,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from sprunec.bmcook.masks.mask_forms import read_sheets
+from sprunec.bmcook.masks.mask_forms import read_mask_tensors
 from sprunec.bmcook.masks.two_four_files import read_mask_file
-from sprunec.checkpoint.safetensors_file import weight_files
-from sprunec.checkpoint.tensors import open_tensors
+from sprunec.checkpoint.layouts import weight_files
+from sprunec.checkpoint.reader import open_tensors
 from sprunec.checkpoint.writer import save_tensors
 from sprunec.cli import app
 from sprunec.data.text import read_text
@@ -180,9 +180,9 @@ PLACES: dict[str, tuple[str, Callable[[Path], Any], set[str]]] = {
     "checkpoint in a plan": ("m.bin", in_plan(model={"config": MODEL, "checkpoint": "FILE"}), {"torch"}),
     "teacher in a plan": ("m.pt", in_plan(training={"distillation": {"logits": 1, "teacher": "FILE"}}), {"torch"}),
     "config in a plan": ("c.json", in_plan(model={"config": "FILE"}), {"config", "json", "text", "empty"}),
-    "mask": ("m.pt", read_sheets, {"torch", "old torch", "pickle"}),
+    "mask": ("m.pt", read_mask_tensors, {"torch", "old torch", "pickle"}),
     "mask of 2:4": ("m.pt", lambda path: read_mask_file(path, "m4n2_1d", {}, {}), {"torch", "old torch", "pickle"}),
-    "mask as JSON": ("m.json", read_sheets, TEXTS - {"empty"}),
+    "mask as JSON": ("m.json", read_mask_tensors, TEXTS - {"empty"}),
     "mask in a plan": ("m.pt", masked, {"torch", "old torch", "pickle"}),
     "plan": ("p.json", lambda path: said(check_plan(path)[1]), {"plan", "config", "json", "text", "empty"}),
     "text": ("a.txt", lambda path: read_text("text", [path]), TEXTS | MARKED),

@@ -18,7 +18,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sprunec.families.model_directory import write_state
+from sprunec.checkpoint.writer import write_state
 from tests.conftest import tiny_model
 from tests.data.live_sets import some_records, write_v1
 from tests.mutants import changed, changed_bytes, changed_text, ends

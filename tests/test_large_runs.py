@@ -20,10 +20,11 @@ from safetensors.torch import load_file, save_file
 
 import sprunec
 from sprunec.checkpoint import writer as writing
+from sprunec.checkpoint.reader import read_state
+from sprunec.checkpoint.writer import write_state
 from sprunec.errors import ComparisonError, PassError
 from sprunec.families.cpm_ant.blocks import build, initialize
 from sprunec.families.cpm_ant.config import ModelConfig
-from sprunec.families.model_directory import read_state, write_state
 from sprunec.graph.graph import file_digest
 from sprunec.passes import cut as rewrite
 from sprunec.rewrite.recipe import Recipe

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 import sprunec
-from sprunec.bmcook.masks import mask_files as files
+from sprunec.bmcook.masks import mask_forms as files
 from sprunec.errors import InputError, PassError
 from sprunec.families.model_directory import read_kept
 from sprunec.graph.progress import Watcher

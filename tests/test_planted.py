@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 
-from sprunec.bmcook.masks.mask_files import load_scores
 from sprunec.engines.device import Place
 from sprunec.engines.loop import fit, language_model_loss
 from sprunec.engines.torch_engine import TorchEngine
@@ -23,6 +22,7 @@ from sprunec.families.cpm_ant.model import CPMAnt
 from sprunec.families.model_directory import load_model, save_model
 from sprunec.masks.budgets import fill_all, make_budgets
 from sprunec.masks.learn import GateLearner
+from sprunec.masks.mask_tensors import load_scores
 from sprunec.masks.unit_counts import apply_masks
 from sprunec.passes import read_data as data_pass
 from sprunec.passes import train_mask

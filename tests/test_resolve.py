@@ -46,7 +46,7 @@ def test_another_target_is_cut_by_the_same_gates_without_training_them_again(sol
 
 
 def test_the_heads_of_the_smaller_target_are_the_best_of_the_gates(solved: Path) -> None:
-    from sprunec.bmcook.masks.mask_files import load_scores
+    from sprunec.masks.mask_tensors import load_scores
 
     report = execute(content({"num_heads": 2}, gates_for={"num_heads": 4}), solved)
     scores = load_scores(artifact(solved / "out", "train-mask"))

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from sprunec.bmcook.data.set_writer import documents
-from sprunec.bmcook.masks.mask_forms import read_sheets
+from sprunec.bmcook.masks.mask_forms import read_mask_tensors
+from sprunec.checkpoint.layouts import weight_files
 from sprunec.checkpoint.provenance import origin_words, write_origin
-from sprunec.checkpoint.safetensors_file import weight_files
 from sprunec.checkpoint.writer import write_state
 from sprunec.data.pairs import read_pairs
 from sprunec.data.text import read_text as read_source_text
@@ -60,7 +60,7 @@ def shard_index(path: Path) -> Any:
 
 
 def mask(path: Path) -> Any:
-    return [(sheet.unit, sheet.kept().tolist()) for sheet in read_sheets(path.rename(path.with_suffix(".json")))]
+    return [(sheet.unit, sheet.kept().tolist()) for sheet in read_mask_tensors(path.rename(path.with_suffix(".json")))]
 
 
 def plan_content(path: Path) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import sprunec
-from sprunec.checkpoint.tensors import read_state
+from sprunec.checkpoint.reader import read_state
 from sprunec.checkpoint.writer import save_tensors
 from tests.guide import records
 from tests.runs import EMIT, MODEL, plan, save_weights, write
@@ -43,7 +43,7 @@ import sprunec
 from pathlib import Path
 from sprunec.engines import torch_engine
 from sprunec.graph.progress import Watcher
-from sprunec.checkpoint import tensors
+from sprunec.checkpoint import reader
 
 def shorten(path):
     os.chmod(path, 0o644)
@@ -55,8 +55,8 @@ class Shortens(Watcher):
     def __init__(self, folder, doing, file):
         self.folder, self.doing, self.name = folder, doing.partition(" ")[0], file
         self.now, self.done = "", False
-        self.whole_read = tensors.read_places
-        tensors.read_places = self.read_places
+        self.whole_read = reader.read_places
+        reader.read_places = self.read_places
 
     def node_started(self, index, total, name):
         self.now = name

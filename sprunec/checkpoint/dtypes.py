@@ -5,10 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 
-from sprunec.families.cpm_ant.config import ModelConfig
-from sprunec.families.cpm_ant.huggingface_names import parts
-from sprunec.families.detect import TODAY, foreign_tensors
-
 # safetensors' words in torch's; others are told as they are.
 NAMES = {
     "F64": "float64",
@@ -31,29 +27,21 @@ NAMES = {
 FLOATS = ("float32", "float16", "bfloat16", "float64")
 FIX_NUMBERS = "fix the file, or export it again from a good copy"
 _FLOATS = f"{', '.join(FLOATS[:-1])} or {FLOATS[-1]}"
-# What stands instead of a module's weight, and what beside one that is no floats, and whose way that is.
-_INSTEAD = (
-    (r"qweight", "GPTQ, AWQ"),
-    (r"weight_packed", "compressed-tensors"),
-    (r"weight_quant", "BMInf"),
-    (r"weight\._data", "quanto"),
-    (r"W_q", "HQQ"),
+SAVE_AS = f"save it as {_FLOATS}"
+# A tensor by its end, whose way of quantising that is, and whether it stands beside the weight or instead of it.
+_MARKS = (
+    (r"qweight", "GPTQ, AWQ", False),
+    (r"weight_packed", "compressed-tensors", False),
+    (r"weight_quant", "BMInf", False),
+    (r"weight\._data", "quanto", False),
+    (r"W_q", "HQQ", False),
+    (r"SCB|weight\.absmax|weight\.quant_(map|state.*)", "bitsandbytes", True),
+    (r"(weight_)?(scales?|scale_inv)", "whole numbers or float8, and their scales", True),
 )
-_BESIDE = (
-    (r"SCB|weight\.absmax|weight\.quant_(map|state.*)", "bitsandbytes"),
-    (r"(weight_)?(scales?|scale_inv)", "whole numbers or float8, and their scales"),
-)
-_MARKS = [(re.compile(rf"(.+)\.({tensor})"), kind, False) for tensor, kind in _INSTEAD]
-_MARKS += [(re.compile(rf"(.+)\.({tensor})"), kind, True) for tensor, kind in _BESIDE]
-
-
-def weight_names(config: ModelConfig, names: Collection[str]) -> set[str]:
-    """The tensors of `config`, as a file with these tensor names has them."""
-    return {part.name for part in parts(config, names).values()}
 
 
 def dtype_refusal(dtypes: Mapping[str, str], weights: Collection[str] = ()) -> tuple[str, str] | None:
-    """What to say of a checkpoint whose weights are no floats, and what to do; None where they are.
+    """Say of a checkpoint that its weights are no floats, and what to do; None where they are.
 
     Args:
         dtypes: of all its tensors, in torch's words.
@@ -63,21 +51,18 @@ def dtype_refusal(dtypes: Mapping[str, str], weights: Collection[str] = ()) -> t
     wrong = sorted(name for name in weights if name in dtypes and dtypes[name] not in FLOATS)
     if mark is None and not wrong:
         return None
-    stranger = foreign_tensors(dtypes)
-    if stranger is not None:
-        return stranger, TODAY
     if mark is not None:
         hint = f"give what it was made of, or dequantise it and save that as {_FLOATS}"
         return f"this checkpoint is quantised: it has {mark[0]} ({mark[1]})", hint
     more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
-    return f"{wrong[0]}{more} is {dtypes[wrong[0]]}, and weights are floats", f"save it as {_FLOATS}"
+    return f"{wrong[0]}{more} is {dtypes[wrong[0]]}, and weights are floats", SAVE_AS
 
 
 def _quantised(dtypes: Mapping[str, str]) -> tuple[str, str] | None:
-    """A tensor that a module has because its weight is not there as floats, and whose way that is."""
+    """Find a tensor that a module has because its weight is not there as floats, and whose way that is."""
     for name in dtypes:
         for pattern, kind, beside in _MARKS:
-            found = pattern.fullmatch(name)
+            found = re.fullmatch(rf"(.+)\.({pattern})", name)
             weight = f"{found[1]}.weight" if found is not None else ""
             if weight and (weight in dtypes) == beside and dtypes.get(weight) not in FLOATS:
                 return name, kind

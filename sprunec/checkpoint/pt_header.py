@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from sprunec.checkpoint.safe_pickle import load_pickle
-from sprunec.checkpoint.safetensors_file import LARGEST_HEADER, SIZES, Shape, Stored, is_addressable
+from sprunec.checkpoint.safetensors_file import SIZES, Shape, Stored, is_addressable
 from sprunec.durable import naming
+from sprunec.file_kinds import LARGEST_HEADER
 
 STORAGES = {
     "DoubleStorage": "F64",

@@ -10,11 +10,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from sprunec.checkpoint.layouts import weight_files as weight_files
 from sprunec.durable import naming
 from sprunec.errors import InputError
-from sprunec.file_kinds import LARGEST_HEADER as LARGEST_HEADER
-from sprunec.file_kinds import file_kind, foreign
+from sprunec.file_kinds import LARGEST_HEADER, file_kind, foreign
 
 Shape = tuple[int, ...]
 ENDINGS = {"safetensors": ".safetensors", "torch": ".pt"}
@@ -119,5 +117,9 @@ def _stored(path: str | Path, name: str, entry: dict[str, Any], base: int) -> St
 
 
 def _unusable(path: str | Path, why: str) -> InputError:
-    message = f"this is no whole safetensors file: {why}"
-    return InputError.at(path, message, "copy or convert it again", code="bad-checkpoint")
+    return unreadable(path, f"this is no whole safetensors file: {why}")
+
+
+def unreadable(file: str | Path, why: str) -> InputError:
+    message = f"cannot be read as a checkpoint: {why}"
+    return InputError.at(file, message, "copy or save it again", code="bad-checkpoint")

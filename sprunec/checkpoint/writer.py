@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from sprunec.checkpoint.layouts import BIN_INDEX, INDEX, PT_WEIGHTS, SAFETENSORS, WEIGHTS, is_index, weight_files
+from sprunec.checkpoint.reader import DTYPES, Tensors
 from sprunec.checkpoint.safetensors_file import Shape
-from sprunec.checkpoint.tensors import DTYPES, Tensors
 from sprunec.durable import copy_file, naming, write_new
 from sprunec.errors import PassError
 

@@ -12,18 +12,17 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from sprunec.checkpoint.header import misfit
 from sprunec.checkpoint.provenance import check_files
-from sprunec.checkpoint.tensors import Tensors, check_dtypes, open_tensors
-from sprunec.checkpoint.tensors import read_shapes as read_shapes
-from sprunec.checkpoint.tensors import read_state as read_state
-from sprunec.checkpoint.writer import Output, write_outputs
-from sprunec.checkpoint.writer import write_state as write_state
+from sprunec.checkpoint.reader import Tensors, open_tensors
+from sprunec.checkpoint.writer import Output, write_outputs, write_state
 from sprunec.durable import read_file, write_new
 from sprunec.errors import InputError
 from sprunec.families.cpm_ant.blocks import build
 from sprunec.families.cpm_ant.config import LayerKept, ModelConfig, kept_from_json, kept_to_json
+from sprunec.families.cpm_ant.fit import check_dtypes
 from sprunec.families.cpm_ant.model import CPMAnt
-from sprunec.families.cpm_ant.shapes import MOST_LAYERS, Shape, expected_tensors, misfit
+from sprunec.families.cpm_ant.shapes import MOST_LAYERS, Shape, expected_tensors
 from sprunec.text_files import read_json
 
 
@@ -68,7 +67,7 @@ def open_model_tensors(directory: Path) -> Tensors:
 def _check_fit(wanted: Mapping[str, Shape], given: Mapping[str, Shape], source: object, *, exact: bool = True) -> None:
     wrong = misfit(wanted, given, exact=exact)
     if wrong:
-        raise InputError.at(source, f"the checkpoint does not fit the config: {wrong}")
+        raise InputError.at(source, wrong, "give the checkpoint's own config", code="checkpoint-mismatch")
 
 
 def read_config(directory: Path) -> ModelConfig:
@@ -105,7 +104,7 @@ def load_model(directory: Path, device: torch.device | str = "cpu") -> CPMAnt:
 def _filled(config: ModelConfig, tensors: Tensors, directory: Path) -> CPMAnt:
     """In memory: what is trained, or used for long, must not hang on a file. Shapes first: claims take no memory."""
     _check_fit(expected_tensors(config), tensors.shapes(), directory)
-    check_dtypes(directory, tensors, tensors)
+    check_dtypes(tensors, directory, tensors)
     model = empty_model(config)
     fill(model, {name: tensors.copy(name) for name in tensors}, directory)
     return model

@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 
+from sprunec.checkpoint.reader import read_state
 from sprunec.checkpoint.torch_writer import write_pt
 from sprunec.durable import read_file, write_new
 from sprunec.errors import FormError
 from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.families.cpm_ant.model import CPMAnt
 from sprunec.families.cpm_ant.uniform import HEAD_APART, cpm_live_config
-from sprunec.families.model_directory import empty_model, fill, open_model_tensors, read_state
+from sprunec.families.model_directory import empty_model, fill, open_model_tensors
 from sprunec.formats.folding import even_of, folded, stored_dtype
 from sprunec.passes.bench import config_of
 from sprunec.passes.job import Job

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from sprunec.checkpoint.tensors import Tensors
+from sprunec.checkpoint.reader import Tensors
 from sprunec.checkpoint.writer import Output, rooms, rows_at_once
 from sprunec.errors import FormError
 from sprunec.families.cpm_ant.config import ModelConfig

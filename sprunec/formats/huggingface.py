@@ -81,7 +81,7 @@ def _own_config(config: ModelConfig, task: int) -> dict[str, Any]:
 def _stock_tensors(outputs: Mapping[str, Output], transformers: int) -> Iterator[tuple[str, Output]]:
     """By their names; from release 5 on the head is a tensor of its own, before it has the prompts' rows too."""
     for name, output in outputs.items():
-        if name == hf.WORDS:
+        if name == hf.EMBEDDING:
             yield hf.STOCK_PREFIX + name, _stacked(output, outputs[hf.PROMPTS])
             if transformers >= 5 and hf.HEAD not in outputs:
                 yield hf.HEAD, output

@@ -82,7 +82,6 @@ def execute(
 
 def _check_ready(graph: Graph, world: World) -> str:
     """The device that `auto` means here; raises for what would stop the run later."""
-    from sprunec.bmcook.masks.mask_forms import check_sheets
     from sprunec.engines.device import Place
     from sprunec.passes.bench import check_engine
 
@@ -91,7 +90,9 @@ def _check_ready(graph: Graph, world: World) -> str:
             if not path.exists():
                 raise InputError.at(path, "there is no such file", "give its path in the plan", code="missing-file")
         if node.pass_ == "load-mask":
-            check_sheets(node.files["paths"])
+            from sprunec.bmcook.masks.mask_forms import check_mask_files
+
+            check_mask_files(node.files["paths"])
     if world.size > 1:
         check_shares(graph, world.size)
     place = Place.of(graph.device, "fp32", world)

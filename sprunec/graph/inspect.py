@@ -11,12 +11,12 @@ from typing import Any
 
 from sprunec.checkpoint.layouts import CONFIG, is_index
 from sprunec.checkpoint.provenance import origin_words
-from sprunec.checkpoint.tensors import Tensors, check_dtypes, open_tensors
+from sprunec.checkpoint.reader import Tensors, open_tensors
 from sprunec.errors import InputError
 from sprunec.families.cpm_ant.blocks import block_kinds, example_inputs
 from sprunec.families.cpm_ant.config import ModelConfig
-from sprunec.families.cpm_ant.fit import check_fit, check_unused
-from sprunec.families.cpm_ant.scaling import own_head
+from sprunec.families.cpm_ant.fit import check_dtypes, check_fit, check_unused
+from sprunec.families.cpm_ant.head import own_head
 from sprunec.families.cpm_ant.shapes import guess_config
 from sprunec.families.model_directory import empty_model
 from sprunec.file_kinds import JSON, file_kind, foreign
@@ -50,13 +50,13 @@ def inspect_model(path: Path) -> dict[str, Any]:
 def _guessed(path: Path) -> ModelConfig:
     """The config of weights alone, as much as their shapes tell."""
     tensors = open_tensors(path)
-    check_dtypes(path, tensors)
+    check_dtypes(tensors, path)
     return _fitting(guess_config(tensors.shapes(), path), tensors, path)
 
 
 def _fitting(config: ModelConfig, tensors: Tensors, path: Path) -> ModelConfig:
     """The config, its head apart from the embedding where the weights have it so; they fit each other."""
-    if config.tie_word_embeddings and own_head(config, path, tensors) is not None:
+    if config.tie_word_embeddings and own_head(config, tensors) is not None:
         config = replace(config, tie_word_embeddings=False)
     check_fit(config, tensors, path)
     check_unused(config, tensors, path)

@@ -88,8 +88,8 @@ def _full_shape(graph: Graph, path: Path, artifacts: Mapping[str, Path]) -> None
 
 
 def _masks_and_recipe(graph: Graph, aside: Path, artifacts: Mapping[str, Path]) -> None:
-    from sprunec.bmcook.masks.mask_files import write_masks
     from sprunec.families.model_directory import read_kept
+    from sprunec.masks.mask_tensors import write_masks
 
     source, final = (read_kept(artifacts[graph.roles[role]]) for role in ("source", "final"))
     write_masks(aside / "masks", source, final)

@@ -6,7 +6,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from sprunec.bmcook.data.sets import set_files
 from sprunec.checkpoint.layouts import checkpoint_files
 from sprunec.graph.builder import Builder
 from sprunec.graph.graph import MISSING, file_digest
@@ -89,6 +88,8 @@ def _data_files(data: DataSource) -> dict[str, tuple[Path, ...]]:
     """The user's files by role; a set's are its meta.bin and what that names."""
     named = {"paths": data.paths, "held_out": (data.held_out,) if isinstance(data.held_out, Path) else ()}
     if data.source == "cpm-live":
+        from sprunec.bmcook.data.sets import set_files
+
         sets = ((role, [set_files(path, data.block_size) for path in paths]) for role, paths in named.items())
         named = {role: tuple(chain.from_iterable(files)) for role, files in sets}
     named["tokenizer"] = (data.tokenizer,) if isinstance(data.tokenizer, Path) else ()

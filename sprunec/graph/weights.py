@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sprunec.checkpoint.dtypes import FIX_NUMBERS
-from sprunec.checkpoint.headers import read_places
+from sprunec.checkpoint.header import read_places
 from sprunec.checkpoint.layouts import checkpoint_files
 from sprunec.checkpoint.safetensors_file import Stored
 from sprunec.errors import Diagnostic, InputError

@@ -12,18 +12,32 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache
 from itertools import combinations, product
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from sprunec.checkpoint.reader import read_state
+from sprunec.checkpoint.writer import save_tensors
 from sprunec.errors import InputError
 from sprunec.plan.sparsity import GROUP, uneven
 
 KEPT = 2
 LEAST_IN_A_TILE = 7  # a greedy choice, as BMCook's, can end with one place that nothing may take any more
 CHUNK = 2**20
+PATTERN = "pattern.safetensors"  # beside the weights of a model
 
 Pattern = dict[str, Tensor]
+
+
+def save_pattern(directory: Path, pattern: Pattern) -> None:
+    save_tensors(pattern, directory / PATTERN)
+
+
+def load_pattern(directory: Path) -> Pattern:
+    """Load the pattern of a model directory; empty where the model is dense."""
+    path = directory / PATTERN
+    return read_state(path) if path.exists() else {}
 
 
 def choose(pattern: str, name: str, weight: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import nn
 
-from sprunec.bmcook.data import stream as live
 from sprunec.data import pairs
 from sprunec.data.batches import Batch, Data, load_text_data
 from sprunec.engines.device import Place
@@ -26,6 +25,7 @@ from sprunec.rewrite.taps import observable
 from sprunec.rewrite.trace import TracedBlock, trace_blocks
 
 BMTRAIN = "bmtrain"
+SET_ABOUT = "set.json"  # what the data pass has written about a CPM-Live set
 
 
 def place_of(job: Job) -> Place:
@@ -89,8 +89,10 @@ def open_data(job: Job, config: ModelConfig) -> Data:
     directory = job.inputs["data"]
     rows: dict[str, Any] = {"prompt_length": config.prompt_length}
     rows |= {name: job.options[name] for name in ("max_length", "batch_size", "seed")}
-    if (directory / live.ABOUT).exists():
-        return live.load_live_data(directory, job.files, vocab_size=config.vocab_size, **rows)
+    if (directory / SET_ABOUT).exists():
+        from sprunec.bmcook.data.stream import load_live_data
+
+        return load_live_data(directory, job.files, vocab_size=config.vocab_size, world=job.world.size, **rows)
     if pairs.has_pairs(directory):
         return pairs.load_pair_data(directory, **rows)
     return load_text_data(directory, **rows)

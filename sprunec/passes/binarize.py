@@ -9,12 +9,12 @@ from typing import Any
 
 from torch import Tensor
 
-from sprunec.bmcook.masks.mask_files import START, load_scores, write_mask
 from sprunec.durable import write_new
 from sprunec.families.cpm_ant.config import ModelConfig, kept_to_json
 from sprunec.families.model_directory import read_kept
 from sprunec.masks.budgets import COUNTS, Budget, fill_all, make_budgets, shared_out
 from sprunec.masks.learn import settling
+from sprunec.masks.mask_tensors import START, load_scores
 from sprunec.masks.unit_counts import Key, apply_masks
 from sprunec.passes.bench import config_of
 from sprunec.passes.job import Job
@@ -70,6 +70,8 @@ def _distance(
 
 def write(role: str, artifact: Path, inputs: Mapping[str, Path], path: Path) -> None:
     """The mask of this pass's units as a file of its own; `role` is the file's form."""
+    from sprunec.bmcook.masks.mask_forms import write_mask
+
     units = {unit for _, unit in load_scores(inputs["scores"])}
     whole, before, after = (read_kept(place) for place in (inputs["source"], inputs["model"], artifact))
     write_mask(path, role, units, whole, before, after)

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sprunec.checkpoint.tensors import Tensors, open_tensors
+from sprunec.checkpoint.reader import Tensors, open_tensors
 from sprunec.data.batches import Batch
 from sprunec.durable import read_file
 from sprunec.errors import ComparisonError, PassError

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sprunec.bmcook.masks.mask_files import load_scores
 from sprunec.families.cpm_ant.config import LayerKept, local
 from sprunec.families.model_directory import read_kept, save_model
 from sprunec.masks import gates as hard_concrete
 from sprunec.masks.calibration import Moments, look
 from sprunec.masks.least_squares import refit
+from sprunec.masks.mask_tensors import load_scores
 from sprunec.masks.unit_counts import gate_units
 from sprunec.passes.bench import config_of, next_batches, open_model, place_of, traced
 from sprunec.passes.job import Job

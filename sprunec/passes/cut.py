@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sprunec.checkpoint.reader import Tensors
 from sprunec.checkpoint.safetensors_file import Shape
-from sprunec.checkpoint.tensors import Tensors
 from sprunec.checkpoint.writer import Output, check_room, link_weights, write_outputs
 from sprunec.families.cpm_ant.config import local
 from sprunec.families.model_directory import open_model_tensors, read_kept, save_outputs

@@ -12,14 +12,15 @@ from typing import Any
 
 import torch
 
-from sprunec.checkpoint.tensors import Tensors, open_tensors
+from sprunec.checkpoint.reader import open_tensors
 from sprunec.checkpoint.writer import adopt_weights
 from sprunec.errors import InputError, PassError
 from sprunec.families.cpm_ant.blocks import build, initialize
 from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.families.cpm_ant.fit import check_fit, check_unused
-from sprunec.families.cpm_ant.huggingface_names import Part, parts
-from sprunec.families.cpm_ant.scaling import native_outputs, own_head
+from sprunec.families.cpm_ant.head import own_head
+from sprunec.families.cpm_ant.huggingface_names import Part, native_shapes, parts
+from sprunec.families.cpm_ant.scaling import native_outputs
 from sprunec.families.cpm_ant.shapes import expected_tensors
 from sprunec.families.model_directory import describe, save_model, save_outputs
 from sprunec.passes.job import Job
@@ -56,27 +57,18 @@ def physical_memory() -> int:
 def _take(path: Path, config: ModelConfig, out: Path) -> list[str]:
     """Returns what the user should know about the file."""
     tensors = open_tensors(path)
-    shapes = check_fit(config, tensors, path)
-    _check_head(path, config, tensors)
-    if not tensors.from_headers:  # else the plan has been held against the headers, and knows what to ignore
-        check_unused(config, tensors, path)
-    extra = sorted(shapes.keys() - expected_tensors(config).keys())
-    more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
-    _keep(path, config, tensors, out)
-    return [f"{path.name} has {extra[0]}{more}, which the config doesn't name: ignored"] if extra else []
-
-
-def _check_head(path: Path, config: ModelConfig, tensors: Tensors) -> None:
-    """A plan finds out by itself whether the head is the embedding, but for files that torch alone can read."""
-    name = own_head(config, path, tensors) if config.tie_word_embeddings else None
-    if name is not None:
-        message = f"{name} differs from the embedding, and the config ties the two"
+    check_fit(config, tensors, path)
+    head = own_head(config, tensors) if config.tie_word_embeddings else None
+    if head is not None:  # a plan finds that out by itself, but for files that torch alone can read
+        message = f"{head} differs from the embedding, and the config ties the two"
         raise InputError.at(path, message, 'write "tie_word_embeddings": false in the model\'s config')
-
-
-def _keep(path: Path, config: ModelConfig, tensors: Tensors, out: Path) -> None:
+    if not tensors.is_whole:  # else the plan has been held against the headers, and knows what to ignore
+        check_unused(config, tensors, path)
     if all(part == Part(name) for name, part in parts(config, tensors).items()):
         describe(out, config, config.everything())
         adopt_weights(path, out)
-        return
-    save_outputs(out, config, config.everything(), native_outputs(config, tensors))
+    else:
+        save_outputs(out, config, config.everything(), native_outputs(config, tensors))
+    extra = sorted(native_shapes(config, tensors.shapes()).keys() - expected_tensors(config).keys())
+    more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
+    return [f"{path.name} has {extra[0]}{more}, which the config doesn't name: ignored"] if extra else []

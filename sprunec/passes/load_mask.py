@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from sprunec.bmcook.masks.matching import read_masks
 from sprunec.durable import write_new
 from sprunec.errors import InputError
 from sprunec.families.cpm_ant.config import LayerKept, kept_to_json
@@ -16,6 +15,8 @@ from sprunec.passes.job import Job
 
 
 def run(job: Job) -> dict[str, Any]:
+    from sprunec.bmcook.masks.matching import read_masks
+
     paths = job.files["paths"]
     found = read_masks(paths, read_kept(job.inputs["source"]), read_kept(job.inputs["model"]))
     if all(layer.heads is None and layer.dim_ff is None for layer in found.kept):

@@ -5,10 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sprunec.bmcook.data.index import Index, make_index
-from sprunec.bmcook.data.records import Limits, Status
-from sprunec.bmcook.data.sets import DEFAULT_BLOCK, DataSet, read_set
-from sprunec.bmcook.data.stream import PROMPT_TABLE, save_live_data
 from sprunec.data.batches import save_ids
 from sprunec.data.pairs import check_parts, encode_pairs, read_pairs, save_pairs
 from sprunec.data.text import read_text, split_text
@@ -67,24 +63,12 @@ def _pairs(job: Job) -> dict[str, Any]:
 
 
 def _live(job: Job) -> dict[str, Any]:
-    options, held_out = job.options, _held_out(job)
-    limits = Limits(
-        options["max_length"] - options["prompt_length"],
-        options["vocab_size"],
-        options["prompt_types"],
-        options["segment_types"],
-    )
-    index = make_index(_set(job, "paths"), limits)
-    if isinstance(held_out, Path):
-        parts = {"train": (index, "paths"), "held_out": (make_index(_set(job, "held_out"), limits), "held_out")}
-    else:
-        cut = _cut(index, held_out)
-        parts = {"train": (index[:cut], "paths"), "held_out": (index[cut:], "paths")}
-    _check_parts(job, parts)
+    from sprunec.bmcook.data.read_sets import read_sets
+
+    metrics = read_sets(job, _held_out(job))
     if "vocab" in job.files:
         save_tokenizer(job.out, _vocabulary(job, "vocab", 0))
-    save_live_data(job.out, parts, {"order": options["order"], "packed_prompts": options["packed_prompts"]})
-    return _counts(parts)
+    return metrics
 
 
 READERS = {"pairs": _pairs, "cpm-live": _live}
@@ -124,45 +108,3 @@ def _check_words(job: Job, file: Path, words: int, what: str) -> None:
 
 def _other(what: str) -> str:
     return "the model's own vocabulary" if what == "vocabulary" else "other text"
-
-
-def _set(job: Job, role: str) -> DataSet:
-    return read_set(job.files[role][0].parent, job.options.get("block_size", DEFAULT_BLOCK))
-
-
-def _cut(index: Index, share: float) -> int:
-    """The row from which on the last share of the records in use is held out, one of them at least."""
-    used = (index["status"] == Status.USED).nonzero()[0]
-    kept = len(used) - max(1, round(len(used) * share))
-    if kept < 1:
-        return len(index)
-    return int(used[kept])
-
-
-def _check_parts(job: Job, parts: dict[str, tuple[Index, str]]) -> None:
-    for name, (index, role) in parts.items():
-        used = index[index["status"] == Status.USED]
-        if not len(used):
-            message = f"none of the {len(index)} records of the {name} part can be used"
-            raise InputError.at(job.files[role][0].parent, message, "give a larger set, or a larger data.max_length")
-        words = (int(used["task"].max()) + 1) * job.options["prompt_length"]
-        if job.options["packed_prompts"] != PROMPT_TABLE and words > job.options["vocab_size"]:
-            message = f"prompt ids up to {words - 1} are looked up among {job.options['vocab_size']} words"
-            raise InputError.at(job.files[role][0].parent, message, f'set data.packed_prompts to "{PROMPT_TABLE}"')
-
-
-def _counts(parts: dict[str, tuple[Index, str]]) -> dict[str, Any]:
-    def count(status: Status) -> int:
-        return sum(int((index["status"] == status).sum()) for index, _ in parts.values())
-
-    def tokens(index: Index) -> int:
-        return int(index["tokens"][index["status"] == Status.USED].sum())
-
-    unused = {status.name.lower(): count(status) for status in Status if status != Status.USED}
-    return {
-        "records": sum(len(index) for index, _ in parts.values()),
-        "dropped": sum(unused.values()),
-        "training_tokens": tokens(parts["train"][0]),
-        "held_out_tokens": tokens(parts["held_out"][0]),
-        **unused,
-    }

@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
-from sprunec.bmcook.masks.mask_files import save_scores
 from sprunec.engines.loop import language_model_loss
 from sprunec.families.model_directory import open_model_tensors
 from sprunec.masks.criteria import BLIND, CRITERIA, Shapes, Sight, comparable
+from sprunec.masks.mask_tensors import save_scores
 from sprunec.masks.unit_counts import Key, gate_units, unit_sizes
 from sprunec.passes.bench import config_of, next_batches, open_model, place_of, traced, traced_shape
 from sprunec.passes.job import Job

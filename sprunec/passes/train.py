@@ -7,12 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-from sprunec.bmcook.masks.two_four_files import load_pattern, save_pattern
 from sprunec.engines.loop import fit
 from sprunec.engines.training import Training
 from sprunec.errors import PassError
 from sprunec.families.model_directory import read_kept, save_model
-from sprunec.masks.two_four import Pattern, density, leaks
+from sprunec.masks.two_four import Pattern, density, leaks, load_pattern, save_pattern
 from sprunec.passes.bench import config_of, engine_of, open_data, open_lesson, open_model
 from sprunec.passes.job import Job
 

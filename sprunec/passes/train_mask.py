@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from sprunec.bmcook.masks.mask_files import START, save_scores
 from sprunec.engines.loop import fit, language_model_loss
 from sprunec.engines.training import Training
 from sprunec.families.model_directory import read_kept, save_model
@@ -12,6 +11,7 @@ from sprunec.masks.budgets import make_budgets, shared_out
 from sprunec.masks.criteria import CRITERIA, Sight, comparable
 from sprunec.masks.lagrangian import Lagrangian
 from sprunec.masks.learn import GateLearner, settling, start_from, tie
+from sprunec.masks.mask_tensors import START, save_scores
 from sprunec.masks.unit_counts import gate_units
 from sprunec.passes.bench import config_of, engine_of, next_batches, open_data, open_lesson, open_model, traced
 from sprunec.passes.job import Job

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from sprunec.bmcook.data.sets import DEFAULT_BLOCK, META, read_set
-from sprunec.bmcook.masks.saved_masks import saved_masks_fit
 from sprunec.errors import Diagnostic, InputError, show
 from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.families.cpm_ant.config_checks import data_findings
 from sprunec.plan.format_checks import form_fits, heads_tied
 from sprunec.plan.planned_sizes import size_findings
 from sprunec.plan.resolve import MASKS, Draft, takes_a_look
+from sprunec.plan.saved_masks import saved_masks_fit
 from sprunec.plan.sparsity import sparse_findings
 from sprunec.plan.targets import SIZES, SUBLAYERS, UNITS_OF, mismatched, uncovered
 from sprunec.plan.training_checks import distillation_fits, engine_fits, training_fits
@@ -111,8 +110,10 @@ def data_set_whole(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnos
     data = draft.section("data")
     if data.get("source") != "cpm-live":
         return
+    from sprunec.bmcook.data.sets import META, read_set
+
     for key in ("path", "held_out"):
-        folder, size = data.get(key), data.get("block_size", DEFAULT_BLOCK)
+        folder, size = data.get(key), data.get("block_size")
         if isinstance(folder, str) and (draft.folder / folder / META).is_file():
             try:
                 version = read_set(draft.folder / folder, size).version

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sprunec.bmcook.plans.document import rebase
-from sprunec.bmcook.plans.flags import NO_FLAGS, Flags
 from sprunec.durable import naming, write_atomically
 from sprunec.errors import Diagnostic, InputError
+from sprunec.plan.bmcook_flags import NO_FLAGS, Flags
 from sprunec.plan.open_plan import read_any
 from sprunec.plan.plan import check_source
 
@@ -35,6 +34,8 @@ def convert_plan(
         raise InputError(*found)
     document: dict[str, Any] = source.value
     if output is not None:
+        from sprunec.bmcook.plans.document import rebase
+
         document = rebase(document, output.parent)
         text = plan_text(document)
         if output.is_dir():

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sprunec.bmcook.data.sets import DEFAULT_BLOCK, set_files
 from sprunec.errors import Diagnostic, InputError
 from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.file_kinds import SAVED, TEXT, foreign
@@ -56,7 +55,7 @@ def named_files(draft: Draft) -> Iterator[tuple[str, Path, str]]:
     yield from _files(draft, "/model/checkpoint", model.get("checkpoint"), "checkpoint")
     if data.get("source") == "cpm-live":
         for key in ("path", "held_out"):
-            yield from _set_files(draft, f"/data/{key}", data.get(key), data.get("block_size", DEFAULT_BLOCK))
+            yield from _set_files(draft, f"/data/{key}", data.get(key), data.get("block_size"))
     else:
         if data.get("source") in ("text", "jsonl", "pairs"):
             yield from _files(draft, "/data/path", data.get("path"), "data file")
@@ -80,9 +79,11 @@ def _files(draft: Draft, pointer: str, written: Any, what: str) -> Iterator[tupl
             yield f"{pointer}/{index}" if isinstance(written, list) else pointer, draft.folder / name, what
 
 
-def _set_files(draft: Draft, pointer: str, written: Any, block_size: int) -> Iterator[tuple[str, Path, str]]:
+def _set_files(draft: Draft, pointer: str, written: Any, block_size: Any) -> Iterator[tuple[str, Path, str]]:
     """A data set's meta.bin and the files it names; what is wrong inside it, `data_set_whole` tells."""
     if isinstance(written, str):
+        from sprunec.bmcook.data.sets import set_files
+
         meta, *files = set_files(draft.folder / written, block_size)
         yield pointer, meta, "data set"
         yield from ((pointer, path, "file of the data set") for path in files)

@@ -109,23 +109,19 @@ def model_config(draft: Draft, *, incomplete: bool = False) -> Found:
 def read_config(path: str) -> Found:
     """A config file, Hugging Face's too; keys beyond ours are warnings, since CPM-Live's own files carry some."""
     try:
-        source = _read_native(path)
+        source = read_source(path, WANTED, HINT)
     except InputError as error:
         return None, list(error.diagnostics)
-    found = [_excused(source, finding) for finding in schema_findings(source, "model")]
-    return _finish(source, "", source.value, [*source.problems, *(each for each in found if each is not None)])
-
-
-def _read_native(path: str) -> Source:
-    """A config file, in CPM-Live's keys whichever it is written in."""
-    source = read_source(path, WANTED, HINT)
     told = foreign(Path(path), WANTED, {"text", "config", "json"}, {"": HINT})
     if told is not None:
-        raise told
+        return None, list(told.diagnostics)
     stranger = _foreign_family(source, "", source.value)
     if stranger is not None:
-        raise InputError(stranger)
-    return replace(source, value=native_keys(source.value)) if is_huggingface(source.value) else source
+        return None, [stranger]
+    if is_huggingface(source.value):
+        source = replace(source, value=native_keys(source.value))
+    found = [_excused(source, finding) for finding in schema_findings(source, "model")]
+    return _finish(source, "", source.value, [*source.problems, *(each for each in found if each is not None)])
 
 
 def _foreign_family(source: Source, prefix: str, value: Mapping[str, Any]) -> Diagnostic | None:

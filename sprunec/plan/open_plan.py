@@ -6,11 +6,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from sprunec.bmcook.plans.config_files import SECTIONS, is_bmcook, kind_of
-from sprunec.bmcook.plans.flags import NATIVE, NO_FLAGS, Flags, foreign_to_native, native_overrides, option
-from sprunec.bmcook.plans.stages_to_plan import convert
 from sprunec.errors import InputError
 from sprunec.file_kinds import JSON, foreign
+from sprunec.plan.bmcook_flags import (
+    NATIVE,
+    NO_FLAGS,
+    SECTIONS,
+    Flags,
+    foreign_to_native,
+    is_bmcook,
+    kind_of,
+    native_overrides,
+    option,
+)
 from sprunec.plan.model_config import path_as_config
 from sprunec.plan.override import override
 from sprunec.plan.pointer import show
@@ -33,9 +41,11 @@ def read_any(path: str | Path, flags: Flags = NO_FLAGS, seconds: Sequence[str | 
     told = foreign(Path(path), "a plan", {"text", *JSON}, {"": "name a plan, a JSON file"})
     if told is not None:
         raise told
-    if is_bmcook(source):
+    if is_bmcook(source.value):
+        from sprunec.bmcook.plans.stages_to_plan import convert
+
         return convert(source, seconds, flags)
-    if kind_of(source):
+    if kind_of(source.value):
         message = "this is the file beside bmcook.json, not bmcook.json itself"
         raise InputError(source.find("foreign-file", "", message, "name bmcook.json; this one is found beside it"))
     if "dim_model" in source.value and "passes" not in source.value:

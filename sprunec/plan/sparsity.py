@@ -5,7 +5,8 @@ Needs no torch: names and shapes follow from the config and the sizes that earli
 
 from __future__ import annotations
 
-from collections import Counter
+import re
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from difflib import SequenceMatcher
@@ -20,15 +21,16 @@ from sprunec.plan.targets import SUBLAYERS
 
 GROUP = 4
 CUTS = ("load-mask", *MASKS)
-_WORD_LIKENESS = 0.6
+_LEAST_LIKENESS = 0.6
+_LAYER = re.compile(r"\.\d+\.")  # the number of a layer in a tensor's name
 # a unit inside sublayers: its count target, and its size in a layer's shape
 _SIZES = {"head": ("num_heads", "heads"), "dim_head": ("dim_head", "dim_head"), "dim_ff": ("dim_ff", "dim_ff")}
 
 
-def targeted(shapes: Mapping[str, Shape], words: Iterable[str]) -> dict[str, Shape]:
-    """The two-dimensional tensors whose name contains any of the words, in the order of `shapes`."""
-    wanted = tuple(words)
-    return {n: shape for n, shape in shapes.items() if len(shape) == 2 and any(word in n for word in wanted)}
+def targeted(shapes: Mapping[str, Shape], parts: Iterable[str]) -> dict[str, Shape]:
+    """Give the two-dimensional tensors whose name contains any of the parts, in the order of `shapes`."""
+    wanted = tuple(parts)
+    return {n: shape for n, shape in shapes.items() if len(shape) == 2 and any(part in n for part in wanted)}
 
 
 def checked_axes(pattern: str) -> tuple[int, ...]:
@@ -61,56 +63,54 @@ def sparse_findings(draft: Draft, config: ModelConfig | None) -> Iterator[Diagno
 
 
 def _names(draft: Draft, step: Step, config: ModelConfig) -> Iterator[Diagnostic]:
-    """Every word names a tensor; a list that names none at all is an error."""
-    shapes, words = expected_tensors(config), (step.options or {})["tensors"]
-    something = bool(targeted(shapes, words))
+    """Every part of a name is in a tensor's; a list that names none at all is an error."""
+    shapes, parts = expected_tensors(config), (step.options or {})["tensors"]
+    something = bool(targeted(shapes, parts))
     if "tensors" not in step.given:
         if not something:
             yield draft.source.find("no-such-tensor", step.pointer, "the model has no linears to make sparse")
         return
-    for index, word in enumerate(words):
-        if targeted(shapes, [word]):
+    for index, part in enumerate(parts):
+        if targeted(shapes, [part]):
             continue
-        flat = any(word in name for name in shapes)
+        flat = any(part in name for name in shapes)
         what = "names only tensors of one dimension" if flat else "is in no tensor's name"
         tell = draft.source.warn if something else draft.source.find
-        message = f"{show(word)} {what}: it makes nothing sparse"
-        hint = _instead("" if flat else word, targeted(shapes, [""]))
+        message = f"{show(part)} {what}: it makes nothing sparse"
+        hint = _instead("" if flat else part, list(targeted(shapes, [""])))
         yield tell("no-such-tensor", f"{step.pointer}/tensors/{index}", message, hint)
 
 
-def _instead(word: str, names: Iterable[str]) -> str:
-    """The parts of names, with as many dots, that are most like the word."""
-    count, known = word.count(".") + 1, tuple(names)
-    parts = {".".join(run) for name in known for run in _runs(name.split("."), count)}
-    likeness = {part: SequenceMatcher(None, word, part).ratio() for part in parts}
+def _instead(part: str, names: Sequence[str]) -> str:
+    """The parts of names, with as many dots, that are most like this one."""
+    count = part.count(".") + 1
+    steps = [name.split(".") for name in names]
+    runs = {".".join(each[start : start + count]) for each in steps for start in range(len(each) - count + 1)}
+    likeness = {run: SequenceMatcher(None, part, run).ratio() for run in runs}
     best = max(likeness.values(), default=0.0)
-    if best < _WORD_LIKENESS:
-        inner = next((name for name in known if name.startswith("encoder.")), known[0])
-        return f"give a part of a name such as {inner}"
-    return f"did you mean {' and '.join(show(part) for part in sorted(likeness) if likeness[part] == best)}?"
-
-
-def _runs(parts: Sequence[str], count: int) -> list[Sequence[str]]:
-    return [parts[start : start + count] for start in range(len(parts) - count + 1)]
+    if best < _LEAST_LIKENESS:
+        return f"give a part of a name such as {next(filter(_LAYER.search, names), names[0])}"
+    return f"did you mean {' and '.join(show(run) for run in sorted(likeness) if likeness[run] == best)}?"
 
 
 def _widths(draft: Draft, step: Step, config: ModelConfig, before: Sequence[Step]) -> Iterator[Diagnostic]:
     """Widths that are known and no multiple of four; then those that only the run will know."""
     options = step.options or {}
     left, chosen = _left(config, before)
-    shapes, inner = targeted(expected_tensors(left), options["tensors"]), _inner_axes(left)
+    shapes, units = targeted(expected_tensors(left), options["tensors"]), _units_by_axis(left)
     bad = {n: axis for n, shape in shapes.items() for axis in checked_axes(options["pattern"]) if shape[axis] % GROUP}
-    open_ = [name for name, axis in bad.items() if axis in inner[name] and _choosers(name) & chosen]
-    wrong = [name for name in bad if name not in open_]
+    unknown = [name for name, axis in bad.items() if units[name, axis] & chosen]
+    wrong = [name for name in bad if name not in unknown]
     pointer = f"{step.pointer}/tensors" if "tensors" in step.given else step.pointer
     if wrong:
         shape, size = list(shapes[wrong[0]]), shapes[wrong[0]][bad[wrong[0]]]
         message = f"{wrong[0]} is {shape} here, and {size} is not a multiple of {GROUP}{_more(wrong)}"
-        tell = draft.source.find if _all_alike(wrong, shapes) or not _drops(before) else draft.source.warn
+        # sublayers that an earlier pass takes away whole may be just the uneven ones, unless every layer's is uneven
+        drops = any(set((each.options or {}).get("unit", ())) & set(SUBLAYERS) for each in before)
+        tell = draft.source.warn if drops and not _in_every_layer(wrong, shapes) else draft.source.find
         yield tell("uneven-width", pointer, message, f"cut to multiples of {GROUP}, or leave it out of tensors")
-    if open_:
-        message = f"the width of {open_[0]} is not known before the run{_more(open_)}"
+    if unknown:
+        message = f"the width of {unknown[0]} is not known before the run{_more(unknown)}"
         ways = 'cut with "multiple_of", or to one with "budget": "per-layer"'
         hint = f"the run stops here unless it is a multiple of {GROUP}: {ways}"
         yield draft.source.warn("unknown-width", pointer, message, hint)
@@ -148,31 +148,22 @@ def _resized(layers: tuple[LayerShape, ...], size: str, multiple: int, most: int
     return tuple(each if each.heads and each.dim_head else replace(each, heads=0, dim_head=0) for each in resized)
 
 
-def _inner_axes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """The axes that heads and feed-forward dims decide: those that grow when a layer has twice as many."""
-    doubled = tuple(replace(layer, heads=2 * layer.heads, dim_ff=2 * layer.dim_ff) for layer in config.layers)
-    wide, shapes = expected_tensors(replace(config, layers=doubled)), expected_tensors(config)
-    return {n: tuple(axis for axis, size in enumerate(shapes[n]) if wide[n][axis] != size) for n in shapes}
+def _units_by_axis(config: ModelConfig) -> Mapping[tuple[str, int], set[str]]:
+    """The units whose number decides the size of a tensor's axis: it grows when a layer has twice as many."""
+    shapes, found = expected_tensors(config), defaultdict[tuple[str, int], set[str]](set)
+    for unit, (_, size) in _SIZES.items():
+        layers = tuple(replace(layer, **{size: 2 * getattr(layer, size)}) for layer in config.layers)
+        for name, wide in expected_tensors(replace(config, layers=layers)).items():
+            for axis, (narrow, wider) in enumerate(zip(shapes[name], wide, strict=True)):
+                if narrow != wider:
+                    found[name, axis].add(unit)
+    return found
 
 
-def _choosers(name: str) -> set[str]:
-    """The units whose number decides a tensor's inner width."""
-    return {"head", "dim_head"} if ".self_att." in name else {"dim_ff"}
-
-
-def _drops(before: Sequence[Step]) -> bool:
-    """Whether an earlier pass may take whole sublayers away, and the uneven ones with them."""
-    return any(set((step.options or {}).get("unit", ())) & set(SUBLAYERS) for step in before)
-
-
-def _all_alike(wrong: Sequence[str], shapes: Mapping[str, Shape]) -> bool:
+def _in_every_layer(wrong: Sequence[str], shapes: Mapping[str, Shape]) -> bool:
     """Whether one of the wrong tensors is wrong in every layer."""
-    counts = Counter(_inside(name) for name in shapes)
-    return any(counts[inside] == count for inside, count in Counter(map(_inside, wrong)).items())
-
-
-def _inside(name: str) -> str:
-    return name.split(".", 3)[-1] if name.startswith("encoder.layers.") else name
+    counts = Counter(_LAYER.sub(".", name, count=1) for name in shapes)
+    return any(counts[inside] == count for inside, count in Counter(_LAYER.sub(".", n, count=1) for n in wrong).items())
 
 
 def _more(names: Sequence[str]) -> str:

@@ -5,7 +5,7 @@ An op without a rule is no error: the axes that go in and come out are pinned, w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,13 +71,6 @@ class Flow:
     def is_tensor(self, value: Any) -> bool:
         return isinstance(value, fx.Node) and isinstance(self.shapes[value.name], Tensor)
 
-    def visit(self, node: fx.Node) -> None:
-        if node.op == "output":
-            for value in tensor_inputs(self, node):
-                pin_all(self.layout(value), "it leaves the block")
-        elif isinstance(self.shapes[node.name], Tensor):
-            self.values[node.name] = self.apply(node)
-
     def apply(self, node: fx.Node) -> Layout:
         if node.op == "get_attr":
             return self.tensors.setdefault(str(node.target), fresh(self.shape(node)))
@@ -91,6 +84,11 @@ class Flow:
             # A way to call it that the rule does not know: what it says of the axes cannot be right.
             pin_all(layout, f"it comes out of {self.op(node)}")
         return self.lost(node, node)
+
+    def pinned(self, node: fx.Node, dims: Iterable[Dim], reason: str) -> Layout:
+        """The layout of `node` where what goes in, which is pinned, says nothing of it."""
+        pin_all(dims, reason)
+        return fresh(self.shape(node), reason)
 
     def lost(self, node: fx.Node, through: fx.Node) -> Layout:
         """The layout of `node` where nobody knows what `through` does: all axes that go in and come out are pinned."""
@@ -124,7 +122,11 @@ def follow(graph: fx.Graph, root: torch.nn.Module, inputs: tuple[Any, ...], rule
         recorder.run(*inputs)
     flow = Flow(root, recorder.seen, rules)
     for node in graph.nodes:
-        flow.visit(node)
+        if node.op == "output":
+            for value in tensor_inputs(flow, node):
+                pin_all(flow.layout(value), "it leaves the block")
+        elif flow.is_tensor(node):
+            flow.values[node.name] = flow.apply(node)
     return flow
 
 
@@ -137,7 +139,7 @@ def tensor_inputs(flow: Flow, node: fx.Node) -> Iterator[fx.Node]:
     return (value for value in node.all_input_nodes if flow.is_tensor(value))
 
 
-def pin_all(layout: Layout, reason: str) -> None:
+def pin_all(layout: Iterable[Dim], reason: str) -> None:
     for dim in layout:
         pin(dim, reason)
 

@@ -66,7 +66,8 @@ def find_residuals(flow: Flow, graph: fx.Graph) -> tuple[Residual, ...]:
         inputs = [value for value in node.all_input_nodes if flow.is_tensor(value)]
         if node.op.startswith("call") and flow.op(node) in ("layer_norm", "rms_norm") and inputs[0] in stream:
             stream.add(node)
-        if not _joins(flow, node, inputs, start):
+        joins = node.op.startswith("call") and flow.op(node) == "add" and len(inputs) == 2
+        if not joins or any(flow.shape(value) != flow.shape(start) for value in (node, *inputs)):
             continue
         for trunk, branch in (inputs, inputs[::-1]):
             if trunk in stream and branch not in needed_by(trunk):
@@ -76,15 +77,6 @@ def find_residuals(flow: Flow, graph: fx.Graph) -> tuple[Residual, ...]:
                     found.append(residual)
                 break
     return tuple(found)
-
-
-def _joins(flow: Flow, node: fx.Node, inputs: list[fx.Node], start: fx.Node) -> bool:
-    return (
-        node.op.startswith("call")
-        and len(inputs) == 2
-        and flow.op(node) == "add"
-        and all(flow.shape(value) == flow.shape(start) for value in (node, *inputs))
-    )
 
 
 def _residual(flow: Flow, graph: fx.Graph, add: fx.Node, stream: fx.Node, branch: fx.Node) -> Residual | None:

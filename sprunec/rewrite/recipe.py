@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sprunec.checkpoint.tensors import Tensors, open_tensors, runs
+from sprunec.checkpoint.reader import Tensors, open_tensors, runs
 from sprunec.durable import read_file, write_new
 from sprunec.errors import TraceError
 from sprunec.families.cpm_ant.config import LayerKept

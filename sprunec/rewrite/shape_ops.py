@@ -5,15 +5,14 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from sprunec.rewrite.axes import Axis, Layout, fresh, pin, regroup, unite
-from sprunec.rewrite.flow import Flow, argument, pin_all
+from sprunec.rewrite.axes import Axis, Layout, pin, regroup, unite
+from sprunec.rewrite.flow import Flow, argument
 
 
 def view(flow: Flow, node: fx.Node) -> Layout:
     borrowed = [v for v in node.all_input_nodes if isinstance(flow.shapes[v.name], torch.Size)]
     if borrowed:
-        pin_all(flow.layout(node.args[0]), "it is viewed in another tensor's shape")
-        return fresh(flow.shape(node), "it is viewed in another tensor's shape")
+        return flow.pinned(node, flow.layout(node.args[0]), "it is viewed in another tensor's shape")
     return regroup(flow.layout(node.args[0]), flow.shape(node))
 
 
@@ -81,8 +80,7 @@ def item(flow: Flow, node: fx.Node) -> Layout:
         if isinstance(part, slice):
             result.append(dim if part == slice(None) else [Axis(flow.shape(node)[len(result)], "it is indexed")])
         elif not isinstance(part, int):
-            pin_all(pending, "it is indexed by a tensor")
-            return fresh(flow.shape(node), "it is indexed by a tensor")
+            return flow.pinned(node, pending, "it is indexed by a tensor")
     return [*result, *pending]
 
 
@@ -99,8 +97,7 @@ def piece(flow: Flow, node: fx.Node, source: fx.Node) -> Layout:
         return [*layout[:dim], *layout[dim + 1 :]]
     length = pieces[0].shape[dim]
     if any(each.shape[dim] != length for each in pieces):
-        pin(layout[dim], "it is split unevenly")
-        return fresh(flow.shape(node), "it is split unevenly")
+        return flow.pinned(node, [layout[dim]], "it is split unevenly")
     count, rest = regroup([layout[dim]], (len(pieces), length))
-    pin(count, "it tells pieces apart")
+    pin(count, "it counts the pieces of a split")
     return [*layout[:dim], rest, *layout[dim + 1 :]]

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 
 from torch import Tensor
 
-from sprunec.checkpoint.tensors import Tensors
+from sprunec.checkpoint.reader import Tensors
 from sprunec.checkpoint.writer import Output, as_output, rooms, rows_at_once
 from sprunec.rewrite.recipe import Indices, Recipe
 from sprunec.rewrite.slices import Selection

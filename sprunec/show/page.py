@@ -15,7 +15,7 @@ from sprunec.durable import naming, read_file, write_atomically
 from sprunec.show.console import duration, metric_words
 from sprunec.show.numbers import NOT_FINITE, NOTHING, is_finite, number, percent
 from sprunec.show.plots import kept_drawings, loss_chart, mask_charts, speed_chart, text
-from sprunec.show.results import (
+from sprunec.show.report_words import (
     MODELS,
     budget_sizes,
     comparison_lines,

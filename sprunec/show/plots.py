@@ -9,7 +9,7 @@ from math import floor, log10
 from typing import Any
 
 from sprunec.show.numbers import ABSENT, UNKNOWN, is_finite, number
-from sprunec.show.results import kept_layers, quartiles, rate_range, whole
+from sprunec.show.report_words import kept_layers, quartiles, rate_range, whole
 
 Points = list[tuple[float, float]]
 Events = Sequence[Mapping[str, Any]]

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from sprunec.show.fitted import Column, FittedTable, Line
 from sprunec.show.numbers import ABSENT, NOTHING, UNKNOWN, is_finite, number, percent, plural, powered, rounded
-from sprunec.show.results import comparison_lines, kept_layers, missed_lines, model_rows, speed_lines, whole
+from sprunec.show.report_words import comparison_lines, kept_layers, missed_lines, model_rows, speed_lines, whole
 
 MOST_HEADS_DRAWN = 64
 BAR_CELLS = MAP_CELLS = 16

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from sprunec.bmcook.data.index import Records, make_index
-from sprunec.bmcook.data.records import parse_record
+from sprunec.bmcook.data.packing import make_example
+from sprunec.bmcook.data.records import Records, make_index, parse_record
 from sprunec.bmcook.data.set_writer import write_dataset
 from sprunec.bmcook.data.sets import read_set
 from sprunec.bmcook.data.stream import HELD_OUT, HELD_OUT_KEY, TRAINING, LiveData, Order
 from sprunec.data.batches import IGNORED
-from sprunec.data.examples import Packer, draws, make_example
+from sprunec.data.examples import Packer, draws
 from sprunec.engines.loop import language_model_loss
 from sprunec.errors import InputError
 from sprunec.families.cpm_ant.model import CPMAnt

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from sprunec.bmcook.data.arrays import parse_array
-from sprunec.bmcook.data.index import Index, Records, make_index
-from sprunec.bmcook.data.records import Limits
+from sprunec.bmcook.data.records import Index, Limits, Records, make_index
 from sprunec.bmcook.data.sets import read_set
 from sprunec.errors import InputError
 from tests.data.live_sets import FileInfo, cpm_live, some_records, write_v1, write_v2

@@ -130,7 +130,7 @@ def test_inspect_shows_a_directory_of_theirs(theirs: Path) -> None:
 def test_inspect_names_a_tensor_that_does_not_fit(theirs: Path) -> None:
     config = json.loads((theirs / "config.json").read_text())
     (theirs / "config.json").write_text(json.dumps(config | {"dim_ff": 41}))
-    with pytest.raises(InputError, match=r"w_in.w_0.weight is \(40, 24\), the config wants \(41, 24\)"):
+    with pytest.raises(InputError, match=r"w_in.w_0.weight is \[40, 24\] and the config says \[41, 24\]"):
         inspect_model(theirs)
 
 

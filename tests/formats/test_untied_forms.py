@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import CpmAntConfig, CpmAntForCausalLM
 
 import sprunec
-from sprunec.bmcook.masks.mask_files import write_mask
+from sprunec.bmcook.masks.mask_forms import write_mask
 from sprunec.errors import InputError, PassError
 from sprunec.families.cpm_ant.config import LayerKept
 from sprunec.families.cpm_ant.modeling_sprunec import SprunecForCausalLM

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from sprunec.bmcook.plans.flags import NO_FLAGS, Flags
 from sprunec.graph.graph import digest_of, plain
 from sprunec.graph.lower import lower
 from sprunec.passes.table import PASSES
+from sprunec.plan.bmcook_flags import NO_FLAGS, Flags
 from sprunec.plan.plan import check_plan
 from tests.guide import prepare
 from tests.plan.bmcook.files import COARSE, FINE, bmcook, write

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import sprunec
 from sprunec.checkpoint import finite
-from sprunec.checkpoint.tensors import open_tensors
+from sprunec.checkpoint.reader import open_tensors
 from sprunec.errors import InputError
 from sprunec.families.cpm_ant.huggingface_names import KEYS
 from sprunec.graph import graph

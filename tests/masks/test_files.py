@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from sprunec.bmcook.masks.mask_files import load_scores, save_scores, write_mask, write_masks
+from sprunec.bmcook.masks.mask_forms import write_mask
 from sprunec.bmcook.masks.matching import read_masks
 from sprunec.durable import put_file
 from sprunec.families.cpm_ant.config import LayerKept, ModelConfig
+from sprunec.masks.mask_tensors import load_scores, save_scores, write_masks
 from tests.conftest import tiny_config
 
 ROOT = Path(__file__).parents[2]

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from sprunec.bmcook.masks.two_four_files import load_pattern, read_mask_file, save_pattern, write_pattern
+from sprunec.bmcook.masks.two_four_files import read_mask_file, write_pattern
 from sprunec.errors import InputError
 from sprunec.families.cpm_ant.shapes import expected_tensors
 from sprunec.families.model_directory import save_model
-from sprunec.masks.two_four import Pattern, choose
+from sprunec.masks.two_four import Pattern, choose, load_pattern, save_pattern
 from sprunec.plan.sparsity import targeted
 from tests.conftest import tiny_config, tiny_model
 

@@ -13,9 +13,11 @@ from torch import Tensor
 
 import sprunec
 from sprunec.checkpoint.dtypes import dtype_refusal
+from sprunec.checkpoint.header import Header
 from sprunec.checkpoint.writer import write_state
 from sprunec.cli import main
 from sprunec.errors import InputError
+from sprunec.families.cpm_ant.fit import Misfit, dtype_misfit
 from sprunec.graph.inspect import inspect_model
 from sprunec.passes import load
 from sprunec.passes.job import Job
@@ -156,11 +158,9 @@ def test_scales_beside_floats_and_other_families_are_told_as_such() -> None:
     floats = {WEIGHT: "float32", f"{PROJECTION}.weight_scale": "float32", "encoder.scale": "float32"}
     assert dtype_refusal(floats, [WEIGHT]) is None
     assert dtype_refusal({"encoder.scale": "int64", "encoder.steps": "int64"}, [WEIGHT]) is None
-    llama = {"model.layers.0.self_attn.q_proj.qweight": "int32"}
-    assert dtype_refusal(llama) == (
-        "these are Llama's tensors (model.layers.0.self_attn.q_proj.qweight)",
-        "sprunec prunes CPM-Ant today",
-    )
+    llama = Header({"model.layers.0.self_attn.q_proj.qweight": PACKED})
+    words = "these are Llama's tensors (model.layers.0.self_attn.q_proj.qweight)"
+    assert dtype_misfit(llama) == Misfit("checkpoint-dtype", words, "sprunec prunes CPM-Ant today")
 
 
 def test_a_teacher_follows_the_same_rule(tmp_path: Path) -> None:

@@ -10,13 +10,13 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from sprunec.bmcook.plans.flags import Flags
 from sprunec.cli import app
 from sprunec.errors import InputError
 from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.families.cpm_ant.shapes import expected_tensors
 from sprunec.families.detect import config_family, module_family, tensor_family
 from sprunec.graph.inspect import inspect_model
+from sprunec.plan.bmcook_flags import Flags
 from sprunec.plan.model_config import read_config
 from sprunec.plan.plan import check_plan
 from tests.plan.bmcook.files import CONFIG, bmcook

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sprunec.checkpoint.layouts import checkpoint_files, weight_files
-from sprunec.checkpoint.tensors import open_tensors, read_state
+from sprunec.checkpoint.reader import open_tensors, read_state
 from sprunec.checkpoint.writer import adopt_weights
 from sprunec.errors import Diagnostic, InputError
 from tests.conftest import tiny_model

@@ -12,10 +12,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from sprunec.checkpoint import tensors as tensors_module
+from sprunec.checkpoint import reader as tensors_module
+from sprunec.checkpoint.layouts import weight_files
 from sprunec.checkpoint.pt_header import Storage, Unknown, View, _stored, read_pt
-from sprunec.checkpoint.safetensors_file import read_safetensors, weight_files
-from sprunec.checkpoint.tensors import open_tensors, read_state
+from sprunec.checkpoint.reader import open_tensors, read_state
+from sprunec.checkpoint.safetensors_file import read_safetensors
 from sprunec.checkpoint.writer import as_outputs
 from sprunec.errors import InputError
 from sprunec.graph.inspect import inspect_model
@@ -46,7 +47,7 @@ def no_data(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("data was read")
 
-    monkeypatch.setattr("sprunec.checkpoint.tensors.read_into", refuse)
+    monkeypatch.setattr("sprunec.checkpoint.reader.read_into", refuse)
     monkeypatch.setattr(torch, "load", refuse)
 
 
@@ -58,7 +59,7 @@ def test_a_pt_is_read_as_torch_reads_it_views_and_shared_storages_too(tmp_path: 
     assert tensors.shapes() == {name: tuple(tensor.shape) for name, tensor in state.items()}
     assert tensors.dtype("torch.bfloat16") == torch.bfloat16
     assert equal(read_state(path), torch.load(path, weights_only=True))
-    assert all(not isinstance(place, torch.Tensor) for place in tensors._places.values())
+    assert all(not isinstance(place, torch.Tensor) for place in tensors.places.values())
 
 
 @pytest.mark.parametrize("suffix", ["pt", "safetensors"])

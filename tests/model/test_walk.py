@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from sprunec.checkpoint.tensors import Tensors
+from sprunec.checkpoint.reader import Tensors, open_tensors
+from sprunec.checkpoint.writer import write_state
 from sprunec.families.cpm_ant import walk
 from sprunec.families.cpm_ant.walk import Walk
-from sprunec.families.model_directory import empty_model, open_tensors, write_state
+from sprunec.families.model_directory import empty_model
 from tests.conftest import random_batch, tiny_config, tiny_model
 
 CPU = torch.device("cpu")

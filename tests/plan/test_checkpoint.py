@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from sprunec.checkpoint.safetensors_file import read_safetensors
 from sprunec.errors import InputError
 from sprunec.families.cpm_ant.config import ModelConfig
-from sprunec.families.cpm_ant.shapes import expected_tensors, read_header
+from sprunec.families.cpm_ant.shapes import expected_tensors
 from sprunec.plan.plan import check_plan
 
 MODEL = Path(__file__).parents[1] / "plans" / "model.json"
@@ -114,5 +115,5 @@ def test_broken_file_is_an_input_error(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "broken.safetensors"
     path.write_bytes(content)
     with pytest.raises(InputError) as caught:
-        read_header(path)
+        read_safetensors(path)
     assert [finding.code for finding in caught.value.diagnostics] == ["bad-checkpoint"]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sprunec.checkpoint.tensors import read_state
+from sprunec.checkpoint.reader import read_state
 from sprunec.checkpoint.writer import save_tensors
 from sprunec.errors import InputError
 from sprunec.graph.inspect import inspect_model

@@ -148,7 +148,7 @@ def test_chunks_share_what_lies_inside_them() -> None:
     groups = analyse(body)
     pieces, inside = groups.tensors["first"][0]
     assert groups.sizes[pieces] == 2
-    assert groups.pinned[pieces] == "it tells pieces apart"
+    assert groups.pinned[pieces] == "it counts the pieces of a split"
     assert groups.values["mul"][2] == (inside,)
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from sprunec.checkpoint import writer as writing
-from sprunec.checkpoint.tensors import open_tensors
+from sprunec.checkpoint.reader import open_tensors
 from sprunec.checkpoint.writer import write_outputs, write_state
 from sprunec.families.cpm_ant.config import LayerKept, ModelConfig, kept_to_json
 from sprunec.families.cpm_ant.shapes import expected_tensors

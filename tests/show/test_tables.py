@@ -10,7 +10,7 @@ import pytest
 from jsonschema import Draft202012Validator
 from rich.console import Console, RenderableType
 
-from sprunec.show import results, tables
+from sprunec.show import report_words, tables
 from sprunec.show.numbers import number, rounded
 
 SCHEMAS = Path(__file__).parents[2] / "schemas"
@@ -143,7 +143,7 @@ def test_sizes_are_rounded_to_three_digits(amount: int | None, words: str) -> No
 @pytest.mark.parametrize("difference", [2e-4, float("nan")])
 def test_a_difference_above_the_tolerance_stands_out(difference: float) -> None:
     found = {"comparison": {"max_abs_difference": difference, "tolerance": 1e-4, "tokens": 1}}
-    assert "ABOVE the tolerance 0.0001, over 1 token" in results.comparison_words(found)
+    assert "ABOVE the tolerance 0.0001, over 1 token" in report_words.comparison_words(found)
 
 
 def test_kept_table_draws_heads_and_widths() -> None:
@@ -187,16 +187,16 @@ def test_numbers_read_well(value: Any, words: str) -> None:
 @pytest.mark.parametrize(("difference", "verdict"), [(1e-3, "within"), (0.5, "ABOVE"), (None, "ABOVE")])
 def test_every_form_that_was_opened_again_has_its_line(difference: float | None, verdict: str) -> None:
     found = {"max_abs_difference": difference, "tolerance": 0.03, "tokens": 2, "dtype": "bfloat16"}
-    (_, line) = results.comparison_lines({"formats": {"cpm-live": found}})
+    (_, line) = report_words.comparison_lines({"formats": {"cpm-live": found}})
     assert line.startswith("cpm-live, opened again: max |delta logit| ")
     assert line.endswith(f"{verdict} the tolerance 0.03 of bfloat16, over 2 tokens")
-    assert results.comparison_lines({})[1:] == []
+    assert report_words.comparison_lines({})[1:] == []
 
 
 def test_only_budgets_that_are_off_are_told_and_not_more_than_four() -> None:
     rows = [{"pass": "2-train-mask-head", "name": f"b{i}", "target": 1000.5 + i, "got": 1000.0 + i} for i in range(6)]
     met = [{"pass": "2-train-mask-head", "name": "met", "target": 12.0, "got": 12.0}]
-    assert results.missed_lines({"budgets": met}) == []
-    words = results.missed_lines({"budgets": met + rows})
+    assert report_words.missed_lines({"budgets": met}) == []
+    words = report_words.missed_lines({"budgets": met + rows})
     assert words[0] == "2-train-mask-head, b0: asked 1,000.5, got 1,000"
     assert (len(words), words[-1]) == (5, "and 2 budgets more")

@@ -19,7 +19,7 @@ from rich.console import Console
 from sprunec.graph.graph import Node
 from sprunec.graph.report import Report
 from sprunec.graph.store import Artifact, strict_json
-from sprunec.show import results, tables
+from sprunec.show import report_words, tables
 from sprunec.show.console import metric_words, step_words
 from sprunec.show.numbers import number, percent, plural, rounded
 from sprunec.show.output import show_report
@@ -148,17 +148,19 @@ def test_every_number_of_a_report_can_be_lost() -> None:
 def test_what_is_unknown_is_never_within_a_tolerance(value: float | None) -> None:
     report = {"comparison": {"max_abs_difference": value, "tolerance": 1e-4, "tokens": 12}}
     shown = "unknown" if value is None else "not finite"
-    assert f"max |delta logit| {shown}, ABOVE the tolerance 0.0001, over 12 tokens" in results.comparison_words(report)
+    assert f"max |delta logit| {shown}, ABOVE the tolerance 0.0001, over 12 tokens" in report_words.comparison_words(
+        report
+    )
     report = {"comparison": {"max_abs_difference": 0.0, "tolerance": value, "tokens": None}}
     words = "max |delta logit| 0, the tolerance is unknown, over unknown tokens"
-    assert words in results.comparison_words(report)
+    assert words in report_words.comparison_words(report)
 
 
 @pytest.mark.parametrize("value", [None, math.nan])
 def test_a_budget_of_unknown_size_counts_as_missed(value: float | None) -> None:
     budget = {"pass": "2-train-mask", "name": "all", "target": 12.0, "got": value}
     shown = number(value)
-    assert results.missed_lines({"budgets": [budget]}) == [f"2-train-mask, all: asked 12, got {shown}"]
+    assert report_words.missed_lines({"budgets": [budget]}) == [f"2-train-mask, all: asked 12, got {shown}"]
 
 
 def test_the_worst_budget_shown_is_the_one_that_is_not_known() -> None:

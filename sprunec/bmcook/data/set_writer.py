@@ -11,19 +11,23 @@ import pickle
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from sprunec.bmcook.data.arrays import dump_array
+from sprunec.bmcook.data.records import parse_record
 from sprunec.bmcook.data.sets import DEFAULT_BLOCK, META, MODULE, RECORD
+from sprunec.checkpoint.safe_pickle import Refused
+from sprunec.data.text import json_records
+from sprunec.data.vocabulary import Vocabulary
 from sprunec.durable import flush, naming, write_new
 from sprunec.errors import InputError
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from sprunec.data.vocabulary import Vocabulary
+from sprunec.text_files import ANY_TEXT, read_lines
 
 DATA = "data_0"
 SHORTEST_PIECE = 32
@@ -58,7 +62,7 @@ def write_dataset(
     """
     directory = Path(directory)
     written = Written()
-    with _Aside(directory) as aside:
+    with _new_directory(directory) as aside:
         nbytes = _write_blocks(aside / DATA, records, block_size, written)
         if not written.records:
             raise InputError.at(directory, "there is not one record to write", "give more, or longer, documents")
@@ -88,8 +92,6 @@ def make_dataset(
     Raises:
         InputError: an input cannot be read, there is something at `directory`, or all documents are too short.
     """
-    import numpy as np
-
     if Path(directory).exists():
         raise _taken(Path(directory))
     room = max_length - prompt_length - _MARKS
@@ -107,7 +109,7 @@ def make_dataset(
             message = f"there is not one record to write: {counts.unknown:,} tokens are unknown to the vocabulary"
             raise InputError.at(directory, message, "give the vocabulary of this language") from error
         raise
-    return Written(written.records, written.tokens, written.blocks, counts.documents, counts.unknown, counts.tails)
+    return replace(written, documents=counts.documents, unknown=counts.unknown, tails=counts.tails)
 
 
 def _records(
@@ -123,68 +125,48 @@ def _records(
         ids = vocabulary.encode(document)
         known = ids[ids != vocabulary.unknown]
         counts.documents, counts.unknown = counts.documents + 1, counts.unknown + ids.size - known.size
-        for piece in _pieces(known, room, counts):
+        for start in range(0, known.size, room):
+            piece = known[start : start + room]
+            if piece.size < SHORTEST_PIECE:
+                counts.tails += 1
+                continue
             counts.records += 1
-            yield _record(piece, FILL_IN if draw.random() <= 0.5 else GO_ON, vocabulary)
+            prompt, segment, task = FILL_IN if draw.random() <= 0.5 else GO_ON
+            head = [prompt, 1, piece.size + _MARKS, segment, task, vocabulary.begin]
+            yield np.concatenate([head, piece, [vocabulary.end]]).astype(np.int64)
         progress(counts)
 
 
 def documents(path: Path) -> Iterator[str]:
-    """The documents of a file. Raises InputError: it cannot be read."""
-    from sprunec.data.text import json_records
-    from sprunec.text_files import ANY_TEXT, read_lines
-
+    """Give the documents of a file. Raises InputError: it cannot be read."""
     if path.suffix == ".jsonl":
         yield from (record["text"].strip() for record in json_records(path, ("text",)))
     else:
         yield from (line.strip().replace("<n>", "\n") for line in read_lines(path, "text", ANY_TEXT) if line.strip())
 
 
-def _pieces(ids: NDArray[np.int32], room: int, counts: Written) -> Iterator[NDArray[np.int32]]:
-    for start in range(0, ids.size, room):
-        piece = ids[start : start + room]
-        if piece.size < SHORTEST_PIECE:
-            counts.tails += 1
-        else:
-            yield piece
-
-
-def _record(piece: NDArray[np.int32], kind: tuple[int, int, int], vocabulary: Vocabulary) -> NDArray[Any]:
-    import numpy as np
-
-    prompt, segment, task = kind
-    head = [prompt, 1, piece.size + _MARKS, segment, task, vocabulary.begin]
-    return np.concatenate([head, piece, [vocabulary.end]]).astype(np.int64)
-
-
 def _write_blocks(path: Path, records: Iterable[Any], block_size: int, written: Written) -> int:
     """Returns the bytes of all payloads."""
-    import numpy as np
-
-    from sprunec.bmcook.data.arrays import dump_array
-    from sprunec.bmcook.data.records import parse_record
-    from sprunec.checkpoint.safe_pickle import Refused
-
-    nbytes = 0
+    nbytes = position = 0  # the latter in the block
     with naming(path), path.open("wb") as stream:
-        at = 0  # in the block
         for number, numbers in enumerate(records):
             values = np.asarray(numbers, dtype=np.int64)
             try:
                 written.tokens += int(parse_record(values).tokens.size)
             except (Refused, IndexError) as error:
                 raise InputError.at(f"record {number}", f"is none: {error}", "lay it out as a set's records") from error
-            payload = dump_array(values)
-            if len(payload) + 2 > block_size:
-                message = f"takes {len(payload) + 2:,} bytes, and a block has {block_size:,}"
+            record = bytes([RECORD]) + dump_array(values)
+            if len(record) + 1 > block_size:
+                message = f"takes {len(record) + 1:,} bytes, and a block has {block_size:,}"
                 raise InputError.at(f"record {number}", message, "give a larger block_size")
-            if at + 2 + len(payload) > block_size:
-                stream.write(bytes(block_size - at))
-                at, written.blocks = 0, written.blocks + 1
-            stream.write(bytes([RECORD]) + payload)
-            at, nbytes, written.records = at + 1 + len(payload), nbytes + len(payload), written.records + 1
-        if at:
-            stream.write(bytes(block_size - at))
+            if position + len(record) + 1 > block_size:  # a block ends with a byte 0
+                stream.write(bytes(block_size - position))
+                position, written.blocks = 0, written.blocks + 1
+            stream.write(record)
+            position, written.records = position + len(record), written.records + 1
+            nbytes += len(record) - 1
+        if position:
+            stream.write(bytes(block_size - position))
             written.blocks += 1
     return nbytes
 
@@ -201,40 +183,27 @@ def _pickled(value: str | int) -> bytes:
     return pickle.dumps(value, protocol=2)[2:-1]
 
 
-@dataclass
-class _Aside:
+@contextmanager
+def _new_directory(wanted: Path) -> Iterator[Path]:
     """A directory beside the wanted one, renamed to it when all went well, gone when not."""
-
-    wanted: Path
-    aside: Path = field(init=False)
-
-    def __enter__(self) -> Path:
-        if self.wanted.exists():
-            raise _taken(self.wanted)
-        self.wanted.parent.mkdir(parents=True, exist_ok=True)
-        self.aside = Path(tempfile.mkdtemp(prefix=f".{self.wanted.name}.", dir=self.wanted.parent))
-        return self.aside
-
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        if kind is not None:
-            shutil.rmtree(self.aside, ignore_errors=True)
-            return
+    if wanted.exists():
+        raise _taken(wanted)
+    wanted.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{wanted.name}.", dir=wanted.parent))
+    try:
+        yield aside
+        for path in (*aside.iterdir(), aside):
+            flush(path)
+        os.chmod(aside, 0o755)
         try:
-            for path in (*self.aside.iterdir(), self.aside):
-                flush(path)
-            os.chmod(self.aside, 0o755)
-            self._put()
-        except BaseException:
-            shutil.rmtree(self.aside, ignore_errors=True)
-            raise
-
-    def _put(self) -> None:
-        try:
-            os.rename(self.aside, self.wanted)
+            os.rename(aside, wanted)
         except OSError as error:
-            if not os.path.lexists(self.wanted):
-                raise
-            raise _taken(self.wanted) from error
+            if os.path.lexists(wanted):
+                raise _taken(wanted) from error
+            raise
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
 
 
 def _taken(directory: Path) -> InputError:

@@ -22,20 +22,19 @@ from sprunec.text_files import decode
 META = "meta.bin"
 RECORD, END = 0x1F, 0x00
 DEFAULT_BLOCK = 16 << 20
-_ENTRY = ("file_name", "block_begin", "block_end", "nbytes", "nlines", "mask")
-_CLASS, _LOADER = "FileInfo", "_load_from_state"
 MODULE = "cpm_live.dataset.distributed_dataset"
+ANEW = "copy the set again, or make it with sprunec make-data"
+_ENTRY = {"file_name": str, "block_begin": int, "block_end": int, "nbytes": int, "nlines": int, "mask": int}
+_CLASS, _LOADER = "FileInfo", "_load_from_state"
 
 
 @dataclass(frozen=True)
 class FileInfo:
     """One file of a set; `block_begin` to `block_end` are its blocks' numbers in the whole set."""
 
-    file_name: str
+    name: str
     block_begin: int
     block_end: int
-    nbytes: int
-    nlines: int
     mask: bool
     block_size: int
 
@@ -63,12 +62,8 @@ class DataSet:
     files: tuple[FileInfo, ...]
 
     @property
-    def meta(self) -> Path:
-        return self.directory / META
-
-    @property
     def paths(self) -> tuple[Path, ...]:
-        return tuple(self.directory / info.file_name for info in self.files)
+        return tuple(self.directory / info.name for info in self.files)
 
     def blocks(self) -> Iterator[Block]:
         for file, info in enumerate(self.files):
@@ -76,18 +71,24 @@ class DataSet:
                 yield Block(file, info.block_begin + index, index * info.block_size, info.block_size)
 
     def check_files(self) -> None:
-        """Raises InputError for a file that is missing or not as long as its blocks."""
+        """Raise InputError for a file that is missing or not as long as its blocks."""
         for info, path in zip(self.files, self.paths, strict=True):
             if not path.is_file():
                 raise InputError.at(path, f"there is no such file, and {META} names it", "copy it, or mask it")
-            _check_size(path, info, self.version)
+            size, wanted = path.stat().st_size, info.blocks * info.block_size
+            if size != wanted:
+                message = f"has {size:,} bytes, and {info.blocks} blocks of {info.block_size:,} take {wanted:,}"
+                hint = "the file is not whole: copy it again"
+                if self.version == 1 and info.blocks and size and size % info.blocks == 0:
+                    hint = f"give data.block_size {size // info.blocks} if it was written so, else copy the file again"
+                raise InputError.at(path, message, hint)
 
 
-def read_set(directory: Path, block_size: int = DEFAULT_BLOCK) -> DataSet:
-    """What a set's meta.bin says.
+def read_set(directory: Path, block_size: int | None = None) -> DataSet:
+    """Read a set's meta.bin.
 
     Args:
-        block_size: of version 1, in bytes; version 2 knows its own.
+        block_size: of version 1, in bytes, 16 MiB if not given; version 2 knows its own.
 
     Raises:
         InputError: meta.bin is missing or broken, or names a file outside the directory.
@@ -100,20 +101,24 @@ def read_set(directory: Path, block_size: int = DEFAULT_BLOCK) -> DataSet:
         content = meta.read_bytes()
     except OSError as error:
         raise InputError.of_disk(meta, error) from error
-    version = 1 if content[:1] == b"\x80" else 2
-    files = _files_v1(meta, content, block_size) if version == 1 else _files_v2(meta, content)
+    if content[:1] == b"\x80":
+        version, files = 1, _files_v1(meta, content, DEFAULT_BLOCK if block_size is None else block_size)
+    else:
+        version, files = 2, _files_v2(meta, content)
     begin = 0
     for info in files:
         if info.block_begin != begin or info.blocks < 0 or info.block_size < 1:
-            message = f"{info.file_name} has blocks {info.block_begin} to {info.block_end}, and should begin at {begin}"
+            message = f"{info.name} has blocks {info.block_begin} to {info.block_end}, and should begin at {begin}"
             raise InputError.at(meta, message, "copy the set again")
         begin = info.block_end
-        _check_inside(meta, info.file_name)
+        if not _is_inside(directory, info.name):
+            message = f"names the file {info.name!r}, which is not inside the directory"
+            raise InputError.at(meta, message, "put the set's files beside meta.bin")
     return DataSet(directory, version, tuple(info for info in files if not info.mask))
 
 
-def set_files(directory: Path, block_size: int = DEFAULT_BLOCK) -> tuple[Path, ...]:
-    """meta.bin and the files in use; only meta.bin where it cannot be read."""
+def set_files(directory: Path, block_size: int | None = None) -> tuple[Path, ...]:
+    """Give meta.bin and the files in use; only meta.bin where it cannot be read."""
     try:
         return directory / META, *read_set(directory, block_size).paths
     except InputError:
@@ -139,13 +144,12 @@ def _files_v1(meta: Path, content: bytes, block_size: int) -> list[FileInfo]:
             raise Refused(f"{type(files).__name__}, not a list of {_CLASS}")
     except Refused as error:
         message = f"holds {error}, where a list of a set's files should be; nothing in it was executed"
-        raise InputError.at(meta, message, "copy the set again, or make it with sprunec make-data") from error
+        raise InputError.at(meta, message, ANEW) from error
     return files
 
 
 def _files_v2(meta: Path, content: bytes) -> list[FileInfo]:
-    hint = "copy the set again, or make it with sprunec make-data"
-    told = foreign(meta, "the meta.bin of a data set", TEXT, {"": hint})
+    told = foreign(meta, "the meta.bin of a data set", TEXT, {"": ANEW})
     if told is not None:
         raise told
     files = []
@@ -156,37 +160,21 @@ def _files_v2(meta: Path, content: bytes) -> list[FileInfo]:
                 files.append(_file_info(tuple(entry[key] for key in _ENTRY), entry["block_size"]))
             except (ValueError, KeyError, TypeError, RecursionError, Refused) as error:
                 message = f"this line is no entry of a data set, which has {', '.join(_ENTRY)} and block_size"
-                finding = Diagnostic("bad-data", message, hint, file=str(meta), line=number)
-                raise InputError(finding) from error
+                raise InputError(Diagnostic("bad-data", message, ANEW, file=str(meta), line=number)) from error
     return files
 
 
 def _file_info(state: Any, block_size: Any) -> FileInfo:
-    kinds = (str, int, int, int, int, int)
-    if not isinstance(state, tuple) or len(state) != len(kinds) or type(block_size) is not int:
+    if not isinstance(state, tuple) or len(state) != len(_ENTRY) or type(block_size) is not int:
         raise Refused("an entry of another shape")
-    if not all(isinstance(value, kind) for value, kind in zip(state, kinds, strict=True)):
+    if not all(isinstance(value, kind) for value, kind in zip(state, _ENTRY.values(), strict=True)):
         raise Refused("an entry with values of other types")
-    name, begin, end, nbytes, nlines, mask = state
-    return FileInfo(name, begin, end, nbytes, nlines, bool(mask), block_size)
+    name, begin, end, _, _, mask = state
+    return FileInfo(name, begin, end, bool(mask), block_size)
 
 
-def _check_inside(meta: Path, name: str) -> None:
+def _is_inside(directory: Path, name: str) -> bool:
     """A set reads no file outside its directory, however it is named."""
-    home = meta.parent.resolve()
-    inside = bool(name) and "\0" not in name and not os.path.isabs(name)
-    inside = inside and home in (meta.parent / name).resolve().parents
-    if not inside:
-        message = f"names the file {name!r}, which is not inside the directory"
-        raise InputError.at(meta, message, "put the set's files beside meta.bin")
-
-
-def _check_size(path: Path, info: FileInfo, version: int) -> None:
-    size, wanted = path.stat().st_size, info.blocks * info.block_size
-    if size == wanted:
-        return
-    message = f"has {size:,} bytes, and {info.blocks} blocks of {info.block_size:,} take {wanted:,}"
-    hint = "the file is not whole: copy it again"
-    if version == 1 and info.blocks and size and size % info.blocks == 0:
-        hint = f"give data.block_size {size // info.blocks} if it was written so, else copy the file again"
-    raise InputError.at(path, message, hint)
+    if not name or "\0" in name or os.path.isabs(name):
+        return False
+    return directory.resolve() in (directory / name).resolve().parents

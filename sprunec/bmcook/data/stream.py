@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from sprunec.bmcook.data.index import Index, Records
+from sprunec.bmcook.data.packing import first_fit, make_example
+from sprunec.bmcook.data.records import Index, Records
 from sprunec.data.batches import PROMPT_TASK, Batch, Sample
-from sprunec.data.examples import Example, Packer, draws, first_fit, make_example
+from sprunec.data.examples import Packer, draws
 from sprunec.data.saved import load_array, save_array
 from sprunec.data.tokenizer import Tokenizer, read_tokenizer
 from sprunec.durable import read_file, write_new
@@ -29,7 +30,6 @@ ABOUT = "set.json"
 STORED, PROMPT_TABLE = "stored", "prompt-table"
 BLOCKS, WITHIN, TRAINING, HELD_OUT = range(4)  # what random numbers are drawn for
 HELD_OUT_KEY = 0  # held-out examples are the same whatever the plan's seed
-_CHUNK = 512
 
 
 class Order:
@@ -44,27 +44,26 @@ class Order:
     def __init__(self, blocks: NDArray[np.int64], seed: int, shuffled: bool, share: tuple[int, int] = (0, 1)) -> None:
         bounds = np.flatnonzero(np.diff(blocks, prepend=-1, append=-1))
         spans = np.stack([bounds[:-1], bounds[1:]], 1)
-        mine = blocks[spans[:, 0]] % share[1] == share[0]
-        self._spans: NDArray[np.int64] = spans[mine]
+        self._spans: NDArray[np.int64] = spans[blocks[spans[:, 0]] % share[1] == share[0]]
         self._seed, self._shuffled = seed, shuffled
         self._epochs: dict[int, NDArray[np.int64]] = {}
         self.size = int((self._spans[:, 1] - self._spans[:, 0]).sum())
 
     def epoch(self, number: int) -> NDArray[np.int64]:
-        """(size,) records of an epoch; the last two epochs asked for are kept."""
+        """Give the (size,) records of an epoch; the last two epochs asked for are kept."""
         if number not in self._epochs:
             if len(self._epochs) > 1:
                 del self._epochs[next(iter(self._epochs))]
             self._epochs[number] = self._make(number)
         return self._epochs[number]
 
-    def from_(self, place: int) -> Iterator[NDArray[np.int64]]:
-        """The endless order from a place on, in pieces."""
+    def after(self, place: int) -> Iterator[int]:
+        """Give the records of the endless order from a place on."""
         while True:
             epoch, start = divmod(place, self.size)
-            piece = self.epoch(epoch)[start : start + _CHUNK]
-            yield piece
-            place += piece.size
+            for record in self.epoch(epoch)[start:]:
+                yield int(record)
+            place += self.size - start
 
     def _make(self, number: int) -> NDArray[np.int64]:
         if not self._shuffled:
@@ -80,25 +79,23 @@ class Order:
 class Stream:
     """Rows packed from an endless order: `rows` of them a step."""
 
-    def __init__(self, order: Order, lengths: NDArray[np.int64], rows: int, columns: int) -> None:
-        self.order, self._lengths, self._rows, self._columns = order, lengths, rows, columns
+    def __init__(self, order: Order, lengths: NDArray[np.int64], rows: int, width: int) -> None:
+        self._order, self._lengths, self._rows, self._width = order, lengths, rows, width
         self._shortest = int(lengths.min())
-        self._starts = [0]
+        self._starts = [0]  # of the steps asked for so far, and of the next one: places in the order
 
-    def rows(self, step: int) -> tuple[list[list[int]], int]:
-        """The documents of each row by their places in the order, counted from the place that is given too."""
-        while len(self._starts) <= step:
-            start = self._starts[-1]
-            self._starts.append(start + self._fit(start)[1])
-        start = self._starts[step]
-        placed, count = self._fit(start)
-        if len(self._starts) == step + 1:
-            self._starts.append(start + count)
-        return placed, start
-
-    def _fit(self, start: int) -> tuple[list[list[int]], int]:
-        lengths = (length for piece in self.order.from_(start) for length in self._lengths[piece].tolist())
-        return first_fit(lengths, self._rows, self._columns, self._shortest)
+    def rows(self, step: int) -> list[list[tuple[int, int]]]:
+        """Give each row's documents: their places in the order, and the records there."""
+        while True:
+            known = min(step, len(self._starts) - 1)
+            start = self._starts[known]
+            lengths = (int(self._lengths[record]) for record in self._order.after(start))
+            placed, count = first_fit(lengths, self._rows, self._width, self._shortest)
+            if known == len(self._starts) - 1:
+                self._starts.append(start + count)
+            if known == step:
+                records = list(islice(self._order.after(start), count))
+                return [[(start + number, records[number]) for number in row] for row in placed]
 
 
 class LiveData:
@@ -119,7 +116,7 @@ class LiveData:
         self.train, self.held_out, self.tokenizer, self.packer = train, held_out, tokenizer, packer
         self.batch_size, self.seed = batch_size, seed
         world = world if order == STORED else 1
-        blocks, lengths = train.index["block"].astype(np.int64), self._columns(train)
+        blocks, lengths = train.index["block"].astype(np.int64), self._lengths(train)
         orders = [Order(blocks, seed, order != STORED, (rank, world)) for rank in range(world)]
         if batch_size % world or any(order.size == 0 for order in orders):
             message = f"{world} processes cannot share {batch_size} rows and the set's blocks alike"
@@ -127,44 +124,40 @@ class LiveData:
         self._streams = [Stream(order, lengths, batch_size // world, packer.columns) for order in orders]
 
     def batch(self, step: int) -> Batch:
-        """The global batch of training step `step`."""
-        rows = []
-        for rank, stream in enumerate(self._streams):
-            placed, start = stream.rows(step)
-            count = max(max(row) for row in placed) + 1
-            numbers = _take(stream.order.from_(start), count)
-            for row in placed:
-                rows.append([self._example(numbers[place], start + place, rank) for place in row])
-        return self.packer.pack(rows)
-
-    def _example(self, number: int, place: int, rank: int) -> Example:
-        return make_example(self.train[number], draws(self.seed, place, TRAINING, rank))
+        """Make the global batch of training step `step`."""
+        rows = [(rank, row) for rank, stream in enumerate(self._streams) for row in stream.rows(step)]
+        return self.packer.pack(
+            [
+                [
+                    make_example(self.train[record], draws(self.seed, place, TRAINING, rank))
+                    for place, record in documents
+                ]
+                for rank, documents in rows
+            ]
+        )
 
     def held_out_batches(self, tokens: int | None = None) -> Iterator[Batch]:
-        """The held-out records in stored order, packed; what is hidden in each is always the same.
+        """Pack the held-out records in stored order; what is hidden in each is always the same.
 
         Args:
             tokens: stop after so many targets, to the record.
         """
-        lengths = self._columns(self.held_out)
-        shortest, start, asked = int(lengths.min()), 0, 0
+        lengths, start, asked = self._lengths(self.held_out), 0, 0
+        shortest = int(lengths.min())
         while start < len(self.held_out) and (tokens is None or asked < tokens):
-            pieces = (lengths[at : at + _CHUNK].tolist() for at in range(start, len(lengths), _CHUNK))
-            waiting = (length for piece in pieces for length in piece)
-            placed, count = first_fit(waiting, self.batch_size, self.packer.columns, shortest)
+            placed, count = first_fit(map(int, lengths[start:]), self.batch_size, self.packer.columns, shortest)
             examples = []
             for number in range(start, start + count):
                 if tokens is not None and asked >= tokens:
                     break
-                example = make_example(self.held_out[number], draws(HELD_OUT_KEY, number, HELD_OUT))
-                examples.append(example)
-                asked += int((example.targets >= 0).sum())
+                examples.append(make_example(self.held_out[number], draws(HELD_OUT_KEY, number, HELD_OUT)))
+                asked += int((examples[-1].targets >= 0).sum())
             rows = [[examples[place] for place in row if place < len(examples)] for row in placed]
             yield self.packer.pack([row for row in rows if row])
             start += count
 
     def sample(self, length: int) -> Sample | None:
-        """The beginning of the first held-out text that is written from left to right."""
+        """Give the beginning of the first held-out text that is written from left to right."""
         written = np.flatnonzero(self.held_out.index["task"] == PROMPT_TASK)
         if self.tokenizer is None or not written.size:
             return None
@@ -175,18 +168,10 @@ class LiveData:
         marks = (self.tokenizer.begin, self.tokenizer.end)
         return self.tokenizer.decode(i for i in ids if i not in marks)
 
-    def _columns(self, records: Records) -> NDArray[np.int64]:
+    def _lengths(self, records: Records) -> NDArray[np.int64]:
+        """Positions that each record takes."""
         tokens: NDArray[np.int64] = records.index["tokens"].astype(np.int64)
         return tokens + self.packer.prompt_length
-
-
-def _take(pieces: Iterable[NDArray[np.int64]], count: int) -> list[int]:
-    taken: list[int] = []
-    for piece in pieces:
-        taken += piece[: count - len(taken)].tolist()
-        if len(taken) == count:
-            break
-    return taken
 
 
 def save_live_data(directory: Path, parts: Mapping[str, tuple[Index, str]], about: Mapping[str, Any]) -> None:
@@ -206,27 +191,20 @@ def load_live_data(
     batch_size: int,
     seed: int,
     vocab_size: int,
+    world: int,
 ) -> LiveData:
-    """Open what `save_live_data` wrote; `files` are, by role, meta.bin and the set's files."""
+    """Open what `save_live_data` wrote.
+
+    Args:
+        files: by role, meta.bin and the set's files.
+        world: how many processes train.
+    """
     about = json.loads(read_file(directory / ABOUT))
     train, held_out = (
         Records(load_array(directory / f"{part}.npy"), files[about["roles"][part]][1:])
         for part in ("train", "held_out")
     )
     tokenizer = read_tokenizer(directory) if (directory / "vocabulary.json").exists() else None
-    base = vocab_size if about["packed_prompts"] == PROMPT_TABLE else 0
-    return LiveData(
-        train,
-        held_out,
-        tokenizer,
-        Packer(prompt_length, max_length, base),
-        batch_size=batch_size,
-        seed=seed,
-        order=about["order"],
-        world=_processes(),
-    )
-
-
-def _processes() -> int:
-    distributed = torch.distributed
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+    packer = Packer(prompt_length, max_length, vocab_size if about["packed_prompts"] == PROMPT_TABLE else 0)
+    shared = {"batch_size": batch_size, "seed": seed, "world": world}
+    return LiveData(train, held_out, tokenizer, packer, order=about["order"], **shared)

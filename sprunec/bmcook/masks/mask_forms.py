@@ -1,16 +1,18 @@
-"""What a mask file holds, recognised by its content.
+"""Mask files of three forms: written, and recognised by what they hold.
 
-BMCook     a dict of self_att_layer_z, ffn_layer_z, heads_z, ...; 1 keeps
-plugin     a dict of transformer, att, ffn, num_heads, dim_head, dim_ff, as BMCook's sprune plugin saves it; 1 keeps
-modules    a list of [attention, feed-forward] for every layer, CPM-Live's `mask_modules`; true removes
+bmcook         a dict of self_att_layer_z, ffn_layer_z, heads_z, ...; 1 keeps
+plugin         a dict of transformer, att, ffn, num_heads, dim_head, dim_ff, as BMCook's sprune plugin saves it; 1 keeps
+mask_modules   a list of [attention, feed-forward] for every layer, CPM-Live's own; true removes
 
 Files are read with `weights_only`, so nothing in them is executed; `.json` files are read as JSON.
 """
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Iterable, Mapping
+from collections import OrderedDict
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -18,31 +20,73 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
-from sprunec.bmcook.masks.mask_files import BMCOOK_KEYS, PLUGIN_KEYS
 from sprunec.bmcook.numpy_values import Array, stand_ins
 from sprunec.checkpoint.torch_file import load_torch, not_read
+from sprunec.durable import put_file
 from sprunec.errors import InputError
+from sprunec.masks.mask_tensors import FINE_KEYS, WHOLE, Kept, mask_rows, mask_tensors, present
 from sprunec.text_files import read_json
 
 MOST_LAYERS, MASK_FILE = 100_000, "a mask file"
 CROSS = "cross_att_layer_z"
-BMCOOK = {"self_att_layer_z": "attention", "ffn_layer_z": "feed_forward"} | {k: u for u, k in BMCOOK_KEYS.items()}
-PLUGIN = {key: unit for unit, key in PLUGIN_KEYS.items()}
+SUBLAYERS = ("attention", "feed_forward")
+# the units that the keys of a dict stand for; of mask_modules the pairs have no keys
+FORMS: Mapping[str, Mapping[str, str]] = {
+    "bmcook": {"self_att_layer_z": "attention", "ffn_layer_z": "feed_forward"} | FINE_KEYS,
+    "plugin": {
+        "transformer": "block",
+        "att": "attention",
+        "ffn": "feed_forward",
+        "num_heads": "head",
+        "dim_head": "dim_head",
+        "dim_ff": "dim_ff",
+    },
+}
 KNOWN = (
-    f"a mask file maps some of {', '.join([*BMCOOK, *PLUGIN])} to tensors, where 1 keeps; or it is mask_modules, "
-    "a list of [attention, feed-forward] for every layer, where true removes"
+    f"a mask file maps some of {', '.join(key for keys in FORMS.values() for key in keys)} to tensors, where 1 keeps; "
+    "or it is mask_modules, a list of [attention, feed-forward] for every layer, where true removes"
 )
 
 
+def write_mask(path: Path, form: str, units: Collection[str], whole: Kept, before: Kept, after: Kept) -> None:
+    """Write what one pass has made of `units`, put in place whole; a file with this content is left alone.
+
+    Args:
+        form: bmcook, plugin or mask_modules; the last as JSON if the path ends so.
+        whole, before, after: as `mask_tensors` takes them.
+
+    Raises:
+        OSError: the file cannot be written; what was there is as it was.
+    """
+    content: Any
+    if form == "mask_modules":
+        content = [[layer.heads is None, layer.dim_ff is None] for layer in after]
+        if path.suffix == ".json":
+            put_file(path, (json.dumps(content) + "\n").encode())
+            return
+    elif form == "bmcook":
+        content = mask_tensors(units, whole, before, after)
+    else:  # float16 (sublayers, units), where a sublayer as a whole is one unit
+        content = OrderedDict()
+        for key, unit in FORMS[form].items():
+            if unit in units:
+                inside = unit not in WHOLE
+                rows = mask_rows(unit, whole, before, after) if inside else present(unit, before, after)[:, None]
+                content[key] = rows.half()
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    put_file(path, buffer.getvalue())
+
+
 @dataclass(frozen=True)
-class Sheet:
+class MaskTensor:
     """One mask of a file.
 
     Attributes:
         key: its name in the file.
         form: bmcook, plugin or mask_modules.
         unit: what is kept or cut.
-        values: (rows,) or (rows, units), perhaps with further axes of length 1; 1 keeps. Not looked at yet.
+        values: (rows,) or (rows, units), perhaps with further axes of length 1; 1 keeps. Not checked yet.
     """
 
     path: Path
@@ -75,8 +119,8 @@ class Sheet:
         return values.bool()
 
 
-def read_sheets(path: Path) -> list[Sheet]:
-    """All masks of a file.
+def read_mask_tensors(path: Path) -> list[MaskTensor]:
+    """Read all masks of a file.
 
     Raises:
         InputError: the file cannot be read, or is of none of the forms.
@@ -88,17 +132,23 @@ def read_sheets(path: Path) -> list[Sheet]:
     if _is_mask(content, torch.bool) and content.dim() == 2 and content.size(0) <= MOST_LAYERS:
         content = list(content)
     if isinstance(content, list | tuple):
-        return _modules(path, content)
+        removed = [_pair(path, index, _own(pair)) for index, pair in enumerate(content)]
+        kept = ~torch.tensor(removed, dtype=torch.bool).reshape(-1, 2)
+        return [MaskTensor(path, "mask_modules", "mask_modules", unit, kept[:, i]) for i, unit in enumerate(SUBLAYERS)]
     if not isinstance(content, Mapping) or not content:
         raise InputError.at(path, f"is no mask file: it holds {_kind(content)}", KNOWN)
-    return _tensors(path, content)
+    form = "plugin" if set(content) & set(FORMS["plugin"]) else "bmcook"
+    masks = [found for key, value in content.items() if (found := _mask(path, form, key, _own(value)))]
+    if not masks:
+        raise InputError.at(path, "masks nothing", KNOWN)
+    return masks
 
 
-def check_sheets(paths: Iterable[Path]) -> None:
-    """Raises InputError for a file that holds no masks, or one that is not 0 and 1 throughout."""
-    for sheet in (sheet for path in paths for sheet in read_sheets(path)):
-        if sheet.rows:
-            sheet.kept()
+def check_mask_files(paths: Iterable[Path]) -> None:
+    """Raise InputError for a file that holds no masks, or one that is not 0 and 1 throughout."""
+    for mask in (mask for path in paths for mask in read_mask_tensors(path)):
+        if mask.rows:
+            mask.kept()
 
 
 def _load(path: Path) -> Any:
@@ -112,53 +162,39 @@ def _load(path: Path) -> Any:
 
 
 def _own(value: Any) -> Any:
-    """NumPy's array as a tensor."""
+    """Give NumPy's array as a tensor, anything else as it is."""
     return torch.from_numpy(value.value.copy()) if isinstance(value, Array) else value
 
 
-def _tensors(path: Path, content: Mapping[Any, Any]) -> list[Sheet]:
-    form, units = ("plugin", PLUGIN) if set(content) & set(PLUGIN) else ("bmcook", BMCOOK)
-    sheets = []
-    for key, value in content.items():
-        values = _own(value)
-        if key == CROSS and form == "bmcook" and _is_mask(values):
-            if values.numel():
-                message = f"{key} has {values.numel()} rows, and the model has no cross-attention"
-                raise InputError.at(path, message, "give a mask of this model")
-            continue
-        if key not in units:
-            raise InputError.at(path, f"holds {key!r}", _hint(key, units))
-        if not _is_mask(values):
-            raise InputError.at(path, f"{key} is {_kind(values)}, not a tensor of 0 and 1", KNOWN)
-        if not values.dim():
-            raise InputError.at(path, f"{key} is a single number, not one for every sublayer", KNOWN)
-        sheets.append(Sheet(path, key, form, units[key], values))
-    if not sheets:
-        raise InputError.at(path, "masks nothing", KNOWN)
-    return sheets
+def _mask(path: Path, form: str, key: Any, values: Any) -> MaskTensor | None:
+    """Give one entry of a dict; None for the empty mask of a cross-attention, which no such model has."""
+    if key == CROSS and form == "bmcook" and _is_mask(values):
+        if values.numel():
+            message = f"{key} has {values.numel()} rows, and the model has no cross-attention"
+            raise InputError.at(path, message, "give a mask of this model")
+        return None
+    if key not in FORMS[form]:
+        raise InputError.at(path, f"holds {key!r}", _hint(key, form))
+    if not _is_mask(values):
+        raise InputError.at(path, f"{key} is {_kind(values)}, not a tensor of 0 and 1", KNOWN)
+    if not values.dim():
+        raise InputError.at(path, f"{key} is a single number, not one for every sublayer", KNOWN)
+    return MaskTensor(path, key, form, FORMS[form][key], values)
 
 
 def _is_mask(value: object, dtype: torch.dtype | None = None) -> TypeGuard[Tensor]:
-    """A tensor whose numbers are there to be looked at."""
+    """Tell whether it is a tensor whose numbers can be read."""
     if not isinstance(value, Tensor) or value.is_nested or value.is_quantized or value.layout is not torch.strided:
         return False
     return not value.is_meta and not value.is_complex() and dtype in (None, value.dtype)
 
 
-def _hint(key: Any, units: Iterable[str]) -> str:
+def _hint(key: Any, form: str) -> str:
     if key == "dim_model":
         return "the model's width is shared by all layers and cannot be cut; leave it out"
     if str(key).startswith("encoder.layers."):
         return "this looks like a 2:4 mask or a checkpoint; load-mask takes masks of heads, dims and sublayers"
-    return f"beside its other names a mask file holds some of {', '.join(units)}" if units is PLUGIN else KNOWN
-
-
-def _modules(path: Path, pairs: Iterable[Any]) -> list[Sheet]:
-    """(layers,) for attention and for feed-forward; what the file removes is 0 here."""
-    removed = [_pair(path, index, _own(pair)) for index, pair in enumerate(pairs)]
-    kept = ~torch.tensor(removed, dtype=torch.bool).reshape(-1, 2)
-    units = ("attention", "feed_forward")
-    return [Sheet(path, "mask_modules", "mask_modules", unit, kept[:, i]) for i, unit in enumerate(units)]
+    return f"beside its other names a mask file holds some of {', '.join(FORMS[form])}" if form == "plugin" else KNOWN
 
 
 def _pair(path: Path, index: int, pair: Any) -> list[bool]:

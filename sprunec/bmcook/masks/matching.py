@@ -14,13 +14,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sprunec.bmcook.masks.mask_files import WHOLE, Kept, has, units_of
-from sprunec.bmcook.masks.mask_forms import Sheet, read_sheets
+from sprunec.bmcook.masks.mask_forms import MaskTensor, read_mask_tensors
 from sprunec.errors import InputError
 from sprunec.families.cpm_ant.config import LayerKept
+from sprunec.masks.mask_tensors import WHOLE, Kept, has, units_of
 from sprunec.masks.unit_counts import Key, apply_masks
 
 Masks = dict[Key, Tensor]
+INPUT, HERE, LEFT = "the plan's input model", "the model at this pass", "the model that the layer masks leave"
 
 
 @dataclass(frozen=True)
@@ -38,22 +39,8 @@ class Matched:
     notes: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Level:
-    """A model whose sublayers rows may count, and what to call it."""
-
-    name: str
-    kept: Kept
-
-    def layers(self, sheet: Sheet) -> list[int]:
-        """The layers that have such a sublayer; the plugin's file counts blocks that have lost both of theirs, too."""
-        found = [index for index, layer in enumerate(self.kept) if has(layer, sheet.unit)]
-        emptied = sheet.form == "plugin" and sheet.unit == "block" and sheet.rows == len(self.kept)
-        return list(range(len(self.kept))) if emptied else found
-
-
 def read_masks(paths: Sequence[Path], whole: Kept, entering: Kept | None = None) -> Matched:
-    """Masks of all files together: what one of them removes is gone.
+    """Read the masks of all files together: what one of them removes is gone.
 
     Args:
         whole: the plan's input model.
@@ -62,36 +49,41 @@ def read_masks(paths: Sequence[Path], whole: Kept, entering: Kept | None = None)
     Raises:
         InputError: a file is damaged or of no known form, or a mask fits none of the models that it could be for.
     """
-    here = whole if entering is None else entering
-    files = [read_sheets(path) for path in paths]
+    models = {INPUT: whole, HERE: whole if entering is None else entering}
+    files = [read_mask_tensors(path) for path in paths]
     masks: Masks = {}
     notes: list[str] = []
-    for sheets in files:
-        found, note = _layer_masks([sheet for sheet in sheets if sheet.unit in WHOLE], whole, here)
-        _merge(masks, found)
+    for found in files:
+        note = _add_layer_masks(masks, [mask for mask in found if mask.unit in WHOLE], models)
         notes += [note] if note else []
-    left = _left(whole, here, masks)
-    for sheet in (sheet for sheets in files for sheet in sheets if sheet.unit not in WHOLE):
-        _merge(masks, _fine_masks(sheet, whole, here, left))
-    return Matched(masks, _left(whole, here, masks), tuple(notes))
+    models[LEFT] = _left(models, masks)
+    for mask in (mask for found in files for mask in found if mask.unit not in WHOLE):
+        _add(masks, _fine_masks(mask, models))
+    return Matched(masks, _left(models, masks), tuple(notes))
 
 
-def _levels(form: str, whole: Kept, here: Kept, left: Kept | None = None) -> list[Level]:
-    """From the largest down; each is a part of the one before."""
-    every = Level("the model with all its layers", [LayerKept((0,), (0,), (0,))] * len(whole))
-    levels = [Level("the plan's input model", whole), Level("the model at this pass", here)]
-    levels += [Level("the model that the layer masks leave", left)] if left is not None else []
-    return {"mask_modules": [every], "plugin": [every, *levels]}.get(form, levels)
+def _references(mask: MaskTensor, models: Mapping[str, Kept]) -> dict[str, list[int]]:
+    """The layers that the rows may stand for, by the name of the model that they count; the largest model first."""
+    every = {"the model with all its layers": list(range(len(models[INPUT])))}
+    found = {name: _layers(mask, kept) for name, kept in models.items()}
+    return {"mask_modules": every, "plugin": every | found}.get(mask.form, found)
 
 
-def _merge(masks: Masks, more: Masks) -> None:
+def _layers(mask: MaskTensor, kept: Kept) -> list[int]:
+    """The layers that have such a sublayer; the plugin's file counts blocks that have lost both of theirs, too."""
+    if mask.form == "plugin" and mask.unit == "block" and mask.rows == len(kept):
+        return list(range(len(kept)))
+    return [index for index, layer in enumerate(kept) if has(layer, mask.unit)]
+
+
+def _add(masks: Masks, more: Masks) -> None:
     for key, mask in more.items():
         masks[key] = masks[key] & mask if key in masks else mask
 
 
-def _left(whole: Kept, here: Kept, masks: Masks) -> tuple[LayerKept, ...]:
-    wanted = apply_masks(tuple(whole), masks)
-    return tuple(_both(present, asked) for present, asked in zip(here, wanted, strict=True))
+def _left(models: Mapping[str, Kept], masks: Masks) -> tuple[LayerKept, ...]:
+    wanted = apply_masks(tuple(models[INPUT]), masks)
+    return tuple(_both(present, asked) for present, asked in zip(models[HERE], wanted, strict=True))
 
 
 def _both(left: LayerKept, right: LayerKept) -> LayerKept:
@@ -106,82 +98,72 @@ def _common(left: tuple[int, ...] | None, right: tuple[int, ...] | None) -> tupl
     return tuple(index for index in left or () if index in allowed)
 
 
-# --- sublayers as a whole ---
-
-
-def _layer_masks(sheets: list[Sheet], whole: Kept, here: Kept) -> tuple[Masks, str]:
-    """The masks of one file's sublayers, all counted on one level, and a note where there is nothing to do."""
-    if not sheets:
-        return {}, ""
-    path, rows = sheets[0].path, [sheet.rows for sheet in sheets]
-    for sheet in sheets:
-        if sheet.rows and sheet.columns != 1:
-            message = f"{sheet.key} has {sheet.columns} columns, and a sublayer is kept or removed as a whole"
+def _add_layer_masks(masks: Masks, found: list[MaskTensor], models: Mapping[str, Kept]) -> str:
+    """Add the masks of one file's sublayers, all counted on one model; gives a note where there is nothing to do."""
+    if not found:
+        return ""
+    path, rows = found[0].path, [mask.rows for mask in found]
+    for mask in found:
+        if mask.rows and mask.columns != 1:
+            message = f"{mask.key} has {mask.columns} columns, and a sublayer is kept or removed as a whole"
             raise InputError.at(path, message, "give one value a row")
-    levels = _levels(sheets[0].form, whole, here)
-    for level in reversed(levels):
-        layers = [level.layers(sheet) for sheet in sheets]
+    references = [_references(mask, models) for mask in found]
+    for name in reversed(references[0]):
+        layers = [each[name] for each in references]
         if [len(each) for each in layers] == rows:
-            return _applied(sheets, layers, whole, here)
-    ones = [int(sheet.kept().sum()) for sheet in sheets] if max(rows) <= len(whole) else []
-    if ones == [len(Level("", here).layers(sheet)) for sheet in sheets]:
+            own = _rows_by_layer(found, layers)
+            _add(masks, own)
+            gone = any(not bool(mask) for mask in own.values()) and _left(models, own) == tuple(models[HERE])
+            return f"{path.name} was applied already: every sublayer that it removes is gone" if gone else ""
+    ones = [int(mask.kept().sum()) for mask in found] if max(rows) <= len(models[INPUT]) else []
+    if ones == [len(_layers(mask, models[HERE])) for mask in found]:
         kept = f"it keeps {_join(ones)} of {_join(rows)} sublayers, and so many are left"
-        return {}, f"{path.name} was applied already: {kept}"
-    keys = _join(dict.fromkeys(sheet.key for sheet in sheets))
+        return f"{path.name} was applied already: {kept}"
+    keys = _join(dict.fromkeys(mask.key for mask in found))
     keep = f" and keeps {_join(ones)} of them" if ones else ""
-    counts = {level.name: _join(len(level.layers(sheet)) for sheet in sheets) for level in levels}
+    counts = {name: _join(len(each[name]) for each in references) for name in references[0]}
     raise _unfit(path, f"{keys}: the file has {_join(rows)} rows{keep}", counts)
 
 
-def _applied(sheets: list[Sheet], layers: list[list[int]], whole: Kept, here: Kept) -> tuple[Masks, str]:
+def _rows_by_layer(found: list[MaskTensor], layers: list[list[int]]) -> Masks:
     masks: Masks = {}
-    for sheet, rows in zip(sheets, layers, strict=True):
-        kept = sheet.kept().reshape(-1)
-        _merge(masks, {(index, sheet.unit): kept[row : row + 1] for row, index in enumerate(rows)})
-    removes = any(not bool(mask) for mask in masks.values())
-    if removes and _left(whole, here, masks) == tuple(here):
-        return masks, f"{sheets[0].path.name} was applied already: every sublayer that it removes is gone"
-    return masks, ""
+    for mask, rows in zip(found, layers, strict=True):
+        kept = mask.kept().reshape(-1)
+        _add(masks, {(index, mask.unit): kept[row : row + 1] for row, index in enumerate(rows)})
+    return masks
 
 
-# --- units inside sublayers ---
+def _fine_masks(mask: MaskTensor, models: Mapping[str, Kept]) -> Masks:
+    """The masks of units inside sublayers."""
+    references, whole = _references(mask, models), models[INPUT]
+    layers = next((found for found in reversed(references.values()) if len(found) == mask.rows), None)
+    if layers is None:
+        counts = {name: len(found) for name, found in references.items()}
+        raise _unfit(mask.path, f"{mask.key} has {mask.rows} rows", counts)
+    columns = _columns(mask, layers, models)
+    rows = zip(layers, mask.kept(), strict=True)
+    return {(k, mask.unit): _row(mask, k, row, columns, whole) for k, row in rows if has(whole[k], mask.unit)}
 
 
-def _fine_masks(sheet: Sheet, whole: Kept, here: Kept, left: Kept) -> Masks:
-    levels = _levels(sheet.form, whole, here, left)
-    counts = {level.name: len(level.layers(sheet)) for level in levels}
-    level = next((level for level in reversed(levels) if counts[level.name] == sheet.rows), None)
-    if level is None:
-        raise _unfit(sheet.path, f"{sheet.key} has {sheet.rows} rows", counts)
-    layers = level.layers(sheet)
-    columns = _columns(sheet, layers, whole, here)
-    rows = zip(layers, sheet.kept(), strict=True)
-    return {
-        (index, sheet.unit): _row(sheet, index, row, columns, whole)
-        for index, row in rows
-        if has(whole[index], sheet.unit)
-    }
-
-
-def _columns(sheet: Sheet, layers: Sequence[int], whole: Kept, here: Kept) -> Kept:
+def _columns(mask: MaskTensor, layers: Sequence[int], models: Mapping[str, Kept]) -> Kept:
     """The model whose units the columns are: the widest layer's count tells."""
     widths = {}
-    for name, kept in (("the plan's input model", whole), ("the model at this pass", here)):
-        widths[name] = max((len(units_of(kept[index], sheet.unit)) for index in layers), default=0)
-        if widths[name] == sheet.columns:
-            return kept
-    raise _unfit(sheet.path, f"{sheet.key} has {sheet.columns} columns", widths, "units in its widest layer")
+    for name in (INPUT, HERE):
+        widths[name] = max((len(units_of(models[name][index], mask.unit)) for index in layers), default=0)
+        if widths[name] == mask.columns:
+            return models[name]
+    raise _unfit(mask.path, f"{mask.key} has {mask.columns} columns", widths, "units in its widest layer")
 
 
-def _row(sheet: Sheet, index: int, row: Tensor, columns: Kept, whole: Kept) -> Tensor:
+def _row(mask: MaskTensor, index: int, row: Tensor, columns: Kept, whole: Kept) -> Tensor:
     """(units of the input model's layer,) bool."""
-    units = units_of(columns[index], sheet.unit)
-    if bool(row[len(units) :].any()) and has(columns[index], sheet.unit):
+    units = units_of(columns[index], mask.unit)
+    if bool(row[len(units) :].any()) and has(columns[index], mask.unit):
         last = int(row.nonzero().max())
-        message = f"{sheet.key} keeps unit {last} of layer {index}, which has {len(units)}"
-        raise InputError.at(sheet.path, message, "give zeros beyond a layer's width")
+        message = f"{mask.key} keeps unit {last} of layer {index}, which has {len(units)}"
+        raise InputError.at(mask.path, message, "give zeros beyond a layer's width")
     kept = {unit for unit, keep in zip(units, row.tolist(), strict=False) if keep}
-    return torch.tensor([unit in kept for unit in units_of(whole[index], sheet.unit)])
+    return torch.tensor([unit in kept for unit in units_of(whole[index], mask.unit)])
 
 
 def _unfit(path: Path, what: str, counts: Mapping[str, object], of: str = "such sublayers") -> InputError:
@@ -189,9 +171,9 @@ def _unfit(path: Path, what: str, counts: Mapping[str, object], of: str = "such 
     named: dict[str, str] = {}
     for name, count in counts.items():
         named.setdefault(str(count), name)
-    words = ", ".join(f"{name} has {count}" for count, name in named.items())
+    told = ", ".join(f"{name} has {count}" for count, name in named.items())
     hint = "give a mask that was made for this model, or for the plan's input model"
-    return InputError.at(path, f"{what}; {words} {of}", hint)
+    return InputError.at(path, f"{what}; {told} {of}", hint)
 
 
 def _join(values: Iterable[object]) -> str:

@@ -8,26 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from sprunec.errors import Diagnostic, InputError
+from sprunec.plan.bmcook_flags import kind_of
 from sprunec.plan.pointer import escape, show
 from sprunec.plan.schema import properties
 from sprunec.plan.schema_errors import nearest, schema_findings
 from sprunec.plan.source import Source, read_source
 
-SECTIONS = ("distillation", "pruning", "quantization", "MoEfication")
-L0_SECTIONS = ("coarse-grained", "fine-grained")
 BESIDE = {"l0_pruning": "l0_pruning.json", "sprune": "sprune.json"}
-
-
-def is_bmcook(source: Source) -> bool:
-    """A file that has BMCook's sections and not a plan's."""
-    return any(name in source.value for name in SECTIONS) and "passes" not in source.value
-
-
-def kind_of(source: Source) -> str:
-    """The schema of one of BMCook's second files; empty for anything else."""
-    if any(name in source.value for name in L0_SECTIONS):
-        return "l0_pruning"
-    return "sprune" if isinstance(source.value.get("main"), dict) else ""
 
 
 def read_second(path: str | Path, wanted: str) -> tuple[Source, list[Diagnostic]]:
@@ -37,7 +24,7 @@ def read_second(path: str | Path, wanted: str) -> tuple[Source, list[Diagnostic]
         InputError: it isn't there, or no JSON, or not the one that is `wanted`.
     """
     source = read_source(path, BESIDE[wanted], f"give the {BESIDE[wanted]} with --sprune-config")
-    kind = kind_of(source)
+    kind = kind_of(source.value)
     if kind != wanted:
         message = f"this is no {BESIDE[wanted]}: it has neither of its sections"
         raise InputError(source.find("foreign-file", "", message, f"give the {BESIDE[wanted]} with --sprune-config"))

@@ -7,79 +7,76 @@ import re
 from pathlib import Path
 from typing import Any
 
-from sprunec.bmcook.plans.plan_builder import Growing, age
+from sprunec.bmcook.plans.plan_builder import Section, age
 from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.families.cpm_ant.shapes import expected_tensors
 from sprunec.families.detect import TODAY, module_family
 from sprunec.plan.pointer import show
-from sprunec.plan.source import Source
 from sprunec.plan.weights_notes import made_by_same
 
 PLACEHOLDER = "[placehold]"
+MODULES = (("pruning", "pruned_module"), ("distillation", "mse_hidn_module"), ("MoEfication", "first_FFN_module"))
 _POINT = re.compile(r"^\[(pre|post)\]")
 
 
-def add_pattern(plan: Growing, source: Source, method: str, config: ModelConfig | None) -> None:
-    """The mask file is applied if it is there, else written, as the original did.
+def add_pattern(pruning: Section, method: str, config: ModelConfig | None) -> None:
+    """Apply the mask file if it is there, else write it, as the original did.
 
     One that a run from the same checkpoint has chosen itself is this plan's own output: the same command goes on.
     """
-    pruning = source.value["pruning"]
-    names = [name for name in pruning.get("pruned_module", []) if name != PLACEHOLDER]
+    names = [name for name in pruning.options.get("pruned_module", []) if name != PLACEHOLDER]
     if not names:
         hint = 'name them, e.g. ["ffn.ffn.w_out.weight"]'
-        plan.error(source, "missing-key", "/pruning", f"pruned_module names no tensors for {method}", hint)
+        pruning.error("missing-key", "", f"pruned_module names no tensors for {method}", hint)
         return
     if config is not None:
-        warn_of_strangers(plan, source, config)
+        warn_of_unknown_names(pruning, config)
     entry: dict[str, Any] = {"pass": "sparsify", "pattern": method, "tensors": names}
-    path = pruning.get("pruning_mask_path")
-    own = bool(path) and made_by_same(Path(path), method, names, Path(plan.flags.of("load")))
+    path = pruning.options.get("pruning_mask_path") or ""
+    own = bool(path) and made_by_same(Path(path), method, names, Path(pruning.plan.flags.of("load")))
     if path and os.path.isfile(path) and not own:
         entry["path"] = path
         message = f"{path}, made {age(path)}, is applied instead of choosing a mask"
-        plan.warn(source, "mask-found", "/pruning/pruning_mask_path", message, "remove the file to choose anew")
+        pruning.warn("mask-found", "pruning_mask_path", message, "remove the file to choose anew")
     elif path:
         entry["save_mask"] = path
-    plan.add(entry, source, "/pruning", tensors="/pruning/pruned_module", path="/pruning/pruning_mask_path")
-    plan.finetune(source, "/pruning")
+    pruning.add(entry, tensors="pruned_module", path="pruning_mask_path")
+    pruning.finetune()
 
 
-def refuse_families(plan: Growing, source: Source) -> None:
-    """Modules of another family, wherever the file names any: it is a plan for that one."""
-    places = (("pruning", "pruned_module"), ("distillation", "mse_hidn_module"), ("MoEfication", "first_FFN_module"))
-    for section, key in places:
-        part = source.value.get(section)
+def refuse_families(bmcook: Section) -> None:
+    """Refuse modules of another family, wherever the file names any: it is a plan for that one."""
+    for section, key in MODULES:
+        part = bmcook.options.get(section)
         names = part.get(key) if isinstance(part, dict) else None
         for index, name in enumerate(names if isinstance(names, list) else ()):
             sides = [_POINT.sub("", side) for side in str(name).split(":")]
             found = next(((side, family) for side in sides if (family := module_family(side))), None)
             if found is not None:
                 message = f"{show(found[0])} is a module of {found[1]}"
-                plan.error(source, "foreign-plan", f"/{section}/{key}/{index}", message, TODAY)
+                bmcook.error("foreign-plan", f"{section}/{key}/{index}", message, TODAY)
 
 
-def warn_of_strangers(plan: Growing, source: Source, config: ModelConfig) -> None:
-    """Parts of names that are in no tensor's name: the original left those tensors dense without a word."""
+def warn_of_unknown_names(pruning: Section, config: ModelConfig) -> None:
+    """Warn of parts that are in no tensor's name: the original left those tensors dense without a word."""
     known = list(expected_tensors(config))
-    for index, part in enumerate(source.value["pruning"].get("pruned_module", [])):
-        place = f"/pruning/pruned_module/{index}"
+    for index, part in enumerate(pruning.options.get("pruned_module", [])):
+        key = f"pruned_module/{index}"
         if part == PLACEHOLDER:
-            plan.warn(source, "placeholder", place, f"{show(part)} names nothing", "name tensors, or remove it")
+            pruning.warn("placeholder", key, f"{show(part)} names nothing", "name tensors, or remove it")
         elif not any(part in name for name in known):
             near = _near(part, known)
             hint = f"did you mean {' and '.join(show(name) for name in near)}?" if near else "name other tensors"
-            plan.warn(source, "matches-nothing", place, f"{show(part)} is in no tensor's name", hint)
+            pruning.warn("matches-nothing", key, f"{show(part)} is in no tensor's name", hint)
 
 
 def _near(part: str, known: list[str]) -> list[str]:
     """What was meant by a name with one step left out, such as w_in.w for w_in.w_0 and w_in.w_1."""
     steps = part.split(".")
-    found: dict[str, None] = {}
-    for name in known:
-        there = name.split(".")
-        for start in range(len(there) - len(steps) + 1):
-            window = there[start : start + len(steps)]
-            if all(a == b or b.startswith(f"{a}_") for a, b in zip(steps, window, strict=True)):
-                found[".".join(window)] = None
-    return list(found)
+    runs = (name.split(".")[start:][: len(steps)] for name in known for start in range(name.count(".") + 1))
+    alike = (
+        ".".join(run)
+        for run in runs
+        if len(run) == len(steps) and all(a == b or b.startswith(f"{a}_") for a, b in zip(steps, run, strict=True))
+    )
+    return list(dict.fromkeys(alike))

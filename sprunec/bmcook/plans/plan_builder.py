@@ -1,4 +1,4 @@
-"""A native plan that grows from BMCook's files, with where each part of it comes from."""
+"""A native plan that is built from BMCook's files, with where each part of it comes from."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from sprunec.bmcook.plans.flags import Flags
 from sprunec.errors import Diagnostic
+from sprunec.plan.bmcook_flags import Flags
 from sprunec.plan.source import Source
 
-MINUTE, HOUR, DAY = 60, 3600, 86400
+UNITS_OF_TIME = {"day": 86400, "hour": 3600, "minute": 60}
 
 
 @dataclass
-class Growing:
-    """Passes so far.
+class PlanBuilder:
+    """The passes so far.
 
     Attributes:
         origins: by pointer into the plan, the file and pointer that a value comes from.
@@ -33,58 +33,79 @@ class Growing:
 
     @property
     def steps(self) -> int:
-        """Of each stage."""
+        """Training steps of each stage."""
         steps: int = self.flags.of("train_iters")
         return steps
 
-    def add(self, entry: dict[str, Any], source: Source, pointer: str, **places: str) -> None:
-        """Append a pass that comes from `pointer`; `places` say where single options of it do."""
-        at = f"/passes/{len(self.passes)}"
-        self.passes.append(entry)
-        self.origins[at] = (source, pointer)
-        for option, place in places.items():
-            self.origins[f"{at}/{option.replace('__', '/')}"] = (source, place)
-        self.trained += entry.get("steps", 0)
-
-    def finetune(self, source: Source, pointer: str) -> None:
-        if self.steps:
-            self.add({"pass": "finetune", "steps": self.steps}, source, pointer)
-
-    def load(self, source: Source, files: dict[str, str]) -> None:
-        """Masks from files, by the pointer that names them, but for those that this plan has made itself."""
-        wanted = {pointer: path for pointer, path in files.items() if not self.has_made(path)}
-        if wanted:
-            places = {f"path__{index}": pointer for index, pointer in enumerate(wanted)}
-            first = next(iter(wanted))
-            self.add({"pass": "load-mask", "path": list(wanted.values())}, source, first, **places)
-            self.made |= {os.path.normpath(path) for path in wanted.values()}
-
-    def learn(self, source: Source, pointer: str, entry: dict[str, Any], save: str, **places: str) -> None:
-        """A pass that learns a mask and, where a path is named, saves it there."""
-        if not self.steps:
-            message = "a mask is learned by training, and --train-iters is 0"
-            hint = "give steps, or say that the mask is fixed, to cut by the files that an earlier run has made"
-            self.found.append(source.find("nothing-to-learn", pointer, message, hint))
-        saves = {"save_mask": save} if save else {}
-        self.add({"pass": "train-mask", **entry, "steps": self.steps, **saves}, source, pointer, **places)
-        self.made |= {os.path.normpath(save)} if save else set()
-
     def has_made(self, path: str) -> bool:
-        """Whether a mask file is in force by now."""
+        """Tell whether a mask file is in force by now."""
         return os.path.normpath(path) in self.made
 
-    def warn(self, source: Source, code: str, pointer: str, message: str, hint: str = "", *, key: bool = False) -> None:
-        self.found.append(source.warn(code, pointer, message, hint, key=key))
 
-    def error(self, source: Source, code: str, pointer: str, message: str, hint: str, *, key: bool = False) -> None:
-        self.found.append(source.find(code, pointer, message, hint, key=key))
+@dataclass(frozen=True)
+class Section:
+    """One object of a file, of which passes are made; keys, such as `a/b`, are paths from it."""
+
+    plan: PlanBuilder
+    source: Source
+    pointer: str
+    options: dict[str, Any]
+
+    def at(self, key: str) -> str:
+        """Give the pointer of a key; of the section itself for an empty one."""
+        return f"{self.pointer}/{key}" if key else self.pointer
+
+    def warn(self, code: str, key: str, message: str, hint: str = "", *, at_key: bool = False) -> None:
+        self.plan.found.append(self.source.warn(code, self.at(key), message, hint, key=at_key))
+
+    def error(self, code: str, key: str, message: str, hint: str, *, at_key: bool = False) -> None:
+        self.plan.found.append(self.source.find(code, self.at(key), message, hint, key=at_key))
+
+    def need(self, key: str, example: Any) -> Any:
+        """Give an option that can't be done without; what is wrong with its value the schema has said."""
+        if self.options.get(key) in (None, ""):
+            shown = f'"{example}"' if isinstance(example, str) else example
+            self.error("missing-key", "", f'"{key}" is missing', f'add "{key}": {shown}')
+            return None
+        return self.options[key]
+
+    def add(self, entry: dict[str, Any], key: str = "", **keys: str) -> None:
+        """Append a pass that comes from `key`; `keys` say where single options of it do."""
+        pointer = f"/passes/{len(self.plan.passes)}"
+        self.plan.passes.append(entry)
+        self.plan.origins[pointer] = (self.source, self.at(key))
+        for option, origin in keys.items():
+            self.plan.origins[f"{pointer}/{option.replace('__', '/')}"] = (self.source, self.at(origin))
+        self.plan.trained += entry.get("steps", 0)
+
+    def finetune(self) -> None:
+        if self.plan.steps:
+            self.add({"pass": "finetune", "steps": self.plan.steps})
+
+    def load(self, *keys: str) -> None:
+        """Apply the mask files that these keys name, but for those that this plan has made itself."""
+        wanted = [key for key in keys if not self.plan.has_made(self.options[key])]
+        if wanted:
+            paths = [self.options[key] for key in wanted]
+            origins = {f"path__{index}": key for index, key in enumerate(wanted)}
+            self.add({"pass": "load-mask", "path": paths}, wanted[0], **origins)
+            self.plan.made |= set(map(os.path.normpath, paths))
+
+    def learn(self, entry: dict[str, Any], save: str, **keys: str) -> None:
+        """Append a pass that learns a mask and, where a path is named, saves it there."""
+        if not self.plan.steps:
+            hint = "give steps, or say that the mask is fixed, to cut by the files that an earlier run has made"
+            self.error("nothing-to-learn", "", "a mask is learned by training, and --train-iters is 0", hint)
+        saves = {"save_mask": save} if save else {}
+        self.add({"pass": "train-mask", **entry, "steps": self.plan.steps, **saves}, **keys)
+        self.plan.made |= {os.path.normpath(save)} if save else set()
 
 
 def age(path: str) -> str:
-    """How long ago a file was made, in words."""
+    """Say how long ago a file was made."""
     seconds = max(0.0, time.time() - os.path.getmtime(path))
-    for unit, name in ((DAY, "day"), (HOUR, "hour"), (MINUTE, "minute")):
-        if seconds >= unit:
-            count = int(seconds // unit)
+    for name, length in UNITS_OF_TIME.items():
+        if seconds >= length:
+            count = int(seconds // length)
             return f"{count} {name}{'s' * (count > 1)} ago"
     return "just now"

@@ -1,6 +1,6 @@
 """Whether a checkpoint's head repeats its embedding, by their bytes in the file; needs no torch.
 
-CPM-Ant projects on the table that it looks words up in. Hugging Face's class, and whoever trains the two apart, keeps
+CPM-Ant projects on the table that it looks tokens up in. Hugging Face's class, and whoever trains the two apart, keeps
 the head as a tensor of its own. That decides what a model weighs, so it must be known before anything is planned.
 """
 
@@ -9,53 +9,74 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
-from sprunec.checkpoint.headers import known_places
+from sprunec.checkpoint.header import Header, open_header
 from sprunec.checkpoint.safetensors_file import SIZES, Stored
 from sprunec.durable import read_into
 from sprunec.errors import InputError
 from sprunec.families.cpm_ant.config import ModelConfig
-from sprunec.families.cpm_ant.huggingface_names import HEAD, OWN_PREFIX, STOCK_PREFIX, WORDS
+from sprunec.families.cpm_ant.huggingface_names import EMBEDDING, HEAD, OWN_PREFIX, STOCK_PREFIX
 
 CHUNK_BYTES = 4 * 2**20
 
 
-def head_and_words(names: Collection[str]) -> tuple[str, str] | None:
-    """The names of a file's head and of its table of words; None where it has no head."""
-    pairs = [(HEAD, STOCK_PREFIX + WORDS), (OWN_PREFIX + HEAD, OWN_PREFIX + WORDS), (HEAD, WORDS)]
+def head_and_embedding(names: Collection[str]) -> tuple[str, str] | None:
+    """The names of a file's head and of its embedding; None where it has no head."""
+    pairs = [(HEAD, STOCK_PREFIX + EMBEDDING), (OWN_PREFIX + HEAD, OWN_PREFIX + EMBEDDING), (HEAD, EMBEDDING)]
     return next((pair for pair in pairs if all(name in names for name in pair)), None)
 
 
 def has_own_head(config: ModelConfig, path: Path) -> bool | None:
-    """Whether a checkpoint has a head that differs from its rows of words.
+    """Whether a checkpoint has a head that differs from its embedding.
 
-    Both have the same factor in them, whatever the form. None: this cannot read the file; loading it tells why.
+    None: this cannot read the file; loading it tells why.
     """
     try:
-        places = known_places(path)
+        header = open_header(path)
+        return None if header is None else own_head(config, header) is not None
     except (InputError, OSError):
         return None
-    if places is None:
+
+
+def own_head(config: ModelConfig, header: Header) -> str | None:
+    """The name of a head that does not repeat its embedding; None where both are one table.
+
+    Both have the same factor in them, whatever the form.
+
+    Args:
+        header: with the tensors themselves, where only torch could read a file.
+    """
+    names = head_and_embedding(header)
+    if names is None:
         return None
-    names = head_and_words(places)
-    return names is not None and not _same_rows(places[names[0]], places[names[1]], config.vocab_size)
+    head, embedding = (header.places[name] for name in names)
+    if isinstance(head, Stored) and isinstance(embedding, Stored):
+        alike = _same_rows(head, embedding, config.vocab_size)
+    else:
+        tensors: Any = header
+        head, embedding = (tensors[name] for name in names)
+        alike = head.dtype == embedding.dtype and head.dim() == embedding.dim() == 2
+        alike = alike and head[: config.vocab_size].equal(embedding[: config.vocab_size])
+    return None if alike else names[0]
 
 
-def _same_rows(head: Stored, words: Stored, rows: int) -> bool:
+def _same_rows(head: Stored, embedding: Stored, rows: int) -> bool:
     """Whether the first rows of two tables are the same bytes; what cannot be compared so differs."""
-    if min(head.shape[:1], words.shape[:1]) < (rows,) or head.shape[1:] != words.shape[1:] or head.dtype != words.dtype:
+    fits = min(head.shape[:1], embedding.shape[:1]) >= (rows,) and head.shape[1:] == embedding.shape[1:]
+    if not fits or head.dtype != embedding.dtype:
         return False
-    if (head.file, head.start, head.strides) == (words.file, words.start, words.strides):
+    if (head.file, head.start, head.strides) == (embedding.file, embedding.start, embedding.strides):
         return True
-    if head.strides is not None or words.strides is not None or head.dtype not in SIZES:
+    if head.strides is not None or embedding.strides is not None or head.dtype not in SIZES:
         return False
     size = rows * math.prod(head.shape[1:]) * SIZES[head.dtype]
-    room = memoryview(bytearray(2 * CHUNK_BYTES))
+    buffer = memoryview(bytearray(2 * CHUNK_BYTES))
     for done in range(0, size, CHUNK_BYTES):
         length = min(CHUNK_BYTES, size - done)
-        one, other = room[:length], room[CHUNK_BYTES:][:length]
-        read_into(head.file, [(head.start + done, head.start + done + length)], one)
-        read_into(words.file, [(words.start + done, words.start + done + length)], other)
+        one, other = buffer[:length], buffer[CHUNK_BYTES:][:length]
+        for table, part in ((head, one), (embedding, other)):
+            read_into(table.file, [(table.start + done, table.start + done + length)], part)
         if one != other:
             return False
     return True

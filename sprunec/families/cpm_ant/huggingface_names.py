@@ -18,7 +18,7 @@ from sprunec.families.detect import type_family
 
 STOCK, OWN = "cpmant", "sprunec-cpm-ant"
 OWN_SECTION, OWN_PREFIX, STOCK_PREFIX = "cpm_ant", "model.", "cpmant."
-HEAD, WORDS, PROMPTS = "lm_head.weight", "input_embedding.weight", "prompt_embedding.weight"
+HEAD, EMBEDDING, PROMPTS = "lm_head.weight", "input_embedding.weight", "prompt_embedding.weight"
 STOCK_TASK, STOCK_SEGMENT = 2, 2
 # our key: theirs, and what it is where their file does not say
 KEYS = {
@@ -112,13 +112,13 @@ def native_shapes(config: ModelConfig, shapes: Mapping[str, Shape]) -> dict[str,
 
 def _stock_parts(config: ModelConfig) -> Iterator[tuple[str, Part]]:
     words, prompts = config.vocab_size, config.prompt_types * config.prompt_length
-    rows = {WORDS: (0, words), PROMPTS: (words, words + prompts)}
+    rows = {EMBEDDING: (0, words), PROMPTS: (words, words + prompts)}
     for name, shape in expected_tensors(config).items():
         factor = math.sqrt(shape[1]) if is_scaled(name) else 1.0
         if name in rows:
-            yield name, Part(STOCK_PREFIX + WORDS, factor, rows[name])
+            yield name, Part(STOCK_PREFIX + EMBEDDING, factor, rows[name])
         elif name == HEAD:
-            yield name, Part(name, factor, rows[WORDS])
+            yield name, Part(name, factor, rows[EMBEDDING])
         else:
             yield name, Part(STOCK_PREFIX + name, factor)
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
-from sprunec.checkpoint.tensors import Tensors
+from sprunec.checkpoint.reader import Tensors
 from sprunec.checkpoint.writer import Output
 from sprunec.families.cpm_ant.config import ModelConfig
-from sprunec.families.cpm_ant.head import has_own_head, head_and_words
 from sprunec.families.cpm_ant.huggingface_names import Part, parts
 
 
@@ -40,22 +37,3 @@ def _take(part: Part, tensors: Tensors, dtype: torch.dtype | None) -> Tensor:
     """One part of a file's tensor, in our scale."""
     whole = tensors[part.name] if part.rows is None else tensors.rows(part.name, range(*part.rows))
     return scaled(whole, part.factor, dtype)
-
-
-def own_head(config: ModelConfig, path: Path, tensors: Tensors) -> str | None:
-    """The name of a head that does not repeat its rows of words; None where all is one table.
-
-    As `has_own_head`, of whatever torch can open.
-
-    Args:
-        tensors: what is at `path`.
-    """
-    names = head_and_words(tensors)
-    if names is None:
-        return None
-    apart = has_own_head(config, path)
-    if apart is None:  # in memory, since only torch could read it
-        head, words = (tensors[name] for name in names)
-        alike = head.dtype == words.dtype and head.dim() == words.dim() == 2
-        apart = not (alike and torch.equal(head[: config.vocab_size], words[: config.vocab_size]))
-    return names[0] if apart else None

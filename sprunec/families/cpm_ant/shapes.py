@@ -1,4 +1,4 @@
-"""The tensors of a CPM-Ant checkpoint, by CPM-Live's names, and a look into a safetensors file; needs no torch."""
+"""The tensors of a CPM-Ant checkpoint, by CPM-Live's names, and the config of a bare checkpoint; needs no torch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from sprunec.checkpoint.safetensors_file import Shape as Shape
-from sprunec.checkpoint.safetensors_file import read_safetensors
 from sprunec.errors import InputError
 from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.families.detect import TODAY, foreign_tensors, remedy
@@ -104,25 +103,6 @@ def _sublayer_widths(shapes: Mapping[str, Shape]) -> tuple[int, int]:
     inner = next((shape[0] for name, shape in shapes.items() if name.endswith("project_q.weight")), 0)
     dim_ff = next((shape[0] for name, shape in shapes.items() if name.endswith("w_in.w_0.weight")), 0)
     return inner, dim_ff
-
-
-def read_header(path: str | Path) -> dict[str, Shape]:
-    """Name and shape of every tensor in a safetensors file, from its header alone; raises as `read_safetensors`."""
-    return {name: place.shape for name, place in read_safetensors(path).items()}
-
-
-def misfit(wanted: Mapping[str, Shape], given: Mapping[str, Shape], *, exact: bool = True) -> str:
-    """What keeps tensors from being those that are wanted, the first of each kind by name; empty when nothing does.
-
-    Args:
-        exact: others must not be there.
-    """
-    problems = [f"{name} is missing" for name in sorted(wanted.keys() - given.keys())[:1]]
-    if exact:
-        problems += [f"{name} is not in the model" for name in sorted(given.keys() - wanted.keys())[:1]]
-    wrong = sorted(name for name in wanted.keys() & given.keys() if wanted[name] != given[name])
-    problems += [f"{name} is {given[name]}, the config wants {wanted[name]}" for name in wrong[:1]]
-    return "; ".join(problems)
 
 
 def _no_model(path: str | Path, why: str, hint: str) -> InputError:

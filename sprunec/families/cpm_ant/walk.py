@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sprunec.checkpoint.header import misfit
 from sprunec.checkpoint.lazy import StreamedWeight, with_parameters
-from sprunec.checkpoint.tensors import Tensors
+from sprunec.checkpoint.reader import Tensors
 from sprunec.errors import InputError
 from sprunec.families.cpm_ant.model import CPMAnt
-from sprunec.families.cpm_ant.shapes import misfit
 
 Inputs = Mapping[str, Tensor]
 BIAS, NORM, HEAD = "position_bias", "encoder.output_layernorm", "lm_head"

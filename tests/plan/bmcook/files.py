@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sprunec.bmcook.plans.flags import NO_FLAGS, Flags
 from sprunec.bmcook.plans.stages_to_plan import convert
 from sprunec.errors import Diagnostic
+from sprunec.plan.bmcook_flags import NO_FLAGS, Flags
 from sprunec.plan.source import Source, read_source
 from tests.runs import MODEL
 

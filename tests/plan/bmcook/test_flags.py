@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from sprunec.bmcook.plans.flags import SCRIPT, Flags
 from sprunec.cli import app
 from sprunec.errors import InputError
+from sprunec.plan.bmcook_flags import SCRIPT, Flags
 from sprunec.plan.open_plan import read_any
 from sprunec.plan.plan import check_plan
 from tests.plan.bmcook.files import CONFIG, FINE, bmcook, converted, said, write

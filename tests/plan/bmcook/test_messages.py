@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from sprunec.bmcook.plans.flags import Flags
 from sprunec.errors import InputError
+from sprunec.plan.bmcook_flags import Flags
 from sprunec.plan.open_plan import read_any
 from sprunec.plan.plan import check_plan
 from sprunec.plan.source import Source

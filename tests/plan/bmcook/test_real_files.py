@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sprunec.bmcook.plans.flags import Flags
+from sprunec.plan.bmcook_flags import Flags
 from sprunec.plan.model_config import read_config
 from sprunec.plan.plan import check_plan
 from tests.plan.bmcook.files import CONFIG, write

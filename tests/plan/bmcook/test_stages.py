@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sprunec.bmcook.plans.flags import Flags
+from sprunec.plan.bmcook_flags import Flags
 from sprunec.plan.source import Source
 from tests.plan.bmcook.files import COARSE, FINE, bmcook, converted, errors, said, write
 

@@ -1,4 +1,7 @@
-"""What BMCook's script took on its command line, by the same names; its OPTS move over unchanged."""
+"""All that plans know of BMCook: what its script took on its command line, and how its files look.
+
+The flags keep their names, so the script's OPTS move over unchanged. What the files say is read in `bmcook/`.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +31,20 @@ SCRIPT: Mapping[str, Any] = {
     "seed": 1234,
 }
 NO_EFFECT = "has no effect: "
+SECTIONS = ("distillation", "pruning", "quantization", "MoEfication")
+L0_SECTIONS = ("coarse-grained", "fine-grained")
+
+
+def is_bmcook(value: Mapping[str, Any]) -> bool:
+    """Tell whether a file has BMCook's sections and not a plan's."""
+    return any(name in value for name in SECTIONS) and "passes" not in value
+
+
+def kind_of(value: Mapping[str, Any]) -> str:
+    """Give the schema of one of BMCook's second files; empty for anything else."""
+    if any(name in value for name in L0_SECTIONS):
+        return "l0_pruning"
+    return "sprune" if isinstance(value.get("main"), dict) else ""
 
 
 def _flag(*names: str, help: str) -> Any:

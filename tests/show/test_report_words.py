@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from sprunec.show import results
+from sprunec.show import report_words
 from sprunec.show.page import tiles
-from sprunec.show.results import model_rows
+from sprunec.show.report_words import model_rows
 from tests.show.test_report import fake_report
 
 
@@ -31,19 +31,23 @@ def model(ratio: float, low: float, high: float) -> dict[str, Any]:
     ],
 )
 def test_a_ratio_is_shown_unless_its_spread_is_wider_than_its_difference(measured: Any, words: str) -> None:
-    assert results.ratio_words(model(*measured)) == words
+    assert report_words.ratio_words(model(*measured)) == words
 
 
 def test_what_was_not_measured_has_a_dash() -> None:
     for nothing in ({}, {"relative_speed": None}, {"relative_speed": {"ratio": 1.8, "low": 1.7}}):
-        assert [results.ratio_words(nothing), results.ratio_range(nothing), results.rate_range(nothing)] == ["-"] * 3
-    assert results.speed_lines({"models": {"dense": None, "small": {}}}) == []
+        assert [
+            report_words.ratio_words(nothing),
+            report_words.ratio_range(nothing),
+            report_words.rate_range(nothing),
+        ] == ["-"] * 3
+    assert report_words.speed_lines({"models": {"dense": None, "small": {}}}) == []
 
 
 def test_the_table_the_line_and_the_tile_say_the_same() -> None:
     report = fake_report()
     assert [row[-1] for row in model_rows(report)] == ["1.00 x", "as dense", "2.33 x"]
-    (line,) = results.speed_lines(report)
+    (line,) = report_words.speed_lines(report)
     assert line == (
         "speeds, quartiles over interleaved rounds: dense 19,287 to 23,573 tokens/s; masked 0.91 to 1.04 x dense; "
         "small 2.10 to 2.50 x dense"

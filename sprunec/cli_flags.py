@@ -1,4 +1,4 @@
-"""The flags of BMCook's script as options of our commands: declared in `plan.bmcook.flags`, handed over as one."""
+"""The flags of BMCook's script as options of our commands: declared in `plan.bmcook_flags`, handed over as one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sprunec.bmcook.plans.flags import NO_EFFECT, Flags, option
+from sprunec.plan.bmcook_flags import NO_EFFECT, Flags, option
 
 PANEL = "Flags of BMCook's script, by their names"
 

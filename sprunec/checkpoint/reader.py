@@ -6,16 +6,16 @@ fails, or a file has become shorter meanwhile, a read says so, and a map would e
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sprunec.checkpoint.dtypes import FIX_NUMBERS, FLOATS, NAMES, dtype_refusal
-from sprunec.checkpoint.headers import read_places, unreadable
-from sprunec.checkpoint.safetensors_file import SIZES, Shape, Stored
+from sprunec.checkpoint.dtypes import FIX_NUMBERS, FLOATS, NAMES, SAVE_AS
+from sprunec.checkpoint.header import Header, read_places
+from sprunec.checkpoint.safetensors_file import SIZES, Shape, Stored, unreadable
 from sprunec.checkpoint.torch_file import load_torch, reason
 from sprunec.durable import read_into
 from sprunec.errors import InputError, is_disk
@@ -24,32 +24,21 @@ DTYPES: dict[str, torch.dtype] = {word: getattr(torch, NAMES[word]) for word in 
 FLOATING = frozenset(getattr(torch, name) for name in FLOATS)  # what is looked at for NaN
 
 
-class Tensors(Mapping[str, Tensor]):
+class Tensors(Header, Mapping[str, Tensor]):
     """Names to tensors on the CPU, in their own dtype; shapes and dtypes are known without reading.
 
     Each time that one is asked for, all of it is read; whoever wants its size, or a part, asks for that.
     """
 
-    def __init__(self, places: Mapping[str, Stored | Tensor]) -> None:
-        self._places = dict(places)
-        self._strided: tuple[str, Tensor] | None = None
+    _strided: tuple[str, Tensor] | None = None
 
     def __getitem__(self, name: str) -> Tensor:
-        place = self._places[name]
+        place = self.places[name]
         return place if isinstance(place, Tensor) else _read(place)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._places  # a Mapping's own would read it
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
-
-    def __len__(self) -> int:
-        return len(self._places)
 
     def copy(self, name: str) -> Tensor:
         """The tensor, in memory of its own: it may be written to."""
-        place = self._places[name]
+        place = self.places[name]
         return place.clone() if isinstance(place, Tensor) else _read(place)
 
     def rows(self, name: str, kept: Sequence[int], room: Tensor | None = None) -> Tensor:
@@ -58,10 +47,10 @@ class Tensors(Mapping[str, Tensor]):
         Args:
             room: where the copy may go, (len(kept) or more, ...) of the tensor's dtype.
         """
-        place = self._places[name]
+        place = self.places[name]
         if isinstance(place, Tensor) or place.strides is not None:
             return self._whole(name).index_select(0, torch.tensor(kept, dtype=torch.long))
-        found = torch.empty((len(kept), *place.shape[1:]), dtype=DTYPES[place.dtype]) if room is None else room
+        found = torch.empty((len(kept), *place.shape[1:]), dtype=_dtype(place)) if room is None else room
         found = found[: len(kept)]
         if found.numel():  # what follows each other is read at once
             width = place.nbytes // place.shape[0]
@@ -77,39 +66,36 @@ class Tensors(Mapping[str, Tensor]):
         return last[1]
 
     def shape(self, name: str) -> Shape:
-        return tuple(self._places[name].shape)
+        return tuple(self.places[name].shape)
 
     def dtype(self, name: str) -> torch.dtype:
-        place = self._places[name]
-        return place.dtype if isinstance(place, Tensor) else DTYPES[place.dtype]
-
-    def shapes(self) -> dict[str, Shape]:
-        return {name: self.shape(name) for name in self._places}
-
-    def dtypes(self) -> dict[str, str]:
-        """In torch's words."""
-        return {name: str(self.dtype(name)).removeprefix("torch.") for name in self._places}
-
-    @property
-    def from_headers(self) -> bool:
-        """Whether the files' headers told of all of them: what only torch can read is in memory."""
-        return not any(isinstance(place, Tensor) for place in self._places.values())
+        place = self.places[name]
+        return place.dtype if isinstance(place, Tensor) else _dtype(place)
 
     def only(self, names: Iterable[str]) -> Tensors:
         """Those of `names` that are here."""
-        return Tensors({name: self._places[name] for name in names if name in self._places})
+        return Tensors({name: self.places[name] for name in names if name in self.places})
 
     def renamed(self, names: Mapping[str, str]) -> Tensors:
         """Those that are keys of `names`, by their values."""
-        return Tensors({new: self._places[old] for old, new in names.items() if old in self._places})
+        return Tensors({new: self.places[old] for old, new in names.items() if old in self.places})
 
 
 def _read(place: Stored) -> Tensor:
     """Of a tensor with strides what lies between its entries, too."""
-    entries = torch.empty(place.extent // SIZES[place.dtype], dtype=DTYPES[place.dtype])
+    dtype = _dtype(place)
+    entries = torch.empty(place.extent // dtype.itemsize, dtype=dtype)
     if entries.numel():
         read_into(place.file, [(place.start, place.start + place.extent)], _memory(entries))
     return entries.view(place.shape) if place.strides is None else entries.as_strided(place.shape, place.strides)
+
+
+def _dtype(place: Stored) -> torch.dtype:
+    """Raises InputError for a dtype that no weights have."""
+    if place.dtype not in DTYPES:
+        message = f"a tensor in it is {NAMES.get(place.dtype, place.dtype)}, and weights are floats"
+        raise InputError.at(place.file, message, SAVE_AS, code="checkpoint-dtype")
+    return DTYPES[place.dtype]
 
 
 def _memory(tensor: Tensor) -> memoryview:
@@ -136,13 +122,6 @@ def open_tensors(path: Path) -> Tensors:
         InputError: a file is missing or damaged, or holds anything but named tensors.
     """
     return Tensors(read_places(path, _in_torch))
-
-
-def check_dtypes(path: Path, tensors: Tensors, weights: Collection[str] = ()) -> None:
-    """Raises InputError where `weights`, the tensors that a model takes, are no floats, or it is quantised."""
-    told = dtype_refusal(tensors.dtypes(), weights)
-    if told is not None:
-        raise InputError.at(path, *told, code="checkpoint-dtype")
 
 
 def _in_torch(path: Path) -> Mapping[str, Tensor]:
@@ -184,8 +163,3 @@ def read_state(path: Path) -> dict[str, Tensor]:
     """
     tensors = open_tensors(path)
     return {name: tensors.copy(name) for name in tensors}
-
-
-def read_shapes(path: Path) -> dict[str, Shape]:
-    """Names and shapes, from headers alone."""
-    return open_tensors(path).shapes()

@@ -1,0 +1,73 @@
+"""What the data pass does with a CPM-Live set: see which records are of use, and keep only where they lie."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sprunec.bmcook.data.records import Index, Limits, Status, make_index
+from sprunec.bmcook.data.sets import read_set
+from sprunec.bmcook.data.stream import PROMPT_TABLE, save_live_data
+from sprunec.errors import InputError
+
+if TYPE_CHECKING:
+    from sprunec.passes.job import Job
+
+
+def read_sets(job: Job, held_out: float | Path) -> dict[str, Any]:
+    """Index the training part and the held-out part; the metrics of the pass."""
+    options = job.options
+    room = options["max_length"] - options["prompt_length"]
+    limits = Limits(room, options["vocab_size"], options["prompt_types"], options["segment_types"])
+    index = _index(job, "paths", limits)
+    if isinstance(held_out, Path):
+        parts = {"train": (index, "paths"), "held_out": (_index(job, "held_out", limits), "held_out")}
+    else:
+        cut = _cut(index, held_out)
+        parts = {"train": (index[:cut], "paths"), "held_out": (index[cut:], "paths")}
+    for name, (part, role) in parts.items():
+        _check_part(job, name, part, job.files[role][0].parent)
+    save_live_data(job.out, parts, {"order": options["order"], "packed_prompts": options["packed_prompts"]})
+    return _counts({name: part for name, (part, _) in parts.items()})
+
+
+def _index(job: Job, role: str, limits: Limits) -> Index:
+    return make_index(read_set(job.files[role][0].parent, job.options.get("block_size")), limits)
+
+
+def _used(index: Index) -> Index:
+    used: Index = index[index["status"] == Status.USED]
+    return used
+
+
+def _cut(index: Index, share: float) -> int:
+    """The row from which on the last share of the records in use is held out, one of them at least."""
+    used = (index["status"] == Status.USED).nonzero()[0]
+    kept = len(used) - max(1, round(len(used) * share))
+    return int(used[kept]) if kept >= 1 else len(index)
+
+
+def _check_part(job: Job, name: str, index: Index, folder: Path) -> None:
+    used = _used(index)
+    if not len(used):
+        message = f"none of the {len(index)} records of the {name} part can be used"
+        raise InputError.at(folder, message, "give a larger set, or a larger data.max_length")
+    words = (int(used["task"].max()) + 1) * job.options["prompt_length"]
+    if job.options["packed_prompts"] != PROMPT_TABLE and words > job.options["vocab_size"]:
+        message = f"prompt ids up to {words - 1} are looked up among {job.options['vocab_size']} words"
+        raise InputError.at(folder, message, f'set data.packed_prompts to "{PROMPT_TABLE}"')
+
+
+def _counts(parts: dict[str, Index]) -> dict[str, Any]:
+    unused = {
+        status.name.lower(): sum(int((index["status"] == status).sum()) for index in parts.values())
+        for status in Status
+        if status != Status.USED
+    }
+    return {
+        "records": sum(len(index) for index in parts.values()),
+        "dropped": sum(unused.values()),
+        "training_tokens": int(_used(parts["train"])["tokens"].sum()),
+        "held_out_tokens": int(_used(parts["held_out"])["tokens"].sum()),
+        **unused,
+    }

@@ -1,0 +1,112 @@
+"""An opened checkpoint: names, shapes, dtypes and places of its tensors, from its files' headers; needs no torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from sprunec.checkpoint.dtypes import NAMES
+from sprunec.checkpoint.layouts import check_index, is_index, weight_files
+from sprunec.checkpoint.pt_header import Unknown, read_pt
+from sprunec.checkpoint.safetensors_file import Shape, Stored, check_kind, read_safetensors
+from sprunec.errors import InputError
+
+Place = Any  # `Stored`, or the torch.Tensor itself where only torch could read its file
+
+
+class Header(Collection[str]):
+    """The names of a checkpoint's tensors, and what is known of them without reading any."""
+
+    def __init__(self, places: Mapping[str, Place]) -> None:
+        self.places = dict(places)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.places
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.places)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the files' headers told of all tensors: what only torch can read is in memory."""
+        return all(isinstance(place, Stored) for place in self.places.values())
+
+    def shapes(self) -> dict[str, Shape]:
+        return {name: tuple(place.shape) for name, place in self.places.items()}
+
+    def dtypes(self) -> dict[str, str]:
+        """In torch's words."""
+        words = {name: str(place.dtype).removeprefix("torch.") for name, place in self.places.items()}
+        return {name: NAMES.get(word, word) for name, word in words.items()}
+
+
+def open_header(path: Path) -> Header | None:
+    """Open a checkpoint without torch; None where only torch can read a file. Raises as `read_places`."""
+    try:
+        return Header(read_places(path, _only_torch))
+    except Unknown:
+        return None
+
+
+def _only_torch(path: Path) -> NoReturn:
+    raise Unknown(str(path))
+
+
+def read_places(path: Path, otherwise: Callable[[Path], Mapping[str, Place]]) -> dict[str, Place]:
+    """Find every tensor of a checkpoint file, of an index, or of a directory that holds one.
+
+    Args:
+        otherwise: reads what torch has saved in a way that is not known here.
+
+    Raises:
+        InputError: a file is missing or damaged, or is something else, or the index says otherwise.
+    """
+    files = weight_files(path)
+    index = files.pop(0) if is_index(files[0]) else None
+    found = {file: _places_in(file, otherwise) for file in files}
+    if index is not None:
+        check_index(index, found)
+    return {name: place for places in found.values() for name, place in places.items()}
+
+
+def _places_in(file: Path, otherwise: Callable[[Path], Mapping[str, Place]]) -> Mapping[str, Place]:
+    if not os.path.exists(file):
+        there = os.path.realpath(file) if file.is_symlink() else file  # the store links to the user's own
+        raise InputError.at(there, "there is no such file", "give the path of a checkpoint", code="missing-file")
+    try:
+        check_kind(file)
+        return read_safetensors(file) if file.suffix == ".safetensors" else read_pt(file)
+    except Unknown:
+        return otherwise(file)
+    except OSError as error:
+        raise InputError.of_disk(file, error) from error
+
+
+def misfit(wanted: Mapping[str, Shape], given: Mapping[str, Shape], *, exact: bool = True) -> str:
+    """Say what keeps tensors from being those that are wanted, the first of each kind; empty when nothing does.
+
+    Args:
+        exact: others must not be there.
+    """
+    wrong = [name for name in wanted if name in given and given[name] != wanted[name]]
+    missing = [name for name in wanted if name not in given]
+    extra = [name for name in given if exact and name not in wanted]
+    told = []
+    if wrong:
+        shapes = f"{list(given[wrong[0]])} and the config says {list(wanted[wrong[0]])}"
+        told.append(f"{wrong[0]} is {shapes}{_more(wrong, ' differ')}")
+    if missing:
+        told.append(f"no tensor {missing[0]}{_more(missing)}")
+    if extra:
+        told.append(f"{extra[0]}{_more(extra)} is not in the model")
+    return "; ".join(told)
+
+
+def _more(names: list[str], verb: str = "") -> str:
+    and_ = "" if verb else "and "
+    return f" ({and_}{len(names) - 1} more{verb})" if len(names) > 1 else ""
