@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sprunec.data.batches import IGNORED, Batch
 from sprunec.engines.auxiliary import AuxiliaryLoss, Learner
 from sprunec.engines.checkpoints import Saves
-from sprunec.engines.nonfinite import MOST_SKIPS, Skips, accident, non_finite, what_is_wrong
+from sprunec.engines.nonfinite import MOST_SKIPS, Skips, non_finite, non_finite_step, what_is_wrong
 from sprunec.engines.training import Training
 from sprunec.errors import PassError
 from sprunec.interrupts import postponed
@@ -28,13 +28,13 @@ Report = Callable[[dict[str, Any]], None]
 
 
 def language_model_loss(model: nn.Module, batch: Batch) -> Tensor:
-    """The sum of the cross entropy in nats over the batch's targets."""
+    """Sum the cross entropy in nats over the batch's targets."""
     logits, _ = model(**batch.inputs)
     return cross_entropy(logits, batch)
 
 
 def cross_entropy(logits: Tensor, batch: Batch) -> Tensor:
-    """The sum in nats over the batch's targets, of logits (B, N, V)."""
+    """Sum the cross entropy in nats over the batch's targets, of logits (B, N, V)."""
     return F.cross_entropy(logits.flatten(0, 1).float(), batch.targets.flatten(), ignore_index=IGNORED, reduction="sum")
 
 
@@ -79,7 +79,7 @@ def fit(
             batch = batches(first_step + step)
             event, wrong = trainer.step(step, batch)
             if wrong is not None:
-                raise accident(wrong, first_step + step, batch, saves.last if saves is not None else None)
+                raise non_finite_step(wrong, first_step + step, batch, saves.last if saves is not None else None)
             report(event)
             if saves is not None:
                 saves.after_step(step + 1, training.steps, lambda event=event: trainer.state(event))  # type: ignore[misc]
@@ -119,7 +119,7 @@ class Trainer:
         return self.load(saved) if saved is not None else (0, {})
 
     def step(self, step: int, batch: Batch) -> tuple[dict[str, Any], str | None]:
-        """One update, or none: a step whose loss or gradients are not finite moves nothing but the loss scale.
+        """Make one update, or none: a step whose loss or gradients are not finite moves nothing but the loss scale.
 
         Args:
             batch: the global one, wherever it lies.
@@ -173,14 +173,14 @@ class Trainer:
         return dict(zip(totals, self.world.total(list(totals.values())), strict=True))
 
     def _wrong(self, loss: float, norm: float) -> str | None:
-        """Why to stop at a step that is not finite; None: fp16 leaves it out."""
+        """Say why to stop at a step that is not finite; None: fp16 leaves it out."""
         if self.driver.scaled and self.skips.in_a_row + 1 < MOST_SKIPS:
             return None
         times = f" {MOST_SKIPS} times in a row, for the last time" if self.driver.scaled else ""
         return what_is_wrong(loss, norm) + times
 
     def _update(self, finite: bool, rate: float, norm: float, scale: float) -> dict[str, Any]:
-        """Clip, step, forget the gradients; returns what fp16 adds to the event."""
+        """Clip, step, forget the gradients; return what fp16 adds to the event."""
         if finite:
             self.learner.backward(1.0 / scale)
             self.driver.step(rate, norm)
@@ -189,19 +189,19 @@ class Trainer:
         return self.skips.event(finite, scale) if self.driver.scaled else {}
 
     def check_end(self) -> None:
-        """Raises PassError if nothing was trained, or what was is not finite."""
+        """Raise PassError if nothing was trained, or what was is not finite."""
         if self.skips.total >= self.training.steps:
-            words = "in fp16 no step had finite gradients, so nothing was trained"
-            raise PassError(f"{words}; lower loss_scale, or choose precision bf16 or fp32")
+            message = "in fp16 no step had finite gradients, so nothing was trained"
+            raise PassError(f"{message}; lower loss_scale, or choose precision bf16 or fp32")
         self.check_weights("in the last step")
 
     def check_weights(self, when: str) -> None:
-        """Raises PassError if what was trained, with what learned beside it, is not finite."""
+        """Raise PassError if what was trained, with what learned beside it, is not finite."""
         if not self.driver.finite() or non_finite(self._beside()):
             raise PassError(f"weights became NaN or infinite {when}; lower the learning rate, or clip gradients")
 
     def state(self, event: dict[str, Any]) -> dict[str, Any]:
-        """Everything that the steps after `event` depend on; noise and data follow from the step's number.
+        """Return everything that the steps after `event` depend on; noise and data follow from the step's number.
 
         Raises:
             PassError: a weight is not finite; the save before is the last good one.
@@ -220,7 +220,7 @@ class Trainer:
         return {"companion": self.learner.state(), "objective": auxiliary}
 
     def load(self, state: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-        """The steps that are done, and the last one's event."""
+        """Go on from a save; return the steps that are done, and the last one's event."""
         self.driver.load(state)
         self.skips = Skips(**state["skips"])
         self.learner.load(state["companion"])

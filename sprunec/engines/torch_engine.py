@@ -36,9 +36,9 @@ class TorchEngine:
 
     Attributes:
         place: the device of this rank's tensors, and the precision of products.
-        full: every rank keeps a part of the model (FSDP2), not all of it (DDP).
+        full: every rank keeps a shard of the model (FSDP2), not all of it (DDP).
         recompute: blocks keep their inputs only, and compute what is inside them again in the backward pass.
-        offload: with `full`, parts and moments stay in the memory of the CPU.
+        offload: with `full`, shards and moments stay in the memory of the CPU.
     """
 
     place: Place
@@ -113,7 +113,7 @@ class TorchDriver:
     def part(self, last: bool) -> Iterator[None]:
         """Surround the forward and backward pass of a part of this rank's sequences; `last`: gradients are then whole.
 
-        With parts of weights on each rank, those of gradients are added at once: whole ones are large.
+        With shards of weights on each rank, those of gradients are added at once: whole ones are large.
         """
         if self.copies is not None and not last:
             with self.copies.no_sync():
@@ -153,7 +153,7 @@ class TorchDriver:
         """Clip to what the training says, given the norm before, and move; held weights stay zero."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-            if self.training.clip_grad is not None:  # a group's tensors are all in parts, or all whole
+            if self.training.clip_grad is not None:  # a group's tensors are all sharded, or all whole
                 nn.utils.clip_grads_with_norm_(group["params"], self.training.clip_grad, torch.tensor(norm))
         self.optimizer.step()
         if self.hold is not None:
@@ -172,7 +172,7 @@ class TorchDriver:
     def state(self) -> dict[str, Any]:
         """Return weights, moments and loss scale, as `load` takes them.
 
-        Plain tensors, of which rank 0's are written; or as `shards`, by name, each rank's parts (DTensors), which are
+        Plain tensors, of which rank 0's are written; or as `shards`, by name, each rank's shards (DTensors), which are
         written to a folder, and whose place `load` is then given instead.
         """
         moments, scaler = one_group(self.optimizer.state_dict()), self.loss_scale.state_dict()
@@ -196,7 +196,7 @@ class TorchDriver:
         self.loss_scale.load_state_dict(state["scaler"])
 
     def _read(self, state: Mapping[str, Any]) -> dict[str, Any]:
-        """Read the state of a folder of parts, as this world parts it."""
+        """Read the state of a folder of shards, as this world shards it."""
         from sprunec.engines.shards import read_shards, shard_sizes
 
         here, parameters, found = self.model.state_dict(), self._parameters(), {}

@@ -161,7 +161,7 @@ def test_fp16_halves_its_scale_at_a_step_that_is_left_out(double: None) -> None:
 
 def test_parts_of_another_engine_are_named_and_not_read(double: None) -> None:
     driver = BMTrainEngine(PLACE).drive(tiny_model(), Training.of(OPTIONS | {"optimizer": "adam"}))
-    with pytest.raises(PassError, match="step-7 is in parts of FSDP2"):
+    with pytest.raises(PassError, match="step-7 is in shards of FSDP2"):
         driver.load({"shards": Path("step-7")})
 
 
