@@ -181,8 +181,8 @@ def make_data(
     ],
     out: Annotated[Path, typer.Option(help="The directory to make.", show_default=False)],
     vocab: Annotated[Path, typer.Option(help="The vocabulary file, one piece a line.", show_default=False)],
-    prompt_length: Annotated[int, typer.Option(min=1, help="Prompt columns of the model.")] = 32,
-    max_length: Annotated[int, typer.Option(min=1, help="Columns of a row, the prompt's among them.")] = 1024,
+    prompt_length: Annotated[int, typer.Option(min=1, help="Prompt positions of the model.")] = 32,
+    max_length: Annotated[int, typer.Option(min=1, help="Positions of a sequence, the prompt's among them.")] = 1024,
     seed: Annotated[int, typer.Option(min=0, help="Of the choice between filling in and going on.")] = 1234,
     quiet: Annotated[bool, typer.Option(help="No progress.")] = False,
     as_json: Json = False,
@@ -205,9 +205,9 @@ def make_data(
     if as_json:
         print_json({"directory": str(out), **asdict(made)})
         return
-    words = f"{made.documents:,} documents, {made.records:,} records, {made.tokens:,} tokens; left out: "
-    words += f"{made.tails:,} pieces of under 32 tokens, {made.unknown:,} unknown tokens"
-    Console().print(f"{out}: {words}", markup=False, highlight=False, soft_wrap=True)
+    summary = f"{made.documents:,} documents, {made.records:,} records, {made.tokens:,} tokens; left out: "
+    summary += f"{made.tails:,} pieces of under 32 tokens, {made.unknown:,} unknown tokens"
+    Console().print(f"{out}: {summary}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()

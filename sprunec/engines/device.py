@@ -32,14 +32,24 @@ class Place:
         Raises:
             InputError: the device is not here, or all processes would share it.
         """
+        cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
         if world is not None and world.size > 1:
-            device = _for_rank(device, world.local_rank)
-        chosen = _best() if device == "auto" else device
-        if not _is_here(torch.device(chosen)):
-            raise InputError.in_option(
-                "/engine/device", f"device {device} is not on this machine", 'use "auto" or "cpu"'
-            )
-        return cls(torch.device(chosen), DTYPES[precision])
+            if device.startswith("cuda:") or device == "mps":
+                message = f"device {device} is one, and several processes train"
+                hint = 'write "device": "cuda": each process takes its own'
+                raise InputError.in_option("/engine/device", message, hint)
+            if device != "cpu" and cuda:
+                device = f"cuda:{world.local_rank}"
+            elif device == "auto":
+                device = "cpu"
+        elif device == "auto":
+            device = "cuda" if cuda else "mps" if mps else "cpu"
+        found = torch.device(device)
+        has_index = found.index is None or found.index < torch.cuda.device_count()
+        if not {"cuda": cuda and has_index, "mps": mps}.get(found.type, True):
+            message = f"device {device} is not on this machine"
+            raise InputError.in_option("/engine/device", message, 'use "auto" or "cpu"')
+        return cls(found, DTYPES[precision])
 
     @contextlib.contextmanager
     def precision(self) -> Iterator[None]:
@@ -47,7 +57,7 @@ class Place:
             yield
 
     def memory(self, processes: int) -> float:
-        """Bytes for each of so many processes: of its GPU, or its share of the machine's."""
+        """Return bytes for each of so many processes: of its GPU, or its share of the machine's."""
         if self.device.type == "cuda":
             return float(torch.cuda.get_device_properties(self.device).total_memory)
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / processes
@@ -55,24 +65,3 @@ class Place:
     def synchronize(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-
-
-def _for_rank(device: str, local_rank: int) -> str:
-    if device.startswith("cuda:") or device == "mps":
-        message = f"device {device} is one, and several processes train"
-        raise InputError.in_option("/engine/device", message, 'write "device": "cuda": each process takes its own')
-    if device == "cpu" or not torch.cuda.is_available():
-        return device if device != "auto" else "cpu"
-    return f"cuda:{local_rank}"
-
-
-def _is_here(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.is_available() and (device.index is None or device.index < torch.cuda.device_count())
-    return device.type != "mps" or torch.backends.mps.is_available()
-
-
-def _best() -> str:
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def print_json(document: Any) -> None:
-    sys.stdout.write(strict_json(document) + "\n")
+    print(strict_json(document), flush=True)  # the process may be ended right after
 
 
 def diagnostics_document(found: Sequence[Diagnostic]) -> dict[str, Any]:
@@ -63,7 +62,7 @@ def print_failure(error: BaseException, folder: Path | None) -> None:
     if report is None:
         print_json(diagnostics_document([finding]))
     else:
-        sys.stdout.write(report + "\n")
+        print(report, flush=True)
 
 
 def _report_text(folder: Path, wanted: Mapping[str, str]) -> str | None:
