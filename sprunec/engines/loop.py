@@ -116,7 +116,14 @@ class Trainer:
         """
         if self.world.size > 1:
             self.learner.load(self.world.broadcast(self.learner.state()))
-        return self.load(saved) if saved is not None else (0, {})
+        if saved is None:
+            return 0, {}
+        self.driver.load(saved)
+        self.skips = Skips(**saved["skips"])
+        self.learner.load(saved["companion"])
+        if self.auxiliary is not None:
+            self.auxiliary.load(saved["objective"])
+        return saved["event"]["step"], saved["event"]
 
     def step(self, step: int, batch: Batch) -> tuple[dict[str, Any], str | None]:
         """Make one update, or none: a step whose loss or gradients are not finite moves nothing but the loss scale.
@@ -218,12 +225,3 @@ class Trainer:
         """Collect the state of what learns beside the weights, by the names that saves have for it."""
         auxiliary = self.auxiliary.state() if self.auxiliary is not None else None
         return {"companion": self.learner.state(), "objective": auxiliary}
-
-    def load(self, state: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-        """Go on from a save; return the steps that are done, and the last one's event."""
-        self.driver.load(state)
-        self.skips = Skips(**state["skips"])
-        self.learner.load(state["companion"])
-        if self.auxiliary is not None:
-            self.auxiliary.load(state["objective"])
-        return state["event"]["step"], state["event"]
