@@ -23,6 +23,7 @@ import torch.distributed as dist
 from models import TRAINING, model_of
 from torch import Tensor
 
+from sprunec.data.compared import random_batch
 from sprunec.engines.device import Place
 from sprunec.engines.distributed import ProcessGroup
 from sprunec.engines.loop import fit
@@ -33,7 +34,6 @@ from sprunec.engines.world import World
 from sprunec.families.cpm_ant.blocks import build, initialize
 from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.families.model_directory import load_model, save_model
-from sprunec.passes.looks import random_batch
 from sprunec.plan.scale import Cost, Setting, cost
 
 MODES = {"one process": (1, False), "DDP": (2, False), "FSDP2": (2, True)}

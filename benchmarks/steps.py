@@ -17,6 +17,7 @@ import torch
 from models import TRAINING, model_of
 
 from sprunec.data.batches import Batch
+from sprunec.data.compared import random_batch
 from sprunec.engines.device import Place
 from sprunec.engines.loop import fit
 from sprunec.engines.torch_engine import TorchEngine
@@ -28,7 +29,6 @@ from sprunec.masks.budgets import make_budgets
 from sprunec.masks.lagrangian import Lagrangian
 from sprunec.masks.learn import GateLearner, start_from
 from sprunec.masks.unit_counts import gate_units, unit_sizes
-from sprunec.passes.looks import random_batch
 from sprunec.rewrite.gating import insert_gates
 from sprunec.rewrite.trace import trace_blocks
 

@@ -146,7 +146,7 @@ def convert(
     debug: Debug = False,
 ) -> None:
     """Print BMCook's files as one native plan; its relative paths are the current directory's, or those of -o FILE."""
-    from sprunec.plan.convert import convert_plan, plan_text
+    from sprunec.bmcook.plans.convert import convert_plan, plan_text
 
     with reporting(as_json, f"converting {bmcook}"):
         document, found = convert_plan(bmcook, seconds or (), flags, output)

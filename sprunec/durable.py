@@ -35,7 +35,7 @@ def naming(path: Path, needed: int | None = None) -> Iterator[None]:
 
 
 def _name(error: OSError, path: Path, needed: int | None) -> None:
-    """Whoever opened a link is told of the file behind it."""
+    """Name the file; whoever opened a link is told of the file behind it."""
     if error.errno is None or error.filename not in (None, path, str(path)):
         return
     error.filename = os.path.realpath(path) if path.is_symlink() else str(path)
@@ -44,7 +44,7 @@ def _name(error: OSError, path: Path, needed: int | None) -> None:
 
 
 def read_file(path: Path) -> str:
-    """The text of a file in UTF-8.
+    """Read the text of a file in UTF-8.
 
     Raises:
         OSError: it cannot be read; says which it is.
@@ -119,7 +119,7 @@ def put_in_place(aside: Path, path: Path) -> None:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """The whole file or the old one, whatever happens meanwhile; a link in its place is replaced, not followed.
+    """Put the whole file there, or leave the old one; a link in its place is replaced, not followed.
 
     Raises:
         OSError: it cannot be written; what was at `path` is as it was, and nothing is left aside.

@@ -81,7 +81,7 @@ class InputError(SprunecError):
 
     @classmethod
     def at(cls, file: object, message: str, hint: str = "", code: str = "bad-input") -> InputError:
-        """An error about a whole file; a message is cut short that repeats what a file holds at any length."""
+        """Make an error about a whole file; cut a message short that repeats what a file holds at any length."""
         if len(message) > LONGEST_MESSAGE:
             message = message[: LONGEST_MESSAGE - 3] + "..."
         return cls(Diagnostic(code=code, message=message, hint=hint, file=str(file)))
@@ -95,24 +95,24 @@ class InputError(SprunecError):
     def of_disk(
         cls, file: object, error: OSError, what: str = "the file cannot be read", code: str = "unreadable"
     ) -> InputError:
-        """An error about a file that the disk does not give, or take: the system's words, and what to do."""
+        """Make an error about a file that the disk does not give, or take: the system's words, and what to do."""
         message, remedy = _told(error, file)
         return cls.at(file, f"{what}: {message}", remedy, code)
 
 
 def is_disk(error: BaseException) -> TypeGuard[OSError]:
-    """Whether the disk is what failed, and not a reader on what the disk gave."""
+    """Tell whether the disk is what failed, and not a reader on what the disk gave."""
     return isinstance(error, OSError) and error.errno in REMEDIES
 
 
 def disk_words(error: OSError, place: object = "") -> str:
-    """As `remedied`, with the file that it went wrong with, or else `place`, in front."""
+    """Say the same as `remedied`, with the file that it went wrong with, or else `place`, in front."""
     file = error.filename2 or error.filename or place  # of a file and its new name or its copy the second
     return f"{file}: {remedied(error, place)}" if file else remedied(error)
 
 
 def remedied(error: OSError, place: object = "") -> str:
-    """What went wrong with a file, how much room it needed and there is, and what to do about it."""
+    """Say what went wrong with a file, how much room it needed and there is, and what to do about it."""
     return "; ".join(part for part in _told(error, place) if part)
 
 
@@ -123,7 +123,7 @@ def _told(error: OSError, place: object) -> tuple[str, str]:
 
 
 def _room(error: OSError, file: str) -> list[str]:
-    """What is free where a file did not fit; nothing where that cannot be told."""
+    """Say what is free where a file did not fit; nothing where that cannot be told."""
     if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not file:
         return []
     place = os.path.abspath(file)
@@ -176,33 +176,12 @@ class FormError(PassError):
 
 
 class ComparisonError(SprunecError):
-    """The masked and the rewritten model disagree by more than the tolerance.
+    """Two models that should compute the same disagree by more than the tolerance.
 
     Args:
-        metrics: max_abs_difference, tolerance and tokens of the comparison.
+        metrics: of the comparison.
     """
 
-    def __init__(self, metrics: dict[str, Any]) -> None:
+    def __init__(self, message: str, metrics: dict[str, Any]) -> None:
+        super().__init__(message)
         self.metrics = metrics
-        if "form" in metrics:
-            super().__init__(
-                f"the form {metrics['form']} differs from the model it was made of by "
-                f"{metrics['max_abs_difference']:.3g} on {metrics['tokens']} tokens, the tolerance of "
-                f"{metrics['dtype']} is {metrics['tolerance']:.3g}; it is not emitted"
-            )
-            return
-        difference, limit, where = metrics["max_abs_difference"], metrics["tolerance"], "float64"
-        if difference <= limit:
-            difference, limit, where = metrics["float32_difference"], metrics["float32_tolerance"], "float32"
-        if difference <= limit:
-            super().__init__(
-                f"block {metrics['worst_block']} of the rewritten model gives hidden states that are "
-                f"{metrics['worst_block_difference']:.3g} from the masked one's for the same input, the tolerance is "
-                f"{metrics['worst_block_tolerance']:.3g}; nothing is emitted"
-            )
-            return
-        super().__init__(
-            f"the rewritten model differs from the masked one by {difference:.3g} in {where} arithmetic on "
-            f"{metrics['tokens']} tokens, the tolerance is {limit:.3g}; most in block {metrics['worst_block']}; "
-            "nothing is emitted"
-        )

@@ -116,7 +116,7 @@ _KEYS: tuple[tuple[str, str], ...] = (
 
 
 def foreign(path: Path, wanted: str, fine: Collection[str], hints: Mapping[str, str]) -> InputError | None:
-    """The error for a file that cannot be read or is of another kind than its place wants; None where it may be it.
+    """Make the error for a file that cannot be read or is of a kind that its place cannot be; None where it may be it.
 
     Args:
         wanted: what the place is for, with an article.
@@ -133,14 +133,14 @@ def foreign(path: Path, wanted: str, fine: Collection[str], hints: Mapping[str, 
 
 
 def unlike(path: Path, kind: str, wanted: str, hints: Mapping[str, str]) -> InputError:
-    """As `foreign`, of a kind that is known."""
+    """Make the error of `foreign` for a kind that is known."""
     hint = hints.get(kind) or KINDS[kind].remedy or hints.get("", "")
     code = "not-utf8" if kind.startswith("utf") else "foreign-file"
     return InputError.at(path, f"this is {KINDS[kind].words}, not {wanted}", hint, code=code)
 
 
 def binary_kind(path: Path) -> str | None:
-    """As `file_kind`, for whatever its first bytes tell for certain; None for text, and for what is not known.
+    """Tell the kind where first bytes tell it for certain; None for text, and for what is not known.
 
     Raises:
         OSError: it cannot be read.
@@ -165,7 +165,7 @@ def binary_kind(path: Path) -> str | None:
 
 
 def _text_kind(head: bytes) -> str | None:
-    """Of text that tells by its first words or by its zeros what it is."""
+    """Tell text that shows by its first words or by its zeros what it is."""
     opening = head.removeprefix(codecs.BOM_UTF8).lstrip()
     if _HTML.match(opening):
         return "html"
@@ -180,7 +180,7 @@ def _text_kind(head: bytes) -> str | None:
 
 
 def file_kind(path: Path) -> str:
-    """What a file is: a key of `KINDS`.
+    """Tell what a file is: a key of `KINDS`.
 
     Raises:
         OSError: it cannot be read.
@@ -195,7 +195,7 @@ def file_kind(path: Path) -> str:
 
 
 def _is_text(head: bytes) -> bool:
-    """UTF-8, the last character perhaps cut off, without bytes that no text has."""
+    """Tell whether it is UTF-8, the last character perhaps cut off, without bytes that no text has."""
     try:
         codecs.getincrementaldecoder("utf-8")().decode(head, final=len(head) < HEAD)
     except UnicodeDecodeError:
@@ -227,7 +227,7 @@ def _first(path: Path) -> bytes:
 
 
 def _json_kind(path: Path) -> str:
-    """Of what begins like JSON: plain text, where it does not go on like that."""
+    """Tell what begins like JSON: plain text, where it does not go on like that."""
     if path.stat().st_size > LARGEST_JSON:
         return "json"
     with naming(path):

@@ -27,7 +27,7 @@ ANY_TEXT = TEXT | MARKUP
 def read_text(
     path: Path, wanted: str, fine: Collection[str] = TEXT, hints: Hints = NO_HINTS, largest: int | None = None
 ) -> str:
-    """A whole file.
+    """Read a whole file.
 
     Args:
         wanted: what the file should be, with an article, for whoever named another.
@@ -47,13 +47,13 @@ def read_text(
 
 
 def read_lines(path: Path, wanted: str, fine: Collection[str] = TEXT, hints: Hints = NO_HINTS) -> Iterator[str]:
-    """A file's lines, one by one, with `\\n` at their ends; raises as `read_text`, while they are read."""
+    """Read lines one by one, with `\\n` at their ends; raise as `read_text` does, while they are read."""
     _check_kind(path, wanted, fine, hints)
     yield from _pieces(path, whole=False)
 
 
 def _pieces(path: Path, *, whole: bool) -> Iterator[str]:
-    """A file's text or its lines; Python's universal line ends make them all `\\n`."""
+    """Yield a file's text or its lines; Python's universal line ends make them all `\\n`."""
     try:
         with path.open(encoding="utf-8-sig") as stream:
             yield from [stream.read()] if whole else stream
@@ -65,7 +65,7 @@ def _pieces(path: Path, *, whole: bool) -> Iterator[str]:
 
 
 def decode(content: bytes, file: object) -> str:
-    """As `read_text`, of bytes that have been read from `file`.
+    """Do as `read_text`, of bytes that have been read from `file`.
 
     Raises:
         InputError: they are no UTF-8.
@@ -77,7 +77,7 @@ def decode(content: bytes, file: object) -> str:
 
 
 def read_json(path: Path, wanted: str, hint: str = "") -> Any:
-    """The value in a JSON file.
+    """Read the value in a JSON file.
 
     Raises:
         InputError: as `read_text`, or it is not JSON (with line and column), or nested without end.
@@ -94,7 +94,7 @@ def read_json(path: Path, wanted: str, hint: str = "") -> Any:
 
 
 def foreign_text(path: Path, wanted: str, fine: Collection[str], hints: Hints = NO_HINTS) -> InputError | None:
-    """As `foreign`, by the first bytes of a file that should be text: the rest of it is not looked at."""
+    """Do as `foreign` by the first bytes of a file that should be text; leave the rest of it alone."""
     try:
         kind = binary_kind(path)
     except OSError as error:
@@ -113,7 +113,7 @@ def _check_kind(path: Path, wanted: str, fine: Collection[str], hints: Hints) ->
 
 
 def _not_utf8(file: object, stream: BinaryIO) -> InputError:
-    """The error about the first byte that is not UTF-8; a mark at the beginning takes no column."""
+    """Tell of the first byte that is not UTF-8; a mark at the beginning takes no column."""
     line = 1
     for raw in stream:
         try:

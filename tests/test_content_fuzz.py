@@ -136,7 +136,7 @@ def data(folder: Path, draw: random.Random) -> tuple[list[str], set[str]]:
         lines = changed_objects(objects, draw)
         (folder / "odd.txt").write_bytes(changed_lines(lines, draw) if draw.random() < 0.3 else b"\n".join(lines))
     passes = draw.choice([[{"pass": "train", "steps": 1}], scored(draw)])
-    files = {"odd.txt", "set", "data_0", "meta.bin", "data.max_length"}
+    files = {"odd.txt", "set", "data_0", "meta.bin", "/data/max_length"}
     return command(folder, draw, {"config": SMALL, "checkpoint": "state.pt"}, given, passes), files
 
 

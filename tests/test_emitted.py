@@ -18,8 +18,8 @@ from sprunec.families.cpm_ant.blocks import build, example_inputs, initialize
 from sprunec.families.cpm_ant.config import LayerKept, ModelConfig
 from sprunec.families.model_directory import empty_model, save_model
 from sprunec.passes.compare import run_code
-from sprunec.passes.emit import write_model_py
 from sprunec.rewrite.gating import mask
+from sprunec.rewrite.model_source import write_model_py
 from sprunec.rewrite.surgery import build as build_module
 from sprunec.rewrite.surgery import rewrite
 from sprunec.rewrite.trace import trace_blocks

@@ -18,8 +18,7 @@ from sprunec.cli import main
 from sprunec.errors import ComparisonError, InputError, PassError
 from sprunec.families.cpm_ant.config import LayerKept
 from sprunec.graph.progress import Watcher
-from sprunec.passes import emit
-from sprunec.rewrite import gating, surgery
+from sprunec.rewrite import gating, model_source, surgery
 from tests.runs import EMIT, MODEL, TRAIN, artifact, execute, guide, mask_pass, plan, read_report, save_weights, write
 
 
@@ -167,14 +166,14 @@ def test_a_checkpoint_with_whole_numbers_besides_goes_in(finished: Path, tmp_pat
 
 def test_a_cache_that_decodes_wrongly_fails_the_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the cached method is broken: the plain forward of what is emitted is right."""
-    whole = emit.model_source
+    whole = model_source._model_source
 
     def broken(*arguments: Any) -> str:
         source = whole(*arguments)
         assert "torch.cat((past_value, " in source
         return source.replace("torch.cat((past_value, ", "torch.cat((0.9 * past_value, ")
 
-    monkeypatch.setattr(emit, "model_source", broken)
+    monkeypatch.setattr(model_source, "_model_source", broken)
     with pytest.raises(ComparisonError, match="nothing is emitted"):
         execute(plan(TRAIN, mask_pass("head", {"num_heads": 3}), EMIT), tmp_path)
 

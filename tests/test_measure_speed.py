@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 import sprunec
 from sprunec.data.batches import Batch
+from sprunec.data.compared import random_batch
 from sprunec.engines.device import Place
 from sprunec.families.model_directory import read_config
 from sprunec.graph.graph import Graph
 from sprunec.passes import measure_speed
 from sprunec.passes.job import Job
-from sprunec.passes.looks import random_batch
 from sprunec.passes.measure_speed import in_turn, measured, smaller
 from sprunec.plan.schema import validator
 from tests.conftest import tiny_config, tiny_model

@@ -1,14 +1,15 @@
 """Batches as a function of the seed and of how many training steps the model has had; nothing else decides them.
 
-Letters in shapes: B rows, P prompt columns, T text columns, N = P + T.
+Letters in shapes: B rows, N positions, n tokens of a text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,14 +19,19 @@ from torch import Tensor
 from sprunec.data.saved import SavedIds, save_array
 from sprunec.data.tokenizer import Tokenizer, read_tokenizer, save_tokenizer
 from sprunec.errors import InputError
+from sprunec.families.base import Document, Inputs, Layout
 
-PROMPT_TASK, TEXT_SEGMENT = 2, 2
 IGNORED = -100
+
+
+def draws(key: int, place: int, purpose: int = 0, part: int = 0) -> np.random.Generator:
+    """Make random numbers that depend on nothing but these four."""
+    return np.random.Generator(np.random.Philox(key=[key, place], counter=[0, 0, part, purpose]))
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What a model is given and what it should say: `targets` (B, N), -100 where nothing is asked."""
+    """What a model is given and what it should say: `targets` (B, N), IGNORED where nothing is asked."""
 
     inputs: dict[str, Tensor]
     targets: Tensor
@@ -35,29 +41,60 @@ class Batch:
         return Batch(inputs, self.targets.to(device, non_blocking=True))
 
     def split(self, parts: int) -> list[Batch]:
-        """Equal shares of the rows."""
+        """Share the rows equally."""
         shares = {name: tensor.chunk(parts) for name, tensor in self.inputs.items()}
         targets = self.targets.chunk(parts)
         return [Batch({name: shares[name][i] for name in shares}, targets[i]) for i in range(len(targets))]
 
-    def part(self, rows: slice, columns: int) -> Batch:
-        """Some of the rows, cut off behind so many columns."""
-        inputs = {name: tensor[rows, ..., :columns] for name, tensor in self.inputs.items() if tensor.dim() == 2}
-        length = {"length": self.inputs["length"][rows].clamp(max=columns)}
-        return Batch(inputs | length, self.targets[rows, :columns])
+    def part(self, rows: slice, width: int) -> Batch:
+        """Take some of the rows, cut off behind so many positions."""
+        inputs = {name: tensor[rows, ..., :width] for name, tensor in self.inputs.items() if tensor.dim() == 2}
+        length = {"length": self.inputs["length"][rows].clamp(max=width)}
+        return Batch(inputs | length, self.targets[rows, :width])
 
     @property
     def target_count(self) -> int:
         return int((self.targets != IGNORED).sum())
 
 
+def in_use(inputs: Inputs) -> Tensor:
+    """Mark the positions that are not padding: (B, N)."""
+    width = next(tensor.size(1) for tensor in inputs.values() if tensor.dim() == 2)
+    return inputs["length"][:, None] > torch.arange(width, device=inputs["length"].device)
+
+
+@dataclass(frozen=True)
+class Packer:
+    """Rows of `width` positions in a family's layout."""
+
+    layout: Layout
+    width: int
+
+    @property
+    def room(self) -> int:
+        """Count the tokens that fit into a row of but one document."""
+        return self.width - self.layout.overhead
+
+    def pack(self, rows: Sequence[Sequence[Document]]) -> Batch:
+        """Make one row of each list of documents, which fit."""
+        arranged, text = self.layout.arrange(rows, self.width)
+        targets = np.full(text.shape, IGNORED, dtype=np.int64)
+        targets[text] = np.concatenate([document.targets for row in rows for document in row])
+        inputs = {name: torch.from_numpy(value) for name, value in arranged.items()}
+        return Batch(inputs, torch.from_numpy(targets))
+
+    def batches(self, documents: Iterable[Document], rows: int) -> Iterator[Batch]:
+        """Pack one document a row."""
+        left = iter(documents)
+        while some := list(islice(left, rows)):
+            yield self.pack([[document] for document in some])
+
+
 @dataclass(frozen=True)
 class Sample:
-    """What a model may go on writing from: ids (n,), and how `CPMAnt.generate` should take them."""
+    """What a model may go on writing from, and the token that it stops behind."""
 
-    ids: NDArray[Any]
-    task: int = PROMPT_TASK
-    context: bool = False
+    document: Document
     stop: int | None = None
 
 
@@ -65,75 +102,56 @@ class Data(Protocol):
     """What every source of data offers to the passes."""
 
     def batch(self, step: int) -> Batch:
-        """The global batch of training step `step`, a function of the seed and the step."""
+        """Make the global batch of training step `step`, a function of the seed and the step."""
 
     def held_out_batches(self, tokens: int | None = None) -> Iterator[Batch]:
-        """The held-out part, always the same, each target once; stops after about so many targets."""
+        """Pack the held-out part, always the same, each target once; stop after about so many targets."""
 
     def sample(self, length: int) -> Sample | None:
-        """The first `length` ids of held-out text; None where nothing can turn ids into text."""
+        """Give the first `length` ids of held-out text; None where nothing can turn ids into text."""
 
     def decode(self, ids: Iterable[int]) -> str: ...
 
 
 @dataclass(frozen=True)
 class TextData:
-    """Ids of a text, cut into windows: plain causal language modelling behind CPM-Ant's prompt of task 2."""
+    """Ids of a text, cut into windows: plain causal language modelling."""
 
     train: NDArray[np.int32] | SavedIds
     held_out: NDArray[np.int32] | SavedIds
     tokenizer: Tokenizer
-    prompt_length: int
-    max_length: int
+    packer: Packer
     batch_size: int
     seed: int
 
-    @property
-    def window(self) -> int:
-        return self.max_length - self.prompt_length
-
     def batch(self, step: int) -> Batch:
-        """The global batch of training step `step`: windows drawn anew for each step."""
-        draw = np.random.Generator(np.random.Philox(key=[self.seed, step]))
-        starts = draw.integers(0, self.train.size - self.window, size=self.batch_size)
-        return self._pack(np.stack([self.train[start : start + self.window + 1] for start in starts]))
+        """Make the global batch of training step `step`: windows drawn anew for each step."""
+        starts = draws(self.seed, step).integers(0, self.train.size - self.packer.room, size=self.batch_size)
+        return self.packer.pack([[self._window(self.train, start)] for start in starts])
 
     def held_out_batches(self, tokens: int | None = None) -> Iterator[Batch]:
-        """Consecutive windows over the held-out part, each target once; a short rest is padded.
+        """Pack consecutive windows over the held-out part, each target once; a short rest is padded.
 
         Args:
             tokens: stop after so many targets, to the window.
         """
         targets = self.held_out.size - 1
-        starts = np.arange(0, min(targets, tokens or targets), self.window)
-        for first in range(0, len(starts), self.batch_size):
-            rows = [self.held_out[s : s + self.window + 1] for s in starts[first : first + self.batch_size]]
-            padded = np.full((len(rows), self.window + 1), IGNORED, dtype=np.int32)
-            for place, row in enumerate(rows):
-                padded[place, : row.size] = row
-            yield self._pack(padded)
+        starts = range(0, min(targets, tokens or targets), self.packer.room)
+        return self.packer.batches((self._window(self.held_out, start) for start in starts), self.batch_size)
+
+    def _window(self, ids: NDArray[np.int32] | SavedIds, start: int) -> Document:
+        """Cut out tokens, as many as there is room for, with those that follow them, as far as there are any."""
+        piece = ids[start : start + self.packer.room + 1]
+        tokens, following = piece[: self.packer.room], piece[1:]
+        targets = np.pad(following, (0, tokens.size - following.size), constant_values=IGNORED)
+        return Document(tokens, np.zeros(tokens.size, dtype=bool), targets)
 
     def sample(self, length: int) -> Sample:
-        return Sample(self.held_out[:length])
+        ids = self.held_out[:length]
+        return Sample(Document(ids, np.zeros(ids.size, dtype=bool), ids))
 
     def decode(self, ids: Iterable[int]) -> str:
         return self.tokenizer.decode(ids)
-
-    def _pack(self, ids: NDArray[np.int32]) -> Batch:
-        """ids (B, T + 1), IGNORED where a row has ended."""
-        rows, prompt = torch.from_numpy(ids.astype(np.int64)), self.prompt_length
-        words, following = rows[:, :-1], rows[:, 1:]
-        batch, columns = words.size(0), prompt + words.size(1)
-        text = torch.arange(columns) >= prompt
-        prompt_ids = (torch.arange(prompt) + PROMPT_TASK * prompt).expand(batch, -1)
-        inputs = {
-            "input": torch.cat([prompt_ids, words.clamp(min=0)], 1),
-            "length": prompt + (words != IGNORED).sum(1),
-            "context": (~text).expand(batch, -1),
-            "segment": (text * TEXT_SEGMENT).expand(batch, -1),
-            "span": torch.zeros(batch, columns, dtype=torch.long),
-        }
-        return Batch(inputs, torch.nn.functional.pad(following, (prompt, 0), value=IGNORED))
 
 
 def save_ids(directory: Path, train: NDArray[np.int32], held_out: NDArray[np.int32], tokenizer: Tokenizer) -> None:
@@ -142,17 +160,15 @@ def save_ids(directory: Path, train: NDArray[np.int32], held_out: NDArray[np.int
     save_tokenizer(directory, tokenizer)
 
 
-def load_text_data(directory: Path, *, prompt_length: int, max_length: int, batch_size: int, seed: int) -> TextData:
+def load_text_data(directory: Path, packer: Packer, *, batch_size: int, seed: int) -> TextData:
     """Open what `save_ids` wrote; its windows are read when they are asked for.
 
     Raises:
         InputError: a part is shorter than one window.
     """
     train, held_out = (SavedIds(directory / f"{part}.npy") for part in ("train", "held_out"))
-    tokenizer = read_tokenizer(directory)
-    window = max_length - prompt_length
-    for part, ids, least in (("training", train, window + 1), ("held-out", held_out, 2)):
+    for part, ids, least in (("training", train, packer.room + 1), ("held-out", held_out, 2)):
         if ids.size < least:
             message = f"the {part} part has {ids.size} tokens, one window needs {least}"
-            raise InputError.at("data.max_length", message, "give more text, or a smaller max_length")
-    return TextData(train, held_out, tokenizer, prompt_length, max_length, batch_size, seed)
+            raise InputError.in_option("/data/max_length", message, "give more text, or a smaller max_length")
+    return TextData(train, held_out, read_tokenizer(directory), packer, batch_size, seed)

@@ -1,6 +1,6 @@
 """Pairs of an input and a target, to fine-tune on: the input is seen whole, the target is asked for.
 
-A row is one pair behind CPM-Ant's prompt of task 1: begin, input (all of it visible), target, end (asked for).
+A row is one pair: begin, input (all of it visible), target, end (asked for).
 """
 
 from __future__ import annotations
@@ -12,14 +12,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sprunec.data.batches import IGNORED, TEXT_SEGMENT, Batch, Sample
-from sprunec.data.examples import Example, Packer, draws
+from sprunec.data.batches import IGNORED, Batch, Packer, Sample, draws
 from sprunec.data.text import json_records
 from sprunec.data.tokenizer import Tokenizer, read_tokenizer, save_tokenizer
 from sprunec.durable import naming
 from sprunec.errors import InputError
+from sprunec.families.base import Document
 
-PAIR_TASK = 1
 PARTS = ("train", "held_out")
 
 
@@ -34,21 +33,21 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.seen)
 
-    def example(self, number: int) -> Example:
-        tokens = self.tokens[self.starts[number] : self.starts[number + 1]].astype(np.int64)
+    def document(self, number: int) -> Document:
+        tokens = self.tokens[self.starts[number] : self.starts[number + 1]]
         context = np.arange(tokens.size) < self.seen[number]
         targets = np.full(tokens.size, IGNORED, dtype=np.int64)
         targets[:-1] = np.where(context[1:], IGNORED, tokens[1:])
-        return Example(PAIR_TASK, tokens, context, np.full(tokens.size, TEXT_SEGMENT, dtype=np.int64), targets)
+        return Document(tokens, context, targets)
 
 
 def read_pairs(paths: Sequence[Path]) -> list[tuple[str, str]]:
-    """The pairs of JSON-lines files. Raises InputError: a line has no `input` and `target` strings."""
+    """Read pairs from JSON-lines files. Raises InputError: a line has no `input` and `target` strings."""
     return [(pair["input"], pair["target"]) for path in paths for pair in json_records(path, ("input", "target"))]
 
 
 def encode_pairs(pairs: Iterable[tuple[str, str]], tokenizer: Tokenizer, room: int) -> tuple[Pairs, int, int]:
-    """Pairs as ids, each at most `room` of them: inputs lose what is too much at their beginning.
+    """Turn pairs into ids, each at most `room` of them: inputs lose what is too much at their beginning.
 
     Returns:
         the pairs, how many were left out because their target alone is too long, and how many inputs were cut.
@@ -83,30 +82,28 @@ class PairData:
     seed: int
 
     def batch(self, step: int) -> Batch:
-        """The global batch of training step `step`."""
+        """Make the global batch of training step `step`."""
         places = range(step * self.batch_size, (step + 1) * self.batch_size)
         epochs = {place // len(self.train) for place in places}
         orders = {epoch: draws(self.seed, epoch).permutation(len(self.train)) for epoch in epochs}
         numbers = [int(orders[place // len(self.train)][place % len(self.train)]) for place in places]
-        return self.packer.pack([[self.train.example(number)] for number in numbers])
+        return self.packer.pack([[self.train.document(number)] for number in numbers])
 
     def held_out_batches(self, tokens: int | None = None) -> Iterator[Batch]:
-        """The held-out pairs as they are stored.
+        """Pack the held-out pairs as they are stored.
 
         Args:
             tokens: stop after so many targets, to the pair.
         """
         targets = np.diff(self.held_out.starts) - self.held_out.seen
         wanted = len(targets) if tokens is None else int(np.searchsorted(np.cumsum(targets), tokens)) + 1
-        count = min(wanted, len(targets))
-        for first in range(0, count, self.batch_size):
-            numbers = range(first, min(first + self.batch_size, count))
-            yield self.packer.pack([[self.held_out.example(number)] for number in numbers])
+        documents = map(self.held_out.document, range(min(wanted, len(targets))))
+        return self.packer.batches(documents, self.batch_size)
 
     def sample(self, length: int) -> Sample:
-        """The first held-out input, the end of it if it is longer."""
+        """Give the first held-out input, the end of it if it is longer."""
         ids = self.held_out.tokens[: int(self.held_out.seen[0])][-length:]
-        return Sample(ids, task=PAIR_TASK, context=True, stop=self.tokenizer.end)
+        return Sample(Document(ids, np.ones(ids.size, dtype=bool), ids), stop=self.tokenizer.end)
 
     def decode(self, ids: Iterable[int]) -> str:
         return self.tokenizer.decode(i for i in ids if i not in (self.tokenizer.begin, self.tokenizer.end))
@@ -124,13 +121,12 @@ def has_pairs(directory: Path) -> bool:
     return (directory / f"{PARTS[0]}.npz").exists()
 
 
-def load_pair_data(directory: Path, *, prompt_length: int, max_length: int, batch_size: int, seed: int) -> PairData:
+def load_pair_data(directory: Path, packer: Packer, *, batch_size: int, seed: int) -> PairData:
     """Open what `save_pairs` wrote."""
     parts = []
     for name in PARTS:
         with naming(path := directory / f"{name}.npz"), np.load(path) as arrays:
             parts.append(Pairs(arrays["tokens"], arrays["starts"], arrays["seen"]))
-    packer = Packer(prompt_length, max_length, 0)
     return PairData(parts[0], parts[1], read_tokenizer(directory), packer, batch_size, seed)
 
 

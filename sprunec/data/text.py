@@ -15,41 +15,30 @@ from sprunec.text_files import read_text as read_file
 
 
 def read_text(source: str, paths: Sequence[Path]) -> str:
-    """The whole text of a source, files in the order given, documents joined by a newline.
+    """Read the whole text of a source, files in the order given, documents joined by a newline.
 
     Raises:
         InputError: a file is missing, not UTF-8, or not JSON lines with a `text` field.
     """
     if source == "python-docs":
-        return _python_docs()
-    reader = _json_lines if source == "jsonl" else _plain
-    return "\n".join(reader(path) for path in paths)
+        from pydoc_data.topics import topics
+
+        return "\n".join(topics[key] for key in sorted(topics))
+    if source == "jsonl":
+        return "\n".join("\n".join(record["text"] for record in json_records(path, ("text",))) for path in paths)
+    return "\n".join(read_file(path, "text", ANY_TEXT) for path in paths)
 
 
 def split_text(text: str, held_out: float | Path, source: str) -> tuple[str, str]:
-    """The training part and the held-out part: the last share of the characters, or a file of its own."""
+    """Split off the held-out part: the last share of the characters, or a file of its own."""
     if isinstance(held_out, Path):
         return text, read_text("jsonl" if source == "jsonl" else "text", [held_out])
     cut = len(text) - round(len(text) * held_out)
     return text[:cut], text[cut:]
 
 
-def _python_docs() -> str:
-    from pydoc_data.topics import topics
-
-    return "\n".join(topics[key] for key in sorted(topics))
-
-
-def _plain(path: Path) -> str:
-    return read_file(path, "text", ANY_TEXT)
-
-
-def _json_lines(path: Path) -> str:
-    return "\n".join(record["text"] for record in json_records(path, ("text",)))
-
-
 def json_records(path: Path, keys: Sequence[str]) -> Iterator[dict[str, str]]:
-    """The objects of a file of JSON lines, blank lines left out; each has a string under every one of `keys`."""
+    """Read the objects of a file of JSON lines; each has a string under every one of `keys`."""
     for number, line in enumerate(read_lines(path, "JSON lines"), start=1):
         line = line.removeprefix(MARK)  # where files were joined, each may have had one
         if line.strip():
@@ -59,15 +48,12 @@ def json_records(path: Path, keys: Sequence[str]) -> Iterator[dict[str, str]]:
 def _record(path: Path, number: int, line: str, keys: Sequence[str]) -> dict[str, str]:
     try:
         record = json.loads(line)
+        missing = [key for key in keys if not isinstance(record, dict) or not isinstance(record.get(key), str)]
+        why, column = f"has no `{missing[0]}` string" if missing else "", 1
     except (json.JSONDecodeError, RecursionError) as error:
-        deep = "is nested too deeply" if isinstance(error, RecursionError) else "is not JSON from here on"
-        raise InputError(_at_line(path, number, getattr(error, "colno", 1), deep, keys)) from error
-    for key in keys:
-        if not isinstance(record, dict) or not isinstance(record.get(key), str):
-            raise InputError(_at_line(path, number, 1, f"has no `{key}` string", keys))
+        why = "is nested too deeply" if isinstance(error, RecursionError) else "is not JSON from here on"
+        column = getattr(error, "colno", 1)
+    if why:
+        hint = "write one object a line, like " + json.dumps(dict.fromkeys(keys, "..."))
+        raise InputError(Diagnostic("bad-data", f"this line {why}", hint, file=str(path), line=number, column=column))
     return {key: record[key] for key in keys}
-
-
-def _at_line(path: Path, line: int, column: int, message: str, keys: Sequence[str]) -> Diagnostic:
-    hint = "write one object a line, like " + json.dumps(dict.fromkeys(keys, "..."))
-    return Diagnostic("bad-data", f"this line {message}", hint, file=str(path), line=line, column=column)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,7 +20,7 @@ UNKNOWN_ID = SPECIAL.index(UNKNOWN)
 
 
 class Tokenizer(Protocol):
-    """Text to ids (n,) and back; `begin`, `end` mark a document where one is marked, `unknown` a word it hasn't."""
+    """Text to ids (n,) and back; `begin`, `end` mark a document where one is marked, `unknown` a piece it hasn't."""
 
     @property
     def begin(self) -> int: ...
@@ -33,7 +33,7 @@ class Tokenizer(Protocol):
 
     @property
     def size(self) -> int:
-        """Ids that a text may have; the marks of documents may lie above them."""
+        """Count the ids that a text may have; the marks of documents may lie above them."""
 
     def encode(self, text: str) -> NDArray[np.int32]: ...
 
@@ -62,7 +62,7 @@ class Characters:
 
     @property
     def begin(self) -> int:
-        """Behind the characters, whose ids do not depend on whether documents are marked."""
+        """Stand behind the characters, whose ids do not depend on whether documents are marked."""
         return len(self.vocabulary)
 
     @property
@@ -70,7 +70,7 @@ class Characters:
         return len(self.vocabulary) + 1
 
     def encode(self, text: str) -> NDArray[np.int32]:
-        """text -> (characters,) ids."""
+        """Turn text into (characters,) ids."""
         known = np.array([ord(character) for character in self.vocabulary[len(SPECIAL) :]], dtype=np.uint32)
         codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
         if not known.size:
@@ -84,16 +84,12 @@ class Characters:
     def to_json(self) -> list[str]:
         return list(self.vocabulary)
 
-    @classmethod
-    def from_json(cls, vocabulary: Sequence[str]) -> Characters:
-        return cls(tuple(vocabulary))
-
 
 def save_tokenizer(directory: Path, tokenizer: Tokenizer) -> None:
     write_new(directory / "vocabulary.json", json.dumps(tokenizer.to_json()))
 
 
 def read_tokenizer(directory: Path) -> Tokenizer:
-    """What `save_tokenizer` wrote."""
+    """Read what `save_tokenizer` wrote."""
     content = json.loads(read_file(directory / "vocabulary.json"))
-    return Vocabulary(tuple(content["pieces"])) if isinstance(content, dict) else Characters.from_json(content)
+    return Vocabulary(tuple(content["pieces"])) if isinstance(content, dict) else Characters(tuple(content))

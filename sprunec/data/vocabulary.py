@@ -134,7 +134,7 @@ def _words(text: str) -> Iterator[str]:
                 import jieba
         except ImportError as error:
             message = "a vocabulary file needs the package jieba to cut text into words"
-            raise InputError.at("tokenizer", message, "pip install 'sprunec[jieba]'") from error
+            raise InputError.in_option("tokenizer", message, "pip install 'sprunec[jieba]'") from error
         jieba.setLogLevel(logging.WARNING)
         cutter = jieba.Tokenizer()
         cutter.FREQ, cutter.total = cutter.gen_pfdict(cutter.get_dict_file())

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sprunec.data.batches import IGNORED, Batch
+from sprunec.data.batches import IGNORED, Batch, in_use
 from sprunec.errors import InputError
 from sprunec.families.cpm_ant.states import Pair, Point
 
@@ -114,7 +114,7 @@ class Distiller:
         if self.weights.logits:
             entropy = soft_cross_entropy(logits, taught, part.targets != IGNORED, self.weights.temperature)
             total = total + self.weights.logits * entropy / self._targets
-        used = torch.arange(part.targets.size(1), device=logits.device) < part.inputs["length"][:, None]
+        used = in_use(part.inputs)
         for pair, projection in zip(self.pairs, self.projections, strict=True):
             wanted = teachers[pair.teacher]
             wanted = wanted if projection is None else F.linear(wanted, projection)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from sprunec.engines.sharding import like, local
 
 
-class Hold:
-    """Holds a model's pruned weights at exactly zero, whatever the optimizer does.
+class PrunedWeights:
+    """A model's pruned weights, which stay at exactly zero whatever the optimizer does.
 
     Args:
         kept: bool masks by parameter name, True where the weight trains.
@@ -23,14 +23,14 @@ class Hold:
         self._pruned = [(parameters[name], ~local(mask)) for name, mask in masks.items()]
 
     @torch.no_grad()
-    def gradients(self) -> None:
+    def zero_gradients(self) -> None:
         """Before clipping: what will not move counts in no norm and in no moment. Filled, since 0 x infinity is NaN."""
         for parameter, pruned in self._pruned:
             if parameter.grad is not None:
                 local(parameter.grad).masked_fill_(pruned, 0.0)
 
     @torch.no_grad()
-    def weights(self) -> None:
-        """After the step."""
+    def zero(self) -> None:
+        """After the step, which decay and momentum may have moved them in."""
         for parameter, pruned in self._pruned:
             local(parameter).masked_fill_(pruned, 0.0)

@@ -24,7 +24,7 @@ from sprunec.engines.device import Place
 from sprunec.engines.nonfinite import non_finite
 from sprunec.engines.optimizer import LossScale, in_groups, make_optimizer, one_group
 from sprunec.engines.sharding import like, local, replicate, shard, total_norm
-from sprunec.engines.sparse_training import Hold
+from sprunec.engines.sparse_training import PrunedWeights
 from sprunec.engines.training import Training
 from sprunec.engines.world import World
 from sprunec.families.module_lists import blocks
@@ -95,7 +95,7 @@ class TorchDriver:
         self.engine, self.training, self.others = engine, training, others
         self.model, self.copies = model.train(), copies
         self.optimizer = make_optimizer(model, training, others)
-        self.hold = Hold(model, kept) if kept else None
+        self.pruned = PrunedWeights(model, kept) if kept else None
         half = engine.place.dtype == torch.float16
         self.loss_scale = LossScale(training.loss_scale, enabled=half)
 
@@ -131,7 +131,7 @@ class TorchDriver:
         (loss * self.scale).backward()
 
     def norm(self) -> float:
-        """Finish the gradients: add them over ranks, take out the loss scale, leave held weights out.
+        """Finish the gradients: add them over ranks, take out the loss scale, leave pruned weights out.
 
         Returns:
             Their norm over all ranks; not finite if any of them is not.
@@ -141,8 +141,8 @@ class TorchDriver:
         if self.scaled:
             for gradient in gradients:
                 gradient.div_(self.scale)
-        if self.hold is not None:
-            self.hold.gradients()
+        if self.pruned is not None:
+            self.pruned.zero_gradients()
         return total_norm(gradients)
 
     def _parameters(self) -> list[nn.Parameter]:
@@ -150,14 +150,14 @@ class TorchDriver:
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def step(self, rate: float, norm: float) -> None:
-        """Clip to what the training says, given the norm before, and move; held weights stay zero."""
+        """Clip to what the training says, given the norm before, and move; pruned weights stay zero."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
             if self.training.clip_grad is not None:  # a group's tensors are all sharded, or all whole
                 nn.utils.clip_grads_with_norm_(group["params"], self.training.clip_grad, torch.tensor(norm))
         self.optimizer.step()
-        if self.hold is not None:
-            self.hold.weights()
+        if self.pruned is not None:
+            self.pruned.zero()
 
     def end(self, finite: bool) -> None:
         """Choose the next loss scale, and forget the gradients, after each step, made or left out."""

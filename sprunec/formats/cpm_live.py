@@ -1,44 +1,79 @@
-"""The form `cpm-live`: a `.pt` state dict and a JSON config that CPM-Live's own classes load, strictly."""
+"""The format `cpm-live`: a `.pt` state dict and a JSON config that CPM-Live's own classes load, strictly."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from sprunec.checkpoint.reader import read_state
-from sprunec.checkpoint.torch_writer import write_pt
 from sprunec.durable import read_file, write_new
 from sprunec.errors import FormError
 from sprunec.families.cpm_ant.config import ModelConfig
-from sprunec.families.cpm_ant.model import CPMAnt
-from sprunec.families.cpm_ant.uniform import HEAD_APART, cpm_live_config
-from sprunec.families.model_directory import empty_model, fill, open_model_tensors
-from sprunec.formats.folding import even_of, folded, stored_dtype
-from sprunec.passes.bench import config_of
-from sprunec.passes.job import Job
+from sprunec.families.cpm_ant.uniform import HEAD_APART, cpm_live_config, even_config, unevenness
+from sprunec.plan.export_formats import Emission, Format, Reopened
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from sprunec.checkpoint.reader import Tensors
+    from sprunec.families.base import Inputs
 
 WEIGHTS, CONFIG = "model.pt", "config.json"
+INSTEAD = 'emit "sprunec" or "huggingface" instead of "cpm-live"'
 
 
-def write(job: Job, directory: Path) -> dict[str, Any]:
-    """Raises FormError where the layers differ, or the head is no embedding, which one config cannot say."""
-    config, state = config_of(job), open_model_tensors(job.inputs["model"])
+def obstacles(config: ModelConfig) -> Iterator[tuple[str, str, str]]:
+    """Find what the format cannot say: one config is for all layers, and the head is the embedding."""
     if not config.tie_word_embeddings:
-        raise FormError(f"the form cpm-live cannot hold this model: {HEAD_APART}")
-    even, dtype = even_of(config, "cpm-live"), stored_dtype(state, job.options["dtype"])
+        yield "head-apart", HEAD_APART, INSTEAD
+    for problem in unevenness(config)[:1]:
+        yield "uneven-layers", problem, f"even it, or {INSTEAD}"
+
+
+def write(emission: Emission, directory: Path) -> dict[str, Any]:
+    import torch
+
+    from sprunec.checkpoint.torch_writer import write_pt
+    from sprunec.families.cpm_ant.folding import folded, stored_dtype
+    from sprunec.families.model_directory import open_model_tensors
+
+    config, state = emission.config, open_model_tensors(emission.model)
+    problems = unevenness(config) if config.tie_word_embeddings else [HEAD_APART]
+    if problems:
+        raise FormError(f"the form cpm-live cannot hold this model: {'; '.join(problems)}")
+    dtype = stored_dtype(state, emission.options["dtype"])
     directory.mkdir()
-    document = cpm_live_config(even, half=dtype == torch.float16)
+    document = cpm_live_config(even_config(config), half=dtype == torch.float16)
     write_new(directory / CONFIG, json.dumps(document, indent=1))
-    write_pt(folded(config, state, job.options["dtype"]), directory / WEIGHTS)
+    write_pt(folded(config, state, emission.options["dtype"]), directory / WEIGHTS)
     return {"dtype": str(dtype).removeprefix("torch.")}
 
 
-def read(directory: Path) -> CPMAnt:
-    """The model as its config and weights say, in eval mode; divisors follow from the widths."""
-    config = ModelConfig.from_dict(json.loads(read_file(directory / CONFIG)))
-    model = empty_model(config)
+def read(directory: Path) -> nn.Module:
+    """Build the model by its config and weights, in eval mode; divisors follow from the widths."""
+    from sprunec.checkpoint.reader import read_state
+    from sprunec.families.model_directory import empty_model, fill
+
+    model = empty_model(ModelConfig.from_dict(json.loads(read_file(directory / CONFIG))))
     fill(model, read_state(directory / WEIGHTS), directory / WEIGHTS)
     return model.eval()
+
+
+def reopen(directory: Path, config: ModelConfig, weights: Tensors) -> Reopened:
+    """Open it in float32 arithmetic."""
+    import torch
+
+    from sprunec.checkpoint.reader import open_tensors
+    from sprunec.data.batches import in_use
+
+    @torch.no_grad()
+    def logits(inputs: list[Inputs]) -> Tensor:
+        model = read(directory).float()
+        return torch.cat([model(**batch)[0][in_use(batch)] for batch in inputs])
+
+    stored = open_tensors(directory / WEIGHTS).dtype("input_embedding.weight")
+    return Reopened(stored, stored, logits)
+
+
+CPM_LIVE = Format("cpm-live", write, reopen, uniform=True, obstacles=obstacles, instead=INSTEAD, folds=True)

@@ -1,4 +1,4 @@
-"""The form `huggingface`: a directory for `AutoModelForCausalLM.from_pretrained`.
+"""The format `huggingface`: a directory for `AutoModelForCausalLM.from_pretrained`.
 
 Where transformers' own `CpmAntForCausalLM` can be the model it is that, its weights folded; else it brings its own
 classes (`trust_remote_code=True`), and the weights are as they are.
@@ -7,61 +7,97 @@ classes (`trust_remote_code=True`), and the weights are as they are.
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator, Mapping
+from importlib import metadata
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import sprunec.families.cpm_ant
-from sprunec.checkpoint.writer import Output, as_outputs, write_outputs
-from sprunec.data.vocabulary import vocabulary_lines
-from sprunec.durable import copy_file, write_new
+from sprunec.durable import copy_file, read_file, write_new
+from sprunec.errors import FormError
 from sprunec.families.cpm_ant import huggingface_names as hf
-from sprunec.families.cpm_ant.config import ModelConfig
+from sprunec.families.cpm_ant.config import PAIR_TASK, TEXT_TASK, ModelConfig
 from sprunec.families.cpm_ant.uniform import even_config
-from sprunec.families.model_directory import open_model_tensors
-from sprunec.formats.folding import folded, stored_dtype
-from sprunec.passes.bench import config_of
-from sprunec.passes.job import Job
+from sprunec.plan.export_formats import Emission, Format, Options, Reopened
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sprunec.checkpoint.reader import Tensors
+    from sprunec.checkpoint.writer import Output
+    from sprunec.families.base import Inputs
+    from sprunec.plan.plan import Plan
 
 MODELING = "modeling_sprunec"
 CODE = (f"{MODELING}.py", "blocks.py", "model.py", "modules.py", "config.py")
 TOKENIZER = "CpmAntTokenizer"
 MARKS = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
 NEEDED = (*MARKS.values(), "</n>", "</_>")
+NEWEST = 5
+OPENED_BY_TRANSFORMERS = """
+import sys, torch
+from transformers import AutoModelForCausalLM
+directory, texts, logits, own = sys.argv[1:]
+model = AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=own == "own").float().eval()
+with torch.no_grad():
+    rows = [model(input_ids=row[None], use_cache=False).logits for row in torch.load(texts, weights_only=True)]
+torch.save([row[0] for row in rows], logits)
+"""
 
 
-def write(job: Job, directory: Path) -> dict[str, Any]:
-    config, state = config_of(job), open_model_tensors(job.inputs["model"])
+def options(plan: Plan) -> Options:
+    """Find the prompt it was trained behind, the installed transformers, the vocabulary for its tokenizer."""
+    data = plan.data
+    task = PAIR_TASK if data is not None and data.source == "pairs" else TEXT_TASK
+    files: dict[str, tuple[Path, ...]] = {}
+    if data is not None:
+        vocabulary = data.tokenizer if isinstance(data.tokenizer, Path) else data.vocab
+        files = {} if vocabulary is None else {"vocab": (vocabulary,)}
+    return {"transformers": transformers_release(), "task": task}, files
+
+
+def transformers_release() -> int:
+    """Tell the installed package's first number, or the newest; from 5 on it keeps the head apart."""
+    try:
+        return int(metadata.version("transformers").split(".")[0])
+    except (metadata.PackageNotFoundError, ValueError):
+        return NEWEST
+
+
+def write(emission: Emission, directory: Path) -> dict[str, Any]:
+    from sprunec.checkpoint.writer import as_outputs, write_outputs
+    from sprunec.families.cpm_ant.folding import folded, stored_dtype
+    from sprunec.families.model_directory import open_model_tensors
+
+    config, state, task = emission.config, open_model_tensors(emission.model), emission.options["task"]
     directory.mkdir()
     obstacles = hf.stock_obstacles(config)
-    if job.options["task"] != hf.STOCK_TASK:
-        obstacles.append(f"it has been trained behind prompt {job.options['task']}")
+    obstacles += [] if task == hf.STOCK_TASK else [f"it has been trained behind prompt {task}"]
     if obstacles:
         dtype = stored_dtype(state, "keep")
         write_outputs({hf.OWN_PREFIX + name: output for name, output in as_outputs(state).items()}, directory)
         for file in CODE:
             copy_file(Path(sprunec.families.cpm_ant.__file__ or "").parent / file, directory / file)
-        document = _own_config(config, job.options["task"])
+        document = _own_config(config, task)
     else:
-        dtype = stored_dtype(state, job.options["dtype"])
-        outputs = folded(config, state, job.options["dtype"], plain_linears=True)
-        write_outputs(dict(_stock_tensors(outputs, job.options["transformers"])), directory)
+        dtype = stored_dtype(state, emission.options["dtype"])
+        outputs = folded(config, state, emission.options["dtype"], plain_linears=True)
+        write_outputs(dict(_stock_tensors(outputs, emission.options["transformers"])), directory)
         document = {"architectures": ["CpmAntForCausalLM"], "model_type": hf.STOCK}
         # From release 5 on their class has two tables in any case, and tools ask the config whether it does.
-        tied = config.tie_word_embeddings and job.options["transformers"] < 5
-        document |= hf.stock_keys(even_config(config)) | {"tie_word_embeddings": tied}
-        document["pad_token_id"] = 0
+        tied = config.tie_word_embeddings and emission.options["transformers"] < 5
+        document |= hf.stock_keys(even_config(config)) | {"tie_word_embeddings": tied, "pad_token_id": 0}
     word = str(dtype).removeprefix("torch.")
-    marks = _tokenizer(job, directory)
+    marks = _tokenizer(emission, directory)
     document |= marks | {"dtype": word, "torch_dtype": word}
     write_new(directory / "config.json", json.dumps(document, indent=1))
     write_new(directory / "generation_config.json", json.dumps({"pad_token_id": 0} | marks, indent=1))
     return {"dtype": word, "classes": "own" if obstacles else "stock", "why": obstacles}
-
-
-def has_own_classes(directory: Path) -> bool:
-    return (directory / f"{MODELING}.py").exists()
 
 
 def _own_config(config: ModelConfig, task: int) -> dict[str, Any]:
@@ -79,7 +115,7 @@ def _own_config(config: ModelConfig, task: int) -> dict[str, Any]:
 
 
 def _stock_tensors(outputs: Mapping[str, Output], transformers: int) -> Iterator[tuple[str, Output]]:
-    """By their names; from release 5 on the head is a tensor of its own, before it has the prompts' rows too."""
+    """Name the tensors; from release 5 on the head is one of its own, before it has the prompts' rows too."""
     for name, output in outputs.items():
         if name == hf.EMBEDDING:
             yield hf.STOCK_PREFIX + name, _stacked(output, outputs[hf.PROMPTS])
@@ -93,14 +129,16 @@ def _stock_tensors(outputs: Mapping[str, Output], transformers: int) -> Iterator
 
 def _stacked(above: Output, below: Output) -> Output:
     shape = (above.shape[0] + below.shape[0], *above.shape[1:])
-    return Output(shape, above.dtype, lambda: chain(above.parts(), below.parts()))
+    return type(above)(shape, above.dtype, lambda: chain(above.parts(), below.parts()))
 
 
-def _tokenizer(job: Job, directory: Path) -> dict[str, int]:
-    """The plan's vocabulary file, for transformers' tokenizer if it has the pieces it needs; ids of the marks."""
-    if "vocab" not in job.files:
+def _tokenizer(emission: Emission, directory: Path) -> dict[str, int]:
+    """Write the plan's vocabulary, for transformers' tokenizer if it has what that needs -> ids of the marks."""
+    if "vocab" not in emission.files:
         return {}
-    (file,) = job.files["vocab"]
+    from sprunec.data.vocabulary import vocabulary_lines
+
+    (file,) = emission.files["vocab"]
     lines = vocabulary_lines(file)  # as transformers reads them: no byte order mark, one line end
     write_new(directory / "vocab.txt", "".join(f"{piece}\n" for piece in lines))
     pieces = {piece: number for number, piece in enumerate(lines)}
@@ -108,3 +146,58 @@ def _tokenizer(job: Job, directory: Path) -> dict[str, int]:
         about = MARKS | {"tokenizer_class": TOKENIZER, "padding_side": "left"}
         write_new(directory / "tokenizer_config.json", json.dumps(about, indent=1))
     return {f"{name[:3]}_token_id": pieces[MARKS[name]] for name in ("bos_token", "eos_token") if MARKS[name] in pieces}
+
+
+def reopen(directory: Path, config: ModelConfig, weights: Tensors) -> Reopened:
+    """Open it in float32; it sees texts behind one prompt, all of them context."""
+    import torch
+
+    about = json.loads(read_file(directory / "config.json"))
+    task, segment = about.get("task", hf.STOCK_TASK), about.get("segment", hf.STOCK_SEGMENT)
+    stored, own = getattr(torch, about["dtype"]), (directory / f"{MODELING}.py").exists()
+    prompt = config.prompt_length
+
+    def texts(batch: Inputs) -> list[Inputs]:
+        rows = zip(batch["input"], batch["length"].tolist(), strict=True)
+        found = [row[prompt:length].clamp(1, config.vocab_size - 1) for row, length in rows if length > prompt]
+        return [all_context(text, prompt, task, segment) for text in found]  # token 0 would be padding
+
+    def logits(inputs: list[Inputs]) -> Tensor:
+        found = _opened_apart(directory, [batch["input"][0, prompt:] for batch in inputs], own)
+        return found[:, : config.vocab_size]  # before release 5 the head has the prompts' rows too
+
+    return Reopened(stored, torch.float32 if own else stored, logits, texts, prompt)
+
+
+def all_context(tokens: Tensor, prompt_length: int, task: int, segment: int) -> dict[str, Tensor]:
+    """Make inputs of `CPMAnt.forward` for one row of tokens (n,), as `transformers` does."""
+    import numpy as np
+    import torch
+
+    from sprunec.families.base import Document
+    from sprunec.families.cpm_ant.inputs import Prompted
+
+    ids, everywhere = tokens.numpy(), np.ones(tokens.numel(), dtype=bool)
+    document = Document(ids, everywhere, ids, task, np.full(ids.size, segment))
+    inputs, _ = Prompted(prompt_length).arrange([[document]], prompt_length + ids.size)
+    return {name: torch.from_numpy(value) for name, value in inputs.items()}
+
+
+def _opened_apart(directory: Path, texts: list[Tensor], own: bool) -> Tensor:
+    """Run it in a process of its own, since that runs the directory's code and writes a cache of it."""
+    import torch
+
+    with tempfile.TemporaryDirectory() as folder:
+        given, logits = Path(folder) / "texts.pt", Path(folder) / "logits.pt"
+        torch.save(texts, given)
+        arguments = map(str, (directory, given, logits, "own" if own else "stock"))
+        quiet = {"HF_HOME": folder, "HF_MODULES_CACHE": f"{folder}/modules", "HF_HUB_OFFLINE": "1"}
+        script = [sys.executable, "-P", "-c", OPENED_BY_TRANSFORMERS, *arguments]
+        done = subprocess.run(script, env=os.environ | quiet, capture_output=True, text=True, check=False)
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise FormError(f"transformers cannot open the form huggingface: {last}")
+        return torch.cat([row.float() for row in torch.load(logits, weights_only=True)])
+
+
+HUGGINGFACE = Format("huggingface", write, reopen, package=("transformers", "sprunec[hf]"), folds=True, options=options)

@@ -1,50 +1,88 @@
-"""The form `pt2`: the forward as an exported program, which needs torch alone; any rows, and two words or more."""
+"""The format `pt2`: the forward as an exported program, which needs torch alone; any rows, and two tokens or more."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
-
-from sprunec.checkpoint.writer import nbytes_in
 from sprunec.durable import naming
 from sprunec.errors import FormError
-from sprunec.families.model_directory import load_model
-from sprunec.passes.job import Job
+from sprunec.families.base import Document, family_of
+from sprunec.families.cpm_ant.config import ModelConfig
+from sprunec.plan.export_formats import Emission, Format, Reopened
 from sprunec.unexpected import own_words
 
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from sprunec.checkpoint.reader import Tensors
+    from sprunec.families.base import Inputs
+
 WEIGHTS = "model.pt2"
-NAMES = ("input", "length", "context", "segment", "span")
+LEAST = 2  # tokens in a row
 
 
-def write(job: Job, directory: Path) -> dict[str, Any]:
-    model = load_model(job.inputs["model"]).eval()
+def write(emission: Emission, directory: Path) -> dict[str, Any]:
+    import torch
+
+    from sprunec.checkpoint.writer import nbytes_in
+    from sprunec.families.model_directory import load_model
+
+    model, inputs = load_model(emission.model).eval(), example(emission.config)
+    rows = torch.export.Dim("rows", min=1)
+    width = torch.export.Dim("columns", min=family_of(emission.config).layout(emission.config).overhead + LEAST)
+    shapes = {name: {0: rows, 1: width} if tensor.dim() == 2 else {0: rows} for name, tensor in inputs.items()}
     try:
-        program = torch.export.export(model, example(model), dynamic_shapes=dynamic_shapes(model.prompt_length))
+        program = torch.export.export(model, tuple(inputs.values()), dynamic_shapes=shapes)
     except Exception as error:  # whatever this release of torch cannot export
         raise FormError(f"the form pt2 cannot hold this model: {own_words(error)}") from error
     directory.mkdir()
     path = directory / WEIGHTS
     with naming(path, nbytes_in(model.state_dict())), path.open("wb") as stream:  # Python's, whose OSErrors say how
         torch.export.save(program, stream)
-    return {"dtype": str(model.input_embedding.weight.dtype).removeprefix("torch.")}
+    return {"dtype": str(max(model.parameters(), key=torch.numel).dtype).removeprefix("torch.")}
+
+
+def example(config: ModelConfig) -> dict[str, Tensor]:
+    """Make inputs to export `forward` by; each is a tensor of its own, or export takes them for one."""
+    import numpy as np
+    import torch
+
+    layout, tokens = family_of(config).layout(config), np.zeros(7, dtype=np.int64)
+    rows = [[Document(tokens, tokens == 1, tokens)]] * 2
+    return {name: torch.from_numpy(v) for name, v in layout.arrange(rows, layout.overhead + tokens.size)[0].items()}
 
 
 def read(directory: Path) -> nn.Module:
+    import torch
+
     module: nn.Module = torch.export.load(directory / WEIGHTS).module()
     return module
 
 
-def example(model: nn.Module) -> tuple[Tensor, ...]:
-    """Inputs of `CPMAnt.forward`, by which it is exported; each a tensor of its own, or export takes them for one."""
-    rows, columns = 2, int(model.prompt_length) + 7  # type: ignore[arg-type]
-    words, segment, span = (torch.zeros(rows, columns, dtype=torch.long) for _ in range(3))
-    return words, torch.full((rows,), columns), torch.zeros(rows, columns, dtype=torch.bool), segment, span
+def reopen(directory: Path, config: ModelConfig, weights: Tensors) -> Reopened:
+    """Open it in the dtype that it was exported in."""
+    import torch
+    import torch.nn.functional as F
+
+    from sprunec.data.batches import in_use
+
+    least, names = family_of(config).layout(config).overhead + LEAST, tuple(example(config))
+
+    def wide_enough(batch: Inputs) -> list[Inputs]:
+        """Pad what is one token wide: an exported program takes no such rows."""
+        if all(tensor.dim() == 1 or tensor.size(1) >= least for tensor in batch.values()):
+            return [batch]
+        return [{name: tensor if tensor.dim() == 1 else F.pad(tensor, (0, 1)) for name, tensor in batch.items()}]
+
+    @torch.no_grad()
+    def logits(inputs: list[Inputs]) -> Tensor:
+        program = read(directory)
+        return torch.cat([program(*(batch[name] for name in names))[0][in_use(batch)] for batch in inputs])
+
+    stored = weights.dtype(max(weights, key=lambda name: math.prod(weights.shape(name))))
+    return Reopened(stored, stored, logits, wide_enough)
 
 
-def dynamic_shapes(prompt_length: int) -> dict[str, dict[int, torch.export.Dim]]:
-    rows = torch.export.Dim("rows", min=1)
-    columns = torch.export.Dim("columns", min=prompt_length + 2)
-    return {name: {0: rows} if name == "length" else {0: rows, 1: columns} for name in NAMES}
+PT2 = Format("pt2", write, reopen)

@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from sprunec.graph.builder import Builder
-from sprunec.graph.emit_options import formats_of
 from sprunec.graph.graph import MISSING
 from sprunec.graph.planned import planned
 from sprunec.graph.sources import teacher
 from sprunec.graph.training_nodes import steps_of, training_options
 from sprunec.graph.weights import masks_digest
-from sprunec.plan.format_checks import EVEN_FORM
+from sprunec.plan.export_formats import formats_of
 from sprunec.plan.plan import PassSpec, Plan
 from sprunec.plan.resolve import LOOKING
 from sprunec.plan.weights_notes import steps_warning, weights_warning
@@ -68,7 +67,7 @@ def load_mask(build: Builder, spec: PassSpec) -> None:
     inputs = {"model": build.latest["model"], "source": build.roles["source"]}
     options: dict[str, Any] = {"content": tuple(masks_digest(path) for path in paths)}
     options |= {"missing": MISSING} if MISSING in options["content"] else {}
-    options |= {"even": True} if EVEN_FORM in formats_of(build.plan) else {}
+    options |= {"even": True} if any(form.uniform for form in formats_of(build.plan)) else {}
     names = ", ".join(path.name for path in paths)
     entered = build.source_options().get("checkpoint")
     warnings = [weights_warning(path, entered) for path in paths]

@@ -8,8 +8,7 @@ from pathlib import Path
 from sprunec.errors import Diagnostic, InputError
 from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.families.cpm_ant.head import has_own_head
-from sprunec.families.cpm_ant.uniform import HEAD_APART
-from sprunec.plan.format_checks import EVEN_FORM, OTHER_FORMS
+from sprunec.plan.export_formats import FORMATS
 from sprunec.plan.plan import Plan
 
 
@@ -22,11 +21,12 @@ def with_own_head(plan: Plan) -> Plan:
     model = plan.model
     if model.config.tie_word_embeddings and model.checkpoint and has_own_head(model.config, model.checkpoint):
         plan = replace(plan, model=replace(model, config=replace(model.config, tie_word_embeddings=False)))
-        emits = [spec for spec in plan.passes if spec.name == "emit" and EVEN_FORM in spec.options["formats"]]
-        for spec in emits:
-            message = f"the form cpm-live can't hold {model.checkpoint}: {HEAD_APART}"
-            file, pointer = str(plan.file or plan.name), f"{spec.pointer}/formats"
-            raise InputError(Diagnostic("head-apart", message, OTHER_FORMS, file=file, pointer=pointer))
+        for spec in (spec for spec in plan.passes if spec.name == "emit"):
+            for form in (FORMATS[name] for name in spec.options["formats"]):
+                for code, why, hint in form.obstacles(plan.model.config):
+                    message = f"the form {form.name} can't hold {model.checkpoint}: {why}"
+                    file, pointer = str(plan.file or plan.name), f"{spec.pointer}/formats"
+                    raise InputError(Diagnostic(code, message, hint, file=file, pointer=pointer))
     return plan
 
 

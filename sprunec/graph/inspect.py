@@ -27,7 +27,7 @@ HINT = "name a config, safetensors, what torch.save wrote, or a directory of the
 
 
 def inspect_model(path: Path) -> dict[str, Any]:
-    """Of a config, a checkpoint or a directory: the document that `schemas/inspect.schema.json` describes.
+    """Describe a config, a checkpoint or a directory by the document of `schemas/inspect.schema.json`.
 
     Raises:
         InputError: nothing of these, or a checkpoint and a config that do not fit each other.
@@ -48,14 +48,14 @@ def inspect_model(path: Path) -> dict[str, Any]:
 
 
 def _guessed(path: Path) -> ModelConfig:
-    """The config of weights alone, as much as their shapes tell."""
+    """Guess the config of weights alone, as much as their shapes tell."""
     tensors = open_tensors(path)
     check_dtypes(tensors, path)
     return _fitting(guess_config(tensors.shapes(), path), tensors, path)
 
 
 def _fitting(config: ModelConfig, tensors: Tensors, path: Path) -> ModelConfig:
-    """The config, its head apart from the embedding where the weights have it so; they fit each other."""
+    """Untie the head from the embedding where the weights have it so, and check that weights and config fit."""
     if config.tie_word_embeddings and own_head(config, tensors) is not None:
         config = replace(config, tie_word_embeddings=False)
     check_fit(config, tensors, path)
@@ -72,7 +72,7 @@ def _directory(path: Path) -> dict[str, Any]:
 
 
 def describe(config: ModelConfig) -> dict[str, Any]:
-    """The model's shape, and the sites that a trace of it on the meta device finds."""
+    """Describe the model's shape, and the sites that a trace of it on the meta device finds."""
     blocks = trace_blocks(empty_model(config), example_inputs(config), block_kinds(config))
     return {
         "family": config.family,
@@ -101,7 +101,7 @@ def _layer(config: ModelConfig, index: int) -> dict[str, Any]:
 
 
 def _sites(block: TracedBlock) -> Iterator[dict[str, Any]]:
-    """The units inside sublayers, then the sublayers themselves."""
+    """List the units inside sublayers, then the sublayers themselves."""
     weighs = {name: tensor.numel() for name, tensor in block.module.named_parameters()}
     for site in block.sites.values():
         yield _site(block, site.unit, site.size, site.parameters_each, dict.fromkeys(site.tensors))
@@ -125,6 +125,6 @@ def _site(
 
 
 def _label(names: Iterable[str]) -> str:
-    """The module that holds all the tensors."""
+    """Name the module that holds all the tensors."""
     levels = zip(*(name.split(".")[:-1] for name in names), strict=False)
     return ".".join(level[0] for level in takewhile(lambda level: len(set(level)) == 1, levels))

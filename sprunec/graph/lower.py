@@ -19,11 +19,12 @@ from __future__ import annotations
 
 from sprunec.graph.builder import Builder
 from sprunec.graph.cuts import CHANGES_WEIGHTS, load_mask, score_mask, sparsify, train_mask
-from sprunec.graph.emit_options import OWN_FORM, emit_options
+from sprunec.graph.emit_options import emit_options
 from sprunec.graph.graph import Graph
 from sprunec.graph.heads import with_own_head
 from sprunec.graph.sources import add_sources
 from sprunec.graph.training_nodes import train
+from sprunec.plan.export_formats import FORMATS
 from sprunec.plan.plan import PassSpec, Plan
 from sprunec.plan.training_checks import WHOLE
 
@@ -87,7 +88,8 @@ def _emitted(build: Builder, final: str) -> str:
         "emit", options, inputs, about=", ".join(build.formats), parameters=build.left.parameters, files=files
     )
     build.roles["emitted"] = name
-    for form in (each for each in build.formats if each != OWN_FORM):
+    own = [form for form in build.formats if FORMATS[form].reopen is None]
+    for form in (each for each in build.formats if each not in own):
         inputs = {"model": final, "emitted": name}
         build.add(
             "compare-format",
@@ -96,7 +98,7 @@ def _emitted(build: Builder, final: str) -> str:
             suffix=form,
             about="opened again",
         )
-    return name if OWN_FORM in build.formats else final
+    return name if own else final
 
 
 LOWERINGS = {

@@ -10,12 +10,13 @@ from typing import Any
 from torch import nn
 
 from sprunec.data import pairs
-from sprunec.data.batches import Batch, Data, load_text_data
+from sprunec.data.batches import Batch, Data, Packer, load_text_data
 from sprunec.engines.device import Place
 from sprunec.engines.distillation import Distiller, Weights, make_projections
 from sprunec.engines.torch_engine import TorchEngine
 from sprunec.families.cpm_ant.blocks import block_kinds, example_inputs
 from sprunec.families.cpm_ant.config import ModelConfig
+from sprunec.families.cpm_ant.inputs import Prompted
 from sprunec.families.cpm_ant.model import CPMAnt
 from sprunec.families.cpm_ant.states import Pair, state_widths
 from sprunec.families.model_directory import empty_model, load_model, read_config
@@ -87,15 +88,13 @@ def traced_shape(config: ModelConfig) -> tuple[TracedBlock, ...]:
 def open_data(job: Job, config: ModelConfig) -> Data:
     """What the data pass has made, with the user's own files where it only says where to look."""
     directory = job.inputs["data"]
-    rows: dict[str, Any] = {"prompt_length": config.prompt_length}
-    rows |= {name: job.options[name] for name in ("max_length", "batch_size", "seed")}
+    width, order = job.options["max_length"], {name: job.options[name] for name in ("batch_size", "seed")}
     if (directory / SET_ABOUT).exists():
         from sprunec.bmcook.data.stream import load_live_data
 
-        return load_live_data(directory, job.files, vocab_size=config.vocab_size, world=job.world.size, **rows)
-    if pairs.has_pairs(directory):
-        return pairs.load_pair_data(directory, **rows)
-    return load_text_data(directory, **rows)
+        return load_live_data(directory, job.files, config, max_length=width, world=job.world.size, **order)
+    load = pairs.load_pair_data if pairs.has_pairs(directory) else load_text_data
+    return load(directory, Packer(Prompted.of(config), width), **order)
 
 
 def next_batches(job: Job, config: ModelConfig) -> Iterator[Batch]:

@@ -1,7 +1,8 @@
-"""Hold an emitted form, opened from disk as its users open it, against the small model that it was made of.
+"""Compare an exported model, opened from disk as its users open it, with the small model that it was made of.
 
 That model has been compared with the masked one. Here it runs in float64, and once more in float32, or in the dtype
-that the form stores: how far these two are apart is the arithmetic's own noise, which no form can be asked to be below.
+that the format stores: how far these two are apart is the arithmetic's own noise, which no format can be asked to be
+below.
 """
 
 from __future__ import annotations
@@ -12,62 +13,64 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sprunec.checkpoint.reader import Tensors
+from sprunec.data.compared import compared_batches
 from sprunec.durable import read_file
 from sprunec.errors import ComparisonError, FormError, PassError
-from sprunec.families.cpm_ant.walk import Inputs, Walk, largest
+from sprunec.families.base import Inputs, family_of
+from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.families.model_directory import empty_model, open_model_tensors
-from sprunec.formats.reopen import FORMS, Form
-from sprunec.passes.bench import config_of
+from sprunec.passes.bench import config_of, open_data
 from sprunec.passes.job import Job
-from sprunec.passes.looks import NOISES, TOLERANCE, looks
+from sprunec.plan.export_formats import FORMATS
+from sprunec.rewrite.comparison import NOISES, TOLERANCE
+from sprunec.rewrite.streamed import Streamed, largest
 
-LOGITS = 2**24  # numbers: what a form says is held as a whole
+LOGITS = 2**24  # numbers: what a format says is held as a whole
+TOKENS = 4096  # of the head, at a time
 EPSILONS = 4.0
 
 
 def run(job: Job) -> dict[str, Any]:
     """Raises ComparisonError where a logit is further off than the arithmetic and the stored dtype explain."""
     name, config = job.options["form"], config_of(job)
-    form, directory = FORMS[name], job.inputs["emitted"] / name
+    directory, reopen = job.inputs["emitted"] / name, FORMATS[name].reopen
+    assert reopen is not None, name
     if not directory.is_dir():
         raise FormError(read_file(job.inputs["emitted"] / f"{name}.txt"))
     weights = open_model_tensors(job.inputs["model"])
-    stored = form.dtype(directory, weights)
-    rounds_in = stored if form.in_its_dtype or not form.exact(directory) else torch.float32
-    found = {"max_abs_difference": 0.0, "noise": 0.0, "largest_logit": 0.0}
+    opened, data = reopen(directory, config, weights), open_data(job, config) if "data" in job.inputs else None
+    difference = noise = largest_logit = 0.0
     tokens = 0
-    for batches in looks(job, config, most=LOGITS // config.vocab_size):
-        inputs = [each for batch in batches for each in form.inputs(directory, config, batch)]
-        said = form.logits(directory, config, inputs).double()
-        exact, rounded = (_logits(job, form, inputs, dtype) for dtype in (torch.float64, rounds_in))
-        found = {
-            "max_abs_difference": max(found["max_abs_difference"], largest(said - exact)),
-            "noise": max(found["noise"], largest(rounded - exact)),
-            "largest_logit": max(found["largest_logit"], largest(exact)),
-        }
+    for batches in compared_batches(data, config, job.options["tokens"], most=LOGITS // config.vocab_size):
+        inputs = [each for batch in batches for each in opened.inputs(batch.inputs)]
+        said = opened.logits(inputs).double()
+        exact, rounded = (
+            _logits(config, weights, inputs, opened.skipped, dtype) for dtype in (torch.float64, opened.arithmetic)
+        )
+        difference, noise = max(difference, largest(said - exact)), max(noise, largest(rounded - exact))
+        largest_logit = max(largest_logit, largest(exact))
         tokens += exact.size(0)
-    if not math.isfinite(found["largest_logit"]):
+    if not math.isfinite(largest_logit):
         raise PassError("the small model's own logits are not finite, so nothing can be compared with them")
-    limit = tolerance(stored if rounds_in != torch.float32 else torch.float32, found["largest_logit"], found["noise"])
-    metrics = {"form": name, "tolerance": limit, "tokens": tokens, "dtype": str(stored).removeprefix("torch.")} | found
-    if not found["max_abs_difference"] <= limit:
-        raise ComparisonError(metrics)
+    limit, stored = tolerance(opened.arithmetic, largest_logit, noise), str(opened.stored).removeprefix("torch.")
+    metrics = {"form": name, "tolerance": limit, "tokens": tokens, "dtype": stored}
+    metrics |= {"max_abs_difference": difference, "noise": noise, "largest_logit": largest_logit}
+    if not difference <= limit:
+        message = f"the form {name} differs from the model it was made of by {difference:.3g} on {tokens} tokens"
+        message = f"{message}, the tolerance of {stored} is {limit:.3g}; it is not emitted"
+        raise ComparisonError(message, metrics)
     return metrics
 
 
-def _logits(job: Job, form: Form, inputs: list[Inputs], dtype: torch.dtype) -> Tensor:
-    """The small model's (columns, V), one tensor of it in memory at a time."""
-    model, weights = empty_model(config_of(job)), open_model_tensors(job.inputs["model"])
-    walk = Walk(model, weights, inputs, dtype, torch.device("cpu"))
-    walk.run()
-    pairs = zip(walk.hidden, inputs, strict=True)
-    states = torch.cat([hidden[form.used(batch)] for hidden, batch in pairs])
-    with torch.no_grad():
-        return torch.cat([walk.leave(states, part).double() for part in _parts(walk.words)], dim=1)
-
-
-def _parts(words: int, step: int = 4096) -> list[range]:
-    return [range(first, min(first + step, words)) for first in range(0, words, step)]
+@torch.no_grad()
+def _logits(config: ModelConfig, weights: Tensors, inputs: list[Inputs], skipped: int, dtype: torch.dtype) -> Tensor:
+    """The small model's (n, V), one tensor of it in memory at a time."""
+    model = Streamed(family_of(config), empty_model(config), weights, inputs, dtype, torch.device("cpu"))
+    model.run()
+    states = model.used(skipped)
+    parts = (range(first, min(first + TOKENS, model.tokens)) for first in range(0, model.tokens, TOKENS))
+    return torch.cat([model.leave(states, part).double() for part in parts], dim=1)
 
 
 def tolerance(dtype: torch.dtype, largest_logit: float, noise: float = math.inf) -> float:

@@ -12,8 +12,8 @@ from sprunec.data.batches import Data
 from sprunec.engines.device import Place
 from sprunec.engines.loop import language_model_loss
 from sprunec.errors import PassError
+from sprunec.families.base import Layout, family_of
 from sprunec.families.cpm_ant.config import local
-from sprunec.families.cpm_ant.model import CPMAnt
 from sprunec.families.model_directory import read_config, read_kept
 from sprunec.passes.bench import directory_of, open_data, open_model, place_of, traced
 from sprunec.passes.job import Job
@@ -23,7 +23,7 @@ SAMPLE_PROMPT, SAMPLE_LENGTH, SAMPLE_TEMPERATURE = 48, 80, 0.7
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Raises PassError where the loss is not finite: what the model says is then nothing to draw words from."""
+    """Raises PassError where the loss is not finite: what the model says is then nothing to draw tokens from."""
     place, directory = place_of(job), directory_of(job)
     config = read_config(directory)
     model, data = open_model(directory, place), open_data(job, config)
@@ -35,7 +35,8 @@ def run(job: Job) -> dict[str, Any]:
         dtype = str(place.dtype).removeprefix("torch.")
         message = f"the held-out loss is {loss}: numbers that the weights lead to are too large for {dtype}"
         raise PassError(f"{message}; fix the checkpoint, or give a wider engine.precision")
-    sample = None if "masks" in job.inputs else _sample(model, data, job.options["seed"], place)
+    layout, seed = family_of(config).layout(config), job.options["seed"]
+    sample = None if "masks" in job.inputs else _sample(model, layout, data, seed, place)
     return {
         "parameters": config.parameters(),
         "loss": loss,
@@ -58,21 +59,14 @@ def _held_out_loss(model: nn.Module, data: Data, limit: int | None, place: Place
     return total / tokens, tokens
 
 
-def _sample(model: CPMAnt, data: Data, seed: int, place: Place) -> str | None:
-    """What the model writes after the first held-out words, where the data can say it in text."""
+def _sample(model: Any, layout: Layout, data: Data, seed: int, place: Place) -> str | None:
+    """What the model writes after the first held-out tokens, where the data can say it in text."""
     start = data.sample(SAMPLE_PROMPT)
     if start is None:
         return None
-    prompt = torch.from_numpy(start.ids.astype("int64"))[None].to(place.device)
-    noise = torch.Generator(place.device).manual_seed(seed)
+    given = layout.prompted(start.document)
+    given["input"] = given["input"].to(place.device)
+    given |= {"generator": torch.Generator(place.device).manual_seed(seed), "stop": start.stop}
     with place.precision():
-        ids = model.eval().generate(
-            prompt,
-            max_new_tokens=SAMPLE_LENGTH,
-            task=start.task,
-            context=start.context,
-            temperature=SAMPLE_TEMPERATURE,
-            stop=start.stop,
-            generator=noise,
-        )
+        ids = model.eval().generate(**given, max_new_tokens=SAMPLE_LENGTH, temperature=SAMPLE_TEMPERATURE)
     return data.decode(ids[0].tolist())

@@ -8,7 +8,6 @@ masked model runs on the dense one's.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from statistics import quantiles
 from time import perf_counter
 from typing import Any
@@ -18,8 +17,8 @@ from torch import nn
 
 from sprunec.data.batches import Batch
 from sprunec.engines.device import Place
+from sprunec.families.base import family_of
 from sprunec.families.cpm_ant.config import ModelConfig, local
-from sprunec.families.cpm_ant.model import CPMAnt
 from sprunec.families.model_directory import empty_model, fill, read_config, read_kept
 from sprunec.passes.bench import directory_of, open_data, open_model, place_of, traced
 from sprunec.passes.job import Job
@@ -41,7 +40,7 @@ def run(job: Job) -> dict[str, Any]:
         return {"rounds": 0, "tokens": 0, "models": {}, "notes": [note]}
     batch = smaller(next(open_data(job, configs["dense"]).held_out_batches()), configs["dense"], place)
     seconds = in_turn(_models(job, configs, place), batch.to(place.device), place)
-    tokens = int((batch.inputs["length"] - configs["dense"].prompt_length).sum())
+    tokens = int((batch.inputs["length"] - _overhead(configs["dense"])).sum())
     return {
         "rounds": len(seconds["dense"]),
         "tokens": tokens,
@@ -60,7 +59,6 @@ def _models(job: Job, configs: Mapping[str, ModelConfig], place: Place) -> dict[
 
 
 def _masked(job: Job, config: ModelConfig, dense: nn.Module, its: ModelConfig, place: Place) -> nn.Module:
-    model: CPMAnt
     if config == its:
         model = empty_model(config)
         fill(model, dense.state_dict(), job.inputs["dense"])
@@ -72,10 +70,14 @@ def _masked(job: Job, config: ModelConfig, dense: nn.Module, its: ModelConfig, p
 
 def smaller(batch: Batch, config: ModelConfig, place: Place) -> Batch:
     """As many rows as the operations of one forward allow, in a large model one row cut short, not too short."""
-    rows, columns = batch.targets.shape
+    rows, width = batch.targets.shape
     allowed = int(OPERATIONS.get(place.device.type, OPERATIONS_ELSEWHERE) / (2 * config.parameters()))
-    columns = min(columns, max(allowed, config.prompt_length + LEAST_TEXT))
-    return batch.part(slice(min(rows, max(allowed // columns, 1))), columns)
+    width = min(width, max(allowed, _overhead(config) + LEAST_TEXT))
+    return batch.part(slice(min(rows, max(allowed // width, 1))), width)
+
+
+def _overhead(config: ModelConfig) -> int:
+    return family_of(config).layout(config).overhead
 
 
 @torch.no_grad()
@@ -103,23 +105,11 @@ def _forward(model: nn.Module, batch: Batch, place: Place) -> float:
 
 def measured(tokens: int, seconds: Sequence[float], dense: Sequence[float], is_dense: bool) -> dict[str, Any]:
     """Medians and quartiles over the rounds: tokens per second, and how many times the dense model's in it."""
-    speed = Spread.of([tokens / spent for spent in seconds])
-    ratio = Spread.of([slow / spent for slow, spent in zip(dense, seconds, strict=True)])
+    slowest, speed, fastest = quantiles([tokens / spent for spent in seconds], n=4, method="inclusive")
+    ratios = [slow / spent for slow, spent in zip(dense, seconds, strict=True)]
+    low, ratio, high = quantiles(ratios, n=4, method="inclusive")
     return {
-        "tokens_per_second": speed.median,
-        "tokens_per_second_spread": [speed.low, speed.high],
-        "relative_speed": None if is_dense else {"ratio": ratio.median, "low": ratio.low, "high": ratio.high},
+        "tokens_per_second": speed,
+        "tokens_per_second_spread": [slowest, fastest],
+        "relative_speed": None if is_dense else {"ratio": ratio, "low": low, "high": high},
     }
-
-
-@dataclass(frozen=True)
-class Spread:
-    """A median between its quartiles."""
-
-    low: float
-    median: float
-    high: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
-        return cls(*quantiles(values, n=4, method="inclusive"))

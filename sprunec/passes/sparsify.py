@@ -26,7 +26,7 @@ def run(job: Job) -> dict[str, Any]:
     targets = targeted(shapes, job.options["tensors"])
     if not targets:
         parts = ", ".join(job.options["tensors"])
-        raise InputError.at("tensors", f"no tensor that is left has one of {parts} in its name", "name others")
+        raise InputError.in_option("tensors", f"no tensor that is left has one of {parts} in its name", "name others")
     if "path" in job.files:
         from sprunec.bmcook.masks.two_four_files import read_mask_file
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from sprunec.errors import Diagnostic, InputError, show
 from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.families.cpm_ant.config_checks import data_findings
-from sprunec.plan.format_checks import form_fits, heads_tied
+from sprunec.plan.export_formats import formats_fit, heads_tied
 from sprunec.plan.planned_sizes import size_findings
 from sprunec.plan.resolve import MASKS, Draft, takes_a_look
 from sprunec.plan.saved_masks import saved_masks_fit
@@ -25,7 +25,7 @@ Check = Callable[[Draft, ModelConfig | None], Iterator[Diagnostic]]
 
 
 def units_fit(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnostic]:
-    """Every unit is named once, every count target counts a unit of its pass, and every unit has a target."""
+    """Check that every unit is named once and has a target, and that every count target counts a unit of its pass."""
     for step, options in draft.valid():
         if "unit" not in options:
             continue
@@ -61,7 +61,7 @@ def budgets_fit(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnostic
 
 
 def trained_first(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnostic]:
-    """Masks are learned on, and recovered from, a model that knows something."""
+    """Check that masks are learned on, and recovered from, a model that has learned something."""
     model = draft.source.value.get("model")
     unopened = not draft.sound("/model/path") or not draft.sound("/model/config")  # it may well have weights
     if not isinstance(model, dict) or "checkpoint" in model or unopened:
@@ -99,14 +99,14 @@ def data_given(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnostic]
 
 
 def data_fits(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnostic]:
-    """The model can be given what the data is made of."""
+    """Check that the model can be given what the data is made of."""
     data = draft.section("data")
     if config is not None and draft.has("data") and "source" in data:
         yield from map(draft.source.locate, data_findings(config, data))
 
 
 def data_set_whole(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnostic]:
-    """A cpm-live set's meta.bin, where there is one, can be read; no data file is opened."""
+    """Check that a cpm-live set's meta.bin, where there is one, can be read; open no data file."""
     data = draft.section("data")
     if data.get("source") != "cpm-live":
         return
@@ -150,7 +150,7 @@ CHECKS: tuple[Check, ...] = (
     sparse_findings,
     emit_last,
     heads_tied,
-    form_fits,
+    formats_fit,
     data_given,
     data_fits,
     data_set_whole,

@@ -12,7 +12,7 @@ from sprunec.errors import Diagnostic, InputError
 from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.file_kinds import SAVED, TEXT, foreign
 from sprunec.plan.checkpoint_checks import checkpoint_findings, idle_patterns, retold
-from sprunec.plan.format_checks import package_findings
+from sprunec.plan.export_formats import package_findings
 from sprunec.plan.resolve import Draft, as_list
 from sprunec.text_files import ANY_TEXT, foreign_text
 
@@ -20,7 +20,7 @@ MASK_HINTS = {"": "give a mask file as BMCook, or save_mask of a pass, writes it
 
 
 def input_findings(draft: Draft, config: ModelConfig | None, strict: bool) -> Iterator[Diagnostic]:
-    """What is wrong with checkpoint, data, masks and packages; a missing one is a warning unless `strict`."""
+    """Tell what is wrong with checkpoint, data, masks and packages; a missing one is a warning unless `strict`."""
     yield from package_findings(draft, strict)
     checkpoints = [path for _, path, what in named_files(draft) if what == "checkpoint"]
     yield from idle_patterns(draft, checkpoints, config)
@@ -39,7 +39,7 @@ def input_findings(draft: Draft, config: ModelConfig | None, strict: bool) -> It
 
 
 def _foreign(draft: Draft, path: Path, what: str) -> InputError | None:
-    """What a file is, where it is not what it was named as."""
+    """Tell what a file is, where it is not what it was named as."""
     if what == "mask file":
         return foreign(path, "a mask file", TEXT if path.suffix == ".json" else SAVED, MASK_HINTS)
     if what in ("data set", "file of the data set"):
@@ -50,7 +50,7 @@ def _foreign(draft: Draft, path: Path, what: str) -> InputError | None:
 
 
 def named_files(draft: Draft) -> Iterator[tuple[str, Path, str]]:
-    """Where a file is named, its path, and what it is."""
+    """Yield where a file is named, its path, and what it is."""
     model, data = draft.section("model"), draft.section("data")
     yield from _files(draft, "/model/checkpoint", model.get("checkpoint"), "checkpoint")
     if data.get("source") == "cpm-live":
@@ -80,7 +80,7 @@ def _files(draft: Draft, pointer: str, written: Any, what: str) -> Iterator[tupl
 
 
 def _set_files(draft: Draft, pointer: str, written: Any, block_size: Any) -> Iterator[tuple[str, Path, str]]:
-    """A data set's meta.bin and the files it names; what is wrong inside it, `data_set_whole` tells."""
+    """Yield a data set's meta.bin and the files it names; what is wrong inside it, `data_set_whole` tells."""
     if isinstance(written, str):
         from sprunec.bmcook.data.sets import set_files
 

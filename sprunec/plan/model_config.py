@@ -30,7 +30,7 @@ Found = tuple[ModelConfig | None, list[Diagnostic]]
 
 
 def open_directory(source: Source, draft: Draft) -> tuple[Source, list[Diagnostic]]:
-    """The plan with `config` and `checkpoint` as files, and what is wrong with the directory that it names.
+    """Put `config` and `checkpoint` as files in the place of a directory, and tell what is wrong with that.
 
     What is found later about these files is told where the plan names the directory.
     """
@@ -67,7 +67,7 @@ def _no_directory(source: Source, directory: Path) -> Diagnostic:
 
 
 def path_as_config(source: Source) -> Source:
-    """The plan with its model's `path` as `config`, beside which flags can put another checkpoint."""
+    """Move the model's `path` to `config`, beside which flags can put another checkpoint."""
     model = source.value.get("model")
     if not isinstance(model, dict) or "path" not in model or "config" in model:
         return source
@@ -83,7 +83,7 @@ def path_as_config(source: Source) -> Source:
 
 
 def model_config(draft: Draft, *, incomplete: bool = False) -> Found:
-    """The plan's model, with what is wrong about it; a config that isn't there is an error.
+    """Read the plan's model, with what is wrong about it; a config that isn't there is an error.
 
     Args:
         incomplete: unless nobody has named it; sizes are then not checked.
@@ -107,7 +107,7 @@ def model_config(draft: Draft, *, incomplete: bool = False) -> Found:
 
 
 def read_config(path: str) -> Found:
-    """A config file, Hugging Face's too; keys beyond ours are warnings, since CPM-Live's own files carry some."""
+    """Read a config file, Hugging Face's too; warn of keys beyond ours, since CPM-Live's own files carry some."""
     try:
         source = read_source(path, WANTED, HINT)
     except InputError as error:
@@ -125,7 +125,7 @@ def read_config(path: str) -> Found:
 
 
 def _foreign_family(source: Source, prefix: str, value: Mapping[str, Any]) -> Diagnostic | None:
-    """A config of another family, refused by name; keys that nobody knows are none."""
+    """Refuse a config of another family by name; keys that nobody knows are none."""
     if is_huggingface(value):
         try:
             native_keys(value)
@@ -142,7 +142,7 @@ def _foreign_family(source: Source, prefix: str, value: Mapping[str, Any]) -> Di
 
 
 def _excused(source: Source, finding: Diagnostic) -> Diagnostic | None:
-    """Unknown keys are ignored with a warning; an older file's are fine, as long as they describe this family."""
+    """Warn of unknown keys, which are ignored; pass an older file's as long as they describe this family."""
     key = finding.pointer[1:]
     if finding.code != "unknown-key" or "/" in key:
         return finding
@@ -164,7 +164,7 @@ def _finish(source: Source, prefix: str, value: dict[str, Any], found: list[Diag
 
 
 def _whole_numbers(value: Any) -> Any:
-    """JSON has one kind of number: 4.0 heads are 4."""
+    """Make 4.0 heads 4: JSON has one kind of number."""
     if isinstance(value, dict):
         return {key: item if key in ("eps", "norm_eps") else _whole_numbers(item) for key, item in value.items()}
     if isinstance(value, list):

@@ -1,12 +1,17 @@
-"""Open any file that says what to do: a native plan, or BMCook's bmcook.json as the native plan that it means."""
+"""Open any file that says what to do: a native plan, or BMCook's bmcook.json as the native plan that it means.
+
+Values from the command line are put into it by JSON pointer, before it is checked.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from sprunec.errors import InputError
+from sprunec.errors import InputError, show
 from sprunec.file_kinds import JSON, foreign
 from sprunec.plan.bmcook_flags import (
     NATIVE,
@@ -20,14 +25,13 @@ from sprunec.plan.bmcook_flags import (
     option,
 )
 from sprunec.plan.model_config import path_as_config
-from sprunec.plan.override import override
-from sprunec.plan.pointer import show
+from sprunec.plan.pointer import unescape
 from sprunec.plan.schema_errors import nearest
 from sprunec.plan.source import Source, read_source
 
 
 def read_any(path: str | Path, flags: Flags = NO_FLAGS, seconds: Sequence[str | Path] = ()) -> Source:
-    """A native plan with the flags in it, or the native plan of BMCook's files.
+    """Read a native plan, with the flags put into it, or make the native plan of BMCook's files.
 
     Args:
         seconds: l0_pruning.json files, a stage each.
@@ -45,25 +49,75 @@ def read_any(path: str | Path, flags: Flags = NO_FLAGS, seconds: Sequence[str | 
         from sprunec.bmcook.plans.stages_to_plan import convert
 
         return convert(source, seconds, flags)
-    if kind_of(source.value):
-        message = "this is the file beside bmcook.json, not bmcook.json itself"
-        raise InputError(source.find("foreign-file", "", message, "name bmcook.json; this one is found beside it"))
-    if "dim_model" in source.value and "passes" not in source.value:
-        message = "this is a model config, not a plan"
-        raise InputError(source.find("foreign-file", "", message, "look into it with sprunec inspect"))
-    meant = {name: nearest(name, SECTIONS) for name in source.value}
-    if "passes" not in source.value and (any(meant.values()) or not source.value):
-        near = next((f"did you mean {show(section)}?" for section in meant.values() if section), "")
-        message = "this is neither a plan nor a bmcook.json"
-        hint = near or 'a plan has "passes", bmcook.json a section such as "pruning"'
-        raise InputError(source.find("foreign-file", "", message, hint))
-    unused = foreign_to_native(flags)
-    if unused or seconds:
-        what = unused[0] if unused else str(seconds[0])
-        message = f"{what} goes with BMCook's bmcook.json, and this is a plan of its own"
+    other = _other_file(source.value)
+    if other is not None:
+        raise InputError(source.find("foreign-file", "", *other))
+    unused = [*foreign_to_native(flags), *map(str, seconds)]
+    if unused:
+        message = f"{unused[0]} goes with BMCook's bmcook.json, and this is a plan of its own"
         raise InputError(source.find("foreign-flag", "", message, "edit the plan instead"))
     overrides = native_overrides(flags)
     if "/model/config" in overrides or "/model/checkpoint" in overrides:
         source = path_as_config(source)
     named = {NATIVE[name]: (Source(option(name), None), "") for name in flags.given() if name in NATIVE}
     return replace(override(source, overrides), origins=named)
+
+
+def _other_file(value: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Say what a file is, and what to do, where it is neither a plan nor a bmcook.json."""
+    if kind_of(value):
+        return (
+            "this is the file beside bmcook.json, not bmcook.json itself",
+            "name bmcook.json; this one is found beside it",
+        )
+    if "passes" in value:
+        return None
+    if "dim_model" in value:
+        return "this is a model config, not a plan", "look into it with sprunec inspect"
+    meant = [near for near in (nearest(name, SECTIONS) for name in value) if near]
+    if value and not meant:
+        return None
+    sections = 'a plan has "passes", bmcook.json a section such as "pruning"'
+    return "this is neither a plan nor a bmcook.json", f"did you mean {show(meant[0])}?" if meant else sections
+
+
+def override(source: Source, values: Mapping[str, Any]) -> Source:
+    """Put the values into the source; they have no line. Objects on the way are made when absent.
+
+    Raises:
+        InputError: a pointer is no place in the plan.
+    """
+    if not values:
+        return source
+    document = copy.deepcopy(source.value)
+    for pointer, value in values.items():
+        try:
+            _put(document, [unescape(step) for step in pointer.split("/")], value)
+        except ValueError as error:
+            message = f"{show(pointer)} is no place in the plan"
+            raise InputError.at(source.file, message, str(error), code="bad-override") from None
+    places, keys = (
+        {at: place for at, place in marks.items() if not any(at == new or at.startswith(f"{new}/") for new in values)}
+        for marks in (source.places, source.keys)
+    )
+    return replace(source, value=document, places=places | dict.fromkeys(values, (0, 0)), keys=keys)
+
+
+def _put(node: Any, steps: list[str], value: Any) -> None:
+    """Set the value where the steps lead; raise ValueError, which says why not, where they lead nowhere."""
+    root, *way = steps
+    if root or not way:
+        raise ValueError('write it as "/training/learning_rate"')
+    for place, step in enumerate(way, start=1):
+        if isinstance(node, list):
+            if not (step.isascii() and step.isdecimal() and int(step) < len(node)):
+                raise ValueError(f"the list has {len(node)} entries, counted from 0")
+            key: Any = int(step)
+        elif isinstance(node, dict):
+            key = step
+        else:
+            raise ValueError(f"{show(node)} has no entries")
+        if place == len(way):
+            node[key] = value
+        else:
+            node = node[key] if isinstance(node, list) else node.setdefault(key, {})

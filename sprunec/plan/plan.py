@@ -18,8 +18,7 @@ from sprunec.plan.bmcook_flags import NO_FLAGS, Flags
 from sprunec.plan.checks import CHECKS
 from sprunec.plan.files import input_findings
 from sprunec.plan.model_config import model_config, open_directory
-from sprunec.plan.open_plan import read_any
-from sprunec.plan.override import override
+from sprunec.plan.open_plan import override, read_any
 from sprunec.plan.resolve import TRAINS, Draft, as_list
 from sprunec.plan.schema_errors import schema_findings
 from sprunec.plan.source import Source
@@ -115,7 +114,7 @@ class Plan:
 
 
 def read_plan(path: str | Path, overrides: Mapping[str, Any] = NOTHING, flags: Flags = NO_FLAGS) -> Plan:
-    """Raises InputError with everything that is wrong.
+    """Read and check a plan; raise InputError with everything that is wrong.
 
     Args:
         path: a native plan, or BMCook's bmcook.json.
@@ -136,7 +135,7 @@ def check_plan(
     flags: Flags = NO_FLAGS,
     incomplete: bool = False,
 ) -> tuple[Plan | None, tuple[Diagnostic, ...]]:
-    """Everything found, errors first, in file order; the plan is None when there is an error.
+    """Find everything, errors first, in file order; the plan is None when there is an error.
 
     Args:
         strict: a missing checkpoint, data or mask file is an error.
@@ -152,7 +151,7 @@ def check_plan(
 def check_source(
     source: Source, *, strict: bool = False, incomplete: bool = False
 ) -> tuple[Plan | None, tuple[Diagnostic, ...]]:
-    """`check_plan` for a plan that is in memory."""
+    """Do as `check_plan` for a plan that is in memory."""
     if any(finding.severity == "error" for finding in source.problems) and source.origins:
         return None, _in_order(source.problems, source.file)  # a plan that could not be made is not looked into
     found = [*source.problems, *schema_findings(source, "plan")]

@@ -8,7 +8,7 @@ from sprunec.errors import show as show
 
 
 def escape(key: object) -> str:
-    """One step of a JSON pointer."""
+    """Write one step of a JSON pointer."""
     return str(key).replace("~", "~0").replace("/", "~1")
 
 
@@ -17,5 +17,5 @@ def unescape(step: str) -> str:
 
 
 def series(words: Sequence[str], conjunction: str) -> str:
-    """`a, b and c`."""
+    """Join words as in `a, b and c`."""
     return f" {conjunction} ".join(part for part in (", ".join(words[:-1]), words[-1]) if part)

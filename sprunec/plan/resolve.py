@@ -22,7 +22,7 @@ _GATE_PATH, _GATE_RATES = 30.0, (0.1, 1.0)  # far enough to open or close for go
 
 
 def takes_a_look(options: Mapping[str, Any]) -> bool:
-    """Whether a pass that chooses a mask looks at the data to score units, or to compensate for them."""
+    """Tell whether a pass that chooses a mask needs calibration data, to score units or to compensate for them."""
     return options.get("criterion") in LOOKING or options.get("compensate") is not None
 
 
@@ -67,11 +67,11 @@ class Draft:
         return f"paths are relative to the {start}"
 
     def sound(self, pointer: str) -> bool:
-        """Nothing is wrong at the pointer or below it."""
+        """Tell whether nothing is wrong at the pointer or below it."""
         return not any(place == pointer or place.startswith(f"{pointer}/") for place in self.wrong)
 
     def section(self, name: str) -> dict[str, Any]:
-        """A section's sound values with the defaults of those that are not given; a wrong one is absent."""
+        """Return a section's sound values with the defaults of those not given; a wrong one is absent."""
         written = self.source.value.get(name)
         given = written.items() if isinstance(written, dict) else ()
         sound = {key: value for key, value in given if self.sound(f"/{name}/{key}")}
@@ -88,7 +88,7 @@ class Draft:
         return tuple(self._step(f"/passes/{index}", entry) for index, entry in enumerate(entries))
 
     def valid(self, *names: str) -> Iterator[tuple[Step, Mapping[str, Any]]]:
-        """Steps in which no error was found, with their options: all, or those of some passes."""
+        """Yield the steps in which no error was found, with their options: all, or those of some passes."""
         for step in self.steps:
             if step.options is not None and (not names or step.name in names):
                 yield step, step.options
@@ -106,7 +106,7 @@ class Draft:
 
 
 def finish(options: dict[str, Any], folder: Path) -> Mapping[str, Any]:
-    """Options in the one form that passes read: what a plan may write in several ways is written in one."""
+    """Write in one way, which passes read, what a plan may write in several."""
     if "unit" in options:
         options["unit"] = as_list(options["unit"])
         options["target"] = _target(options["target"])
@@ -141,6 +141,6 @@ def _target(target: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _spoils(finding: Diagnostic) -> bool:
-    """A key that is merely unknown leaves the rest readable; one that was meant as another does not."""
+    """Tell whether what is around a finding cannot be read: a key that is merely unknown leaves the rest readable."""
     unknown = finding.code == "unknown-key" and not finding.hint.startswith("did you mean")
     return finding.severity == "error" and not unknown and finding.code != "duplicate-key"

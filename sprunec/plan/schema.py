@@ -28,14 +28,14 @@ Schema = dict[str, Any]
 
 @cache
 def schema_folder() -> Path:
-    """`sprunec/schemas` in an installed wheel, `schemas` beside the package in a checkout."""
+    """Find `sprunec/schemas` in an installed wheel, `schemas` beside the package in a checkout."""
     package = Path(__file__).resolve().parents[1]
     inside, beside = package / "schemas", package.parent / "schemas"
     return inside if (inside / f"plan{_ENDING}").is_file() else beside
 
 
 def load_schema(name: str) -> Schema:
-    """`plan`, `training`, `passes/train-mask`, …"""
+    """Read `plan`, `training`, `passes/train-mask`, … as they stand in their files."""
     text = (schema_folder() / f"{name}{_ENDING}").read_text(encoding="utf-8")
     schema: Schema = json.loads(text)
     return schema
@@ -52,13 +52,13 @@ def pass_names() -> tuple[str, ...]:
 
 
 def properties(schema: str | Schema) -> dict[str, Schema]:
-    """All keys that a schema offers, those behind its references too."""
+    """Collect all keys that a schema offers, those behind its references too."""
     start = _registry()[_uri(schema)].contents if isinstance(schema, str) else schema
     return dict(_collect(_follow(start)))
 
 
 def resolve(schema: str | Schema, given: Mapping[str, Any]) -> dict[str, Any]:
-    """`given` with the schema's defaults, its numbers as the schema types them, in the schema's order."""
+    """Fill in the schema's defaults; type and order what is `given` as the schema does."""
     options = {}
     for key, rule in properties(schema).items():
         if key in given:
@@ -69,7 +69,7 @@ def resolve(schema: str | Schema, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _typed(value: Any, rule: Schema) -> Any:
-    """1 and 1.0 are one number: take the type that the schema means."""
+    """Take the type that the schema means: 1 and 1.0 are one number."""
     kinds = rule.get("type", ())
     kinds = (kinds,) if isinstance(kinds, str) else kinds
     if isinstance(value, dict) and "properties" in rule:
@@ -109,7 +109,7 @@ def _uri(name: str) -> str:
 
 
 def _absolute(node: Any, uri: str) -> Any:
-    """References made absolute, so that a part of a schema still finds what it refers to."""
+    """Make references absolute, so that a part of a schema still finds what it refers to."""
     if isinstance(node, list):
         return [_absolute(item, uri) for item in node]
     if not isinstance(node, dict):
@@ -121,7 +121,7 @@ def _absolute(node: Any, uri: str) -> Any:
 
 
 def _pattern(_: Any, pattern: str, value: Any, __: Schema) -> Iterator[ValidationError]:
-    """As in ECMAScript, `$` is the very end; Python's also stands before a last newline."""
+    """Match as ECMAScript does, where `$` is the very end; Python's also stands before a last newline."""
     if isinstance(value, str) and not re.search(re.sub(r"\$$", r"\\Z", pattern), value):
         yield ValidationError(f"{value!r} does not match {pattern!r}")
 

@@ -29,7 +29,7 @@ _KINDS = {
 
 
 def schema_findings(source: Source, schema: str, prefix: str = "") -> list[Diagnostic]:
-    """Everything the schema has against the value at `prefix`, one finding per mistake."""
+    """Tell everything the schema has against the value at `prefix`, one finding per mistake."""
     errors = list(validator(schema).iter_errors(_at(source.value, prefix)))
     wrong_type = {_pointer(error, prefix) for error in errors if error.validator == "type"}
     found: dict[tuple[str, str], Diagnostic] = {}
@@ -43,7 +43,7 @@ def schema_findings(source: Source, schema: str, prefix: str = "") -> list[Diagn
 
 
 def nearest(word: str, known: Any) -> str:
-    """The known word that was probably meant, or nothing."""
+    """Guess the known word that was meant; return nothing where none is like it."""
     names = [name for name in known if isinstance(name, str)]
     folded = {name.lower().replace("-", "_"): name for name in names}
     close = get_close_matches(word.lower().replace("-", "_"), folded, n=1, cutoff=0.6)
@@ -51,7 +51,7 @@ def nearest(word: str, known: Any) -> str:
 
 
 def remedy(rule: Schema) -> str:
-    """What to write, from the schema's own words."""
+    """Say what to write, from the schema's own words."""
     if "errorMessage" in rule:
         return str(rule["errorMessage"])
     what = str(rule.get("description", "")).partition(";")[0].partition(":")[0].partition(",")[0]
@@ -92,7 +92,7 @@ def _unknown_keys(source: Source, pointer: str, error: ValidationError) -> Itera
 
 
 def _missing_key(source: Source, pointer: str, error: ValidationError) -> Diagnostic:
-    """The validator gives one error per missing key and names it only in its words."""
+    """Name the missing key, which the validator, with an error for each, names only in its message."""
     key = next(key for key in error.validator_value if error.message.startswith(repr(key)))
     rule = properties(error.schema).get(key)
     if not rule:  # required by a branch of the schema that doesn't describe it
@@ -114,7 +114,7 @@ def _choice(error: ValidationError) -> str:
 
 
 def _described(keyword: str, error: ValidationError) -> tuple[str, str]:
-    """A code and a message for all rules but those about keys."""
+    """Give a code and a message for all rules but those about keys."""
     limit, value, shown = error.validator_value, error.instance, show(error.instance)
     match keyword:
         case "type":
@@ -148,7 +148,7 @@ def _kind_of_choice(error: ValidationError) -> str:
 
 
 def _without_echoes(found: list[Diagnostic]) -> list[Diagnostic]:
-    """A misspelt key is one mistake: what is then missing or too much in its object is only its echo."""
+    """Drop what is missing or too much in an object only because a key of it is misspelt: that is one mistake."""
     unknown = [finding for finding in found if finding.code == "unknown-key"]
     objects = {finding.pointer.rpartition("/")[0] for finding in unknown}
     meant = {(f.pointer.rpartition("/")[0], f.hint.removeprefix('did you mean "').removesuffix('"?')) for f in unknown}

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from sprunec.errors import Diagnostic, InputError, show
+from sprunec.plan.json_reader import JsonError, Reader
 from sprunec.plan.pointer import unescape
-from sprunec.plan.reader import JsonError, Reader
 from sprunec.text_files import read_text
 
 LARGEST_FILE = 1024 * 1024
@@ -52,7 +52,7 @@ class Source:
         return "" in self.origins
 
     def place(self, pointer: str, key: bool = False) -> Place:
-        """Where the value (or its key) stands; for what is not written, where the nearest parent does."""
+        """Find where the value (or its key) stands; for what is not written, where the nearest parent does."""
         if key and pointer in self.keys:
             return self.keys[pointer]
         while pointer and pointer not in self.places:
@@ -60,7 +60,7 @@ class Source:
         return self.places.get(pointer, (0, 0))
 
     def find(self, code: str, pointer: str, message: str, hint: str = "", *, key: bool = False) -> Diagnostic:
-        """An error at the pointer's place, or at the place that the value comes from."""
+        """Make an error at the pointer's place, or at the place that the value comes from."""
         origin = self.origin(pointer)
         if origin is not None:
             return origin[0].find(code, origin[1], message, hint, key=key)
@@ -68,13 +68,13 @@ class Source:
         return Diagnostic(code, message, hint, "error", self.file, pointer, line, column)
 
     def origin(self, pointer: str) -> tuple[Source, str] | None:
-        """Where a value that was made comes from: its own origin, or that of the nearest thing around it."""
+        """Find where a value that was made comes from: its own origin, or that of the nearest thing around it."""
         while pointer and pointer not in self.origins:
             pointer = pointer.rpartition("/")[0]
         return self.origins.get(pointer)
 
     def locate(self, finding: Diagnostic, prefix: str = "") -> Diagnostic:
-        """A finding that has no file yet, at its pointer below `prefix`."""
+        """Give a finding that has no file yet its place, at its pointer below `prefix`."""
         found = self.find(finding.code, prefix + finding.pointer, finding.message, finding.hint)
         return replace(found, severity=finding.severity)
 
@@ -83,7 +83,7 @@ class Source:
 
 
 def read_source(path: str | Path, wanted: str = "a plan", hint: str = "name a plan, a JSON file") -> Source:
-    """One object in a JSON file.
+    """Read one object in a JSON file.
 
     Args:
         wanted: what the file should be, with an article, and `hint` what to do where it is something else.
@@ -100,7 +100,7 @@ def read_source(path: str | Path, wanted: str = "a plan", hint: str = "name a pl
 
 
 def parse_source(text: str, file: str) -> Source:
-    """Raises InputError at the first thing that is not JSON; repeated keys are collected in `problems`."""
+    """Parse text; raise InputError at the first thing that is not JSON, collect repeated keys in `problems`."""
     if not text.strip():
         raise InputError.at(file, "the file is empty", "write one object: {...}", code="empty-file")
     reader = Reader(text)

@@ -20,7 +20,7 @@ _READS = {"logits": ("temperature",), "hidden": ("pairs", "project")}
 
 
 def training_fits(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnostic]:
-    """The options of each training pass; those written once for all passes are told once."""
+    """Check the options of each training pass; tell of those written once for all passes once."""
     told = set()
     for step, options in draft.valid(*TRAINS):
         for finding in _training_findings(draft, step, options):
@@ -51,12 +51,12 @@ def _training_findings(draft: Draft, step: Step, options: Mapping[str, Any]) -> 
 
 
 def _written(step: Step, key: str) -> str:
-    """Where an option that may stand in the pass or in the plan's `training` is written."""
+    """Tell where an option that may stand in the pass or in the plan's `training` is written."""
     return f"{step.pointer}/{key}" if key in step.given else f"/training/{key}"
 
 
 def engine_fits(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnostic]:
-    """BMTrain works on CUDA, holds no patterns, trains no projections, and has only Adam on the CPU."""
+    """Check for what BMTrain cannot do: other than CUDA, 2:4 masks, projections, more than Adam on the CPU."""
     engine = draft.section("engine")
     if engine.get("name") != "bmtrain":
         return
@@ -80,7 +80,7 @@ def engine_fits(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnostic
 
 
 def distillation_fits(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnostic]:
-    """A loss, a teacher, and pairs of states that both models have; told where the distillation is written."""
+    """Check for a loss, a teacher, and states that both models have; tell it where the distillation is written."""
     cut: set[str] = set()
     whole = True
     for step in draft.steps:
@@ -99,7 +99,7 @@ def distillation_fits(draft: Draft, config: ModelConfig | None) -> Iterator[Diag
 
 
 def _losses(draft: Draft, options: Mapping[str, Any], pointer: str) -> Iterator[Diagnostic]:
-    """Something to learn from the teacher, and no option that nothing reads."""
+    """Check that there is something to learn from the teacher, and no option that nothing reads."""
     if not options["logits"] and not options["hidden"]:
         message = "neither logits nor hidden has a weight above 0: nothing would be learned from the teacher"
         hint = 'give one of them a weight, e.g. "logits": 0.5, or write null'
@@ -118,7 +118,7 @@ def _losses(draft: Draft, options: Mapping[str, Any], pointer: str) -> Iterator[
 def _pairs(
     draft: Draft, options: Mapping[str, Any], pointer: str, config: ModelConfig, cut: Collection[str]
 ) -> Iterator[Diagnostic]:
-    """Modules that the plan's model has, and states of one width unless they are projected."""
+    """Check that the model has the modules, and that states are of one width unless they are projected."""
     known = state_widths(config)
     for index, written in enumerate(options["pairs"]):
         pair, place = Pair.read(written), f"{pointer}/pairs/{index}"
@@ -136,7 +136,7 @@ def _pairs(
 
 
 def _unlike(pair: Pair, config: ModelConfig, cut: Collection[str]) -> str:
-    """Why the two states differ in width; nothing when they do not, as far as a plan can tell."""
+    """Say why the two states differ in width; nothing when they do not, as far as a plan can tell."""
     student, teacher = pair.student.width(config), pair.teacher.width(config)
     if student != teacher:
         return f"the student's state is {student} wide, the teacher's {teacher}"
@@ -147,7 +147,7 @@ def _unlike(pair: Pair, config: ModelConfig, cut: Collection[str]) -> str:
 
 
 def _counts(unit: str, point: Point, config: ModelConfig) -> bool:
-    """Whether a state's width is made of this unit: it would change with its number."""
+    """Tell whether a state's width is made of this unit: it would change with its number."""
     field = "heads" if unit == "head" else unit
     wider = (replace(layer, **{field: 2 * getattr(layer, field)}) for layer in config.layers)
     return point.width(replace(config, layers=tuple(wider))) != point.width(config)

@@ -97,7 +97,7 @@ def unite(left: Dim, right: Dim) -> None:
             ours, theirs = leaves(ours), leaves(theirs)
             ours.pop(0).join(theirs.pop(0))
         elif a.size % b.size and b.size % a.size:
-            pin([*ours, *theirs], "two views of it do not line up")
+            pin([*ours, *theirs], "two views split it into parts that do not match")
             return
         else:
             big, small = (a, b) if a.size > b.size else (b, a)
@@ -107,7 +107,7 @@ def unite(left: Dim, right: Dim) -> None:
 
 
 def _match_one(ours: Dim, theirs: Dim) -> None:
-    """One side begins with an axis of 1 that the other lacks: give it to the other too.
+    """Give an axis of 1, with which one side begins, to the other side too.
 
     An axis that stands on both sides cannot get it on one of them alone: then the 1 is paired with nothing.
     """
@@ -119,7 +119,7 @@ def _match_one(ours: Dim, theirs: Dim) -> None:
 
 
 def _match_last_ones(ours: Dim, theirs: Dim) -> None:
-    """Where one side ends in an axis of 1 that the other lacks, give it to the other too."""
+    """Give an axis of 1, in which one side ends, to the other side too."""
     for long, short in ((ours, theirs), (theirs, ours)):
         if len(short) == 1 and len(long) > 1 and short[0] not in long:
             short[0].split(short[0].size)
@@ -127,7 +127,7 @@ def _match_last_ones(ours: Dim, theirs: Dim) -> None:
 
 
 def meet(left: Dim, right: Dim) -> Dim:
-    """What comes of two dims that an op broadcasts: a dim of 1 meets anything, others are united."""
+    """Give what comes of two dims that an op broadcasts: a dim of 1 meets anything, others are united."""
     if size(left) == 1 != size(right):
         return right
     if size(right) != 1 or size(left) == 1:
@@ -136,7 +136,7 @@ def meet(left: Dim, right: Dim) -> Dim:
 
 
 def regroup(layout: Layout, shape: Sequence[int]) -> Layout:
-    """The layout after a view to `shape`: the same axes in order, split where a dim boundary falls inside one."""
+    """Lay out a view to `shape`: the same axes in order, split where a dim boundary falls inside one."""
     rest = [leaf for dim in layout for leaf in leaves(dim)]
     if size(rest) != math.prod(shape) or size(rest) == 0:
         reason = f"{size(rest)} entries of it are viewed as {math.prod(shape)}" if size(rest) else "it has no entries"
@@ -144,6 +144,8 @@ def regroup(layout: Layout, shape: Sequence[int]) -> Layout:
         return fresh(shape, reason)
     result: Layout = []
     for length in shape:
+        # Axes are taken whole while they fit, and split where they reach over the dim's end. Where sizes do not divide
+        # each other, the end falls inside an entry of an axis: nothing from here on is known.
         taken: Dim = []
         while rest and (size(taken) < length or (length == 1 and not taken)):
             missing, here = length // size(taken), rest[0].size
@@ -161,7 +163,7 @@ def regroup(layout: Layout, shape: Sequence[int]) -> Layout:
 
 
 def _last_one(layout: Layout) -> Axis:
-    """A trailing 1 is a factor of the axis before it, so that heads of one dim still have that dim."""
+    """Split a trailing 1 off the axis before it, so that heads of one dim still have that dim."""
     if not layout:
         return Axis(1)
     *before, last = leaves(layout[-1])
@@ -188,7 +190,7 @@ class Groups:
     pinned: dict[int, str]
 
     def holding(self, group: int) -> list[tuple[str, int]]:
-        """The (tensor, dim) pairs that `group` is a factor of."""
+        """Find the (tensor, dim) pairs that `group` is a factor of."""
         return [(name, place) for name, dims in self.tensors.items() for place, dim in enumerate(dims) if group in dim]
 
 

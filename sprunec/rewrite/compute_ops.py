@@ -13,7 +13,7 @@ from sprunec.rewrite.shape_ops import concatenate, index_select, item, matrix_tr
 
 
 def broadcast(flow: Flow, node: fx.Node) -> Layout:
-    """Entry by entry, dims aligned from the right; a dim of 1 meets anything."""
+    """Unite entry by entry, dims aligned from the right; a dim of 1 meets anything."""
     shape = flow.shape(node)
     result: list[Dim | None] = [None] * len(shape)
     for value in tensor_inputs(flow, node):
@@ -53,7 +53,7 @@ def matmul(flow: Flow, node: fx.Node) -> Layout:
 
 
 def attention(flow: Flow, node: fx.Node) -> Layout:
-    """softmax(q kᵀ + mask) v: the leading dims run side by side, E is summed over, the rest is mixed.
+    """Lay out softmax(q kᵀ + mask) v: leading dims run side by side, E is summed over, the rest is mixed.
 
     Grouped queries are fewer keys than queries in one of those dims: they are paired, but not one to one.
     """
@@ -75,14 +75,14 @@ def attention(flow: Flow, node: fx.Node) -> Layout:
 
 
 def align_mask(mask: Layout, scores: Layout) -> None:
-    """A mask's dims, from the right, with those of the scores; one query's or one key's 1 is no axis of the mask's."""
+    """Meet a mask's dims, from the right, with the scores'; one query's or one key's 1 is no axis of the mask's."""
     for back, (ours, theirs) in enumerate(zip(reversed(scores), reversed(mask), strict=False), start=1):
         if back > 2 or size(theirs) != 1:
             meet(ours, theirs)
 
 
 def softmax_origin(flow: Flow, node: fx.Node) -> fx.Node | None:
-    """The softmax whose weights this matmul mixes with."""
+    """Find the softmax whose weights this matmul mixes with."""
     value = node.args[0]
     while isinstance(value, fx.Node) and value.op != "placeholder":
         if flow.op(value) == "softmax":
@@ -94,7 +94,7 @@ def softmax_origin(flow: Flow, node: fx.Node) -> fx.Node | None:
 
 
 def scored_dim(flow: Flow, softmax_node: fx.Node) -> Dim:
-    """The dim that the scores under a softmax were summed over."""
+    """Find the dim that the scores under a softmax were summed over."""
     pending = list(tensor_inputs(flow, softmax_node))
     while pending:
         value = pending.pop()
@@ -112,7 +112,7 @@ def softmax(flow: Flow, node: fx.Node) -> Layout:
 
 
 def norm(flow: Flow, node: fx.Node) -> Layout:
-    """layer_norm, rms_norm: statistics over the last dims, then a scale and a shift."""
+    """Pin the last dims, which layer_norm and rms_norm count, and unite them with scale and shift."""
     layout = flow.layout(node.args[0])
     reach = len(argument(node, 1, "normalized_shape"))
     for dim in layout[-reach:]:

@@ -18,7 +18,7 @@ from sprunec.rewrite.trace import TracedBlock
 
 
 def freeze_sizes(graph: fx.Graph, program: Program, keep: Keep) -> None:
-    """A size that is read off a cut dim stays what it was: scales depend on it, and views get their own new sizes."""
+    """Keep a size that is read off a cut dim what it was: scales depend on it, and views get their own new sizes."""
     for node in graph.nodes:
         dim = _read_dim(program, node)
         if dim is not None and keep.keys() & set(dim):
@@ -33,7 +33,7 @@ def _other(others: Mapping[fx.Node, Any], node: fx.Node) -> Any:
 
 
 def _read_dim(program: Program, node: fx.Node) -> Sequence[int] | None:
-    """The dim whose size a node reads: x.size(1), x.shape[1] or x.size()[1]."""
+    """Find the dim whose size a node reads: x.size(1), x.shape[1] or x.size()[1]."""
     op = program.ops.get(node.name)
     source, index = (node.args[0], node.args[1]) if len(node.args) == 2 else (None, None)
     if op == "getitem" and isinstance(source, fx.Node) and program.ops.get(source.name) in ("shape", "size"):
@@ -47,7 +47,7 @@ def _read_dim(program: Program, node: fx.Node) -> Sequence[int] | None:
 
 
 def set_constants(graph: fx.Graph, program: Program, keep: Keep) -> None:
-    """New values for the numbers in node arguments that say how wide a cut dim is."""
+    """Set the numbers in node arguments that say how wide a cut dim is."""
     for node in graph.nodes:
         op = program.ops.get(node.name)
         if op in ("view", "reshape", "unflatten"):
@@ -59,14 +59,14 @@ def set_constants(graph: fx.Graph, program: Program, keep: Keep) -> None:
 
 
 def _resize_view(node: fx.Node, op: str, program: Program, keep: Keep) -> None:
-    dims, first = program.groups.values[node.name], 0
-    spread = op != "unflatten" and len(node.args) > 1 and not isinstance(node.args[1], tuple | list)
+    dims = program.groups.values[node.name]
     place, name = (2, "sizes") if op == "unflatten" else (1, "shape")
+    # x.view(2, -1) as against x.view((2, -1)); unflatten takes a sequence alone
+    spread = op != "unflatten" and len(node.args) > 1 and not isinstance(node.args[1], tuple | list)
     sizes = list(node.args[1:] if spread else argument(node, place, name))
-    if op == "unflatten":
-        first = argument(node, 1, "dim") % (len(dims) - len(sizes) + 1)
-    cut = [place for place, dim in enumerate(dims[first : first + len(sizes)]) if keep.keys() & set(dim)]
-    cut = [place for place in cut if not (isinstance(sizes[place], int) and sizes[place] == -1)]
+    first = argument(node, 1, "dim") % (len(dims) - len(sizes) + 1) if op == "unflatten" else 0
+    cut = [index for index, dim in enumerate(dims[first : first + len(sizes)]) if keep.keys() & set(dim)]
+    cut = [index for index in cut if not (isinstance(sizes[index], int) and sizes[index] == -1)]
     if not cut:
         return
     for index in cut:
@@ -89,7 +89,7 @@ def _resize_pieces(node: fx.Node, program: Program, keep: Keep) -> None:
 
 
 def _keep_scale(node: fx.Node, program: Program, keep: Keep) -> None:
-    """Attention without a scale divides by the root of a width; a cut of that width must not change it."""
+    """Name the scale of an attention that has none: it divides by the root of a width, which a cut would change."""
     core = next(core for core in program.cores if core.node == node.name)
     if keep.keys() & set(core.scored) and node.kwargs.get("scale") is None:
         node.update_kwarg("scale", 1.0 / math.sqrt(math.prod(program.groups.sizes[g] for g in core.scored)))
@@ -107,7 +107,7 @@ def _set_argument(node: fx.Node, place: int, name: str, value: Any) -> None:
 
 
 def cut_buffers(block: TracedBlock, program: Program, keep: Keep) -> dict[str, Tensor]:
-    """Buffers outside the state dict, such as the index of an earlier selection, cut with their site."""
+    """Cut buffers outside the state dict, such as the index of an earlier selection, with their site."""
     state = set(block.module.state_dict(keep_vars=True))
     found = {}
     for name, tensor in block.tensors().items():
@@ -121,7 +121,7 @@ def cut_buffers(block: TracedBlock, program: Program, keep: Keep) -> dict[str, T
 
 
 def select_shared(graph: fx.Graph, forward: Program, keep: Keep, device: torch.device) -> dict[str, Tensor]:
-    """What comes from outside is shared by all blocks and stays whole: select what this block still reads of it.
+    """Select what this block still reads of what comes from outside: that is all blocks' and stays whole.
 
     Only the plain forward's inputs are shared; what a cached forward is given besides, its past, is this block's own.
     """

@@ -86,12 +86,12 @@ class Flow:
         return self.lost(node, node)
 
     def pinned(self, node: fx.Node, dims: Iterable[Dim], reason: str) -> Layout:
-        """The layout of `node` where what goes in, which is pinned, says nothing of it."""
+        """Pin what goes in, and lay `node` out anew, pinned too."""
         pin_all(dims, reason)
         return fresh(self.shape(node), reason)
 
     def lost(self, node: fx.Node, through: fx.Node) -> Layout:
-        """The layout of `node` where nobody knows what `through` does: all axes that go in and come out are pinned."""
+        """Lay `node` out where nobody knows what `through` does: all axes that go in and come out are pinned."""
         for value in tensor_inputs(self, through):
             pin_all(self.layout(value), f"it goes through {self.op(through)}")
         return fresh(self.shape(node), f"it comes out of {self.op(through)}")
@@ -100,7 +100,7 @@ class Flow:
         self.contractions.append(Contraction(node.name, operand.name, dim))
 
     def op(self, node: fx.Node) -> str:
-        """`add` for torch.add, operator.iadd and Tensor.add_ alike; a leaf module goes by its class."""
+        """Name `add` for torch.add, operator.iadd and Tensor.add_ alike; a leaf module goes by its class."""
         if node.op == "call_module":
             return type(self.root.get_submodule(str(node.target))).__name__.lower()
         if node.target is getattr:
@@ -131,7 +131,7 @@ def follow(graph: fx.Graph, root: torch.nn.Module, inputs: tuple[Any, ...], rule
 
 
 def argument(node: fx.Node, place: int, name: str, default: Any = None) -> Any:
-    """Of a call, given by its place or by its name."""
+    """Take an argument of a call, given by its place or by its name."""
     return node.args[place] if len(node.args) > place else node.kwargs.get(name, default)
 
 

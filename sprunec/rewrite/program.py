@@ -59,7 +59,7 @@ def read_program(graph: fx.Graph, root: nn.Module, inputs: tuple[Any, ...], call
 
 
 def find_residuals(flow: Flow, graph: fx.Graph) -> tuple[Residual, ...]:
-    """The residual adds on the way from the first placeholder to the first output, in order."""
+    """Find the residual adds on the way from the first placeholder to the first output, in order."""
     start = next(node for node in graph.nodes if node.op == "placeholder")
     stream, found = {start}, []
     for node in graph.nodes:
@@ -69,6 +69,7 @@ def find_residuals(flow: Flow, graph: fx.Graph) -> tuple[Residual, ...]:
         joins = node.op.startswith("call") and flow.op(node) == "add" and len(inputs) == 2
         if not joins or any(flow.shape(value) != flow.shape(start) for value in (node, *inputs)):
             continue
+        # Both sides may be of the stream, as in x + norm(x): the trunk is the one not computed from the other.
         for trunk, branch in (inputs, inputs[::-1]):
             if trunk in stream and branch not in needed_by(trunk):
                 residual = _residual(flow, graph, node, trunk, branch)
@@ -92,7 +93,7 @@ def _residual(flow: Flow, graph: fx.Graph, add: fx.Node, stream: fx.Node, branch
 
 
 def first_output(graph: fx.Graph) -> fx.Node:
-    """The hidden states among what the graph returns."""
+    """Find the hidden states among what the graph returns."""
     result = graph.output_node().args[0]
     first = result[0] if isinstance(result, tuple | list) else result
     assert isinstance(first, fx.Node)
@@ -100,7 +101,7 @@ def first_output(graph: fx.Graph) -> fx.Node:
 
 
 def needed_by(node: fx.Node, instead: Mapping[fx.Node, fx.Node] = MappingProxyType({})) -> set[fx.Node]:
-    """A node and all that it is computed from; of a node that `instead` has another for, that one alone is."""
+    """Collect a node and all it is computed from; a node that `instead` has another for needs that one alone."""
     pending, found = [node], set()
     while pending:
         each = pending.pop()

@@ -36,12 +36,12 @@ class Projection:
 
     @property
     def weight(self) -> Tensor:
-        """(outputs, columns), a view; the columns are what is summed over."""
+        """(outputs, inputs), a view; the inputs are what is summed over."""
         weight: Tensor = self.block.tensors()[self.tensor].detach().movedim(self.along, -1)
         return weight.flatten(0, -2)
 
     def units(self, unit: str) -> tuple[int, int, int] | None:
-        """How the columns are (outer, units, inner) of one kind of unit; None if none of it is in them."""
+        """Tell how the inputs are (outer, units, inner) of one kind of unit; None if none of it is in them."""
         site = self.block.sites.get(unit)
         inside = [group for group in self.groups if site is not None and group in site.groups["forward"]]
         if not inside:
@@ -51,14 +51,14 @@ class Projection:
         return math.prod(sizes[:place]), sizes[place], math.prod(sizes[place + 1 :])
 
     def kept(self, keep: Keep) -> Indices | None:
-        """The columns that are left where `keep` says what is of each group; None if all are."""
+        """Tell the inputs that are left where `keep` says what is of each group; None if all are."""
         if not keep.keys() & set(self.groups):
             return None
         return dim_indices(self.block.forward.groups, self.groups, keep)
 
 
 def projections(block: TracedBlock) -> tuple[Projection, ...]:
-    """Of all the block's sites."""
+    """Find those of all the block's sites."""
     nodes = {node.name: node for node in block.forward.graph.nodes}
     cuttable = {group for site in block.sites.values() for group in site.groups["forward"]}
     found = []
@@ -75,7 +75,7 @@ def projections(block: TracedBlock) -> tuple[Projection, ...]:
 def _weights(
     block: TracedBlock, node: fx.Node, contraction: Contraction, groups: Sequence[int]
 ) -> list[tuple[str, int]]:
-    """The parameter that goes into the sum beside the operand, if there is one, and its dim of these groups."""
+    """Find the parameter that goes into the sum beside the operand, if there is one, and its dim of these groups."""
     dims, tensors = block.forward.groups.tensors, block.tensors()
     names = [str(v.target) for v in node.all_input_nodes if v.op == "get_attr" and v.name != contraction.operand]
     return [

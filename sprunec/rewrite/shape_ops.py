@@ -35,7 +35,7 @@ def matrix_transpose(flow: Flow, node: fx.Node) -> Layout:
 
 
 def index_select(flow: Flow, node: fx.Node) -> Layout:
-    """What is selected goes with the index, so cutting it cuts the index."""
+    """Let what is selected go with the index, so that cutting it cuts the index."""
     layout = list(flow.layout(node.args[0]))
     dim = argument(node, 1, "dim") % len(layout)
     pin(layout[dim], "it is selected from")
@@ -60,7 +60,7 @@ def concatenate(flow: Flow, node: fx.Node) -> Layout:
 
 
 def item(flow: Flow, node: fx.Node) -> Layout:
-    """x[...] of a tensor, or one of the pieces that a chunk, split or unbind gave."""
+    """Lay out x[...] of a tensor, or one of the pieces that a chunk, split or unbind gave."""
     source, index = node.args
     if not flow.is_tensor(source):
         return piece(flow, node, source)  # type: ignore[arg-type]
@@ -85,7 +85,7 @@ def item(flow: Flow, node: fx.Node) -> Layout:
 
 
 def piece(flow: Flow, node: fx.Node, source: fx.Node) -> Layout:
-    """Equal pieces are a view to (pieces, rest) of the dim that was cut up; unequal ones are pinned."""
+    """View the dim that was cut up as (pieces, rest); pin it where the pieces are unequal."""
     whole, name = source.args[0], flow.op(source)
     if name not in ("chunk", "split", "tensor_split", "unbind"):
         return flow.lost(node, source)

@@ -27,11 +27,11 @@ class Selection:
 
     @classmethod
     def of(cls, kept: Sequence[int], size: int) -> Selection:
-        """`kept` of `size` entries."""
+        """Make ready to keep `kept` of `size` entries."""
         return cls(torch.tensor(kept, dtype=torch.long), common_unit(kept, size))
 
     def __call__(self, tensor: Tensor, dim: int) -> Tensor:
-        """A new tensor of the entries along `dim`; without gradients."""
+        """Copy the entries along `dim`; without gradients."""
         tensor = tensor.detach()
         last = dim == tensor.dim() - 1 and dim > 0
         if not last or tensor.device.type != "cpu" or not self.index.numel() or not tensor.is_contiguous():
@@ -45,12 +45,12 @@ class Selection:
 
 
 def select(tensor: Tensor, dim: int, kept: Sequence[int]) -> Tensor:
-    """A new tensor of the entries `kept` along `dim`, in their order; without gradients."""
+    """Copy the entries `kept` along `dim`, in their order; without gradients."""
     return Selection.of(kept, tensor.shape[dim])(tensor, dim)
 
 
 def common_unit(kept: Sequence[int], size: int) -> int:
-    """The largest width of which `kept` is whole aligned pieces: heads of a projection are, single dims are not."""
+    """Find the largest width that `kept` is whole aligned pieces of: heads of a projection are, single dims are not."""
     unit = size
     for place, index in enumerate(kept):
         if place == 0 or kept[place - 1] + 1 != index:

@@ -16,7 +16,7 @@ from sprunec.rewrite.slices import Selection
 
 
 def cut_outputs(recipe: Recipe, tensors: Tensors) -> dict[str, Output]:
-    """What `recipe.cut` gives of tensors in a file, to be written while it is cut."""
+    """Give what `recipe.cut` gives of tensors in a file, to be written while it is cut."""
     return {name: _cut(name, tensors, recipe.slices.get(name, {})) for name in tensors if name not in recipe.removed}
 
 
@@ -41,7 +41,7 @@ def _cut(name: str, tensors: Tensors, dims: Mapping[int, Indices]) -> Output:
 
 
 def expand_outputs(recipe: Recipe, full: Tensors, small: Tensors) -> dict[str, Output]:
-    """What `recipe.expand` gives of tensors in files, one tensor at a time."""
+    """Give what `recipe.expand` gives of tensors in files, one tensor at a time."""
     return {name: _expanded(recipe, name, full, small) for name in full}
 
 

@@ -18,7 +18,7 @@ from sprunec.rewrite.trace import TracedBlock
 def observable(
     model: nn.Module, points: Iterable[Point], blocks: Sequence[TracedBlock] = ()
 ) -> dict[Point, tuple[nn.Module, str]]:
-    """For each point a module, and whether the state is its first input ("pre") or its output ("post").
+    """Find a module for each point, and whether the state is its first input ("pre") or its output ("post").
 
     Args:
         blocks: what was traced of `model` before some of its blocks became graphs, which then get taps, in place.
@@ -36,7 +36,7 @@ def observable(
 
 
 def tap(block: fx.GraphModule, name: str) -> nn.Module:
-    """A module behind the node, one for all its points; nothing uses what it returns, so the block stays the same."""
+    """Put a module behind the node, one for all its points; nothing uses its output, so the block stays the same."""
     module, target = nn.Identity(), f"taps.{name}"
     if target in dict(block.named_modules()):
         return block.get_submodule(target)

@@ -52,7 +52,7 @@ class TracedBlock:
         return self.programs["forward"]
 
     def sublayers(self) -> tuple[str, ...]:
-        """The kinds present, in order: attention, feed_forward."""
+        """List the kinds present, in order: attention, feed_forward."""
         return tuple(residual.kind for residual in self.forward.residuals)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -140,7 +140,7 @@ class BlockTracer(fx.Tracer):
 
 
 def _source_line(error: Exception) -> str:
-    """The last line of the model's own source that the error came through."""
+    """Find the last line of the model's own source that the error came through."""
     library = str(Path(torch.__file__).parent)
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((library, __file__))]
     return f"at {frames[-1].filename}:{frames[-1].lineno} `{frames[-1].line}`" if frames else "as it is"

@@ -25,7 +25,7 @@ class ClassSource:
 
 
 def block_source(module: nn.Module, name: str) -> ClassSource:
-    """A plain nn.Module class `name` with the module's tensors, by the same names, and one method per graph."""
+    """Write a plain nn.Module class `name` with the module's tensors, by their names, and one method per graph."""
     imports: set[str] = set()
     bodies = []
     graphs: dict[str, fx.Graph] = vars(module)["graphs"]
@@ -41,7 +41,7 @@ def block_source(module: nn.Module, name: str) -> ClassSource:
 
 
 def _method_lines(method: str, graph: fx.Graph) -> list[str]:
-    """What torch.fx prints for a graph, with weights named where they are used and functions by their public names."""
+    """Print a graph as torch.fx does, with weights named where they are used and functions by their public names."""
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
     arguments = [str(node.target) + (f"={node.args[0]!r}" if node.args else "") for node in placeholders]
     weights: dict[str, str] = {}
@@ -62,7 +62,7 @@ def _method_lines(method: str, graph: fx.Graph) -> list[str]:
 
 
 def _declarations(module: nn.Module) -> list[str]:
-    """Lines that make an empty tree of the same tensors and leaf modules."""
+    """Write lines that make an empty tree of the same tensors and leaf modules."""
     state = set(module.state_dict(keep_vars=True))
     lines = [f'place(self, "{name}", {_empty(p)})' for name, p in module.named_parameters()]
     for name, buffer in module.named_buffers():
@@ -81,7 +81,7 @@ def _empty(tensor: Tensor) -> str:
 
 
 def _import(name: str, value: Any) -> str:
-    """How a global that generated code uses comes to be."""
+    """Say how a global that generated code uses comes to be."""
     if isinstance(value, ModuleType):
         return f"import {value.__name__}" if value.__name__ == name else f"import {value.__name__} as {name}"
     owner, own = getattr(value, "__module__", None), getattr(value, "__qualname__", "")

@@ -68,7 +68,7 @@ class Progress(Watcher):
         self._print(f"[{index}/{total}] {name}: {error}", "red")
 
     def step(self, event: Mapping[str, Any]) -> None:
-        """One training step; cheap enough to be called at every one."""
+        """Tell of one training step; cheap enough to be called at every one."""
         if self._quiet:
             return
         if event.get("warning"):
@@ -95,7 +95,7 @@ class Progress(Watcher):
             self._live = None
 
     def _is_due(self, event: Mapping[str, Any], now: float) -> bool:
-        """A line needs both some steps and some time since the last one; the last step always has one."""
+        """Wait for both some steps and some time since the last line; the last step always has one."""
         step, when = self._printed
         enough = event["step"] - step >= SHARE_BETWEEN_LINES * event["steps"]
         return event["step"] == event["steps"] or (enough and now - when >= SECONDS_BETWEEN_LINES)
@@ -105,7 +105,7 @@ class Progress(Watcher):
 
 
 def live_lines(head: str, event: Mapping[str, Any], left: str) -> Group:
-    """A bar with the place in the pass above, the numbers below: in 80 columns no word is cut."""
+    """Draw a bar with the place in the pass above, the numbers below: in 80 columns no word is cut."""
     place = f"{event['step']:,}/{event['steps']:,}" + (f"  {left}" if left else "")
     bar = Table.grid(padding=(0, 1), expand=True)
     bar.add_column(no_wrap=True)
@@ -135,7 +135,7 @@ def step_words(event: Mapping[str, Any]) -> list[str]:
 
 
 def distance(budget: Mapping[str, Any]) -> float:
-    """How far a budget is from its target, in the target's own measure, so that budgets of unlike units compare.
+    """Measure how far a budget is from its target, relative to the target, so that budgets of unlike units compare.
 
     Infinitely far where it is not known: that is what people should see.
     """
@@ -146,13 +146,13 @@ def distance(budget: Mapping[str, Any]) -> float:
 
 
 def metric_words(metrics: Mapping[str, Any]) -> list[str]:
-    """The metrics that are one number or word."""
+    """Name the metrics that are one number or word."""
     plain = {name: value for name, value in metrics.items() if isinstance(value, (int, float, str))}
     return [f"{name.replace('_', ' ')} {number(value)}" for name, value in plain.items()]
 
 
 def time_left(event: Mapping[str, Any], first: tuple[int, float], now: float) -> str:
-    """From the pace since the first step seen here: a resumed pass doesn't start at step 1."""
+    """Go by the pace since the first step seen here: a resumed pass doesn't start at step 1."""
     steps, seconds = event["step"] - first[0], now - first[1]
     return f"{duration(seconds / steps * (event['steps'] - event['step']))} left" if steps > 0 else ""
 
@@ -168,7 +168,7 @@ def duration(seconds: Any) -> str:
 
 
 def print_diagnostics(diagnostics: Sequence[Diagnostic], console: Console | None = None) -> None:
-    """Each finding with its place first, so that terminals and editors link it, then the remedy, then the sum."""
+    """Print each finding with its place first, so that terminals and editors link it, then the remedy, then the sum."""
     console = console or Console(stderr=True)
     for diagnostic in diagnostics:
         console.print(diagnostic_text(diagnostic), soft_wrap=True, highlight=False)
@@ -179,7 +179,7 @@ def print_diagnostics(diagnostics: Sequence[Diagnostic], console: Console | None
 
 
 def diagnostic_text(diagnostic: Diagnostic) -> Text:
-    """`file:line:col: error: /pointer: message`, and the hint on a line of its own."""
+    """Write `file:line:col: error: /pointer: message`, and the hint on a line of its own."""
     place = ":".join(printable(part) for part in (diagnostic.file, diagnostic.line, diagnostic.column) if part)
     text = Text(f"{place}: " if place else "", style="")
     text.append(f"{diagnostic.severity}: ", style=COLOURS.get(diagnostic.severity, "bold"))

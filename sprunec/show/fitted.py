@@ -45,13 +45,13 @@ class FittedTable:
         self.rows: list[tuple[tuple[Text, ...], str]] = []
 
     def add(self, *cells: str | Text, style: str = "") -> None:
-        """One row; plain strings are shown as they are, never read as rich's markup."""
+        """Add one row; plain strings are shown as they are, never read as rich's markup."""
         texts = tuple(cell if isinstance(cell, Text) else Text(printable(cell)) for cell in cells)
         assert len(texts) == len(self.columns)
         self.rows.append((texts, style))
 
     def fit(self, room: int) -> dict[int, int]:
-        """The columns that are shown in so many cells of a terminal, by number, and the width of each.
+        """Choose the columns that are shown in so many cells of a terminal, by number, and the width of each.
 
         The first to be given up goes as soon as others would wrap too often, the rest only where a word has no room.
         """
@@ -69,12 +69,12 @@ class FittedTable:
         return widths
 
     def _full(self, number: int) -> int:
-        """The width at which nothing in a column wraps."""
+        """Measure the width at which nothing in a column wraps."""
         title = Text(self.columns[number].title)
         return max(map(_width, (title, *self._cells(number))))
 
     def _word(self, number: int) -> int:
-        """The least width at which no word of a column is broken."""
+        """Measure the least width at which no word of a column is broken."""
         column, cells = self.columns[number], self._cells(number)
         return max([_longest_word(Text(column.title)), *map(_longest_word if column.wraps else _width, cells)])
 

@@ -13,7 +13,7 @@ MOST_PRINTED = 1e12  # from here on digits say less than the power of ten
 
 
 def number(value: Any, form: str = ".4g", nothing: str = NOTHING) -> str:
-    """Whole numbers with thousands separated, other numbers by `form`, nothing as a dash."""
+    """Write whole numbers with thousands separated, other numbers by `form`, nothing as a dash."""
     if value is None:
         return nothing
     if isinstance(value, bool):
@@ -32,12 +32,12 @@ def percent(part: object, whole: object) -> str:
 
 
 def powered(value: Any) -> str:
-    """Two digits and a power of ten, where the size is what matters."""
+    """Write two digits and a power of ten, where the size is what matters."""
     return f"{value:.2g}" if is_finite(value) else number(value, nothing=UNKNOWN)
 
 
 def is_finite(value: object) -> TypeGuard[float]:
-    """True for a number that can be drawn or compared: a diverged run has NaN, and null in its report."""
+    """Tell whether a number can be drawn or compared: a diverged run has NaN, and null in its report."""
     return isinstance(value, (int, float)) and abs(value) <= LARGEST
 
 
@@ -46,12 +46,12 @@ def plural(amount: Any, noun: str) -> str:
 
 
 def printable(text: object) -> str:
-    """The text without what a terminal would obey: a plan is a stranger's file."""
+    """Replace what a terminal would obey: a plan is a stranger's file."""
     return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in str(text))
 
 
 def rounded(amount: Any) -> str:
-    """Three digits and a letter, where the exact number would crowd out the words."""
+    """Write three digits and a letter, where the exact number would crowd out the words."""
     if not is_finite(amount) or amount < 1000:
         return number(amount)
     power = min(int(f"{amount:.2e}".partition("e")[2]) // 3, 4)  # of the number as rounded: 999,999 is 1 M

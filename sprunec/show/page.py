@@ -45,7 +45,7 @@ def write_html(out: Path) -> Path:
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:
-    """The steps so far; the last line of a run that is still writing may be cut off, and is left out."""
+    """Read the steps so far; the last line of a run that is still writing may be cut off, and is left out."""
     events = []
     with naming(path):
         text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
@@ -60,7 +60,7 @@ def read_events(path: Path) -> list[dict[str, Any]]:
 
 
 def page_text(report: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> str:
-    """The whole page, top to bottom."""
+    """Write the whole page, top to bottom."""
     plan = report["plan"]
     tone, words = STATUS.get(report["status"], ("busy", str(report["status"])))
     error = f"<pre>{text(report['error'])}</pre>" if report.get("error") else ""
@@ -84,12 +84,12 @@ def page_text(report: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) ->
 
 
 def section(title: str, *parts: str) -> str:
-    """A card, or nothing at all where there is nothing to show."""
+    """Make a card, or nothing at all where there is nothing to show."""
     return f"<section><h2>{text(title)}</h2>{''.join(parts)}</section>" if any(parts) else ""
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[str] = ()) -> str:
-    """Columns are numbers, set right, unless they are named in `left`."""
+    """Set columns right, as numbers, unless they are named in `left`."""
     align = ["" if column in left else ' class="n"' for column in columns]
     head = "".join(f"<th{a}>{text(c)}</th>" for a, c in zip(align, columns, strict=True))
     body = ["".join(f"<td{a}>{text(c)}</td>" for a, c in zip(align, row, strict=True)) for row in rows]
@@ -97,7 +97,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[
 
 
 def tiles(report: Mapping[str, Any]) -> str:
-    """The four numbers that people look for first, as far as they are known."""
+    """Show the four numbers that people look for first, as far as they are known."""
     models = report.get("models") or {}
     dense, small = models.get("dense") or {}, models.get("small") or {}
     found = [(percent(small.get("parameters"), dense.get("parameters")), "of the dense parameters")]
@@ -134,7 +134,7 @@ def budgets_table(report: Mapping[str, Any]) -> str:
 
 
 def passes_table(report: Mapping[str, Any]) -> str:
-    """Every pass with its own numbers; those of a pass from the store are the ones it was stored with."""
+    """List every pass with its own numbers; those of a pass from the store are the ones it was stored with."""
     rows = []
     for entry in report.get("passes") or ():
         time = "in store" if entry["cached"] else duration(entry.get("seconds"))
@@ -149,7 +149,7 @@ def versions_table(report: Mapping[str, Any]) -> str:
 
 
 def samples(report: Mapping[str, Any]) -> list[str]:
-    """What each model wrote, where it was asked to."""
+    """Show what each model wrote, where it was asked to."""
     models = report.get("models") or {}
     said = [(name, (models.get(name) or {}).get("sample")) for name in MODELS]
     return [f"<h3>{name}</h3><pre>{text(sample)}</pre>" for name, sample in said if sample]

@@ -18,7 +18,7 @@ SERIES_NAMED = 8  # more budgets than this are told apart by their shade only
 
 
 def text(value: object) -> str:
-    """A value as HTML text; control characters, which XML forbids, are replaced."""
+    """Write a value as HTML text; control characters, which XML forbids, are replaced."""
     return escape("".join(c if c >= " " or c in "\n\t" else "\ufffd" for c in str(value)))
 
 
@@ -28,7 +28,7 @@ def drawing(width: float, height: float, label: str, *parts: str) -> str:
 
 
 def words(x: float, y: float, content: str, kind: str = "") -> str:
-    """`content`, which is HTML text already; its `kind` says on which side of it the place is."""
+    """Set `content`, which is HTML text already; its `kind` says on which side of it the place is."""
     return f'<text class="{kind}" x="{x:.1f}" y="{y}">{content}</text>'
 
 
@@ -61,7 +61,7 @@ class Axes:
         return f'<polyline class="{kind}" points="{places}"{style}/>'
 
     def svg(self, label: str, *parts: str) -> str:
-        """The frame with its ticks, and the parts over it."""
+        """Draw the frame with its ticks, and the parts over it."""
         frame = []
         for tick in ticks(self.low, self.high):
             y = self.y(tick)
@@ -72,7 +72,7 @@ class Axes:
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """About five round numbers between two."""
+    """Choose about five round numbers between two."""
     if high <= low:
         return [low]
     rough = (high - low) / 5
@@ -83,14 +83,14 @@ def ticks(low: float, high: float) -> list[float]:
 
 
 def thinned(points: Points, steps: int, most: int) -> Points:
-    """Means of neighbours, `most` points for so many steps: a drawing has no room for a million."""
+    """Take means of neighbours, `most` points for so many steps: a drawing has no room for a million."""
     size = max(1, -(-steps // most))
     groups = (points[i : i + size] for i in range(0, len(points), size))
     return [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups]
 
 
 def series(pairs: Iterable[tuple[object, tuple[Any, Any]]]) -> dict[str, Points]:
-    """Points by name, of those pairs of which both numbers are known and finite."""
+    """Collect points by name, of those pairs of which both numbers are known and finite."""
     found: dict[str, Points] = {}
     for name, (x, y) in pairs:
         if is_finite(x) and is_finite(y):
@@ -102,7 +102,7 @@ def series(pairs: Iterable[tuple[object, tuple[Any, Any]]]) -> dict[str, Points]
 
 
 def loss_chart(events: Events, loss: str = "loss", unit: str = "nats per target token") -> str:
-    """A loss over all steps that the model has had, each pass that has it on a band of its own."""
+    """Draw a loss over all steps that the model has had, each pass that has it on a band of its own."""
     curves = series((e["node"], (e.get("model_steps", e.get("step")), e.get(loss))) for e in events)
     losses = sorted(loss for points in curves.values() for _, loss in points)
     if not losses:
@@ -128,7 +128,7 @@ def pass_band(axes: Axes, node: str, points: Points, *, shaded: bool) -> list[st
 
 
 def mask_charts(events: Events) -> list[str]:
-    """Expected size against target, one drawing for each pass that learns a mask."""
+    """Draw expected size against target, one drawing for each pass that learns a mask."""
     learning = [event for event in events if event.get("budgets")]
     nodes = dict.fromkeys(str(event["node"]) for event in learning)
     return [
@@ -164,7 +164,7 @@ def mask_chart(node: str, events: Events) -> str:
 
 
 def speed_chart(report: Mapping[str, Any]) -> str:
-    """A bar to each model's median speed, and a line from quartile to quartile."""
+    """Draw a bar to each model's median speed, and a line from quartile to quartile."""
     shown = {}
     for name, model in (report.get("models") or {}).items():
         spread, speed = quartiles(model or {}), (model or {}).get("tokens_per_second")
@@ -184,7 +184,7 @@ def speed_chart(report: Mapping[str, Any]) -> str:
 
 
 def kept_drawings(report: Mapping[str, Any]) -> list[str]:
-    """Heads as a grid of layers by heads, feed-forward widths as bars."""
+    """Draw heads as a grid of layers by heads, feed-forward widths as bars."""
     config, layers = report.get("config") or {}, kept_layers(report)
     heads, width = whole(config.get("num_heads")), whole(config.get("dim_ff"))
     if not layers:

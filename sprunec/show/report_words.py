@@ -16,7 +16,7 @@ AS_DENSE = (0.9, 1.1)  # quartiles inside tell that there is no difference worth
 
 
 def model_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """One row of seven words for each of the three models; parameters and speed also relative to dense."""
+    """Make one row of seven words for each of the three models; parameters and speed also relative to dense."""
     models = report.get("models") or {}
     dense = models.get("dense") or {}
     rows: list[tuple[str, ...]] = []
@@ -34,7 +34,7 @@ def model_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 def kept_layers(report: Mapping[str, Any]) -> list[tuple[int, Any, Any]]:
-    """(layer, heads, dim_ff) in order; None is an absent sublayer, NOTHING one that nobody spoke of."""
+    """List (layer, heads, dim_ff) in order; None is an absent sublayer, NOTHING one that nobody spoke of."""
     kept = report.get("kept") or {}
     attention, feed_forward = kept.get("attention") or {}, kept.get("feed_forward") or {}
     layers = sorted({int(layer) for layer in (*attention, *feed_forward)})
@@ -42,7 +42,7 @@ def kept_layers(report: Mapping[str, Any]) -> list[tuple[int, Any, Any]]:
 
 
 def whole(value: Any) -> int | None:
-    """A count, if it is one."""
+    """Return a count, if it is one."""
     return int(value) if is_finite(value) else None
 
 
@@ -50,7 +50,7 @@ def whole(value: Any) -> int | None:
 
 
 def comparison_lines(report: Mapping[str, Any]) -> list[str]:
-    """How far apart masked and small are, and one line for each emitted format: how far it is, or why there is none."""
+    """Say how far apart masked and small are, and of each emitted format how far it is, or why there is none."""
     lines = [comparison_words(report)]
     for name, found in (report.get("formats") or {}).items():
         if "error" in found:
@@ -73,7 +73,7 @@ def comparison_words(report: Mapping[str, Any]) -> str:
 
 
 def _difference(found: Mapping[str, Any]) -> str:
-    """How far apart two models are; a difference that is no number is above every tolerance."""
+    """Say how far apart two models are; a difference that is no number is above every tolerance."""
     apart, tolerance = found.get("max_abs_difference"), found.get("tolerance")
     verdict = "within" if is_finite(apart) and is_finite(tolerance) and apart <= tolerance else "ABOVE"
     limit = f"{verdict} the tolerance {powered(tolerance)}" if is_finite(tolerance) else "the tolerance is unknown"
@@ -84,7 +84,7 @@ def _difference(found: Mapping[str, Any]) -> str:
 
 
 def missed_lines(report: Mapping[str, Any]) -> list[str]:
-    """The budgets whose mask is not exactly of the size that was asked for, or not known to be."""
+    """Name the budgets whose mask is not exactly of the size that was asked for, or not known to be."""
     missed = [budget for budget in report.get("budgets") or () if _excess(budget) != 0.0]
     sizes = [(budget, *budget_sizes(budget)) for budget in missed[:MOST_MISSED]]
     lines = [f"{budget['pass']}, {budget['name']}: asked {asked}, got {got}" for budget, asked, got, _ in sizes]
@@ -93,24 +93,24 @@ def missed_lines(report: Mapping[str, Any]) -> list[str]:
 
 
 def budget_sizes(budget: Mapping[str, Any]) -> tuple[str, str, str]:
-    """Asked, got, and by how much they differ."""
+    """Write what was asked, what was got, and by how much they differ."""
     excess = _excess(budget)
     return _size(_asked(budget)), _size(budget.get("got")), _size(excess) if excess else NOTHING
 
 
 def _asked(budget: Mapping[str, Any]) -> Any:
-    """By the plan; reports of before it was told apart from the target have that alone."""
+    """Take the plan's size; reports of before it was told apart from the target have that alone."""
     return budget.get("asked", budget.get("target"))
 
 
 def _excess(budget: Mapping[str, Any]) -> float | None:
-    """What a mask keeps above what was asked for; negative below; None where one of the two is unknown."""
+    """Measure what a mask keeps above what was asked for; None where one of the two is unknown."""
     got, asked = budget.get("got"), _asked(budget)
     return float(got) - float(asked) if is_finite(got) and is_finite(asked) else None
 
 
 def _size(value: Any) -> str:
-    """A target or what became of it: nearly always whole."""
+    """Write a target or what became of it: nearly always whole."""
     return number(value, ",.0f" if is_finite(value) and float(value).is_integer() else ",.1f")
 
 
@@ -118,20 +118,20 @@ def _size(value: Any) -> str:
 
 
 def quartiles(model: Mapping[str, Any]) -> tuple[float, float] | None:
-    """Of tokens per second; None where they are not known."""
+    """Read those of tokens per second; None where they are not known."""
     low, high = model.get("tokens_per_second_spread") or (None, None)
     return (low, high) if is_finite(low) and is_finite(high) else None
 
 
 def relative(model: Mapping[str, Any]) -> tuple[float, float, float] | None:
-    """How many times the dense model's speed, and the quartiles; None where they are not known."""
+    """Read how many times the dense model's speed, and the quartiles; None where they are not known."""
     found = model.get("relative_speed") or {}
     ratio, low, high = (found.get(key) for key in ("ratio", "low", "high"))
     return (ratio, low, high) if is_finite(ratio) and is_finite(low) and is_finite(high) else None
 
 
 def ratio_words(model: Mapping[str, Any]) -> str:
-    """`1.80 x` where that says something, else a word."""
+    """Write `1.80 x` where that says something, else a word."""
     found = relative(model)
     if found is None:
         return NOTHING
@@ -152,7 +152,7 @@ def ratio_range(model: Mapping[str, Any]) -> str:
 
 
 def speed_lines(report: Mapping[str, Any]) -> list[str]:
-    """One line about the spread of what was measured, if anything was."""
+    """Write one line about the spread of what was measured, if anything was."""
     words = []
     for name, model in (report.get("models") or {}).items():
         if model and relative(model):

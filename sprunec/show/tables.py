@@ -21,7 +21,7 @@ BAR_CELLS = MAP_CELLS = 16
 
 
 def graph_table(document: Mapping[str, Any]) -> RenderableType:
-    """The nodes that `run` would go through, what each gives, and what all of it costs."""
+    """List the nodes that `run` would go through, what each gives, and what all of it costs."""
     what, source = Column("what", wraps=True, readable=24), Column("from", wraps=True, readable=9, rank=2)
     steps, size, digest = Column("steps", right=True, rank=1), Column("size", right=True), Column("digest", rank=3)
     table = FittedTable(Column("node"), what, source, steps, size, digest, title=f"plan {document['plan']}")
@@ -34,7 +34,7 @@ def graph_table(document: Mapping[str, Any]) -> RenderableType:
 
 
 def sources(node: Mapping[str, Any]) -> str:
-    """The nodes that this one reads, each once, by number where they have one."""
+    """Name the nodes that this one reads, each once, by number where they have one."""
     names = dict.fromkeys(node["inputs"].values())
     return ", ".join(re.sub(r"^(\d+)-.*", r"\1", name) for name in names)
 
@@ -54,7 +54,7 @@ def graph_caption(document: Mapping[str, Any]) -> str:
 
 
 def cost_words(row: Mapping[str, Any]) -> str:
-    """What a training step takes of each device."""
+    """Say what a training step takes of each device."""
     devices, memory = row.get("devices"), f"about {gigabytes(row.get('memory'), ',.1f')}"
     if devices == 1:
         return f"training takes {memory} of a device's memory"
@@ -71,7 +71,7 @@ def gigabytes(amount: Any, form: str) -> str:
 
 
 def result_table(report: Mapping[str, Any]) -> RenderableType:
-    """Dense, masked and small side by side, and how far the last two are apart."""
+    """Set dense, masked and small side by side, and say how far the last two are apart."""
     columns = ("model", "parameters", "of dense", "held-out loss", "perplexity", "tokens/s", "speed")
     table = FittedTable(*(Column(title, right=title != "model", rank=int(title == "perplexity")) for title in columns))
     for cells in model_rows(report):
@@ -81,7 +81,7 @@ def result_table(report: Mapping[str, Any]) -> RenderableType:
 
 
 def kept_table(report: Mapping[str, Any]) -> RenderableType:
-    """Layer by layer, which heads and how much of the feed-forward were kept, in the input model's numbering."""
+    """List layer by layer what was kept of heads and feed-forward, in the input model's numbering."""
     heads_of, dims_of = (whole((report.get("config") or {}).get(name)) for name in ("num_heads", "dim_ff"))
     heads, dims = Column("heads kept"), Column("dim_ff kept")
     table = FittedTable(Column("layer", right=True), Column("", wraps=True, rank=1), heads, Column("", rank=2), dims)
@@ -91,7 +91,7 @@ def kept_table(report: Mapping[str, Any]) -> RenderableType:
 
 
 def head_cells(heads: Any, total: int | None) -> tuple[Text, Text]:
-    """A small map of the heads, where it fits, and their count."""
+    """Draw a small map of the heads, where it fits, and count them."""
     if heads is None or heads == NOTHING:
         return Text(), unkept(heads)
     kept, drawing = set(heads), Text()
@@ -102,7 +102,7 @@ def head_cells(heads: Any, total: int | None) -> tuple[Text, Text]:
 
 
 def width_cells(width: Any, total: int | None) -> tuple[Text, Text]:
-    """A bar, and the number of dims."""
+    """Draw a bar, and count the dims."""
     if width is None or width == NOTHING:
         return Text(), unkept(width)
     counted = Text(f"{number(width)} of {number(total)}")
@@ -120,7 +120,7 @@ def unkept(kept: str | None) -> Text:
 
 
 def waste_table(document: Mapping[str, Any], dry_run: bool) -> RenderableType:
-    """What goes, and how much that is in all."""
+    """List what goes, and how much that is in all."""
     out, entries, verb = document["out"], document["entries"], "could be" if dry_run else "are"
     if not entries:
         return Line(f"{out}: nothing to remove", wraps=False)
@@ -136,7 +136,7 @@ def waste_table(document: Mapping[str, Any], dry_run: bool) -> RenderableType:
 
 
 def inspect_table(document: Mapping[str, Any]) -> RenderableType:
-    """What is in a model, and what can be cut from it."""
+    """List what is in a model, and what can be cut from it."""
     total, prunable = (document["parameters"].get(what) for what in ("total", "prunable"))
     share = percent(prunable, total)
     head = f"{document['family']}: {plural(total, 'parameter')}, {number(prunable)} prunable ({share})"
@@ -162,7 +162,7 @@ def layer_table(layers: Iterable[Mapping[str, Any]]) -> FittedTable:
 
 
 def site_table(sites: Sequence[Mapping[str, Any]]) -> FittedTable:
-    """One row for each kind of unit; places may differ in what one cut saves, so it can be a range."""
+    """List each kind of unit; places may differ in what one cut saves, so it can be a range."""
     numbers = (Column(title, right=True) for title in ("units", "places", "one cut saves"))
     table = FittedTable(Column("what can be cut"), *numbers)
     for unit in dict.fromkeys(site["unit"] for site in sites):

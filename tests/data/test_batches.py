@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from sprunec.data.batches import IGNORED, Batch, TextData, load_text_data, save_ids
+from sprunec.data.batches import IGNORED, Batch, Packer, TextData, load_text_data, save_ids
 from sprunec.data.saved import SavedIds
 from sprunec.data.tokenizer import Characters
 from sprunec.errors import InputError
+from sprunec.families.cpm_ant.inputs import Prompted
 from sprunec.passes.job import Job
 from sprunec.passes.read_data import run
 
@@ -21,9 +22,13 @@ PROMPT = 5
 
 def text_data(train: int = 200, held_out: int = 50, **changes: Any) -> TextData:
     """Ids that count up, so that every place can be told from every other."""
-    options = {"prompt_length": PROMPT, "max_length": 12, "batch_size": 4, "seed": 3} | changes
+    options = {"packer": packer(12), "batch_size": 4, "seed": 3} | changes
     counting = np.arange(10, 10 + train, dtype=np.int32), np.arange(1000, 1000 + held_out, dtype=np.int32)
     return TextData(*counting, Characters.build("ab"), **options)
+
+
+def packer(width: int) -> Packer:
+    return Packer(Prompted(PROMPT), width)
 
 
 def same(left: Batch, right: Batch) -> bool:
@@ -99,7 +104,7 @@ def test_shares_of_a_batch_are_its_rows_in_order(parts: int) -> None:
 def test_saved_data_loads_back(tmp_path: Path) -> None:
     data = text_data()
     save_ids(tmp_path, data.train, data.held_out, data.tokenizer)
-    loaded = load_text_data(tmp_path, prompt_length=PROMPT, max_length=12, batch_size=4, seed=3)
+    loaded = load_text_data(tmp_path, packer(12), batch_size=4, seed=3)
     assert same(loaded.batch(5), data.batch(5))
     assert loaded.tokenizer == data.tokenizer
     assert isinstance(loaded.train, SavedIds)
@@ -110,7 +115,7 @@ def test_too_little_text_is_an_input_error(tmp_path: Path, train: int, held_out:
     data = text_data(train, held_out)
     save_ids(tmp_path, data.train, data.held_out, data.tokenizer)
     with pytest.raises(InputError, match=f"the {part} part has {min(train, held_out)} tokens"):
-        load_text_data(tmp_path, prompt_length=PROMPT, max_length=12, batch_size=4, seed=3)
+        load_text_data(tmp_path, packer(12), batch_size=4, seed=3)
 
 
 def test_the_vocabulary_comes_from_the_training_part_only(tmp_path: Path) -> None:
@@ -119,7 +124,7 @@ def test_the_vocabulary_comes_from_the_training_part_only(tmp_path: Path) -> Non
     job = Job(options, {}, {"paths": (tmp_path / "text.txt",)}, tmp_path, "cpu", lambda event: None)
     metrics = run(job)
     assert metrics == {"training_tokens": 8, "held_out_tokens": 2, "vocabulary": 5, "unknown_share": 1.0}
-    data = load_text_data(tmp_path, prompt_length=PROMPT, max_length=10, batch_size=1, seed=0)
+    data = load_text_data(tmp_path, packer(10), batch_size=1, seed=0)
     assert data.tokenizer.vocabulary == ("<pad>", "<unk>", "a", "b", "c")
     assert data.train[:].tolist() == [2, 3, 4, 2, 3, 4, 2, 3]
     assert data.held_out[:].tolist() == [1, 1]

@@ -97,6 +97,6 @@ def test_text_shorter_than_a_window_names_the_option(tmp_path: Path) -> None:
     job = Job(options, {"data": tmp_path}, {"paths": (tmp_path / "a.txt",)}, tmp_path, "cpu", lambda event: None)
     assert run(job)["training_tokens"] == 13
     with pytest.raises(
-        InputError, match=r"data\.max_length: error: the training part has 13 tokens, one window needs 36"
+        InputError, match=r"/data/max_length: error: the training part has 13 tokens, one window needs 36"
     ):
         open_data(job, tiny_config())

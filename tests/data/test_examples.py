@@ -8,7 +8,7 @@ import pytest
 from sprunec.bmcook.data.packing import first_fit, make_example
 from sprunec.bmcook.data.records import Status, judge, parse_record
 from sprunec.checkpoint.safe_pickle import Refused
-from sprunec.data.examples import draws
+from sprunec.data.batches import draws
 from tests.data.naive import COLUMNS, LIMITS, PROMPT, naive_example, naive_rows
 
 MIXED = [

@@ -15,12 +15,13 @@ from sprunec.bmcook.data.records import Records, make_index, parse_record
 from sprunec.bmcook.data.set_writer import write_dataset
 from sprunec.bmcook.data.sets import read_set
 from sprunec.bmcook.data.stream import HELD_OUT, HELD_OUT_KEY, TRAINING, LiveData, Order
-from sprunec.data.batches import IGNORED
-from sprunec.data.examples import Packer, draws
+from sprunec.data.batches import IGNORED, Packer, draws
 from sprunec.engines.loop import language_model_loss
 from sprunec.errors import InputError
+from sprunec.families.cpm_ant.family import FAMILY
+from sprunec.families.cpm_ant.inputs import Prompted
 from sprunec.families.cpm_ant.model import CPMAnt
-from sprunec.families.cpm_ant.walk import Decoding
+from sprunec.rewrite.streamed import Decoding
 from tests.conftest import tiny_model
 from tests.data.live_sets import some_records
 from tests.data.naive import COLUMNS, LIMITS, PROMPT, ROWS, WORDS, as_lists, naive_batch, naive_example, naive_rows
@@ -38,7 +39,7 @@ def live(
 ) -> LiveData:
     train = records_in(folder / "train", records)
     kept = records_in(folder / "held", some_records(held_out, seed=99))
-    return LiveData(train, kept, None, Packer(PROMPT, COLUMNS, base), batch_size=ROWS, seed=seed, **options)
+    return LiveData(train, kept, None, Packer(Prompted(PROMPT, base), COLUMNS), batch_size=ROWS, seed=seed, **options)
 
 
 @pytest.mark.parametrize(("order", "base"), [("shuffled", 0), ("shuffled", WORDS), ("stored", 0)])
@@ -131,7 +132,7 @@ def packed_and_alone() -> tuple[Any, list[Any]]:
 def test_a_document_gives_the_same_logits_and_loss_alone_and_packed() -> None:
     """With the prompts of later documents in the prompt table; among the words they are something else."""
     model, examples = packed_and_alone()
-    right, released = Packer(PROMPT, COLUMNS, WORDS), Packer(PROMPT, COLUMNS, 0)
+    right, released = (Packer(Prompted(PROMPT, base), COLUMNS) for base in (WORDS, 0))
     alone = [right.pack([[example]]) for example in examples]
     packed, other = (packer.pack([examples[:2], examples[2:]]) for packer in (right, released))
 
@@ -149,7 +150,7 @@ def test_a_document_gives_the_same_logits_and_loss_alone_and_packed() -> None:
 @torch.no_grad()
 def decoding_difference(model: CPMAnt, inputs: dict[str, torch.Tensor]) -> float:
     """How far the hidden states of decoding are from those of one forward."""
-    decoding = Decoding(model, inputs)
+    decoding = Decoding(FAMILY, model, inputs)
     for index, layer in enumerate(model.encoder.layers):
         decoding.through(index, layer)
     steps, whole = decoding.both()
@@ -163,7 +164,7 @@ def test_packed_rows_and_visible_ends_decode_as_one_forward() -> None:
     last = replace(examples[1], **{name: getattr(examples[1], name)[:1] for name in fields})
     used = 2 * PROMPT + examples[0].tokens.size + 1
     for columns in (used, COLUMNS):
-        batch = Packer(PROMPT, columns, WORDS).pack([[examples[0], last]])
+        batch = Packer(Prompted(PROMPT, WORDS), columns).pack([[examples[0], last]])
         assert int(batch.inputs["input"][0, used - 2]) == WORDS + PROMPT * last.task + PROMPT - 1
         assert decoding_difference(model, batch.inputs) < 1e-12
 
@@ -171,7 +172,7 @@ def test_packed_rows_and_visible_ends_decode_as_one_forward() -> None:
 def test_ids_of_prompts_among_words_are_exact_and_others_unchanged() -> None:
     model = tiny_model()
     ids = torch.tensor([[0, WORDS - 1, WORDS, WORDS + 19, 3]])
-    rows = model.words(ids)[0]
+    rows = model.look_up(ids)[0]
     words, prompts = model.input_embedding.weight, model.prompt_embedding.weight
     wanted = torch.stack([words[0], words[-1], prompts[0], prompts[19], words[3]]) / model.input_embedding.divisor
     assert torch.equal(rows, wanted)

@@ -124,8 +124,9 @@ def test_a_vocabulary_file_gives_its_own_marks(tmp_path: Path) -> None:
     row = data.batch(0).inputs["input"][0, PROMPT:].tolist()
     assert row[:5] == [6, 10, 11, 10 + PIECES.index("大学"), 7]
     sample = data.sample(48)
-    assert (sample.task, sample.context, sample.stop) == (1, True, 7)
-    assert data.decode([*sample.ids.tolist(), 7]) == "北京"
+    given = data.packer.layout.prompted(sample.document)
+    assert (given["task"], given["context"], sample.stop) == (1, True, 7)
+    assert data.decode([*given["input"][0].tolist(), 7]) == "北京"
     with pytest.raises(InputError, match=f"the vocabulary has {10 + len(PIECES)} words, vocab_size is 40"):
         run(job_of(path, {"tokenizer": (tmp_path / "vocab.txt",)}, vocab_size=40))
 

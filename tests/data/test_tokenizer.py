@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import tempfile
+from pathlib import Path
 
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sprunec.data.tokenizer import UNKNOWN_ID, Characters
+from sprunec.data.tokenizer import UNKNOWN_ID, Characters, read_tokenizer, save_tokenizer
 
 
 def test_ids_go_by_code_point_after_the_special_ones() -> None:
@@ -42,4 +43,6 @@ def test_known_text_comes_back_whatever_the_characters(text: str, other: str) ->
 @settings(max_examples=50, deadline=None)
 def test_json_reads_back(text: str) -> None:
     tokenizer = Characters.build(text)
-    assert Characters.from_json(json.loads(json.dumps(tokenizer.to_json()))) == tokenizer
+    with tempfile.TemporaryDirectory() as folder:
+        save_tokenizer(Path(folder), tokenizer)
+        assert read_tokenizer(Path(folder)) == tokenizer

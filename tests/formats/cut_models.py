@@ -14,7 +14,7 @@ from torch import nn
 from sprunec.families.cpm_ant.blocks import example_inputs
 from sprunec.families.cpm_ant.config import LayerKept, ModelConfig
 from sprunec.families.model_directory import empty_model, save_model
-from sprunec.graph.emit_options import transformers_release
+from sprunec.formats.huggingface import transformers_release
 from sprunec.passes import emit
 from sprunec.passes.job import Job
 from sprunec.rewrite.gating import Gates, insert_gates

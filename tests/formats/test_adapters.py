@@ -273,6 +273,6 @@ def test_linears_are_torchs_and_building_draws_no_numbers() -> None:
 def test_a_vocabulary_of_another_size_is_refused(directories: dict[str, Path]) -> None:
     model = SprunecForCausalLM.from_pretrained(directories["own"])
     assert model.resize_token_embeddings(TINY["vocab_size"]) is model.get_input_embeddings()
-    with pytest.raises(ValueError, match=r"has 97 words and cannot have 100.* add words to that one"):
+    with pytest.raises(ValueError, match=r"has 97 tokens and cannot have 100.* add tokens to that one"):
         model.resize_token_embeddings(100)
     assert model.get_input_embeddings().weight.shape == (97, TINY["dim_model"])

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from sprunec.cli import main
 from sprunec.errors import FormError
-from sprunec.formats.reopen import Form
 from sprunec.graph.store import Store
 from sprunec.passes import compare_format, emit
+from sprunec.plan.export_formats import Format, Reopened
 from sprunec.plan.schema import validator
 from tests.runs import MODEL, execute, plan, read_report, save_weights, write
 
@@ -62,12 +62,16 @@ def run(monkeypatch: pytest.MonkeyPatch, *forms: str, arguments: tuple[str, ...]
 def broken(monkeypatch: pytest.MonkeyPatch, *names: str, how: Callable[[Tensor], Tensor]) -> None:
     """What these forms say, opened again, is put through `how`."""
 
-    def logits(form: Form) -> Callable[..., Tensor]:
-        return lambda *arguments: how(form.logits(*arguments))
+    def reopen(form: Format) -> Callable[..., Reopened]:
+        def changed(*arguments: Any) -> Reopened:
+            opened = form.reopen(*arguments)
+            return replace(opened, logits=lambda inputs: how(opened.logits(inputs)))
 
-    forms = compare_format.FORMS
-    found = {name: replace(form, logits=logits(form)) if name in names else form for name, form in forms.items()}
-    monkeypatch.setattr(compare_format, "FORMS", found)
+        return changed
+
+    forms = compare_format.FORMATS
+    found = {name: replace(form, reopen=reopen(form)) if name in names else form for name, form in forms.items()}
+    monkeypatch.setattr(compare_format, "FORMATS", found)
 
 
 def raising(error: Exception) -> Callable[[Tensor], Tensor]:
@@ -145,7 +149,8 @@ def test_a_form_that_cannot_be_written_is_left_out(folder: Path, monkeypatch: py
         raise FormError("the form pt2 cannot hold this model")
 
     shutil.rmtree(folder / "out")
-    monkeypatch.setitem(emit.FORMATS, "pt2", half)
+    forms = dict(emit.FORMATS) | {"pt2": replace(emit.FORMATS["pt2"], write=half)}
+    monkeypatch.setattr(emit, "FORMATS", forms)
     for _ in range(2):
         assert run(monkeypatch, *FORMS) == 1
         assert published() == ["cpm-live", "sprunec"]

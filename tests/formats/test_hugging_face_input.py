@@ -15,8 +15,7 @@ from transformers import CpmAntConfig, CpmAntForCausalLM
 
 import sprunec
 from sprunec.errors import InputError
-from sprunec.formats.reopen import all_context
-from sprunec.graph.emit_options import transformers_release
+from sprunec.formats.huggingface import all_context, transformers_release
 from sprunec.graph.inspect import inspect_model
 from sprunec.passes import emit, load
 from sprunec.passes.job import Job

@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
+from sprunec.data.compared import random_batch
 from sprunec.families.cpm_ant.blocks import build
 from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.families.model_directory import load_model
 from sprunec.passes import compare_format
-from sprunec.passes.looks import NOISES, TOLERANCE, random_batch
+from sprunec.plan.export_formats import Reopened
+from sprunec.rewrite.comparison import NOISES, TOLERANCE
 from tests.runs import MODEL, artifact, execute, plan
 
 SCORE = {"pass": "score-mask", "criterion": "magnitude", "unit": "head", "tie_heads": True, "target": {"num_heads": 2}}
@@ -112,15 +113,17 @@ def test_the_noise_is_that_of_the_model_run_plainly(tmp_path: Path) -> None:
 
 def test_an_error_beyond_the_noise_is_still_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     restless(tmp_path / "weights.pt", 2)
-    whole = compare_format.FORMS["cpm-live"]
+    whole = compare_format.FORMATS["cpm-live"]
+    assert whole.reopen is not None
     noise = execute(content("cpm-live"), tmp_path)["formats"]["cpm-live"]["noise"]
     for times, tokens, status in ((1.0, 990, "done"), (20.0, 980, "comparison-failed")):
 
-        def wrong(*arguments: Any, shift: float = times * noise) -> Tensor:
-            return whole.logits(*arguments) + shift
+        def wrong(*arguments: Any, shift: float = times * noise) -> Reopened:
+            opened = whole.reopen(*arguments)
+            return replace(opened, logits=lambda inputs: opened.logits(inputs) + shift)
 
-        changed = compare_format.FORMS | {"cpm-live": replace(whole, logits=wrong)}
+        changed = dict(compare_format.FORMATS) | {"cpm-live": replace(whole, reopen=wrong)}
         with monkeypatch.context() as patch:
-            patch.setattr(compare_format, "FORMS", changed)
+            patch.setattr(compare_format, "FORMATS", changed)
             report = execute(content("cpm-live") | {"compare": {"tokens": tokens}}, tmp_path)
         assert report["status"] == status

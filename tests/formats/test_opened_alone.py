@@ -12,9 +12,7 @@ import torch
 from torch import Tensor
 
 from sprunec.families.cpm_ant.config import LayerKept
-from sprunec.formats.pt2 import NAMES
-from sprunec.formats.reopen import all_context
-from sprunec.graph.emit_options import transformers_release
+from sprunec.formats.huggingface import all_context, transformers_release
 from tests.conftest import TINY, random_batch
 from tests.formats.cut_models import Case, emitted, masked_model
 
@@ -102,7 +100,7 @@ def test_transformers_says_and_writes_what_the_masked_model_does(case: Case, nam
 def test_exported_program_takes_any_rows_and_columns(tmp_path: Path) -> None:
     directory = emitted(RAGGED, tmp_path, "pt2") / "pt2"
     batches = [random_batch(rows, text, seed=text) for rows, text in ((2, 11), (1, 30), (5, 2))]
-    found = run_alone(BY_TORCH, directory, [[batch[name] for name in NAMES] for batch in batches], tmp_path)
+    found = run_alone(BY_TORCH, directory, [list(batch.values()) for batch in batches], tmp_path)
     for batch, logits in zip(batches, found, strict=True):
         with torch.no_grad():
             wanted = masked_model(RAGGED)(**batch)[0]

@@ -12,7 +12,7 @@ import torch
 from sprunec.errors import InputError
 from sprunec.families.cpm_ant.config import LayerKept
 from sprunec.families.cpm_ant.modeling_sprunec import SprunecForCausalLM
-from sprunec.plan import format_checks as forms
+from sprunec.plan import export_formats as forms
 from sprunec.plan.plan import check_plan
 from tests.conftest import TINY
 from tests.formats.cut_models import Case, emitted, masked_model
@@ -169,6 +169,6 @@ def test_a_model_without_any_attention_still_writes(tmp_path: Path) -> None:
 
 
 def inputs_of(row: torch.Tensor) -> dict[str, torch.Tensor]:
-    from sprunec.formats.reopen import all_context
+    from sprunec.formats.huggingface import all_context
 
     return all_context(row, PROMPT, 2, 2)

@@ -169,11 +169,11 @@ def test_both_forms_of_a_tied_run_say_the_same(tied_run: tuple[Path, dict[str, A
 
 
 def _broken_factors(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sprunec.formats.folding.fold_factors", lambda config: iter(()))
+    monkeypatch.setattr("sprunec.families.cpm_ant.folding.fold_factors", lambda config: iter(()))
 
 
 def _broken_columns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sprunec.formats.folding.bias_columns", lambda config: [(0, 1, 2)])
+    monkeypatch.setattr("sprunec.families.cpm_ant.folding.bias_columns", lambda config: [(0, 1, 2)])
 
 
 @pytest.mark.parametrize("spoil", [_broken_factors, _broken_columns])

@@ -20,8 +20,7 @@ from sprunec.errors import InputError, PassError
 from sprunec.families.cpm_ant.config import LayerKept
 from sprunec.families.cpm_ant.modeling_sprunec import SprunecForCausalLM
 from sprunec.families.model_directory import read_config
-from sprunec.formats.pt2 import NAMES
-from sprunec.formats.reopen import all_context
+from sprunec.formats.huggingface import all_context
 from sprunec.graph.inspect import inspect_model
 from sprunec.passes import load
 from sprunec.passes.job import Job
@@ -119,7 +118,7 @@ def test_every_form_says_what_the_masked_original_does(done: Done, tmp_path: Pat
     with torch.no_grad():
         found["sprunec.load"] = sprunec.load(done.model / "sprunec")(**inputs)[0][0, PROMPT:]
         exported = torch.export.load(done.model / "pt2/model.pt2").module()
-        found["pt2"] = exported(*(inputs[name] for name in NAMES))[0][0, PROMPT:]
+        found["pt2"] = exported(*inputs.values())[0][0, PROMPT:]
     for name in ("sprunec.load", "model.py", "huggingface", "pt2"):
         assert (found[name][:, :V] - done.wanted).abs().max() < 1e-5, name
     config = json.loads((done.model / "huggingface/config.json").read_text())

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from sprunec.bmcook.plans.convert import convert_plan
 from sprunec.graph.inspect import inspect_model
 from sprunec.plan.bmcook_flags import Flags
-from sprunec.plan.convert import convert_plan
 from sprunec.plan.plan import check_plan, read_plan
 from tests.plan.bmcook.files import bmcook
 from tests.plan.bmcook.files import write as write_file

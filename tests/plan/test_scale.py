@@ -30,7 +30,7 @@ FULL = {"sharding": "full"}
 
 
 def batch(config: ModelConfig) -> Batch:
-    from sprunec.passes.looks import random_batch
+    from sprunec.data.compared import random_batch
 
     return random_batch(config, rows=ROWS, text=COLUMNS - config.prompt_length)
 

@@ -46,7 +46,7 @@ def test_a_view_that_cuts_across_an_axis_pins_it() -> None:
 def test_dims_that_do_not_line_up_are_pinned_on_both_sides() -> None:
     left, right = [Axis(4), Axis(6)], [Axis(6), Axis(4)]
     unite(left, right)
-    assert {axis.pinned for axis in leaves([*left, *right])} == {"two views of it do not line up"}
+    assert {axis.pinned for axis in leaves([*left, *right])} == {"two views split it into parts that do not match"}
 
 
 def test_a_pin_reaches_parts_and_partners_once() -> None:

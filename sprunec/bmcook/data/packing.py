@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from sprunec.bmcook.data.records import ANSWER_TYPE, MASKED, PREFIX, Record
 from sprunec.data.batches import IGNORED
-from sprunec.data.examples import Example
+from sprunec.families.base import Document
 
 
-def make_example(record: Record, draw: np.random.Generator) -> Example:
+def make_example(record: Record, draw: np.random.Generator) -> Document:
     """Draw what is hidden: tokens of masked segments, the ends of prefix segments; answers are hidden whole.
 
     A hidden token stays what it is in the input; it is only not seen from before it.
@@ -28,7 +28,7 @@ def make_example(record: Record, draw: np.random.Generator) -> Example:
         context[begin:end] = ~hidden
         targets[begin : max(end - 1, begin)] = np.where(hidden[1:], record.tokens[begin + 1 : end], IGNORED)
         begin = end
-    return Example(record.task, record.tokens, context, segment, targets)
+    return Document(record.tokens, context, targets, record.task, segment)
 
 
 def _hidden(length: int, kind: int, task: int, draw: np.random.Generator) -> NDArray[np.bool_]:

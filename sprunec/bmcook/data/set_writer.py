@@ -97,7 +97,7 @@ def make_dataset(
     room = max_length - prompt_length - _MARKS
     if room < SHORTEST_PIECE:
         message = f"{max_length} columns leave {room} tokens, and pieces have at least {SHORTEST_PIECE}"
-        raise InputError.at("--max-length", message, f"give at least {prompt_length + _MARKS + SHORTEST_PIECE}")
+        raise InputError.in_option("--max-length", message, f"give at least {prompt_length + _MARKS + SHORTEST_PIECE}")
     draw = np.random.Generator(np.random.Philox(key=[seed, 0]))
     counts = Written()
     texts = (text for path in inputs for text in documents(Path(path)))

@@ -19,12 +19,14 @@ from numpy.typing import NDArray
 
 from sprunec.bmcook.data.packing import first_fit, make_example
 from sprunec.bmcook.data.records import Index, Records
-from sprunec.data.batches import PROMPT_TASK, Batch, Sample
-from sprunec.data.examples import Packer, draws
+from sprunec.data.batches import Batch, Packer, Sample, draws
 from sprunec.data.saved import load_array, save_array
 from sprunec.data.tokenizer import Tokenizer, read_tokenizer
 from sprunec.durable import read_file, write_new
 from sprunec.errors import InputError
+from sprunec.families.base import Document
+from sprunec.families.cpm_ant.config import TEXT_TASK, ModelConfig
+from sprunec.families.cpm_ant.inputs import Prompted
 
 ABOUT = "set.json"
 STORED, PROMPT_TABLE = "stored", "prompt-table"
@@ -120,8 +122,8 @@ class LiveData:
         orders = [Order(blocks, seed, order != STORED, (rank, world)) for rank in range(world)]
         if batch_size % world or any(order.size == 0 for order in orders):
             message = f"{world} processes cannot share {batch_size} rows and the set's blocks alike"
-            raise InputError.at("data.order", message, 'choose order "shuffled", or fewer processes')
-        self._streams = [Stream(order, lengths, batch_size // world, packer.columns) for order in orders]
+            raise InputError.in_option("/data/order", message, 'choose order "shuffled", or fewer processes')
+        self._streams = [Stream(order, lengths, batch_size // world, packer.width) for order in orders]
 
     def batch(self, step: int) -> Batch:
         """Make the global batch of training step `step`."""
@@ -145,7 +147,7 @@ class LiveData:
         lengths, start, asked = self._lengths(self.held_out), 0, 0
         shortest = int(lengths.min())
         while start < len(self.held_out) and (tokens is None or asked < tokens):
-            placed, count = first_fit(map(int, lengths[start:]), self.batch_size, self.packer.columns, shortest)
+            placed, count = first_fit(map(int, lengths[start:]), self.batch_size, self.packer.width, shortest)
             examples = []
             for number in range(start, start + count):
                 if tokens is not None and asked >= tokens:
@@ -158,10 +160,12 @@ class LiveData:
 
     def sample(self, length: int) -> Sample | None:
         """Give the beginning of the first held-out text that is written from left to right."""
-        written = np.flatnonzero(self.held_out.index["task"] == PROMPT_TASK)
+        written = np.flatnonzero(self.held_out.index["task"] == TEXT_TASK)
         if self.tokenizer is None or not written.size:
             return None
-        return Sample(self.held_out[int(written[0])].tokens[:length], context=True, stop=self.tokenizer.end)
+        tokens = self.held_out[int(written[0])].tokens[:length]
+        document = Document(tokens, np.ones(tokens.size, dtype=bool), tokens, task=TEXT_TASK)
+        return Sample(document, stop=self.tokenizer.end)
 
     def decode(self, ids: Iterable[int]) -> str:
         assert self.tokenizer is not None
@@ -171,7 +175,7 @@ class LiveData:
     def _lengths(self, records: Records) -> NDArray[np.int64]:
         """Positions that each record takes."""
         tokens: NDArray[np.int64] = records.index["tokens"].astype(np.int64)
-        return tokens + self.packer.prompt_length
+        return tokens + self.packer.layout.overhead
 
 
 def save_live_data(directory: Path, parts: Mapping[str, tuple[Index, str]], about: Mapping[str, Any]) -> None:
@@ -185,12 +189,11 @@ def save_live_data(directory: Path, parts: Mapping[str, tuple[Index, str]], abou
 def load_live_data(
     directory: Path,
     files: Mapping[str, Sequence[Path]],
+    config: ModelConfig,
     *,
-    prompt_length: int,
     max_length: int,
     batch_size: int,
     seed: int,
-    vocab_size: int,
     world: int,
 ) -> LiveData:
     """Open what `save_live_data` wrote.
@@ -205,6 +208,6 @@ def load_live_data(
         for part in ("train", "held_out")
     )
     tokenizer = read_tokenizer(directory) if (directory / "vocabulary.json").exists() else None
-    packer = Packer(prompt_length, max_length, vocab_size if about["packed_prompts"] == PROMPT_TABLE else 0)
+    layout = Prompted.of(config, config.vocab_size if about["packed_prompts"] == PROMPT_TABLE else 0)
     shared = {"batch_size": batch_size, "seed": seed, "world": world}
-    return LiveData(train, held_out, tokenizer, packer, order=about["order"], **shared)
+    return LiveData(train, held_out, tokenizer, Packer(layout, max_length), order=about["order"], **shared)

@@ -1,6 +1,6 @@
 """CPM-Ant's blocks in plain torch.nn, with CPM-Live's tensor names; any sublayer may be absent, widths may differ.
 
-Letters in shapes: B batch, N columns, D width, H heads of this layer, E dim_head, F dim_ff.
+Letters in shapes: B batch, N positions, D width, H heads of this layer, E dim_head, F dim_ff.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ class Attention(nn.Module):
         self.register_buffer("kept_heads", columns, persistent=False)
 
     def forward(self, hidden: Tensor, attention_bias: Tensor) -> Tensor:
-        """hidden (B, N, D), attention_bias (B, table heads, N, N) -> (B, N, D)."""
+        """Map hidden (B, N, D) to (B, N, D); attention_bias is (B, table heads, N, N)."""
         key, value = self.keys_values(hidden)
         return self.attend(hidden, attention_bias, key, value)
 
     def forward_cached(
         self, hidden: Tensor, attention_bias: Tensor, past: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """hidden (B, Q, D), past keys and values (B, H, past, E) -> (B, Q, D) and the longer past."""
+        """Map hidden (B, Q, D) and past keys and values (B, H, past, E) to (B, Q, D) and the longer past."""
         new = self.keys_values(hidden)
         key, value = (torch.cat(pair, dim=2) for pair in zip(past, new, strict=True))
         return self.attend(hidden, attention_bias, key, value), key, value
@@ -54,7 +54,7 @@ class Attention(nn.Module):
         return self.split(self.project_k(hidden)), self.split(self.project_v(hidden))
 
     def split(self, projected: Tensor) -> Tensor:
-        """What q, k or v projects (B, N, H * E), over the root of the width -> (B, H, N, E)."""
+        """Split what q, k or v projects (B, N, H * E), over the root of the width, into (B, H, N, E)."""
         heads: Tensor = (projected / self.divisor).unflatten(-1, (self.heads, self.dim_head))
         return heads.transpose(1, 2)
 
@@ -129,7 +129,7 @@ class Block(nn.Module):
     def forward_cached(
         self, hidden: Tensor, attention_bias: Tensor, past_key: Tensor, past_value: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """As `forward`, on new columns only; a layer without attention is given None for its past, and returns it."""
+        """Run new positions only; a layer without attention is given None for its past, and returns it."""
         key, value = past_key, past_value
         if self.self_att is not None:
             normed = self.self_att.layernorm_before_attention(hidden)
@@ -140,7 +140,7 @@ class Block(nn.Module):
 
 
 def build(config: ModelConfig) -> CPMAnt:
-    """The model on the current default device, its weights not yet set (see `initialize`)."""
+    """Build the model on the current default device, its weights not yet set (see `initialize`)."""
     layers = [Block(config, index) for index in range(config.num_layers)]
     return CPMAnt(config.to_dict(), layers, cache_shapes(config))
 
@@ -151,7 +151,7 @@ def cache_shapes(config: ModelConfig) -> list[tuple[int, int] | None]:
 
 @torch.no_grad()
 def initialize(model: nn.Module, seed: int) -> None:
-    """CPM-Live's initialisation: N(0, 1) for linears and the bias table, N(0, 0.02²) for embeddings, ones for norms.
+    """Initialize as CPM-Live: N(0, 1) for linears and the bias table, N(0, 0.02²) for embeddings, ones for norms.
 
     A head of its own starts as an embedding does.
     """
@@ -165,7 +165,7 @@ def initialize(model: nn.Module, seed: int) -> None:
 
 
 def block_kinds(config: ModelConfig) -> dict[str, tuple[int, int, int, bool]]:
-    """By block path, what decides a block's code: which heads it reads of the bias table is a tensor, and does not."""
+    """Tell, by path, what decides a block's code; which heads it reads of the bias table is a tensor, and does not."""
     return {
         f"encoder.layers.{index}": (layer.heads, layer.dim_head, layer.dim_ff, layer.kept_heads is None)
         for index, layer in enumerate(config.layers)
@@ -173,14 +173,14 @@ def block_kinds(config: ModelConfig) -> dict[str, tuple[int, int, int, bool]]:
 
 
 def example_inputs(config: ModelConfig) -> dict[str, dict[str, tuple[Tensor | None, ...]]]:
-    """What each block is given, on the meta device: by block path, then by method."""
-    batch, columns, past = 2, 3, 5
+    """Make what each block is given, on the meta device: by block path, then by method."""
+    batch, new, past = 2, 3, 5
 
     def meta(*shape: int) -> Tensor:
         return torch.empty(*shape, device="meta")
 
-    hidden = meta(batch, columns, config.dim_model)
-    bias, longer = (meta(batch, config.num_heads, columns, columns + extra) for extra in (0, past))
+    hidden = meta(batch, new, config.dim_model)
+    bias, longer = (meta(batch, config.num_heads, new, new + extra) for extra in (0, past))
     inputs: dict[str, dict[str, tuple[Tensor | None, ...]]] = {}
     for index, shape in enumerate(cache_shapes(config)):
         cache = (None, None) if shape is None else (meta(batch, shape[0], past, shape[1]),) * 2

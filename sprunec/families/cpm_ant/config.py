@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 FAMILY = "cpm-ant"
+TEXT_TASK, PAIR_TASK, TEXT_SEGMENT = 2, 1, 2  # prompts of plain text and of pairs to learn from; what texts are
 CPM_LIVE_DEFAULTS = {
     "vocab_size": 30720,
     "dim_model": 4096,

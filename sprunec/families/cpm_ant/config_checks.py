@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sprunec.errors import Diagnostic, show
-from sprunec.families.cpm_ant.config import ModelConfig
+from sprunec.families.cpm_ant.config import PAIR_TASK, TEXT_SEGMENT, TEXT_TASK, ModelConfig
 
 # Keys of CPM-Live's older files, with the one value that this family has; None: it says nothing about the model.
 _OLDER: Mapping[str, Any] = (
@@ -21,14 +21,14 @@ _OLDER: Mapping[str, Any] = (
 )
 _SIZES = ("dim_model", "num_heads", "dim_head", "dim_ff", "num_layers")
 # The prompt and the segment that the data of a source uses, and its shortest text; else those of plain text.
-_TEXT = (2, 2, 2)
+_TEXT = (TEXT_TASK, TEXT_SEGMENT, 2)
 PAIRS_HINT = 'add "pairs": ["[post]encoder.output_layernorm:[post]encoder.output_layernorm"]'
 STATES_HINT = 'such modules are "encoder.output_layernorm", "encoder.layers.0" and what is in it'
-_SOURCES = {"pairs": (1, 2, 3), "cpm-live": (0, 0, 2)}
+_SOURCES = {"pairs": (PAIR_TASK, TEXT_SEGMENT, 3), "cpm-live": (0, 0, 2)}
 
 
 def older_key(key: str, value: Any) -> str | None:
-    """How a key of an older config contradicts this family; empty where it does not, None for a key that is not one."""
+    """Say how an older config's key contradicts this family; empty where it does not, None for no such key."""
     if key not in _OLDER:
         return None
     only = _OLDER[key]
@@ -36,7 +36,7 @@ def older_key(key: str, value: Any) -> str | None:
 
 
 def config_findings(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> Iterator[Diagnostic]:
-    """What disagrees in a config that its schema has nothing against, and the sizes that it leaves to `defaults`."""
+    """Tell what disagrees in a config that its schema has nothing against, and what it leaves to `defaults`."""
     whole = {**defaults, **config}
     count, columns = int(whole["num_layers"]), int(whole["num_heads"])
     for key in ("mask_modules", "layers"):
@@ -82,7 +82,7 @@ def _layer_findings(pointer: str, layer: Mapping[str, Any], columns: int) -> Ite
 
 
 def _sizes_left_out(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> Iterator[Diagnostic]:
-    """A config in other words (another library's) would else be taken for CPM-Live's largest defaults."""
+    """Tell of sizes not given: a config in other words would be taken for CPM-Live's largest defaults."""
     missing = {key: defaults[key] for key in ("vocab_size", *_SIZES) if key not in config}
     if any(key not in defaults for key in config) and missing.keys() >= {*_SIZES}:
         message = f"the config gives none of {', '.join(_SIZES)}"
@@ -93,7 +93,7 @@ def _sizes_left_out(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> I
 
 
 def data_findings(config: ModelConfig, data: Mapping[str, Any]) -> Iterator[Diagnostic]:
-    """The model has the prompts and segments that a plan's data needs, and room for a prompt and some text."""
+    """Tell prompts and segments that a plan's data needs and the model lacks, and no room for a prompt and text."""
     prompt, segment, text = _SOURCES.get(data["source"], _TEXT)
     if config.prompt_types <= prompt or config.segment_types <= segment:
         least = f"prompt_types of at least {prompt + 1} and segment_types of at least {segment + 1}"

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sprunec.families.cpm_ant.config import ModelConfig
+from sprunec.families.cpm_ant.config import TEXT_SEGMENT, TEXT_TASK, ModelConfig
 from sprunec.families.cpm_ant.shapes import Shape, expected_tensors
 from sprunec.families.cpm_ant.uniform import unevenness
 from sprunec.families.detect import type_family
@@ -19,7 +19,7 @@ from sprunec.families.detect import type_family
 STOCK, OWN = "cpmant", "sprunec-cpm-ant"
 OWN_SECTION, OWN_PREFIX, STOCK_PREFIX = "cpm_ant", "model.", "cpmant."
 HEAD, EMBEDDING, PROMPTS = "lm_head.weight", "input_embedding.weight", "prompt_embedding.weight"
-STOCK_TASK, STOCK_SEGMENT = 2, 2
+STOCK_TASK, STOCK_SEGMENT = TEXT_TASK, TEXT_SEGMENT
 # our key: theirs, and what it is where their file does not say
 KEYS = {
     "vocab_size": ("vocab_size", 30720),

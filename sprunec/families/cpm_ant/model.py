@@ -1,8 +1,8 @@
 """Everything of CPM-Ant but its blocks: embeddings, the attention bias, the head, generation.
 
 This file and `modules.py` need only torch, because they are copied as they stand into the `model.py` of every emitted
-model; the blocks come from outside. Letters in shapes: B batch, P prompt columns, T text columns, N = P + T, D width,
-H heads, V words, Q and K the columns that ask and that are asked.
+model; the blocks come from outside. Letters in shapes: B batch, P positions of the prompt, T of the text, N = P + T,
+D width, H heads, V tokens, Q and K the positions of queries and of keys.
 """
 
 from __future__ import annotations
@@ -64,11 +64,11 @@ class CPMAnt(nn.Module):
     def forward(
         self, input: Tensor, length: Tensor, context: Tensor, segment: Tensor, span: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """All columns at once, padded on the right.
+        """Run all positions at once, padded on the right.
 
         Args:
-            input: (B, N) ids; the first P columns are prompt ids, the others words; see `words` for packed rows.
-            length: (B,) columns in use, the prompt's included.
+            input: (B, N) ids; the first P are prompt ids, the others tokens; see `look_up` for packed rows.
+            length: (B,) positions in use, the prompt's included.
             context: (B, N) bool; what may be seen from anywhere in its span.
             segment: (B, N); 0 for the prompt.
             span: (B, N) document number of a packed row.
@@ -91,13 +91,13 @@ class CPMAnt(nn.Module):
         span: Tensor,
         past_key_values: Past | None = None,
     ) -> tuple[Tensor, Tensor, Past]:
-        """One step with past keys and values, padded on the left: [prompt | pad | text].
+        """Run one step with past keys and values, padded on the left: [prompt | pad | text].
 
         Args:
-            input: (B, N) on the first call, then only the (B, Q) new words.
-            length: (B,) text columns in use, without the prompt's.
-            context, segment, span: (B, N) over past and new columns.
-            position: unused, as in CPM-Live; distances come from the columns.
+            input: (B, N) on the first call, then only the (B, Q) new tokens.
+            length: (B,) positions of the text in use, without the prompt's.
+            context, segment, span: (B, N) over past and new positions.
+            position: unused, as in CPM-Live; distances come from where tokens stand.
             past_key_values: what the last call returned.
 
         Returns:
@@ -115,50 +115,50 @@ class CPMAnt(nn.Module):
 
     def embed(self, input: Tensor, segment: Tensor) -> Tensor:
         prompt = self.prompt_embedding(input[:, : self.prompt_length])
-        text = self.words(input[:, self.prompt_length :])
+        text = self.look_up(input[:, self.prompt_length :])
         hidden: Tensor = torch.cat([prompt, text], dim=1) + self.segment_embedding(segment)
         return hidden
 
     def embed_new(self, input: Tensor, segment: Tensor, *, first: bool) -> Tensor:
-        """What `inference` starts from; `segment` is over past and new columns."""
+        """Make what `inference` starts from; `segment` is over past and new positions."""
         if first:
             return self.embed(input, segment)
         new = segment[:, segment.size(1) - input.size(1) :]
-        hidden: Tensor = self.words(input) + self.segment_embedding(new)
+        hidden: Tensor = self.look_up(input) + self.segment_embedding(new)
         return hidden
 
     def leave(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Behind the last block (..., D) -> logits (..., V), and the hidden states that they are projected from."""
+        """Turn what leaves the last block (..., D) into logits (..., V), and the hidden states that give them."""
         hidden = self.encoder.output_layernorm(hidden)
         return self.project(hidden), hidden
 
     def project(self, hidden: Tensor) -> Tensor:
-        """Normed (..., D) -> logits (..., V), by the table of words or a head of its own, which is scaled alike."""
+        """Project normed (..., D) to logits (..., V), by the embedding or a head of its own, which is scaled alike."""
         if self.lm_head is None:
             return self.input_embedding.project(hidden)
         logits: Tensor = self.lm_head(hidden / self.input_embedding.divisor)
         return logits
 
-    def words(self, ids: Tensor) -> Tensor:
-        """Rows of words; from vocab_size on, ids mean prompt rows, as the prompts inside a packed row need them."""
+    def look_up(self, ids: Tensor) -> Tensor:
+        """Embed tokens; from vocab_size on, ids mean prompt rows, as the prompts inside a packed row need them."""
         count = self.input_embedding.weight.size(0)
         prompt = self.prompt_embedding((ids - count).clamp(min=0))
         return torch.where((ids >= count)[:, :, None], prompt, self.input_embedding(ids.clamp(max=count - 1)))
 
     def attention_bias(self, query_segment: Tensor, key_segment: Tensor, visible: Tensor) -> Tensor:
-        """The position bias, -inf where a column must not be seen: (B, H, Q, K)."""
+        """Make the position bias, -inf where a position must not be seen: (B, H, Q, K)."""
         bias: Tensor = self.position_bias(query_segment, key_segment)
         return bias.masked_fill(~visible[:, None], float("-inf"))
 
     def full_bias(self, length: Tensor, context: Tensor, segment: Tensor, span: Tensor) -> Tensor:
-        """What `forward` gives its blocks: (B, H, N, N)."""
+        """Make what `forward` gives its blocks: (B, H, N, N)."""
         valid = torch.arange(segment.size(1), device=segment.device)[None, :] < length[:, None]
         return self.attention_bias(segment, segment, visible_pairs(context, span, valid))
 
     def cached_bias(self, new: int, length: Tensor, context: Tensor, segment: Tensor, span: Tensor) -> Tensor:
-        """What `inference` gives its blocks, for the `new` last columns: (B, H, new, N)."""
-        columns = torch.arange(segment.size(1), device=segment.device)[None, :]
-        valid = (columns < self.prompt_length) | (segment.size(1) - 1 - columns < length[:, None])
+        """Make what `inference` gives its blocks, for the `new` last positions: (B, H, new, N)."""
+        index = torch.arange(segment.size(1), device=segment.device)[None, :]
+        valid = (index < self.prompt_length) | (segment.size(1) - 1 - index < length[:, None])
         queries = slice(segment.size(1) - new, None)
         visible = visible_pairs(context, span, valid)[:, queries]
         return self.attention_bias(segment[:, queries], segment, visible)
@@ -168,6 +168,17 @@ class CPMAnt(nn.Module):
             return self.input_embedding.weight.new_empty(batch, heads, 0, dim_head)
 
         return [None if shape is None else (empty(*shape), empty(*shape)) for shape in self.cache_shapes]
+
+    def behind_prompt(self, tokens: Tensor, task: int, segment: int, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Put a task's prompt in front of (B, T) tokens; `context` (B, T) says what may be seen from anywhere.
+
+        Returns:
+            ids, segments and context, (B, P + T) each.
+        """
+        prompt = torch.arange(self.prompt_length, device=tokens.device) + task * self.prompt_length
+        ids = torch.cat([prompt.to(tokens.dtype).expand(tokens.size(0), -1), tokens], dim=1)
+        front = (self.prompt_length, 0)
+        return ids, F.pad(torch.full_like(tokens, segment), front, value=0), F.pad(context, front, value=True)
 
     @torch.no_grad()
     def generate(
@@ -186,41 +197,37 @@ class CPMAnt(nn.Module):
         stop: int | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Continue (B, T) words, padded on the left, `length` (B,) of them in use -> (B, T + new).
+        """Continue (B, T) tokens, padded on the left, `length` (B,) of them in use -> (B, T + new).
 
-        The words given are seen as `context` says; what is generated sees everything before it. `temperature` 0 takes
-        the likeliest word, else one is drawn from the `top_k` likeliest that fill `top_p` (Holtzman et al. 2020);
-        `repetition_penalty` divides the logits of words already generated (Keskar et al. 2019). A row that has
-        reached the word `stop` repeats it.
+        The tokens given are seen as `context` says; what is generated sees everything before it. `temperature` 0 takes
+        the likeliest token, else one is drawn from the `top_k` likeliest that fill `top_p` (Holtzman et al. 2020);
+        `repetition_penalty` divides the logits of tokens already generated (Keskar et al. 2019). A row that has
+        reached the token `stop` repeats it.
         """
         (batch, width), device = input.shape, input.device
         length = torch.full((batch,), width, device=device) if length is None else length.to(device)
-        prompt = torch.arange(self.prompt_length, device=device) + task * self.prompt_length
-        words = torch.cat([prompt.to(input.dtype).expand(batch, -1), input], dim=1)
-        flags = torch.full_like(words, int(context)).bool()
-        flags[:, : self.prompt_length] = True
-        segments = torch.full_like(words, segment)
-        segments[:, : self.prompt_length] = 0
-        new, past = words, None
+        visible = torch.full_like(input, context, dtype=torch.bool)
+        tokens, segments, flags = self.behind_prompt(input, task, segment, visible)
+        new, past = tokens, None
         for _ in range(max_new_tokens):
             spans = torch.zeros_like(segments)
             logits, _, past = self.inference(new, length, flags, None, segments, spans, past)
-            made = words[:, self.prompt_length + width :]
+            made = tokens[:, self.prompt_length + width :]
             scores = penalize(logits[:, -1].float(), made, repetition_penalty)
-            new = pick(scores, temperature, top_k, top_p, generator)[:, None].to(words.dtype)
+            new = pick(scores, temperature, top_k, top_p, generator)[:, None].to(tokens.dtype)
             if stop is not None:
                 new = torch.where((made == stop).any(1, keepdim=True), stop, new)
-            words = torch.cat([words, new], dim=1)
+            tokens = torch.cat([tokens, new], dim=1)
             flags = F.pad(flags, (0, 1), value=False)
             segments = F.pad(segments, (0, 1), value=segment)
             length = length + 1
-            if stop is not None and bool((words[:, self.prompt_length + width :] == stop).any(1).all()):
+            if stop is not None and bool((tokens[:, self.prompt_length + width :] == stop).any(1).all()):
                 break
-        return words[:, self.prompt_length :]
+        return tokens[:, self.prompt_length :]
 
 
 def penalize(logits: Tensor, made: Tensor, penalty: float) -> Tensor:
-    """Make the (B, M) words already made less likely in logits (B, V)."""
+    """Make the (B, M) tokens already made less likely in logits (B, V)."""
     if penalty == 1.0 or made.size(1) == 0:
         return logits
     old = logits.gather(1, made.long())
@@ -228,14 +235,14 @@ def penalize(logits: Tensor, made: Tensor, penalty: float) -> Tensor:
 
 
 def pick(logits: Tensor, temperature: float, top_k: int, top_p: float, generator: torch.Generator | None) -> Tensor:
-    """One word a row: logits (B, V) -> (B,)."""
+    """Choose one token a row: logits (B, V) -> (B,)."""
     if temperature == 0.0:
         return logits.argmax(-1)
-    ranked, words = (logits / temperature).sort(-1, descending=True)
+    ranked, tokens = (logits / temperature).sort(-1, descending=True)
     shares = ranked.softmax(-1)
     drop = shares.cumsum(-1) - shares >= top_p
     if top_k:
         drop = drop | (torch.arange(drop.size(1), device=drop.device) >= top_k)
     drop[:, 0] = False
     drawn = torch.multinomial(shares.masked_fill(drop, 0.0), 1, generator=generator)
-    return words.gather(1, drawn)[:, 0]
+    return tokens.gather(1, drawn)[:, 0]

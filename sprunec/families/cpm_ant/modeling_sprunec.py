@@ -1,7 +1,7 @@
 """A cut CPM-Ant for Hugging Face's `transformers`: its weights as they are, its divisors from its config.
 
 `AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=True)` runs this file; it and the four it imports
-are the same for every model. Letters in shapes: B batch, P prompt columns, T text columns, D width, V words.
+are the same for every model. Letters in shapes: B batch, P positions of the prompt, T of the text, D width, V tokens.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class SprunecForCausalLM(PreTrainedModel, GenerationMixin):
         self.post_init()
 
     def _init_weights(self, module: Any) -> None:
-        """As the family starts: embeddings and a head of its own of std 0.02, matrices and the bias table of std 1."""
+        """Start as the family does: embeddings and a head of its own of std 0.02, matrices and the bias of std 1."""
         for name, parameter in module.named_parameters(recurse=False):
             if name == "relative_attention_bias" or parameter.dim() > 1:
                 std = 0.02 if hasattr(module, "project") or module is self.model.lm_head else 1.0
@@ -88,19 +88,19 @@ class SprunecForCausalLM(PreTrainedModel, GenerationMixin):
         self.model.input_embedding = value
 
     def get_output_embeddings(self) -> Any:
-        """The head; None where words are projected on the table that they are looked up in."""
+        """Give the head; None where it is the embedding."""
         return self.model.lm_head
 
     def set_output_embeddings(self, value: Any) -> None:
         self.model.lm_head = value
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> Any:
-        """The table of words, where it has this many; raises ValueError for another number."""
+        """Give the embedding, where it has this many tokens; raises ValueError for another number."""
         count = self.config.vocab_size
         if new_num_tokens not in (None, count):
             raise ValueError(
-                f"this model has {count} words and cannot have {new_num_tokens}: its vocabulary is that of the model "
-                "that it was cut from; add words to that one"
+                f"this model has {count} tokens and cannot have {new_num_tokens}: its vocabulary is that of the model "
+                "that it was cut from; add tokens to that one"
             )
         return self.get_input_embeddings()
 
@@ -118,20 +118,20 @@ class SprunecForCausalLM(PreTrainedModel, GenerationMixin):
         cache: Any = None,
         **kwargs: Any,
     ) -> Any:
-        """All columns, or with `past_key_values`, by either of its names, those that it lacks.
+        """Run all positions, or with `past_key_values`, by either of its names, those that it lacks.
 
         Args:
-            input_ids: (B, T) words, with a past too: all so far, not the new ones only.
-            attention_mask: (B, T); 0 for padding on either side. None: 0 where the word is `pad_token_id`.
-            context: (B, T) bool; which words may be seen from anywhere. None: all of them but those that have a label
+            input_ids: (B, T) tokens, with a past too: all so far, not the new ones only.
+            attention_mask: (B, T); 0 for padding on either side. None: 0 where the token is `pad_token_id`.
+            context: (B, T) bool; which tokens may be seen from anywhere. None: all of them but those that have a label
                 and those behind a past.
-            labels: (B, T) words, -100 where none is asked for; a word is predicted from the column before it.
+            labels: (B, T) tokens, -100 where none is asked for; each is predicted from the position before it.
             use_cache: None: as the config says, but for what has labels. Never while training recomputes activations,
                 unless a past is given; what has one is not recomputed.
-            logits_to_keep: how many of the last columns get logits; 0: all.
+            logits_to_keep: how many of the last positions get logits; 0: all.
 
         Returns:
-            logits (B, T or new, V), without the prompt's columns.
+            logits (B, T or new, V), without the prompt's.
         """
         keep = self.config.return_dict if return_dict is None else return_dict
         hidden_wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
@@ -140,8 +140,8 @@ class SprunecForCausalLM(PreTrainedModel, GenerationMixin):
         cached = cached and (past_key_values is not None or not (self.gradient_checkpointing and self.training))
         past = DynamicCache() if cached and past_key_values is None else past_key_values
         begin = 0 if past is None else int(past.get_seq_length())
-        columns = self._columns(input_ids, attention_mask, self._context(input_ids, context, labels, begin))
-        hidden, states = self._run(columns, past, begin)
+        context = self._context(input_ids, context, labels, begin)
+        hidden, states = self._run(input_ids, self._mask(input_ids, attention_mask), context, past, begin)
         start = self.model.prompt_length if begin == 0 else 0
         hidden = hidden[:, start:]
         logits = self.model.project(hidden[:, -logits_to_keep:] if logits_to_keep else hidden)
@@ -154,12 +154,13 @@ class SprunecForCausalLM(PreTrainedModel, GenerationMixin):
         )
         return output if keep else output.to_tuple()
 
-    def _run(self, columns: dict[str, Tensor], past: Any, begin: int) -> tuple[Tensor, list[Tensor]]:
-        """The columns from `begin` on through all layers: hidden states (B, Q, D), and those before every layer."""
+    def _run(self, tokens: Tensor, mask: Tensor, context: Tensor, past: Any, begin: int) -> tuple[Tensor, list[Tensor]]:
+        """Go through all layers from position `begin` on: hidden states (B, Q, D), and those before every layer."""
         model = self.model
-        segment = columns["segment"]
-        hidden = model.embed(columns["input"], segment)[:, begin:]
-        visible = visible_pairs(columns["context"], torch.zeros_like(segment), columns["valid"])[:, begin:]
+        ids, segment, context = model.behind_prompt(tokens, self.config.task, self.config.segment, context)
+        hidden = model.embed(ids, segment)[:, begin:]
+        valid = F.pad(mask, (model.prompt_length, 0), value=True)
+        visible = visible_pairs(context, torch.zeros_like(segment), valid)[:, begin:]
         bias = model.attention_bias(segment[:, begin:], segment, visible)
         selected: dict[tuple[int, ...] | None, Tensor] = {None: bias}
         states = [hidden]
@@ -184,39 +185,32 @@ class SprunecForCausalLM(PreTrainedModel, GenerationMixin):
         mixed: Tensor = layer.ffn(hidden) if layer.ffn is not None else hidden
         return mixed
 
-    def _columns(self, words: Tensor, mask: Tensor | None, context: Tensor) -> dict[str, Tensor]:
-        """The prompt in front of the text: (B, P + T) each."""
-        length, pad = self.model.prompt_length, self.config.pad_token_id
-        prompt = torch.arange(length, device=words.device) + self.config.task * length
-        if mask is None:
-            mask = torch.ones_like(words) if pad is None else words != pad
-        return {
-            "input": torch.cat([prompt.to(words.dtype).expand(words.size(0), -1), words], 1),
-            "segment": F.pad(torch.full_like(words, self.config.segment), (length, 0), value=0),
-            "context": F.pad(context, (length, 0), value=True),
-            "valid": F.pad(mask.bool(), (length, 0), value=True),
-        }
+    def _mask(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
+        if mask is not None:
+            return mask.bool()
+        pad = self.config.pad_token_id
+        return torch.ones_like(tokens, dtype=torch.bool) if pad is None else tokens != pad
 
-    def _context(self, words: Tensor, context: Tensor | None, labels: Tensor | None, begin: int) -> Tensor:
+    def _context(self, tokens: Tensor, context: Tensor | None, labels: Tensor | None, begin: int) -> Tensor:
         if context is not None:
             return context.bool()
-        found = torch.ones_like(words, dtype=torch.bool) if labels is None else labels == IGNORED
+        found = torch.ones_like(tokens, dtype=torch.bool) if labels is None else labels == IGNORED
         if begin:
             found[:, begin - self.model.prompt_length :] = False
         return found
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The mean over the labels, each against the logits of the column before it."""
+        """Take the mean over the labels, each against the logits of the position before it."""
         before = logits[:, :-1].flatten(0, 1).float()
         return F.cross_entropy(before, labels[:, 1:].flatten().long(), ignore_index=IGNORED)
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
-        """All words at every step: the prompt's columns and the segments come from them."""
+        """Give all tokens at every step: the prompt and the segments come from them."""
         names = ("attention_mask", "context", "past_key_values", "cache", "use_cache", "logits_to_keep")
         return {"input_ids": input_ids} | {name: kwargs[name] for name in names if kwargs.get(name) is not None}
 
     def _update_model_kwargs_for_generation(self, outputs: Any, model_kwargs: dict[str, Any], **kwargs: Any) -> Any:
-        """What has been generated is no context."""
+        """Leave what has been generated out of the context."""
         context = model_kwargs.get("context")
         updated = super()._update_model_kwargs_for_generation(outputs, model_kwargs, **kwargs)
         if context is not None:
@@ -224,8 +218,8 @@ class SprunecForCausalLM(PreTrainedModel, GenerationMixin):
         return updated
 
     def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
-        """As everywhere in `transformers`; `context` (B, T) bool may say which words are seen from anywhere."""
-        words = inputs if inputs is not None else kwargs.get("input_ids")
-        if words is not None and kwargs.get("context") is None:
-            kwargs["context"] = torch.ones_like(words, dtype=torch.bool)
+        """Write as everywhere in `transformers`; `context` (B, T) bool: which tokens are seen from anywhere."""
+        tokens = inputs if inputs is not None else kwargs.get("input_ids")
+        if tokens is not None and kwargs.get("context") is None:
+            kwargs["context"] = torch.ones_like(tokens, dtype=torch.bool)
         return super().generate(inputs, *args, **kwargs)

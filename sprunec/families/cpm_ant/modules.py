@@ -1,6 +1,6 @@
 """The modules that a CPM-Ant is made of: norm, linear, embedding, the shared position bias; and what sees what.
 
-Letters in shapes: see `frame.py`.
+Letters in shapes: see `model.py`.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ class Linear(nn.Linear):
         """Leave the weight unset, as `build` leaves all; torch's own would draw numbers."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """(..., dim_in) -> (..., dim_out), named as torch's own."""
+        """Map (..., dim_in) to (..., dim_out); arguments are named as torch's own."""
         return F.linear(input, self.weight)
 
 
 class Embedding(nn.Module):
-    """A table of rows of width D; what is looked up, and what is projected on it, is divided by sqrt(D)."""
+    """A table of width D; what is looked up, and what is projected on it, is divided by sqrt(D)."""
 
     def __init__(self, rows: int, dim: int) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class Embedding(nn.Module):
 
 
 class SegmentPositionBias(nn.Module):
-    """A bias by distance between columns of one segment, by the pair of segments otherwise; one table for all layers.
+    """A bias by distance between positions of one segment, by the pair of segments otherwise; one table for all layers.
 
     Distances fall in buckets as in T5 (Raffel et al. 2020), half of them for each direction.
     """
@@ -66,7 +66,7 @@ class SegmentPositionBias(nn.Module):
         self.segment_types, self.buckets, self.max_distance = segment_types, buckets, max_distance
 
     def forward(self, query_segment: Tensor, key_segment: Tensor) -> Tensor:
-        """query_segment (B, Q), the last Q of the columns key_segment (B, K) has -> (B, H, Q, K)."""
+        """Turn query_segment (B, Q), the last Q of the positions key_segment (B, K) has, into (B, H, Q, K)."""
         keys = torch.arange(key_segment.size(1), device=key_segment.device)
         queries = torch.arange(query_segment.size(1), device=key_segment.device)
         queries = queries + (key_segment.size(1) - query_segment.size(1))
@@ -76,7 +76,7 @@ class SegmentPositionBias(nn.Module):
         return F.embedding(rows, self.relative_attention_bias).permute(0, 3, 1, 2)
 
     def bucket(self, distance: Tensor) -> Tensor:
-        """Signed distances -> rows: one each while near, then logarithmically wider, the far ones share the last."""
+        """Sort signed distances: one row each while near, then logarithmically wider, the far ones share the last."""
         half, exact = self.buckets // 2, self.buckets // 4
         far = distance.abs().clamp(min=exact)
         steps = torch.log(far.float() / exact) / math.log(self.max_distance / exact) * (half - exact)
@@ -85,9 +85,9 @@ class SegmentPositionBias(nn.Module):
 
 
 def visible_pairs(context: Tensor, span: Tensor, valid: Tensor) -> Tensor:
-    """Who sees whom: (B, N) each -> (B, N, N) bool.
+    """Say who sees whom: (B, N) each -> (B, N, N) bool.
 
-    Context columns see the context of their span; the others see it too, and every column up to themselves.
+    Context sees the context of its span; the others see it too, and every position up to themselves.
     """
     index = torch.arange(context.size(1), device=context.device)
     earlier = index[None, :] <= index[:, None]

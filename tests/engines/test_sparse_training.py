@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sprunec.engines.loop import fit
-from sprunec.engines.sparse_training import Hold
+from sprunec.engines.sparse_training import PrunedWeights
 from sprunec.masks.two_four import Pattern, choose, leaks
 from tests.conftest import tiny_model
 from tests.engines.test_loop import CPU, TRAINING, batch
@@ -96,13 +96,13 @@ def test_pruned_weights_do_not_count_in_the_norm_that_is_clipped() -> None:
 def test_an_infinite_gradient_of_a_pruned_weight_is_nothing() -> None:
     layer = nn.Linear(4, 1, bias=False)
     layer.weight.grad = torch.tensor([[float("inf"), 1.0, float("nan"), 2.0]])
-    Hold(layer, {"weight": torch.tensor([[False, True, False, True]])}).gradients()
+    PrunedWeights(layer, {"weight": torch.tensor([[False, True, False, True]])}).zero_gradients()
     assert layer.weight.grad.tolist() == [[0.0, 1.0, 0.0, 2.0]]
 
 
 def test_a_frozen_weight_has_no_gradient_to_mask() -> None:
     layer = nn.Linear(4, 1, bias=False)
-    hold = Hold(layer, {"weight": torch.tensor([[False, True, False, True]])})
-    hold.gradients()
-    hold.weights()
+    pruned = PrunedWeights(layer, {"weight": torch.tensor([[False, True, False, True]])})
+    pruned.zero_gradients()
+    pruned.zero()
     assert (layer.weight == 0).tolist() == [[True, False, True, False]]

@@ -1,23 +1,30 @@
-"""`model.py` of an emitted CPM-Ant: the frame as it stands in this package, the blocks from their rewritten graphs."""
+"""`model.py` of an emitted model: the family's frame as it stands here, the blocks from their rewritten graphs."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from torch import nn
 
-from sprunec.families.cpm_ant import model as frame
-from sprunec.families.cpm_ant import modules
+from sprunec.durable import write_new
+from sprunec.families.base import Family, family_of
+from sprunec.families.cpm_ant.config import LayerKept
+from sprunec.families.model_directory import empty_model
+from sprunec.rewrite.surgery import rewrite
+from sprunec.rewrite.trace import TracedBlock, trace_blocks
 from sprunec.rewrite.traced_source import block_source
 
-HEAD = '''"""A pruned CPM-Ant in plain PyTorch, written by sprunec from its rewritten torch.fx graphs.
+HEAD = '''"""A pruned model in plain PyTorch, written by sprunec from its rewritten torch.fx graphs.
 
     from model import load
     model = load("the directory of this file")
 
-`load` reads config.json and the safetensors beside it, and needs torch and safetensors only. See `CPMAnt.forward`,
-`CPMAnt.inference` and `CPMAnt.generate` below.
+`load` reads config.json and the safetensors beside it, and needs torch and safetensors only. See `FRAME.forward`,
+`FRAME.inference` and `FRAME.generate` below.
 """
 
 from __future__ import annotations
@@ -43,14 +50,14 @@ def place(module: nn.Module, name: str, value, persistent: bool = True) -> None:
 
 LOAD = '''
 
-def empty(directory) -> CPMAnt:
+def empty(directory) -> FRAME:
     """The model on the meta device: a shape without memory."""
     config = json.loads((Path(directory) / "config.json").read_text())
     with torch.device("meta"):
-        return CPMAnt(config, [layer() for layer in LAYERS], CACHE_SHAPES)
+        return FRAME(config, [layer() for layer in LAYERS], CACHE_SHAPES)
 
 
-def load(directory, device="cpu") -> CPMAnt:
+def load(directory, device="cpu") -> FRAME:
     """The model with its weights, in eval mode."""
     from safetensors.torch import load_file
 
@@ -66,8 +73,24 @@ def load(directory, device="cpu") -> CPMAnt:
 '''
 
 
-def model_source(layers: Sequence[nn.Module], cache_shapes: Sequence[tuple[int, int] | None]) -> str:
-    """The text of model.py; layers whose classes would be equal share one."""
+def write_model_py(
+    directory: Path, origin: Any, kept: Sequence[LayerKept], small: Any, blocks: Sequence[TracedBlock] | None = None
+) -> None:
+    """Cut the traced graphs of `origin` to what is `kept` of it, and print them.
+
+    Args:
+        origin, small: configs of the plan's input model and of the one that is left.
+        blocks: the traced blocks of `origin`, where they are at hand or were changed.
+    """
+    family, shape = family_of(origin), empty_model(origin)
+    blocks = blocks or trace_blocks(shape, family.examples(origin), family.kinds(origin))
+    rewritten = rewrite(shape, blocks, kept)
+    modules = [rewritten.get_submodule(block.path) for block in blocks]
+    write_new(directory / "model.py", _model_source(family, modules, family.cache_shapes(small)))
+
+
+def _model_source(family: Family, layers: Sequence[nn.Module], cache_shapes: Sequence[tuple[int, int] | None]) -> str:
+    """Write the text of model.py; layers whose classes would be equal share one."""
     names: dict[str, str] = {}
     imports: set[str] = set()
     order = []
@@ -78,14 +101,16 @@ def model_source(layers: Sequence[nn.Module], cache_shapes: Sequence[tuple[int, 
         order.append(names[source.text])
     classes = [text.replace("class Block(", f"class {name}(", 1) for text, name in names.items()]
     tables = f"LAYERS = [{', '.join(order)}]\nCACHE_SHAPES = {list(cache_shapes)!r}\n"
+    head, load = (text.replace("FRAME", family.frame_class) for text in (HEAD, LOAD))
     blocks = "\n\n\n".join(classes)
-    return "\n\n".join([HEAD + _frame(imports) + PLACE, "# --- the blocks ---\n\n\n" + blocks, "\n" + tables + LOAD])
+    frame = _frame(family.frame, imports)
+    return "\n\n".join([head + frame + PLACE, "# --- the blocks ---\n\n\n" + blocks, "\n" + tables + load])
 
 
-def _frame(imports: set[str]) -> str:
-    """The own text of the frame and its modules below one block of imports, with what the generated code imports."""
+def _frame(sources: Sequence[ModuleType], imports: set[str]) -> str:
+    """Put the own text of the frame's modules below one block of imports, the generated code's among them."""
     bodies = []
-    for source in (modules, frame):
+    for source in sources:
         lines = inspect.getsource(source).split("from __future__ import annotations\n", 1)[1].splitlines()
         first = next(number for number, line in enumerate(lines) if line and not line.startswith(("import ", "from ")))
         imports |= {line for line in lines[:first] if line and not line.startswith("from .")}

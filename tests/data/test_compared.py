@@ -9,10 +9,17 @@ from typing import Any
 import pytest
 import torch
 
+from sprunec.data import compared as room
 from sprunec.data.batches import Batch
+from sprunec.data.compared import (
+    LEAST_TEXT,
+    LEAST_TOKENS,
+    RANDOM_TEXT,
+    affordable_tokens,
+    compared_batches,
+    random_batch,
+)
 from sprunec.families.cpm_ant.config import ModelConfig
-from sprunec.passes import looks as room
-from sprunec.passes.looks import LEAST_TEXT, LEAST_TOKENS, RANDOM_TEXT, affordable_tokens, looks, random_batch
 from tests.conftest import tiny_config
 from tests.runs import MODEL, execute, plan, save_weights
 
@@ -29,13 +36,9 @@ def held_out(rows: int, count: int) -> list[Batch]:
     return batches
 
 
-def groups(
-    monkeypatch: pytest.MonkeyPatch, asked: int | None, batches: list[Batch] | None = None, most: int | None = None
-) -> list[list[Batch]]:
-    data = SimpleNamespace(held_out_batches=lambda: iter(batches or ()))
-    monkeypatch.setattr(room, "open_data", lambda job, config: data)
-    job: Any = SimpleNamespace(options={"tokens": asked}, inputs={} if batches is None else {"data": Path()})
-    return list(looks(job, tiny_config(), most))
+def groups(asked: int | None, batches: list[Batch] | None = None, **most: int) -> list[list[Batch]]:
+    data: Any = None if batches is None else SimpleNamespace(held_out_batches=lambda: iter(batches))
+    return list(compared_batches(data, tiny_config(), asked, **most))
 
 
 def tokens(found: list[list[Batch]]) -> int:
@@ -66,10 +69,8 @@ def test_a_large_model_is_compared_on_the_least_and_a_small_one_on_more() -> Non
         (10**6, [(3, COLUMNS), (3, COLUMNS)]),
     ],
 )
-def test_whole_rows_are_taken_while_they_fit_and_one_at_least(
-    asked: int, shapes: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    found = groups(monkeypatch, asked, held_out(3, 2))
+def test_whole_rows_are_taken_while_they_fit_and_one_at_least(asked: int, shapes: list[tuple[int, int]]) -> None:
+    found = groups(asked, held_out(3, 2))
     assert [tuple(batch.targets.shape) for group in found for batch in group] == shapes
     for batch in (batch for group in found for batch in group):
         rows, columns = batch.targets.shape
@@ -77,27 +78,27 @@ def test_whole_rows_are_taken_while_they_fit_and_one_at_least(
         assert batch.inputs["length"].shape == (rows,) and int(batch.inputs["length"].max()) <= columns
 
 
-def test_without_a_number_four_batches_are_enough_and_a_form_may_take_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert tokens(groups(monkeypatch, None, held_out(3, 9))) == 4 * 3 * COLUMNS
-    assert tokens(groups(monkeypatch, None, held_out(3, 9), most=40)) == 2 * COLUMNS
-    assert tokens(groups(monkeypatch, 10**6, held_out(3, 9), most=0)) == PROMPT + 1
+def test_without_a_number_four_batches_are_enough_and_a_form_may_take_fewer() -> None:
+    assert tokens(groups(None, held_out(3, 9))) == 4 * 3 * COLUMNS
+    assert tokens(groups(None, held_out(3, 9), most=40)) == 2 * COLUMNS
+    assert tokens(groups(10**6, held_out(3, 9), most=0)) == PROMPT + 1
 
 
 @pytest.mark.parametrize("asked", [1, 63, 64, 500, 20_000])
-def test_random_words_are_as_many_as_asked_for(asked: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    found, row = tokens(groups(monkeypatch, asked)), RANDOM_TEXT + PROMPT
+def test_random_words_are_as_many_as_asked_for(asked: int) -> None:
+    found, row = tokens(groups(asked)), RANDOM_TEXT + PROMPT
     assert found == max(asked, PROMPT + 1) if asked < row else asked - row < found <= asked
-    assert tokens(groups(monkeypatch, None)) == 2 * row
+    assert tokens(groups(None)) == 2 * row
 
 
 def test_what_is_held_at_a_time_is_bounded_and_nothing_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "STATES", 5 * COLUMNS * max(24, 4 * COLUMNS))
     batches = held_out(7, 3)
-    found = groups(monkeypatch, 10**6, batches)
+    found = groups(10**6, batches)
     assert all(sum(batch.targets.size(0) for batch in group) <= 5 for group in found) and len(found) > 4
     words = torch.cat([batch.inputs["input"] for group in found for batch in group])
     assert torch.equal(words, torch.cat([batch.inputs["input"] for batch in batches]))
-    assert len(groups(monkeypatch, None, batches)) == 1
+    assert len(groups(None, batches)) == 1
 
 
 @pytest.mark.parametrize(("asked", "compared"), [(1, 3), (63, 34), (300, 272)])

@@ -17,7 +17,7 @@ from sprunec.plan.plan import check_source
 def convert_plan(
     path: str | Path, seconds: Sequence[str | Path] = (), flags: Flags = NO_FLAGS, output: Path | None = None
 ) -> tuple[dict[str, Any], tuple[Diagnostic, ...]]:
-    """The native plan of BMCook's files, and what the user should know about it.
+    """Make the native plan of BMCook's files, and tell what the user should know about it.
 
     Args:
         seconds: l0_pruning.json files, a stage each.

@@ -9,9 +9,10 @@ import torch
 
 from sprunec.checkpoint.reader import Tensors, open_tensors
 from sprunec.checkpoint.writer import write_state
-from sprunec.families.cpm_ant import walk
-from sprunec.families.cpm_ant.walk import Walk
+from sprunec.families.cpm_ant.family import FAMILY
 from sprunec.families.model_directory import empty_model
+from sprunec.rewrite import streamed
+from sprunec.rewrite.streamed import Streamed
 from tests.conftest import random_batch, tiny_config, tiny_model
 
 CPU = torch.device("cpu")
@@ -23,11 +24,11 @@ def stored(tmp_path: Path) -> Tensors:
     return open_tensors(tmp_path)
 
 
-def walked(tensors: Tensors, inputs: dict[str, torch.Tensor], words: int = 7) -> torch.Tensor:
-    """Logits (B, N, V) in float64, of so many words at a time."""
-    taken = Walk(empty_model(tiny_config()), tensors, [inputs], torch.float64, CPU)
+def walked(tensors: Tensors, inputs: dict[str, torch.Tensor], tokens: int = 7) -> torch.Tensor:
+    """Logits (B, N, V) in float64, of so many tokens at a time."""
+    taken = Streamed(FAMILY, empty_model(tiny_config()), tensors, [inputs], torch.float64, CPU)
     taken.run()
-    parts = (range(first, min(first + words, taken.words)) for first in range(0, taken.words, words))
+    parts = (range(first, min(first + tokens, taken.tokens)) for first in range(0, taken.tokens, tokens))
     with torch.no_grad():
         return torch.cat([taken.leave(taken.hidden[0].flatten(0, 1), part) for part in parts], 1).view(2, -1, 97)
 
@@ -37,16 +38,16 @@ def walked(tensors: Tensors, inputs: dict[str, torch.Tensor], words: int = 7) ->
 def test_logits_are_those_of_the_whole_model(
     held: int, chunk: int, stored: Tensors, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(walk, "HELD_BYTES", held)
-    monkeypatch.setattr(walk, "CHUNK_BYTES", chunk)
+    monkeypatch.setattr(streamed, "HELD_BYTES", held)
+    monkeypatch.setattr(streamed, "CHUNK_BYTES", chunk)
     inputs = random_batch()
     wanted = tiny_model().double()(**inputs)[0]
     assert float((walked(stored, inputs) - wanted).abs().max()) < 1e-12 < float(wanted.abs().max())
 
 
 def test_no_large_matrix_is_read_as_a_whole(stored: Tensors, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(walk, "HELD_BYTES", 0)
-    monkeypatch.setattr(walk, "CHUNK_BYTES", 1000)
+    monkeypatch.setattr(streamed, "HELD_BYTES", 0)
+    monkeypatch.setattr(streamed, "CHUNK_BYTES", 1000)
     whole, read, rows = list[str](), Tensors.__getitem__, Tensors.rows
     most: dict[str, int] = {}
 
@@ -66,7 +67,7 @@ def test_no_large_matrix_is_read_as_a_whole(stored: Tensors, monkeypatch: pytest
 def test_parameters_are_meta_again_afterwards(stored: Tensors) -> None:
     model = empty_model(tiny_config())
     before = [(name, parameter.shape) for name, parameter in model.named_parameters()]
-    taken = Walk(model, stored, [random_batch()], torch.float64, CPU)
+    taken = Streamed(FAMILY, model, stored, [random_batch()], torch.float64, CPU)
     taken.run()
     assert [(name, parameter.shape) for name, parameter in model.named_parameters()] == before
     assert all(parameter.is_meta for parameter in model.parameters())

@@ -11,26 +11,17 @@ from torch import Tensor
 
 from sprunec.checkpoint.reader import Tensors
 from sprunec.checkpoint.writer import Output, rooms, rows_at_once
-from sprunec.errors import FormError
 from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.families.cpm_ant.huggingface_names import is_scaled
 from sprunec.families.cpm_ant.scaling import scaled
-from sprunec.families.cpm_ant.uniform import bias_columns, even_config, fold_factors
+from sprunec.families.cpm_ant.uniform import bias_columns, fold_factors
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 TABLE = "position_bias.relative_attention_bias"
 
 
-def even_of(config: ModelConfig, form: str) -> ModelConfig:
-    """Raises FormError where the layers differ."""
-    try:
-        return even_config(config)
-    except ValueError as error:
-        raise FormError(f"the form {form} cannot hold this model: {error}") from error
-
-
 def folded(config: ModelConfig, state: Tensors, dtype: str, plain_linears: bool = False) -> dict[str, Output]:
-    """The tensors for `even_config(config)`, each made when it is written, in our names.
+    """Make the tensors for `even_config(config)`, each when it is written, in our names.
 
     Args:
         dtype: what they are stored in; "keep": what they are.
@@ -52,7 +43,7 @@ def folded(config: ModelConfig, state: Tensors, dtype: str, plain_linears: bool 
 def _parts(
     state: Tensors, name: str, factor: float, columns: Tensor | None, dtype: torch.dtype | None
 ) -> Iterator[Tensor]:
-    """Some rows of a tensor at a time: their float64 products need not all be in memory."""
+    """Scale some rows of a tensor at a time: their float64 products need not all be in memory."""
     shape = state.shape(name)
     rows, room = rows_at_once(shape, state.dtype(name)), rooms(shape, state.dtype(name))
     for first in range(0, shape[0], rows):
@@ -61,7 +52,7 @@ def _parts(
 
 
 def stored_dtype(state: Tensors, dtype: str) -> torch.dtype:
-    """What the folded weights are stored in: where tensors differ, the coarsest."""
+    """Choose what the folded weights are stored in: where tensors differ, the coarsest."""
     if dtype in DTYPES:
         return DTYPES[dtype]
     return max((state.dtype(name) for name in state), key=lambda kind: torch.finfo(kind).eps)

@@ -96,7 +96,7 @@ class Reader:
         return found
 
     def _entries(self, closing: str) -> Iterator[None]:
-        """From an opening bracket to behind the closing one: stops before each entry, which the caller then reads."""
+        """Go from an opening bracket to behind the closing one; stop before each entry, which the caller then reads."""
         self.at += 1
         self._skip()
         while not self._took(closing):

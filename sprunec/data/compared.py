@@ -1,0 +1,92 @@
+"""What models are compared on: as many positions as a fixed number of operations allows."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+
+from sprunec.data.batches import Batch, Data, Packer
+from sprunec.families.base import Document, family_of, overhead
+
+# A comparison runs the masked model once and the small one up to five times, in float64 or float32. On two cores these
+# operations take about ten seconds.
+OPERATIONS, PER_PARAMETER = 250_000_000_000, 16
+LEAST_TOKENS, LEAST_TEXT, MOST_BATCHES = 64, 32, 4
+RANDOM_TEXT = 64  # tokens in a row
+STATES = 2**24  # numbers in all hidden states, or in all that blocks are given besides, together
+
+
+def affordable_tokens(config: Any) -> int:
+    """Count the tokens that a model of this size is compared on unless a plan says another number."""
+    affordable: int = OPERATIONS // (PER_PARAMETER * config.parameters())
+    return max(LEAST_TOKENS, LEAST_TEXT + overhead(config), affordable)
+
+
+def compared_batches(
+    data: Data | None, config: Any, asked: int | None, most: int = sys.maxsize
+) -> Iterator[list[Batch]]:
+    """Take held-out text where there is any, else tokens drawn at random.
+
+    Args:
+        asked: how many tokens the plan wants.
+        most: take no more than these, whatever is asked for or can be afforded.
+
+    Returns:
+        As many batches at a time as there is room for; in all at most so many positions, the family's own among them,
+        and one row at least. More than one such group is only given where the plan asks for a number of tokens.
+    """
+    tokens, least = min(most, asked or affordable_tokens(config)), overhead(config) + 1
+    held_out: Iterable[Batch]
+    if data is not None:
+        held_out = data.held_out_batches()
+    else:
+        held_out = [random_batch(config, rows=-(-tokens // (RANDOM_TEXT + least - 1)) if asked else 2)]
+    groups = _groups(_first(held_out if asked else islice(held_out, MOST_BATCHES), tokens, least), config)
+    return groups if asked else islice(groups, 1)
+
+
+def _first(batches: Iterable[Batch], tokens: int, least: int) -> Iterator[Batch]:
+    """Take whole rows while they fit; where not one does, the beginning of one, of at least so many positions."""
+    left = tokens
+    for batch in batches:
+        rows, width = batch.targets.shape
+        rows = min(rows, left // width)
+        if rows < 1 and left == tokens:
+            rows, width = 1, min(width, max(tokens, least))
+        if rows < 1:
+            return
+        yield batch.part(slice(rows), width)
+        left -= rows * width
+
+
+def _groups(batches: Iterable[Batch], config: Any) -> Iterator[list[Batch]]:
+    """Group batches, or parts of them, by what is held at a time."""
+    group: list[Batch] = []
+    states = 0
+    for batch in batches:
+        rows, width = batch.targets.shape
+        each = family_of(config).row_numbers(config, width)
+        at_once = max(1, STATES // each)
+        for first in range(0, rows, at_once):
+            part = batch.part(slice(first, first + at_once), width)
+            size = part.targets.size(0) * each
+            if group and states + size > STATES:
+                yield group
+                group, states = [], 0
+            group.append(part)
+            states += size
+    if group:
+        yield group
+
+
+def random_batch(config: Any, rows: int = 2, text: int = RANDOM_TEXT) -> Batch:
+    """Draw texts at random, always the same; each token is asked for in its own place."""
+    draw, layout = torch.Generator().manual_seed(0), family_of(config).layout(config)
+    tokens = torch.randint(config.vocab_size, (rows, text), generator=draw).numpy()
+    documents = [[Document(row, np.zeros(text, dtype=bool), row)] for row in tokens]
+    return Packer(layout, layout.overhead + text).pack(documents)

@@ -1,0 +1,103 @@
+"""What every family of models says of itself, for the rooms that know none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+Inputs = Mapping[str, "Tensor"]
+Given = tuple["Tensor", "Tensor"]  # hidden states (B, N, D), and what blocks are given besides
+Past = list["tuple[Tensor, Tensor] | None"]  # by block, keys and values
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text of n tokens, of which each family makes its own inputs.
+
+    Attributes:
+        tokens: (n,) ids.
+        context: (n,); what may be seen from anywhere in the document. The rest is seen from behind it.
+        targets: (n,) the token that is asked for behind each one, or `IGNORED`.
+        task, segment: what a data set made for a family says of the document, and (n,) of its tokens. None: it is to
+            be continued or, where a part of it is context, answered.
+    """
+
+    tokens: NDArray[np.integer[Any]]
+    context: NDArray[np.bool_]
+    targets: NDArray[np.integer[Any]]
+    task: int | None = None
+    segment: NDArray[np.int64] | None = None
+
+
+class Layout(Protocol):
+    """How a family lays documents out in rows."""
+
+    @property
+    def overhead(self) -> int:
+        """Count the positions that a document takes besides its tokens'."""
+
+    def arrange(
+        self, rows: Sequence[Sequence[Document]], width: int
+    ) -> tuple[dict[str, NDArray[Any]], NDArray[np.bool_]]:
+        """Make inputs of the family's `forward` of rows of documents that fit, and mark (B, width) where tokens stand.
+
+        `length` (B,) is among the inputs: how many positions of each row are in use. The others are (B, width).
+        """
+
+    def prompted(self, document: Document) -> dict[str, Any]:
+        """Make what the family's `generate` is given to go on behind a document."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family's code; `families/<name>/family.py` has it as `FAMILY`.
+
+    Attributes:
+        layout: of a config.
+        kinds, examples: by block path, what decides a block's code; what each of its methods is given, on meta.
+        cache_shapes: by block, (heads, width) of its keys and values; None without attention.
+        frame: modules whose text, without their relative imports, is a model without its blocks. The last one's class
+            `frame_class(config, layers, cache_shapes)` is the model.
+        row_numbers: how many numbers a row of so many positions takes between two blocks, at most.
+        looked_up: by embedding, the ids that batches look up in it.
+        enter: inputs -> hidden states (B, N, D) in front of the first block.
+        shared, share: modules that make what all blocks are given besides their hidden states; inputs -> that.
+        head, leave: modules behind the last block, the weight of the last one with a row a token; hidden states (n, D)
+            -> logits, for whatever rows that weight has.
+        decode: (model, inputs, steps, text) -> what the first block is given for the longest row of a batch, up to
+            `text` tokens: in one go, and with its last `steps` positions one by one; and the empty past to begin with.
+    """
+
+    layout: Callable[[Any], Layout]
+    kinds: Callable[[Any], Mapping[str, Any]]
+    examples: Callable[[Any], Mapping[str, Any]]
+    cache_shapes: Callable[[Any], Sequence[tuple[int, int] | None]]
+    frame: tuple[ModuleType, ...]
+    frame_class: str
+    row_numbers: Callable[[Any, int], int]
+    looked_up: Callable[[Any, Iterable[Inputs]], Mapping[str, Tensor]]
+    enter: Callable[[Any, Inputs], Tensor]
+    shared: tuple[str, ...]
+    share: Callable[[Any, Inputs], Tensor]
+    head: Callable[[Any], tuple[str, ...]]
+    leave: Callable[[Any, Tensor], Tensor]
+    decode: Callable[[Any, Inputs, int, int], tuple[Given, list[Given], Past]]
+
+
+def family_of(config: Any) -> Family:
+    """Import the code of a config's family, and with it torch."""
+    found: Family = import_module(f"sprunec.families.{config.family.replace('-', '_')}.family").FAMILY
+    return found
+
+
+def overhead(config: Any) -> int:
+    """Count the positions of its own that a config's family adds to a document."""
+    return family_of(config).layout(config).overhead

@@ -1,0 +1,219 @@
+"""A model of any size, run block by block with a few rows of its weights at a time.
+
+The model stands on the meta device. A part's parameters are read when it is entered, in the arithmetic asked for, and
+let go of when it is left; only hidden states go on from part to part. Of a large part, matrices are multiplied by some
+rows after the others; of the embeddings only the rows that are looked up are read, and the head is gone through a few
+tokens at a time. Letters in shapes: B rows, N positions, n positions in use, D width, V tokens.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sprunec.checkpoint.header import misfit
+from sprunec.checkpoint.reader import Tensors
+from sprunec.data.batches import in_use
+from sprunec.errors import Diagnostic, InputError
+from sprunec.families.base import Family, Inputs
+from sprunec.families.module_lists import blocks
+
+HELD_BYTES = 32 * 2**20  # a part of up to so many is kept until it is left
+CHUNK_BYTES = 8 * 2**20  # of a matrix that is streamed
+
+
+class StreamedWeight:
+    """A matrix (out, in) that a linear multiplies by some rows at a time; for anything else it is made whole.
+
+    Torch hands the calls that it is an argument of to `__torch_function__`.
+    """
+
+    def __init__(self, rows: int, at_once: int, read: Callable[[range], Tensor]) -> None:
+        self._parts = [range(first, min(first + at_once, rows)) for first in range(0, rows, at_once)]
+        self._read = read
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.linear and len(args) == 2 and isinstance(args[1], cls) and not (kwargs or {}).get("bias"):
+            return torch.cat([F.linear(args[0], part) for part in args[1].parts()], dim=-1)
+        whole = [torch.cat(list(each.parts())) if isinstance(each, cls) else each for each in args]
+        return func(*whole, **(kwargs or {}))
+
+    def parts(self) -> Iterator[Tensor]:
+        return map(self._read, self._parts)
+
+
+@contextmanager
+def with_parameters(model: nn.Module, parts: Sequence[str], read: Callable[[str], Any]) -> Iterator[None]:
+    """Give the modules below `parts` other parameters meanwhile: what is read by their names in `model`."""
+    modules = [found for part in parts for found in model.get_submodule(part).named_modules(prefix=part)]
+    before = [module._parameters for _, module in modules]
+    try:
+        for path, module in modules:
+            names = module._parameters.items()
+            module._parameters = {name: None if old is None else read(f"{path}.{name}") for name, old in names}
+        yield
+    finally:
+        for (_, module), parameters in zip(modules, before, strict=True):
+            module._parameters = parameters
+
+
+class Streamed:
+    """Batches on their way through a model.
+
+    Args:
+        model: of the family, on the meta device but for its indices and gates; several may share one.
+        tensors: by the model's names, all of them and no others.
+        batches: inputs of its `forward`, on `device`.
+
+    Attributes:
+        hidden: (B, N, D) of each batch, behind the part that it has come through last.
+        shared: of each batch, what all blocks are given besides.
+        paths: of the blocks.
+        tokens: how many the head has rows for.
+
+    Raises:
+        InputError: the tensors are not the model's.
+    """
+
+    def __init__(
+        self,
+        family: Family,
+        model: nn.Module,
+        tensors: Tensors,
+        batches: Sequence[Inputs],
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        problem = misfit({name: tuple(t.shape) for name, t in model.state_dict().items()}, tensors.shapes())
+        if problem:
+            raise InputError(Diagnostic("bad-input", f"the weights do not fit the model: {problem}"))
+        self.family, self.model, self.batches, self.dtype, self.device = family, model, list(batches), dtype, device
+        self.hidden: list[Tensor] = []
+        self.shared: list[Tensor] = []
+        self.paths = [path for path, _ in blocks(model)]
+        self._tensors, self._head = tensors, f"{family.head(model)[-1]}.weight"
+        self.tokens = tensors.shape(self._head)[0]
+
+    @contextmanager
+    def holding(self, *parts: str) -> Iterator[None]:
+        """Give the named modules their weights meanwhile."""
+        tops = [self.model.get_submodule(part) for part in parts]
+        for top in tops:
+            move_buffers(top, self.device)
+        size = sum(parameter.numel() for top in tops for parameter in top.parameters()) * self.dtype.itemsize
+        with with_parameters(self.model, parts, self._weight if size <= HELD_BYTES else self._streamed):
+            yield
+
+    def _weight(self, name: str) -> Any:
+        return self._cast(self._tensors[name])
+
+    def _streamed(self, name: str) -> Any:
+        """Stand in for a matrix, which is read when it is multiplied with, and never whole."""
+        rows, *width = self._tensors.shape(name)
+        if len(width) != 1:
+            return self._weight(name)
+        at_once = max(1, CHUNK_BYTES // max(1, width[0] * self.dtype.itemsize))
+        return StreamedWeight(rows, at_once, lambda some: self._cast(self._tensors.rows(name, some)))
+
+    def _cast(self, tensor: Tensor) -> Tensor:
+        tensor = tensor.to(self.device)
+        if tensor.dtype.itemsize < self.dtype.itemsize // 2:
+            tensor = tensor.float()  # from half precision in two steps, which is twice as fast
+        return tensor.to(self.dtype)
+
+    @contextmanager
+    def embedding(self) -> Iterator[None]:
+        """Let the family's `enter` and `decode` work meanwhile, for tokens of the batches."""
+        rows = {name: ids.unique().cpu() for name, ids in self.family.looked_up(self.model, self.batches).items()}
+
+        def table(name: str) -> Tensor:
+            """Make it of full size: memory that is never touched takes none."""
+            found = torch.empty(self._tensors.shape(name), dtype=self.dtype, device=self.device)
+            wanted = rows[name.removesuffix(".weight")]
+            found[wanted.to(self.device)] = self._cast(self._tensors.rows(name, wanted.tolist()))
+            return found
+
+        with with_parameters(self.model, tuple(rows), table):
+            yield
+
+    def enter(self) -> None:
+        """Bring all batches in front of the first block."""
+        with self.embedding():
+            self.hidden = [self.family.enter(self.model, batch) for batch in self.batches]
+        with self.holding(*self.family.shared):
+            self.shared = [self.family.share(self.model, batch) for batch in self.batches]
+
+    def through(self, path: str) -> list[Tensor]:
+        """Run a block, which must be held; `hidden` stays what it is."""
+        block = self.model.get_submodule(path)
+        return [block(hidden, shared) for hidden, shared in zip(self.hidden, self.shared, strict=True)]
+
+    def leave(self, hidden: Tensor, tokens: range) -> Tensor:
+        """Turn hidden states (n, D) behind the last block into logits (n, tokens)."""
+
+        def some(name: str) -> Tensor:
+            return self._cast(self._tensors.rows(name, tokens)) if name == self._head else self._weight(name)
+
+        with with_parameters(self.model, self.family.head(self.model), some):
+            return self.family.leave(self.model, hidden)
+
+    @torch.no_grad()
+    def run(self) -> None:
+        """Bring all batches behind the last block."""
+        self.enter()
+        for path in self.paths:
+            with self.holding(path):
+                self.hidden = self.through(path)
+
+    def used(self, skipped: int = 0) -> Tensor:
+        """Take the hidden states (n, D) of all positions in use but so many first ones of each row."""
+        pairs = zip(self.hidden, self.batches, strict=True)
+        return torch.cat([hidden[:, skipped:][in_use(batch)[:, skipped:]] for hidden, batch in pairs])
+
+
+def move_buffers(model: nn.Module, device: torch.device) -> None:
+    """Move indices and gates, which are no weights: they are there all the time."""
+    for module in model.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None and not buffer.is_meta:
+                module._buffers[name] = buffer.to(device)
+
+
+class Decoding:
+    """The last positions of a row, decoded one by one with past keys and values, beside one full forward.
+
+    Args:
+        model: of the family, with the weights of its embedding and of its shared parts.
+        inputs: a batch.
+        text: so many tokens of the row, at most.
+    """
+
+    def __init__(
+        self, family: Family, model: nn.Module, inputs: Inputs, steps: int = 2, text: int = sys.maxsize
+    ) -> None:
+        (self.whole, self._shared), parts, self._past = family.decode(model, inputs, steps, text)
+        self._steps, self._each = [hidden for hidden, _ in parts], [given for _, given in parts]
+
+    def through(self, index: int, block: Any) -> None:
+        """Go through a block, which has its weights."""
+        self.whole = block(self.whole, self._shared)
+        past = self._past[index] or (None, None)
+        for number, given in enumerate(self._each):
+            self._steps[number], *past = block.forward_cached(self._steps[number], given, *past)
+
+    def both(self) -> tuple[Tensor, Tensor]:
+        """Give the hidden states (n, D) that decoding has come to, and those of the full forward."""
+        return torch.cat(self._steps, 1)[0], self.whole[0]
+
+
+def largest(difference: Tensor) -> float:
+    """Take the largest size in a tensor; a NaN must not pass as "no difference"."""
+    worst = float(difference.abs().max())
+    return worst if worst == worst else float("inf")
