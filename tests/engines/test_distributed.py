@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import sprunec
-from tests.engines.teams import (
+from tests.engines.processes import (
     STEPS,
     events,
     every_kind,
