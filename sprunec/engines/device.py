@@ -32,21 +32,19 @@ class Place:
         Raises:
             InputError: the device is not here, or all processes would share it.
         """
-        cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
         if world is not None and world.size > 1:
             if device.startswith("cuda:") or device == "mps":
                 message = f"device {device} is one, and several processes train"
                 hint = 'write "device": "cuda": each process takes its own'
                 raise InputError.in_option("/engine/device", message, hint)
-            if device != "cpu" and cuda:
+            if device != "cpu" and torch.cuda.is_available():
                 device = f"cuda:{world.local_rank}"
             elif device == "auto":
                 device = "cpu"
         elif device == "auto":
-            device = "cuda" if cuda else "mps" if mps else "cpu"
+            device = _best()
         found = torch.device(device)
-        has_index = found.index is None or found.index < torch.cuda.device_count()
-        if not {"cuda": cuda and has_index, "mps": mps}.get(found.type, True):
+        if not _is_here(found):
             message = f"device {device} is not on this machine"
             raise InputError.in_option("/engine/device", message, 'use "auto" or "cpu"')
         return cls(found, DTYPES[precision])
@@ -65,3 +63,15 @@ class Place:
     def synchronize(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+
+def _is_here(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_available() and (device.index is None or device.index < torch.cuda.device_count())
+    return device.type != "mps" or torch.backends.mps.is_available()
+
+
+def _best() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
