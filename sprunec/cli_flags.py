@@ -35,13 +35,13 @@ def with_flags(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _parameter(each: Field[Any], kind: Any) -> inspect.Parameter:
-    words = each.metadata["help"]
+    text = each.metadata["help"]
     described = typer.Option(
         option(each.name),
         *each.metadata["names"],
-        help=words,
+        help=text,
         rich_help_panel=PANEL,
-        hidden=words.startswith(NO_EFFECT),
+        hidden=text.startswith(NO_EFFECT),
         show_default=False,
     )
     return inspect.Parameter(

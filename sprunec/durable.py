@@ -6,6 +6,7 @@ Whatever fails here, and within `naming`, says which file it was.
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -51,6 +52,12 @@ def read_file(path: Path) -> str:
     """
     with naming(path):
         return path.read_text(encoding="utf-8")
+
+
+def file_sha256(path: Path) -> str:
+    """Hash a file's content; raises OSError as `read_file`."""
+    with naming(path), path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def read_into(path: Path, spans: Iterable[tuple[int, int]], into: memoryview) -> None:

@@ -62,7 +62,7 @@ def _scalar(dtype: Dtype, raw: bytes) -> Any:
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """How protocol 2 writes bytes."""
+    """Make bytes as protocol 2 writes them."""
     if encoding != "latin1":
         raise Refused(f"the encoding {brief(encoding)}")
     return text.encode(encoding)
@@ -77,5 +77,5 @@ for _package in _PACKAGES:
 
 
 def stand_ins() -> list[Any]:
-    """The same for `torch.serialization.safe_globals`."""
+    """Give the same to `torch.serialization.safe_globals`."""
     return [(given, name) for name, given in NAMES.items()]

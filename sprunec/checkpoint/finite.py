@@ -53,7 +53,7 @@ class NonFinite:
 
 
 def read_weights(file: Path, places: dict[str, Stored]) -> tuple[str, list[NonFinite]]:
-    """The sha256 of a file, and which of its tensors are not finite, in one reading.
+    """Hash a file, and find which of its tensors are not finite, in one reading.
 
     Args:
         places: where the tensors of this file lie.
@@ -63,44 +63,39 @@ def read_weights(file: Path, places: dict[str, Stored]) -> tuple[str, list[NonFi
     """
     digest, suspects = hashlib.sha256(), set[str]()
     floats = {name: place for name, place in places.items() if place.dtype in BITS and place.extent}
-    for start, window in _windows(file):
-        digest.update(window[start.overlap :])
-        suspects |= {name for name, place in floats.items() if name not in suspects and _has_any(place, start, window)}
+    for first, overlap, window in _windows(file):
+        digest.update(window[overlap:])
+        suspects |= {name for name, place in floats.items() if name not in suspects and _has_any(place, first, window)}
     found = (_located(name, floats[name]) for name in floats if name in suspects)
     return digest.hexdigest(), [each for each in found if each is not None]
 
 
-@dataclass(frozen=True)
-class Window:
-    """A part of a file from byte `first` on, of which the first `overlap` bytes were in the part before, too."""
+def _windows(file: Path) -> Iterator[tuple[int, int, memoryview]]:
+    """Read the file in windows: which byte is the first, and how many have been in the window before, too.
 
-    first: int
-    overlap: int
-
-
-def _windows(file: Path) -> Iterator[tuple[Window, memoryview]]:
-    """The file's bytes, in windows that overlap by a number's width: none is cut in two everywhere."""
+    They overlap by the width of a number, so that none is cut in two everywhere.
+    """
     widest = max(SIZES.values())
     buffer = memoryview(bytearray(widest + CHUNK_BYTES))
     overlap, first = 0, 0
     with naming(file), file.open("rb", buffering=0) as stream:
         while count := stream.readinto(buffer[overlap : overlap + CHUNK_BYTES]):
             window = buffer[: overlap + count]
-            yield Window(first, overlap), window
+            yield first, overlap, window
             kept = min(widest, len(window))
             first += len(window) - kept
             buffer[:kept] = bytes(window[-kept:])
             overlap = kept
 
 
-def _has_any(place: Stored, window: Window, data: memoryview) -> bool:
-    """Whether a number of the tensor that lies within the window is not finite; gaps between its rows count, too."""
+def _has_any(place: Stored, first: int, data: memoryview) -> bool:
+    """Tell whether a number of the tensor within the window is not finite; gaps between its rows count, too."""
     size = SIZES[place.dtype]
-    low = max(0, -((place.start - window.first) // size)) if window.first > place.start else 0
-    high = min(place.extent, window.first + len(data) - place.start) // size
+    low = max(0, -((place.start - first) // size)) if first > place.start else 0
+    high = min(place.extent, first + len(data) - place.start) // size
     if high <= low:
         return False
-    start = place.start + low * size - window.first
+    start = place.start + low * size - first
     return bool(_all_ones(np.frombuffer(data, BITS[place.dtype][0], high - low, start), place.dtype).any())
 
 
@@ -114,7 +109,7 @@ def _all_ones(numbers: NDArray[Any], dtype: str) -> NDArray[Any]:
 
 
 def _located(name: str, place: Stored) -> NonFinite | None:
-    """How many there are in the tensor itself, and where."""
+    """Count them in the tensor itself, and find where they are."""
     count, nans, places = 0, 0, list[NDArray[np.int64]]()
     for first, part in _rows(place):
         bad = _all_ones(part, place.dtype)
@@ -128,7 +123,7 @@ def _located(name: str, place: Stored) -> NonFinite | None:
 
 
 def _rows(place: Stored) -> Iterator[tuple[int, NDArray[Any]]]:
-    """The tensor's numbers as unsigned integers, some of its rows at a time, and the number of the first of them.
+    """Read the tensor's numbers as unsigned integers, some rows at a time, and the number of the first of them.
 
     Of a tensor that lies in the file with strides all is in memory, a dim that repeats one number once.
     """
@@ -147,7 +142,7 @@ def _rows(place: Stored) -> Iterator[tuple[int, NDArray[Any]]]:
 
 
 def _read(place: Stored, start: int, end: int) -> NDArray[Any]:
-    """Bytes of a tensor's extent, as unsigned integers."""
+    """Read bytes of a tensor's extent, as unsigned integers."""
     found = np.empty(end - start, np.uint8)
     read_into(place.file, [(place.start + start, place.start + end)], found.data)
     return found.view(BITS[place.dtype][0])

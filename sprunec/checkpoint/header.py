@@ -33,14 +33,14 @@ class Header(Collection[str]):
 
     @property
     def is_whole(self) -> bool:
-        """Whether the files' headers told of all tensors: what only torch can read is in memory."""
+        """Tell whether the files' headers know all tensors: what only torch can read is in memory."""
         return all(isinstance(place, Stored) for place in self.places.values())
 
     def shapes(self) -> dict[str, Shape]:
         return {name: tuple(place.shape) for name, place in self.places.items()}
 
     def dtypes(self) -> dict[str, str]:
-        """In torch's words."""
+        """Name the dtypes as torch does."""
         words = {name: str(place.dtype).removeprefix("torch.") for name, place in self.places.items()}
         return {name: NAMES.get(word, word) for name, word in words.items()}
 

@@ -29,7 +29,7 @@ _MOST_NAMED = 8
 
 
 def weight_files(path: Path) -> list[Path]:
-    """The files that a checkpoint is made of: the path itself, or what a directory or an index names, index first.
+    """List the files that a checkpoint is made of: the path, or what a directory or an index names, index first.
 
     Raises:
         InputError: a directory has no weights, or several; an index is none, or names files that are not there.
@@ -39,7 +39,7 @@ def weight_files(path: Path) -> list[Path]:
 
 
 def checkpoint_files(path: Path) -> tuple[Path, ...]:
-    """What a checkpoint depends on: as `weight_files`, and `path` itself where those cannot be told."""
+    """List what a checkpoint depends on: as `weight_files`, or `path` itself where those cannot be told."""
     try:
         return tuple(weight_files(path))
     except InputError:
@@ -47,12 +47,12 @@ def checkpoint_files(path: Path) -> tuple[Path, ...]:
 
 
 def is_index(path: Path) -> bool:
-    """Whether a file is, by its name, an index of shards."""
+    """Tell whether a file is, by its name, an index of shards."""
     return bool(_INDEX.search(path.name))
 
 
 def has_weights(directory: Path) -> bool:
-    """Whether there is anything in a directory that could be a checkpoint, sound or not."""
+    """Tell whether anything in a directory could be a checkpoint, sound or not."""
     return bool(_candidates(_names(directory)))
 
 
@@ -62,10 +62,15 @@ def _weights_in(directory: Path) -> Path:
     if len(found) == 1 and not _SHARD.search(found[0]):
         return directory / found[0]
     if not found:
-        raise InputError.at(directory, _nothing(names), _remedy(names), code="no-weights")
+        there = f"; there is {_listed(names)}" if names else ": it is empty"
+        remedy = f"give a directory with {WEIGHTS}, {BIN} or their shards in it"
+        if _ADAPTER in names:
+            remedy = "this is a PEFT adapter: merge it into its model with merge_and_unload(), and save that"
+        raise InputError.at(directory, f"has no weights{there}", remedy, code="no-weights")
     if all(_SHARD.search(name) for name in found):
         message = f"has shards, {_listed(found)}, and no index of them"
-        raise InputError.at(directory, message, f"put their index beside them, {_index_of(found[0])}", code="no-index")
+        index = INDEX if found[0].endswith(SAFETENSORS) else BIN_INDEX
+        raise InputError.at(directory, message, f"put their index beside them, {index}", code="no-index")
     message = f"has several checkpoints: {_listed(found)}"
     raise InputError.at(directory, message, "name the one that is meant", code="several-checkpoints")
 
@@ -78,7 +83,7 @@ def _names(directory: Path) -> list[str]:
 
 
 def _candidates(names: Iterable[str]) -> list[str]:
-    """The files that may be the checkpoint; more than one where nobody can say which."""
+    """List the files that may be the checkpoint; more than one where nobody can say which."""
     there = [name for name in names if not _NO_WEIGHTS.match(name)]
     for group in STANDARD:
         if found := [name for name in group if name in there]:
@@ -91,27 +96,13 @@ def _candidates(names: Iterable[str]) -> list[str]:
     return []
 
 
-def _nothing(names: list[str]) -> str:
-    return f"has no weights; there is {_listed(names)}" if names else "has no weights: it is empty"
-
-
-def _remedy(names: list[str]) -> str:
-    if _ADAPTER in names:
-        return "this is a PEFT adapter: merge it into its model with merge_and_unload(), and save that"
-    return f"give a directory with {WEIGHTS}, {BIN} or their shards in it"
-
-
 def _listed(names: list[str]) -> str:
     more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
     return ", ".join(names[:_MOST_NAMED]) + more
 
 
-def _index_of(shard: str) -> str:
-    return INDEX if shard.endswith(SAFETENSORS) else BIN_INDEX
-
-
 def weight_map(index: Path) -> dict[str, str]:
-    """Of every tensor the shard that it is in.
+    """Read in which shard every tensor is.
 
     Raises:
         InputError: the file is no index, or names files elsewhere.
@@ -121,7 +112,9 @@ def weight_map(index: Path) -> dict[str, str]:
     shards = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(shards, dict) or not shards or not all(isinstance(shard, str) for shard in shards.values()):
         raise InputError.at(index, "is no index of shards", hint)
-    if any(not _is_shard(shard) for shard in shards.values()):
+    names = set(shards.values())
+    # None may stand for an artifact's own notes, or lie elsewhere.
+    if any(Path(name).name != name or name in ("", "..") or name.endswith(".json") or "\0" in name for name in names):
         raise InputError.at(index, "names a shard outside its own directory", "name files of tensors beside it")
     return shards
 
@@ -134,11 +127,6 @@ def _shards(index: Path) -> list[Path]:
         message += f" ({len(missing)} of {len(shards)} shards)"
         raise InputError.at(index, message, "copy or download what is missing", code="missing-file")
     return [index.parent / shard for shard in shards]
-
-
-def _is_shard(name: str) -> bool:
-    """Whether it names a file beside the index, and none that could stand for an artifact's own notes."""
-    return Path(name).name == name and name not in ("", "..") and not name.endswith(".json") and "\0" not in name
 
 
 def check_index(index: Path, found: Mapping[Path, Iterable[str]]) -> None:

@@ -6,13 +6,12 @@ emitted. Needs no torch.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sprunec.durable import naming, write_new
+from sprunec.durable import file_sha256, write_new
 from sprunec.errors import InputError
 from sprunec.text_files import decode
 
@@ -22,13 +21,13 @@ LARGEST = 64 * 1024 * 1024
 
 def write_origin(directory: Path, about: Mapping[str, Any]) -> None:
     """Note `about`, and the files that `directory` has now; numbers must be finite."""
-    files = {path.relative_to(directory).as_posix(): _sha256(path) for path in _files(directory)}
+    files = {path.relative_to(directory).as_posix(): file_sha256(path) for path in _files(directory)}
     text = json.dumps({**about, "files": files}, indent=1, allow_nan=False)
     write_new(directory / ORIGIN, text + "\n")
 
 
 def read_origin(directory: Path) -> dict[str, Any] | None:
-    """What was noted; None where there is no such note, or none that this could have written."""
+    """Read what was noted; None where there is no such note, or none that this could have written."""
     path = directory / ORIGIN
     try:
         if not path.is_file() or path.stat().st_size > LARGEST:
@@ -41,10 +40,10 @@ def read_origin(directory: Path) -> dict[str, Any] | None:
 
 
 def changed_files(directory: Path) -> list[str]:
-    """The files that are no longer what was emitted, or are gone; none where nothing was noted."""
+    """List the files that are no longer what was emitted, or are gone; none where nothing was noted."""
     files = (read_origin(directory) or {}).get("files", {})
     here = {path.relative_to(directory).as_posix(): path for path in _files(directory)}
-    return [name for name, digest in files.items() if name not in here or _sha256(here[name]) != digest]
+    return [name for name, digest in files.items() if name not in here or file_sha256(here[name]) != digest]
 
 
 def check_files(directory: Path) -> None:
@@ -56,37 +55,30 @@ def check_files(directory: Path) -> None:
 
 
 def origin_words(directory: Path) -> dict[str, Any] | None:
-    """What `inspect` says of it, in plain values; None where there is no note."""
+    """Say what `inspect` tells of it, in plain values; None where there is no note."""
     note = read_origin(directory)
     if note is None:
         return None
-    plan, changed = _mapping(note.get("plan")), changed_files(directory)
+    changed = changed_files(directory)
     found = {
-        "plan": plan.get("name"),
+        "plan": _at(note, "plan", "name"),
         "made": note.get("made"),
-        "sprunec": _mapping(note.get("versions")).get("sprunec"),
-        "checkpoint": _mapping(plan.get("model")).get("checkpoint"),
-        "max_abs_difference": _mapping(note.get("comparison")).get("max_abs_difference"),
-        "dense_loss": _loss(note, "dense"),
-        "small_loss": _loss(note, "small"),
+        "sprunec": _at(note, "versions", "sprunec"),
+        "checkpoint": _at(note, "plan", "model", "checkpoint"),
+        "max_abs_difference": _at(note, "comparison", "max_abs_difference"),
+        "dense_loss": _at(note, "models", "dense", "loss"),
+        "small_loss": _at(note, "models", "small", "loss"),
         "files": f"changed: {', '.join(changed)}" if changed else "as emitted",
     }
     return found | {"note": note}
 
 
-def _loss(note: Mapping[str, Any], role: str) -> Any:
-    return _mapping(_mapping(note.get("models")).get(role)).get("loss")
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
+def _at(value: Any, *keys: str) -> Any:
+    for key in keys:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
 
 
 def _files(directory: Path) -> list[Path]:
     found = (path for path in sorted(directory.rglob("*")) if path.is_file() and path.name != ORIGIN)
     return [path for path in found if "__pycache__" not in path.parts]
-
-
-def _sha256(path: Path) -> str:
-    with naming(path), path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

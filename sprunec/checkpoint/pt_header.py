@@ -76,7 +76,7 @@ def read_pt(path: Path) -> dict[str, Stored]:
 
 
 def _records(archive: zipfile.ZipFile, file: BinaryIO, end: int) -> Records:
-    """Start, size and full name of every record, by its name below the archive's own folder."""
+    """Find start, size and full name of every record, by its name below the archive's own folder."""
     found = {}
     for info in archive.infolist():
         if info.compress_type != zipfile.ZIP_STORED:

@@ -37,20 +37,20 @@ class Tensors(Header, Mapping[str, Tensor]):
         return place if isinstance(place, Tensor) else _read(place)
 
     def copy(self, name: str) -> Tensor:
-        """The tensor, in memory of its own: it may be written to."""
+        """Read the tensor into memory of its own: it may be written to."""
         place = self.places[name]
         return place.clone() if isinstance(place, Tensor) else _read(place)
 
-    def rows(self, name: str, kept: Sequence[int], room: Tensor | None = None) -> Tensor:
-        """A copy of the entries `kept` along the first dim, in their order; of a file, nothing else is read.
+    def rows(self, name: str, kept: Sequence[int], buffer: Tensor | None = None) -> Tensor:
+        """Copy the entries `kept` along the first dim, in their order; of a file, nothing else is read.
 
         Args:
-            room: where the copy may go, (len(kept) or more, ...) of the tensor's dtype.
+            buffer: where the copy may go, (len(kept) or more, ...) of the tensor's dtype.
         """
         place = self.places[name]
         if isinstance(place, Tensor) or place.strides is not None:
             return self._whole(name).index_select(0, torch.tensor(kept, dtype=torch.long))
-        found = torch.empty((len(kept), *place.shape[1:]), dtype=_dtype(place)) if room is None else room
+        found = torch.empty((len(kept), *place.shape[1:]), dtype=_dtype(place)) if buffer is None else buffer
         found = found[: len(kept)]
         if found.numel():  # what follows each other is read at once
             width = place.nbytes // place.shape[0]
@@ -59,7 +59,7 @@ class Tensors(Header, Mapping[str, Tensor]):
         return found
 
     def _whole(self, name: str) -> Tensor:
-        """Rows may lie between each other: where they are asked for in turn, the last tensor is kept."""
+        """Keep the last tensor: its rows may lie between each other, and are asked for in turn."""
         last = self._strided
         if last is None or last[0] != name:
             last = self._strided = (name, self[name].detach())
@@ -73,16 +73,16 @@ class Tensors(Header, Mapping[str, Tensor]):
         return place.dtype if isinstance(place, Tensor) else _dtype(place)
 
     def only(self, names: Iterable[str]) -> Tensors:
-        """Those of `names` that are here."""
+        """Choose those of `names` that are here."""
         return Tensors({name: self.places[name] for name in names if name in self.places})
 
     def renamed(self, names: Mapping[str, str]) -> Tensors:
-        """Those that are keys of `names`, by their values."""
+        """Choose those that are keys of `names`, and call them by their values."""
         return Tensors({new: self.places[old] for old, new in names.items() if old in self.places})
 
 
 def _read(place: Stored) -> Tensor:
-    """Of a tensor with strides what lies between its entries, too."""
+    """Read a tensor; of one with strides what lies between its entries, too."""
     dtype = _dtype(place)
     entries = torch.empty(place.extent // dtype.itemsize, dtype=dtype)
     if entries.numel():
@@ -99,12 +99,12 @@ def _dtype(place: Stored) -> torch.dtype:
 
 
 def _memory(tensor: Tensor) -> memoryview:
-    """The bytes of a contiguous tensor on the CPU."""
+    """Give the bytes of a contiguous tensor on the CPU."""
     return tensor.view(torch.uint8).numpy().data.cast("B")
 
 
 def runs(indices: Sequence[int]) -> list[tuple[int, int]]:
-    """The [first, last + 1) of entries that follow each other."""
+    """List the [first, last + 1) of entries that follow each other."""
     if isinstance(indices, range) and indices.step == 1:
         return [(indices.start, indices.stop)] if len(indices) else []
     if not len(indices):
@@ -116,7 +116,7 @@ def runs(indices: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def open_tensors(path: Path) -> Tensors:
-    """The tensors of a checkpoint file, an index, or a directory that holds one; only headers are read.
+    """Open a checkpoint file, an index, or a directory that holds one; only headers are read.
 
     Raises:
         InputError: a file is missing or damaged, or holds anything but named tensors.
@@ -125,7 +125,7 @@ def open_tensors(path: Path) -> Tensors:
 
 
 def _in_torch(path: Path) -> Mapping[str, Tensor]:
-    """Torch knows more ways to write a state dict than its header tells, and what else may be in a file."""
+    """Let torch read a file: it knows more ways to write a state dict than `pt_header`, and what else may be there."""
     try:
         state = load_torch(path)
     except Exception as error:  # damaged bytes may fail anywhere in the reader
@@ -142,7 +142,7 @@ def _in_torch(path: Path) -> Mapping[str, Tensor]:
 
 
 def _check_numbers(path: Path, state: Mapping[str, Tensor]) -> None:
-    """What lies where a header says is looked at while it is hashed; this is for what only torch can read."""
+    """Check for NaN what only torch can read; what lies where a header says is checked while it is hashed."""
     for name, tensor in state.items():
         if tensor.is_meta:
             raise InputError.at(path, f"{name} has no data: it was saved from torch's meta device", FIX_NUMBERS)
@@ -156,7 +156,7 @@ def _check_numbers(path: Path, state: Mapping[str, Tensor]) -> None:
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """All tensors of a checkpoint in memory: what is trained or changed must not hang on a file.
+    """Read all tensors of a checkpoint into memory: what is trained or changed must not hang on a file.
 
     Raises:
         InputError: as `open_tensors`.

@@ -122,7 +122,7 @@ def check_pickle(stream: Stream, most: int = MOST) -> list[int]:
 
 
 def _follow(stream: Stream, most: int) -> tuple[Node, int, list[int]]:
-    """Every object that a pickle makes, as the list of its parts, in one list; how many opcodes, where frames begin."""
+    """List every object that a pickle makes, as the list of its parts; count opcodes, and find where frames begin."""
     root: Node = []  # the value, and what is made and dropped
     stack: list[Node | None] = []  # None is a mark
     memo: dict[int, Node] = {}
@@ -152,7 +152,7 @@ def _follow(stream: Stream, most: int) -> tuple[Node, int, list[int]]:
 
 
 def _made(opcode: pickletools.OpcodeInfo, argument: Any, parts: list[Node]) -> Node:
-    """What an opcode leaves behind of what it takes; where it fills the first of that, this one itself."""
+    """Make what an opcode leaves of what it takes; where it fills the first of that, this one itself."""
     if opcode.name in NAMES:
         if opcode.name == "GLOBAL" and str(argument).endswith(" bytearray"):  # torch would make one of any size
             raise Refused("bytes to be made, which are no tensor")
@@ -169,7 +169,7 @@ def _made(opcode: pickletools.OpcodeInfo, argument: Any, parts: list[Node]) -> N
 
 
 def _taken(stack: list[Node | None], before: list[Any]) -> list[Node]:
-    """What an opcode takes: all down to the last mark where it takes a slice, and so many below."""
+    """Take what an opcode takes: all down to the last mark where it takes a slice, and so many below."""
     parts: list[Node] = []
     if pickletools.markobject in before:
         while (part := stack.pop()) is not None:

@@ -39,12 +39,12 @@ class Stored:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its entries, wherever they lie."""
+        """Count the bytes of its entries, wherever they lie."""
         return math.prod(self.shape) * SIZES[self.dtype]
 
     @property
     def extent(self) -> int:
-        """Bytes from its first entry to behind its last."""
+        """Count the bytes from its first entry to behind its last."""
         if self.strides is None or 0 in self.shape:
             return self.nbytes
         last = sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True))
@@ -66,14 +66,14 @@ def check_kind(file: Path) -> None:
 
 
 def is_addressable(shape: Shape) -> bool:
-    """Whether a tensor may have this shape at all; even an empty one has strides, which must be numbers of bytes."""
+    """Tell whether a tensor may have this shape; even an empty one has strides, which must be numbers of bytes."""
     if len(shape) > MOST_DIMS or any(type(size) is not int or not 0 <= size < MOST_BYTES for size in shape):
         return False
     return math.prod(max(size, 1) for size in shape) * max(SIZES.values()) < MOST_BYTES
 
 
 def read_safetensors(path: str | Path) -> dict[str, Stored]:
-    """What a safetensors file's header says.
+    """Read what a safetensors file's header says.
 
     Raises:
         InputError: it has none, or one that says what cannot be.

@@ -25,7 +25,7 @@ _NAMED = re.compile(r"(?:Unsupported (?:global|class)|GLOBAL)[: ]+(?:GLOBAL )?([
 
 
 def load_torch(path: Path) -> Any:
-    """As `torch.load(weights_only=True)`, on the CPU.
+    """Do as `torch.load(weights_only=True)`, on the CPU.
 
     Raises:
         Refused: it is compressed, stands for more than it holds, or a tensor has more entries than the file.
@@ -58,7 +58,7 @@ def check_torch(path: Path) -> None:
 
 
 def tensors_in(content: Any) -> Iterator[Tensor]:
-    """Every tensor of a nested state, once: what holds itself twice, and again inside, would never end."""
+    """List every tensor of a nested state, once: what holds itself twice, and again inside, would never end."""
     waiting, seen = [content], set[int]()
     while waiting:
         value = waiting.pop()

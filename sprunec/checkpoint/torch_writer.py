@@ -64,7 +64,7 @@ def _is_large(nbytes: int) -> bool:
 
 
 def _aligned(file: IO[bytes], number: int, nbytes: int) -> ZipInfo:
-    """A record whose bytes begin where a map of them can be used, as torch has it."""
+    """Begin a record so that a map of its bytes can be used, as torch does."""
     info = ZipInfo(f"{ROOT}/data/{number}")
     before = file.tell() + LOCAL_HEADER + len(info.filename) + PADDING_HEADER + ZIP64_BYTES * _is_large(nbytes)
     padding = -before % ALIGNMENT

@@ -23,6 +23,7 @@ from torch import Tensor
 from sprunec.checkpoint.layouts import BIN_INDEX, INDEX, PT_WEIGHTS, SAFETENSORS, WEIGHTS, is_index, weight_files
 from sprunec.checkpoint.reader import DTYPES, Tensors
 from sprunec.checkpoint.safetensors_file import Shape
+from sprunec.checkpoint.torch_file import tensors_in
 from sprunec.durable import copy_file, naming, write_new
 from sprunec.errors import PassError
 
@@ -49,12 +50,12 @@ class Output:
 
 
 def as_outputs(state: Mapping[str, Tensor]) -> dict[str, Output]:
-    """A state as it is; a tensor of a lazy one is read chunk by chunk."""
+    """Make outputs of a state as it is; a tensor of a lazy one is read chunk by chunk."""
     return {name: as_output(state, name) for name in state}
 
 
 def as_output(state: Mapping[str, Tensor], name: str) -> Output:
-    """One tensor of a state as it is."""
+    """Make an output of one tensor of a state as it is."""
     if isinstance(state, Tensors):
         shape, dtype = state.shape(name), state.dtype(name)
     else:
@@ -65,11 +66,11 @@ def as_output(state: Mapping[str, Tensor], name: str) -> Output:
         if not shape:
             yield state[name]
             return
-        room = rooms(shape, dtype)
+        buffer = buffers(shape, dtype)
         for first in range(0, shape[0], rows):
             some = range(first, min(first + rows, shape[0]))
             if isinstance(state, Tensors):
-                yield state.rows(name, some, next(room))
+                yield state.rows(name, some, next(buffer))
             else:
                 yield state[name][some.start : some.stop]
 
@@ -77,12 +78,12 @@ def as_output(state: Mapping[str, Tensor], name: str) -> Output:
 
 
 def rows_at_once(shape: Shape, dtype: torch.dtype) -> int:
-    """How many rows of a tensor make a chunk."""
+    """Count the rows of a tensor that make a chunk."""
     return max(1, CHUNK_BYTES // max(1, math.prod(shape[1:]) * dtype.itemsize))
 
 
-def rooms(shape: Shape, dtype: torch.dtype) -> Iterator[Tensor]:
-    """Where chunks of a tensor's rows may lie in turn: two are in use at a time.
+def buffers(shape: Shape, dtype: torch.dtype) -> Iterator[Tensor]:
+    """Give where chunks of a tensor's rows may lie in turn: two are in use at a time.
 
     Fresh memory for each would be cleared by the kernel first.
     """
@@ -95,7 +96,7 @@ def write_state(state: Mapping[str, Tensor], directory: Path, shard_bytes: int =
 
 
 def write_outputs(outputs: Mapping[str, Output], directory: Path, shard_bytes: int = SHARD_BYTES) -> None:
-    """As `write_state`, of tensors that are made while they are written.
+    """Do as `write_state`, with tensors that are made while they are written.
 
     Raises:
         PassError: the disk has no room for them; nothing has been written.
@@ -121,17 +122,14 @@ def save_tensors(state: Mapping[str, Tensor], path: Path) -> None:
 
 
 def save_pt(content: Any, path: Path) -> None:
-    """As `torch.save`, through a file of Python's: a disk that fails is then an OSError that says how."""
+    """Do as `torch.save`, through a file of Python's: a disk that fails is then an OSError that says how."""
     with naming(path, nbytes_in(content)), path.open("wb") as stream:
         torch.save(content, stream)
 
 
 def nbytes_in(content: Any) -> int:
-    """Of all tensors in a nested state."""
-    if isinstance(content, Tensor):
-        return content.nbytes
-    parts = content.values() if isinstance(content, Mapping) else content if isinstance(content, list | tuple) else ()
-    return sum(nbytes_in(part) for part in parts)
+    """Count the bytes of all tensors in a nested state."""
+    return sum(tensor.nbytes for tensor in tensors_in(content))
 
 
 def check_room(directory: Path, needed: int) -> None:
@@ -185,7 +183,7 @@ def write_tensor(file: IO[bytes], reader: Executor, name: str, output: Output) -
 
 
 def _ahead(reader: Executor, parts: Iterable[Tensor]) -> Iterator[Tensor]:
-    """The parts in turn, the next of them being made meanwhile."""
+    """Give the parts in turn, while the next of them is being made."""
     source = iter(parts)
     coming = reader.submit(next, source, None)
     while (part := coming.result()) is not None:

@@ -17,17 +17,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.checkpoint import filesystem, metadata
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter, _StorageInfo
-from torch.distributed.checkpoint.metadata import (
-    _MEM_FORMAT_ENCODING,
-    ChunkStorageMetadata,
-    Metadata,
-    MetadataIndex,
-    StorageMeta,
-    TensorProperties,
-    TensorStorageMetadata,
-)
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
@@ -36,25 +29,16 @@ from sprunec.durable import naming
 from sprunec.errors import PassError
 
 _PATHS = ("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath")
+_OF_METADATA: tuple[str, ...] = ("Metadata", "TensorStorageMetadata", "TensorProperties", "ChunkStorageMetadata")
+_OF_METADATA += ("MetadataIndex", "StorageMeta", "_MEM_FORMAT_ENCODING")
 ADMITTED: dict[str, Any] = {
     "collections.OrderedDict": OrderedDict,
     "torch.Size": torch.Size,
     "torch.serialization._get_layout": torch.serialization._get_layout,
     **{f"torch.{name}": found for name, found in vars(torch).items() if isinstance(found, torch.dtype)},
     **{f"{module}.{name}": PurePath for module in ("pathlib", "pathlib._local") for name in _PATHS},
-    **{
-        f"{found.__module__}.{found.__qualname__}": found
-        for found in (
-            Metadata,
-            TensorStorageMetadata,
-            TensorProperties,
-            ChunkStorageMetadata,
-            MetadataIndex,
-            StorageMeta,
-            _MEM_FORMAT_ENCODING,
-            _StorageInfo,
-        )
-    },
+    **{f"{metadata.__name__}.{name}": getattr(metadata, name) for name in _OF_METADATA},
+    f"{filesystem.__name__}._StorageInfo": filesystem._StorageInfo,
 }
 MOST_OPCODES = 10**9  # of our own saves; the more ranks, the more of them
 

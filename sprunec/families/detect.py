@@ -80,7 +80,7 @@ _BY_TABLES = {
 
 
 def config_family(config: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Whose config it is by its keys, if it is not CPM-Ant's, and the key that tells."""
+    """Tell whose config it is by its keys, if it is not CPM-Ant's, and by which key."""
     for family in RELATIVES if "dim_model" in config else FAMILIES:
         keys = family.keys
         fits = bool(keys) and all(_is(config, key, values) for key, values in keys.items())
@@ -94,12 +94,12 @@ def _is(config: Mapping[str, Any], key: str, values: Any) -> bool:
 
 
 def type_family(model_type: Any) -> str | None:
-    """Whose word a Hugging Face `model_type` is."""
+    """Tell whose a Hugging Face `model_type` is."""
     return next((family.name for family in FAMILIES if model_type in family.model_types), None)
 
 
 def tensor_family(names: Collection[str]) -> tuple[str, str] | None:
-    """Whose tensors these are, if they are not CPM-Ant's, and the one that tells."""
+    """Tell whose tensors these are, if they are not CPM-Ant's, and by which one."""
     adapters = [name for name in names if _ADAPTER.search(name)]
     if adapters and len(adapters) == len(names):
         return "a LoRA adapter", adapters[0]
@@ -114,13 +114,13 @@ def tensor_family(names: Collection[str]) -> tuple[str, str] | None:
 
 
 def foreign_tensors(names: Collection[str]) -> str | None:
-    """`these are GPT-2's tensors (transformer.h.0.attn.c_attn.weight)`; None where they may be CPM-Ant's."""
+    """Say `these are GPT-2's tensors (transformer.h.0.attn.c_attn.weight)`; None where they may be CPM-Ant's."""
     found = tensor_family(names)
     return f"these are {found[0]}'s tensors ({found[1]})" if found is not None else None
 
 
 def module_family(name: str) -> str | None:
-    """Whose module a name stands for, if it is none of CPM-Ant's."""
+    """Tell whose module a name stands for, if it is none of CPM-Ant's."""
     return next((family.name for family in FAMILIES if _first(family, [name])), None)
 
 
@@ -132,7 +132,7 @@ def _first(family: Family, names: Iterable[str]) -> str | None:
 
 
 def remedy(names: Collection[str]) -> str:
-    """What to do about a checkpoint that lacks tensors of its config: wrappers put words of their own into names."""
+    """Say what to do about a checkpoint that lacks tensors of its config: wrappers add to the names."""
     first = {name.partition(".")[0] for name in names}
     if len(first) == 1 and first <= {"module", "model", "_orig_mod"}:
         return f'every name begins with "{first.pop()}.": save it without that word'

@@ -27,7 +27,7 @@ from sprunec.text_files import read_json
 
 
 def save_model(directory: Path, config: ModelConfig, kept: tuple[LayerKept, ...], state: Mapping[str, Tensor]) -> None:
-    """`kept` says in the plan's input model's indices what the model still has."""
+    """Write a model; `kept` says in the plan's input model's indices what it still has."""
     describe(directory, config, kept)
     write_state(state, directory)
 
@@ -35,7 +35,7 @@ def save_model(directory: Path, config: ModelConfig, kept: tuple[LayerKept, ...]
 def save_outputs(
     directory: Path, config: ModelConfig, kept: tuple[LayerKept, ...], outputs: Mapping[str, Output]
 ) -> None:
-    """As `save_model`, of tensors that are made while they are written; their names and shapes must be the config's.
+    """Do as `save_model`, with tensors that are made while they are written; they must be the config's.
 
     Raises:
         PassError: the disk has no room for them; nothing has been written.
@@ -47,14 +47,14 @@ def save_outputs(
 
 
 def describe(directory: Path, config: ModelConfig, kept: tuple[LayerKept, ...]) -> None:
-    """What stands beside a model's weights."""
+    """Write what stands beside a model's weights."""
     directory.mkdir(parents=True, exist_ok=True)
     write_new(directory / "config.json", json.dumps(config.to_dict(), indent=1))
     write_new(directory / "kept.json", json.dumps(kept_to_json(kept)))
 
 
 def open_model_tensors(directory: Path) -> Tensors:
-    """The tensors of an artifact's model, each read when it is asked for; others in the user's file are left out.
+    """Open the tensors of an artifact's model; others in the user's file are left out.
 
     Raises:
         InputError: a tensor is missing or of another shape.
@@ -102,7 +102,7 @@ def load_model(directory: Path, device: torch.device | str = "cpu") -> CPMAnt:
 
 
 def _filled(config: ModelConfig, tensors: Tensors, directory: Path) -> CPMAnt:
-    """In memory: what is trained, or used for long, must not hang on a file. Shapes first: claims take no memory."""
+    """Read a model into memory: what is used for long must not hang on a file. Shapes first: claims take no memory."""
     _check_fit(expected_tensors(config), tensors.shapes(), directory)
     check_dtypes(tensors, directory, tensors)
     model = empty_model(config)
@@ -111,7 +111,7 @@ def _filled(config: ModelConfig, tensors: Tensors, directory: Path) -> CPMAnt:
 
 
 def load(path: str | Path, device: torch.device | str = "cpu") -> CPMAnt:
-    """The model of an emitted directory, in eval mode, from its config and weights; its `model.py` is never executed.
+    """Load an emitted directory, in eval mode, from its config and weights; its `model.py` is never executed.
 
     Raises:
         InputError: the directory holds no such model, or its files do not fit each other, or are not what was emitted.
@@ -125,7 +125,7 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> CPMAnt:
 
 
 def empty_model(config: ModelConfig) -> CPMAnt:
-    """On the meta device: a shape without memory."""
+    """Build a model on the meta device: a shape without memory."""
     with torch.device("meta"):
         return build(config)
 

@@ -8,7 +8,7 @@ from torch import nn
 
 
 def blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The members of the outermost module lists."""
+    """List the members of the outermost module lists."""
     found: list[str] = []
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and not any(name.startswith(f"{outer}.") for outer in found):

@@ -35,7 +35,7 @@ def unused_tensors(
     dtypes: Mapping[str, str],
     patterns: Iterable[str] = (),
 ) -> Unused:
-    """What of a checkpoint is not in the model; integers and buffers that a config gives anyway are left out.
+    """Find what of a checkpoint is not in the model; integers and buffers that a config gives anyway are left out.
 
     Args:
         expected: the model's tensors.
@@ -57,7 +57,7 @@ def _harmless(name: str, dtype: str) -> bool:
 
 
 def refusal(names: tuple[str, ...]) -> tuple[str, str]:
-    """What to say about tensors that would be left out without a word, and what to do."""
+    """Say which tensors would be left out silently, and what to do."""
     some = "a tensor" if len(names) == 1 else f"{len(names)} tensors"
     message = f"it has {some} that this model has no place for and that may change what it computes: {listed(names)}"
     if any("lora_" in name for name in names):

@@ -10,7 +10,7 @@ from sprunec.graph.graph import MISSING
 from sprunec.graph.planned import planned
 from sprunec.graph.sources import teacher
 from sprunec.graph.training_nodes import steps_of, training_options
-from sprunec.graph.weights import masks_digest
+from sprunec.graph.weights import NO_MASK, weights_digest
 from sprunec.plan.export_formats import formats_of
 from sprunec.plan.plan import PassSpec, Plan
 from sprunec.plan.resolve import LOOKING
@@ -65,7 +65,7 @@ def load_mask(build: Builder, spec: PassSpec) -> None:
     build.evaluate_dense()
     paths = tuple(spec.options["path"])
     inputs = {"model": build.latest["model"], "source": build.roles["source"]}
-    options: dict[str, Any] = {"content": tuple(masks_digest(path) for path in paths)}
+    options: dict[str, Any] = {"content": tuple(weights_digest(path, NO_MASK) for path in paths)}
     options |= {"missing": MISSING} if MISSING in options["content"] else {}
     options |= {"even": True} if any(form.uniform for form in formats_of(build.plan)) else {}
     names = ", ".join(path.name for path in paths)
@@ -132,7 +132,7 @@ def sparsify(build: Builder, spec: PassSpec) -> None:
     options: dict[str, Any] = {key: spec.options[key] for key in SPARSE}
     files = {"path": spec.options["path"]} if "path" in spec.options else {}
     for path in files.get("path", ()):
-        options["content"] = masks_digest(path)
+        options["content"] = weights_digest(path, NO_MASK)
     writes = {"mask": spec.options["save_mask"]} if "save_mask" in spec.options else {}
     about = ", ".join((spec.options["pattern"], *(path.name for path in files.get("path", ()))))
     inputs, parameters = {"model": build.latest["model"]}, build.left.parameters

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sprunec.durable import naming
+from sprunec.durable import file_sha256
 
 
 @dataclass(frozen=True)
@@ -142,8 +142,7 @@ def file_digest(path: Path) -> str:
     known = known_digest(path)
     if known is not None:
         return known
-    with naming(path), path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    digest = file_sha256(path)
     remember_digest(path, digest)
     return digest
 

@@ -13,7 +13,7 @@ from sprunec.plan.plan import Plan
 
 
 def with_own_head(plan: Plan) -> Plan:
-    """The plan, its model's head apart from the embedding where the config or the checkpoint has it so.
+    """Set the model's head apart from the embedding where the config or the checkpoint has it so.
 
     Raises:
         InputError: the plan ends in a form that cannot hold such a head.
@@ -31,6 +31,6 @@ def with_own_head(plan: Plan) -> Plan:
 
 
 def teacher_config(config: ModelConfig, checkpoint: Path) -> ModelConfig:
-    """The config of a teacher in the plan's shape; its head is tied or not by its own file."""
+    """Make the config of a teacher in the plan's shape; its head is tied or not by its own file."""
     own = has_own_head(config, checkpoint)
     return config if own is None else replace(config, tie_word_embeddings=not own)

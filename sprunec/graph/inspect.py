@@ -15,7 +15,7 @@ from sprunec.checkpoint.reader import Tensors, open_tensors
 from sprunec.errors import InputError
 from sprunec.families.cpm_ant.blocks import block_kinds, example_inputs
 from sprunec.families.cpm_ant.config import ModelConfig
-from sprunec.families.cpm_ant.fit import check_dtypes, check_fit, check_unused
+from sprunec.families.cpm_ant.fit import check_dtypes, check_fit, refuse_unused
 from sprunec.families.cpm_ant.head import own_head
 from sprunec.families.cpm_ant.shapes import guess_config
 from sprunec.families.model_directory import empty_model
@@ -58,8 +58,7 @@ def _fitting(config: ModelConfig, tensors: Tensors, path: Path) -> ModelConfig:
     """Untie the head from the embedding where the weights have it so, and check that weights and config fit."""
     if config.tie_word_embeddings and own_head(config, tensors) is not None:
         config = replace(config, tie_word_embeddings=False)
-    check_fit(config, tensors, path)
-    check_unused(config, tensors, path)
+    refuse_unused(check_fit(config, tensors, path), path)
     return config
 
 

@@ -1,11 +1,10 @@
-"""What an emitted model says about the run that made it: see `model/origin.py` for the file."""
+"""What an emitted model says about the run that made it: see `checkpoint/provenance.py` for the file."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
-from pathlib import Path
 from typing import Any
 
 from sprunec.families.cpm_ant.config import ModelConfig
@@ -15,13 +14,13 @@ from sprunec.plan.plan import Plan
 
 
 def resolved(plan: Plan) -> dict[str, Any]:
-    """The plan with every default filled in, as JSON has it; paths as they were found."""
-    document: dict[str, Any] = _plain(plan)
+    """Write the plan with every default filled in, as JSON has it; paths as they were found."""
+    document: dict[str, Any] = json.loads(json.dumps(plan, default=_plain))
     return document
 
 
 def origin_of(graph: Graph, report: Mapping[str, Any], made: str | None) -> dict[str, Any]:
-    """The note: nothing in it depends on how often a run was stopped, but when its model was made.
+    """Make the note: nothing in it depends on how often a run was stopped, but when its model was made.
 
     Args:
         graph: its plan is told whole, and the sha256 of the checkpoint that it started from.
@@ -46,12 +45,9 @@ def origin_of(graph: Graph, report: Mapping[str, Any], made: str | None) -> dict
 
 
 def _plain(value: Any) -> Any:
+    """Translate what JSON does not know by itself."""
     if isinstance(value, ModelConfig):
         return value.to_dict()
     if is_dataclass(value):
-        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
-    if isinstance(value, tuple | list):
-        return [_plain(inner) for inner in value]
-    return str(value) if isinstance(value, Path) else value
+        return {field.name: getattr(value, field.name) for field in fields(value)}
+    return dict(value) if isinstance(value, Mapping) else str(value)

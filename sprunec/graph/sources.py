@@ -10,7 +10,7 @@ from sprunec.checkpoint.layouts import checkpoint_files
 from sprunec.graph.builder import Builder
 from sprunec.graph.graph import MISSING, file_digest
 from sprunec.graph.heads import teacher_config
-from sprunec.graph.weights import about_model, teacher_digest, weights_digest
+from sprunec.graph.weights import NO_TEACHER, weights_digest
 from sprunec.passes.table import PASSES
 from sprunec.plan.plan import DataSource, PassSpec
 
@@ -25,7 +25,7 @@ def add_sources(build: Builder) -> None:
     options: dict[str, Any] = {"config": config.to_dict()}
     files: dict[str, tuple[Path, ...]] = {}
     if plan.model.checkpoint is not None:
-        options["checkpoint"] = weights_digest(plan.model.checkpoint, about_model(plan))
+        options["checkpoint"] = weights_digest(plan.model.checkpoint, plan=plan)
         files |= _checkpoint_files(plan.model.checkpoint)
     else:
         options["seed"] = plan.seed
@@ -70,7 +70,7 @@ def teacher(build: Builder, spec: PassSpec) -> dict[str, str]:
     known = f"teacher {path}"
     if known not in build.latest:
         config = teacher_config(build.config, path)
-        options = {"config": config.to_dict(), "checkpoint": teacher_digest(path)}
+        options = {"config": config.to_dict(), "checkpoint": weights_digest(path, NO_TEACHER)}
         files, parameters = _checkpoint_files(path), config.parameters()
         build.latest[known] = build.add(
             "load", options, {}, suffix="teacher", files=files, about=path.name, parameters=parameters

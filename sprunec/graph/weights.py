@@ -6,7 +6,7 @@ A NaN cannot be cut away: the masked model multiplies it by 0, which is NaN agai
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,27 +26,18 @@ if TYPE_CHECKING:
 MOST_TOLD = 5
 NO_CUT = "no cut can remove it, since 0 times NaN is NaN"
 NO_MASK = "a mask holds 0 and 1"
-NO_LESSON = "a student would learn NaN from it"
+NO_TEACHER = "a student would learn NaN from it"
 CUT_AWAY = f"all of it lies in what this plan cuts away, and is refused all the same: {NO_CUT}"
 
 _FINITE = set[str]()  # the sha256 of files that have been looked at: the store's own hashing looks at nothing
 
 
-def masks_digest(path: Path) -> str:
-    """As `weights_digest`, of a file of masks."""
-    return weights_digest(path, lambda found: NO_MASK)
-
-
-def teacher_digest(path: Path) -> str:
-    """As `weights_digest`, of a teacher."""
-    return weights_digest(path, lambda found: NO_LESSON)
-
-
-def weights_digest(path: Path, about: Callable[[Sequence[NonFinite]], str] = lambda found: NO_CUT) -> str:
-    """sha256 of all files of a checkpoint; `MISSING` if one is not there.
+def weights_digest(path: Path, about: str = NO_CUT, plan: Plan | None = None) -> str:
+    """Hash all files of a checkpoint; `MISSING` if one is not there.
 
     Args:
         about: what else to say of numbers that are not finite.
+        plan: of which this is the model: where its masks come from files, it is known what they cut away.
 
     Raises:
         InputError: it holds NaN or infinity; says where.
@@ -54,26 +45,21 @@ def weights_digest(path: Path, about: Callable[[Sequence[NonFinite]], str] = lam
     files = checkpoint_files(path)
     if not all(file.is_file() for file in files):
         return file_digest(path)
-    places = _places(path)
+    try:
+        places: dict[str, Stored] = read_places(path, lambda file: {})
+    except (InputError, OSError):  # who loads it tells what is wrong with it
+        places = {}
     digests: dict[Path, str] = {}
     found: list[NonFinite] = []
     for file in files:
         digests[file], more = _read(file, {name: place for name, place in places.items() if place.file == file})
         found += more
     if found:
-        raise InputError(*_told(found, about(found)))
+        raise InputError(*_told(found, CUT_AWAY if plan is not None and _is_cut_away(plan, found) else about))
     if not path.is_dir():
         return digests[files[0]]
     joined = "\n".join(f"{file.name} {digest}" for file, digest in digests.items())
     return hashlib.sha256(joined.encode()).hexdigest()
-
-
-def _places(path: Path) -> dict[str, Stored]:
-    """Where its tensors lie; nothing where that cannot be told: who loads it tells what is wrong with it."""
-    try:
-        return read_places(path, lambda file: {})
-    except (InputError, OSError):
-        return {}
 
 
 def _read(file: Path, places: dict[str, Stored]) -> tuple[str, list[NonFinite]]:
@@ -98,13 +84,8 @@ def _told(found: Sequence[NonFinite], about: str) -> list[Diagnostic]:
     return told
 
 
-def about_model(plan: Plan) -> Callable[[Sequence[NonFinite]], str]:
-    """What to say of the plan's own model: where its masks come from files, it is known what they cut away."""
-    return lambda found: CUT_AWAY if _is_cut_away(plan, found) else NO_CUT
-
-
 def _is_cut_away(plan: Plan, found: Sequence[NonFinite]) -> bool:
-    """Whether no number of these is in what is left once every mask of the plan has been applied."""
+    """Tell whether none of these numbers is in what is left once every mask of the plan has been applied."""
     masks = [spec for spec in plan.passes if spec.name == "load-mask"]
     others = any("unit" in spec.options or "steps" in spec.options for spec in plan.passes)
     if not masks or others or any(each.count > len(each.places) for each in found):

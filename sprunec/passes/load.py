@@ -17,7 +17,7 @@ from sprunec.checkpoint.writer import adopt_weights
 from sprunec.errors import InputError, PassError
 from sprunec.families.cpm_ant.blocks import build, initialize
 from sprunec.families.cpm_ant.config import ModelConfig
-from sprunec.families.cpm_ant.fit import check_fit, check_unused
+from sprunec.families.cpm_ant.fit import check_fit, refuse_unused
 from sprunec.families.cpm_ant.head import own_head
 from sprunec.families.cpm_ant.huggingface_names import Part, native_shapes, parts
 from sprunec.families.cpm_ant.scaling import native_outputs
@@ -40,7 +40,7 @@ def run(job: Job) -> dict[str, Any]:
 
 
 def _check_memory(config: ModelConfig) -> None:
-    """A config is a few bytes, whatever it claims: better an error than a machine out of memory."""
+    """Refuse a model larger than memory: a config is a few bytes, whatever it claims."""
     needed, there = config.parameters() * torch.float32.itemsize, physical_memory()
     if needed > there:
         raise PassError(
@@ -50,20 +50,20 @@ def _check_memory(config: ModelConfig) -> None:
 
 
 def physical_memory() -> int:
-    """In bytes."""
+    """Count the machine's memory, in bytes."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _take(path: Path, config: ModelConfig, out: Path) -> list[str]:
-    """Returns what the user should know about the file."""
+    """Write the model that a checkpoint holds; return what the user should know about the file."""
     tensors = open_tensors(path)
-    check_fit(config, tensors, path)
+    unused = check_fit(config, tensors, path)
     head = own_head(config, tensors) if config.tie_word_embeddings else None
     if head is not None:  # a plan finds that out by itself, but for files that torch alone can read
         message = f"{head} differs from the embedding, and the config ties the two"
         raise InputError.at(path, message, 'write "tie_word_embeddings": false in the model\'s config')
     if not tensors.is_whole:  # else the plan has been held against the headers, and knows what to ignore
-        check_unused(config, tensors, path)
+        refuse_unused(unused, path)
     if all(part == Part(name) for name, part in parts(config, tensors).items()):
         describe(out, config, config.everything())
         adopt_weights(path, out)

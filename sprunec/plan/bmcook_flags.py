@@ -8,28 +8,10 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-SCRIPT: Mapping[str, Any] = {
-    "model_config": "cpm_live_example/config/cpm-ant-1b.json",
-    "load": "cpm_live_compress/ckpt/1B/cpm_live_checkpoint_1B_pruned.pt",
-    "data_bin_path": "data/pretrain",
-    "save_name": "cpm_live_checkpoint",
-    "save_iters": 500,
-    "batch_size": 32,
-    "max_length": 512,
-    "train_iters": 200000,
-    "start_step": 0,
-    "lr": 0.1,
-    "lr_decay_style": "noam",
-    "warmup_iters": 2000.0,
-    "weight_decay": 0.01,
-    "clip_grad": 1.0,
-    "loss_scale": 1048576.0,
-    "seed": 1234,
-}
 NO_EFFECT = "has no effect: "
 SECTIONS = ("distillation", "pruning", "quantization", "MoEfication")
 L0_SECTIONS = ("coarse-grained", "fine-grained")
@@ -47,46 +29,64 @@ def kind_of(value: Mapping[str, Any]) -> str:
     return "sprune" if isinstance(value.get("main"), dict) else ""
 
 
-def _flag(*names: str, help: str) -> Any:
-    """A flag that may be left out; `names` beside the one that follows from the field."""
-    return field(default=None, metadata={"names": names, "help": help})
+def _flag(help: str, pointer: str = "", script: Any = None, names: Sequence[str] = ()) -> Any:
+    """Declare a flag that may be left out.
+
+    Args:
+        pointer: of what it says in a native plan.
+        script: what the script took where it was not given.
+        names: beside the one that follows from the field.
+    """
+    return field(default=None, metadata={"help": help, "pointer": pointer, "script": script, "names": names})
 
 
 @dataclass(frozen=True)
 class Flags:
     """The flags that were given; None: not given. Paths are relative to the current directory."""
 
-    sprune_config: str | None = _flag(help="l0_pruning.json or sprune.json; default: the one beside bmcook.json.")
-    model_config: str | None = _flag(help="The model config.")
-    load: str | None = _flag(help="The checkpoint to start from.")
-    teacher: str | None = _flag(help="The checkpoint to distil from; default: the one to start from.")
-    data_bin_path: str | None = _flag("--data_bin_path", help="CPM-Live's binary data set.")
-    save: str | None = _flag(help="As --out.")
-    save_name: str | None = _flag(help="The full-shape checkpoint is OUT/<save-name>-<step>.pt.")
-    save_iters: int | None = _flag(help="Steps from one save of a training pass to the next.")
-    batch_size: int | None = _flag(help="Rows of a global batch.")
-    max_length: int | None = _flag(help="Columns of a row, the prompt's among them.")
-    train_iters: int | None = _flag(help="Training steps of a stage; 0: prune only.")
-    start_step: int | None = _flag(help="Training steps that the checkpoint has had.")
-    lr: float | None = _flag(help="The learning rate.")
-    lr_decay_style: str | None = _flag(help="noam, cosine, linear or constant.")
-    warmup_iters: float | None = _flag(help="Warm-up steps.")
-    weight_decay: float | None = _flag(help="Weight decay.")
-    clip_grad: float | None = _flag(help="The largest gradient norm.")
-    loss_scale: float | None = _flag(help="The first loss scale of fp16 training.")
-    seed: int | None = _flag(help="The seed.")
-    inspect_iters: int | None = _flag(help=NO_EFFECT + "every step is in events.jsonl.")
-    log_dir: str | None = _flag(help=NO_EFFECT + "logs are in OUT.")
-    lr_decay_iters: int | None = _flag(help=NO_EFFECT + "schedules end with their pass.")
-    local_rank: int | None = _flag("--local_rank", help=NO_EFFECT + "torchrun tells each process its rank.")
-    base_path: str | None = _flag(help=NO_EFFECT + "paths are relative to the current directory.")
-    dataset_name: str | None = _flag("--dataset_name", help=NO_EFFECT + "--data-bin-path says where data is.")
-    epochs: int | None = _flag(help=NO_EFFECT + "--train-iters counts steps.")
-    max_encoder_length: int | None = _flag(help=NO_EFFECT + "--max-length is the one that counts.")
-    max_decoder_length: int | None = _flag(help=NO_EFFECT + "--max-length is the one that counts.")
+    sprune_config: str | None = _flag("l0_pruning.json or sprune.json; default: the one beside bmcook.json.")
+    model_config: str | None = _flag("The model config.", "/model/config", "cpm_live_example/config/cpm-ant-1b.json")
+    load: str | None = _flag(
+        "The checkpoint to start from.",
+        "/model/checkpoint",
+        "cpm_live_compress/ckpt/1B/cpm_live_checkpoint_1B_pruned.pt",
+    )
+    teacher: str | None = _flag(
+        "The checkpoint to distil from; default: the one to start from.", "/training/distillation/teacher"
+    )
+    data_bin_path: str | None = _flag(
+        "CPM-Live's binary data set.", "/data/path", "data/pretrain", names=("--data_bin_path",)
+    )
+    save: str | None = _flag("As --out.")
+    save_name: str | None = _flag(
+        "The full-shape checkpoint is OUT/<save-name>-<step>.pt.", script="cpm_live_checkpoint"
+    )
+    save_iters: int | None = _flag(
+        "Steps from one save of a training pass to the next.", "/training/checkpoint_every", 500
+    )
+    batch_size: int | None = _flag("Sequences of a global batch.", "/data/batch_size", 32)
+    max_length: int | None = _flag("Positions of a sequence, the prompt's among them.", "/data/max_length", 512)
+    train_iters: int | None = _flag("Training steps of a stage; 0: prune only.", script=200000)
+    start_step: int | None = _flag("Training steps that the checkpoint has had.", "/model/start_step", 0)
+    lr: float | None = _flag("The learning rate.", "/training/learning_rate", 0.1)
+    lr_decay_style: str | None = _flag("noam, cosine, linear or constant.", "/training/schedule", "noam")
+    warmup_iters: float | None = _flag("Warm-up steps.", "/training/warmup_steps", 2000.0)
+    weight_decay: float | None = _flag("Weight decay.", "/training/weight_decay", 0.01)
+    clip_grad: float | None = _flag("The largest gradient norm.", "/training/clip_grad", 1.0)
+    loss_scale: float | None = _flag("The first loss scale of fp16 training.", "/training/loss_scale", 1048576.0)
+    seed: int | None = _flag("The seed.", "/seed", 1234)
+    inspect_iters: int | None = _flag(NO_EFFECT + "every step is in events.jsonl.")
+    log_dir: str | None = _flag(NO_EFFECT + "logs are in OUT.")
+    lr_decay_iters: int | None = _flag(NO_EFFECT + "schedules end with their pass.")
+    local_rank: int | None = _flag(NO_EFFECT + "torchrun tells each process its rank.", names=("--local_rank",))
+    base_path: str | None = _flag(NO_EFFECT + "paths are relative to the current directory.")
+    dataset_name: str | None = _flag(NO_EFFECT + "--data-bin-path says where data is.", names=("--dataset_name",))
+    epochs: int | None = _flag(NO_EFFECT + "--train-iters counts steps.")
+    max_encoder_length: int | None = _flag(NO_EFFECT + "--max-length is the one that counts.")
+    max_decoder_length: int | None = _flag(NO_EFFECT + "--max-length is the one that counts.")
 
     def of(self, name: str) -> Any:
-        """The value given, or the script's."""
+        """Give the value given, or the script's."""
         given = getattr(self, name)
         return SCRIPT.get(name) if given is None else given
 
@@ -94,12 +94,12 @@ class Flags:
         return {each.name: getattr(self, each.name) for each in fields(self) if getattr(self, each.name) is not None}
 
     def not_finite(self) -> list[str]:
-        """Flags whose number is none that JSON has."""
+        """Name the flags whose number is none that JSON has."""
         given = self.given().items()
         return [option(name) for name, value in given if isinstance(value, float) and not math.isfinite(value)]
 
     def idle(self) -> list[str]:
-        """Flags that were given and do nothing."""
+        """Tell of the flags that were given and do nothing."""
         helps = {each.name: each.metadata["help"] for each in fields(self)}
         return [
             f"{option(name)} {helps[name][0].lower()}{helps[name][1:]}"
@@ -112,42 +112,27 @@ NO_FLAGS = Flags()
 
 
 def option(name: str) -> str:
-    """The flag of a field, as it is typed."""
+    """Write the flag of a field as it is typed."""
     return "--" + name.replace("_", "-")
 
 
-NATIVE = {
-    "model_config": "/model/config",
-    "load": "/model/checkpoint",
-    "start_step": "/model/start_step",
-    "data_bin_path": "/data/path",
-    "batch_size": "/data/batch_size",
-    "max_length": "/data/max_length",
-    "lr": "/training/learning_rate",
-    "lr_decay_style": "/training/schedule",
-    "warmup_iters": "/training/warmup_steps",
-    "weight_decay": "/training/weight_decay",
-    "clip_grad": "/training/clip_grad",
-    "loss_scale": "/training/loss_scale",
-    "save_iters": "/training/checkpoint_every",
-    "teacher": "/training/distillation/teacher",
-    "seed": "/seed",
-}
+SCRIPT = {each.name: each.metadata["script"] for each in fields(Flags) if each.metadata["script"] is not None}
+NATIVE = {each.name: each.metadata["pointer"] for each in fields(Flags) if each.metadata["pointer"]}
 PATHS = ("model_config", "load", "data_bin_path", "teacher")
 
 
 def native_overrides(flags: Flags) -> dict[str, Any]:
-    """What the flags mean to a native plan, by JSON pointer; paths are made absolute."""
+    """Give what the flags mean to a native plan, by JSON pointer; paths are made absolute."""
     values = {name: value for name, value in flags.given().items() if name in NATIVE}
     values |= {name: os.path.abspath(values[name]) for name in PATHS if name in values}
     return {NATIVE[name]: value for name, value in values.items()}
 
 
 def foreign_to_native(flags: Flags) -> list[str]:
-    """Flags that a native plan has no place for."""
+    """Name the flags that a native plan has no place for."""
     return [option(name) for name in flags.given() if name not in NATIVE and name != "save"]
 
 
 def plan_name(save_name: str) -> str:
-    """A plan's name from a file's: what a plan's name can't hold becomes a dash."""
+    """Make a plan's name from a file's: what a plan's name can't hold becomes a dash."""
     return re.sub(r"[^A-Za-z0-9._-]", "-", save_name)[:100].lstrip(".") or "bmcook"

@@ -25,7 +25,7 @@ _OPEN_STRING = r'"(?:[^"\\\x00-\x1f]++|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*+'
 _STRING, _START = re.compile(_OPEN_STRING + '"'), re.compile(_OPEN_STRING)
 _WORD = re.compile(r"[-+]?[A-Za-z_][A-Za-z0-9_]*")
 _WORDS = {"true": True, "false": False, "null": None}
-_SLIPS = {"True": "true", "False": "false", "None": "null", "undefined": "null"}
+_MEANT = {"True": "true", "False": "false", "None": "null", "undefined": "null"}
 
 
 class JsonError(Exception):
@@ -169,5 +169,5 @@ class Reader:
             return _WORDS[word]
         if word.lstrip("+-") in ("NaN", "Infinity", "nan", "inf"):
             raise JsonError(self.at, f"{word} is not a number that JSON has", "give a finite number", "not-finite")
-        hint = f"write {_SLIPS[word]}" if word in _SLIPS else "put text in double quotes"
+        hint = f"write {_MEANT[word]}" if word in _MEANT else "put text in double quotes"
         raise JsonError(self.at, f"{show(word)[1:-1]} is not a JSON value", hint)

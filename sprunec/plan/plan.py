@@ -66,9 +66,9 @@ class Engine:
     """What training runs on; of these only the precision changes its result.
 
     Attributes:
-        sharding: whether each of several processes keeps all weights, gradients and moments, or a part.
-        activation_checkpointing: compute each block's activations again on the way back instead of keeping them.
-        offload: keep weights and moments in the memory of the CPU.
+        sharding: whether each of several processes keeps all weights, gradients and optimizer states, or a part.
+        activation_checkpointing: compute each block's activations again in the backward pass instead of keeping them.
+        offload: keep weights and optimizer states in the memory of the CPU.
         timeout: seconds that a process waits for another in one step of their work.
     """
 

@@ -1,4 +1,4 @@
-"""A plan on its way: the parsed file, what its schema found, and the options of each pass that is fit to look at."""
+"""Resolve a plan: the parsed file, what is wrong in it, and the options of each pass in which nothing is."""
 
 from __future__ import annotations
 

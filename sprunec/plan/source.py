@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sprunec.errors import Diagnostic, InputError, show
 from sprunec.plan.json_reader import JsonError, Reader
@@ -23,6 +23,7 @@ _WEIGHTS = 'name it as "checkpoint" in a plan\'s "model", or look into it with s
 HINTS = {"a plan": dict.fromkeys(("safetensors", "torch", "old torch"), _WEIGHTS)}
 
 Place = tuple[int, int]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -55,23 +56,15 @@ class Source:
         """Find where the value (or its key) stands; for what is not written, where the nearest parent does."""
         if key and pointer in self.keys:
             return self.keys[pointer]
-        while pointer and pointer not in self.places:
-            pointer = pointer.rpartition("/")[0]
-        return self.places.get(pointer, (0, 0))
+        return _nearest(self.places, pointer) or (0, 0)
 
     def find(self, code: str, pointer: str, message: str, hint: str = "", *, key: bool = False) -> Diagnostic:
         """Make an error at the pointer's place, or at the place that the value comes from."""
-        origin = self.origin(pointer)
+        origin = _nearest(self.origins, pointer)
         if origin is not None:
             return origin[0].find(code, origin[1], message, hint, key=key)
         line, column = self.place(pointer, key)
         return Diagnostic(code, message, hint, "error", self.file, pointer, line, column)
-
-    def origin(self, pointer: str) -> tuple[Source, str] | None:
-        """Find where a value that was made comes from: its own origin, or that of the nearest thing around it."""
-        while pointer and pointer not in self.origins:
-            pointer = pointer.rpartition("/")[0]
-        return self.origins.get(pointer)
 
     def locate(self, finding: Diagnostic, prefix: str = "") -> Diagnostic:
         """Give a finding that has no file yet its place, at its pointer below `prefix`."""
@@ -80,6 +73,13 @@ class Source:
 
     def warn(self, code: str, pointer: str, message: str, hint: str = "", *, key: bool = False) -> Diagnostic:
         return replace(self.find(code, pointer, message, hint, key=key), severity="warning")
+
+
+def _nearest(known: Mapping[str, T], pointer: str) -> T | None:
+    """Look up a pointer, or the nearest thing around it."""
+    while pointer and pointer not in known:
+        pointer = pointer.rpartition("/")[0]
+    return known.get(pointer)
 
 
 def read_source(path: str | Path, wanted: str = "a plan", hint: str = "name a plan, a JSON file") -> Source:

@@ -32,7 +32,7 @@ def training_fits(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnost
 def _training_findings(draft: Draft, step: Step, options: Mapping[str, Any]) -> Iterator[Diagnostic]:
     source, batch = draft.source, draft.section("data").get("batch_size")
     if batch is not None and draft.has("data") and batch % options["accumulate"]:
-        message = f"a batch of {batch} rows doesn't part into {options['accumulate']} equal slices"
+        message = f"a batch of {batch} sequences doesn't part into {options['accumulate']} equal slices"
         hint = f"give a divisor of data.batch_size {batch}"
         yield source.find("uneven-batch", _written(step, "accumulate"), message, hint)
     last = options["steps"]

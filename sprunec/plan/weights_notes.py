@@ -6,7 +6,6 @@ with the checkpoint from before that training. It changes no result. Needs no to
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from sprunec.durable import naming, put_file
+from sprunec.durable import file_sha256, naming, put_file
 from sprunec.errors import InputError
 from sprunec.text_files import decode
 
@@ -30,7 +29,7 @@ def write_provenance(mask: Path, about: Mapping[str, Any]) -> None:
         about: unit; target; checkpoint, the sha256 of the file that the plan entered with, or None; start_step, the
             training steps that this checkpoint has had; steps, those that the model has had when the mask was made.
     """
-    note = {"sprunec": _version(), **about, "weights": None, "weights_file": None, "mask": _sha256(mask)}
+    note = {"sprunec": _version(), **about, "weights": None, "weights_file": None, "mask": file_sha256(mask)}
     note = json.loads(json.dumps(note, default=dict))  # frozen options are mapping proxies
     before = _read(mask) or {}
     if all(before.get(key) == note[key] for key in ("mask", "checkpoint", "steps")):
@@ -47,11 +46,11 @@ def note_weights(mask: Path, weights: Path) -> None:
     note = _read(mask)
     if note is not None:
         place = os.path.relpath(weights.resolve(), mask.resolve().parent)
-        _put(mask, note | {"weights": _sha256(weights), "weights_file": place})
+        _put(mask, note | {"weights": file_sha256(weights), "weights_file": place})
 
 
 def read_provenance(mask: Path) -> dict[str, Any] | None:
-    """The note of a mask file; None if there is none, or none that can be read, or it is about another content."""
+    """Read the note of a mask file; None if there is none that can be read, or it is about another content."""
     try:
         return _read(mask)
     except OSError:
@@ -59,19 +58,19 @@ def read_provenance(mask: Path) -> dict[str, Any] | None:
 
 
 def _read(mask: Path) -> dict[str, Any] | None:
-    """As `read_provenance`; raises OSError for a note that is there and cannot be read."""
+    """Do as `read_provenance`; raises OSError for a note that is there and cannot be read."""
     try:
         with naming(note_path(mask)):
             content = note_path(mask).read_bytes()
         note = json.loads(decode(content, mask))
-        fits = isinstance(note, dict) and note.get("mask") == _sha256(mask)
+        fits = isinstance(note, dict) and note.get("mask") == file_sha256(mask)
     except (FileNotFoundError, ValueError, RecursionError, InputError):
         return None
     return note if fits else None
 
 
 def weights_warning(mask: Path, checkpoint: str | None) -> str | None:
-    """What to tell a run that loads `mask` and starts from the checkpoint with this sha256, if there is anything.
+    """Warn a run that loads `mask` and starts from the checkpoint with this sha256, if there is a reason.
 
     The mask was learned with weights that have been trained since that checkpoint: cut from the checkpoint, the model
     has neither the training nor weights that know of the mask.
@@ -89,7 +88,7 @@ def weights_warning(mask: Path, checkpoint: str | None) -> str | None:
 
 
 def steps_warning(mask: Path, checkpoint: str | None, start_step: int) -> str | None:
-    """What to tell a run that trains on from weights that have had more steps than it counts from."""
+    """Warn a run that trains on from weights that have had more steps than it counts from."""
     note = read_provenance(mask)
     steps = note.get("steps") if note is not None and note.get("checkpoint") != checkpoint else None
     if not isinstance(steps, int) or steps <= start_step:
@@ -99,20 +98,15 @@ def steps_warning(mask: Path, checkpoint: str | None, start_step: int) -> str | 
 
 
 def made_by_same(mask: Path, unit: str, target: list[str], checkpoint: Path) -> bool:
-    """Whether a mask file is what a run of this kind, from this checkpoint, has chosen itself."""
+    """Tell whether a mask file is what a run of this kind, from this checkpoint, has chosen itself."""
     note = read_provenance(mask)
     if note is None or note.get("unit") != unit or note.get("target") != target or not checkpoint.is_file():
         return False
-    return bool(note.get("checkpoint") == _sha256(checkpoint))
+    return bool(note.get("checkpoint") == file_sha256(checkpoint))
 
 
 def _put(mask: Path, note: Mapping[str, Any]) -> None:
     put_file(note_path(mask), (json.dumps(note, indent=1) + "\n").encode())
-
-
-def _sha256(path: Path) -> str:
-    with naming(path), path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _version() -> str:

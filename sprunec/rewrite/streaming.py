@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from torch import Tensor
 
 from sprunec.checkpoint.reader import Tensors
-from sprunec.checkpoint.writer import Output, as_output, rooms, rows_at_once
+from sprunec.checkpoint.writer import Output, as_output, buffers, rows_at_once
 from sprunec.rewrite.recipe import Indices, Recipe
 from sprunec.rewrite.slices import Selection
 
@@ -30,9 +30,9 @@ def _cut(name: str, tensors: Tensors, dims: Mapping[int, Indices]) -> Output:
             yield tensors[name]
             return
         others = [(dim, Selection.of(kept, whole[dim])) for dim, kept in dims.items() if dim != 0]
-        room = rooms((shape[0], *whole[1:]), dtype)
+        buffer = buffers((shape[0], *whole[1:]), dtype)
         for first in range(0, shape[0], at_once):
-            part = tensors.rows(name, rows[first : first + at_once], next(room))
+            part = tensors.rows(name, rows[first : first + at_once], next(buffer))
             for dim, selection in others:
                 part = selection(part, dim)
             yield part

@@ -55,7 +55,7 @@ def test_the_data_pass_counts_what_it_leaves_out_and_copies_nothing(tmp_path: Pa
 
 def test_prompts_beyond_the_words_need_the_prompt_table(tmp_path: Path) -> None:
     write_dataset(tmp_path / "set", some_records(30, words=14), block_size=1024)
-    with pytest.raises(InputError, match=r'looked up among 14 words; set data.packed_prompts to "prompt-table"'):
+    with pytest.raises(InputError, match=r'looked up among 14 tokens; set data.packed_prompts to "prompt-table"'):
         run(data_job(tmp_path / "set", tmp_path / "out", vocab_size=14))
     assert run(data_job(tmp_path / "set", tmp_path / "b", vocab_size=14, packed_prompts="prompt-table"))["records"]
 

@@ -98,7 +98,7 @@ def test_processes_share_a_stored_order_by_blocks(tmp_path: Path) -> None:
 
 
 def test_processes_that_cannot_share_alike_are_told(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="2 processes cannot share 3 rows"):
+    with pytest.raises(InputError, match="2 processes cannot share 3 sequences"):
         live(tmp_path, some_records(20), order="stored", world=2)
 
 

@@ -17,7 +17,7 @@ from sprunec.checkpoint.header import Header
 from sprunec.checkpoint.writer import write_state
 from sprunec.cli import main
 from sprunec.errors import InputError
-from sprunec.families.cpm_ant.fit import Misfit, dtype_misfit
+from sprunec.families.cpm_ant.fit import check_dtypes
 from sprunec.graph.inspect import inspect_model
 from sprunec.passes import load
 from sprunec.passes.job import Job
@@ -160,7 +160,9 @@ def test_scales_beside_floats_and_other_families_are_told_as_such() -> None:
     assert dtype_refusal({"encoder.scale": "int64", "encoder.steps": "int64"}, [WEIGHT]) is None
     llama = Header({"model.layers.0.self_attn.q_proj.qweight": PACKED})
     words = "these are Llama's tensors (model.layers.0.self_attn.q_proj.qweight)"
-    assert dtype_misfit(llama) == Misfit("checkpoint-dtype", words, "sprunec prunes CPM-Ant today")
+    with pytest.raises(InputError) as caught:
+        check_dtypes(llama, Path("llama.pt"))
+    assert str(caught.value) == f"llama.pt: error: {words}; sprunec prunes CPM-Ant today"
 
 
 def test_a_teacher_follows_the_same_rule(tmp_path: Path) -> None:

@@ -51,9 +51,9 @@ def test_no_large_matrix_is_read_as_a_whole(stored: Tensors, monkeypatch: pytest
     whole, read, rows = list[str](), Tensors.__getitem__, Tensors.rows
     most: dict[str, int] = {}
 
-    def counted(self: Tensors, name: str, kept: range, room: torch.Tensor | None = None) -> torch.Tensor:
+    def counted(self: Tensors, name: str, kept: range, buffer: torch.Tensor | None = None) -> torch.Tensor:
         most[name] = max(most.get(name, 0), len(kept))
-        return rows(self, name, kept, room)
+        return rows(self, name, kept, buffer)
 
     monkeypatch.setattr(Tensors, "__getitem__", lambda self, name: whole.append(name) or read(self, name))
     monkeypatch.setattr(Tensors, "rows", counted)

@@ -69,7 +69,7 @@ class Window:
 
 
 def parse_array(buffer: Buffer, start: int, end: int) -> tuple[Integers, int]:
-    """The pickled array at `start`, which ends before `end` -> (n,) numbers, and where it ends.
+    """Read the pickled array at `start`, which ends before `end` -> (n,) numbers, and where it ends.
 
     Raises:
         Refused: it is anything else.
@@ -82,7 +82,7 @@ def parse_array(buffer: Buffer, start: int, end: int) -> tuple[Integers, int]:
 
 
 def parse_payload(buffer: Buffer, start: int, end: int) -> Integers:
-    """A payload that is exactly buffer[start:end], an array as a pickle or as JSON -> (n,) numbers."""
+    """Read a payload that is exactly buffer[start:end], an array as a pickle or as JSON -> (n,) numbers."""
     if buffer[start : start + 1] == b"[":
         return _from_json(bytes(buffer[start:end]))
     values, stop = parse_array(buffer, start, end)
@@ -92,7 +92,7 @@ def parse_payload(buffer: Buffer, start: int, end: int) -> Integers:
 
 
 def dump_array(values: Integers) -> bytes:
-    """What `pickle.dumps` makes of (n,) numbers at protocol 4, by the module name that every numpy can read."""
+    """Do as `pickle.dumps` with (n,) numbers at protocol 4, by the module name that every numpy can read."""
     data = np.ascontiguousarray(values, dtype="<i8").tobytes()
     count, size = values.size, len(data)
     shape = b"K" + bytes([count]) if count < 256 else b"J" + count.to_bytes(4, "little")
@@ -107,7 +107,7 @@ def dump_array(values: Integers) -> bytes:
 
 
 def _in_place(buffer: Buffer, head: re.Match[bytes], tail: re.Pattern[bytes], end: int) -> tuple[Integers, int] | None:
-    """The numbers where they lie; None if what is around them does not fit them."""
+    """Take the numbers where they lie; None if what is around them does not fit them."""
     (count, size), start = (int.from_bytes(opcode[1:], "little") for opcode in head.groups()), head.end()
     rest = tail.match(buffer, start + size, end) if start + size <= end and count * 8 == size else None
     return (np.frombuffer(buffer, "<i8", count, start), rest.end()) if rest is not None else None

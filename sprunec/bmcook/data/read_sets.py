@@ -52,9 +52,9 @@ def _check_part(job: Job, name: str, index: Index, folder: Path) -> None:
     if not len(used):
         message = f"none of the {len(index)} records of the {name} part can be used"
         raise InputError.at(folder, message, "give a larger set, or a larger data.max_length")
-    words = (int(used["task"].max()) + 1) * job.options["prompt_length"]
-    if job.options["packed_prompts"] != PROMPT_TABLE and words > job.options["vocab_size"]:
-        message = f"prompt ids up to {words - 1} are looked up among {job.options['vocab_size']} words"
+    ids = (int(used["task"].max()) + 1) * job.options["prompt_length"]
+    if job.options["packed_prompts"] != PROMPT_TABLE and ids > job.options["vocab_size"]:
+        message = f"prompt ids up to {ids - 1} are looked up among {job.options['vocab_size']} tokens"
         raise InputError.at(folder, message, f'set data.packed_prompts to "{PROMPT_TABLE}"')
 
 

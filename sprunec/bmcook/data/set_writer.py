@@ -86,7 +86,7 @@ def make_dataset(
     Args:
         inputs: .jsonl files with a `text` string a line, else text files with one document a line, its line ends
             written <n>.
-        prompt_length, max_length: a piece, its two marks and the prompt are `max_length` columns.
+        prompt_length, max_length: a piece, its two marks and the prompt are `max_length` positions.
         progress: told how far it is, once a document.
 
     Raises:
@@ -96,7 +96,7 @@ def make_dataset(
         raise _taken(Path(directory))
     room = max_length - prompt_length - _MARKS
     if room < SHORTEST_PIECE:
-        message = f"{max_length} columns leave {room} tokens, and pieces have at least {SHORTEST_PIECE}"
+        message = f"{max_length} positions leave {room} tokens, and pieces have at least {SHORTEST_PIECE}"
         raise InputError.in_option("--max-length", message, f"give at least {prompt_length + _MARKS + SHORTEST_PIECE}")
     draw = np.random.Generator(np.random.Philox(key=[seed, 0]))
     counts = Written()

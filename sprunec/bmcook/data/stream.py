@@ -79,7 +79,7 @@ class Order:
 
 
 class Stream:
-    """Rows packed from an endless order: `rows` of them a step."""
+    """Sequences packed from an endless order: `rows` of them a step."""
 
     def __init__(self, order: Order, lengths: NDArray[np.int64], rows: int, width: int) -> None:
         self._order, self._lengths, self._rows, self._width = order, lengths, rows, width
@@ -101,7 +101,8 @@ class Stream:
 
 
 class LiveData:
-    """Batches of a set; `world` processes share a stored order by blocks, and a global batch has their rows in turn."""
+    """Batches of a set; `world` processes share a stored order by blocks, and a global batch has their
+    sequences in turn."""
 
     def __init__(
         self,
@@ -121,7 +122,7 @@ class LiveData:
         blocks, lengths = train.index["block"].astype(np.int64), self._lengths(train)
         orders = [Order(blocks, seed, order != STORED, (rank, world)) for rank in range(world)]
         if batch_size % world or any(order.size == 0 for order in orders):
-            message = f"{world} processes cannot share {batch_size} rows and the set's blocks alike"
+            message = f"{world} processes cannot share {batch_size} sequences and the set's blocks alike"
             raise InputError.in_option("/data/order", message, 'choose order "shuffled", or fewer processes')
         self._streams = [Stream(order, lengths, batch_size // world, packer.width) for order in orders]
 

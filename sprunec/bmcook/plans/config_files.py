@@ -32,7 +32,7 @@ def read_second(path: str | Path, wanted: str) -> tuple[Source, list[Diagnostic]
 
 
 def findings(source: Source, schema: str) -> list[Diagnostic]:
-    """What the schema says, and the keys that it doesn't name, which the original read over without a word."""
+    """What the schema says, and the keys that it doesn't name, which the original ignored in silence."""
     return [*schema_findings(source, schema), *_strangers(source, properties(schema), "", source.value)]
 
 

@@ -58,7 +58,7 @@ def refuse_families(bmcook: Section) -> None:
 
 
 def warn_of_unknown_names(pruning: Section, config: ModelConfig) -> None:
-    """Warn of parts that are in no tensor's name: the original left those tensors dense without a word."""
+    """Warn of parts that are in no tensor's name: the original left those tensors dense in silence."""
     known = list(expected_tensors(config))
     for index, part in enumerate(pruning.options.get("pruned_module", [])):
         key = f"pruned_module/{index}"

@@ -138,8 +138,8 @@ def _tell_flags(plan: PlanBuilder, bmcook: Source, document: dict[str, Any]) -> 
         path = document.get(section, {}).get(key)
         if path is not None and name not in plan.flags.given():
             message = f"{option(name)} is not given: {path} is taken"
-            whole = Section(plan, Source(bmcook.file, None), "", {})
-            whole.warn("assumed-path", "", message, "give the flag, or edit the plan")
+            hint = "give the flag, or edit the plan"
+            plan.found.append(Source(bmcook.file, None).warn("assumed-path", "", message, hint))
     for message in plan.flags.idle():
         plan.found.append(Source("", None).warn("unused-flag", "", message))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 from sprunec.checkpoint.dtypes import dtype_refusal
@@ -16,61 +15,31 @@ from sprunec.families.detect import TODAY, foreign_tensors, remedy
 from sprunec.families.unused import Unused, refusal, unused_tensors
 
 
-@dataclass(frozen=True)
-class Misfit:
-    """What is wrong with a checkpoint, and what to do about it."""
-
-    code: str
-    message: str
-    hint: str
-
-    def error(self, path: Path) -> InputError:
-        return InputError.at(path, self.message, self.hint, self.code)
-
-
-def dtype_misfit(header: Header, weights: Collection[str] = ()) -> Misfit | None:
-    """Say that `weights`, the tensors that a model takes, are no floats, or that a checkpoint is quantised."""
-    told = dtype_refusal(header.dtypes(), weights)
-    if told is None:
-        return None
-    foreign = foreign_tensors(header)
-    return Misfit("checkpoint-dtype", *((foreign, TODAY) if foreign else told))
-
-
-def config_misfit(config: ModelConfig, header: Header) -> Misfit | None:
-    """Say what the file lacks, or has in another shape or dtype; None when it fits."""
-    found = dtype_misfit(header, {part.name for part in parts(config, header).values()})
-    shapes = native_shapes(config, header.shapes())
-    problem = misfit(expected_tensors(config), shapes, exact=False)
-    if found is not None or not problem:
-        return found
-    foreign = foreign_tensors(header)
-    if foreign is not None:
-        return Misfit("checkpoint-mismatch", f"{foreign}, with {problem}", TODAY)
-    return Misfit("checkpoint-mismatch", problem, remedy(shapes))
-
-
-def unused_in(config: ModelConfig, header: Header, patterns: Iterable[str] = ()) -> Unused:
-    """Find the file's tensors beyond the model's; see `unused_tensors`."""
-    return unused_tensors(expected_tensors(config), native_shapes(config, header.shapes()), header.dtypes(), patterns)
-
-
 def check_dtypes(header: Header, path: Path, weights: Collection[str] = ()) -> None:
-    """Raises InputError where `dtype_misfit` finds something."""
-    found = dtype_misfit(header, weights)
-    if found is not None:
-        raise found.error(path)
+    """Raises InputError where `weights`, the tensors that a model takes, are no floats, or it is quantised."""
+    told = dtype_refusal(header.dtypes(), weights)
+    if told is not None:
+        foreign = foreign_tensors(header)
+        raise InputError.at(path, *((foreign, TODAY) if foreign else told), code="checkpoint-dtype")
 
 
-def check_fit(config: ModelConfig, header: Header, path: Path) -> None:
-    """Raises InputError where `config_misfit` finds something."""
-    found = config_misfit(config, header)
-    if found is not None:
-        raise found.error(path)
+def check_fit(config: ModelConfig, header: Header, path: Path, patterns: Iterable[str] = ()) -> Unused:
+    """Find a checkpoint's tensors beyond the model's; see `unused_tensors`.
+
+    Raises:
+        InputError: the others are not the model's: another family's, missing, or of another shape or dtype.
+    """
+    check_dtypes(header, path, {part.name for part in parts(config, header).values()})
+    expected, shapes = expected_tensors(config), native_shapes(config, header.shapes())
+    problem = misfit(expected, shapes, exact=False)
+    if problem:
+        foreign = foreign_tensors(header)
+        message, hint = (f"{foreign}, with {problem}", TODAY) if foreign else (problem, remedy(shapes))
+        raise InputError.at(path, message, hint, code="checkpoint-mismatch")
+    return unused_tensors(expected, shapes, header.dtypes(), patterns)
 
 
-def check_unused(config: ModelConfig, header: Header, path: Path) -> None:
+def refuse_unused(unused: Unused, path: Path) -> None:
     """Raises InputError for tensors beyond the model's that changed what was computed where they come from."""
-    refused = unused_in(config, header).refused
-    if refused:
-        raise InputError.at(path, *refusal(refused), code="checkpoint-extra")
+    if unused.refused:
+        raise InputError.at(path, *refusal(unused.refused), code="checkpoint-extra")

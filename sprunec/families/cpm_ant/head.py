@@ -22,13 +22,13 @@ CHUNK_BYTES = 4 * 2**20
 
 
 def head_and_embedding(names: Collection[str]) -> tuple[str, str] | None:
-    """The names of a file's head and of its embedding; None where it has no head."""
+    """Find the names of a file's head and of its embedding; None where it has no head."""
     pairs = [(HEAD, STOCK_PREFIX + EMBEDDING), (OWN_PREFIX + HEAD, OWN_PREFIX + EMBEDDING), (HEAD, EMBEDDING)]
     return next((pair for pair in pairs if all(name in names for name in pair)), None)
 
 
 def has_own_head(config: ModelConfig, path: Path) -> bool | None:
-    """Whether a checkpoint has a head that differs from its embedding.
+    """Tell whether a checkpoint has a head that differs from its embedding.
 
     None: this cannot read the file; loading it tells why.
     """
@@ -40,7 +40,7 @@ def has_own_head(config: ModelConfig, path: Path) -> bool | None:
 
 
 def own_head(config: ModelConfig, header: Header) -> str | None:
-    """The name of a head that does not repeat its embedding; None where both are one table.
+    """Find a head that does not repeat its embedding; None where both are one table.
 
     Both have the same factor in them, whatever the form.
 
@@ -62,7 +62,7 @@ def own_head(config: ModelConfig, header: Header) -> str | None:
 
 
 def _same_rows(head: Stored, embedding: Stored, rows: int) -> bool:
-    """Whether the first rows of two tables are the same bytes; what cannot be compared so differs."""
+    """Tell whether the first rows of two tables are the same bytes; what cannot be compared so differs."""
     fits = min(head.shape[:1], embedding.shape[:1]) >= (rows,) and head.shape[1:] == embedding.shape[1:]
     if not fits or head.dtype != embedding.dtype:
         return False

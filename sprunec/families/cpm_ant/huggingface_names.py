@@ -46,7 +46,7 @@ class Part:
     rows: tuple[int, int] | None = None
 
     def shape(self, whole: Shape) -> Shape:
-        """The part's shape, of a tensor of shape `whole`; rows that the tensor lacks are not there."""
+        """Give the part's shape, of a tensor of shape `whole`; rows that the tensor lacks are not there."""
         if self.rows is None or not whole:
             return whole
         first, last = (min(row, whole[0]) for row in self.rows)
@@ -54,12 +54,12 @@ class Part:
 
 
 def is_huggingface(data: Mapping[str, Any]) -> bool:
-    """A config by Hugging Face's conventions, of whatever family."""
+    """Tell whether a config follows Hugging Face's conventions, of whatever family."""
     return "model_type" in data or "architectures" in data
 
 
 def native_keys(data: Mapping[str, Any]) -> dict[str, Any]:
-    """A Hugging Face config in CPM-Live's keys.
+    """Translate a Hugging Face config into CPM-Live's keys.
 
     Raises:
         ValueError: it is another family's.
@@ -75,12 +75,12 @@ def native_keys(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def stock_keys(config: ModelConfig) -> dict[str, Any]:
-    """The keys of `CpmAntConfig`, of an even config."""
+    """Translate a uniform config into the keys of `CpmAntConfig`."""
     return {theirs: getattr(config, ours) for ours, (theirs, _) in KEYS.items()}
 
 
 def stock_obstacles(config: ModelConfig) -> list[str]:
-    """Why Hugging Face's own classes cannot be this model, in words; nothing where they can."""
+    """List why Hugging Face's own classes cannot be this model; nothing where they can."""
     found = unevenness(config)
     absent = [i for i, layer in enumerate(config.layers) if not layer.heads or not layer.dim_ff]
     if absent:
@@ -91,7 +91,7 @@ def stock_obstacles(config: ModelConfig) -> list[str]:
 
 
 def parts(config: ModelConfig, names: Collection[str]) -> dict[str, Part]:
-    """Every tensor of `config`, and where it is in a file with these tensor names; in our own files as it is."""
+    """Find where every tensor of `config` is in a file with these tensor names; in our own files as it is."""
     wanted = expected_tensors(config)
     if any(name.startswith(STOCK_PREFIX) for name in names):
         return dict(_stock_parts(config))
@@ -101,7 +101,7 @@ def parts(config: ModelConfig, names: Collection[str]) -> dict[str, Part]:
 
 
 def native_shapes(config: ModelConfig, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
-    """A file's shapes by our names; what is no part of the model keeps its own name, but for a copy of the table."""
+    """Call a file's shapes by our names; what is no part of the model keeps its own, but for a copy of the table."""
     found = parts(config, shapes)
     named = {name: part.shape(shapes[part.name]) for name, part in found.items() if part.name in shapes}
     used = {part.name for part in found.values()}
@@ -124,5 +124,5 @@ def _stock_parts(config: ModelConfig) -> Iterator[tuple[str, Part]]:
 
 
 def is_scaled(name: str) -> bool:
-    """Whether Hugging Face's tensor is ours over the root of its width; norms and the bias table are not."""
+    """Tell whether Hugging Face's tensor is ours over the root of its width; norms and the bias table are not."""
     return "layernorm" not in name and not name.startswith("position_bias.")

@@ -12,13 +12,13 @@ from sprunec.families.cpm_ant.huggingface_names import Part, parts
 
 
 def scaled(tensor: Tensor, factor: float, dtype: torch.dtype | None = None) -> Tensor:
-    """`tensor` times `factor` in `dtype` (None: its own), computed in float64 and rounded once."""
+    """Multiply `tensor` by `factor` into `dtype` (None: its own), in float64 and rounded once."""
     dtype = dtype or tensor.dtype
     return tensor.to(dtype) if factor == 1.0 else (tensor.double() * factor).to(dtype)
 
 
 def native_outputs(config: ModelConfig, tensors: Tensors) -> dict[str, Output]:
-    """The tensors of `config` out of a checkpoint that has all of them, each made when it is written.
+    """Make the tensors of `config` out of a checkpoint that has all of them, each when it is written.
 
     Weights with a factor in them come out in float32, all of the model's with them: in half precision the way there
     and back would round twice.
@@ -34,6 +34,6 @@ def native_outputs(config: ModelConfig, tensors: Tensors) -> dict[str, Output]:
 
 
 def _take(part: Part, tensors: Tensors, dtype: torch.dtype | None) -> Tensor:
-    """One part of a file's tensor, in our scale."""
+    """Read one part of a file's tensor, in our scale."""
     whole = tensors[part.name] if part.rows is None else tensors.rows(part.name, range(*part.rows))
     return scaled(whole, part.factor, dtype)
