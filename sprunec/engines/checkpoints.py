@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor
 
 from sprunec.checkpoint.writer import nbytes_in
-from sprunec.durable import flush, forget, naming, put_in_place
+from sprunec.durable import flush, forget, naming, put_in_place, remove
 from sprunec.engines.world import World
 
 NAME, ASIDE, REST = "step-{step:09d}-{digest}", "save.writing", "rest.pt"
@@ -117,7 +116,7 @@ class Saves:
             if not self.directory.is_dir():
                 self.directory.mkdir(parents=True)
                 flush(self.directory.parent)
-            _remove(aside)  # what a run that was killed has left
+            remove(aside)  # what a run that was killed has left
         if shards is not None:
             self._pending = self._begin(step, aside, shards, state)
         elif self.world.rank == 0:
@@ -150,15 +149,7 @@ class Saves:
         self.last, self._saved_at = path, self._clock()
         for old in self.directory.iterdir():
             if old != path:
-                _remove(old)
-
-
-def _remove(path: Path) -> None:
-    """Remove a file, a folder, or nothing."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    elif os.path.lexists(path):
-        path.unlink()
+                remove(old)
 
 
 def _write(path: Path, state: dict[str, Any]) -> str:
