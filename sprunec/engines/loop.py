@@ -14,14 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sprunec.data.batches import IGNORED, Batch
-from sprunec.engines.auxiliary import AuxiliaryLoss, Learner
 from sprunec.engines.checkpoints import Saves
+from sprunec.engines.learner import Learner
 from sprunec.engines.nonfinite import MOST_SKIPS, Skips, non_finite, non_finite_step, what_is_wrong
 from sprunec.engines.training import Training
 from sprunec.errors import PassError
 from sprunec.interrupts import postponed
 
 if TYPE_CHECKING:
+    from sprunec.engines.distillation import Distiller
     from sprunec.engines.torch_engine import TorchEngine
 
 Report = Callable[[dict[str, Any]], None]
@@ -48,7 +49,7 @@ def fit(
     report: Report,
     learner: Learner | None = None,
     saves: Saves | None = None,
-    auxiliary_loss: AuxiliaryLoss | None = None,
+    auxiliary_loss: Distiller | None = None,
     kept: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Any]:
     """Train for `training.steps` steps or until `learner` is done, from the last save if there is one.
@@ -99,7 +100,7 @@ class Trainer:
         engine: TorchEngine,
         first_step: int,
         learner: Learner | None,
-        auxiliary_loss: AuxiliaryLoss | None,
+        auxiliary_loss: Distiller | None,
         kept: Mapping[str, Tensor] | None,
     ) -> None:
         self.training, self.world, self.place = training, engine.world, engine.place

@@ -1,22 +1,17 @@
-"""What may learn beside a model's weights; the training loop calls its methods in turn at each step.
-
-    Learner         what learns beside the weights, such as gates
-    AuxiliaryLoss   a loss beside the language model's, such as distillation's
-
-What it holds is the same on every rank.
-"""
+"""What may learn beside a model's weights, such as gates."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
-from torch import Tensor, nn
-
-from sprunec.data.batches import Batch
+from torch import Tensor
 
 
 class Learner:
-    """What learns beside the weights. This one learns nothing."""
+    """What learns beside the weights, the same on every rank; the training loop calls its methods at each step.
+
+    This one learns nothing.
+    """
 
     def before(self, step: int, model_step: int) -> None: ...
 
@@ -46,19 +41,3 @@ class Learner:
         return None
 
     def load(self, state: Any) -> None: ...
-
-
-class AuxiliaryLoss(Protocol):
-    """A loss beside the language model's, and what it trains beside the model."""
-
-    def parameters(self) -> list[nn.Parameter]: ...
-
-    def begin(self, batch: Batch) -> None:
-        """Take in the step's global batch."""
-
-    def loss(self, part: Batch, logits: Tensor) -> Tensor:
-        """Return what a part of it, just run through the model, adds to the loss; logits (B, N, V)."""
-
-    def state(self) -> dict[str, Any]: ...
-
-    def load(self, state: dict[str, Any]) -> None: ...
