@@ -68,6 +68,9 @@ class Registry(Mapping[str, Row], Generic[Row]):
                     homes = f"{rows[row.name][1].__name__} and {module.__name__}"
                     raise ImportError(f"{self._room}: {homes} both declare {row.name!r}")
                 rows[row.name] = row, module
+        for name, home in added(self._room).items():
+            if name not in rows:
+                raise ImportError(f"{self._room}: {home} declares no {name!r}, as its entry point says")
         return rows
 
     def _modules(self) -> Iterator[ModuleType]:

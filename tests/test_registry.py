@@ -30,13 +30,13 @@ def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         del sys.modules[name]
 
 
-def add_package(folder: Path, row: str) -> None:
+def add_package(folder: Path, row: str, entry: str = "far") -> None:
     """A package that is installed in `folder` and adds a row to the room."""
     (folder / "outside.py").write_text(ROW.format(row))
     about = folder / "outside-1.0.dist-info"
     about.mkdir()
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: outside\nVersion: 1.0\n")
-    (about / "entry_points.txt").write_text("[a_room]\nfar = outside\n")
+    (about / "entry_points.txt").write_text(f"[a_room]\n{entry} = outside\n")
     invalidate_caches()
     added.cache_clear()
 
@@ -61,6 +61,12 @@ def test_registry_adds_rows_of_other_packages(room: Path) -> None:
 
 
 def test_registry_refuses_a_name_declared_twice(room: Path) -> None:
-    add_package(room.parent, "one")
+    add_package(room.parent, "one", "one")
     with pytest.raises(ImportError, match=r"a_room: a_room\.one and outside both declare 'one'"):
+        list(Registry(SimpleNamespace, "a_room"))
+
+
+def test_registry_refuses_an_entry_point_without_its_row(room: Path) -> None:
+    add_package(room.parent, "near")
+    with pytest.raises(ImportError, match=r"a_room: outside declares no 'far', as its entry point says"):
         list(Registry(SimpleNamespace, "a_room"))
