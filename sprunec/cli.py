@@ -92,8 +92,8 @@ def run(
     debug: Debug = False,
 ) -> None:
     """Run a plan; what is already done is not done again."""
-    from sprunec.graph.heads import with_own_head
     from sprunec.graph.lower import lower
+    from sprunec.graph.sources import with_own_head
     from sprunec.plan.scale import plan_costs
 
     chosen, (rank, size) = _out(out, flags.save), launched()
