@@ -18,11 +18,11 @@ from rich.console import Console
 
 from sprunec.cli_flags import with_flags
 from sprunec.engines.world import World, launched, meet
-from sprunec.errors import Diagnostic, InputError, SprunecError, disk_words
+from sprunec.errors import Diagnostic, InputError, SprunecError
 from sprunec.interrupts import INTERRUPTED, interrupts
 from sprunec.plan.bmcook_flags import Flags
+from sprunec.show import output
 from sprunec.show.console import SECONDS_BETWEEN_LINES, Progress, print_diagnostics
-from sprunec.show.output import diagnostics_document, page_of, print_json, reporting, show_graph, show_report
 from sprunec.unexpected import explained, log
 
 if TYPE_CHECKING:
@@ -62,15 +62,13 @@ def validate(
     """Check plans: all errors at once, with file, line, column, what is wrong and what to write instead."""
     from sprunec.plan.plan import check_plan
 
-    with reporting(as_json, "checking plans"):
-        found = [
-            finding
-            for path in plans
-            for finding in check_plan(path, strict=strict, flags=flags, incomplete=not strict)[1]
-        ]
-    document = diagnostics_document(found)
+    with output.reporting(as_json, "checking plans"):
+        found = list[Diagnostic]()
+        for path in plans:
+            found += check_plan(path, strict=strict, flags=flags, incomplete=not strict)[1]
+    document = output.diagnostics_document(found)
     if as_json:
-        print_json(document)
+        output.print_json(document)
     else:
         print_diagnostics(found)
         if document["valid"]:
@@ -95,6 +93,8 @@ def run(
 ) -> None:
     """Run a plan; what is already done is not done again."""
     from sprunec.graph.lower import lower
+    from sprunec.graph.sources import with_own_head
+    from sprunec.plan.scale import plan_costs
 
     chosen, (rank, size) = _out(out, flags.save), launched()
     if devices > 1 and size == 1 and not dry_run:
@@ -107,20 +107,20 @@ def run(
         raise typer.Exit(0 if dry_run else follow(lambda: _checked(plan, flags, strict=True)[0], chosen))
     progress = Progress(quiet=quiet)
     with interrupts(progress.message, alone=size == 1) as stop, World() if dry_run else meet() as world:
-        with reporting(as_json, f"reading {plan}"):
+        with output.reporting(as_json, f"reading {plan}"):
             checked, found = _checked(plan, flags, strict or not dry_run)
             print_diagnostics(found)
             graph = lower(checked)
-            costs = _costs(checked, max(devices, size)) if dry_run else []
+            costs = plan_costs(with_own_head(checked), max(devices, size)) if dry_run else []
         folder = chosen or Path("runs") / graph.plan
         if dry_run:
-            show_graph(graph, folder, costs, as_json)
+            output.show_graph(graph, folder, costs, as_json)
             return
         from sprunec.graph.execute import execute
 
-        with reporting(as_json, f"running {plan}", folder), page_of(folder, progress, stop, as_json):
+        with output.reporting(as_json, f"running {plan}", folder), output.page_of(folder, progress, stop, as_json):
             report = execute(graph, folder, progress, stop, world)
-        show_report(report, folder, as_json)
+        output.show_report(report, folder, as_json)
     raise typer.Exit(EXIT_CODES[report.status])
 
 
@@ -133,17 +133,17 @@ def convert(
         list[Path] | None,
         typer.Argument(help="l0_pruning.json, one a stage, in order; or sprune.json.", show_default=False),
     ] = None,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the plan there.")] = None,
+    file: Annotated[Path | None, typer.Option("-o", "--output", help="Write the plan there.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="On bad input, too, one JSON document on stdout.")] = False,
     debug: Debug = False,
 ) -> None:
     """Print BMCook's files as one native plan; its relative paths are the current directory's, or those of -o FILE."""
     from sprunec.bmcook.plans.convert import convert_plan, plan_text
 
-    with reporting(as_json, f"converting {bmcook}"):
-        document, found = convert_plan(bmcook, seconds or (), flags, output)
+    with output.reporting(as_json, f"converting {bmcook}"):
+        document, found = convert_plan(bmcook, seconds or (), flags, file)
     print_diagnostics(found)
-    if output is None or as_json:
+    if file is None or as_json:
         typer.echo(plan_text(document), nl=False)
 
 
@@ -156,10 +156,10 @@ def inspect(
     """Show what is in a model, what can be cut, and what each cut would save."""
     from sprunec.graph.inspect import inspect_model
 
-    with reporting(as_json, f"inspecting {model}"):
+    with output.reporting(as_json, f"inspecting {model}"):
         document = inspect_model(model)
     if as_json:
-        print_json(document)
+        output.print_json(document)
     else:
         from sprunec.show.tables import inspect_table
 
@@ -173,8 +173,8 @@ def make_data(
     ],
     out: Annotated[Path, typer.Option(help="The directory to make.", show_default=False)],
     vocab: Annotated[Path, typer.Option(help="The vocabulary file, one piece a line.", show_default=False)],
-    prompt_length: Annotated[int, typer.Option(min=1, help="Prompt columns of the model.")] = 32,
-    max_length: Annotated[int, typer.Option(min=1, help="Columns of a row, the prompt's among them.")] = 1024,
+    prompt_length: Annotated[int, typer.Option(min=1, help="Prompt positions of the model.")] = 32,
+    max_length: Annotated[int, typer.Option(min=1, help="Positions of a sequence, the prompt's among them.")] = 1024,
     seed: Annotated[int, typer.Option(min=0, help="Of the choice between filling in and going on.")] = 1234,
     quiet: Annotated[bool, typer.Option(help="No progress.")] = False,
     as_json: Json = False,
@@ -192,14 +192,14 @@ def make_data(
             Console(stderr=True).print(f"{written.documents:,} documents read", highlight=False)
 
     sizes = {"prompt_length": prompt_length, "max_length": max_length, "seed": seed}
-    with reporting(as_json, f"making {out}"), interrupts(lambda text: None):
+    with output.reporting(as_json, f"making {out}"), interrupts(lambda text: None):
         made = make_dataset(out, inputs, read_vocabulary(vocab), **sizes, progress=progress)
     if as_json:
-        print_json({"directory": str(out), **asdict(made)})
+        output.print_json({"directory": str(out), **asdict(made)})
         return
-    words = f"{made.documents:,} documents, {made.records:,} records, {made.tokens:,} tokens; left out: "
-    words += f"{made.tails:,} pieces of under 32 tokens, {made.unknown:,} unknown tokens"
-    Console().print(f"{out}: {words}", markup=False, highlight=False, soft_wrap=True)
+    summary = f"{made.documents:,} documents, {made.records:,} records, {made.tokens:,} tokens; left out: "
+    summary += f"{made.tails:,} pieces of under 32 tokens, {made.unknown:,} unknown tokens"
+    Console().print(f"{out}: {summary}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -213,15 +213,14 @@ def gc(
     from sprunec.graph.gc import find_garbage, remove_garbage
     from sprunec.show.tables import waste_table
 
-    with reporting(as_json, f"cleaning {out}"):
+    with output.reporting(as_json, f"cleaning {out}"):
         found = find_garbage(out)
-    if not as_json:
-        Console().print(waste_table(found.document(removed=False), dry_run), crop=False)
-    if not dry_run:
-        with reporting(as_json, f"cleaning {out}"):
+        if not as_json:
+            Console().print(waste_table(found.document(removed=False), dry_run), crop=False)
+        if not dry_run:
             remove_garbage(out, found)
     if as_json:
-        print_json(found.document(removed=not dry_run))
+        output.print_json(found.document(removed=not dry_run))
 
 
 def _checked(plan: Path, flags: Flags, strict: bool) -> tuple[Plan, tuple[Diagnostic, ...]]:
@@ -238,14 +237,6 @@ def _checked(plan: Path, flags: Flags, strict: bool) -> tuple[Plan, tuple[Diagno
     return checked, found
 
 
-def _costs(plan: Plan, devices: int) -> list[dict[str, Any]]:
-    """Compute what training takes of each of so many devices."""
-    from sprunec.graph.sources import with_own_head
-    from sprunec.plan.scale import plan_costs
-
-    return plan_costs(with_own_head(plan), devices)
-
-
 def _out(out: Path | None, save: str | None) -> Path | None:
     """--save is the script's word for --out."""
     if out is not None and save is not None and Path(save) != out:
@@ -260,18 +251,8 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except Exception as error:
-        sys.exit(_tell(explained(error, " ".join(["sprunec", *sys.argv[1:2]]), None)))
-
-
-def _tell(error: BaseException) -> int:
-    """Print an error, on one line, however long, with any brackets in paths as they are; return its exit code."""
-    if isinstance(error, KeyboardInterrupt):
-        return INTERRUPTED
-    if isinstance(error, InputError):
-        print_diagnostics(error.diagnostics)
-        return error.exit_code
-    console = Console(stderr=True)
-    console.print("[red]error:[/red] ", end="")
-    message = disk_words(error) if isinstance(error, OSError) else str(error)
-    console.print(message, markup=False, highlight=False, soft_wrap=True)
-    return error.exit_code if isinstance(error, SprunecError) else SprunecError.exit_code
+        told = explained(error, " ".join(["sprunec", *sys.argv[1:2]]), None)
+        if isinstance(told, KeyboardInterrupt):
+            sys.exit(INTERRUPTED)
+        output.print_error(told)
+        sys.exit(told.exit_code if isinstance(told, SprunecError) else SprunecError.exit_code)

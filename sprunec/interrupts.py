@@ -32,7 +32,7 @@ def postponed() -> Iterator[None]:
 
 
 def was_interrupted(error: BaseException | None) -> bool:
-    """Whether an error has come of a KeyboardInterrupt: torch's writer, for one, fails when it is interrupted."""
+    """Say whether an error has come of a KeyboardInterrupt: torch's writer, for one, fails when it is interrupted."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
     return error is not None
@@ -60,7 +60,7 @@ class Interrupts:
         return self._asked
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """What Python calls in the main thread.
+        """Take a signal, in the main thread.
 
         Raises:
             KeyboardInterrupt: the run stops here.

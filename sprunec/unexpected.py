@@ -34,18 +34,18 @@ class UnexpectedError(PassError):
 
 
 def own_words(error: BaseException) -> str:
-    """The kind of an exception and the first line of what it says."""
+    """Return the kind of an exception and the first line of what it says."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def is_foreseen(error: BaseException) -> bool:
-    """Whether it is this tool's own, or the system's: libraries raise OSErrors without a number that say nothing."""
+    """Say whether an error is this tool's own, or the system's: libraries' OSErrors without a number say nothing."""
     return isinstance(error, SprunecError) or (isinstance(error, OSError) and error.errno is not None)
 
 
 def explained(error: BaseException, doing: str, folder: Path | None) -> BaseException:
-    """The error to raise for `error`: itself where it was foreseen, else one that says where its traceback is kept.
+    """Choose the error to raise for `error`: itself where it was foreseen, else one that says where its traceback is.
 
     What an interrupt has led to is one.
 
@@ -65,7 +65,7 @@ def explained(error: BaseException, doing: str, folder: Path | None) -> BaseExce
 
 
 def _keep(text: str, folder: Path | None) -> Path | None:
-    """Where it was written, `folder` or where that takes nothing another; None where nothing can be."""
+    """Write a traceback into `folder`, or elsewhere where that takes nothing; return where, None for nowhere."""
     try:
         file = Path(tempfile.mkdtemp(prefix="sprunec-")) / FILE if folder is None else folder / FILE
         write_atomically(file, text)

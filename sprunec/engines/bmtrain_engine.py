@@ -1,12 +1,12 @@
 """BMTrain (OpenBMB) under the training loop: ZeRO over NCCL, block by block, with its own optimizers and loss scale.
 
-BMTrain 1.0.1 replaces every parameter by this rank's part of it, and gathers a block's while the block is at work. What
-is known to go wrong there is handled here, or refused in words before any work:
+BMTrain 1.0.1 replaces every parameter by this rank's shard, and gathers a block's while the block is at work. What is
+known to go wrong there is handled here, or refused with a message before any work:
 
 - containers of a `torch.fx` graph are bare `nn.Module`s, which it cannot subclass: they get a class of their own;
 - gates are buffers that change at every step; it would send them, and cannot load them: they are state no more;
-- its loading and saving know whole models only; here each part is put where it belongs, so states stay plain;
-- its Adam has weight decay as an L2 term: "adam" is its own, "adamw" and "sgd" are torch's, on the same parts;
+- its loading and saving know whole models only; here each shard is put where it belongs, so states stay plain;
+- its Adam has weight decay as an L2 term: "adam" is its own, "adamw" and "sgd" are torch's, on the same shards;
 - losses are already divided by the targets of the whole batch, so gradients are added over ranks, not averaged.
 """
 
@@ -18,8 +18,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
@@ -27,10 +26,9 @@ import torch
 from torch import Tensor, nn
 
 from sprunec.engines.device import Place
-from sprunec.engines.nonfinite import non_finite
 from sprunec.engines.optimizer import in_groups, make_optimizer, one_group
+from sprunec.engines.torch_engine import TorchDriver, TorchEngine
 from sprunec.engines.training import Training
-from sprunec.engines.world import World
 from sprunec.errors import InputError, PassError
 from sprunec.families.module_lists import blocks
 
@@ -39,7 +37,7 @@ MODULE = "._module"
 
 
 def check_here(place: Place) -> None:
-    """Raises InputError where BMTrain is not installed, or has no GPU to work on."""
+    """Raise InputError where BMTrain is not installed, or has no GPU to work on."""
     if find_spec("bmtrain") is None:
         raise InputError.in_option(
             "/engine/name", "the package bmtrain is not installed", INSTALL, code="missing-package"
@@ -69,21 +67,16 @@ class Box(nn.Module):
 
 
 @dataclass(frozen=True)
-class BMTrainEngine:
-    """See `Engine`.
+class BMTrainEngine(TorchEngine):
+    """BMTrain, as `TorchEngine`.
 
     Attributes:
-        full: parts of weights on each rank (ZeRO-3), not of gradients and moments only (ZeRO-2).
-        recompute: blocks keep their inputs only, and compute what is inside them again on the way back.
+        full: shards of weights on each rank (ZeRO-3), not of gradients and moments only (ZeRO-2).
         offload: moments lie in the memory of the CPU, where Adam then works.
     """
 
-    place: Place
-    world: World = field(default_factory=World)
-    seed: int = 0
     full: bool = True
-    recompute: bool = False
-    offload: bool = False
+    seed: int = 0
 
     def drive(
         self,
@@ -92,7 +85,7 @@ class BMTrainEngine:
         others: Iterable[nn.Parameter] = (),
         kept: Mapping[str, Tensor] | None = None,
     ) -> BMTrainDriver:
-        """Raises InputError for what BMTrain would do wrong without a word."""
+        """Raise InputError for what BMTrain would do wrong without a word, else take the model over."""
         check_here(self.place)
         _refuse(model, training, list(others), kept, self.offload)
         start(self.seed)
@@ -113,25 +106,27 @@ class BMTrainEngine:
         return wrapped
 
     def weights(self, model: nn.Module) -> dict[str, Tensor]:
-        whole = {name: self.gather(parameter, parameter.data) for name, parameter in _parts(model)}
+        whole = {name: self.gather(parameter, parameter.data) for name, parameter in _shards(model)}
         return whole if self.world.rank == 0 else {}
 
-    def gather(self, parameter: Any, part: Tensor) -> Tensor:
-        """The whole of something that is parted as a parameter is, on the CPU of every rank."""
-        flat = torch.zeros(parameter._original_shape.numel(), dtype=part.dtype)
-        if part.numel():
-            flat[parameter._start_partition : parameter._end_partition] = part.detach().cpu()
+    def gather(self, parameter: Any, shard: Tensor) -> Tensor:
+        """Gather the whole of something that is sharded as a parameter is, on the CPU of every rank."""
+        flat = torch.zeros(parameter._original_shape.numel(), dtype=shard.dtype)
+        if shard.numel():
+            flat[parameter._start_partition : parameter._end_partition] = shard.detach().cpu()
         self.world.all_reduce([flat])
         return flat.view(parameter._original_shape)
 
 
-class BMTrainDriver:
-    """See `Driver`."""
+class BMTrainDriver(TorchDriver):
+    """See `TorchDriver`."""
+
+    engine: BMTrainEngine
 
     def __init__(self, engine: BMTrainEngine, model: nn.Module, training: Training) -> None:
         from bmtrain.optim import OptimManager
 
-        self.engine, self.model, self.training = engine, model.train(), training
+        self.engine, self.model, self.training, self.copies = engine, model.train(), training, None
         half = engine.place.dtype == torch.float16
         self.optimizer = _optimizer(model, training, engine.offload)
         self.manager = OptimManager(loss_scale=training.loss_scale if half else None, grad_scale=1)
@@ -145,18 +140,11 @@ class BMTrainDriver:
     def scaled(self) -> bool:
         return bool(self.manager.loss_scale_enabled)
 
-    def part(self, last: bool) -> AbstractContextManager[None]:
-        return nullcontext()
-
-    def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        logits: Tensor = self.model(**inputs)[0]
-        return logits
-
     def backward(self, loss: Tensor) -> None:
         self.manager.backward(loss)
 
     def norm(self) -> float:
-        squares = [p.grad.double().square().sum().item() for _, p in _parts(self.model) if p.grad is not None]
+        squares = [p.grad.double().square().sum().item() for _, p in _shards(self.model) if p.grad is not None]
         return math.sqrt(self.engine.world.total([sum(squares)])[0]) / self.scale
 
     def step(self, rate: float, norm: float) -> None:
@@ -167,18 +155,14 @@ class BMTrainDriver:
         self.manager.step()
 
     def end(self, finite: bool) -> None:
-        """A good step has told the manager already."""
+        """Lower the loss scale after a bad step; a good one has told the manager already."""
         if not finite and self.scaled:
             smaller = self.manager.loss_scale / self.manager.loss_scale_factor
             self.manager._justify_scale(max(smaller, self.manager.min_loss_scale))
         self.manager.zero_grad()
 
-    def finite(self) -> bool:
-        bad = non_finite([parameter.data for _, parameter in _parts(self.model)])
-        return not any(self.engine.world.total([float(bad)]))
-
     def state(self) -> dict[str, Any]:
-        owners = [parameter for _, parameter in _parts(self.model)]
+        owners = [parameter for _, parameter in _shards(self.model)]
         moments = one_group(self.optimizer.state_dict())
         whole = {number: self._whole(owners[number], entries) for number, entries in moments["state"].items()}
         scaler = {"scale": self.scale, "_growth_tracker": self.manager.steps_since_last_scale}  # as `LossScale` has it
@@ -189,41 +173,40 @@ class BMTrainDriver:
         }
 
     def _whole(self, owner: Any, entries: Mapping[str, Any]) -> dict[str, Any]:
-        """An optimizer's entries of one parameter; what is of the part's shape is parted as it is."""
-
-        def is_parted(value: Any) -> bool:
-            return isinstance(value, Tensor) and value.dim() > 0 and value.shape == owner.data.shape
-
-        return {key: self.engine.gather(owner, v) if is_parted(v) else v for key, v in entries.items()}
+        """Gather an optimizer's entries of one parameter; what is of its shard's shape is sharded as it is."""
+        found = dict(entries)
+        for key, value in entries.items():
+            if isinstance(value, Tensor) and value.dim() > 0 and value.shape == owner.data.shape:
+                found[key] = self.engine.gather(owner, value)
+        return found
 
     def load(self, state: Mapping[str, Any]) -> None:
         if "shards" in state:
-            raise PassError(f'{state["shards"]} is in parts of FSDP2, which bmtrain does not read; go on with "torch"')
-        owners = [parameter for _, parameter in _parts(self.model)]
-        for name, parameter in _parts(self.model):
+            raise PassError(f'{state["shards"]} is in shards of FSDP2, which bmtrain does not read; go on with "torch"')
+        owners = [parameter for _, parameter in _shards(self.model)]
+        for name, parameter in _shards(self.model):
             parameter._copy_data(state["model"][name].to(parameter.device))
         moments = in_groups(state["optimizer"], self.optimizer)
-        parts = {number: _parted(owners[number], entries) for number, entries in moments["state"].items()}
+        parts = {number: _sharded(owners[number], entries) for number, entries in moments["state"].items()}
         torch.optim.Optimizer.load_state_dict(self.optimizer, moments | {"state": parts})
         if self.scaled:
             self.manager.loss_scale = state["scaler"]["scale"]
             self.manager.steps_since_last_scale = state["scaler"]["_growth_tracker"]
 
 
-def _parts(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """This rank's parts of all parameters, by the plain model's names."""
+def _shards(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Yield this rank's shards of all parameters, by the plain model's names."""
     for name, parameter in model.named_parameters():
         yield name.replace(MODULE, ""), parameter
 
 
-def _parted(owner: Any, entries: Mapping[str, Any]) -> dict[str, Any]:
-    """An optimizer's whole entries of one parameter, shared out as it is."""
-    mine = slice(owner._start_partition, owner._end_partition)
-
-    def is_whole(value: Any) -> bool:
-        return isinstance(value, Tensor) and value.dim() > 0 and value.shape == owner._original_shape
-
-    return {key: v.flatten()[mine].clone().view(owner.data.shape) if is_whole(v) else v for key, v in entries.items()}
+def _sharded(owner: Any, entries: Mapping[str, Any]) -> dict[str, Any]:
+    """Shard an optimizer's whole entries of one parameter as it is sharded."""
+    found, mine = dict(entries), slice(owner._start_partition, owner._end_partition)
+    for key, value in entries.items():
+        if isinstance(value, Tensor) and value.dim() > 0 and value.shape == owner._original_shape:
+            found[key] = value.flatten()[mine].clone().view(owner.data.shape)
+    return found
 
 
 def _optimizer(model: nn.Module, training: Training, offload: bool) -> torch.optim.Optimizer:
@@ -232,7 +215,7 @@ def _optimizer(model: nn.Module, training: Training, offload: bool) -> torch.opt
     if training.optimizer != "adam":
         return make_optimizer(model, training)
     kind = AdamOffloadOptimizer if offload else AdamOptimizer
-    parameters = [parameter for _, parameter in _parts(model) if parameter.requires_grad]
+    parameters = [parameter for _, parameter in _shards(model) if parameter.requires_grad]
     made: torch.optim.Optimizer = kind(
         parameters, lr=training.learning_rate, betas=training.betas, weight_decay=training.weight_decay
     )
@@ -254,5 +237,5 @@ def _refuse(
         f'bmtrain has no {training.optimizer} on the CPU; write "optimizer": "adam", or no offload': offload
         and training.optimizer != "adam",
     }
-    for message in (words for words, found in problems.items() if found):
+    for message in (message for message, found in problems.items() if found):
         raise InputError.in_option("/engine/name", message, 'or write "name": "torch"', code="engine-cannot")

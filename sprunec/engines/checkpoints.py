@@ -1,8 +1,8 @@
 """A training pass saved while it runs, so that what stops it costs a few steps and not the pass.
 
-A save is one file, or with weights in parts on several ranks one folder; it is written aside, flushed and renamed, and
+A save is one file, or with weights in shards on several ranks one folder; it is written aside, flushed and renamed, and
 its name carries the hash of its content, so that a damaged one is never taken for good. The one before is kept until
-the new one is whole. Parts are written from a copy while training goes on.
+the new one is whole. Shards are written from a copy while training goes on.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sprunec.checkpoint.writer import nbytes_in
 from sprunec.durable import flush, forget, naming, put_in_place, remove
 from sprunec.engines.world import World
 
-NAME, FOLDER, ASIDE, REST = "step-{step:09d}-{digest}.pt", "step-{step:09d}-{digest}", "save.writing", "rest.pt"
+NAME, ASIDE, REST = "step-{step:09d}-{digest}", "save.writing", "rest.pt"
 DIGITS = 32
 SECONDS = {"s": 1, "m": 60, "h": 3600}
 
@@ -32,11 +32,14 @@ class Saves:
 
     Args:
         directory: the pass's own; it may not exist yet.
-        every: steps from one save to the next, or a time such as "10m".
+        every: steps from one save to the next, or a time such as "90s", "10m" or "2h".
         stop: whether the run has been asked to stop; the pass then saves after its step, and stops.
         clock: seconds that never run backwards.
         tell: takes a line about a save that was found damaged.
-        world: who trains; any of them may be asked to stop, and its lead has the clock and the files.
+        world: who trains; any rank may be asked to stop, and rank 0 has the clock and the files.
+
+    Attributes:
+        last: the last whole save that was read or written here.
     """
 
     def __init__(
@@ -51,24 +54,19 @@ class Saves:
         self.directory, self.every, self.stop, self._tell = directory, every, stop, tell
         self.world = world or World()
         self._clock, self._saved_at = clock, clock()
-        self._last: Path | None = None
+        self.last: Path | None = None
         self._pending: Future[Any] | None = None
 
-    @property
-    def last(self) -> Path | None:
-        """The last whole save that was read or written here."""
-        return self._last
-
     def latest(self) -> dict[str, Any] | None:
-        """The state of the last whole save, on the CPU: the one that the lead has found.
+        """Read the state of the last whole save, the one that rank 0 has found, to the CPU.
 
-        Of parts it only says where they lie, as `shards`.
+        Of shards it only says where they lie, as `shards`.
         """
         found = self._whole() if self.world.rank == 0 else None
         name = self.world.broadcast(found.name if found is not None else "")
         if not name:
             return None
-        self._last = path = self.directory / name
+        self.last = path = self.directory / name
         file = path / REST if path.is_dir() else path
         with naming(file):
             state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
@@ -89,10 +87,14 @@ class Saves:
             KeyboardInterrupt: the run was asked to stop; the state is saved.
             OSError: it cannot be saved; the save before is still there.
         """
-        due = self.world.rank == 0 and step < steps and self._is_due(step)
+        if isinstance(self.every, int):
+            due = step % self.every == 0
+        else:
+            due = self._clock() - self._saved_at >= int(self.every[:-1]) * SECONDS[self.every[-1]]
+        due = due and self.world.rank == 0 and step < steps
         asked, due = map(bool, self.world.total([float(self.stop()), float(due)]))
         if asked or due:
-            self._keep(step, state())
+            self._save(step, state())
         if asked:
             self.settle()
             raise KeyboardInterrupt
@@ -107,61 +109,51 @@ class Saves:
         if pending is not None:
             pending.result()
 
-    def _is_due(self, step: int) -> bool:
-        if isinstance(self.every, int):
-            return step % self.every == 0
-        return self._clock() - self._saved_at >= seconds(self.every)
-
-    def _keep(self, step: int, state: dict[str, Any]) -> None:
+    def _save(self, step: int, state: dict[str, Any]) -> None:
         self.settle()
-        shards = state.pop("shards", None)
-        if self.world.rank == 0 and not self.directory.is_dir():
-            self.directory.mkdir(parents=True)
-            flush(self.directory.parent)
-        aside = self.directory / ASIDE
+        shards, aside = state.pop("shards", None), self.directory / ASIDE
         if self.world.rank == 0:
+            if not self.directory.is_dir():
+                self.directory.mkdir(parents=True)
+                flush(self.directory.parent)
             remove(aside)  # what a run that was killed has left
         if shards is not None:
             self._pending = self._begin(step, aside, shards, state)
         elif self.world.rank == 0:
             try:
-                path = self.directory / NAME.format(step=step, digest=_write(aside, state))
+                path = self.directory / (NAME.format(step=step, digest=_write(aside, state)) + ".pt")
                 put_in_place(aside, path)
             except BaseException:
                 forget(aside)
                 raise
-            self._kept(path)
+            self._keep_only(path)
 
-    def _begin(self, step: int, aside: Path, shards: dict[str, Tensor], rest: dict[str, Any]) -> Future[Any]:
-        """What is small is written at once, for it is about to change; the parts meanwhile."""
+    def _begin(self, step: int, aside: Path, shards: dict[str, Tensor], rest: dict[str, Any]) -> Future[None]:
+        """Write at once what is small, for it is about to change, and the shards meanwhile."""
         from sprunec.engines.shards import write_shards
+
+        def seal() -> None:
+            if self.world.rank == 0:
+                flush(aside)
+                path = self.directory / NAME.format(step=step, digest=_folder_digest(aside))
+                put_in_place(aside, path)
+                self._keep_only(path)
 
         if self.world.rank == 0:
             aside.mkdir()
             _write(aside / REST, rest)
         self.world.total([0.0])  # nobody writes into a folder that is not there
-        return write_shards(aside, shards, lambda: self._seal(step, aside) if self.world.rank == 0 else None)
+        return write_shards(aside, shards, seal)
 
-    def _seal(self, step: int, aside: Path) -> None:
-        flush(aside)
-        path = self.directory / FOLDER.format(step=step, digest=_folder_digest(aside))
-        put_in_place(aside, path)
-        self._kept(path)
-
-    def _kept(self, path: Path) -> None:
-        self._last, self._saved_at = path, self._clock()
+    def _keep_only(self, path: Path) -> None:
+        self.last, self._saved_at = path, self._clock()
         for old in self.directory.iterdir():
             if old != path:
                 remove(old)
 
 
-def seconds(time: str) -> int:
-    """Of "90s", "10m" or "2h"."""
-    return int(time[:-1]) * SECONDS[time[-1]]
-
-
 def _write(path: Path, state: dict[str, Any]) -> str:
-    """Write and flush; the digest of the content."""
+    """Write and flush; return the digest of the content."""
     with naming(path, nbytes_in(state)), path.open("xb") as stream:
         hashing = _Hashing(stream)
         torch.save(state, hashing)  # type: ignore[arg-type]
@@ -171,7 +163,7 @@ def _write(path: Path, state: dict[str, Any]) -> str:
 
 
 def _file_digest(path: Path) -> str:
-    """Of its content; nothing of what is no file."""
+    """Hash the content; nothing of what is no file."""
     if not path.is_file():
         return ""
     with naming(path), path.open("rb") as stream:
@@ -179,7 +171,7 @@ def _file_digest(path: Path) -> str:
 
 
 def _folder_digest(path: Path) -> str:
-    """Of the names and contents of all files in it; nothing if it holds more than files."""
+    """Hash names and contents of all files in a folder; nothing if it holds more than files."""
     digest = hashlib.sha256()
     for file in sorted(path.iterdir()):
         if not file.is_file():
@@ -193,10 +185,8 @@ class _Hashing:
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream, self.digest = stream, hashlib.sha256()
+        self.flush = stream.flush
 
     def write(self, content: bytes) -> int:
         self.digest.update(content)
         return self._stream.write(content)
-
-    def flush(self) -> None:
-        self._stream.flush()

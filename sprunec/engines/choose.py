@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sprunec.engines.device import Place
-from sprunec.engines.protocols import TrainingEngine
 from sprunec.engines.world import World
 from sprunec.plan.scale import shards_by_itself
+
+if TYPE_CHECKING:
+    from sprunec.engines.torch_engine import TorchEngine
 
 BMTRAIN = "bmtrain"
 
@@ -21,9 +23,7 @@ def check_engine(settings: Mapping[str, Any], place: Place) -> None:
         check_here(place)
 
 
-def choose_engine(
-    settings: Mapping[str, Any], place: Place, world: World, seed: int, parameters: int
-) -> TrainingEngine:
+def choose_engine(settings: Mapping[str, Any], place: Place, world: World, seed: int, parameters: int) -> TorchEngine:
     """Make what trains a model of so many parameters; all ranks do it together.
 
     Args:
@@ -34,7 +34,8 @@ def choose_engine(
     if settings.get("name") == BMTRAIN:
         from sprunec.engines.bmtrain_engine import BMTrainEngine
 
-        return BMTrainEngine(place, world, seed, full=sharding != "none", recompute=recompute, offload=offload)
+        full = sharding != "none"
+        return BMTrainEngine(place, world, full=full, recompute=recompute, offload=offload, seed=seed)
     from sprunec.engines.torch_engine import TorchEngine
 
     offload = offload and place.device.type != "cpu"

@@ -33,13 +33,21 @@ class Place:
             InputError: the device is not here, or all processes would share it.
         """
         if world is not None and world.size > 1:
-            device = _for_rank(device, world.local_rank)
-        chosen = _best() if device == "auto" else device
-        if not _is_here(torch.device(chosen)):
-            raise InputError.in_option(
-                "/engine/device", f"device {device} is not on this machine", 'use "auto" or "cpu"'
-            )
-        return cls(torch.device(chosen), DTYPES[precision])
+            if device.startswith("cuda:") or device == "mps":
+                message = f"device {device} is one, and several processes train"
+                hint = 'write "device": "cuda": each process takes its own'
+                raise InputError.in_option("/engine/device", message, hint)
+            if device != "cpu" and torch.cuda.is_available():
+                device = f"cuda:{world.local_rank}"
+            elif device == "auto":
+                device = "cpu"
+        elif device == "auto":
+            device = _best()
+        found = torch.device(device)
+        if not _is_here(found):
+            message = f"device {device} is not on this machine"
+            raise InputError.in_option("/engine/device", message, 'use "auto" or "cpu"')
+        return cls(found, DTYPES[precision])
 
     @contextlib.contextmanager
     def precision(self) -> Iterator[None]:
@@ -47,7 +55,7 @@ class Place:
             yield
 
     def memory(self, processes: int) -> float:
-        """Bytes for each of so many processes: of its GPU, or its share of the machine's."""
+        """Return bytes for each of so many processes: of its GPU, or its share of the machine's."""
         if self.device.type == "cuda":
             return float(torch.cuda.get_device_properties(self.device).total_memory)
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / processes
@@ -55,15 +63,6 @@ class Place:
     def synchronize(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-
-
-def _for_rank(device: str, local_rank: int) -> str:
-    if device.startswith("cuda:") or device == "mps":
-        message = f"device {device} is one, and several processes train"
-        raise InputError.in_option("/engine/device", message, 'write "device": "cuda": each process takes its own')
-    if device == "cpu" or not torch.cuda.is_available():
-        return device if device != "auto" else "cpu"
-    return f"cuda:{local_rank}"
 
 
 def _is_here(device: torch.device) -> bool:

@@ -2,12 +2,13 @@
 
 logits  Soft-label cross entropy (Hinton, Vinyals & Dean 2015): T^2 H(softmax(t / T), softmax(s / T)), summed over the
         vocabulary, mean over the targets. T^2 keeps its gradient's size whatever the temperature T.
-hidden  Per pair of states, the mean squared difference of the two after each column's vector was divided by its own
-        L2 norm; mean over the columns in use and over the features, pairs added up. BMCook divides by the mean norm of
-        all columns instead. That mean is of whatever slice of the batch is at hand, so the loss would depend on how a
-        batch is parted; a column's own norm does not.
+hidden  Per pair of states, the mean squared difference of the two after each position's vector was divided by its own
+        L2 norm; mean over the positions in use and over the features, pairs added up. BMCook divides by the mean norm
+        of all positions instead. That mean is of whatever slice of the batch is at hand, so the loss would depend on
+        how a batch is split; a position's own norm does not.
 
-Letters in shapes: B rows, N columns, V words, M columns that are asked, S and T the student's and the teacher's width.
+Letters in shapes: B sequences, N positions, V tokens of the vocabulary, M positions that have a target, S and T the
+student's and the teacher's width.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class States:
         return module.register_forward_hook(lambda _, given, result: self._seen.__setitem__(point, result))
 
     def take(self) -> dict[Point, Tensor]:
-        """What was seen, once: states hold the graph of their pass."""
+        """Hand out what was seen, once: states hold the graph of their pass."""
         seen, self._seen = self._seen, {}
         return seen
 
@@ -56,7 +57,7 @@ class States:
 
 
 class Distiller:
-    """An objective of the training loop: a teacher, the pairs of states, and their projections, which it trains.
+    """An auxiliary loss of the training loop: a teacher, the pairs of states, and their projections, which it trains.
 
     Args:
         teacher: on the training's device; put in eval mode, its weights frozen.
@@ -76,17 +77,17 @@ class Distiller:
         self.teacher, self.weights, self.pairs = teacher.eval().requires_grad_(False), weights, tuple(pairs)
         self.projections = tuple(projections)
         self._students, self._teachers = States(student_places), States(teacher_places)
-        self._targets = self._columns = 1
+        self._targets = self._positions = 1
 
     def parameters(self) -> list[nn.Parameter]:
         return [weight for weight in self.projections if weight is not None]
 
     def begin(self, batch: Batch) -> None:
-        """The global batch of the step, whose targets and columns the losses are means over."""
-        self._targets, self._columns = batch.target_count, int(batch.inputs["length"].sum())
+        """Take in the global batch of the step, whose targets and positions the losses are means over."""
+        self._targets, self._positions = batch.target_count, int(batch.inputs["length"].sum())
 
     def loss(self, part: Batch, logits: Tensor) -> Tensor:
-        """The weighted sum of the losses of a part of the batch, just run through the student: its share of the mean.
+        """Return the weighted sum of the losses of a part of the batch, just run through the student: its share.
 
         Args:
             logits: the student's (B, N, V).
@@ -105,11 +106,11 @@ class Distiller:
             wanted = teachers[pair.teacher]
             wanted = wanted if projection is None else F.linear(wanted, projection)
             difference = hidden_difference(students[pair.student], wanted, used)
-            total = total + self.weights.hidden * difference / self._columns
+            total = total + self.weights.hidden * difference / self._positions
         return total
 
     def state(self) -> dict[str, Any]:
-        """What the steps to come depend on; the teacher is no part of it."""
+        """Return what the steps to come depend on; the teacher is no part of it."""
         return {"projections": [weight.detach() for weight in self.parameters()]}
 
     @torch.no_grad()
@@ -126,7 +127,7 @@ class Distiller:
 def make_projections(
     pairs: Sequence[Pair], widths: Sequence[tuple[int, int]], *, project: bool, seed: int, device: torch.device
 ) -> list[nn.Parameter | None]:
-    """One linear map for each pair, drawn from N(0, 0.02^2); None for each where `project` is off.
+    """Draw one linear map for each pair from N(0, 0.02^2); None for each where `project` is off.
 
     Args:
         widths: the student's and the teacher's.
@@ -148,35 +149,35 @@ def make_projections(
 
 
 def soft_cross_entropy(student: Tensor, teacher: Tensor, asked: Tensor, temperature: float) -> Tensor:
-    """T^2 times the cross entropy in nats at temperature T, summed over the columns that are asked.
+    """T^2 times the cross entropy in nats at temperature T, summed over the positions that are asked.
 
     Args:
         student, teacher: logits (B, N, V); the gradient goes to the student's.
         asked: (B, N) bool.
     """
-    rows = asked.flatten().nonzero()[:, 0]
-    total: Tensor = _SoftCrossEntropy.apply(student.flatten(0, 1), teacher.flatten(0, 1), rows, temperature)  # type: ignore[no-untyped-call]
+    positions = asked.flatten().nonzero()[:, 0]
+    total: Tensor = _SoftCrossEntropy.apply(student.flatten(0, 1), teacher.flatten(0, 1), positions, temperature)  # type: ignore[no-untyped-call]
     return total
 
 
 class _SoftCrossEntropy(torch.autograd.Function):
-    """Some columns at a time, in float32: (M, V) probabilities are never all there at once, nor kept for backward."""
+    """Some positions at a time, in float32: (M, V) probabilities are never all there at once, nor kept for backward."""
 
     @staticmethod
-    def forward(ctx: Any, student: Tensor, teacher: Tensor, rows: Tensor, temperature: float) -> Tensor:
-        ctx.save_for_backward(student, teacher, rows)
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, positions: Tensor, temperature: float) -> Tensor:
+        ctx.save_for_backward(student, teacher, positions)
         ctx.temperature = temperature
         total = student.new_zeros((), dtype=torch.float32)
-        for some in rows.split(_chunk(student)):
+        for some in positions.split(_chunk(student)):
             wanted = (teacher[some].float() / temperature).softmax(-1)
             total -= (wanted * (student[some].float() / temperature).log_softmax(-1)).sum()
         return temperature**2 * total
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        student, teacher, rows = ctx.saved_tensors
+        student, teacher, positions = ctx.saved_tensors
         found = torch.zeros_like(student)
-        for some in rows.split(_chunk(student)):
+        for some in positions.split(_chunk(student)):
             has, wanted = ((x[some].float() / ctx.temperature).softmax(-1) for x in (student, teacher))
             found[some] = ((has - wanted) * (ctx.temperature * gradients[0])).to(found.dtype)
         return found, None, None, None
@@ -187,7 +188,7 @@ def _chunk(logits: Tensor) -> int:
 
 
 def hidden_difference(student: Tensor, teacher: Tensor, used: Tensor) -> Tensor:
-    """The mean over features of the squared difference of unit vectors, summed over the columns in use.
+    """Return the mean over features of the squared difference of unit vectors, summed over the positions in use.
 
     Args:
         student, teacher: (B, N, S).

@@ -57,4 +57,4 @@ class Heartbeat:
             self._ended = self._ended or now
             return "" if now - self._ended > LINGER else None
         silent = [rank for rank, (_, when) in self._heard.items() if now - when > SILENCE]
-        return f"rank {silent[0]} has given no sign of life for {SILENCE:.0f} seconds" if silent else None
+        return f"rank {silent[0]} has sent no heartbeat for {SILENCE:.0f} seconds" if silent else None

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
-import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,22 +19,13 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
     """
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    from torch.distributed.run import main as torchrun
 
     logging.disable(logging.CRITICAL)  # rank 0 has said what went wrong
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=processes,
-        run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=0,
-        monitor_interval=0.2,
-    )
+    options = ["--standalone", f"--nproc-per-node={processes}", "--monitor-interval=0.2"]
     try:
-        elastic_launch(config, sys.executable)("-m", "sprunec", *arguments)
+        torchrun([*options, "-m", "sprunec", *arguments])
     except ChildFailedError as error:
         return exit_code({rank: failure.exitcode for rank, failure in error.failures.items()})
     except (SignalException, KeyboardInterrupt):

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -15,23 +15,27 @@ from torch import Tensor, nn
 
 from sprunec.data.batches import IGNORED, Batch
 from sprunec.engines.checkpoints import Saves
-from sprunec.engines.nonfinite import MOST_SKIPS, Skips, accident, non_finite, what_is_wrong
-from sprunec.engines.protocols import AuxiliaryLoss, Learner, TrainingEngine
+from sprunec.engines.learner import Learner
+from sprunec.engines.nonfinite import MOST_SKIPS, Skips, non_finite, non_finite_step, what_is_wrong
 from sprunec.engines.training import Training
 from sprunec.errors import PassError
 from sprunec.interrupts import postponed
+
+if TYPE_CHECKING:
+    from sprunec.engines.distillation import Distiller
+    from sprunec.engines.torch_engine import TorchEngine
 
 Report = Callable[[dict[str, Any]], None]
 
 
 def language_model_loss(model: nn.Module, batch: Batch) -> Tensor:
-    """The sum of the cross entropy in nats over the batch's targets."""
+    """Sum the cross entropy in nats over the batch's targets."""
     logits, _ = model(**batch.inputs)
     return cross_entropy(logits, batch)
 
 
 def cross_entropy(logits: Tensor, batch: Batch) -> Tensor:
-    """The sum in nats over the batch's targets, of logits (B, N, V)."""
+    """Sum the cross entropy in nats over the batch's targets, of logits (B, N, V)."""
     return F.cross_entropy(logits.flatten(0, 1).float(), batch.targets.flatten(), ignore_index=IGNORED, reduction="sum")
 
 
@@ -39,13 +43,13 @@ def fit(
     model: nn.Module,
     batches: Callable[[int], Batch],
     training: Training,
-    engine: TrainingEngine,
+    engine: TorchEngine,
     *,
     first_step: int,
     report: Report,
     learner: Learner | None = None,
     saves: Saves | None = None,
-    auxiliary_loss: AuxiliaryLoss | None = None,
+    auxiliary_loss: Distiller | None = None,
     kept: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Any]:
     """Train for `training.steps` steps or until `learner` is done, from the last save if there is one.
@@ -76,7 +80,7 @@ def fit(
             batch = batches(first_step + step)
             event, wrong = trainer.step(step, batch)
             if wrong is not None:
-                raise accident(wrong, first_step + step, batch, saves.last if saves is not None else None)
+                raise non_finite_step(wrong, first_step + step, batch, saves.last if saves is not None else None)
             report(event)
             if saves is not None:
                 saves.after_step(step + 1, training.steps, lambda event=event: trainer.state(event))  # type: ignore[misc]
@@ -93,10 +97,10 @@ class Trainer:
         self,
         model: nn.Module,
         training: Training,
-        engine: TrainingEngine,
+        engine: TorchEngine,
         first_step: int,
         learner: Learner | None,
-        auxiliary_loss: AuxiliaryLoss | None,
+        auxiliary_loss: Distiller | None,
         kept: Mapping[str, Tensor] | None,
     ) -> None:
         self.training, self.world, self.place = training, engine.world, engine.place
@@ -113,10 +117,17 @@ class Trainer:
         """
         if self.world.size > 1:
             self.learner.load(self.world.broadcast(self.learner.state()))
-        return self.load(saved) if saved is not None else (0, {})
+        if saved is None:
+            return 0, {}
+        self.driver.load(saved)
+        self.skips = Skips(**saved["skips"])
+        self.learner.load(saved["companion"])
+        if self.auxiliary is not None:
+            self.auxiliary.load(saved["objective"])
+        return saved["event"]["step"], saved["event"]
 
     def step(self, step: int, batch: Batch) -> tuple[dict[str, Any], str | None]:
-        """One update, or none: a step whose loss or gradients are not finite moves nothing but the loss scale.
+        """Make one update, or none: a step whose loss or gradients are not finite moves nothing but the loss scale.
 
         Args:
             batch: the global one, wherever it lies.
@@ -170,14 +181,14 @@ class Trainer:
         return dict(zip(totals, self.world.total(list(totals.values())), strict=True))
 
     def _wrong(self, loss: float, norm: float) -> str | None:
-        """Why to stop at a step that is not finite; None: fp16 leaves it out."""
+        """Say why to stop at a step that is not finite; None: fp16 leaves it out."""
         if self.driver.scaled and self.skips.in_a_row + 1 < MOST_SKIPS:
             return None
         times = f" {MOST_SKIPS} times in a row, for the last time" if self.driver.scaled else ""
         return what_is_wrong(loss, norm) + times
 
     def _update(self, finite: bool, rate: float, norm: float, scale: float) -> dict[str, Any]:
-        """Clip, step, forget the gradients; returns what fp16 adds to the event."""
+        """Clip, step, forget the gradients; return what fp16 adds to the event."""
         if finite:
             self.learner.backward(1.0 / scale)
             self.driver.step(rate, norm)
@@ -186,19 +197,19 @@ class Trainer:
         return self.skips.event(finite, scale) if self.driver.scaled else {}
 
     def check_end(self) -> None:
-        """Raises PassError if nothing was trained, or what was is not finite."""
+        """Raise PassError if nothing was trained, or what was is not finite."""
         if self.skips.total >= self.training.steps:
-            words = "in fp16 no step had finite gradients, so nothing was trained"
-            raise PassError(f"{words}; lower loss_scale, or choose precision bf16 or fp32")
+            message = "in fp16 no step had finite gradients, so nothing was trained"
+            raise PassError(f"{message}; lower loss_scale, or choose precision bf16 or fp32")
         self.check_weights("in the last step")
 
     def check_weights(self, when: str) -> None:
-        """Raises PassError if what was trained, with what learned beside it, is not finite."""
+        """Raise PassError if what was trained, with what learned beside it, is not finite."""
         if not self.driver.finite() or non_finite(self._beside()):
             raise PassError(f"weights became NaN or infinite {when}; lower the learning rate, or clip gradients")
 
     def state(self, event: dict[str, Any]) -> dict[str, Any]:
-        """Everything that the steps after `event` depend on; noise and data follow from the step's number.
+        """Return everything that the steps after `event` depend on; noise and data follow from the step's number.
 
         Raises:
             PassError: a weight is not finite; the save before is the last good one.
@@ -215,12 +226,3 @@ class Trainer:
         """Collect the state of what learns beside the weights, by the names that saves have for it."""
         auxiliary = self.auxiliary.state() if self.auxiliary is not None else None
         return {"companion": self.learner.state(), "objective": auxiliary}
-
-    def load(self, state: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-        """The steps that are done, and the last one's event."""
-        self.driver.load(state)
-        self.skips = Skips(**state["skips"])
-        self.learner.load(state["companion"])
-        if self.auxiliary is not None:
-            self.auxiliary.load(state["objective"])
-        return state["event"]["step"], state["event"]

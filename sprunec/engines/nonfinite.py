@@ -1,4 +1,4 @@
-"""Numbers that are none: what a step that met them says, and how often in a row fp16 may leave a step out."""
+"""Non-finite steps: what is said of one, and how often in a row fp16 may leave one out."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Skips:
 
 
 def batch_digest(batch: Batch) -> str:
-    """sha256 of a batch's tensors, by their names: which rows they were, whatever the device."""
+    """Hash a batch's tensors by their names: which sequences they were, whatever the device."""
     digest = hashlib.sha256()
     for name, tensor in (*sorted(batch.inputs.items()), ("targets", batch.targets)):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -41,14 +41,14 @@ def batch_digest(batch: Batch) -> str:
 
 
 def what_is_wrong(loss: float, norm: float) -> str:
-    """The first that is no finite number."""
+    """Name the first of a step's numbers that is not finite."""
     if not math.isfinite(loss):
         return f"the loss became {loss}"
     return f"the gradient norm became {norm}" if not math.isfinite(norm) else "the gradient of a gate became infinite"
 
 
-def accident(what: str, model_step: int, batch: Batch, saved: Path | None) -> PassError:
-    """What to raise: the step, its batch, and where the last good save is.
+def non_finite_step(what: str, model_step: int, batch: Batch, saved: Path | None) -> PassError:
+    """Make the error to raise: the step, its batch, and where the last good save is.
 
     Args:
         model_step: training steps that the model had before this one.
@@ -61,5 +61,5 @@ def accident(what: str, model_step: int, batch: Batch, saved: Path | None) -> Pa
 
 
 def non_finite(state: Any) -> bool:
-    """Whether a tensor anywhere in a nested state holds NaN or infinity."""
+    """Say whether a tensor anywhere in a nested state holds NaN or infinity."""
     return any(not bool(torch.isfinite(tensor).all()) for tensor in tensors_in(state) if tensor.is_floating_point())

@@ -14,7 +14,7 @@ GROWTH, BACKOFF, INTERVAL = 2.0, 0.5, 2000  # of the loss scale
 
 
 def make_optimizer(model: nn.Module, training: Training, others: Iterable[nn.Parameter] = ()) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov & Hutter 2019), Adam with decay as an L2 term, or SGD with the first beta as its momentum.
+    """Make AdamW (Loshchilov & Hutter 2019), Adam with decay as an L2 term, or SGD with the first beta as its momentum.
 
     Args:
         others: what is trained beside the model: a group of its own, for it may lie elsewhere.
@@ -29,13 +29,13 @@ def make_optimizer(model: nn.Module, training: Training, others: Iterable[nn.Par
 
 
 def one_group(state: Mapping[str, Any]) -> dict[str, Any]:
-    """An optimizer's state as if all its parameters, numbered in their order, were in one group."""
+    """Lay an optimizer's state out as if all its parameters, numbered in their order, were in one group."""
     numbers = [number for group in state["param_groups"] for number in group["params"]]
     return {"state": state["state"], "param_groups": [state["param_groups"][0] | {"params": numbers}]}
 
 
 def in_groups(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The inverse, for an optimizer of the same parameters."""
+    """Do the inverse, for an optimizer of the same parameters."""
     groups = [state["param_groups"][0] | {"params": g["params"]} for g in optimizer.state_dict()["param_groups"]]
     return {"state": state["state"], "param_groups": groups}
 

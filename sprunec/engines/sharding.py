@@ -1,4 +1,4 @@
-"""One model over several processes: every rank has all of it (DDP), or a part of every tensor (FSDP2).
+"""One model over several processes: every rank has all of it (DDP), or a shard of every tensor (FSDP2).
 
 Gradients are added over ranks, not averaged: each rank's loss is already divided by the targets of the whole batch.
 """
@@ -22,7 +22,7 @@ from sprunec.families.module_lists import blocks
 
 
 def replicate(model: nn.Module, device: torch.device) -> DistributedDataParallel:
-    """All of the model on every rank. Its buffers are the gates, which are set alike, and indices: nothing to send."""
+    """Keep all of the model on every rank; its buffers, gates that are set alike and indices, need no sending."""
     names = [name for name, _ in model.named_buffers()]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)
     devices = [device] if device.type == "cuda" else None
@@ -38,13 +38,13 @@ def _add(gradients: Tensor) -> torch.futures.Future[Tensor]:
 
 
 def shard(model: nn.Module, place: Place, world_size: int, *, offload: bool) -> None:
-    """A part of every tensor on each rank, in place; a block's are whole only while it is at work (ZeRO-3).
+    """Keep a shard of every tensor on each rank, in place; a block's are whole only while it is at work (ZeRO-3).
 
-    In half precision a block's weights are gathered as such, for casts of fp32 ones would be kept for the way back.
+    In half precision a block's weights are gathered as such: casts of fp32 ones would be kept for the backward pass.
     What stands outside the blocks stays in fp32, and so does the sum that runs through them; gradients add up in fp32.
 
     Args:
-        offload: keep parts, gradients and moments in the memory of the CPU, where the optimizer then works.
+        offload: keep shards, gradients and moments in the memory of the CPU, where the optimizer then works.
 
     Raises:
         PassError: this torch cannot add gradients without averaging them.
@@ -70,17 +70,17 @@ def shard(model: nn.Module, place: Place, world_size: int, *, offload: bool) -> 
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This rank's part of a tensor."""
+    """Return this rank's shard of a tensor."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All of it; asked for by all ranks."""
+    """Return all of a tensor; called by all ranks."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def like(tensor: Tensor, model: Tensor) -> Tensor:
-    """A whole tensor that all ranks have, shared out as `model` is, which is of the same shape."""
+    """Shard a whole tensor that all ranks have as `model` is sharded, which is of the same shape."""
     if not isinstance(model, DTensor) or isinstance(tensor, DTensor) or tensor.shape != model.shape:
         return tensor
     tensor = tensor.to(model.device)
@@ -88,8 +88,8 @@ def like(tensor: Tensor, model: Tensor) -> Tensor:
 
 
 def total_norm(gradients: Iterable[Tensor]) -> float:
-    """Of parts and whole tensors together, over all ranks."""
+    """Compute the norm of shards and whole tensors together, over all ranks."""
     given = list(gradients)
-    groups = [[g for g in given if isinstance(g, DTensor) == parted] for parted in (True, False)]
+    groups = [[g for g in given if isinstance(g, DTensor) == sharded] for sharded in (True, False)]
     norms = [whole(nn.utils.get_total_norm(group)).cpu() for group in groups if group]
     return float(norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms)))

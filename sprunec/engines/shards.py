@@ -1,4 +1,4 @@
-"""Tensors in parts on several ranks, as a folder that a world of any size reads: torch's distributed checkpoint.
+"""Tensors in shards on several ranks, as a folder that a world of any size reads: torch's distributed checkpoint.
 
 torch reads such a folder's index with pickle, and objects in it without `weights_only`. Here only tensors are written,
 and the index is read by `load_pickle`, which is given no more than the classes that an index of tensors is made of.
@@ -57,25 +57,30 @@ def write_shards(directory: Path, tensors: Mapping[str, Tensor], seal: Callable[
     if "gloo" not in _groups:  # of its own, for it is used while training uses the others
         _groups["gloo"] = dist.new_group(backend="gloo")
     writer = FileSystemWriter(str(directory), sync_files=True)
-    begun = async_save(dict(tensors), storage_writer=writer, process_group=_groups["gloo"])
+    begun: Any = async_save(dict(tensors), storage_writer=writer, process_group=_groups["gloo"])
     ended: Future[None] = Future()
-    threading.Thread(target=_end, args=(directory, begun, seal, ended), daemon=True).start()
+
+    def end() -> None:
+        try:
+            with naming(directory):
+                _wait(begun)
+            seal()
+        except BaseException as error:
+            ended.set_exception(error)
+        else:
+            ended.set_result(None)
+
+    # No executor's thread, which Python would wait for at its end: this one may hang where another rank is gone.
+    threading.Thread(target=end, daemon=True).start()
     return ended
 
 
-def _end(directory: Path, begun: Future[Any], seal: Callable[[], None], ended: Future[None]) -> None:
+def _wait(begun: Future[Any]) -> None:
     try:
-        with naming(directory):
-            try:
-                begun.result()
-            except CheckpointException as error:
-                first = _first(error)
-                raise first if isinstance(first, OSError) else OSError(str(first)) from error
-        seal()
-    except BaseException as error:
-        ended.set_exception(error)
-    else:
-        ended.set_result(None)
+        begun.result()
+    except CheckpointException as error:
+        first = _first(error)
+        raise first if isinstance(first, OSError) else OSError(str(first)) from error
 
 
 def _first(error: CheckpointException) -> BaseException:
@@ -84,13 +89,13 @@ def _first(error: CheckpointException) -> BaseException:
 
 
 def shard_sizes(directory: Path) -> dict[str, TensorStorageMetadata]:
-    """Tell what is in a folder, by name."""
+    """Read from a folder's index what is in it, by name."""
     found: dict[str, Any] = StrictReader(str(directory)).read_metadata().state_dict_metadata
     return dict(found)
 
 
 def read_shards(directory: Path, tensors: dict[str, Tensor]) -> None:
-    """Fill tensors, whole ones or this rank's parts; every rank reads by itself what it needs.
+    """Fill tensors, whole ones or this rank's shards; every rank reads by itself what it needs.
 
     Raises:
         PassError: they are not there as the index says.

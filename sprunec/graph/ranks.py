@@ -30,15 +30,16 @@ JOIN = "join"  # the first turn: all ranks open the channel of collectives
 
 
 def check_shares(graph: Graph, size: int) -> None:
-    """Refuse batches that ranks cannot share out equally: each must have the same number of parts of every batch.
+    """Refuse batches that ranks cannot divide equally: each must have the same number of parts of every batch.
 
     Raises:
-        InputError: the sequences of a batch cannot be shared out.
+        InputError: the sequences of a batch cannot be divided so.
     """
     for node in (node for node in graph.nodes if PASSES[node.pass_].trains):
-        rows, parts = node.options.batch_size, node.options.accumulate
-        if rows % (size * parts):
-            message = f"{node.name}: {rows} rows in {parts} part(s) cannot be shared out equally to {size} processes"
+        sequences, parts = node.options.batch_size, node.options.accumulate
+        if sequences % (size * parts):
+            batch = f"{sequences} sequences in {parts} part(s)"
+            message = f"{node.name}: {batch} cannot be divided equally among {size} processes"
             hint = f"make data.batch_size a multiple of {size * parts}, or start another number of processes"
             raise InputError.in_option("/data/batch_size", message, hint, code="uneven-shares")
 

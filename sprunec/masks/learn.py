@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sprunec.engines.protocols import Learner
+from sprunec.engines.learner import Learner
 from sprunec.masks import gates as hard_concrete
 from sprunec.masks.budgets import Budget, settled
 from sprunec.masks.convergence import Convergence

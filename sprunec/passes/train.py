@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from sprunec.engines.distillation import Distiller
-    from sprunec.engines.protocols import TrainingEngine
+    from sprunec.engines.torch_engine import TorchEngine
     from sprunec.graph.builder import Builder
     from sprunec.masks.two_four import Pattern
     from sprunec.plan.plan import PassSpec
@@ -75,7 +75,7 @@ def _keep_pattern(job: Job[TrainOptions], state: Mapping[str, Tensor], pattern: 
     return {"density": density(state, pattern)}
 
 
-def engine_of(job: Job[TrainOptions]) -> TrainingEngine:
+def engine_of(job: Job[TrainOptions]) -> TorchEngine:
     """Make what trains; all ranks do."""
     from sprunec.engines.choose import choose_engine
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,7 +14,7 @@ from rich.text import Text
 from sprunec.errors import Diagnostic, InputError, disk_words
 from sprunec.graph.store import Store, strict_json
 from sprunec.interrupts import Interrupts
-from sprunec.show.console import Progress
+from sprunec.show.console import Progress, print_diagnostics
 from sprunec.show.numbers import number
 from sprunec.show.tables import graph_table, kept_table, result_table
 from sprunec.unexpected import explained
@@ -26,12 +25,26 @@ if TYPE_CHECKING:
 
 
 def print_json(document: Any) -> None:
-    sys.stdout.write(strict_json(document) + "\n")
+    print(strict_json(document), flush=True)  # the process may be ended right after
 
 
 def diagnostics_document(found: Sequence[Diagnostic]) -> dict[str, Any]:
     valid = not any(finding.severity == "error" for finding in found)
     return {"valid": valid, "diagnostics": [finding.as_dict() for finding in found]}
+
+
+def print_error(error: BaseException) -> None:
+    """Print an error on stderr, on one line, however long, with any brackets in paths as they are."""
+    if isinstance(error, InputError):
+        print_diagnostics(error.diagnostics)
+        return
+    console = Console(stderr=True)
+    console.print("[red]error:[/red] ", end="")
+    console.print(_message(error), markup=False, highlight=False, soft_wrap=True)
+
+
+def _message(error: BaseException) -> str:
+    return disk_words(error) if isinstance(error, OSError) else str(error)
 
 
 def print_failure(error: BaseException, folder: Path | None) -> None:
@@ -43,13 +56,13 @@ def print_failure(error: BaseException, folder: Path | None) -> None:
         wanted = {"status": "interrupted"}
         finding = Diagnostic("interrupted", "interrupted", "run the same command again")
     else:
-        wanted = {"error": disk_words(error) if isinstance(error, OSError) else str(error)}
+        wanted = {"error": _message(error)}
         finding = Diagnostic("failed", wanted["error"])
     report = _report_text(folder, wanted) if folder is not None else None
     if report is None:
         print_json(diagnostics_document([finding]))
     else:
-        sys.stdout.write(report + "\n")
+        print(report, flush=True)
 
 
 def _report_text(folder: Path, wanted: Mapping[str, str]) -> str | None:

@@ -18,7 +18,6 @@ from sprunec.engines import bmtrain_engine, device
 from sprunec.engines.bmtrain_engine import BMTrainEngine
 from sprunec.engines.device import Place
 from sprunec.engines.loop import fit
-from sprunec.engines.protocols import TrainingEngine
 from sprunec.engines.torch_engine import TorchEngine
 from sprunec.engines.training import Training
 from sprunec.errors import InputError, PassError
@@ -44,14 +43,14 @@ def double(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bmtrain_engine, "check_here", lambda place: None)
 
 
-def train(engine: TrainingEngine, steps: int = 20, **changes: Any) -> tuple[list[float], dict[str, Tensor]]:
+def train(engine: TorchEngine, steps: int = 20, **changes: Any) -> tuple[list[float], dict[str, Tensor]]:
     model, events = tiny_model(), []
     training = Training(**(OPTIONS | {"steps": steps, "optimizer": "adam"} | changes))
     fit(model, batch, training, engine, first_step=0, report=events.append)
     return [event["loss"] for event in events], engine.weights(model)
 
 
-def learn(engine: TrainingEngine, steps: int) -> tuple[list[float], GateLearner, dict[str, Tensor]]:
+def learn(engine: TorchEngine, steps: int) -> tuple[list[float], GateLearner, dict[str, Tensor]]:
     """Gates on heads and dims of traced blocks, and the weights beside them."""
     model, config, events = tiny_model(), tiny_config(), []
     blocks = trace_blocks(model, example_inputs(config), block_kinds(config))
@@ -162,7 +161,7 @@ def test_fp16_halves_its_scale_at_a_step_that_is_left_out(double: None) -> None:
 
 def test_parts_of_another_engine_are_named_and_not_read(double: None) -> None:
     driver = BMTrainEngine(PLACE).drive(tiny_model(), Training(**(OPTIONS | {"optimizer": "adam"})))
-    with pytest.raises(PassError, match="step-7 is in parts of FSDP2"):
+    with pytest.raises(PassError, match="step-7 is in shards of FSDP2"):
         driver.load({"shards": Path("step-7")})
 
 

@@ -132,7 +132,7 @@ def test_the_loss_scale_halves_at_once_and_doubles_late() -> None:
 @pytest.mark.parametrize(
     ("size", "parts", "fits"), [(2, 1, True), (2, 2, True), (4, 1, True), (3, 1, False), (4, 2, 0)]
 )
-def test_batches_are_allocated_equally_or_not_at_all(size: int, parts: int, fits: bool, tmp_path: Path) -> None:
+def test_batches_are_divided_equally_or_not_at_all(size: int, parts: int, fits: bool, tmp_path: Path) -> None:
     content = plan({"pass": "train", "steps": 1, "accumulate": parts})
     graph = sprunec.lower(sprunec.read_plan(write(tmp_path, content)))
     if fits:
@@ -161,5 +161,5 @@ def test_a_lost_process_is_told_from_other_errors() -> None:
 @pytest.mark.parametrize(
     ("codes", "code"), [({0: 4}, 4), ({0: 130, 1: 1}, 130), ({0: -9, 1: 1}, 1), ({1: 1}, 1), ({0: 3}, 3)]
 )
-def test_the_exit_code_is_the_leads(codes: dict[int, int], code: int) -> None:
+def test_exit_code_is_rank_0s(codes: dict[int, int], code: int) -> None:
     assert exit_code(codes) == code

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import sprunec
-from tests.engines.teams import (
+from tests.engines.processes import (
     STEPS,
     events,
     every_kind,
@@ -98,12 +98,12 @@ def test_two_processes_go_on_from_the_save_of_one(alone: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("mistake", ["shares", pytest.param("plan", marks=pytest.mark.slow)])
-def test_what_the_lead_refuses_is_said_once_and_ends_all(mistake: str, tmp_path: Path) -> None:
+def test_what_rank_0_refuses_is_said_once_and_ends_all(mistake: str, tmp_path: Path) -> None:
     content = plan({"pass": "train", "steps": 1 if mistake == "shares" else -1})
     content["data"]["batch_size"] = 3
     done = launch(tmp_path, content)
     assert done.returncode == 3
-    words = "cannot be shared out equally to 2 processes" if mistake == "shares" else "/passes/0/steps"
+    words = "cannot be divided equally among 2 processes" if mistake == "shares" else "/passes/0/steps"
     assert done.stderr.count(words) == 1
     assert "Traceback" not in done.stderr
 
@@ -136,7 +136,7 @@ def test_a_rank_that_no_longer_moves_is_given_up(which: int, alone: Path, tmp_pa
     wait_until(lambda: not Path(f"/proc/{pair[1 - which]}").exists(), running)
     assert time.monotonic() - stopped < 60
     _, told = running.communicate(timeout=120)  # torchrun waits half a minute for the one that it cannot ask to end
-    assert f"rank {which} has given no sign of life" in told
+    assert f"rank {which} has sent no heartbeat" in told
     assert launch(tmp_path, every_kind(sharding="full")).returncode == 4
     check(tmp_path, alone)
 
