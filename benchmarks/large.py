@@ -23,7 +23,7 @@ import numpy as np
 from measure import BARE, measure
 from models import write_masks
 
-from sprunec.families.cpm_ant.config import LayerKept, ModelConfig
+from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.families.cpm_ant.shapes import expected_tensors
 
 TEN_BILLION = {"dim_model": 4096, "num_heads": 32, "dim_head": 128, "dim_ff": 10240, "num_layers": 48}
@@ -62,7 +62,7 @@ def draw_masks(large: ModelConfig, small: ModelConfig) -> list[dict[str, list[in
     kept = []
     for layer in small.layers:
         heads, dims = some(large.num_heads, layer.heads), some(large.dim_head, layer.dim_head)
-        kept.append(vars(LayerKept(heads, dims, some(large.dim_ff, layer.dim_ff))))  # type: ignore[arg-type]
+        kept.append({"heads": heads, "dim_head": dims, "dim_ff": some(large.dim_ff, layer.dim_ff)})
     return kept
 
 

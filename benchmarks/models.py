@@ -35,10 +35,12 @@ MASKS = """
 import json, sys
 from pathlib import Path
 from sprunec.masks.mask_tensors import write_masks
-from sprunec.families.cpm_ant.config import ModelConfig, kept_from_json
+from sprunec.families.cpm_ant.config import ModelConfig
+from sprunec.families.cpm_ant.sizes import everything
+from sprunec.units import Kept
 folder = Path(sys.argv[1])
 config, kept = (json.loads((folder / name).read_text()) for name in ("whole.json", "kept.json"))
-write_masks(folder / "masks", ModelConfig.from_dict(config).everything(), kept_from_json(kept))
+write_masks(folder / "masks", everything(ModelConfig.from_dict(config)), Kept.from_json(kept))
 """
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
@@ -12,7 +11,9 @@ from sprunec.bmcook.masks.mask_forms import write_mask
 from sprunec.data.batches import Packer, load_text_data
 from sprunec.engines.loop import language_model_loss
 from sprunec.families.cpm_ant.inputs import Prompted
+from sprunec.families.cpm_ant.sizes import everything
 from sprunec.families.model_directory import read_config
+from sprunec.units import Kept
 
 
 def torch_pruning_dims(model: Path, data: Path, mask: Path, *, rows: int, length: int, seed: int, look: int) -> None:
@@ -44,11 +45,11 @@ def torch_pruning_dims(model: Path, data: Path, mask: Path, *, rows: int, length
         forward_fn=lambda module, inputs: module(**inputs),
         output_transform=lambda outputs: outputs[0].sum(),
     )
-    whole = config.everything()
+    whole = everything(config)
     kept = list(whole)
     for group in pruner.step(interactive=True):
         dependency, gone = group[0]
         layer = int(names[dependency.target.module].split(".")[2])
-        left = set(whole[layer].dim_ff or ()) - set(gone)
-        kept[layer] = replace(whole[layer], dim_ff=tuple(sorted(left)))
-    write_mask(mask, "bmcook", {"dim_ff"}, whole, whole, kept)
+        left = set(whole[layer].get("dim_ff", ())) - set(gone)
+        kept[layer] = {**whole[layer], "dim_ff": tuple(sorted(left))}
+    write_mask(mask, "bmcook", {"dim_ff"}, whole, whole, Kept(kept))

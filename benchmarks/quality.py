@@ -32,8 +32,8 @@ from peers import torch_pruning_dims
 from quality_tables import Setting, picture, tables
 
 from sprunec import lower, read_plan
-from sprunec.graph.graph import Graph
-from sprunec.passes.table import PASSES
+from sprunec.graph.graph import Graph, plain
+from sprunec.plan.pass_table import PASSES
 
 RESULTS = Path(__file__).with_name("quality.json")
 PAGE = Path(__file__).parent.parent / "docs" / "quality.md"
@@ -100,11 +100,13 @@ def run(plan: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def digest(graph: Graph, dense: Graph) -> str:
     """Of all that decides a cell: passes, versions and options; for the checkpoint's bytes stands how it is made."""
-    nodes = [
-        (node.pass_, PASSES[node.pass_].version, {k: v for k, v in node.options.items() if k != "checkpoint"})
-        for node in (*dense.nodes, *graph.nodes)
-    ]
-    return hashlib.sha256(json.dumps(nodes, sort_keys=True, default=dict).encode()).hexdigest()[:32]
+    nodes: list[tuple[str, int, dict[str, Any]]] = []
+    for node in (*dense.nodes, *graph.nodes):
+        options = {key: value for key, value in node.options.document().items() if key != "checkpoint"}
+        nodes.append((node.pass_, PASSES[node.pass_].version, options))
+    loaded = max(index for index, (name, _, _) in enumerate(nodes) if name == "load")
+    nodes.insert(loaded + 1, ("trace", 1, {}))  # what stood here when the first cells were measured
+    return hashlib.sha256(json.dumps(nodes, sort_keys=True, default=plain).encode()).hexdigest()[:32]
 
 
 def graph_of(plan: dict[str, Any], folder: Path) -> Graph:

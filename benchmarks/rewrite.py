@@ -40,8 +40,10 @@ from measure import BARE, measure, pages_read
 from models import write_masks
 
 from sprunec.checkpoint.safetensors_file import Stored, read_safetensors
-from sprunec.families.cpm_ant.config import LayerKept, ModelConfig, kept_to_json
+from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.families.cpm_ant.shapes import expected_tensors
+from sprunec.families.cpm_ant.sizes import everything
+from sprunec.units import Kept
 
 SHAPE = {"dim_model": 4096, "num_heads": 32, "dim_head": 128, "dim_ff": 10240}
 HEADS, DIMS = 16, 3072
@@ -53,19 +55,19 @@ def prepare(folder: Path, size: float) -> tuple[int, int]:
     layers = max(1, round((size * 1e9 - 0.27e9) / 0.386e9))
     config = ModelConfig.from_dict(SHAPE | {"num_layers": layers})
     draw = random.Random(0)
-    kept = [
-        LayerKept(
-            tuple(sorted(draw.sample(range(32), HEADS))),
-            tuple(range(128)),
-            tuple(sorted(draw.sample(range(10240), DIMS))),
-        )
+    kept = Kept(
+        {
+            "head": tuple(sorted(draw.sample(range(32), HEADS))),
+            "dim_head": tuple(range(128)),
+            "dim_ff": tuple(sorted(draw.sample(range(10240), DIMS))),
+        }
         for _ in range(layers)
-    ]
+    )
     for name in ("model", "masks"):
         (folder / name).mkdir()
     (folder / "model" / "config.json").write_text(json.dumps(config.to_dict()))
-    (folder / "model" / "kept.json").write_text(json.dumps(kept_to_json(config.everything())))
-    (folder / "masks" / "kept.json").write_text(json.dumps(kept_to_json(kept)))
+    (folder / "model" / "kept.json").write_text(json.dumps(everything(config).to_json()))
+    (folder / "masks" / "kept.json").write_text(json.dumps(kept.to_json()))
     header, end = {}, 0
     for name, shape in expected_tensors(config).items():
         start, end = end, end + 2 * math.prod(shape)
@@ -73,7 +75,7 @@ def prepare(folder: Path, size: float) -> tuple[int, int]:
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     _fill(folder / "model" / "model.safetensors", len(text).to_bytes(8, "little") + text, end)
-    small = config.cut(config.everything(), kept)
+    small = config.cut(everything(config), kept)
     _fill(folder / "copied", b"", sum(2 * math.prod(shape) for shape in expected_tensors(small).values()))
     return end, max(2 * math.prod(shape) for shape in expected_tensors(config).values())
 
@@ -132,11 +134,11 @@ def copy(folder: Path, out: Path) -> None:
 
 def streamed(folder: Path, out: Path) -> None:
     from sprunec.passes import cut as rewrite
-    from sprunec.passes.job import Job
+    from sprunec.passes.job import Job, Options
 
     out.mkdir()
     inputs = {"model": folder / "model", "masks": folder / "masks"}
-    rewrite.run(Job({}, inputs, {}, out, "cpu", lambda event: None))
+    rewrite.run(Job(Options(), inputs, {}, out, "cpu", lambda event: None))
 
 
 def in_memory(folder: Path, out: Path) -> None:
@@ -182,7 +184,7 @@ def work(way: str, folder: Path) -> None:
     if way not in ("floor", "copy"):
         import torch  # noqa: F401
     if way == "sprunec":
-        from sprunec.passes.bench import traced_shape
+        from sprunec.passes.job import traced_shape
 
         traced_shape(ModelConfig.from_dict({"num_layers": 1}))  # torch loads 800 modules when it first traces
     if way == "torch-pruning":

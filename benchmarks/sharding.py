@@ -33,6 +33,7 @@ from sprunec.engines.training import Training
 from sprunec.engines.world import World
 from sprunec.families.cpm_ant.blocks import build, initialize
 from sprunec.families.cpm_ant.config import ModelConfig
+from sprunec.families.cpm_ant.sizes import everything
 from sprunec.families.model_directory import load_model, save_model
 from sprunec.plan.scale import Cost, Setting, cost
 
@@ -121,7 +122,7 @@ def run(folder: Path, mode: str, steps: int) -> dict[str, float]:
 
 def expected(config: ModelConfig, mode: str) -> Cost:
     processes, full = MODES[mode]
-    return cost(config, Setting(processes, full, rows=ROWS // processes, columns=TEXT + config.prompt_length))
+    return cost(config, Setting(processes, full, sequences=ROWS // processes, positions=TEXT + config.prompt_length))
 
 
 def main() -> None:
@@ -141,7 +142,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         model = build(config)
         initialize(model, 0)
-        save_model(Path(name), config, config.everything(), model.state_dict())
+        save_model(Path(name), config, everything(config), model.state_dict())
         found = {mode: run(Path(name), mode, arguments.steps) for mode in MODES}
     if arguments.json:
         print(json.dumps({"config": config.to_dict(), "modes": found}))

@@ -23,14 +23,15 @@ from sprunec.engines.loop import fit
 from sprunec.engines.torch_engine import TorchEngine
 from sprunec.engines.training import Training
 from sprunec.families.cpm_ant.blocks import build, example_inputs, initialize
-from sprunec.families.cpm_ant.config import LayerKept, ModelConfig
+from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.families.cpm_ant.model import CPMAnt
+from sprunec.families.cpm_ant.sizes import everything, unit_sizes
 from sprunec.masks.budgets import make_budgets
 from sprunec.masks.lagrangian import Lagrangian
 from sprunec.masks.learn import GateLearner, start_from
-from sprunec.masks.unit_counts import gate_units, unit_sizes
 from sprunec.rewrite.gating import insert_gates
 from sprunec.rewrite.trace import trace_blocks
+from sprunec.units import gate_units
 
 UNITS = ("attention", "feed_forward", "head", "dim_ff")
 
@@ -55,8 +56,8 @@ def gated(config: ModelConfig, place: Place, steps: int) -> tuple[CPMAnt, GateLe
 def small_config(config: ModelConfig) -> ModelConfig:
     """A quarter of the heads, half of the dims."""
     heads, dims = tuple(range(config.num_heads // 4)), tuple(range(config.dim_ff // 2))
-    kept = [LayerKept(heads, tuple(range(config.dim_head)), dims)] * config.num_layers
-    return config.cut(config.everything(), kept)
+    kept = [{"head": heads, "dim_head": tuple(range(config.dim_head)), "dim_ff": dims}] * config.num_layers
+    return config.cut(everything(config), kept)
 
 
 def main() -> None:

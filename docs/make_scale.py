@@ -42,7 +42,7 @@ def table(value: Callable[[Cost], float], form: str) -> str:
 
 
 def setting(devices: int, engine: str, full: bool) -> Setting:
-    return Setting(devices, full, recompute=True, precision="bf16", rows=ROWS, columns=COLUMNS, engine=engine)
+    return Setting(devices, full, recompute=True, precision="bf16", sequences=ROWS, positions=COLUMNS, engine=engine)
 
 
 def page() -> str:

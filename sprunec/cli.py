@@ -210,16 +210,16 @@ def gc(
     debug: Debug = False,
 ) -> None:
     """Remove what no plan in OUT refers to, and what stopped or damaged runs left behind."""
-    from sprunec.graph.gc import collect, look
+    from sprunec.graph.gc import find_garbage, remove_garbage
     from sprunec.show.tables import waste_table
 
     with reporting(as_json, f"cleaning {out}"):
-        found = look(out)
+        found = find_garbage(out)
     if not as_json:
         Console().print(waste_table(found.document(removed=False), dry_run), crop=False)
     if not dry_run:
         with reporting(as_json, f"cleaning {out}"):
-            collect(out, found)
+            remove_garbage(out, found)
     if as_json:
         print_json(found.document(removed=not dry_run))
 
@@ -240,7 +240,7 @@ def _checked(plan: Path, flags: Flags, strict: bool) -> tuple[Plan, tuple[Diagno
 
 def _costs(plan: Plan, devices: int) -> list[dict[str, Any]]:
     """Compute what training takes of each of so many devices."""
-    from sprunec.graph.heads import with_own_head
+    from sprunec.graph.sources import with_own_head
     from sprunec.plan.scale import plan_costs
 
     return plan_costs(with_own_head(plan), devices)

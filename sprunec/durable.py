@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -159,3 +160,11 @@ def forget(path: Path) -> None:
     """Remove a file if that can be done; what failed before is the error to tell of."""
     with suppress(OSError):
         path.unlink(missing_ok=True)
+
+
+def remove(path: Path) -> None:
+    """Take away a file, a link, or a directory with all that is in it, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    elif os.path.lexists(path):
+        path.unlink()

@@ -8,7 +8,7 @@ Another package adds rows from modules of its own, by entry points in the group 
     [project.entry-points."sprunec.formats"]
     gguf = "sprunec_gguf.gguf"
 
-A row's schema stands beside its module there (`gguf.schema.json`), and in `schemas/` for our own.
+An entry point has its row's name, and the row's schema, if it has one, stands beside the module (`gguf.schema.json`).
 Tables are filled when they are first read, by importing the room's modules: these import no torch.
 """
 
@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import pkgutil
 from collections.abc import Iterator, Mapping
-from functools import cached_property
+from functools import cache, cached_property
 from importlib import import_module, metadata
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Generic, Protocol, TypeVar
@@ -52,15 +53,9 @@ class Registry(Mapping[str, Row], Generic[Row]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    def added(self) -> dict[str, Path]:
-        """By name, where the schema of each row lies that another package adds, if it has one."""
-        found = {name: Path(str(home.__file__)) for name, (_, home) in self._rows.items()}
-        ours = f"{self._room}."
-        return {
-            name: path.with_name(f"{path.stem}.schema.json")
-            for name, path in found.items()
-            if not f"{self._rows[name][1].__name__}.".startswith(ours)
-        }
+    def home(self, name: str) -> ModuleType:
+        """Give the module that declares a row."""
+        return self._rows[name][1]
 
     @cached_property
     def _rows(self) -> dict[str, tuple[Row, ModuleType]]:
@@ -73,6 +68,9 @@ class Registry(Mapping[str, Row], Generic[Row]):
                     homes = f"{rows[row.name][1].__name__} and {module.__name__}"
                     raise ImportError(f"{self._room}: {homes} both declare {row.name!r}")
                 rows[row.name] = row, module
+        for name, home in added(self._room).items():
+            if name not in rows:
+                raise ImportError(f"{self._room}: {home} declares no {name!r}, as its entry point says")
         return rows
 
     def _modules(self) -> Iterator[ModuleType]:
@@ -80,5 +78,19 @@ class Registry(Mapping[str, Row], Generic[Row]):
         yield room
         for found in pkgutil.iter_modules(getattr(room, "__path__", ())):
             yield import_module(f"{self._room}.{found.name}")
-        for entry in sorted(metadata.entry_points(group=self._room), key=lambda entry: entry.value):
-            yield import_module(entry.module)
+        yield from map(import_module, added(self._room).values())
+
+
+@cache
+def added(room: str) -> dict[str, str]:
+    """Name the modules of the rows that other packages add, by the rows' names."""
+    return {entry.name: entry.module for entry in sorted(metadata.entry_points(group=room))}
+
+
+def added_schemas(room: str) -> dict[str, Path]:
+    """Say where the schemas of such rows lie, by name; of those that have one."""
+    origins = {name: find_spec(module) for name, module in added(room).items()}
+    paths = {
+        name: Path(spec.origin).with_suffix(".schema.json") for name, spec in origins.items() if spec and spec.origin
+    }
+    return {name: path for name, path in paths.items() if path.is_file()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,14 @@ collect_ignore = [] if find_spec("bmtrain") else ["engines/test_bmtrain.py"]
 
 def tiny_config(**changes: Any) -> ModelConfig:
     return ModelConfig.from_dict(TINY | changes)
+
+
+def kept_layer(
+    heads: Sequence[int] | None, dim_head: Sequence[int] | None, dim_ff: Sequence[int] | None
+) -> dict[str, tuple[int, ...]]:
+    """What is kept of one layer; None: its sublayer is absent."""
+    given = {"head": heads, "dim_head": dim_head, "dim_ff": dim_ff}
+    return {unit: tuple(indices) for unit, indices in given.items() if indices is not None}
 
 
 def tiny_model(seed: int = 0, **changes: Any) -> CPMAnt:

@@ -50,7 +50,7 @@ def test_what_is_left_after_learned_gates_takes_over_what_is_cut_and_does_not_sh
     assert refitted["models"]["small"]["loss"] < plain["models"]["small"]["loss"] + 0.02
     assert refitted["comparison"]["max_abs_difference"] < 1e-9
     out = folder / "out"
-    kept = list(read_kept(artifact(out, "rewrite"))[0].dim_ff or ())
+    kept = list(read_kept(artifact(out, "rewrite"))[0].get("dim_ff", ()))
     places = [artifact(out, name) / "model.safetensors" for name in ("train-mask", "compensate")]
     before, after = (load_file(place)[W_OUT][:, kept] for place in places)
     assert float((before * after).sum() / before.square().sum()) > 0.95
@@ -62,7 +62,7 @@ def test_a_mask_that_was_learned_can_be_put_on_the_weights_that_entered(folder: 
     plain = report(folder, cut)
     dense = load_file(artifact(folder / "out", "train") / "model.safetensors")[W_OUT]
     small = load_file(folder / "out/model/sprunec/model.safetensors")[W_OUT]
-    assert torch.equal(small, dense[:, list(read_kept(artifact(folder / "out", "rewrite"))[0].dim_ff or ())])
+    assert torch.equal(small, dense[:, list(read_kept(artifact(folder / "out", "rewrite"))[0].get("dim_ff", ()))])
     refitted = report(folder, {**cut, "compensate": "least-squares"})
     assert refitted["kept"] == plain["kept"]
     assert refitted["models"]["small"]["loss"] < plain["models"]["small"]["loss"] - 0.05

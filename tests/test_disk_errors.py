@@ -224,7 +224,7 @@ def test_what_cannot_be_removed_is_named(
     def refuse(path: Path, *_: object, **__: object) -> None:
         raise OSError(errno.EPERM, os.strerror(errno.EPERM), str(path))
 
-    monkeypatch.setattr("sprunec.graph.gc.shutil.rmtree", refuse)
+    monkeypatch.setattr("sprunec.durable.shutil.rmtree", refuse)
     monkeypatch.setattr("sys.argv", ["sprunec", "gc", str(out)])
     with pytest.raises(SystemExit) as stop:
         main()

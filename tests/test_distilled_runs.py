@@ -16,7 +16,6 @@ import sprunec
 from sprunec.data.batches import IGNORED
 from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.families.model_directory import load_model
-from sprunec.passes.bench import open_data
 from sprunec.passes.job import Job
 from tests.runs import EMIT, TRAIN, artifact, execute, mask_pass, plan, read_report, write
 from tests.test_cli import run
@@ -56,7 +55,7 @@ def test_a_run_learns_masks_and_recovers_under_its_dense_model(halved: Path) -> 
         told = events(halved, pass_ if pass_ == "finetune" else "train-mask-head")
         assert all(0 < event["distillation"] < 0.5 * math.log(128) + 0.5 for event in told)
         assert metrics(halved, pass_)[0]["distillation"] == told[-1]["distillation"]
-    assert all("distillation" not in event for event in events(halved, "4-train"))
+    assert all("distillation" not in event for event in events(halved, "3-train"))
 
 
 def test_what_a_run_says_it_distilled_is_the_cross_entropy_to_the_dense_model(halved: Path) -> None:
@@ -66,7 +65,7 @@ def test_what_a_run_says_it_distilled_is_the_cross_entropy_to_the_dense_model(ha
     student, teacher = (load_model(artifact(halved, pass_)).eval() for pass_ in ("rewrite", "train"))
     job = Job(node.options, {"data": artifact(halved, "data")}, {}, directory, "cpu", print)
     config = ModelConfig.from_dict(json.loads((artifact(halved, "train") / "config.json").read_text()))
-    batch = open_data(job, config).batch(node.options["first_step"])
+    batch = job.data(config).batch(node.options.first_step)
     asked = batch.targets != IGNORED
     with torch.no_grad():
         ours, theirs = (model(**batch.inputs)[0][asked] for model in (student, teacher))
@@ -80,9 +79,9 @@ def test_the_page_draws_the_distillation_loss_of_its_passes_only(halved: Path) -
 
     page = write_html(halved).read_text()
     drawing = page.partition("Distillation loss")[2].partition("</section>")[0]
-    assert "10-finetune" in drawing
-    assert "6-train-mask-head" in drawing
-    assert "4-train<" not in drawing
+    assert "9-finetune" in drawing
+    assert "5-train-mask-head" in drawing
+    assert "3-train<" not in drawing
 
 
 def states_plan(**training: Any) -> dict[str, Any]:
@@ -95,7 +94,7 @@ def test_a_run_stopped_in_both_passes_ends_with_the_same_bytes(tmp_path: Path) -
     execute(states_plan(), tmp_path / "whole")
     graph = sprunec.lower(sprunec.read_plan(write(tmp_path, states_plan())))
     stops = []
-    for node, step in (("6-train-mask-head", 3), ("10-finetune", 5)):
+    for node, step in (("5-train-mask-head", 3), ("9-finetune", 5)):
         told = tmp_path / "out/events.jsonl"
 
         def asked(node: str = node, step: int = step, told: Path = told) -> bool:

@@ -15,7 +15,8 @@ from torch import nn
 
 import sprunec
 from sprunec.families.cpm_ant.blocks import build, example_inputs, initialize
-from sprunec.families.cpm_ant.config import LayerKept, ModelConfig
+from sprunec.families.cpm_ant.config import ModelConfig
+from sprunec.families.cpm_ant.sizes import everything
 from sprunec.families.model_directory import empty_model, save_model
 from sprunec.passes.compare import run_code
 from sprunec.rewrite.gating import mask
@@ -23,16 +24,21 @@ from sprunec.rewrite.model_source import block_source, write_model_py
 from sprunec.rewrite.surgery import build as build_module
 from sprunec.rewrite.surgery import rewrite
 from sprunec.rewrite.trace import trace_blocks
-from tests.conftest import TINY, random_batch, tiny_config, tiny_model
+from sprunec.units import Kept
+from tests.conftest import TINY, kept_layer, random_batch, tiny_config, tiny_model
 from tests.decoding import decodes_as_one_forward
 
 DIMS = tuple(range(TINY["dim_head"]))
-RAGGED = (
-    LayerKept((1, 3), DIMS, (0, 7, 39)),
-    LayerKept((0, 1, 3), DIMS, None),
-    LayerKept((2,), DIMS, tuple(range(40))),
+RAGGED = Kept(
+    (
+        kept_layer((1, 3), DIMS, (0, 7, 39)),
+        kept_layer((0, 1, 3), DIMS, None),
+        kept_layer((2,), DIMS, tuple(range(40))),
+    )
 )
-NO_FIRST_ATTENTION = (LayerKept(None, None, (0, 7, 39)), LayerKept((2, 3), DIMS, None), LayerKept(None, None, (5,)))
+NO_FIRST_ATTENTION = Kept(
+    (kept_layer(None, None, (0, 7, 39)), kept_layer((2, 3), DIMS, None), kept_layer(None, None, (5,)))
+)
 PROMPT = TINY["prompt_length"]
 
 
@@ -40,11 +46,11 @@ def through_its_own_code(directory: Path) -> nn.Module:
     return run_code(directory).load(directory)
 
 
-def emitted(directory: Path, kept: tuple[LayerKept, ...]) -> Path:
+def emitted(directory: Path, kept: Kept) -> Path:
     """A directory as `emit` writes it, of the tiny model cut to `kept`."""
     config = tiny_config()
     small = rewrite(tiny_model(), trace_blocks(tiny_model(), example_inputs(config)), kept)
-    after = config.cut(config.everything(), kept)
+    after = config.cut(everything(config), kept)
     save_model(directory, after, kept, small.state_dict())
     write_model_py(directory, config, kept, after)
     return directory
@@ -70,7 +76,7 @@ with torch.no_grad():
 
 
 @pytest.mark.parametrize("kept", [RAGGED, NO_FIRST_ATTENTION], ids=["ragged", "no first attention"])
-def test_model_py_needs_no_sprunec(kept: tuple[LayerKept, ...], tmp_path: Path) -> None:
+def test_model_py_needs_no_sprunec(kept: Kept, tmp_path: Path) -> None:
     directory = emitted(tmp_path / "model", kept)
     batch = random_batch(5, 23)
     torch.save(batch, tmp_path / "batch.pt")
@@ -87,7 +93,7 @@ def test_model_py_needs_no_sprunec(kept: tuple[LayerKept, ...], tmp_path: Path) 
 
 @pytest.mark.parametrize("kept", [RAGGED, NO_FIRST_ATTENTION], ids=["ragged", "no first attention"])
 @pytest.mark.parametrize("opened", [sprunec.load, through_its_own_code], ids=["load", "model.py"])
-def test_cached_steps_equal_one_full_forward(kept: tuple[LayerKept, ...], opened: Any, tmp_path: Path) -> None:
+def test_cached_steps_equal_one_full_forward(kept: Kept, opened: Any, tmp_path: Path) -> None:
     model = opened(emitted(tmp_path / "model", kept)).eval()
     decodes_as_one_forward(model)
 
@@ -103,8 +109,8 @@ def test_an_op_put_into_a_graph_is_in_model_py(tmp_path: Path) -> None:
         doubled = graph.call_function(operator.mul, (output.args[0], 2.5))
     output.args = (doubled,)
     model = tiny_model()
-    save_model(tmp_path, config, config.everything(), model.state_dict())
-    write_model_py(tmp_path, config, config.everything(), config, blocks)
+    save_model(tmp_path, config, everything(config), model.state_dict())
+    write_model_py(tmp_path, config, everything(config), config, blocks)
     source = (tmp_path / "model.py").read_text()
     assert "* 2.5" in source
     assert source.count("class Layer") == 2  # layers 0 and 2 share one, layer 1 has its own

@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 import sprunec
 from sprunec.cli import main
 from sprunec.errors import ComparisonError, InputError, PassError
-from sprunec.families.cpm_ant.config import LayerKept
 from sprunec.graph.progress import Watcher
 from sprunec.rewrite import gating, model_source, surgery
+from sprunec.units import Cut
 from tests.runs import EMIT, MODEL, TRAIN, artifact, execute, guide, mask_pass, plan, read_report, save_weights, write
 
 
@@ -30,7 +30,7 @@ def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
     return int(stop.value.code or 0)
 
 
-def broken_cut(block: Any, kept: LayerKept, tensors: Any) -> Any:
+def broken_cut(block: Any, kept: Cut, tensors: Any) -> Any:
     """A rewrite that forgets which bias columns this layer reads, as BMCook's did."""
     module = whole_cut(block, kept, tensors)
     for name, buffer in module.named_buffers():

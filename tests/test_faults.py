@@ -66,7 +66,7 @@ def fails(
 
 def sound(out: Path) -> None:
     """Nothing in the store looks finished and is not."""
-    from sprunec.graph.graph import file_digest
+    from sprunec.file_digests import file_digest
     from sprunec.graph.manifest import read_manifest
 
     for place in (path.parent for path in out.glob("store/*/manifest.json")):

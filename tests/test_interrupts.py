@@ -46,7 +46,6 @@ main()
 PASSES = {
     "data": "read_data",
     "load": "load",
-    "trace": "trace_sites",
     "score-mask": "score_mask",
     "binarize": "binarize",
     "compensate": "compensate",
@@ -61,7 +60,7 @@ PASSES = {
     "measure-speed": "measure_speed",
 }
 # Of those that end within a second by themselves the long form is enough.
-QUICK = ("load", "trace", "binarize", "load-mask", "sparsify", "expand", "measure-speed")
+QUICK = ("load", "binarize", "load-mask", "sparsify", "expand", "measure-speed")
 
 
 def content() -> dict[str, Any]:

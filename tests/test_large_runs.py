@@ -25,7 +25,7 @@ from sprunec.checkpoint.writer import write_state
 from sprunec.errors import ComparisonError, PassError
 from sprunec.families.cpm_ant.blocks import build, initialize
 from sprunec.families.cpm_ant.config import ModelConfig
-from sprunec.graph.graph import file_digest
+from sprunec.file_digests import file_digest
 from sprunec.passes import cut as rewrite
 from sprunec.rewrite.recipe import Recipe
 from tests.runs import EMIT, MODEL, TRAIN, artifact, execute, plan, read_report, write

@@ -112,7 +112,7 @@ def test_what_was_written_is_what_the_store_keeps(tmp_path: Path) -> None:
     kept = read_kept(artifact(tmp_path / "out", "binarize"))
     rows = opened(tmp_path / "h.pt")["heads_z"]
     assert rows.dtype == torch.float32
-    assert [tuple(row.nonzero().flatten().tolist()) or None for row in rows] == [layer.heads for layer in kept]
+    assert [tuple(row.nonzero().flatten().tolist()) or None for row in rows] == [layer.get("head") for layer in kept]
 
 
 def test_where_a_mask_is_written_is_no_part_of_what_is_made(here: Path) -> None:

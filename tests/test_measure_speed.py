@@ -15,7 +15,6 @@ import sprunec
 from sprunec.data.batches import Batch
 from sprunec.data.compared import random_batch
 from sprunec.engines.device import Place
-from sprunec.families.model_directory import read_config
 from sprunec.graph.graph import Graph
 from sprunec.passes import measure_speed
 from sprunec.passes.job import Job
@@ -62,7 +61,7 @@ def test_what_was_evaluated_is_measured(content: dict[str, Any], measured: set[s
     last = graph.nodes[-1]
     assert (last.pass_, set(last.inputs)) == ("measure-speed", measured)
     for role in {"dense", "masked", "small"} & measured:
-        assert last.inputs[role] == graph.node(graph.roles[role]).inputs["model"]
+        assert last.inputs[role] == graph.node(graph.roles.models()[role]).inputs["model"]
 
 
 def test_nothing_is_measured_where_nothing_is_evaluated() -> None:
@@ -153,14 +152,14 @@ def a_job(out: Path) -> Job:
     last = read_report(out)["passes"]
     inputs = {"dense": artifact(out, "train"), "masked": artifact(out, "expand"), "small": artifact(out, "emit")}
     inputs |= {"masks": artifact(out, "finetune"), "data": out / "store" / last[0]["digest"]}
-    options = {"seed": 7, "max_length": 34, "batch_size": 4, "precision": "fp32"}
+    options = measure_speed.SpeedOptions(seed=7, max_length=34, batch_size=4, precision="fp32")
     return Job(options, inputs, {}, out, "cpu", lambda event: None)
 
 
 def test_the_masked_model_is_masked_and_takes_no_memory_of_its_own(finished: Path) -> None:
     job = a_job(finished)
-    configs = {role: read_config(measure_speed.directory_of(job, role)) for role in ("dense", "masked", "small")}
-    models = measure_speed._models(job, configs, CPU)
+    configs = {role: job.config(role) for role in ("dense", "masked", "small")}
+    models = measure_speed._models(job, configs)
     dense, masked = (models[role].state_dict() for role in ("dense", "masked"))
     assert dense.keys() == masked.keys()
     assert all(dense[name].data_ptr() == masked[name].data_ptr() for name in dense)

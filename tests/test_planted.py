@@ -6,7 +6,9 @@ Then the planted units are opened with noise in their weights, and `train-mask` 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,19 +19,20 @@ from sprunec.engines.loop import fit, language_model_loss
 from sprunec.engines.torch_engine import TorchEngine
 from sprunec.engines.training import Training
 from sprunec.families.cpm_ant.blocks import build, initialize
-from sprunec.families.cpm_ant.config import LayerKept, ModelConfig
+from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.families.cpm_ant.model import CPMAnt
+from sprunec.families.cpm_ant.sizes import everything
 from sprunec.families.model_directory import load_model, save_model
 from sprunec.masks.budgets import fill_all, make_budgets
 from sprunec.masks.learn import GateLearner
 from sprunec.masks.mask_tensors import load_scores
-from sprunec.masks.unit_counts import apply_masks
 from sprunec.passes import read_data as data_pass
 from sprunec.passes import train_mask
-from sprunec.passes.bench import open_data, traced
-from sprunec.passes.job import Job
+from sprunec.passes.job import Job, traced
 from sprunec.rewrite.gating import mask
 from sprunec.rewrite.recipe import make_recipe
+from sprunec.units import Kept
+from tests.conftest import kept_layer
 
 HEADS, DIMS, USEFUL_HEADS, USEFUL_DIMS = 8, 48, 3, 16
 CONFIG = ModelConfig.from_dict(
@@ -72,24 +75,24 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def job(options: dict[str, Any], inputs: dict[str, Path], out: Path) -> Job:
-    return Job(options, inputs, {}, out, "cpu", lambda event: None)
+    return Job(SimpleNamespace(**options), inputs, {}, out, "cpu", lambda event: None)
 
 
-def useful_units(seed: int) -> tuple[LayerKept, ...]:
+def useful_units(seed: int) -> Kept:
     draw = torch.Generator().manual_seed(seed)
 
     def some(count: int, size: int) -> tuple[int, ...]:
         return tuple(sorted(torch.randperm(size, generator=draw)[:count].tolist()))
 
     everything = tuple(range(CONFIG.dim_head))
-    return tuple(LayerKept(some(USEFUL_HEADS, HEADS), everything, some(USEFUL_DIMS, DIMS)) for _ in range(2))
+    return Kept(kept_layer(some(USEFUL_HEADS, HEADS), everything, some(USEFUL_DIMS, DIMS)) for _ in range(2))
 
 
-def train_with_zeroed(useful: tuple[LayerKept, ...], seed: int, text: Path) -> tuple[CPMAnt, float]:
+def train_with_zeroed(useful: Kept, seed: int, text: Path) -> tuple[CPMAnt, float]:
     """A model that never used the planted units, and its loss on batches that it has not seen."""
     model = build(CONFIG)
     initialize(model, seed)
-    data = open_data(job(LOOK | {"seed": seed}, {"data": text}, text), CONFIG)
+    data = job(LOOK | {"seed": seed}, {"data": text}, text).data(CONFIG)
     mask(model, traced(model, CONFIG), useful)
     fit(model, data.batch, Training(steps=360, **TRAINING), CPU, first_step=0, report=lambda event: None)
     losses = []
@@ -100,7 +103,7 @@ def train_with_zeroed(useful: tuple[LayerKept, ...], seed: int, text: Path) -> t
 
 
 @torch.no_grad()
-def plant_noise(state: dict[str, torch.Tensor], useful: tuple[LayerKept, ...], seed: int) -> dict[str, torch.Tensor]:
+def plant_noise(state: dict[str, torch.Tensor], useful: Kept, seed: int) -> dict[str, torch.Tensor]:
     """Every slice outside the useful units becomes noise, of the scale that useful ones started with."""
     draw = torch.Generator().manual_seed(seed)
     blank = {name: torch.randn(tensor.shape, generator=draw) * NOISE for name, tensor in state.items()}
@@ -109,7 +112,7 @@ def plant_noise(state: dict[str, torch.Tensor], useful: tuple[LayerKept, ...], s
     return recipe.expand({name: blank[name] if name in recipe.slices else state[name] for name in state}, cut)
 
 
-def learn(unit: str, target: dict[str, int], model: Path, text: Path, out: Path, seed: int) -> tuple[LayerKept, ...]:
+def learn(unit: str, target: dict[str, int], model: Path, text: Path, out: Path, seed: int) -> Kept:
     """What the `train-mask` pass keeps."""
     options = LOOK | TRAINING | {"seed": seed, "unit": (unit,), "target": target, "budget": "per-layer"}
     options |= {
@@ -121,10 +124,12 @@ def learn(unit: str, target: dict[str, int], model: Path, text: Path, out: Path,
         "tie_heads": False,
         "first_step": 360,
         "learning_rate": 0.005,
+        "precision": "fp32",
     }
-    train_mask.run(job(options, {"model": model, "data": text}, out))
+    train_mask.run(replace(job({}, {"model": model, "data": text}, out), options=train_mask.GateOptions(**options)))
     budgets = make_budgets(CONFIG, (unit,), target, "per-layer")
-    return apply_masks(CONFIG.everything(), fill_all(budgets, load_scores(out)))
+    masks = fill_all(budgets, load_scores(out))
+    return everything(CONFIG).then({key: mask.tolist() for key, mask in masks.items()})
 
 
 @pytest.fixture(scope="module", params=[1, 2, 3, 4, 5])
@@ -134,7 +139,7 @@ def planted(request: pytest.FixtureRequest, text: Path, tmp_path_factory: pytest
     model, loss = train_with_zeroed(useful, seed, text)
     state = {name: t.detach() for name, t in model.state_dict().items() if ".gates." not in name}
     directory = tmp_path_factory.mktemp("planted")
-    save_model(directory, CONFIG, CONFIG.everything(), plant_noise(state, useful, seed))
+    save_model(directory, CONFIG, everything(CONFIG), plant_noise(state, useful, seed))
     return {"seed": seed, "useful": useful, "model": directory, "loss": loss}
 
 
@@ -142,13 +147,13 @@ def test_masks_find_the_planted_heads(planted: dict[str, Any], text: Path, tmp_p
     """3 of 8 heads in two layers: chance is 1 in 56², 0.03%."""
     assert planted["loss"] < 2.3
     kept = learn("head", {"num_heads": USEFUL_HEADS}, planted["model"], text, tmp_path, planted["seed"])
-    assert [layer.heads for layer in kept] == [layer.heads for layer in planted["useful"]]
+    assert [layer.get("head") for layer in kept] == [layer.get("head") for layer in planted["useful"]]
 
 
 def test_masks_find_the_planted_dims(planted: dict[str, Any], text: Path, tmp_path: Path) -> None:
     """16 of 48 dims in two layers: chance is below 1e-24."""
     kept = learn("dim_ff", {"dim_ff": USEFUL_DIMS}, planted["model"], text, tmp_path, planted["seed"])
-    assert [layer.dim_ff for layer in kept] == [layer.dim_ff for layer in planted["useful"]]
+    assert [layer.get("dim_ff") for layer in kept] == [layer.get("dim_ff") for layer in planted["useful"]]
 
 
 @pytest.mark.parametrize("gradient", ["reaches the gates", "is cut"])
@@ -175,13 +180,13 @@ def test_it_is_the_gradient_that_finds_them(
     if gradient == "is cut":
         monkeypatch.setattr(GateLearner, "backward", detached)
     kept = learn("head", {"num_heads": USEFUL_HEADS}, planted["model"], text, tmp_path, planted["seed"])
-    found = [layer.heads for layer in kept] == [layer.heads for layer in planted["useful"]]
+    found = [layer.get("head") for layer in kept] == [layer.get("head") for layer in planted["useful"]]
     assert found == (gradient == "reaches the gates")
 
 
 def test_the_planted_model_is_the_trained_one_with_noise(planted: dict[str, Any]) -> None:
     model = load_model(planted["model"])
-    useful = planted["useful"][0].heads
+    useful = planted["useful"][0]["head"]
     rows = model.encoder.layers[0].self_att.self_attention.project_q.weight.detach().unflatten(0, (HEADS, -1))
     spread = rows.flatten(1).std(1)
     assert all((spread[head] < 1.2 * NOISE) == (head not in useful) for head in range(HEADS))

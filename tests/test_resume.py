@@ -79,7 +79,7 @@ def logged(out: Path) -> list[tuple[str, int, float]]:
     return [(line["node"], line["step"], line["loss"]) for line in lines]
 
 
-@pytest.mark.parametrize("node", ["4-train", "6-train-mask-head"])
+@pytest.mark.parametrize("node", ["3-train", "5-train-mask-head"])
 @pytest.mark.parametrize(("at", "rest"), [(2, 12), (7, 8), (12, 4)])
 def test_a_run_stopped_at_once_goes_on_from_its_last_save(
     node: str, at: int, rest: int, whole: Path, tmp_path: Path
@@ -97,26 +97,26 @@ def test_a_run_stopped_at_once_goes_on_from_its_last_save(
 def test_a_run_asked_to_stop_saves_after_its_step(whole: Path, tmp_path: Path) -> None:
     first = Counts()
     with pytest.raises(KeyboardInterrupt):
-        execute(tmp_path, first, lambda: len(first.steps.get("6-train-mask-head", [])) >= 7)
-    assert first.steps["6-train-mask-head"][-1] == 7
+        execute(tmp_path, first, lambda: len(first.steps.get("5-train-mask-head", [])) >= 7)
+    assert first.steps["5-train-mask-head"][-1] == 7
     assert json.loads((tmp_path / "out/report.json").read_text())["status"] == "interrupted"
     second = Counts()
     execute(tmp_path, second)
-    assert second.steps["6-train-mask-head"] == [8, 9, 10, 11, 12]
+    assert second.steps["5-train-mask-head"] == [8, 9, 10, 11, 12]
     assert fingerprints(tmp_path / "out") == fingerprints(whole)
 
 
 @pytest.mark.parametrize("damage", ["a byte", "its end"])
 def test_a_damaged_save_is_not_taken_for_good(damage: str, whole: Path, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        execute(tmp_path, Counts(("6-train-mask-head", 7)))
+        execute(tmp_path, Counts(("5-train-mask-head", 7)))
     (save,) = (tmp_path / "out/store").glob("partial-*/step-*.pt")
     data = bytearray(save.read_bytes())
     data[len(data) // 2] ^= 1
     save.write_bytes(data if damage == "a byte" else data[: len(data) // 2])
     again = Counts()
     execute(tmp_path, again)
-    assert again.steps["6-train-mask-head"] == list(range(1, 13))
+    assert again.steps["5-train-mask-head"] == list(range(1, 13))
     assert fingerprints(tmp_path / "out") == fingerprints(whole)
 
 

@@ -20,6 +20,7 @@ from sprunec.data.text import read_text as read_source_text
 from sprunec.data.text import split_text
 from sprunec.data.vocabulary import read_vocabulary
 from sprunec.errors import Diagnostic, InputError
+from sprunec.families.cpm_ant.sizes import everything
 from sprunec.families.model_directory import load, save_model
 from sprunec.graph.inspect import inspect_model
 from sprunec.plan.model_config import read_config
@@ -46,7 +47,7 @@ def plain(path: Path) -> Any:
 
 
 def config_of_directory(path: Path) -> Any:
-    save_model(path.parent / "model", tiny_config(), tiny_config().everything(), tiny_model().state_dict())
+    save_model(path.parent / "model", tiny_config(), everything(tiny_config()), tiny_model().state_dict())
     (path.parent / "model/config.json").write_bytes(path.read_bytes())
     return {name: tuple(tensor.shape) for name, tensor in load(path.parent / "model").state_dict().items()}
 

@@ -75,7 +75,7 @@ def test_an_error_in_a_pass_is_one_line_that_names_it(
     with monkeypatch.context() as patch:
         patch.setattr(rewrite, "run", failing(error))
         assert run(patch, "run", "plan.json", "--out", "out", "--quiet") == 1
-    line = f"5-rewrite (slices only): {words}; the traceback is in out/error.txt"
+    line = f"4-rewrite (slices only): {words}; the traceback is in out/error.txt"
     assert capsys.readouterr().err == f"error: {line}\n"
     assert read_report(folder / "out")["error"] == line and read_report(folder / "out")["status"] == "failed"
     text = (folder / "out/error.txt").read_text()
@@ -88,7 +88,7 @@ def test_an_error_in_a_pass_is_one_line_that_names_it(
     ("place", "name", "doing", "status"),
     [
         (executing, "publish", "the run in out", "failed"),
-        (executing, "_restore", "running plan.json", None),
+        (executing.Run, "begin", "running plan.json", None),
         (store.Store, "keep", "1-load (weights.pt)", "failed"),
         (pages, "page_text", "running plan.json", "done"),
     ],

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor
 
 from sprunec.checkpoint.writer import nbytes_in
-from sprunec.durable import flush, forget, naming, put_in_place
+from sprunec.durable import flush, forget, naming, put_in_place, remove
 from sprunec.engines.world import World
 
 NAME, FOLDER, ASIDE, REST = "step-{step:09d}-{digest}.pt", "step-{step:09d}-{digest}", "save.writing", "rest.pt"
@@ -121,7 +120,7 @@ class Saves:
             flush(self.directory.parent)
         aside = self.directory / ASIDE
         if self.world.rank == 0:
-            _remove(aside)  # what a run that was killed has left
+            remove(aside)  # what a run that was killed has left
         if shards is not None:
             self._pending = self._begin(step, aside, shards, state)
         elif self.world.rank == 0:
@@ -153,15 +152,7 @@ class Saves:
         self._last, self._saved_at = path, self._clock()
         for old in self.directory.iterdir():
             if old != path:
-                _remove(old)
-
-
-def _remove(path: Path) -> None:
-    """A file, a folder, or nothing."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    elif os.path.lexists(path):
-        path.unlink()
+                remove(old)
 
 
 def seconds(time: str) -> int:

@@ -13,7 +13,6 @@ Letters in shapes: B rows, N columns, V words, M columns that are asked, S and T
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sprunec.data.batches import IGNORED, Batch, in_use
+from sprunec.engines.training import Distillation
 from sprunec.errors import InputError
 from sprunec.families.cpm_ant.states import Pair, Point
 
@@ -29,19 +29,6 @@ PROJECTION_STD = 0.02
 SMALLEST_NORM = 1e-6
 
 Places = Mapping[Point, tuple[nn.Module, str]]
-
-
-@dataclass(frozen=True)
-class Weights:
-    """How much each loss counts; the language model's counts 1."""
-
-    logits: float
-    temperature: float
-    hidden: float
-
-    @classmethod
-    def of(cls, options: Mapping[str, Any]) -> Weights:
-        return cls(**{name: options[name] for name in cls.__dataclass_fields__})
 
 
 class States:
@@ -80,7 +67,7 @@ class Distiller:
     def __init__(
         self,
         teacher: nn.Module,
-        weights: Weights,
+        weights: Distillation,
         pairs: Sequence[Pair],
         student_places: Places,
         teacher_places: Places,

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 # After the warm-up: a factor of the plan's `learning_rate`, by the share of the steps that are done.
 SCHEDULES: dict[str, Callable[[float], float]] = {
@@ -15,7 +14,7 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Training:
     """The options of a training pass that the loop and its engine read."""
 
@@ -29,10 +28,6 @@ class Training:
     clip_grad: float | None
     accumulate: int
     loss_scale: float
-
-    @classmethod
-    def of(cls, options: Mapping[str, Any]) -> Training:
-        return cls(**{name: options[name] for name in cls.__dataclass_fields__})
 
     def rate(self, step: int, model_step: int) -> float:
         """Return the learning rate of a step of the pass; noam counts all steps that the model has had."""
@@ -51,3 +46,14 @@ def factor(schedule: str, step: int, steps: int, warmup: int) -> float:
     warm = min(1.0, (step + 1) / warmup) if warmup else 1.0
     done = min(1.0, max(0.0, (step - warmup) / max(1, steps - warmup)))
     return warm * SCHEDULES[schedule](done)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distillation:
+    """How a pass distils: the weights of its losses, where the language model's counts 1, and pairs of states."""
+
+    logits: float
+    temperature: float
+    hidden: float
+    pairs: tuple[str, ...]
+    project: bool

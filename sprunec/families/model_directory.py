@@ -19,22 +19,21 @@ from sprunec.checkpoint.writer import Output, write_outputs, write_state
 from sprunec.durable import read_file, write_new
 from sprunec.errors import InputError
 from sprunec.families.cpm_ant.blocks import build
-from sprunec.families.cpm_ant.config import LayerKept, ModelConfig, kept_from_json, kept_to_json
+from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.families.cpm_ant.fit import check_dtypes
 from sprunec.families.cpm_ant.model import CPMAnt
 from sprunec.families.cpm_ant.shapes import MOST_LAYERS, Shape, expected_tensors
 from sprunec.text_files import read_json
+from sprunec.units import Kept
 
 
-def save_model(directory: Path, config: ModelConfig, kept: tuple[LayerKept, ...], state: Mapping[str, Tensor]) -> None:
+def save_model(directory: Path, config: ModelConfig, kept: Kept, state: Mapping[str, Tensor]) -> None:
     """Write a model; `kept` says in the plan's input model's indices what it still has."""
     describe(directory, config, kept)
     write_state(state, directory)
 
 
-def save_outputs(
-    directory: Path, config: ModelConfig, kept: tuple[LayerKept, ...], outputs: Mapping[str, Output]
-) -> None:
+def save_outputs(directory: Path, config: ModelConfig, kept: Kept, outputs: Mapping[str, Output]) -> None:
     """Do as `save_model`, with tensors that are made while they are written; they must be the config's.
 
     Raises:
@@ -46,11 +45,11 @@ def save_outputs(
     write_outputs(outputs, directory)
 
 
-def describe(directory: Path, config: ModelConfig, kept: tuple[LayerKept, ...]) -> None:
+def describe(directory: Path, config: ModelConfig, kept: Kept) -> None:
     """Write what stands beside a model's weights."""
     directory.mkdir(parents=True, exist_ok=True)
     write_new(directory / "config.json", json.dumps(config.to_dict(), indent=1))
-    write_new(directory / "kept.json", json.dumps(kept_to_json(kept)))
+    write_new(directory / "kept.json", json.dumps(kept.to_json()))
 
 
 def open_model_tensors(directory: Path) -> Tensors:
@@ -92,8 +91,8 @@ def _wrong(config: ModelConfig) -> str:
     return "it has a negative size" if negative else ""
 
 
-def read_kept(directory: Path) -> tuple[LayerKept, ...]:
-    return kept_from_json(json.loads(read_file(directory / "kept.json")))
+def read_kept(directory: Path) -> Kept:
+    return Kept.from_json(json.loads(read_file(directory / "kept.json")))
 
 
 def load_model(directory: Path, device: torch.device | str = "cpu") -> CPMAnt:

@@ -12,7 +12,6 @@ def write(emission: Emission, directory: Path) -> dict[str, Any]:
     """Write weights as they are; model.py is the graphs of the plan's input model, cut to what is kept of it."""
     from sprunec.checkpoint.layouts import weight_files
     from sprunec.checkpoint.writer import link_weights, write_state
-    from sprunec.families.cpm_ant.config import local
     from sprunec.families.model_directory import describe, open_model_tensors, read_config, read_kept
     from sprunec.rewrite.model_source import write_model_py
 
@@ -22,8 +21,7 @@ def write(emission: Emission, directory: Path) -> dict[str, Any]:
         write_state(open_model_tensors(emission.model), directory)
     else:
         link_weights(emission.model, directory)
-    kept_here = tuple(local(before, after) for before, after in zip(everything, kept, strict=True))
-    write_model_py(directory, read_config(emission.source), kept_here, emission.config)
+    write_model_py(directory, read_config(emission.source), kept.inside(everything), emission.config)
     return {}
 
 

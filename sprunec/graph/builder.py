@@ -1,21 +1,31 @@
-"""The graph while it is made: the nodes so far, and which of them gives what the next one needs."""
+"""The graph while it is made: the nodes so far, and which of them gives what the next one needs.
+
+Passes lower themselves: each adds its nodes here, with what only the graph's room can tell.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from sprunec.engines.training import Distillation
 from sprunec.families.cpm_ant.config import ModelConfig
-from sprunec.graph.graph import Graph, Node, digest_of, file_stamp
+from sprunec.file_digests import file_stamp
+from sprunec.graph.graph import Graph, Node, Roles, digest_of
 from sprunec.graph.notes import resolved
-from sprunec.passes.table import PASSES
+from sprunec.graph.sources import add_teacher
+from sprunec.graph.weights import NO_MASK, weights_digest
+from sprunec.passes import evaluate, measure_speed
+from sprunec.passes.job import Options
+from sprunec.passes.train import TrainOptions
+from sprunec.plan.pass_table import PASSES
 from sprunec.plan.plan import PassSpec, Plan
 from sprunec.plan.targets import Left
 
-MODELS = ("dense", "masked", "small")
 FLOPS_PER_PARAMETER, FLOPS_TO_TEACH = 6, 2
+Kind = TypeVar("Kind", bound=Options)
 
 
 @dataclass
@@ -23,113 +33,136 @@ class Builder:
     """Nodes so far.
 
     Attributes:
-        latest: which node gives the newest model, data, origin, ...
-        roles: see `Graph`.
+        model, data: which node gives the newest model, and the data; none yet.
+        teachers: by checkpoint, which node gives a teacher; by None, the model before anything is taken away.
         left: what the model has by now.
         model_steps: training steps that it has had.
         data_files: the user's files that every node that uses data reads.
-        formats, dtype: what to emit, and what folded weights are stored in.
+        emitting: what to emit, last.
     """
 
     plan: Plan
-    nodes: list[Node] = field(default_factory=list)
-    latest: dict[str, str] = field(default_factory=dict)
-    roles: dict[str, str] = field(default_factory=dict)
+    nodes: dict[str, Node] = field(default_factory=dict)
+    roles: Roles = field(default_factory=Roles)
+    model: str = ""
+    data: str = ""
+    teachers: dict[Path | None, str] = field(default_factory=dict)
     left: Left = field(init=False)
     model_steps: int = 0
     tokens: int = 0
     flops: float = 0.0
-    formats: tuple[str, ...] = ()
-    dtype: str = "keep"
+    emitting: PassSpec | None = None
     data_files: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.left = Left.of(self.config)
         self.model_steps = self.plan.model.start_step
 
-    def add(self, pass_: str, options: Mapping[str, Any], inputs: Mapping[str, str], **extra: Any) -> str:
-        """Append a node; `suffix` and the rest of `extra` go to the node."""
-        info, suffix = PASSES[pass_], extra.pop("suffix", "")
-        missing = set(info.needs) - set(inputs)
+    @property
+    def config(self) -> ModelConfig:
+        """Give the config of the plan's input model."""
+        return self.plan.model.config
+
+    @property
+    def checkpoint(self) -> str | None:
+        """Name the plan's checkpoint by its content."""
+        found: str = self.nodes[self.roles.source].options.checkpoint
+        return found or None
+
+    def options(self, kind: type[Kind], spec: PassSpec | None = None, **given: Any) -> Kind:
+        """Fill in a node's options: from `given`, else as the user wrote them, else as the whole plan decides."""
+        data, plan = self.plan.data, self.plan
+        known: dict[str, Any] = {"seed": plan.seed, "precision": plan.engine.precision, "first_step": self.model_steps}
+        known |= {} if data is None else {"max_length": data.max_length, "batch_size": data.batch_size}
+        if spec is not None:
+            known |= spec.options
+            if (distillation := known.get("distillation")) is not None:
+                known["distillation"] = Distillation(**{k: v for k, v in distillation.items() if k != "teacher"})
+        known |= given
+        return kind(**{each.name: known[each.name] for each in fields(kind) if each.name in known})
+
+    def add(self, pass_: str, options: Options, inputs: Mapping[str, str], suffix: str = "", **extra: Any) -> str:
+        """Append a node; `extra` are fields of `Node`."""
+        info = PASSES[pass_]
+        missing = set(info.inputs) - set(inputs)
         assert not missing, f"{pass_} lacks {missing}"
         name = "-".join(part for part in (str(len(self.nodes) + 1), pass_, suffix) if part)
-        digests = {role: self._digest(node) for role, node in inputs.items()}
-        digest = digest_of(pass_, info.version, options, digests)
+        digests = {role: self.nodes[node].digest for role, node in inputs.items()}
+        digest = digest_of(pass_, info.version, options.document(), digests)
         if "data" in inputs:
             extra["files"] = {**self.data_files, **extra.get("files", {})}
         paths = [path for paths in extra.get("files", {}).values() for path in paths]
         stamps = {path: file_stamp(path) for path in paths}
-        self.nodes.append(Node(name, pass_, options, inputs, digest, info.gives, stamps=stamps, **extra))
+        extra.setdefault("parameters", self.left.parameters if info.makes_model else None)
+        self.nodes[name] = Node(name, pass_, options, inputs, digest, info.output, stamps=stamps, **extra)
         return name
 
-    def _digest(self, name: str) -> str | None:
-        return next(node.digest for node in self.nodes if node.name == name)
+    def train(self, spec: PassSpec, options: TrainOptions, about: str, suffix: str = "") -> str:
+        """Append a node that trains the newest model, and count its steps."""
+        inputs = {"model": self.model, "data": self.data}
+        if options.distillation is not None:
+            inputs["teacher"] = add_teacher(self, spec.options["distillation"]["teacher"])
+        name = self.add(
+            spec.name,
+            options,
+            inputs,
+            suffix,
+            steps=options.steps,
+            checkpoint_every=spec.options["checkpoint_every"],
+            about=about,
+        )
+        self.model_steps += options.steps
+        tokens = options.steps * options.batch_size * (options.max_length - self.config.prompt_length)
+        self.tokens += tokens
+        self.flops += FLOPS_PER_PARAMETER * float(self.left.parameters) * tokens
+        if options.distillation is not None:
+            self.flops += FLOPS_TO_TEACH * float(self.config.parameters()) * tokens
+        return name
 
-    @property
-    def config(self) -> ModelConfig:
-        """Of the plan's input model."""
-        return self.plan.model.config
+    def data_inputs(self) -> dict[str, str]:
+        return {"data": self.data} if self.data else {}
 
-    def evaluate_dense(self) -> None:
-        if "dense" not in self.roles and self.evaluates():
-            self.roles["dense"] = self.evaluate("dense", {"model": self.latest["model"]})
+    def masks_digest(self, path: Path) -> str:
+        return weights_digest(path, NO_MASK)
 
-    def evaluate_pruned(self, masked: str, masks: str, small: str) -> None:
-        if self.evaluates() and "origin" in self.latest:
-            self.roles["masked"] = self.evaluate("masked", {"model": masked, "masks": masks})
-        if self.evaluates() and {"origin", "sparse"} & self.latest.keys():
-            self.roles["small"] = self.evaluate("small", {"model": small})
+    def provenance(self, unit: Any, target: Any) -> dict[str, Any]:
+        """Say what is noted beside a mask that is chosen here: what of, how much, and on which model."""
+        model = {"start_step": self.plan.model.start_step, "steps": self.model_steps}
+        return {"unit": unit, "target": target, "checkpoint": self.checkpoint} | model
 
-    def measure_speed(self, masks: str) -> None:
-        """Last, of all the models that were evaluated, in one node: speeds are compared only if measured together."""
-        if not self.evaluates():
-            return
-        found = {
-            role: next(n for n in self.nodes if n.name == self.roles[role]) for role in MODELS if role in self.roles
-        }
-        inputs = {role: node.inputs["model"] for role, node in found.items()}
-        inputs |= {"masks": masks} if "masked" in inputs else {}
-        options = self.look() | {"precision": self.plan.engine.precision}
-        about = f"{', '.join(found)} interleaved" if len(found) > 1 else "tokens per second"
-        self.add("measure-speed", options, inputs | self.data_inputs(), about=about)
+    def changes_weights(self) -> bool:
+        """Tell whether the plan does more to the input's weights than to cut some away."""
+        specs = self.plan.passes
+        return any(PASSES[s.name].changes_weights or s.options.get("compensate") is not None for s in specs)
 
     def evaluates(self) -> bool:
         return self.plan.evaluate and self.plan.data is not None
 
-    def evaluate(self, suffix: str, inputs: Mapping[str, str]) -> str:
-        options = self.look() | {"tokens": self.plan.evaluate_tokens, "precision": self.plan.engine.precision}
-        return self.add("evaluate", options, {**inputs, **self.data_inputs()}, suffix=suffix, about="held-out loss")
+    def evaluate_dense(self) -> None:
+        if not self.roles.dense and self.evaluates():
+            self.roles.dense = evaluate.add(self, "dense", self.model)
 
-    def data_inputs(self) -> dict[str, str]:
-        return {"data": self.latest["data"]} if "data" in self.latest else {}
-
-    def look(self) -> dict[str, Any]:
-        """What decides a batch."""
-        data = self.plan.data
-        shape = {} if data is None else {"max_length": data.max_length, "batch_size": data.batch_size}
-        return {"seed": self.plan.seed} | shape
-
-    def compared(self) -> dict[str, Any]:
-        """What decides what models are compared on."""
-        return self.look() | {"tokens": self.plan.compare_tokens}
-
-    def source_options(self) -> Mapping[str, Any]:
-        return next(node.options for node in self.nodes if node.name == self.roles["source"])
-
-    def count(self, spec: PassSpec) -> None:
-        data, steps = self.plan.data, spec.options["steps"]
-        assert data is not None
-        self.model_steps += steps
-        tokens = steps * data.batch_size * (data.max_length - self.config.prompt_length)
-        self.tokens += tokens
-        self.flops += FLOPS_PER_PARAMETER * float(self.left.parameters) * tokens
-        if spec.options["distillation"] is not None:
-            self.flops += FLOPS_TO_TEACH * float(self.config.parameters()) * tokens
+    def evaluate_pruned(self, masked: str, masks: str, small: str) -> None:
+        """Measure what is left beside the dense model, and all speeds together."""
+        if not self.evaluates():
+            return
+        if self.roles.origin:
+            self.roles.masked = evaluate.add(self, "masked", masked, masks)
+        if self.roles.origin or any(PASSES[node.pass_].removes == "weights" for node in self.nodes.values()):
+            self.roles.small = evaluate.add(self, "small", small)
+        measured = {role: name for role, name in self.roles.models().items() if name}
+        measure_speed.add(self, {role: self.nodes[name].inputs["model"] for role, name in measured.items()}, masks)
 
     def graph(self) -> Graph:
-        sizes = (self.plan.model.config.parameters(), self.left.parameters)
-        nodes = tuple(self.nodes)
-        name, device = self.plan.checkpoint_name, self.plan.engine.device
+        sizes = (self.config.parameters(), self.left.parameters)
         return Graph(
-            self.plan.name, nodes, self.roles, device, sizes, self.tokens, self.flops, name, resolved(self.plan)
+            self.plan.name,
+            tuple(self.nodes.values()),
+            self.roles,
+            self.plan.engine.device,
+            sizes,
+            self.tokens,
+            self.flops,
+            self.plan.checkpoint_name,
+            resolved(self.plan),
         )

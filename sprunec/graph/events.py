@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,23 +47,22 @@ class Events:
         """Append; the first event of a node in this run replaces what an earlier run wrote from that step on."""
         node, step = event["node"], event["step"]
         if node not in self._begun:
-            self._filter(lambda line: (read_line(line) or {}).get("node") != node or json.loads(line)["step"] < step)
-        self._begun.add(node)
+            self._begun.add(node)
+            lines, damaged = self._lines() or [], {"node": None}
+            kept = [
+                line for line in lines if (found := read_line(line) or damaged)["node"] != node or found["step"] < step
+            ]
+            if kept != lines:
+                write_atomically(self.path, "".join(f"{line}\n" for line in kept))
         with naming(self.path), open(self.path, "a", encoding="utf-8", opener=_no_link) as stream:
             stream.write(_line(json.loads(strict_json(event))) + "\n")
 
     def of(self, node: str) -> str:
-        """A node's lines."""
+        """Give a node's lines."""
         return "".join(f"{line}\n" for line in _of(self._lines() or [], node))
 
-    def _filter(self, keep: Callable[[str], bool]) -> None:
-        lines = self._lines() or []
-        kept = [line for line in lines if keep(line)]
-        if kept != lines:
-            write_atomically(self.path, "".join(f"{line}\n" for line in kept))
-
     def _lines(self) -> list[str] | None:
-        """None if there is no file; one that is a link, to wherever, is not read."""
+        """Read the file; None if there is none. One that is a link, to wherever, is not read."""
         if self.path.is_symlink() or not self.path.is_file():
             return None
         with naming(self.path):
@@ -80,7 +79,7 @@ def _line(event: Mapping[str, Any]) -> str:
 
 
 def read_line(line: str) -> dict[str, Any] | None:
-    """The event of a line that is what was written; None of any other."""
+    """Read the event of a line that is what was written; None of any other."""
     try:
         event = json.loads(line)
     except (ValueError, RecursionError):
@@ -96,6 +95,6 @@ def _of(lines: list[str], node: str) -> list[str]:
 
 
 def _renamed(lines: str, node: str) -> list[str]:
-    """The same events under the name that the node has in this plan."""
+    """Write the same events under the name that the node has in this plan."""
     events = (read_line(line) for line in lines.splitlines())
     return [_line({**event, "node": node}) for event in events if event is not None]

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sprunec.durable import read_file
+from sprunec.durable import read_file, remove
 from sprunec.errors import InputError, PassError
 from sprunec.graph.lock import alone
 from sprunec.graph.store import PLAN, read_references
@@ -23,7 +22,7 @@ UNUSED = "no plan refers to it"
 
 
 @dataclass(frozen=True)
-class Waste:
+class Garbage:
     """Something that can go; `bytes` is what that frees, so a file with another name elsewhere counts nothing."""
 
     path: Path
@@ -34,51 +33,44 @@ class Waste:
 @dataclass(frozen=True)
 class Collection:
     out: Path
-    wastes: tuple[Waste, ...]
-
-    @property
-    def bytes(self) -> int:
-        return sum(waste.bytes for waste in self.wastes)
+    entries: tuple[Garbage, ...]
 
     def document(self, removed: bool) -> dict[str, Any]:
-        """As `schemas/gc.schema.json` describes it."""
-        entries = [asdict(waste) | {"path": str(waste.path)} for waste in self.wastes]
-        return {"out": str(self.out), "removed": removed, "bytes": self.bytes, "entries": entries}
+        """Describe it as `schemas/gc.schema.json` does."""
+        entries = [asdict(entry) | {"path": str(entry.path)} for entry in self.entries]
+        freed = sum(entry.bytes for entry in self.entries)
+        return {"out": str(self.out), "removed": removed, "bytes": freed, "entries": entries}
 
 
-def look(out: Path) -> Collection:
-    """What can go.
+def find_garbage(out: Path) -> Collection:
+    """Find what can go.
 
     Raises:
         InputError: no run has been in `out`.
         PassError: a run is in there now, or it is not known any more what one of its plans refers to.
     """
-    _check(out)
-    with alone(out):
-        return _look(out)
-
-
-def collect(out: Path, wastes: Collection) -> None:
-    """Remove what a look has found and still finds.
-
-    Raises:
-        PassError: as `look`.
-        OSError: something cannot be removed.
-    """
-    with alone(out):
-        still = {waste.path for waste in _look(out).wastes}
-        for waste in wastes.wastes:
-            if waste.path in still:
-                _remove(waste.path)
-
-
-def _check(out: Path) -> None:
     if not (out / "store").is_dir():
         message = "is no folder of a run" if out.is_dir() else "there is no such folder"
         raise InputError.at(out, message, "give the folder that `sprunec run` worked in, e.g. runs/NAME")
+    with alone(out):
+        return _find(out)
 
 
-def _look(out: Path) -> Collection:
+def remove_garbage(out: Path, found: Collection) -> None:
+    """Remove what `find_garbage` has found and still finds.
+
+    Raises:
+        PassError: as `find_garbage`.
+        OSError: something cannot be removed.
+    """
+    with alone(out):
+        still = {entry.path for entry in _find(out).entries}
+        for entry in found.entries:
+            if entry.path in still:
+                remove(entry.path)
+
+
+def _find(out: Path) -> Collection:
     kept = _referred(out)
     found = [*_in_store(out / "store", kept)]
     found += [(path, LEFT_BEHIND) for path in sorted(out.glob(".*")) if _is_aside(path)]
@@ -93,11 +85,11 @@ def _look(out: Path) -> Collection:
         counted.add(key)
         return status.st_size
 
-    return Collection(out, tuple(Waste(path, sum(map(freed, files[path])), why) for path, why in found))
+    return Collection(out, tuple(Garbage(path, sum(map(freed, files[path])), why) for path, why in found))
 
 
 def _referred(out: Path) -> set[str]:
-    """The digests of every plan that has run here, and of the last report."""
+    """Collect the digests of every plan that has run here, and of the last report."""
     found: set[str] = set()
     for path in sorted((out / "store").glob(PLAN.format("*"))):
         digests = read_references(path)
@@ -129,7 +121,7 @@ def _in_store(store: Path, kept: set[str]) -> Iterator[tuple[Path, str]]:
 
 
 def _is_aside(path: Path) -> bool:
-    """What `durable` and `publish` write before they rename it."""
+    """Tell what `durable` and `publish` write before they rename it."""
     return path.name == ".publishing" or re.fullmatch(r"\..+\.\d+", path.name) is not None
 
 
@@ -140,10 +132,3 @@ def _files(path: Path) -> Iterator[os.stat_result]:
     for place, _, names in os.walk(path):
         for name in names:
             yield (Path(place) / name).lstat()
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink()

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from sprunec.durable import file_sha256
+from sprunec.families.cpm_ant.config import ModelConfig
+from sprunec.file_digests import MISSING
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,7 @@ class Node:
 
     Attributes:
         name: its number and pass, unique in the graph.
+        options: the pass's own `Options`.
         inputs: by the pass's own words for them, the names of the nodes that give them.
         files: the user's files, which `options` name by content.
         stamps: when each of them was last changed, and its size.
@@ -33,7 +35,7 @@ class Node:
 
     name: str
     pass_: str
-    options: Mapping[str, Any]
+    options: Any
     inputs: Mapping[str, str]
     digest: str | None
     gives: str
@@ -48,13 +50,38 @@ class Node:
     notes: tuple[str, ...] = ()
 
 
+@dataclass
+class Roles:
+    """Which node gives what the report and the emitted model are made of; "" where there is none.
+
+    Attributes:
+        source: the plan's input model.
+        dense, masked, small: evaluations.
+        origin: the last cut.
+        final: the small model.
+        full: it in the input's shape.
+        emitted: the formats.
+    """
+
+    source: str = ""
+    dense: str = ""
+    masked: str = ""
+    small: str = ""
+    origin: str = ""
+    final: str = ""
+    full: str = ""
+    emitted: str = ""
+
+    def models(self) -> dict[str, str]:
+        """Give the evaluations by role."""
+        return {"dense": self.dense, "masked": self.masked, "small": self.small}
+
+
 @dataclass(frozen=True)
 class Graph:
     """Nodes in an order in which every input comes before its use.
 
     Attributes:
-        roles: which node gives what the report and the emitted model are made of: dense, masked, small (evaluations),
-            masks, final (the small model), full (it in the input's shape), emitted, source (the plan's input model).
         tokens: training targets in all.
         checkpoint_name: the file in OUT that `full` is written to.
         resolved: the plan with every default filled in; the emitted model carries it.
@@ -62,7 +89,7 @@ class Graph:
 
     plan: str
     nodes: tuple[Node, ...]
-    roles: Mapping[str, str]
+    roles: Roles
     device: str
     parameters: tuple[int, int]
     tokens: int
@@ -72,7 +99,7 @@ class Graph:
 
     @property
     def engine(self) -> Mapping[str, Any]:
-        """What trains, and how: the plan's section."""
+        """Give the plan's section on what trains, and how."""
         found: Mapping[str, Any] = self.resolved.get("engine", {})
         return found
 
@@ -80,7 +107,7 @@ class Graph:
         return next(node for node in self.nodes if node.name == name)
 
     def document(self, cached: Mapping[str, bool]) -> dict[str, Any]:
-        """The graph as `schemas/graph.schema.json` describes it."""
+        """Describe the graph as `schemas/graph.schema.json` does."""
         return {
             "plan": self.plan,
             "nodes": [
@@ -104,64 +131,21 @@ class Graph:
 
 
 def digest_of(pass_: str, version: int, options: Mapping[str, Any], inputs: Mapping[str, str | None]) -> str | None:
-    """sha256, or None if an option or an input is not known yet."""
-    if any(value is None for value in inputs.values()) or MISSING in options.values():
-        return None
+    """Hash what decides a node's result; None if an option or an input is not known yet."""
     content = {"pass": pass_, "version": version, "options": plain(options), "inputs": dict(inputs)}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-MISSING = "missing file"
+    text = json.dumps(content, sort_keys=True)
+    unknown = None in inputs.values() or json.dumps(MISSING) in text
+    return None if unknown else hashlib.sha256(text.encode()).hexdigest()
 
 
 def plain(value: Any) -> Any:
-    """As JSON has it."""
+    """Turn a value into what JSON has; paths into text."""
+    if isinstance(value, ModelConfig):
+        value = value.to_dict()
+    elif is_dataclass(value) and not isinstance(value, type):
+        value = {each.name: getattr(value, each.name) for each in fields(value)}
     if isinstance(value, Mapping):
         return {str(key): plain(inner) for key, inner in value.items()}
     if isinstance(value, tuple | list):
         return [plain(inner) for inner in value]
-    return value
-
-
-def file_stamp(path: Path) -> tuple[int, int]:
-    """What changes when a file is written to; zeros if there is none."""
-    if not path.exists():
-        return 0, 0
-    status = path.stat()
-    return status.st_mtime_ns, status.st_size
-
-
-def file_digest(path: Path) -> str:
-    """sha256 of a file's content, of every file in a directory; `MISSING` if there is none."""
-    if path.is_dir():
-        parts = sorted(p for p in path.rglob("*") if p.is_file())
-        joined = "\n".join(f"{p.relative_to(path)} {file_digest(p)}" for p in parts)
-        return hashlib.sha256(joined.encode()).hexdigest()
-    if not path.is_file():
-        return MISSING
-    known = known_digest(path)
-    if known is not None:
-        return known
-    digest = file_sha256(path)
-    remember_digest(path, digest)
-    return digest
-
-
-# A checkpoint is named by the plan, linked by artifacts and verified in the store: it is read once in a process.
-WORTH_KNOWING = 64 * 2**20
-_KNOWN: dict[tuple[int, ...], str] = {}
-
-
-def known_digest(path: Path) -> str | None:
-    """The sha256 of a large file that has been read already, and has not changed since."""
-    return _KNOWN.get(_identity(path))
-
-
-def remember_digest(path: Path, digest: str) -> None:
-    if path.stat().st_size >= WORTH_KNOWING:
-        _KNOWN[_identity(path)] = digest
-
-
-def _identity(path: Path) -> tuple[int, ...]:
-    status = path.stat()
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+    return str(value) if isinstance(value, Path) else value

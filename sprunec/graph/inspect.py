@@ -13,15 +13,13 @@ from sprunec.checkpoint.layouts import CONFIG, is_index
 from sprunec.checkpoint.provenance import origin_words
 from sprunec.checkpoint.reader import Tensors, open_tensors
 from sprunec.errors import InputError
-from sprunec.families.cpm_ant.blocks import block_kinds, example_inputs
 from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.families.cpm_ant.fit import check_dtypes, check_fit, refuse_unused
 from sprunec.families.cpm_ant.head import own_head
 from sprunec.families.cpm_ant.shapes import guess_config
-from sprunec.families.model_directory import empty_model
 from sprunec.file_kinds import JSON, file_kind, foreign
 from sprunec.plan.model_config import read_config
-from sprunec.rewrite.trace import TracedBlock, trace_blocks
+from sprunec.rewrite.trace import TracedBlock, traced_shape
 
 HINT = "name a config, safetensors, what torch.save wrote, or a directory of these"
 
@@ -72,7 +70,7 @@ def _directory(path: Path) -> dict[str, Any]:
 
 def describe(config: ModelConfig) -> dict[str, Any]:
     """Describe the model's shape, and the sites that a trace of it on the meta device finds."""
-    blocks = trace_blocks(empty_model(config), example_inputs(config), block_kinds(config))
+    blocks = traced_shape(config)
     return {
         "family": config.family,
         "parameters": {"total": config.parameters(), "prunable": config.prunable_parameters()},
@@ -90,8 +88,12 @@ def _read(path: Path) -> ModelConfig:
 
 def _layer(config: ModelConfig, index: int) -> dict[str, Any]:
     layer = config.layers[index]
-    attention = {"heads": layer.heads, "dim_head": layer.dim_head, "parameters": config.attention_parameters(index)}
-    feed_forward = {"dim_ff": layer.dim_ff, "parameters": config.feed_forward_parameters(index)}
+    attention = {
+        "heads": layer.heads,
+        "dim_head": layer.dim_head,
+        "parameters": config.sublayer_parameters(index, "attention"),
+    }
+    feed_forward = {"dim_ff": layer.dim_ff, "parameters": config.sublayer_parameters(index, "feed_forward")}
     return {
         "index": index,
         "attention": attention if layer.heads else None,

@@ -1,7 +1,7 @@
 """Lower a plan to an execution graph: intent in, every step spelled out.
 
     user writes      lowering makes of it
-    (model, data) -> load, data, and a trace and evaluation of the dense model
+    (model, data) -> load, data, and an evaluation of the dense model
     train         -> train
     train-mask    -> train-mask, binarize, rewrite, compare
     score-mask    -> score-mask, binarize, rewrite, compare
@@ -18,19 +18,16 @@ Lowering is pure: it reads the plan and hashes the user's files, and writes noth
 from __future__ import annotations
 
 from sprunec.graph.builder import Builder
-from sprunec.graph.cuts import CHANGES_WEIGHTS, load_mask, score_mask, sparsify, train_mask
-from sprunec.graph.emit_options import emit_options
 from sprunec.graph.graph import Graph
-from sprunec.graph.heads import with_own_head
-from sprunec.graph.sources import add_sources
-from sprunec.graph.training_nodes import train
+from sprunec.graph.sources import add_sources, with_own_head
+from sprunec.passes import compare, compare_format, emit, expand
 from sprunec.plan.export_formats import FORMATS
+from sprunec.plan.pass_table import PASSES
 from sprunec.plan.plan import PassSpec, Plan
-from sprunec.plan.training_checks import WHOLE
 
 
 def lower(plan: Plan) -> Graph:
-    """The graph of a plan.
+    """Make the graph of a plan.
 
     Raises:
         InputError: see `with_own_head`; or an index of a checkpoint is none.
@@ -38,75 +35,33 @@ def lower(plan: Plan) -> Graph:
     build = Builder(with_own_head(plan))
     add_sources(build)
     for spec in plan.passes:
-        _keep_dense(build, spec)
-        LOWERINGS[spec.name](build, spec)
+        info = PASSES[spec.name]
+        assert info.lower is not None
+        if info.removes:  # what comes in here is what the result is compared with, and the teacher from here on
+            build.evaluate_dense()
+            build.teachers.setdefault(None, build.model)
+        info.lower(build, spec)
     _finish(build)
     return build.graph()
 
 
-def _keep_dense(build: Builder, spec: PassSpec) -> None:
-    """The model that the first pass that cuts is given is the teacher of the passes from there on."""
-    if spec.name not in WHOLE:
-        build.latest.setdefault("teacher", build.latest["model"])
-
-
-def _emit(build: Builder, spec: PassSpec) -> None:
-    build.formats, build.dtype = tuple(spec.options["formats"]), spec.options["dtype"]
-
-
 def _finish(build: Builder) -> None:
     build.evaluate_dense()
-    final = build.latest["model"]
-    build.roles["final"] = final
-    masked = final
-    if "origin" in build.latest:
-        build.roles["origin"] = build.latest["origin"]
-        masked = _full_shape(build, final)
-    build.roles["full"] = masked
-    small = _emitted(build, final) if build.formats else final
+    final = masked = build.roles.final = build.model
+    if build.roles.origin:
+        masked = expand.add(build, final) if build.changes_weights() else build.roles.source
+    build.roles.full = masked
+    small = _emitted(build, build.emitting, final) if build.emitting is not None else final
     if masked != small:
-        inputs = {"masked": masked, "masks": final, "small": small}
-        build.add("compare", build.compared(), inputs | build.data_inputs(), about="masked = small")
+        compare.add(build, masked, final, small)
     build.evaluate_pruned(masked, final, small)
-    build.measure_speed(final)
 
 
-def _full_shape(build: Builder, final: str) -> str:
-    """The node of the final weights in the input's shape: the input itself, where nothing has been trained."""
-    source = build.roles["source"]
-    if all(node.pass_ not in CHANGES_WEIGHTS for node in build.nodes):
-        return source
-    inputs = {"model": final, "source": source, "origin": build.latest["origin"]}
-    return build.add("expand", {}, inputs, about="back in the input's shape")
-
-
-def _emitted(build: Builder, final: str) -> str:
-    """The forms -> which node gives the small model that is compared and measured: our own form where there is one."""
-    inputs = {"model": final, "source": build.roles["source"]}
-    options, files = emit_options(build.plan, build.formats, build.dtype)
-    name = build.add(
-        "emit", options, inputs, about=", ".join(build.formats), parameters=build.left.parameters, files=files
-    )
-    build.roles["emitted"] = name
-    own = [form for form in build.formats if FORMATS[form].reopen is None]
-    for form in (each for each in build.formats if each not in own):
-        inputs = {"model": final, "emitted": name}
-        build.add(
-            "compare-format",
-            build.compared() | {"form": form},
-            inputs | build.data_inputs(),
-            suffix=form,
-            about="opened again",
-        )
-    return name if own else final
-
-
-LOWERINGS = {
-    "train": train,
-    "finetune": train,
-    "train-mask": train_mask,
-    "score-mask": score_mask,
-    "load-mask": load_mask,
-    "sparsify": sparsify,
-    "emit": _emit,
-}
+def _emitted(build: Builder, spec: PassSpec, final: str) -> str:
+    """Add all formats -> which node gives the small model that is compared and measured: our own where there is one."""
+    build.roles.emitted = emit.add(build, spec, final)
+    formats = spec.options["formats"]
+    reopened = [name for name in formats if FORMATS[name].reopen is not None]
+    for name in reopened:
+        compare_format.add(build, final, build.roles.emitted, name)
+    return final if len(reopened) == len(formats) else build.roles.emitted

@@ -18,13 +18,13 @@ OWN_HASH = "sha256"
 
 
 def manifest_text(manifest: Mapping[str, Any]) -> str:
-    """As it stands in the file: the manifest and, last, the hash of all before it."""
+    """Write the manifest as it stands in the file: last, the hash of all before it."""
     own = hashlib.sha256(json.dumps(manifest, indent=1).encode()).hexdigest()
     return json.dumps({**manifest, OWN_HASH: own}, indent=1)
 
 
 def read_manifest(directory: Path, digest: str) -> dict[str, Any] | None:
-    """The manifest of the artifact with this digest; None unless it is, to the byte, what was once written for it.
+    """Read the manifest of the artifact with this digest; None unless it is, to the byte, what was written for it.
 
     Raises:
         OSError: it is there and cannot be read: that may pass, and is no reason to make the artifact again.
@@ -34,7 +34,7 @@ def read_manifest(directory: Path, digest: str) -> dict[str, Any] | None:
 
 
 def read_hashed(path: Path) -> dict[str, Any] | None:
-    """What `manifest_text` wrote, to the byte; else None."""
+    """Read what `manifest_text` wrote, to the byte; else None."""
     if not path.is_file() or path.stat().st_size > LARGEST:
         return None
     with naming(path):
@@ -57,13 +57,13 @@ def _is_manifest(manifest: Mapping[str, Any]) -> bool:
 
 
 def _is_inside(name: str) -> bool:
-    """Whether a name stays in the directory that it is a name of."""
+    """Tell whether a name stays in the directory that it is a name of."""
     path = PurePosixPath(name)
     return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\0" not in name
 
 
-def strays(directory: Path, manifest: Mapping[str, Any]) -> Iterator[Path]:
-    """What is in an artifact and no part of it: a name is told once, not with everything below it."""
+def unexpected_files(directory: Path, manifest: Mapping[str, Any]) -> Iterator[Path]:
+    """List what is in an artifact and no part of it: a name once, and not everything below it."""
     files = {PurePosixPath(name) for name in (*manifest["files"], MANIFEST)}
     folders = {parent for file in files for parent in file.parents}
     for place, names, others in os.walk(directory):

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
 from typing import Any
 
-from sprunec.families.cpm_ant.config import ModelConfig
-from sprunec.graph.graph import Graph
+from sprunec.graph.graph import Graph, plain
 from sprunec.graph.store import strict_json
 from sprunec.plan.plan import Plan
 
 
 def resolved(plan: Plan) -> dict[str, Any]:
     """Write the plan with every default filled in, as JSON has it; paths as they were found."""
-    document: dict[str, Any] = json.loads(json.dumps(plan, default=_plain))
+    document: dict[str, Any] = plain(plan)
     return document
 
 
@@ -30,7 +28,7 @@ def origin_of(graph: Graph, report: Mapping[str, Any], made: str | None) -> dict
     models = {role: {key: found[key] for key in measured} for role, found in report["models"].items() if found}
     note = {
         "plan": graph.resolved,
-        "checkpoint": graph.node(graph.roles["source"]).options.get("checkpoint"),
+        "checkpoint": graph.node(graph.roles.source).options.checkpoint or None,
         "made": made,
         "versions": report["versions"],
         "passes": [{key: entry[key] for key in ("name", "pass", "digest")} for entry in report["passes"]],
@@ -42,12 +40,3 @@ def origin_of(graph: Graph, report: Mapping[str, Any], made: str | None) -> dict
     }
     plain: dict[str, Any] = json.loads(strict_json(note))
     return plain
-
-
-def _plain(value: Any) -> Any:
-    """Translate what JSON does not know by itself."""
-    if isinstance(value, ModelConfig):
-        return value.to_dict()
-    if is_dataclass(value):
-        return {field.name: getattr(value, field.name) for field in fields(value)}
-    return dict(value) if isinstance(value, Mapping) else str(value)

@@ -15,7 +15,7 @@ LONGEST_NAME = 200  # what most disks take, 255 bytes, less what is added while 
 
 
 def check_places(graph: Graph, out: Path) -> None:
-    """Raises InputError for a file that cannot be written, or that somebody needs and the run would replace."""
+    """Raise InputError for a file that cannot be written, or that somebody needs and the run would replace."""
     _check_out(graph, out)
     for path in (path for node in graph.nodes for paths in node.files.values() for path in paths):
         _check_read(path, graph, out)
@@ -27,7 +27,7 @@ def check_places(graph: Graph, out: Path) -> None:
 
 
 def _check_out(graph: Graph, out: Path) -> None:
-    """A folder with a `model` in it is not always a run's; and what the run publishes must have a place."""
+    """Refuse a folder with a `model` in it that is not a run's, or without a place for what the run publishes."""
     published = [name for name in PUBLISHED if os.path.lexists(out / name)]
     if published and not any((out / name).exists() for name in OWN):
         message = "would be replaced, and no run has worked in this folder"
@@ -40,7 +40,7 @@ def _check_out(graph: Graph, out: Path) -> None:
 
 
 def _check_read(path: Path, graph: Graph, out: Path) -> None:
-    """A run takes away what an earlier one has published in its folder; that must be nothing that it starts from."""
+    """Refuse to start from what the run takes away: what an earlier one has published in its folder."""
     folder, place = out.resolve(), path.resolve()
     replaced = {*PUBLISHED, graph.checkpoint_name}
     if place.is_relative_to(folder) and place != folder and place.relative_to(folder).parts[0] in replaced:
@@ -52,7 +52,7 @@ def _check_read(path: Path, graph: Graph, out: Path) -> None:
 
 
 def _check_own(path: Path, graph: Graph, out: Path) -> None:
-    """What the user wants written must not be what the run keeps for itself, or takes away when it publishes."""
+    """Refuse to write what the run keeps for itself, or takes away when it publishes."""
     place, folder = _place(path), out.resolve()
     own = {*PUBLISHED, *OWN, graph.checkpoint_name}
     if place == folder or (place.is_relative_to(folder) and place.relative_to(folder).parts[0] in own):
@@ -74,5 +74,5 @@ def _check_writable(path: Path) -> None:
 
 
 def _place(path: Path) -> Path:
-    """A link is replaced where it stands; what it leads to is left alone."""
+    """Resolve all but the name: a link is replaced where it stands, and what it leads to is left alone."""
     return path.parent.resolve() / path.name

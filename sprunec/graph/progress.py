@@ -16,7 +16,7 @@ class Watcher:
     ) -> None: ...
 
     def node_failed(self, index: int, total: int, name: str, error: str) -> None:
-        """The run goes on without it."""
+        """Hear that the run goes on without a node."""
 
     def step(self, event: Mapping[str, Any]) -> None: ...
 

@@ -1,14 +1,13 @@
-"""What users look for in OUT: masks, recipe, the emitted forms; copied out of the store when a run has ended well."""
+"""What users look for in OUT: masks, recipe, exported formats; copied out of the store when a run has ended well."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from sprunec.checkpoint.provenance import write_origin
-from sprunec.durable import copy_file, flush, naming
+from sprunec.durable import copy_file, flush, naming, remove
 from sprunec.graph.graph import Graph
 from sprunec.plan.weights_notes import note_weights
 
@@ -29,9 +28,7 @@ def publish(
         failed: the forms that are not published.
     """
     aside = out / ".publishing"
-    if aside.is_symlink():
-        aside.unlink()
-    shutil.rmtree(aside, ignore_errors=True)
+    remove(aside)
     aside.mkdir(parents=True)
     with naming(aside):
         _make(graph, aside, artifacts, origin, failed)
@@ -49,10 +46,10 @@ def publish(
 def _make(
     graph: Graph, aside: Path, artifacts: Mapping[str, Path], origin: Mapping[str, Any], failed: Collection[str]
 ) -> None:
-    if "origin" in graph.roles:
+    if graph.roles.origin:
         _masks_and_recipe(graph, aside, artifacts)
-    if "emitted" in graph.roles:
-        emitted = artifacts[graph.roles["emitted"]]
+    if graph.roles.emitted:
+        emitted = artifacts[graph.roles.emitted]
         for form in (path for path in emitted.iterdir() if path.is_dir() and path.name not in failed):
             _copy(form, aside / "model" / form.name)
             write_origin(aside / "model" / form.name, origin)
@@ -61,7 +58,7 @@ def _make(
 
 
 def _copy(folder: Path, to: Path) -> None:
-    """Its files, one by one: the first that fails says which it is, and how."""
+    """Copy files one by one: the first that fails says which it is, and how."""
     for file in (path for path in folder.rglob("*") if path.is_file()):
         target = to / file.relative_to(folder)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -71,26 +68,22 @@ def _copy(folder: Path, to: Path) -> None:
 def unpublish(out: Path) -> None:
     """Take away what an earlier run has published: it would not be what the report tells of. The store keeps it."""
     for name in PUBLISHED:
-        path = out / name
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+        remove(out / name)
 
 
 def _full_shape(graph: Graph, path: Path, artifacts: Mapping[str, Path]) -> None:
-    """What a next plan starts from: CPM-Live's names, in the shape that this plan has started from."""
+    """Write what a next plan starts from: CPM-Live's names, in the shape that this plan has started from."""
     from sprunec.checkpoint.torch_writer import write_pt
     from sprunec.checkpoint.writer import as_outputs
     from sprunec.families.model_directory import open_model_tensors
 
-    write_pt(as_outputs(open_model_tensors(artifacts[graph.roles["full"]])), path)
+    write_pt(as_outputs(open_model_tensors(artifacts[graph.roles.full])), path)
 
 
 def _masks_and_recipe(graph: Graph, aside: Path, artifacts: Mapping[str, Path]) -> None:
     from sprunec.families.model_directory import read_kept
     from sprunec.masks.mask_tensors import write_masks
 
-    source, final = (read_kept(artifacts[graph.roles[role]]) for role in ("source", "final"))
+    source, final = (read_kept(artifacts[name]) for name in (graph.roles.source, graph.roles.final))
     write_masks(aside / "masks", source, final)
-    copy_file(artifacts[graph.roles["origin"]] / "origin" / "recipe.json", aside / "recipe.json")
+    copy_file(artifacts[graph.roles.origin] / "origin" / "recipe.json", aside / "recipe.json")

@@ -6,7 +6,6 @@ Only rank 0 knows what its store has: it announces each node that all ranks trai
 
 from __future__ import annotations
 
-import importlib
 import sys
 import tempfile
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from sprunec.graph.lower import lower
 from sprunec.graph.store import Store
 from sprunec.interrupts import interrupts
 from sprunec.passes.job import Job
-from sprunec.passes.table import PASSES
+from sprunec.plan.pass_table import PASSES
 from sprunec.unexpected import explained, log
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ def check_shares(graph: Graph, size: int) -> None:
         InputError: the sequences of a batch cannot be shared out.
     """
     for node in (node for node in graph.nodes if PASSES[node.pass_].trains):
-        rows, parts = node.options["batch_size"], node.options["accumulate"]
+        rows, parts = node.options.batch_size, node.options.accumulate
         if rows % (size * parts):
             message = f"{node.name}: {rows} rows in {parts} part(s) cannot be shared out equally to {size} processes"
             hint = f"make data.batch_size a multiple of {size * parts}, or start another number of processes"
@@ -96,7 +95,7 @@ def _train(node: Node, graph: Graph, store: Store, device: str, group: ProcessGr
             world=group,
         )
         with suppress(KeyboardInterrupt):  # all have stopped; this one is there until rank 0 has saved
-            importlib.import_module(f"sprunec.passes.{PASSES[node.pass_].module}").run(job)
+            PASSES.home(node.pass_).run(job)
 
 
 def explain(group: ProcessGroup, error: BaseException) -> int:

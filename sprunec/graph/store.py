@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from sprunec.durable import flush, read_file, write_atomically, write_new
-from sprunec.graph.graph import Node, file_digest
-from sprunec.graph.manifest import MANIFEST, manifest_text, read_hashed, read_manifest, strays
+from sprunec.file_digests import file_digest
+from sprunec.graph.graph import Node
+from sprunec.graph.manifest import MANIFEST, manifest_text, read_hashed, read_manifest, unexpected_files
 
 EVENTS = "events-{digest}.jsonl"
 PLAN = "plan-{}.json"
@@ -46,7 +47,7 @@ class Store:
         self._verified: set[str] = set()
 
     def find(self, node: Node) -> Artifact | None:
-        """The artifact of a node, if it is here and every file is what its manifest says; else it is set aside.
+        """Find a node's artifact, if it is here and every file is what its manifest says; else set it aside.
 
         A manifest must be what was written, to the byte. What stands beside the files it names is set aside alone.
         """
@@ -57,8 +58,8 @@ class Store:
         if manifest is None or not (node.digest in self._verified or _is_whole(path, manifest)):
             self._set_aside(path, f"{node.name}: its artifact is damaged, and is made again")
             return None
-        for stray in strays(path, manifest):
-            self._set_aside(stray, f"{node.name}: {stray.name} is no part of its artifact")
+        for file in unexpected_files(path, manifest):
+            self._set_aside(file, f"{node.name}: {file.name} is no part of its artifact")
         self._verified.add(node.digest)
         return Artifact(path, manifest)
 
@@ -74,11 +75,11 @@ class Store:
         write_atomically(self.root / PLAN.format(name), manifest_text({"plan": plan, "digests": digests}))
 
     def has(self, node: Node) -> bool:
-        """Whether a node seems done, without verifying it."""
+        """Tell whether a node seems done, without verifying it."""
         return node.digest is not None and (self.root / node.digest / MANIFEST).is_file()
 
     def events(self, node: Node) -> str | None:
-        """The lines that a node that is done wrote while it ran; None if they are not here as they were written."""
+        """Read the lines that a node that is done wrote; None if they are not here as they were written."""
         path, wanted = self.root / EVENTS.format(digest=node.digest), self._events_hash(node)
         if wanted is None or path.is_symlink() or file_digest(path) != wanted:
             return None
@@ -91,12 +92,12 @@ class Store:
             self._keep_events(str(node.digest), lines)
 
     def _events_hash(self, node: Node) -> str | None:
-        """What the manifest says; None where a node wrote none, or is not done."""
+        """Read the hash in the manifest; None where a node wrote no lines, or is not done."""
         manifest = read_manifest(self.root / node.digest, node.digest) if node.digest is not None else None
         return None if manifest is None else manifest.get("events")
 
     def partial(self, node: Node) -> Path:
-        """Where a node that is not done saves what it has: a folder of the store's own, never a link to another."""
+        """Say where a node that is not done saves what it has: in a folder of the store's own, never a link."""
         path = self.root / f"partial-{node.digest}"
         if path.is_symlink():
             self._set_aside(path, f"{node.name}: its saves are a link to somewhere else")
@@ -109,7 +110,7 @@ class Store:
 
     @contextmanager
     def writing(self) -> Iterator[Path]:
-        """An empty directory aside, gone again unless `keep` took it."""
+        """Make an empty directory aside, gone again unless `keep` took it."""
         self.root.mkdir(parents=True, exist_ok=True)
         directory = Path(tempfile.mkdtemp(prefix="writing-", dir=self.root))
         try:
@@ -152,14 +153,14 @@ class Store:
         return Artifact(self.root / node.digest, manifest)
 
     def _keep_events(self, digest: str, lines: str) -> str:
-        """Their sha256."""
+        """Write them; return their sha256."""
         path = self.root / EVENTS.format(digest=digest)
         write_atomically(path, lines)
         return file_digest(path)
 
 
 def read_references(path: Path) -> set[str] | None:
-    """The digests that a plan refers to; None if they are not what was written.
+    """Read the digests that a plan refers to; None if they are not what was written.
 
     Raises:
         OSError: they cannot be read.
@@ -173,7 +174,7 @@ def _is_whole(path: Path, manifest: Mapping[str, Any]) -> bool:
 
 
 def strict_json(document: Any) -> str:
-    """JSON as its standard has it: a number that is none becomes null."""
+    """Write JSON as its standard has it: a number that is none becomes null."""
     return json.dumps(_finite(document), indent=1, allow_nan=False)
 
 

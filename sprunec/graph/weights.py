@@ -17,7 +17,7 @@ from sprunec.checkpoint.layouts import checkpoint_files
 from sprunec.checkpoint.safetensors_file import Stored
 from sprunec.errors import Diagnostic, InputError
 from sprunec.families.cpm_ant.huggingface_names import parts
-from sprunec.graph.graph import file_digest, known_digest, remember_digest
+from sprunec.file_digests import file_digest, known_digest, remember_digest
 from sprunec.plan.plan import Plan
 
 if TYPE_CHECKING:
@@ -91,20 +91,18 @@ def _is_cut_away(plan: Plan, found: Sequence[NonFinite]) -> bool:
     if not masks or others or any(each.count > len(each.places) for each in found):
         return False
     from sprunec.bmcook.masks.matching import read_masks
-    from sprunec.families.cpm_ant.config import local
-    from sprunec.passes.bench import traced_shape
+    from sprunec.families.cpm_ant.sizes import everything
     from sprunec.rewrite.recipe import make_recipe
+    from sprunec.rewrite.trace import traced_shape
 
     config = plan.model.config
-    whole = kept = config.everything()
+    whole = kept = everything(config)
     try:
         for spec in masks:
             kept = read_masks(spec.options["path"], whole, kept).kept
     except InputError:
         return False
-    recipe = make_recipe(
-        traced_shape(config), [local(before, after) for before, after in zip(whole, kept, strict=True)]
-    )
+    recipe = make_recipe(traced_shape(config), kept.inside(whole))
     own_names = {part.name: name for name, part in parts(config, [each.tensor for each in found]).items()}
     return all(_is_out(recipe.slices, recipe.removed, own_names.get(each.tensor, ""), each) for each in found)
 

@@ -1,5 +1,13 @@
 """Budgets: how much of what may be kept, how much is expected while gates are soft, and which units fill it exactly.
 
+    name, keys       the units that it counts
+    full, unit       the size when everything is kept, and what the smallest unit counts
+    target, asked    what gates are held to (what was asked for, or as much of it as there is), and what the plan says
+    expected(kept)   the expected size, from the probabilities of being kept
+    fill(scores, decided)
+                     bool masks that keep the best units up to exactly the target, given the masks decided before
+    measure(config)  what a model that was cut has of it
+
 Gates and scores are dicts from (layer, unit) to a tensor (units,).
 """
 
@@ -8,74 +16,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sprunec.errors import PassError
 from sprunec.families.cpm_ant.config import ModelConfig
+from sprunec.families.cpm_ant.sizes import unit_sizes
 from sprunec.families.cpm_ant.uniform import bias_columns
-from sprunec.masks.granularity import Multiples, bundles, by_unit, round_down
+from sprunec.masks.granularity import Multiples, Values, groups, round_down
 from sprunec.masks.size_budget import SizeBudget
-from sprunec.masks.unit_counts import Key, Values, unit_sizes
+from sprunec.units import COUNTED, INSIDE, Key, Unit
 
-COUNTS = {
-    "num_layers": "block",
-    "num_attention": "attention",
-    "num_feed_forward": "feed_forward",
-    "num_heads": "head",
-    "dim_head": "dim_head",
-    "dim_ff": "dim_ff",
-}
-INSIDE = {"head": "attention", "dim_head": "attention", "dim_ff": "feed_forward"}
 SETTLED_SHARE = 0.02
-ALL_COUNTS: Mapping[str, int] = MappingProxyType({})
-
-
-class Budget(Protocol):
-    """One constraint on what is kept."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def keys(self) -> tuple[Key, ...]:
-        """The units it counts."""
-
-    @property
-    def full(self) -> float:
-        """The size when everything is kept."""
-
-    @property
-    def target(self) -> float:
-        """What gates are held to: what was asked for, or as much of it as there is."""
-
-    @property
-    def asked(self) -> float:
-        """What the plan says."""
-
-    @property
-    def unit(self) -> float:
-        """What the smallest unit counts."""
-
-    def expected(self, kept: Values) -> Tensor:
-        """The expected size, from the probabilities of being kept."""
-
-    def fill(self, scores: Values, decided: Values) -> dict[Key, Tensor]:
-        """Bool masks that keep the best units up to exactly the target, given the masks decided before."""
-
-    def measure(self, config: ModelConfig) -> float:
-        """What a model that was cut has of it."""
-
-
-def settled(budget: Budget, expected: float) -> bool:
-    """Within half a unit or 2% of the budget's size of its target, whichever is more."""
-    return abs(expected - budget.target) <= tolerance(budget)
-
-
-def tolerance(budget: Budget) -> float:
-    return max(0.5 * budget.unit, SETTLED_SHARE * budget.full)
+NO_MULTIPLES: Mapping[str, int] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -106,8 +61,7 @@ class CountBudget:
         return self.target if self.wanted is None else self.wanted
 
     def expected(self, kept: Values) -> Tensor:
-        sizes = [kept[key].sum() * self._open(kept, key[0]) for key in self.keys]
-        return torch.stack(sizes).sum()
+        return torch.stack([kept[key].sum() * self._open(kept, key[0]) for key in self.keys]).sum()
 
     def fill(self, scores: Values, decided: Values) -> dict[Key, Tensor]:
         alive = [key for key in self.keys if bool(self._open(decided, key[0]))]
@@ -122,11 +76,11 @@ class CountBudget:
         return masks | self._best({key: scores[key] for key in alive}, count)
 
     def _best(self, scores: Values, count: int) -> dict[Key, Tensor]:
-        """Bool masks of `count` units, or of as many as make whole bundles."""
+        """Keep the best `count` units, or as many as make whole groups."""
         masks = {key: torch.zeros(value.numel(), dtype=torch.bool) for key, value in scores.items()}
-        ranked = [bundle for key, value in scores.items() for bundle in bundles(key, value, self.multiple)]
-        for _, key, places in sorted(ranked, key=lambda b: b[0], reverse=True)[: count // self.multiple]:
-            masks[key][list(places)] = True
+        ranked = [group for key, value in scores.items() for group in groups(key, value, self.multiple)]
+        for _, key, units in sorted(ranked, key=lambda group: group[0], reverse=True)[: count // self.multiple]:
+            masks[key][list(units)] = True
         return masks
 
     def measure(self, config: ModelConfig) -> float:
@@ -134,9 +88,21 @@ class CountBudget:
         return float(sum(sizes.get(key, 0) for key in self.keys))
 
     def _open(self, gates: Values, layer: int) -> Tensor:
-        """How likely all gates around a layer's units are open."""
+        """Tell how likely all gates around a layer's units are open."""
         present = [gates[(layer, kind)].double().sum() for kind in self.around if (layer, kind) in gates]
         return torch.stack(present).prod() if present else torch.ones((), dtype=torch.double)
+
+
+Budget = CountBudget | SizeBudget
+
+
+def settled(budget: Budget, expected: float) -> bool:
+    """Tell whether a size is within half a unit or 2% of the full size of its target, whichever is more."""
+    return abs(expected - budget.target) <= tolerance(budget)
+
+
+def tolerance(budget: Budget) -> float:
+    return max(0.5 * budget.unit, SETTLED_SHARE * budget.full)
 
 
 def make_budgets(
@@ -145,9 +111,9 @@ def make_budgets(
     target: Mapping[str, Any],
     budget: str,
     tie_heads: bool = False,
-    multiple_of: Mapping[str, int] = ALL_COUNTS,
+    multiple_of: Mapping[str, int] = NO_MULTIPLES,
 ) -> tuple[Budget, ...]:
-    """The budgets of a pass on a model of shape `config`.
+    """Make the budgets of a pass on a model of shape `config`.
 
     Args:
         tie_heads: keep the same heads in all layers.
@@ -159,7 +125,8 @@ def make_budgets(
     """
     if tie_heads and len(bias_columns(config)) > 1:
         raise PassError("tie_heads keeps the same heads in all layers, and they have different ones left")
-    multiples, sizes = by_unit(multiple_of), unit_sizes(config, units)
+    multiples = {COUNTED[name].name: count for name, count in multiple_of.items()}
+    sizes = unit_sizes(config, units)
     if not sizes:
         raise PassError(f"the model has no {' and no '.join(units)} left that this pass could cut")
     if "parameters" in target:
@@ -167,33 +134,31 @@ def make_budgets(
     if "sparsity" in target:
         part = SizeBudget("all", config, units, False, 0.0, multiples)
         return (replace(part, target=(1.0 - target["sparsity"]) * part.full),)
-    outer_first = sorted(target.items(), key=lambda item: COUNTS[item[0]] in INSIDE)
-    budgets = [b for name, count in outer_first for b in _count_budgets(sizes, target, name, count, budget, multiples)]
+    outer_first = sorted((COUNTED[name] for name in target), key=lambda unit: unit.name in INSIDE)
+    budgets = [each for unit in outer_first for each in _count_budgets(sizes, target, unit, budget, multiples)]
     if not tie_heads:
         return tuple(budgets)
-    tied = _count_budgets(sizes, target, "num_heads", target["num_heads"], "global", multiples)
+    tied = _count_budgets(sizes, target, COUNTED["num_heads"], "global", multiples)
     rest = [each for each in budgets if each.keys[0][1] != "head"]
     return (*rest, *(replace(heads, tied=True, unit=float(len(heads.keys))) for heads in tied))
 
 
 def _count_budgets(
-    sizes: Mapping[Key, int], target: Mapping[str, int], name: str, count: int, budget: str, multiples: Multiples
+    sizes: Mapping[Key, int], target: Mapping[str, int], unit: Unit, budget: str, multiples: Multiples
 ) -> list[CountBudget]:
-    """Sublayers and blocks are counted over the model; units inside them by layer, or on average over the layers."""
-    unit = COUNTS[name]
-    keys = tuple(key for key in sizes if key[1] == unit)
+    """Count sublayers and blocks over the model, units inside them by layer or on average over the layers."""
+    name, count, multiple = unit.target, target[unit.target], multiples.get(unit.name, 1)
+    keys = tuple(key for key in sizes if key[1] == unit.name)
     full = float(sum(sizes[key] for key in keys))
-    around = ("block", INSIDE[unit]) if unit in INSIDE else ("block",) if unit != "block" else ()
     if not keys:
         return []
-    if unit not in INSIDE:
-        return [CountBudget(name, keys, full, min(float(count), full), around, wanted=float(count))]
-    multiple = multiples.get(unit, 1)
+    if unit.name not in INSIDE:
+        behind = () if unit.name == "block" else ("block",)
+        return [CountBudget(name, keys, full, min(float(count), full), behind, wanted=float(count))]
+    around = ("block", *unit.sublayers)
     if budget == "global":
-        outside = [n for n, kind in COUNTS.items() if kind in around and n in target]
-        layers = min([len(keys), *(target[n] for n in outside)])
-        most = sum(round_down(sizes[key], multiple) for key in keys)
-        asked = float(count * layers)
+        layers = min([len(keys), *(n for key, n in target.items() if COUNTED[key].name in around)])
+        most, asked = sum(round_down(sizes[key], multiple) for key in keys), float(count * layers)
         return [CountBudget(name, keys, full, min(asked, most), around, count, multiple=multiple, wanted=asked)]
     budgets = []
     for key in keys:
@@ -203,8 +168,8 @@ def _count_budgets(
     return budgets
 
 
-def shared_out(budgets: Iterable[Budget], scores: Values) -> tuple[Budget, ...]:
-    """A budget for each layer and kind of unit instead: as many as the given ones would keep of it by the scores."""
+def allocated(budgets: Iterable[Budget], scores: Values) -> tuple[Budget, ...]:
+    """Make a budget for each layer and kind of unit: as many as the given ones would keep of it by the scores."""
     return tuple(
         CountBudget(f"{unit} layer {layer}", ((layer, unit),), float(mask.numel()), float(mask.sum()))
         for (layer, unit), mask in fill_all(budgets, scores).items()
@@ -212,7 +177,7 @@ def shared_out(budgets: Iterable[Budget], scores: Values) -> tuple[Budget, ...]:
 
 
 def fill_all(budgets: Iterable[Budget], scores: Values) -> dict[Key, Tensor]:
-    """Bool masks over all scored units that meet every budget; sublayers are decided before what is inside them."""
+    """Make bool masks over all scored units that meet every budget; sublayers come before what is inside them."""
     masks: dict[Key, Tensor] = {}
     for budget in budgets:
         masks |= budget.fill(scores, masks)

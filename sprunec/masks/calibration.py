@@ -1,12 +1,12 @@
-"""What a look at the data shows of a model's inside: second moments of what goes into projections, and energies.
+"""What calibration batches show of a model's inside: second moments of what goes into projections, and energies.
 
-Letters in shapes: C columns, what a projection sums over.
+Letters in shapes: B sequences, N positions, C features, what a projection sums over.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from sprunec.rewrite.trace import TracedBlock
 
 @dataclass
 class Moments:
-    """Means over all columns of text in use.
+    """Means over all positions in use.
 
     Attributes:
         inputs: the projections, by block and tensor name, and the mean of x xᵀ (C, C) of what goes into each, before
@@ -29,82 +29,74 @@ class Moments:
         branches, streams: by block and kind of sublayer, the mean square of what it adds, and of the sum.
     """
 
-    inputs: dict[tuple[int, str], tuple[Projection, Tensor]] = field(default_factory=dict)
-    branches: dict[tuple[int, str], float] = field(default_factory=dict)
-    streams: dict[tuple[int, str], float] = field(default_factory=dict)
+    inputs: dict[tuple[int, str], tuple[Projection, Tensor]]
+    branches: dict[tuple[int, str], float]
+    streams: dict[tuple[int, str], float]
 
     def of_unit(self, block: int, unit: str) -> list[tuple[Projection, Tensor, tuple[int, int, int]]]:
-        """The projections that a kind of unit goes into, with how their columns are made of it."""
+        """Give the projections that a kind of unit goes into, with how their features are made of it."""
         found = [(projection, moment, projection.units(unit)) for projection, moment in self.inputs.values()]
         return [(p, moment, units) for p, moment, units in found if p.block.index == block and units is not None]
 
     def share(self, block: int, kind: str) -> float:
-        """How much of the energy behind a sublayer is the sublayer's own."""
+        """Tell how much of the energy behind a sublayer is the sublayer's own."""
         return self.branches[(block, kind)] / max(self.streams[(block, kind)], 1e-30)
 
 
 @torch.no_grad()
-def look(model: nn.Module, blocks: Sequence[TracedBlock], batches: Iterable[Batch], place: Place) -> Moments:
+def calibrate(model: nn.Module, blocks: Sequence[TracedBlock], batches: Iterable[Batch], place: Place) -> Moments:
     """Run batches through a model whose traced blocks were replaced by gated ones; left in eval mode."""
     model.eval()
-    moments, totals = Moments(), _Totals()
-    seen: dict[str, Tensor] = {}
-    handles = _watch(model, blocks, moments, totals, seen)
+    weights: dict[tuple[int, str], Projection] = {}
+    sums, handles = _Sums(), []
+    for block in blocks:
+        holder = model.get_submodule(block.path)
+        if isinstance(holder, fx.GraphModule):
+            here = {(block.index, projection.tensor): projection for projection in projections(block)}
+            weights |= here
+            watched = [(p.operand, sums.hook(("input", *key), lambda x: x.T @ x, p.dim)) for key, p in here.items()]
+            for residual in block.forward.residuals:
+                for kind, node in (("branch", residual.branch), ("stream", residual.add)):
+                    name = (kind, block.index, residual.kind)
+                    watched.append((node, sums.hook(name, lambda x: x.square().mean(-1).sum())))
+            handles += [tap(holder, node).register_forward_hook(hook) for node, hook in watched]
     exact = Place(place.device, torch.float32)
     for batch in batches:
         batch = batch.to(place.device)
-        columns = torch.arange(batch.targets.size(1), device=place.device)
-        seen["used"] = columns < batch.inputs["length"][:, None]
-        totals.columns += int(seen["used"].sum())
+        positions = torch.arange(batch.targets.size(1), device=place.device)
+        sums.use(positions < batch.inputs["length"][:, None])
         with exact.precision():
             model(**batch.inputs)
     for handle in handles:
         handle.remove()
-    totals.into(moments)
-    return moments
+    return sums.moments(weights)
 
 
-@dataclass
-class _Totals:
-    """Sums over columns."""
+class _Sums:
+    """What hooks add up over the positions in use."""
 
-    columns: int = 0
-    sums: dict[Any, Tensor] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self._sums: dict[Any, Tensor] = {}
+        self._used, self._count = torch.empty(0), 0
 
-    def add(self, name: Any, value: Tensor) -> None:
-        self.sums[name] = self.sums[name] + value if name in self.sums else value
+    def use(self, used: Tensor) -> None:
+        """Add up these (B, N) positions of the next batch, a bool mask."""
+        self._used = used
+        self._count += int(used.sum())
 
-    def into(self, moments: Moments) -> None:
-        for key, (projection, _) in moments.inputs.items():
-            moments.inputs[key] = (projection, self.sums[("input", *key)] / self.columns)
-        for kind, means in (("branch", moments.branches), ("stream", moments.streams)):
-            found = {name[1:]: float(value) for name, value in self.sums.items() if name[0] == kind}
-            means |= {key: total / self.columns for key, total in found.items()}
+    def hook(self, name: Any, total: Callable[[Tensor], Tensor], dim: int = -1) -> Callable[..., None]:
+        """Make a hook that adds up what `total` makes of a module's output; its dim `dim` holds the features."""
 
-
-def _watch(
-    model: nn.Module, blocks: Sequence[TracedBlock], moments: Moments, totals: _Totals, seen: dict[str, Tensor]
-) -> list[Any]:
-    """Taps in every block, whose hooks add up; `seen["used"]` is a bool mask (B, N) of the columns in use."""
-
-    def hook(name: Any, sums: Callable[[Tensor], Tensor], dim: int = -1) -> Callable[..., None]:
         def add(_: nn.Module, given: Any, result: Tensor) -> None:
-            totals.add(name, sums(result.movedim(dim, -1)[seen["used"]].flatten(0, -2).float()))
+            value = total(result.movedim(dim, -1)[self._used].flatten(0, -2).float())
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
 
         return add
 
-    handles = []
-    for block in blocks:
-        holder = model.get_submodule(block.path)
-        if not isinstance(holder, fx.GraphModule):
-            continue
-        for projection in projections(block):
-            key = (block.index, projection.tensor)
-            moments.inputs[key] = (projection, torch.empty(0))
-            watched = hook(("input", *key), lambda x: x.T @ x, projection.dim)
-            handles.append(tap(holder, projection.operand).register_forward_hook(watched))
-        for residual in block.forward.residuals:
-            for kind, node in (("branch", residual.branch), ("stream", residual.add)):
-                watched = hook((kind, block.index, residual.kind), lambda x: x.square().mean(-1).sum())
-                handles.append(tap(holder, node).register_forward_hook(watched))
-    return handles
+    def moments(self, weights: dict[tuple[int, str], Projection]) -> Moments:
+        inputs = {key: (weight, self._sums[("input", *key)] / self._count) for key, weight in weights.items()}
+        branches, streams = (
+            {name[1:]: float(total) / self._count for name, total in self._sums.items() if name[0] == kind}
+            for kind in ("branch", "stream")
+        )
+        return Moments(inputs, branches, streams)

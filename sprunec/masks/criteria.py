@@ -1,36 +1,27 @@
-"""Cheap scores of units: the higher, the more worth keeping.
-
-`CRITERIA` has them by name, functions of a `Sight`; those in `BLIND` need no more than `Shapes`. `comparable` says how
-targets take them.
-"""
+"""The criteria by which units are scored, and what they may look at; the arithmetic is in `masks/scores.py`."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
+from sprunec.plan.criterion_table import Criterion
 
-from sprunec.data.batches import Batch
-from sprunec.engines.device import Place
-from sprunec.masks.calibration import Moments, look
-from sprunec.masks.least_squares import removal_errors
-from sprunec.masks.size_budget import SIZES
-from sprunec.masks.unit_counts import Key
-from sprunec.rewrite.gating import Gates
-from sprunec.rewrite.sites import SUBLAYER_OF
-from sprunec.rewrite.trace import TracedBlock
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
-Loss = Callable[[nn.Module, Batch], Tensor]
-Score = Callable[[Tensor, Tensor, Tensor], Tensor]
+    from sprunec.data.batches import Batch
+    from sprunec.engines.device import Place
+    from sprunec.masks.calibration import Moments
+    from sprunec.rewrite.gating import Gates
+    from sprunec.rewrite.trace import TracedBlock
+    from sprunec.units import Key
 
 
 @dataclass(frozen=True)
-class Shapes:
-    """What a criterion that sees no data may look at; no model need be in memory.
+class Weights:
+    """What a criterion that needs no data is given; no model need be in memory.
 
     Attributes:
         blocks: what was traced, of weights or of their shapes alone.
@@ -45,13 +36,11 @@ class Shapes:
 
 
 @dataclass(frozen=True)
-class Sight:
-    """What a criterion may look at.
+class Calibration:
+    """What a criterion is given that runs batches through the model; it has all that `Weights` has.
 
     Attributes:
         model: its traced blocks replaced by gated ones, all gates open.
-        blocks: what was traced.
-        batches: the batches of a look at the data.
         loss: of a batch, summed over its targets.
     """
 
@@ -59,147 +48,38 @@ class Sight:
     gates: Gates
     blocks: Sequence[TracedBlock]
     batches: Iterable[Batch]
-    loss: Loss
+    loss: Callable[[nn.Module, Batch], Tensor]
     place: Place
     seed: int
 
-    def shapes(self) -> Shapes:
-        return Shapes(self.blocks, self.gates.sizes, self.model.state_dict(), self.seed)
+    @property
+    def sizes(self) -> Mapping[Key, int]:
+        return self.gates.sizes
+
+    @property
+    def weights(self) -> Mapping[str, Tensor]:
+        return self.model.state_dict()
 
     def moments(self) -> Moments:
-        return look(self.model, self.blocks, self.batches, self.place)
+        from sprunec.masks.calibration import calibrate
+
+        return calibrate(self.model, self.blocks, self.batches, self.place)
 
 
-def random(sizes: Mapping[Key, int], seed: int) -> dict[Key, Tensor]:
-    """A draw, to compare with."""
-    noise = torch.Generator().manual_seed(seed)
-    return {key: torch.rand(size, generator=noise) for key, size in sizes.items()}
+def _by(function: str) -> Callable[[Any], dict[Key, Tensor]]:
+    """Name a function of `masks/scores.py`, which is imported, and torch with it, when something is scored."""
+
+    def score(subject: Any) -> dict[Key, Tensor]:
+        from sprunec.masks import scores
+
+        found: dict[Key, Tensor] = getattr(scores, function)(subject)
+        return found
+
+    return score
 
 
-def magnitude(
-    blocks: Sequence[TracedBlock], sizes: Mapping[Key, int], weights: Mapping[str, Tensor]
-) -> dict[Key, Tensor]:
-    """The root mean square of all weights that a unit would take with it (Han et al. 2015, by structure)."""
-    by_index = {block.index: block for block in blocks}
-    return {(index, unit): _magnitude(by_index[index], unit, weights) for index, unit in sizes}
-
-
-def taylor(model: nn.Module, gates: Gates, batches: Iterable[Batch], loss: Loss, place: Place) -> dict[Key, Tensor]:
-    """The first-order change of the loss when a unit is closed (Molchanov et al. 2017): mean of |dL/dz| over batches.
-
-    Args:
-        model: its traced blocks replaced by gated ones; left in eval mode, gates open.
-    """
-    model.eval()
-    exact = Place(place.device, torch.float32)  # in fp16, small gradients would be lost without a loss scale
-    leaves = {key: torch.ones(size, device=place.device, requires_grad=True) for key, size in gates.sizes.items()}
-    for key, leaf in leaves.items():
-        gates.set(*key, leaf)
-    scores = {key: torch.zeros(size) for key, size in gates.sizes.items()}
-    for count, batch in enumerate(batches, start=1):
-        batch = batch.to(place.device)
-        with exact.precision():
-            mean = loss(model, batch) / batch.target_count
-        for (key, _), gradient in zip(leaves.items(), torch.autograd.grad(mean, list(leaves.values())), strict=True):
-            scores[key] += (gradient.abs().float().cpu() - scores[key]) / count
-    return scores
-
-
-def activation(moments: Moments, sizes: Mapping[Key, int]) -> dict[Key, Tensor]:
-    """The energy of what a unit adds (Wanda, Sun et al. 2024, by structure), as a share of the stream that it joins.
-
-    Of a unit inside a sublayer: the mean square of each input column of the projection times that of its weights.
-    """
-    return _by_columns(moments, sizes, _energies)
-
-
-def reconstruction(moments: Moments, sizes: Mapping[Key, int]) -> dict[Key, Tensor]:
-    """The mean square error of the sublayer's output without the unit, the others refitted, as a share of the stream.
-
-    See `least_squares.removal_errors`; a whole sublayer leaves nothing to refit, and counts its energy.
-    """
-    return _by_columns(moments, sizes, _errors)
-
-
-BLIND: dict[str, Callable[[Shapes], dict[Key, Tensor]]] = {
-    "random": lambda shapes: random(shapes.sizes, shapes.seed),
-    "magnitude": lambda shapes: magnitude(shapes.blocks, shapes.sizes, shapes.weights),
-}
-CRITERIA: dict[str, Callable[[Sight], dict[Key, Tensor]]] = {
-    "random": lambda sight: BLIND["random"](sight.shapes()),
-    "magnitude": lambda sight: BLIND["magnitude"](sight.shapes()),
-    "taylor": lambda sight: taylor(sight.model, sight.gates, sight.batches, sight.loss, sight.place),
-    "activation": lambda sight: activation(sight.moments(), sight.gates.sizes),
-    "reconstruction": lambda sight: reconstruction(sight.moments(), sight.gates.sizes),
-}
-
-
-def comparable(scores: Mapping[Key, Tensor], target: Mapping[str, Any]) -> dict[Key, Tensor]:
-    """Scores as a target takes them: a size, which all kinds of units share, takes their ranks."""
-    return dict(scores) if target.keys().isdisjoint(SIZES) else ranks(scores)
-
-
-def ranks(scores: Mapping[Key, Tensor]) -> dict[Key, Tensor]:
-    """Each unit's place among all of its kind, in (0, 1], so that every kind gives the same share of its units.
-
-    How much a head is worth says little of how much a dim is: errors of both in one order keep all heads and few dims.
-    """
-    found: dict[Key, Tensor] = {}
-    for unit in dict.fromkeys(unit for _, unit in scores):
-        keys = [key for key in scores if key[1] == unit]
-        order = torch.cat([scores[key] for key in keys]).argsort(stable=True)
-        places = torch.empty(len(order)).index_copy_(0, order, torch.arange(1.0, len(order) + 1) / len(order))
-        found |= dict(zip(keys, places.split([scores[key].numel() for key in keys]), strict=True))
-    return found
-
-
-def _by_columns(moments: Moments, sizes: Mapping[Key, int], score: Score) -> dict[Key, Tensor]:
-    """Scores of units inside sublayers from the projections that they go into; of whole ones from their output."""
-    found: dict[Key, Tensor] = {}
-    for index, unit in sizes:
-        kinds = [kind for block, kind in moments.branches if block == index and unit in ("block", kind)]
-        if kinds:
-            found[(index, unit)] = torch.tensor([sum(moments.share(index, kind) for kind in kinds)])
-            continue
-        stream = moments.streams[(index, SUBLAYER_OF[unit])]
-        parts = [score(moment, p.weight, columns(units)) for p, moment, units in moments.of_unit(index, unit)]
-        found[(index, unit)] = torch.stack(parts).sum(0).cpu() / stream
-    return found
-
-
-def _energies(moment: Tensor, weight: Tensor, columns: Tensor) -> Tensor:
-    energy: Tensor = moment.diagonal() * weight.float().square().mean(0)
-    return energy[columns.to(energy.device)].sum(1)
-
-
-def _errors(moment: Tensor, weight: Tensor, columns: Tensor) -> Tensor:
-    return removal_errors(moment, weight, columns) / len(weight)
-
-
-def columns(units: tuple[int, int, int]) -> Tensor:
-    """(units, outer x inner): where each unit lies in a dim that is (outer, units, inner)."""
-    return torch.arange(math.prod(units)).view(units).movedim(1, 0).flatten(1)
-
-
-def _magnitude(block: TracedBlock, unit: str, weights: Mapping[str, Tensor]) -> Tensor:
-    own = block.tensors()
-    if unit in block.sites:
-        axes, site = block.forward.groups, block.sites[unit]
-        energies = [
-            _energy(weights[f"{block.path}.{name}"], axes.tensors[name][dim], dim, group, axes.sizes)
-            for group in site.groups["forward"]
-            for name, dim in axes.holding(group)
-            if isinstance(own[name], nn.Parameter)
-        ]
-        return torch.stack(energies).mean(0).sqrt()
-    names = [name for r in block.forward.residuals if unit in ("block", r.kind) for name in r.tensors]
-    names = [name for name in names if isinstance(own[name], nn.Parameter)]
-    whole = [weights[f"{block.path}.{name}"].detach().float().square().mean().cpu() for name in names]
-    return torch.stack(whole).mean().sqrt()[None]
-
-
-def _energy(tensor: Tensor, dim_groups: tuple[int, ...], dim: int, group: int, sizes: Mapping[int, int]) -> Tensor:
-    """(units,): the mean square of the slices of one tensor along one factor of one dim."""
-    split: Tensor = tensor.detach().float().square().unflatten(dim, [sizes[g] for g in dim_groups])
-    place = dim + dim_groups.index(group)
-    return split.mean([d for d in range(split.dim()) if d != place]).cpu()
+RANDOM = Criterion("random", _by("random"), calibrates=False)
+MAGNITUDE = Criterion("magnitude", _by("magnitude"), calibrates=False)
+TAYLOR = Criterion("taylor", _by("taylor"))
+ACTIVATION = Criterion("activation", _by("activation"))
+RECONSTRUCTION = Criterion("reconstruction", _by("reconstruction"))

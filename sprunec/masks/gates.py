@@ -13,23 +13,23 @@ UNDECIDED = (0.1, 0.9)
 
 
 def sample(log_alpha: Tensor, noise: Tensor) -> Tensor:
-    """One draw of the gates; `noise` is uniform in (0, 1), both are (units,). Equations 10 and 11."""
+    """Draw the gates once; `noise` is uniform in (0, 1), both are (units,). Equations 10 and 11."""
     soft = torch.sigmoid((torch.logit(noise, eps=1e-6) + log_alpha) / BETA)
     return (soft * (ZETA - GAMMA) + GAMMA).clamp(0.0, 1.0)
 
 
 def kept_probability(log_alpha: Tensor) -> Tensor:
-    """How likely a gate is not 0. Equation 12."""
+    """Tell how likely a gate is not 0. Equation 12."""
     return torch.sigmoid(log_alpha - SHIFT)
 
 
 def expected_gate(log_alpha: Tensor) -> Tensor:
-    """A gate without noise. Equation 13."""
+    """Give a gate without noise. Equation 13."""
     return (torch.sigmoid(log_alpha) * (ZETA - GAMMA) + GAMMA).clamp(0.0, 1.0)
 
 
 def undecided(log_alpha: Tensor) -> int:
-    """Gates that are neither nearly always nor nearly never kept."""
+    """Count the gates that are neither nearly always nor nearly never kept."""
     probability = kept_probability(log_alpha)
     low, high = UNDECIDED
     return int(((probability > low) & (probability < high)).sum())

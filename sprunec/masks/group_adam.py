@@ -28,7 +28,7 @@ class GroupAdam(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One update of every group that has gradients."""
+        """Update every group that has gradients."""
         first, second = BETAS
         for group in self.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]

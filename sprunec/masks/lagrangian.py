@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sprunec.masks.budgets import Budget
-from sprunec.masks.unit_counts import Values
+from sprunec.masks.granularity import Values
 
 # With a floor this high the expected size follows the ramp, and slow multipliers take out what is left: budgets then
 # settle within 100 steps; with 10 and 0.1 they overshoot, and need 300.
@@ -30,12 +30,12 @@ class Lagrangian:
         self.optimizer = torch.optim.Adam([self.multipliers], lr=MULTIPLIER_RATE, maximize=True)
 
     def targets(self, step: int) -> list[float]:
-        """The targets of a step, going from full size to what was asked over the ramp."""
+        """Give the targets of a step, going from full size to what was asked over the ramp."""
         share = min(1.0, (step + 1) / self.ramp_steps) if self.ramp_steps else 1.0
         return [budget.full + share * (budget.target - budget.full) for budget in self.budgets]
 
     def penalty(self, kept: Values, step: int) -> tuple[Tensor, list[float]]:
-        """The penalty of a step, and the expected size of each budget."""
+        """Give the penalty of a step, and the expected size of each budget."""
         expected = [budget.expected(kept) for budget in self.budgets]
         sizes = zip(expected, self.targets(step), self.budgets, strict=True)
         distance = torch.stack([(size - target) / budget.full for size, target, budget in sizes])

@@ -12,29 +12,29 @@ from sprunec.engines.protocols import Learner
 from sprunec.masks import gates as hard_concrete
 from sprunec.masks.budgets import Budget, settled
 from sprunec.masks.convergence import Convergence
+from sprunec.masks.granularity import by_kind
 from sprunec.masks.group_adam import GroupAdam
 from sprunec.masks.lagrangian import Lagrangian
-from sprunec.masks.unit_counts import Key
 from sprunec.rewrite.gating import Gates
+from sprunec.units import Key
 
 START, SETTLING_SHARE, LAST_RATE = 2.0, 0.3, 0.1
 TIED = "head"
 
 
 def start_from(scores: Mapping[Key, Tensor]) -> dict[Key, Tensor]:
-    """Log-alphas that begin mostly open, in the order of the scores: 2 + the standardised log, per kind of unit."""
-    found: dict[Key, Tensor] = {}
-    for unit in dict.fromkeys(unit for _, unit in scores):
-        keys = [key for key in scores if key[1] == unit]
-        logs = torch.cat([scores[key] for key in keys]).double().clamp(min=1e-30).log()
+    """Make log-alphas, mostly open, in the order of the scores: 2 + the standardised log, per kind of unit."""
+
+    def start(values: Tensor) -> Tensor:
+        logs = values.double().clamp(min=1e-30).log()
         spread = logs.std(correction=0) if logs.numel() > 1 else logs.new_tensor(0.0)
-        start = START + (logs - logs.mean()) / spread.clamp(min=1e-6)
-        found |= dict(zip(keys, start.float().split([scores[key].numel() for key in keys]), strict=True))
-    return found
+        return (START + (logs - logs.mean()) / spread.clamp(min=1e-6)).float()
+
+    return by_kind(scores, start)
 
 
 def tie(scores: Mapping[Key, Tensor]) -> dict[Key, Tensor]:
-    """Scores of the heads (heads,), summed over the layers and the same in each; of other units as they are."""
+    """Sum the scores of the heads (heads,) over the layers, the same in each; leave those of other units."""
     heads = [value for (_, unit), value in scores.items() if unit == TIED]
     total = torch.stack(heads).sum(0) if heads else None
     return {key: total if key[1] == TIED and total is not None else value for key, value in scores.items()}
@@ -42,12 +42,12 @@ def tie(scores: Mapping[Key, Tensor]) -> dict[Key, Tensor]:
 
 @torch.no_grad()
 def expected_size(budget: Budget, log_alphas: Mapping[Key, Tensor]) -> float:
-    """Of a budget, by how likely each gate is not 0."""
+    """Give what is expected of a budget, by how likely each gate is not 0."""
     return float(budget.expected({key: hard_concrete.kept_probability(value) for key, value in log_alphas.items()}))
 
 
 def settling(budget: Budget, log_alphas: Mapping[Key, Tensor]) -> dict[str, Any]:
-    """Where gates stand on a budget: what they expect of it, whether that is settled, how many are undecided."""
+    """Say where gates stand on a budget: what they expect of it, whether that is settled, how many are undecided."""
     expected = expected_size(budget, log_alphas)
     return {
         "name": budget.name,
@@ -129,8 +129,11 @@ class GateLearner(Learner):
         penalty.backward()
 
     def after(self, step: int) -> dict[str, Any]:
+        """Move, at the full rate until the last 30% of the steps, over which it goes down to a tenth."""
+        left = (self.steps - step) / max(1.0, SETTLING_SHARE * self.steps)
+        rate = self.rate * (LAST_RATE + (1.0 - LAST_RATE) * min(1.0, max(0.0, left)))
         for group in self.optimizer.param_groups:
-            group["lr"] = self.rate * self._settling(step)
+            group["lr"] = rate
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.lagrangian.ascend()
@@ -153,7 +156,7 @@ class GateLearner(Learner):
 
     def done(self) -> bool:
         """Whether the pass may end before its steps do."""
-        return self.stops and self.convergence.at_rest(self.expected())
+        return self.stops and self.convergence.converged(self.expected())
 
     def state(self) -> dict[str, Any]:
         """Everything that the next step depends on."""
@@ -180,8 +183,3 @@ class GateLearner(Learner):
     def undecided(self) -> int:
         """Gates that have not made up their mind."""
         return sum(hard_concrete.undecided(value.detach()) for value in self.log_alphas.values())
-
-    def _settling(self, step: int) -> float:
-        """Full rate, then down to a tenth over the last 30% of the steps."""
-        left = (self.steps - step) / max(1.0, SETTLING_SHARE * self.steps)
-        return LAST_RATE + (1.0 - LAST_RATE) * min(1.0, max(0.0, left))

@@ -1,9 +1,9 @@
-"""Least squares over a projection's input columns: what removing some costs, and how the others make up for it.
+"""Least squares over a projection's input features: what removing some costs, and how the others make up for it.
 
-The output of a projection on inputs x (C,) is W x. With the mean H of x xᵀ over a look at the data, the mean square by
-which W' x on fewer columns differs from it, and the W' that differs least, follow without the data.
+The output of a projection on inputs x (C,) is W x. With the mean H of x xᵀ over calibration batches, the mean square by
+which W' x on fewer features differs from it, and the W' that differs least, follow without the data.
 
-Letters in shapes: O outputs, C columns, U units, M columns of one unit.
+Letters in shapes: O outputs, C features, U units, M features of one unit.
 """
 
 from __future__ import annotations
@@ -15,52 +15,52 @@ DAMP = 0.01
 
 
 def damped(moment: Tensor) -> Tensor:
-    """H (C, C) with a share of its mean diagonal added, in float64, so that few batches do not fit noise."""
+    """Add a share of its mean diagonal to H (C, C), in float64, so that few batches do not fit noise."""
     exact = moment.double() if moment.device.type != "mps" else moment.cpu().double()
     mean = exact.diagonal().mean().clamp(min=1e-30)
     return exact + DAMP * mean * torch.eye(len(exact), dtype=exact.dtype, device=exact.device)
 
 
-def removal_errors(moment: Tensor, weight: Tensor, columns: Tensor) -> Tensor:
-    """By how much the output's mean square error grows when units go, each time the one that costs least.
+def removal_errors(moment: Tensor, weight: Tensor, features: Tensor) -> Tensor:
+    """Tell by how much the output's mean square error grows when units go, each time the one that costs least.
 
-    Structured optimal brain surgery (Frantar & Alistarh 2022, Kurtić et al. 2023): the columns that are left are
+    Structured optimal brain surgery (Frantar & Alistarh 2022, Kurtić et al. 2023): the features that are left are
     refitted after every removal.
 
     Args:
         moment: (C, C).
         weight: (O, C).
-        columns: (U, M), the columns of each unit.
+        features: (U, M), the features of each unit.
 
     Returns:
         (U,) on the CPU, rising in the order of removal; the last one left counts as the rest.
     """
-    inverse, left = torch.linalg.inv(damped(moment)), torch.ones(len(columns), dtype=torch.bool)
-    weight, columns = weight.to(inverse).clone(), columns.to(inverse.device)
-    errors, last = torch.zeros(len(columns), dtype=torch.double), 0.0
-    for _ in range(len(columns)):
-        costs = _costs(inverse, weight, columns).cpu().masked_fill(~left, torch.inf)
+    inverse, left = torch.linalg.inv(damped(moment)), torch.ones(len(features), dtype=torch.bool)
+    weight, features = weight.to(inverse).clone(), features.to(inverse.device)
+    errors, last = torch.zeros(len(features), dtype=torch.double), 0.0
+    for _ in range(len(features)):
+        costs = _costs(inverse, weight, features).cpu().masked_fill(~left, torch.inf)
         unit = int(costs.argmin())
         last = errors[unit] = max(last, float(costs[unit]))
         left[unit] = False
-        _remove(inverse, weight, columns[unit])
+        _remove(inverse, weight, features[unit])
     return errors.float()
 
 
-def _costs(inverse: Tensor, weight: Tensor, columns: Tensor) -> Tensor:
+def _costs(inverse: Tensor, weight: Tensor, features: Tensor) -> Tensor:
     """(U,): tr(W_u (H⁻¹_uu)⁻¹ W_uᵀ)."""
-    if columns.size(1) == 1:
-        one = columns[:, 0]
+    if features.size(1) == 1:
+        one = features[:, 0]
         alone: Tensor = weight[:, one].square().sum(0) / inverse.diagonal()[one]
         return alone
-    own = inverse[columns[:, :, None], columns[:, None, :]]
-    parts = weight[:, columns].movedim(1, 0)  # (U, O, M)
+    own = inverse[features[:, :, None], features[:, None, :]]
+    parts = weight[:, features].movedim(1, 0)  # (U, O, M)
     together: Tensor = (torch.linalg.solve(own, parts.mT) * parts.mT).sum((1, 2))
     return together
 
 
 def _remove(inverse: Tensor, weight: Tensor, gone: Tensor) -> None:
-    """Take columns out of W and H⁻¹, in place; their own entries become those of columns that do not matter."""
+    """Take features out of W and H⁻¹, in place; their own entries become those of features that do not matter."""
     solved = torch.linalg.solve(inverse[gone[:, None], gone], inverse[gone])
     weight -= weight[:, gone] @ solved
     inverse -= inverse[:, gone] @ solved
@@ -70,13 +70,13 @@ def _remove(inverse: Tensor, weight: Tensor, gone: Tensor) -> None:
 
 
 def refit(moment: Tensor, weight: Tensor, kept: Tensor, gate: Tensor | None = None) -> Tensor:
-    """The weight of the kept columns that comes nearest to the output of all.
+    """Fit the weight of the kept features that comes nearest to the output of all.
 
     Args:
         moment: (C, C).
         weight: (O, C).
-        kept: (K,) columns.
-        gate: (C,), what each column of the output that is wanted counts; None: 1.
+        kept: (K,) features.
+        gate: (C,), what each feature of the output that is wanted counts; None: 1.
 
     Returns:
         (O, K) in the weight's dtype; damping draws it to what it was.

@@ -6,7 +6,7 @@ input model.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -14,11 +14,8 @@ from torch import Tensor
 
 from sprunec.checkpoint.reader import read_state
 from sprunec.checkpoint.writer import save_pt, save_tensors
-from sprunec.families.cpm_ant.config import LayerKept
+from sprunec.units import INSIDE, Kept, Key
 
-Kept = Sequence[LayerKept]
-WHOLE = ("block", "attention", "feed_forward")
-FINE = {"head": "heads", "dim_head": "dim_head", "dim_ff": "dim_ff"}
 FINE_KEYS = {"heads_z": "head", "dim_head_z": "dim_head", "dimff_z": "dim_ff"}
 PUBLISHED = {"block": "layer_mask", "head": "head_mask", "dim_head": "dim_head_mask", "dim_ff": "dimff_mask"}
 START = "start"  # beside learned scores, those that their gates started from
@@ -40,7 +37,7 @@ def mask_tensors(units: Collection[str], whole: Kept, before: Kept, after: Kept)
         after: what the pass keeps.
     """
     masks: dict[str, Tensor] = {}
-    if not set(units).isdisjoint(WHOLE):
+    if not set(units) <= INSIDE.keys():
         masks["self_att_layer_z"] = present("attention", before, after)
         masks["cross_att_layer_z"] = torch.zeros(0)
         masks["ffn_layer_z"] = present("feed_forward", before, after)
@@ -49,41 +46,27 @@ def mask_tensors(units: Collection[str], whole: Kept, before: Kept, after: Kept)
 
 def present(unit: str, before: Kept, after: Kept) -> Tensor:
     """(sublayers of `before`,) float32: which of them, or for blocks of the layers, `after` still has."""
-    pairs = zip(before, after, strict=True)
-    return torch.tensor([float(has(a, unit)) for b, a in pairs if has(b, unit)])
+    there = [index for index in range(len(before)) if before.has(index, unit)]
+    return torch.tensor([float(after.has(index, unit)) for index in there])
 
 
 def mask_rows(unit: str, whole: Kept, before: Kept, after: Kept) -> Tensor:
     """(sublayers of `before`, units of `whole`) float32; where layers differ in width, short rows end in zeros."""
-    there = [index for index, layer in enumerate(before) if has(layer, unit)]
-    kept = [set(units_of(after[index], unit)) for index in there]
-    rows = [[float(i in left) for i in units_of(whole[index], unit)] for index, left in zip(there, kept, strict=True)]
+    there = [index for index in range(len(before)) if before.has(index, unit)]
+    kept = [set(after.units(index, unit)) for index in there]
+    rows = [[float(i in left) for i in whole.units(index, unit)] for index, left in zip(there, kept, strict=True)]
     width = max(map(len, rows), default=0)
     return torch.tensor([row + [0.0] * (width - len(row)) for row in rows]).reshape(len(rows), width)
 
 
-def has(layer: LayerKept, unit: str) -> bool:
-    """Tell whether the sublayer that has such units, or is one, is there; for blocks, whether any sublayer is."""
-    if unit == "block":
-        return layer.heads is not None or layer.dim_ff is not None
-    return (layer.heads if unit in ("attention", "head", "dim_head") else layer.dim_ff) is not None
-
-
-def units_of(layer: LayerKept, unit: str) -> tuple[int, ...]:
-    """Give the indices of a layer's units of this kind; a sublayer as a whole is one unit."""
-    if unit in WHOLE:
-        return (0,) if has(layer, unit) else ()
-    return getattr(layer, FINE[unit]) or ()
-
-
-def save_scores(directory: Path, scores: Mapping[tuple[int, str], Tensor]) -> None:
+def save_scores(directory: Path, scores: Mapping[Key, Tensor]) -> None:
     """Save scores or log-alphas by (layer, unit)."""
     directory.mkdir(exist_ok=True)
     tensors = {f"{layer}.{unit}": value.detach().clone() for (layer, unit), value in scores.items()}
     save_tensors(tensors, directory / "scores.safetensors")
 
 
-def load_scores(directory: Path) -> dict[tuple[int, str], Tensor]:
+def load_scores(directory: Path) -> dict[Key, Tensor]:
     """Load what `save_scores` has saved."""
     pairs = ((name.split("."), value) for name, value in read_state(directory / "scores.safetensors").items())
     return dict(sorted(((int(layer), unit), value) for (layer, unit), value in pairs))

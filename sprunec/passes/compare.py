@@ -6,35 +6,60 @@ opened from disk both ways that users open it: built from its config, and throug
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
-from sprunec.checkpoint.reader import Tensors, open_tensors
-from sprunec.data.compared import compared_batches
 from sprunec.durable import read_file
 from sprunec.errors import ComparisonError
-from sprunec.families.base import family_of
-from sprunec.families.cpm_ant.config import ModelConfig, local
-from sprunec.families.model_directory import empty_model, open_model_tensors, read_config, read_kept
-from sprunec.passes.bench import config_of, open_data, place_of, traced
-from sprunec.passes.job import Job
-from sprunec.rewrite.comparison import compare, few_threads
-from sprunec.rewrite.gating import mask
+from sprunec.passes.job import BatchOptions, Job
+from sprunec.plan.pass_table import Pass
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from sprunec.checkpoint.reader import Tensors
+    from sprunec.graph.builder import Builder
+    from sprunec.graph.graph import Node
+
+COMPARED = (
+    "max_abs_difference",
+    "tolerance",
+    "tokens",
+    "float32_difference",
+    "float32_tolerance",
+    "float32_noise",
+    "largest_logit",
+)
 
 
-def run(job: Job) -> dict[str, Any]:
-    """Raises ComparisonError where the two differ by more than the arithmetic explains."""
-    config, device = config_of(job, "masked"), place_of(job).device
-    models = list(_models(job, config))
-    data = open_data(job, config) if "data" in job.inputs else None
-    found = []
-    for batches in compared_batches(data, config, job.options["tokens"]):
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions(BatchOptions):
+    """On how many tokens; None: as many as the model's size allows."""
+
+    tokens: int | None
+
+
+def add(build: Builder, masked: str, masks: str, small: str) -> None:
+    """Add a node that compares two nodes' models."""
+    options = build.options(CompareOptions, tokens=build.plan.compare_tokens)
+    inputs = {"masked": masked, "masks": masks, "small": small} | build.data_inputs()
+    build.add("compare", options, inputs, about="masked = small")
+
+
+def run(job: Job[CompareOptions]) -> dict[str, Any]:
+    """Raise ComparisonError where the two differ by more than the arithmetic explains."""
+    from sprunec.data.compared import compared_batches
+    from sprunec.families.base import family_of
+    from sprunec.rewrite.comparison import compare, few_threads
+
+    config, models, found = job.config("masked"), list(_models(job)), []
+    for batches in compared_batches(job.held_out(config), config, job.options.tokens):
         with few_threads(config.parameters(), sum(batch.targets.numel() for batch in batches)):
-            found.append(compare(family_of(config), models, [batch.inputs for batch in batches], device))
+            found.append(compare(family_of(config), models, [batch.inputs for batch in batches], job.place.device))
     worst = max(found, key=lambda metrics: metrics["worst_block_difference"])
     merged = {key: max(metrics[key] for metrics in found) for key in worst if not key.startswith("worst_block")}
     metrics = worst | merged | {"tokens": sum(metrics["tokens"] for metrics in found)}
@@ -43,7 +68,7 @@ def run(job: Job) -> dict[str, Any]:
 
 
 def check(metrics: dict[str, Any]) -> None:
-    """Raises ComparisonError where one of the three differences is above its tolerance, by the worst of them."""
+    """Raise ComparisonError where one of the three differences is above its tolerance, by the worst of them."""
     block, tokens = metrics["worst_block"], metrics["tokens"]
     for kind, where in (("", "float64"), ("float32_", "float32")):
         difference, limit = metrics[f"{kind}difference" if kind else "max_abs_difference"], metrics[f"{kind}tolerance"]
@@ -62,23 +87,22 @@ def check(metrics: dict[str, Any]) -> None:
         )
 
 
-def _models(job: Job, config: ModelConfig) -> Iterator[tuple[nn.Module, Tensors]]:
-    """The masked one, then the small one as it may be opened: on the meta device, with their tensors' places."""
-    before, after = read_kept(job.inputs["masked"]), read_kept(job.inputs["masks"])
-    masked = empty_model(config)
-    mask(masked, traced(masked, config), [local(b, a) for b, a in zip(before, after, strict=True)])
-    yield masked, open_model_tensors(job.inputs["masked"])
-    directory = job.inputs["small"]
-    emitted = directory / "sprunec"
-    if not emitted.exists():
-        yield empty_model(read_config(directory)), open_model_tensors(directory)
+def _models(job: Job[CompareOptions]) -> Iterator[tuple[nn.Module, Tensors]]:
+    """Open the masked one, then the small one in both ways: on the meta device, with tensors read when used."""
+    from sprunec.checkpoint.reader import open_tensors
+    from sprunec.families.model_directory import empty_model
+
+    directory, small = job.directory("small"), empty_model(job.config("small"))
+    yield job.mask(empty_model(job.config("masked")), "masked"), job.weights("masked")
+    if directory == job.inputs["small"]:
+        yield small, job.weights("small")
         return
-    yield empty_model(read_config(emitted)), open_tensors(emitted)
-    yield run_code(emitted).empty(emitted), open_tensors(emitted)
+    yield small, open_tensors(directory)
+    yield run_code(directory).empty(directory), open_tensors(directory)
 
 
 def run_code(directory: Path) -> Any:
-    """The module of a model.py that this run has just written; a stranger's is never executed.
+    """Run a model.py that this run has just written; a stranger's is never executed.
 
     Not imported: that would run, or leave, a compiled file that no manifest knows.
     """
@@ -86,3 +110,20 @@ def run_code(directory: Path) -> Any:
     module.__file__ = str(path)
     exec(compile(read_file(path), str(path), "exec"), module.__dict__)
     return module
+
+
+def report(document: dict[str, Any], node: Node, metrics: Mapping[str, Any]) -> None:
+    """Keep the worst of all comparisons of the run; what an artifact of an earlier release does not know stays out."""
+    before = document["comparison"] or {}
+    worst = max(before, metrics, key=lambda found: _severity(found.get("worst_block_difference", -1.0)))
+    known = {key: [found[key] for found in (metrics, before) if key in found] for key in COMPARED}
+    merged = {key: max(values, key=_severity) for key, values in known.items() if values}
+    document["comparison"] = merged | {key: worst[key] for key in ("worst_block", "worst_block_difference")}
+
+
+def _severity(value: float | None) -> float:
+    """Rank a number that is none, which the store has as null, as worse than any that is."""
+    return math.inf if value is None or math.isnan(value) else value
+
+
+COMPARE = Pass("compare", 5, CompareOptions, ("masked", "masks", "small"), "comparison", ("data",), report=report)

@@ -8,41 +8,64 @@ below.
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
-from sprunec.checkpoint.reader import Tensors
-from sprunec.data.compared import compared_batches
 from sprunec.durable import read_file
 from sprunec.errors import ComparisonError, FormError, PassError
-from sprunec.families.base import Inputs, family_of
-from sprunec.families.cpm_ant.config import ModelConfig
-from sprunec.families.model_directory import empty_model, open_model_tensors
-from sprunec.passes.bench import config_of, open_data
+from sprunec.passes.compare import CompareOptions
 from sprunec.passes.job import Job
 from sprunec.plan.export_formats import FORMATS
-from sprunec.rewrite.comparison import NOISES, TOLERANCE
-from sprunec.rewrite.streamed import Streamed, largest
+from sprunec.plan.pass_table import Pass
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from sprunec.checkpoint.reader import Tensors
+    from sprunec.families.base import Inputs
+    from sprunec.families.cpm_ant.config import ModelConfig
+    from sprunec.graph.builder import Builder
+    from sprunec.graph.graph import Node
 
 LOGITS = 2**24  # numbers: what a format says is held as a whole
 TOKENS = 4096  # of the head, at a time
 EPSILONS = 4.0
+COMPARED = ("max_abs_difference", "tolerance", "noise", "tokens", "dtype")
 
 
-def run(job: Job) -> dict[str, Any]:
-    """Raises ComparisonError where a logit is further off than the arithmetic and the stored dtype explain."""
-    name, config = job.options["form"], config_of(job)
+@dataclass(frozen=True, kw_only=True)
+class FormatOptions(CompareOptions):
+    """The format's name."""
+
+    form: str
+
+
+def add(build: Builder, model: str, emitted: str, form: str) -> None:
+    """Add a node that compares a format with the model it was made of."""
+    options = build.options(FormatOptions, tokens=build.plan.compare_tokens, form=form)
+    inputs = {"model": model, "emitted": emitted} | build.data_inputs()
+    build.add("compare-format", options, inputs, suffix=form, about="opened again")
+
+
+def run(job: Job[FormatOptions]) -> dict[str, Any]:
+    """Raise ComparisonError where a logit is further off than the arithmetic and the stored dtype explain."""
+    import torch
+
+    from sprunec.data.compared import compared_batches
+    from sprunec.rewrite.streamed import largest
+
+    name, config = job.options.form, job.config()
     directory, reopen = job.inputs["emitted"] / name, FORMATS[name].reopen
     assert reopen is not None, name
     if not directory.is_dir():
         raise FormError(read_file(job.inputs["emitted"] / f"{name}.txt"))
-    weights = open_model_tensors(job.inputs["model"])
-    opened, data = reopen(directory, config, weights), open_data(job, config) if "data" in job.inputs else None
+    weights = job.weights()
+    opened, data = reopen(directory, config, weights), job.held_out(config)
     difference = noise = largest_logit = 0.0
     tokens = 0
-    for batches in compared_batches(data, config, job.options["tokens"], most=LOGITS // config.vocab_size):
+    for batches in compared_batches(data, config, job.options.tokens, most=LOGITS // config.vocab_size):
         inputs = [each for batch in batches for each in opened.inputs(batch.inputs)]
         said = opened.logits(inputs).double()
         exact, rounded = (
@@ -63,25 +86,46 @@ def run(job: Job) -> dict[str, Any]:
     return metrics
 
 
-@torch.no_grad()
 def _logits(config: ModelConfig, weights: Tensors, inputs: list[Inputs], skipped: int, dtype: torch.dtype) -> Tensor:
-    """The small model's (n, V), one tensor of it in memory at a time."""
+    """Compute the small model's (n, V), one tensor of it in memory at a time."""
+    import torch
+
+    from sprunec.families.base import family_of
+    from sprunec.families.model_directory import empty_model
+    from sprunec.rewrite.streamed import Streamed
+
     model = Streamed(family_of(config), empty_model(config), weights, inputs, dtype, torch.device("cpu"))
     model.run()
     states = model.used(skipped)
     parts = (range(first, min(first + TOKENS, model.tokens)) for first in range(0, model.tokens, TOKENS))
-    return torch.cat([model.leave(states, part).double() for part in parts], dim=1)
+    with torch.no_grad():
+        return torch.cat([model.leave(states, part).double() for part in parts], dim=1)
 
 
 def tolerance(dtype: torch.dtype, largest_logit: float, noise: float = math.inf) -> float:
-    """What may be: grows with the logits, and with the noise that was measured.
+    """Say what may be: it grows with the logits, and with the noise that was measured.
 
     Args:
         dtype: of the arithmetic, or of weights that have been rounded once more.
         noise: infinite where it is not known, or a narrow dtype overflows: what rounding can do is then told by the
             dtype's epsilon.
     """
+    import torch
+
+    from sprunec.rewrite.comparison import NOISES, TOLERANCE
+
     least = TOLERANCE * max(1.0, largest_logit)
     if not math.isfinite(noise):
         return max(least, EPSILONS * float(torch.finfo(dtype).eps) * largest_logit)
     return max(least, NOISES * noise)
+
+
+def report(document: dict[str, Any], node: Node, metrics: Mapping[str, Any]) -> None:
+    """Add to what the report says of a format; what an artifact of an earlier release does not know stays out."""
+    found = {key: metrics[key] for key in COMPARED if key in metrics}
+    document["formats"][metrics["form"]] = document["formats"].get(metrics["form"], {}) | found
+
+
+COMPARE_FORMAT = Pass(
+    "compare-format", 2, FormatOptions, ("model", "emitted"), "comparison", ("data",), report=report, fails_alone=True
+)

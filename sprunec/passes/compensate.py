@@ -9,77 +9,94 @@ these weights, so one still computes what the other does.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+from sprunec.passes.job import CalibrationOptions, Job
+from sprunec.plan.pass_table import Pass
+from sprunec.units import INSIDE, Cut, gate_units
 
-from sprunec.families.cpm_ant.config import LayerKept, local
-from sprunec.families.model_directory import read_kept, save_model
-from sprunec.masks import gates as hard_concrete
-from sprunec.masks.calibration import Moments, look
-from sprunec.masks.least_squares import refit
-from sprunec.masks.mask_tensors import load_scores
-from sprunec.masks.unit_counts import gate_units
-from sprunec.passes.bench import config_of, next_batches, open_model, place_of, traced
-from sprunec.passes.job import Job
-from sprunec.rewrite.gating import insert_gates
-from sprunec.rewrite.projections import Projection
-from sprunec.rewrite.recipe import keeps
+if TYPE_CHECKING:
+    from torch import Tensor
 
-Soft = Mapping[tuple[int, str], Tensor]
+    from sprunec.graph.builder import Builder
+    from sprunec.masks.calibration import Moments
+    from sprunec.plan.plan import PassSpec
+    from sprunec.rewrite.projections import Projection
+
+    Soft = Mapping[tuple[int, str], Tensor]
 
 
-def run(job: Job) -> dict[str, Any]:
-    place, config = place_of(job), config_of(job)
-    model = open_model(job.inputs["model"], place)
-    before, after = read_kept(job.inputs["model"]), read_kept(job.inputs["masks"])
-    blocks = traced(model, config)
-    gates = insert_gates(model, blocks, gate_units(job.options["unit"]))
-    soft = _soft_gates(job)
+@dataclass(frozen=True, kw_only=True)
+class RefitOptions(CalibrationOptions):
+    """Which units have gates; `learned`: their soft gates count."""
+
+    unit: tuple[str, ...]
+    learned: bool
+
+
+def add(build: Builder, spec: PassSpec, masks: str, scores: str = "") -> None:
+    """Refit the model that masks are put on; where its weights have learned beside gates, `scores` has those."""
+    if spec.options["compensate"] is None:
+        return
+    learned = scores == build.model
+    options = build.options(RefitOptions, spec, unit=spec.options.get("unit", tuple(INSIDE)), learned=learned)
+    inputs = {"model": build.model, "masks": masks} | build.data_inputs()
+    inputs |= {"scores": scores} if learned else {}
+    build.model = build.add("compensate", options, inputs, about=spec.options["compensate"])
+
+
+def run(job: Job[RefitOptions]) -> dict[str, Any]:
+    from sprunec.masks import gates as hard_concrete
+    from sprunec.masks.calibration import calibrate
+    from sprunec.masks.mask_tensors import load_scores
+    from sprunec.rewrite.gating import insert_gates
+
+    config, model = job.config(), job.model()
+    blocks = job.traced(model)
+    gates = insert_gates(model, blocks, gate_units(job.options.unit))
+    # What learned gates are without noise (Louizos, Welling & Kingma 2018, equation 13); nothing after a score.
+    learned = load_scores(job.inputs["scores"]) if job.options.learned else {}
+    soft = {key: hard_concrete.expected_gate(value) for key, value in learned.items()}
     for key, value in soft.items():
-        gates.set(*key, value.to(place.device))
-    moments = look(model, blocks, next_batches(job, config), place)
-    left = [local(b, a) for b, a in zip(before, after, strict=True)]
-    refitted = _refit_all(moments, left, soft)
+        gates.set(*key, value.to(job.place.device))
+    moments = calibrate(model, blocks, job.batches(config), job.place)
+    refitted = _refit_all(moments, job.left(), soft)
     state = {name: tensor for name, tensor in model.state_dict().items() if ".gates." not in name}
-    save_model(job.out, config, before, state)
+    job.save(state)
     return {"refitted": refitted}
 
 
-def _soft_gates(job: Job) -> Soft:
-    """What learned gates are without noise (Louizos, Welling & Kingma 2018, equation 13); nothing after a score."""
-    if not job.options["learned"]:
-        return {}
-    return {key: hard_concrete.expected_gate(value) for key, value in load_scores(job.inputs["scores"]).items()}
+def _refit_all(moments: Moments, kept: Cut, soft: Soft) -> int:
+    """Refit in place; return how many weights were refitted."""
+    import torch
 
+    from sprunec.masks.least_squares import refit
+    from sprunec.rewrite.recipe import keeps
 
-@torch.no_grad()
-def _refit_all(moments: Moments, kept: Sequence[LayerKept], soft: Soft) -> int:
-    """In place; how many weights were refitted."""
     count = 0
     for projection, moment in moments.inputs.values():
-        layer = kept[projection.block.index]
-        columns = projection.kept(keeps(projection.block, layer, "forward"))
-        if columns is None or not columns or _absent(projection, layer):
+        columns = projection.kept(keeps(projection.block, kept, "forward"))
+        if columns is None or not columns or _absent(projection, kept):
             continue
         weight, index = projection.weight, torch.tensor(columns)
         gate = _column_gate(projection, soft)
         gate = gate.index_fill(0, index, 1.0) if gate is not None else None
-        weight[:, index.to(weight.device)] = refit(moment, weight, index, gate)
+        with torch.no_grad():
+            weight[:, index.to(weight.device)] = refit(moment, weight, index, gate)
         count += 1
     return count
 
 
-def _absent(projection: Projection, kept: LayerKept) -> bool:
-    gone = {"attention": kept.heads is None, "feed_forward": kept.dim_ff is None}
-    owners = [r.kind for r in projection.block.forward.residuals if projection.tensor in r.tensors]
-    return any(gone[kind] for kind in owners)
+def _absent(projection: Projection, kept: Cut) -> bool:
+    block = projection.block
+    owners = [r.kind for r in block.forward.residuals if projection.tensor in r.tensors]
+    return not all(kept.has(block.index, kind) for kind in owners)
 
 
 def _column_gate(projection: Projection, soft: Soft) -> Tensor | None:
-    """(columns,): the product of all soft gates on what goes into a projection."""
+    """Multiply all soft gates on what goes into a projection: (columns,)."""
     gate: Tensor | None = None
     for (index, unit), value in soft.items():
         units = projection.units(unit) if index == projection.block.index else None
@@ -88,3 +105,6 @@ def _column_gate(projection: Projection, soft: Soft) -> Tensor | None:
             along = value.view(1, -1, 1).expand(outer, -1, inner).flatten()
             gate = along if gate is None else gate * along
     return gate
+
+
+COMPENSATE = Pass("compensate", 2, RefitOptions, ("model", "masks", "data"), "model", ("scores",), refits=True)

@@ -3,25 +3,66 @@
 from __future__ import annotations
 
 import shutil
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from sprunec.durable import write_new
 from sprunec.errors import FormError
-from sprunec.passes.bench import config_of
-from sprunec.passes.job import Job
+from sprunec.file_digests import file_digest
+from sprunec.passes.job import Job, Options
 from sprunec.plan.export_formats import FORMATS, Emission
+from sprunec.plan.pass_table import Pass
+
+if TYPE_CHECKING:
+    from sprunec.graph.builder import Builder
+    from sprunec.plan.plan import PassSpec
 
 
-def run(job: Job) -> dict[str, Any]:
-    """A format that cannot hold the model leaves a note of why, and the others are written.
+@dataclass(frozen=True, kw_only=True)
+class EmitOptions(Options):
+    """The formats, and what decides what they hold, by names of their own."""
+
+    formats: tuple[str, ...]
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def document(self) -> dict[str, Any]:
+        return {"formats": self.formats, **self.details}
+
+
+def lower(build: Builder, spec: PassSpec) -> None:
+    """Note what to emit: that is done last."""
+    build.emitting = spec
+
+
+def add(build: Builder, spec: PassSpec, model: str) -> str:
+    """Add a node that writes a node's model in all formats."""
+    formats, files = tuple(spec.options["formats"]), dict[str, tuple[Path, ...]]()
+    details = {"dtype": spec.options["dtype"]} if any(FORMATS[name].folds for name in formats) else {}
+    for name in formats:
+        own, given = FORMATS[name].options(build.plan)
+        details |= own | {role: file_digest(path) for role, paths in given.items() for path in paths}
+        files |= given
+    return build.add(
+        "emit",
+        EmitOptions(formats=formats, details=details),
+        {"model": model, "source": build.roles.source},
+        about=", ".join(formats),
+        files=files,
+    )
+
+
+def run(job: Job[EmitOptions]) -> dict[str, Any]:
+    """Write all formats that can hold the model; of the others, a note of why they cannot.
 
     Raises:
         FormError: none of them can.
     """
     sizes, about, failed = {}, {}, {}
-    config = config_of(job)
-    emission = Emission(job.inputs["model"], job.inputs["source"], config, job.options, job.files)
-    for name in job.options["formats"]:
+    config = job.config()
+    emission = Emission(job.inputs["model"], job.inputs["source"], config, job.options.details, job.files)
+    for name in job.options.formats:
         directory = job.out / name
         try:
             about[name] = FORMATS[name].write(emission, directory)
@@ -34,3 +75,6 @@ def run(job: Job) -> dict[str, Any]:
     if not about:
         raise next(iter(failed.values()))
     return {"parameters": config.parameters(), "bytes": sizes, "forms": about}
+
+
+EMIT = Pass("emit", 5, EmitOptions, ("model", "source"), "emitted", lower=lower)

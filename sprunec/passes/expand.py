@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sprunec.checkpoint.writer import link_weights
-from sprunec.families.model_directory import describe, open_model_tensors, read_kept, save_outputs
-from sprunec.passes.bench import config_of
-from sprunec.passes.job import Job
-from sprunec.rewrite.recipe import read_origin
-from sprunec.rewrite.streaming import expand_outputs
+from sprunec.passes.job import Job, Options
+from sprunec.plan.pass_table import Pass
+
+if TYPE_CHECKING:
+    from sprunec.graph.builder import Builder
 
 
-def run(job: Job) -> dict[str, Any]:
-    config, kept = config_of(job, "source"), read_kept(job.inputs["source"])
+def add(build: Builder, model: str) -> str:
+    inputs = {"model": model, "source": build.roles.source, "origin": build.roles.origin}
+    return build.add("expand", Options(), inputs, about="back in the input's shape")
+
+
+def run(job: Job[Options]) -> dict[str, Any]:
+    from sprunec.checkpoint.writer import link_weights
+    from sprunec.families.model_directory import describe, save_outputs
+    from sprunec.rewrite.recipe import read_origin
+    from sprunec.rewrite.streaming import expand_outputs
+
+    config, kept = job.config("source"), job.kept("source")
     origin = job.inputs.get("origin")
     if origin in (None, job.inputs["model"]):  # nothing has been cut, or nothing trained since
         describe(job.out, config, kept)
         link_weights(job.inputs["model"] if origin is None else origin / "origin", job.out)
     else:
         recipe, full = read_origin(origin)
-        save_outputs(job.out, config, kept, expand_outputs(recipe, full, open_model_tensors(job.inputs["model"])))
+        save_outputs(job.out, config, kept, expand_outputs(recipe, full, job.weights()))
     return {"parameters": config.parameters()}
+
+
+EXPAND = Pass("expand", 2, Options, ("model", "source"), "masked", ("origin",))

@@ -1,35 +1,93 @@
-"""What a pass is handed: options, the artifacts it needs as directories, and a directory to fill."""
+"""What a pass is handed: options, artifacts as directories, and a directory to fill; and how to open what they hold."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from sprunec.engines.world import World
+from sprunec.families.cpm_ant.config import ModelConfig
+from sprunec.units import Cut, Kept
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from sprunec.checkpoint.reader import Tensors
+    from sprunec.data.batches import Batch, Data
     from sprunec.engines.checkpoints import Saves
+    from sprunec.engines.device import Place
+    from sprunec.rewrite.trace import TracedBlock
+
+SET_ABOUT = "set.json"  # what the data pass has written about a CPM-Live set
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What decides a pass's result, besides its inputs; each pass has its own, and some have none.
+
+    A field has its name from the plan's schema, or says what lowering adds. At its default it does not apply, and is
+    then no part of a node's digest.
+    """
+
+    def document(self) -> dict[str, Any]:
+        """List what applies, by name."""
+        found = {}
+        for each in fields(self):
+            default = each.default if each.default_factory is MISSING else each.default_factory()
+            if (value := getattr(self, each.name)) != default:
+                found[each.name] = value
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchOptions(Options):
+    """What decides a batch; there are no sizes where the plan has no data."""
+
+    seed: int
+    max_length: int = 0
+    batch_size: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationOptions(BatchOptions):
+    """The batches that a pass looks at without training: those that training would see next."""
+
+    batches: int
+    first_step: int
+    precision: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskOptions(Options):
+    """Which units go, and how many."""
+
+    unit: tuple[str, ...]
+    target: Mapping[str, Any]
+    budget: str
+    tie_heads: bool
+
+
+O = TypeVar("O", bound=Options, covariant=True)  # noqa: E741
 
 
 @dataclass(frozen=True)
-class Job:
+class Job(Generic[O]):
     """One use of one pass.
 
     Attributes:
-        options: everything that decides the result, besides the inputs.
-        inputs: directories of finished artifacts, by the names in the pass table.
+        inputs: directories of finished artifacts, by the names that the pass declares.
         files: the user's own files, by role.
         out: an empty directory; what is in it when `run` returns is the artifact.
         device: where to work; it must not change the result.
         report: takes an event a training step.
         saves: where a training pass is saved while it runs; None: it is not.
         engine: the plan's choice of what trains, and how; no more than the device does it change the result.
-        world: the processes that train. Only its lead has something to leave in `out`.
+        world: the processes that train. Only rank 0 has something to leave in `out`.
     """
 
-    options: Mapping[str, Any]
+    options: O
     inputs: Mapping[str, Path]
     files: Mapping[str, tuple[Path, ...]]
     out: Path
@@ -38,3 +96,84 @@ class Job:
     saves: Saves | None = None
     engine: Mapping[str, Any] = field(default_factory=dict)
     world: World = field(default_factory=World)
+
+    @property
+    def place(self) -> Place:
+        """Choose the device, in the precision of the options; float32 where they have none."""
+        from sprunec.engines.device import Place
+
+        return Place.of(self.device, getattr(self.options, "precision", "fp32"))
+
+    def directory(self, name: str = "model") -> Path:
+        """Say where an input's model is: that of an emitted one is in our own format."""
+        own = self.inputs[name] / "sprunec"
+        return own if own.exists() else self.inputs[name]
+
+    def config(self, name: str = "model") -> ModelConfig:
+        from sprunec.families.model_directory import read_config
+
+        return read_config(self.directory(name))
+
+    def model(self, name: str = "model") -> nn.Module:
+        """Load an input's model in float32 to the device."""
+        from sprunec.families.model_directory import load_model
+
+        return load_model(self.directory(name)).float().to(self.place.device)
+
+    def weights(self, name: str = "model") -> Tensors:
+        """Open an input's tensors by name; each is read when it is asked for."""
+        from sprunec.families.model_directory import open_model_tensors
+
+        return open_model_tensors(self.directory(name))
+
+    def traced(self, model: nn.Module, name: str = "model") -> tuple[TracedBlock, ...]:
+        """Trace the blocks of a model that is as an input's."""
+        from sprunec.rewrite.trace import traced
+
+        return traced(model, self.config(name))
+
+    def kept(self, name: str = "model") -> Kept:
+        """Say what an input has left, by the indices of the plan's input model."""
+        from sprunec.families.model_directory import read_kept
+
+        return read_kept(self.directory(name))
+
+    def left(self, name: str = "model") -> Cut:
+        """Say what the input `masks` leaves of a model, by this model's own indices."""
+        return self.kept("masks").inside(self.kept(name))
+
+    def mask(self, model: nn.Module, name: str = "model") -> nn.Module:
+        """Put the input `masks` on a model that is as an input's, as multiplications."""
+        from sprunec.rewrite.gating import mask
+
+        return mask(model, self.traced(model, name), self.left(name))
+
+    def save(self, state: Mapping[str, Tensor]) -> None:
+        """Leave a model as the input's with other weights."""
+        from sprunec.families.model_directory import save_model
+
+        save_model(self.out, self.config(), self.kept(), state)
+
+    def data(self, config: ModelConfig) -> Data:
+        """Open what the data pass has made, and the user's own files where that only says where records lie."""
+        from sprunec.data import pairs
+        from sprunec.data.batches import Packer, load_text_data
+        from sprunec.families.cpm_ant.inputs import Prompted
+
+        directory, options = self.inputs["data"], cast(BatchOptions, self.options)
+        width, order = options.max_length, {"batch_size": options.batch_size, "seed": options.seed}
+        if (directory / SET_ABOUT).exists():
+            from sprunec.bmcook.data.stream import load_live_data
+
+            return load_live_data(directory, self.files, config, max_length=width, world=self.world.size, **order)
+        load = pairs.load_pair_data if pairs.has_pairs(directory) else load_text_data
+        return load(directory, Packer(Prompted.of(config), width), **order)
+
+    def held_out(self, config: ModelConfig) -> Data | None:
+        """Open the data, if the plan has any."""
+        return self.data(config) if "data" in self.inputs else None
+
+    def batches(self, config: ModelConfig) -> Iterator[Batch]:
+        """Give the batches to calibrate on: those that training would see next."""
+        data, options = self.data(config), cast(CalibrationOptions, self.options)
+        return (data.batch(options.first_step + number) for number in range(options.batches))

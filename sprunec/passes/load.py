@@ -7,41 +7,46 @@ Hugging Face's checkpoints the weights are multiplied back by the roots that are
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from sprunec.checkpoint.reader import open_tensors
-from sprunec.checkpoint.writer import adopt_weights
 from sprunec.errors import InputError, PassError
-from sprunec.families.cpm_ant.blocks import build, initialize
 from sprunec.families.cpm_ant.config import ModelConfig
-from sprunec.families.cpm_ant.fit import check_fit, refuse_unused
-from sprunec.families.cpm_ant.head import own_head
-from sprunec.families.cpm_ant.huggingface_names import Part, native_shapes, parts
-from sprunec.families.cpm_ant.scaling import native_outputs
-from sprunec.families.cpm_ant.shapes import expected_tensors
-from sprunec.families.model_directory import describe, save_model, save_outputs
-from sprunec.passes.job import Job
+from sprunec.passes.job import Job, Options
+from sprunec.plan.pass_table import Pass
 
 
-def run(job: Job) -> dict[str, Any]:
-    config = ModelConfig.from_dict(job.options["config"])
+@dataclass(frozen=True, kw_only=True)
+class LoadOptions(Options):
+    """A config, and the content of a checkpoint or the seed of new weights."""
+
+    config: Mapping[str, Any]
+    checkpoint: str = ""
+    seed: int | None = None
+
+
+def run(job: Job[LoadOptions]) -> dict[str, Any]:
+    from sprunec.families.cpm_ant.blocks import build, initialize
+    from sprunec.families.cpm_ant.sizes import everything
+    from sprunec.families.model_directory import save_model
+
+    config = ModelConfig.from_dict(job.options.config)
     notes = []
     if "checkpoint" in job.files:
         notes = _take(job.files["checkpoint"][0], config, job.out)
     else:
         _check_memory(config)
         model = build(config)
-        initialize(model, job.options["seed"])
-        save_model(job.out, config, config.everything(), model.state_dict())
+        initialize(model, job.options.seed or 0)
+        save_model(job.out, config, everything(config), model.state_dict())
     return {"parameters": config.parameters()} | ({"notes": notes} if notes else {})
 
 
 def _check_memory(config: ModelConfig) -> None:
     """Refuse a model larger than memory: a config is a few bytes, whatever it claims."""
-    needed, there = config.parameters() * torch.float32.itemsize, physical_memory()
+    needed, there = 4 * config.parameters(), physical_memory()
     if needed > there:
         raise PassError(
             f"a new model of {config.parameters():,} parameters needs {needed / 1e9:,.1f} GB of memory, and this "
@@ -56,6 +61,16 @@ def physical_memory() -> int:
 
 def _take(path: Path, config: ModelConfig, out: Path) -> list[str]:
     """Write the model that a checkpoint holds; return what the user should know about the file."""
+    from sprunec.checkpoint.reader import open_tensors
+    from sprunec.checkpoint.writer import adopt_weights
+    from sprunec.families.cpm_ant.fit import check_fit, refuse_unused
+    from sprunec.families.cpm_ant.head import own_head
+    from sprunec.families.cpm_ant.huggingface_names import Part, native_shapes, parts
+    from sprunec.families.cpm_ant.scaling import native_outputs
+    from sprunec.families.cpm_ant.shapes import expected_tensors
+    from sprunec.families.cpm_ant.sizes import everything
+    from sprunec.families.model_directory import describe, save_outputs
+
     tensors = open_tensors(path)
     unused = check_fit(config, tensors, path)
     head = own_head(config, tensors) if config.tie_word_embeddings else None
@@ -65,10 +80,13 @@ def _take(path: Path, config: ModelConfig, out: Path) -> list[str]:
     if not tensors.is_whole:  # else the plan has been held against the headers, and knows what to ignore
         refuse_unused(unused, path)
     if all(part == Part(name) for name, part in parts(config, tensors).items()):
-        describe(out, config, config.everything())
+        describe(out, config, everything(config))
         adopt_weights(path, out)
     else:
-        save_outputs(out, config, config.everything(), native_outputs(config, tensors))
+        save_outputs(out, config, everything(config), native_outputs(config, tensors))
     extra = sorted(native_shapes(config, tensors.shapes()).keys() - expected_tensors(config).keys())
     more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
     return [f"{path.name} has {extra[0]}{more}, which the config doesn't name: ignored"] if extra else []
+
+
+LOAD = Pass("load", 2, LoadOptions, (), "model")

@@ -3,34 +3,72 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from sprunec.durable import write_new
 from sprunec.errors import InputError
-from sprunec.families.cpm_ant.config import LayerKept, kept_to_json
-from sprunec.families.cpm_ant.uniform import unevenness
-from sprunec.families.model_directory import read_kept
-from sprunec.passes.bench import config_of
-from sprunec.passes.job import Job
+from sprunec.passes import compensate, cut
+from sprunec.passes.job import Job, Options
+from sprunec.plan.export_formats import formats_of
+from sprunec.plan.pass_table import Pass
+from sprunec.plan.weights_notes import steps_warning, weights_warning
+
+if TYPE_CHECKING:
+    from sprunec.graph.builder import Builder
+    from sprunec.graph.graph import Node
+    from sprunec.plan.plan import PassSpec
 
 
-def run(job: Job) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class FileOptions(Options):
+    """The files' content; `even`: what they leave must be the same in all layers."""
+
+    content: tuple[str, ...]
+    even: bool = False
+
+
+def lower(build: Builder, spec: PassSpec) -> None:
+    paths: tuple[Any, ...] = spec.options["path"]
+    content = tuple(build.masks_digest(path) for path in paths)
+    options = build.options(FileOptions, content=content, even=any(form.uniform for form in formats_of(build.plan)))
+    warnings = [weights_warning(path, build.checkpoint) for path in paths]
+    if any("steps" in each.options for each in build.plan.passes):
+        warnings += [steps_warning(path, build.checkpoint, build.plan.model.start_step) for path in paths]
+    masks = build.add(
+        "load-mask",
+        options,
+        {"model": build.model, "source": build.roles.source},
+        files={"paths": paths},
+        about=", ".join(path.name for path in paths),
+        notes=tuple(filter(None, warnings)),
+    )
+    compensate.add(build, spec, masks)
+    cut.add(build, masks)
+
+
+def run(job: Job[FileOptions]) -> dict[str, Any]:
     from sprunec.bmcook.masks.matching import read_masks
+    from sprunec.families.cpm_ant.uniform import unevenness
 
     paths = job.files["paths"]
-    found = read_masks(paths, read_kept(job.inputs["source"]), read_kept(job.inputs["model"]))
-    if all(layer.heads is None and layer.dim_ff is None for layer in found.kept):
+    found = read_masks(paths, job.kept("source"), job.kept())
+    if not any(found.kept):
         raise InputError.at(paths[0], "leaves nothing of the model", "keep at least one sublayer")
-    if job.options.get("even"):
-        _check_even(job, found.kept)
-    write_new(job.out / "kept.json", json.dumps(kept_to_json(found.kept)))
+    # The plan ends in a form with one width for all layers: better told now than after the training that follows.
+    problems = unevenness(job.config().cut(job.kept(), found.kept)) if job.options.even else ()
+    if problems:
+        message = f"the form cpm-live can't hold what this mask leaves: {problems[0]}"
+        raise InputError.at(paths[0], message, "give an even mask, or emit another form")
+    write_new(job.out / "kept.json", json.dumps(found.kept.to_json()))
     metrics: dict[str, Any] = {"files": [path.name for path in paths]}
     return metrics | ({"notes": list(found.notes)} if found.notes else {})
 
 
-def _check_even(job: Job, kept: tuple[LayerKept, ...]) -> None:
-    """The plan ends in a form with one width for all layers: better told now than after the training that follows."""
-    problems = unevenness(config_of(job).cut(read_kept(job.inputs["model"]), kept))
-    if problems:
-        message = f"the form cpm-live can't hold what this mask leaves: {problems[0]}"
-        raise InputError.at(job.files["paths"][0], message, "give an even mask, or emit another form")
+def check(node: Node) -> None:
+    from sprunec.bmcook.masks.mask_forms import check_mask_files
+
+    check_mask_files(node.files["paths"])
+
+
+LOAD_MASK = Pass("load-mask", 2, FileOptions, ("model", "source"), "masks", lower=lower, check=check, removes="units")

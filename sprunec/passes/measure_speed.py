@@ -8,21 +8,22 @@ masked model runs on the dense one's.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from statistics import quantiles
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
+from sprunec.passes.job import BatchOptions, Job
+from sprunec.plan.pass_table import Pass
 
-from sprunec.data.batches import Batch
-from sprunec.engines.device import Place
-from sprunec.families.base import family_of
-from sprunec.families.cpm_ant.config import ModelConfig, local
-from sprunec.families.model_directory import empty_model, fill, read_config, read_kept
-from sprunec.passes.bench import directory_of, open_data, open_model, place_of, traced
-from sprunec.passes.job import Job
-from sprunec.rewrite.gating import mask
+if TYPE_CHECKING:
+    from torch import nn
+
+    from sprunec.data.batches import Batch
+    from sprunec.engines.device import Place
+    from sprunec.families.cpm_ant.config import ModelConfig
+    from sprunec.graph.builder import Builder
+    from sprunec.graph.graph import Node
 
 OPERATIONS = {"cpu": 1e10}  # of one forward of the dense model, which decides how large the batch is
 OPERATIONS_ELSEWHERE = 2e13
@@ -31,15 +32,29 @@ LEAST_ROUNDS, MOST_ROUNDS, SECONDS = 5, 25, 4.0
 BYTES = 4
 
 
-def run(job: Job) -> dict[str, Any]:
-    place, roles = place_of(job), [role for role in ("dense", "masked", "small") if role in job.inputs]
-    configs = {role: read_config(directory_of(job, role)) for role in roles}
+@dataclass(frozen=True, kw_only=True)
+class SpeedOptions(BatchOptions):
+    """In what precision."""
+
+    precision: str
+
+
+def add(build: Builder, models: Mapping[str, str], masks: str) -> None:
+    """Add one node for all models that were evaluated: speeds are compared only if measured together."""
+    inputs = {**models, **({"masks": masks} if "masked" in models else {}), **build.data_inputs()}
+    about = f"{', '.join(models)} interleaved" if len(models) > 1 else "tokens per second"
+    build.add("measure-speed", build.options(SpeedOptions), inputs, about=about)
+
+
+def run(job: Job[SpeedOptions]) -> dict[str, Any]:
+    place, roles = job.place, [role for role in ("dense", "masked", "small") if role in job.inputs]
+    configs = {role: job.config(role) for role in roles}
     held = sum(config.parameters() for role, config in configs.items() if role != "masked")
     if BYTES * held > place.memory(1):
         note = f"speeds were not measured: {place.device} has no room for the dense and the small model together"
         return {"rounds": 0, "tokens": 0, "models": {}, "notes": [note]}
-    batch = smaller(next(open_data(job, configs["dense"]).held_out_batches()), configs["dense"], place)
-    seconds = in_turn(_models(job, configs, place), batch.to(place.device), place)
+    batch = smaller(next(job.data(configs["dense"]).held_out_batches()), configs["dense"], place)
+    seconds = in_turn(_models(job, configs), batch.to(place.device), place)
     tokens = int((batch.inputs["length"] - _overhead(configs["dense"])).sum())
     return {
         "rounds": len(seconds["dense"]),
@@ -48,28 +63,30 @@ def run(job: Job) -> dict[str, Any]:
     }
 
 
-def _models(job: Job, configs: Mapping[str, ModelConfig], place: Place) -> dict[str, nn.Module]:
-    """The masked model has the dense one's tensors, not a copy, where their shapes are the same."""
-    models: dict[str, nn.Module] = {"dense": open_model(directory_of(job, "dense"), place)}
+def _models(job: Job[SpeedOptions], configs: Mapping[str, ModelConfig]) -> dict[str, nn.Module]:
+    """Open all models; the masked one has the dense one's tensors, not a copy, where their shapes are the same."""
+    models: dict[str, nn.Module] = {"dense": job.model("dense")}
     if "masked" in configs:
-        models["masked"] = _masked(job, configs["masked"], models["dense"], configs["dense"], place)
+        models["masked"] = _masked(job, configs["masked"], models["dense"], configs["dense"])
     if "small" in configs:
-        models["small"] = open_model(directory_of(job, "small"), place)
+        models["small"] = job.model("small")
     return {role: model.eval() for role, model in models.items()}
 
 
-def _masked(job: Job, config: ModelConfig, dense: nn.Module, its: ModelConfig, place: Place) -> nn.Module:
+def _masked(job: Job[SpeedOptions], config: ModelConfig, dense: nn.Module, its: ModelConfig) -> nn.Module:
+    from sprunec.families.model_directory import empty_model, fill
+
+    model: nn.Module
     if config == its:
         model = empty_model(config)
         fill(model, dense.state_dict(), job.inputs["dense"])
     else:
-        model = open_model(job.inputs["masked"], place)
-    kept = zip(read_kept(job.inputs["masked"]), read_kept(job.inputs["masks"]), strict=True)
-    return mask(model, traced(model, config), [local(before, after) for before, after in kept])
+        model = job.model("masked")
+    return job.mask(model, "masked")
 
 
 def smaller(batch: Batch, config: ModelConfig, place: Place) -> Batch:
-    """As many rows as the operations of one forward allow, in a large model one row cut short, not too short."""
+    """Take as many rows as the operations of one forward allow, of a large model one row cut short, not too short."""
     rows, width = batch.targets.shape
     allowed = int(OPERATIONS.get(place.device.type, OPERATIONS_ELSEWHERE) / (2 * config.parameters()))
     width = min(width, max(allowed, _overhead(config) + LEAST_TEXT))
@@ -77,12 +94,13 @@ def smaller(batch: Batch, config: ModelConfig, place: Place) -> Batch:
 
 
 def _overhead(config: ModelConfig) -> int:
+    from sprunec.families.base import family_of
+
     return family_of(config).layout(config).overhead
 
 
-@torch.no_grad()
 def in_turn(models: Mapping[str, nn.Module], batch: Batch, place: Place) -> dict[str, list[float]]:
-    """Seconds of every model in every round, after a round that does not count."""
+    """Time every model in every round, in seconds, after a round that does not count."""
     seconds: dict[str, list[float]] = {role: [] for role in models}
     started = perf_counter()
     for count in range(MOST_ROUNDS + 1):
@@ -96,15 +114,17 @@ def in_turn(models: Mapping[str, nn.Module], batch: Batch, place: Place) -> dict
 
 
 def _forward(model: nn.Module, batch: Batch, place: Place) -> float:
+    import torch
+
     started = perf_counter()
-    with place.precision():
+    with torch.no_grad(), place.precision():
         logits, _ = model(**batch.inputs)
     float(logits[0, -1, 0])  # on every device, a number is there only once the work is done
     return perf_counter() - started
 
 
 def measured(tokens: int, seconds: Sequence[float], dense: Sequence[float], is_dense: bool) -> dict[str, Any]:
-    """Medians and quartiles over the rounds: tokens per second, and how many times the dense model's in it."""
+    """Give medians and quartiles over the rounds: tokens per second, and how many times the dense model's that is."""
     slowest, speed, fastest = quantiles([tokens / spent for spent in seconds], n=4, method="inclusive")
     ratios = [slow / spent for slow, spent in zip(dense, seconds, strict=True)]
     low, ratio, high = quantiles(ratios, n=4, method="inclusive")
@@ -113,3 +133,14 @@ def measured(tokens: int, seconds: Sequence[float], dense: Sequence[float], is_d
         "tokens_per_second_spread": [slowest, fastest],
         "relative_speed": None if is_dense else {"ratio": ratio, "low": low, "high": high},
     }
+
+
+def report(document: dict[str, Any], node: Node, metrics: Mapping[str, Any]) -> None:
+    """Put speeds beside what evaluations have measured."""
+    for role, speeds in metrics["models"].items():
+        document["models"][role] |= speeds
+
+
+MEASURE_SPEED = Pass(
+    "measure-speed", 1, SpeedOptions, ("dense", "data"), "measures", ("masked", "masks", "small"), report=report
+)

@@ -2,28 +2,56 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sprunec.data.batches import save_ids
-from sprunec.data.pairs import check_parts, encode_pairs, read_pairs, save_pairs
-from sprunec.data.text import read_text, split_text
-from sprunec.data.tokenizer import Characters, Tokenizer, save_tokenizer
-from sprunec.data.vocabulary import Vocabulary, read_vocabulary
 from sprunec.errors import InputError
-from sprunec.passes.job import Job
+from sprunec.passes.job import Job, Options
+from sprunec.plan.pass_table import Pass
+
+if TYPE_CHECKING:
+    from sprunec.data.tokenizer import Tokenizer
+    from sprunec.data.vocabulary import Vocabulary
 
 MARKS, SHORTEST = 2, 2  # a token, and the one that is asked for
 
 
-def run(job: Job) -> dict[str, Any]:
-    return READERS.get(job.options["source"], _text)(job)
+@dataclass(frozen=True, kw_only=True)
+class DataOptions(Options):
+    """What is read: files by content, a held-out share or the content of its own files, and what bounds tokens.
+
+    Attributes:
+        max_length, prompt_length: where how long a row may be decides what is read.
+        prompt_types, segment_types, block_size, order, packed_prompts, vocab: of a cpm-live set.
+    """
+
+    source: str
+    tokenizer: str
+    held_out: Any
+    vocab_size: int
+    content: Any = ()
+    max_length: int = 0
+    prompt_length: int = 0
+    prompt_types: int = 0
+    segment_types: int = 0
+    block_size: int | None = None
+    order: str = ""
+    packed_prompts: str = ""
+    vocab: str | None = ""
 
 
-def _text(job: Job) -> dict[str, Any]:
+def run(job: Job[DataOptions]) -> dict[str, Any]:
+    return READERS.get(job.options.source, _text)(job)
+
+
+def _text(job: Job[DataOptions]) -> dict[str, Any]:
+    from sprunec.data.batches import save_ids
+    from sprunec.data.text import read_text, split_text
+
     options = job.options
-    text = read_text(options["source"], job.files.get("paths", ()))
-    training, rest = split_text(text, _held_out(job), options["source"])
+    text = read_text(options.source, job.files.get("paths", ()))
+    training, rest = split_text(text, _held_out(job), options.source)
     tokenizer = _tokenizer(job, training, 0)
     train_ids, rest_ids = tokenizer.encode(training), tokenizer.encode(rest)
     for name, ids, file in zip(("training", "held-out"), (train_ids, rest_ids), _origins(job), strict=True):
@@ -39,7 +67,9 @@ def _text(job: Job) -> dict[str, Any]:
     }
 
 
-def _pairs(job: Job) -> dict[str, Any]:
+def _pairs(job: Job[DataOptions]) -> dict[str, Any]:
+    from sprunec.data.pairs import check_parts, encode_pairs, read_pairs, save_pairs
+
     pairs, held_out = read_pairs(job.files["paths"]), _held_out(job)
     if isinstance(held_out, Path):
         rest = read_pairs([held_out])
@@ -47,7 +77,7 @@ def _pairs(job: Job) -> dict[str, Any]:
         cut = len(pairs) - round(len(pairs) * held_out)
         pairs, rest = pairs[:cut], pairs[cut:]
     tokenizer = _tokenizer(job, "".join(word for pair in pairs for word in pair), MARKS)
-    room = job.options["max_length"] - job.options["prompt_length"]
+    room = job.options.max_length - job.options.prompt_length
     train, dropped, shortened = encode_pairs(pairs, tokenizer, room)
     kept, also_dropped, also_shortened = encode_pairs(rest, tokenizer, room)
     check_parts(train, kept, _origins(job))
@@ -62,8 +92,9 @@ def _pairs(job: Job) -> dict[str, Any]:
     }
 
 
-def _live(job: Job) -> dict[str, Any]:
+def _live(job: Job[DataOptions]) -> dict[str, Any]:
     from sprunec.bmcook.data.read_sets import read_sets
+    from sprunec.data.tokenizer import save_tokenizer
 
     metrics = read_sets(job, _held_out(job))
     if "vocab" in job.files:
@@ -74,37 +105,44 @@ def _live(job: Job) -> dict[str, Any]:
 READERS = {"pairs": _pairs, "cpm-live": _live}
 
 
-def _held_out(job: Job) -> float | Path:
-    return job.files["held_out"][0] if "held_out" in job.files else job.options["held_out"]
+def _held_out(job: Job[DataOptions]) -> float | Path:
+    return job.files["held_out"][0] if "held_out" in job.files else job.options.held_out
 
 
-def _origins(job: Job) -> tuple[Path, Path]:
-    """Where the training part and the held-out part come from; what no file holds goes by its source."""
-    first = job.files.get("paths", (Path(job.options["source"]),))[0]
+def _origins(job: Job[DataOptions]) -> tuple[Path, Path]:
+    """Say where the training part and the held-out part come from; what no file holds goes by its source."""
+    first = job.files.get("paths", (Path(job.options.source),))[0]
     return first, job.files.get("held_out", (first,))[0]
 
 
-def _tokenizer(job: Job, text: str, marks: int) -> Tokenizer:
-    """The plan's vocabulary file, or the characters of a text and so many marks besides."""
+def _tokenizer(job: Job[DataOptions], text: str, marks: int) -> Tokenizer:
+    """Read the plan's vocabulary file, or take the characters of a text, and so many marks besides."""
     if "tokenizer" in job.files:
         return _vocabulary(job, "tokenizer", 0)
+    from sprunec.data.tokenizer import Characters
+
     tokenizer = Characters.build(text)
     _check_words(job, _origins(job)[0], tokenizer.size + marks, "text")
     return tokenizer
 
 
-def _vocabulary(job: Job, role: str, marks: int) -> Vocabulary:
+def _vocabulary(job: Job[DataOptions], role: str, marks: int) -> Vocabulary:
+    from sprunec.data.vocabulary import read_vocabulary
+
     (path,) = job.files[role]
     vocabulary = read_vocabulary(path)
     _check_words(job, path, vocabulary.size + marks, "vocabulary")
     return vocabulary
 
 
-def _check_words(job: Job, file: Path, words: int, what: str) -> None:
-    if words > job.options["vocab_size"]:
-        message = f"the {what} has {words} words, vocab_size is {job.options['vocab_size']}"
+def _check_words(job: Job[DataOptions], file: Path, words: int, what: str) -> None:
+    if words > job.options.vocab_size:
+        message = f"the {what} has {words} words, vocab_size is {job.options.vocab_size}"
         raise InputError.at(file, message, f"raise model.config.vocab_size, or give {_other(what)}")
 
 
 def _other(what: str) -> str:
     return "the model's own vocabulary" if what == "vocabulary" else "other text"
+
+
+DATA = Pass("data", 1, DataOptions, (), "data")

@@ -1,39 +1,77 @@
-"""Score units without training: at random, by their weights, or by a look at the data."""
+"""Score units without training: at random, by their weights, or on calibration batches."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from sprunec.passes import binarize, compensate, cut
+from sprunec.passes.job import BatchOptions, CalibrationOptions, Job, MaskOptions
+from sprunec.plan.criterion_table import CRITERIA, calibrates
+from sprunec.plan.pass_table import Pass
+from sprunec.units import Key, gate_units
 
-from sprunec.engines.loop import language_model_loss
-from sprunec.families.model_directory import open_model_tensors
-from sprunec.masks.criteria import BLIND, CRITERIA, Shapes, Sight, comparable
-from sprunec.masks.mask_tensors import save_scores
-from sprunec.masks.unit_counts import Key, gate_units, unit_sizes
-from sprunec.passes.bench import config_of, next_batches, open_model, place_of, traced, traced_shape
-from sprunec.passes.job import Job
-from sprunec.rewrite.gating import insert_gates
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sprunec.graph.builder import Builder
+    from sprunec.plan.plan import PassSpec
 
 
-def run(job: Job) -> dict[str, Any]:
-    scores = comparable(_by_data(job) if "data" in job.inputs else _by_weights(job), job.options["target"])
+@dataclass(frozen=True, kw_only=True)
+class ScoreOptions(MaskOptions, BatchOptions):
+    criterion: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibratedOptions(ScoreOptions, CalibrationOptions):
+    """Of a criterion that looks at data."""
+
+
+def lower(build: Builder, spec: PassSpec) -> None:
+    criterion, inputs = spec.options["criterion"], {"model": build.model}
+    kind = CalibratedOptions if calibrates(criterion) else ScoreOptions
+    inputs |= build.data_inputs() if calibrates(criterion) else {}
+    options = build.options(kind, spec)
+    about = f"{criterion}: {binarize.target_words(spec)}"
+    name = build.add("score-mask", options, inputs, suffix="-".join(options.unit), about=about)
+    masks = binarize.add(build, spec, name)
+    compensate.add(build, spec, masks)
+    cut.add(build, masks, spec)
+
+
+def run(job: Job[ScoreOptions]) -> dict[str, Any]:
+    from sprunec.masks.mask_tensors import save_scores
+    from sprunec.masks.scores import comparable
+
+    scores = comparable(_by_data(job) if "data" in job.inputs else _by_weights(job), job.options.target)
     save_scores(job.out, scores)
-    return {"criterion": job.options["criterion"], "units": sum(value.numel() for value in scores.values())}
+    return {"criterion": job.options.criterion, "units": sum(value.numel() for value in scores.values())}
 
 
-def _by_weights(job: Job) -> dict[Key, Tensor]:
-    """One tensor at a time, so that a checkpoint of any size can be scored."""
-    config, options = config_of(job), job.options
-    sizes, weights = unit_sizes(config, options["unit"]), open_model_tensors(job.inputs["model"])
-    return BLIND[options["criterion"]](Shapes(traced_shape(config), sizes, weights, options["seed"]))
+def _by_weights(job: Job[ScoreOptions]) -> dict[Key, Tensor]:
+    """Score with one tensor at a time in memory, so that a checkpoint of any size can be."""
+    from sprunec.families.cpm_ant.sizes import unit_sizes
+    from sprunec.masks.criteria import Weights
+    from sprunec.rewrite.trace import traced_shape
+
+    config, options = job.config(), job.options
+    sizes = unit_sizes(config, options.unit)
+    return CRITERIA[options.criterion].score(Weights(traced_shape(config), sizes, job.weights(), options.seed))
 
 
-def _by_data(job: Job) -> dict[Key, Tensor]:
-    place, config, options = place_of(job), config_of(job), job.options
-    model = open_model(job.inputs["model"], place)
-    blocks = traced(model, config)
-    gates = insert_gates(model, blocks, gate_units(options["unit"]))
-    batches = next_batches(job, config)
-    sight = Sight(model, gates, blocks, batches, language_model_loss, place, options["seed"])
-    return CRITERIA[options["criterion"]](sight)
+def _by_data(job: Job[ScoreOptions]) -> dict[Key, Tensor]:
+    from sprunec.engines.loop import language_model_loss
+    from sprunec.masks.criteria import Calibration
+    from sprunec.rewrite.gating import insert_gates
+
+    config, model, options = job.config(), job.model(), job.options
+    blocks = job.traced(model)
+    gates = insert_gates(model, blocks, gate_units(options.unit))
+    given = Calibration(model, gates, blocks, job.batches(config), language_model_loss, job.place, options.seed)
+    return CRITERIA[options.criterion].score(given)
+
+
+SCORE_MASK = Pass(
+    "score-mask", 2, ScoreOptions, ("model",), "scores", ("data",), lower, removes="units", needs_trained=True
+)

@@ -3,29 +3,59 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
-from sprunec.checkpoint.reader import Tensors
-from sprunec.checkpoint.writer import Output, as_outputs
 from sprunec.errors import InputError
-from sprunec.families.cpm_ant.shapes import expected_tensors
-from sprunec.families.model_directory import open_model_tensors, read_kept, save_outputs
-from sprunec.masks.two_four import Pattern, choose, density, refuse_uneven, save_pattern, short_tiles
-from sprunec.passes.bench import config_of
-from sprunec.passes.job import Job
+from sprunec.passes.job import Job, Options
+from sprunec.plan.pass_table import Pass
 from sprunec.plan.sparsity import targeted
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-def run(job: Job) -> dict[str, Any]:
-    config, tensors = config_of(job), open_model_tensors(job.inputs["model"])
-    kind, shapes = job.options["pattern"], expected_tensors(config)
-    targets = targeted(shapes, job.options["tensors"])
+    from sprunec.checkpoint.reader import Tensors
+    from sprunec.checkpoint.writer import Output
+    from sprunec.graph.builder import Builder
+    from sprunec.masks.two_four import Pattern
+    from sprunec.plan.plan import PassSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparsifyOptions(Options):
+    """A pattern, and the tensors that get it; the content of a mask file where one says which weights stay."""
+
+    pattern: str
+    tensors: tuple[str, ...]
+    content: str = ""
+
+
+def lower(build: Builder, spec: PassSpec) -> None:
+    paths: tuple[Path, ...] = spec.options.get("path", ())
+    options = build.options(SparsifyOptions, spec, content="".join(build.masks_digest(path) for path in paths))
+    build.model = build.add(
+        "sparsify",
+        options,
+        {"model": build.model},
+        files={"path": paths} if paths else {},
+        about=", ".join((options.pattern, *(path.name for path in paths))),
+        writes={"mask": spec.options["save_mask"]} if "save_mask" in spec.options else {},
+        provenance=build.provenance(options.pattern, options.tensors),
+    )
+
+
+def run(job: Job[SparsifyOptions]) -> dict[str, Any]:
+    from sprunec.checkpoint.writer import as_outputs
+    from sprunec.families.cpm_ant.shapes import expected_tensors
+    from sprunec.families.model_directory import open_model_tensors, save_outputs
+    from sprunec.masks.two_four import choose, density, refuse_uneven, save_pattern
+
+    config, tensors = job.config(), job.weights()
+    kind, shapes = job.options.pattern, expected_tensors(config)
+    targets = targeted(shapes, job.options.tensors)
     if not targets:
-        parts = ", ".join(job.options["tensors"])
+        parts = ", ".join(job.options.tensors)
         raise InputError.in_option("tensors", f"no tensor that is left has one of {parts} in its name", "name others")
     if "path" in job.files:
         from sprunec.bmcook.masks.two_four_files import read_mask_file
@@ -36,7 +66,7 @@ def run(job: Job) -> dict[str, Any]:
             refuse_uneven(kind, name, shape)
         pattern = {name: choose(kind, name, tensors[name]) for name in targets}
     outputs = as_outputs(tensors) | {name: _masked(tensors, name, mask) for name, mask in pattern.items()}
-    save_outputs(job.out, config, read_kept(job.inputs["model"]), outputs)
+    save_outputs(job.out, config, job.kept(), outputs)
     save_pattern(job.out, pattern)
     sparse, before = open_model_tensors(job.out), _size(tensors, pattern)
     metrics = {
@@ -49,16 +79,22 @@ def run(job: Job) -> dict[str, Any]:
 
 
 def _masked(tensors: Tensors, name: str, mask: Tensor) -> Output:
-    """Made when it is written, so that one tensor at a time is in memory."""
+    """Make a tensor when it is written, so that one at a time is in memory."""
+    from sprunec.checkpoint.writer import Output
+
     return Output(tensors.shape(name), tensors.dtype(name), lambda: [tensors.copy(name).masked_fill_(~mask, 0)])
 
 
 def _size(state: Mapping[str, Tensor], pattern: Pattern) -> float:
-    """The sum of all sizes |w| in the pattern's tensors."""
+    """Sum all sizes |w| in the pattern's tensors."""
+    import torch
+
     return sum(float(state[name].abs().sum(dtype=torch.float64)) for name in pattern)
 
 
 def _notes(pattern: Pattern) -> dict[str, Any]:
+    from sprunec.masks.two_four import short_tiles
+
     short = sum(short_tiles(mask) for mask in pattern.values())
     tiles = sum(mask.numel() for mask in pattern.values()) // 16
     return {"notes": [f"{short:,} of {tiles:,} tiles keep 7 weights and could keep 8"]} if short else {}
@@ -69,3 +105,8 @@ def write(role: str, artifact: Path, inputs: Mapping[str, Path], path: Path) -> 
     from sprunec.bmcook.masks.two_four_files import write_pattern
 
     write_pattern(artifact, path)
+
+
+SPARSIFY = Pass(
+    "sparsify", 1, SparsifyOptions, ("model",), "model", lower=lower, removes="weights", refits=True, needs_trained=True
+)

@@ -2,46 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
-from sprunec.engines.loop import fit
-from sprunec.engines.training import Training
+from sprunec.engines.training import Distillation, Training
 from sprunec.errors import PassError
-from sprunec.families.model_directory import read_kept, save_model
-from sprunec.masks.two_four import Pattern, density, leaks, load_pattern, save_pattern
-from sprunec.passes.bench import config_of, engine_of, open_data, open_lesson, open_model
-from sprunec.passes.job import Job
+from sprunec.passes.job import BatchOptions, Job
+from sprunec.plan.pass_table import Pass
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from sprunec.engines.distillation import Distiller
+    from sprunec.engines.protocols import TrainingEngine
+    from sprunec.graph.builder import Builder
+    from sprunec.masks.two_four import Pattern
+    from sprunec.plan.plan import PassSpec
+    from sprunec.rewrite.trace import TracedBlock
 
 
-def run(job: Job) -> dict[str, Any]:
-    engine, config = engine_of(job), config_of(job)
-    model = open_model(job.inputs["model"], engine.place)
-    data, lesson = open_data(job, config), open_lesson(job, model, engine.place)
-    pattern = load_pattern(job.inputs["model"])
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(Training, BatchOptions):
+    """What every pass that trains is told."""
+
+    precision: str
+    first_step: int
+    distillation: Distillation | None = None
+
+
+def lower(build: Builder, spec: PassSpec) -> None:
+    build.model = build.train(spec, build.options(TrainOptions, spec), about=f"{spec.options['steps']} steps")
+
+
+def run(job: Job[TrainOptions]) -> dict[str, Any]:
+    from sprunec.engines.loop import fit
+    from sprunec.masks.two_four import load_pattern
+
+    engine, config, model = engine_of(job), job.config(), job.model()
+    data, pattern = job.data(config), load_pattern(job.inputs["model"])
+    distiller, notes = distiller_of(job, model)
     last = fit(
         model,
         data.batch,
-        Training.of(job.options),
+        job.options,
         engine,
-        first_step=job.options["first_step"],
+        first_step=job.options.first_step,
         report=job.report,
         saves=job.saves,
-        auxiliary_loss=lesson.objective,
+        auxiliary_loss=distiller,
         kept=pattern,
     )
     state = engine.weights(model)
     if engine.world.rank != 0:
         return {}
-    save_model(job.out, config, read_kept(job.inputs["model"]), state)
+    job.save(state)
     metrics = {"loss": last["loss"], "steps": last["steps"], "parameters": config.parameters()}
-    return metrics | lesson.metrics(last) | _keep_pattern(job, state, pattern)
+    metrics |= {"distillation": last["distillation"]} if distiller is not None else {}
+    return metrics | ({"notes": notes} if notes else {}) | _keep_pattern(job, state, pattern)
 
 
-def _keep_pattern(job: Job, state: Mapping[str, Tensor], pattern: Pattern) -> dict[str, Any]:
+def _keep_pattern(job: Job[TrainOptions], state: Mapping[str, Tensor], pattern: Pattern) -> dict[str, Any]:
     """Hand the pattern on, once it is sure that it has held."""
+    from sprunec.masks.two_four import density, leaks, save_pattern
+
     if not pattern:
         return {}
     moved = leaks(state, pattern)
@@ -49,3 +73,52 @@ def _keep_pattern(job: Job, state: Mapping[str, Tensor], pattern: Pattern) -> di
         raise PassError(f"{moved[0]} is not zero where its 2:4 pattern says so")
     save_pattern(job.out, pattern)
     return {"density": density(state, pattern)}
+
+
+def engine_of(job: Job[TrainOptions]) -> TrainingEngine:
+    """Make what trains; all ranks do."""
+    from sprunec.engines.choose import choose_engine
+
+    return choose_engine(job.engine, job.place, job.world, job.options.seed, job.config().parameters())
+
+
+def distiller_of(
+    job: Job[TrainOptions], student: nn.Module, blocks: Sequence[TracedBlock] = ()
+) -> tuple[Distiller | None, list[str]]:
+    """Set up the distillation that the options ask for; say what the user should know about it.
+
+    A pair whose student state was cut away is dropped.
+
+    Args:
+        blocks: what was traced of the student before it got its gates.
+
+    Raises:
+        InputError: two states are of different widths, and nothing projects.
+    """
+    from sprunec.engines.distillation import Distiller, make_projections
+    from sprunec.families.cpm_ant.states import Pair, state_widths
+    from sprunec.rewrite.taps import observable
+
+    options = job.options.distillation
+    if options is None:
+        return None, []
+    here, there = job.config(), job.config("teacher")
+    written = [Pair.read(pair) for pair in options.pairs] if options.hidden else []
+    pairs = [pair for pair in written if pair.student.module in state_widths(here)]
+    projections = make_projections(
+        pairs,
+        [(pair.student.width(here), pair.teacher.width(there)) for pair in pairs],
+        project=options.project,
+        seed=job.options.seed,
+        device=job.place.device,
+    )
+    teacher = job.model("teacher")
+    seen = observable(student, [pair.student for pair in pairs], blocks)
+    taught = observable(teacher, [pair.teacher for pair in pairs])
+    notes = [f"{pair} is not distilled: {pair.student.module} has been cut" for pair in written if pair not in pairs]
+    return Distiller(teacher, options, pairs, seen, taught, projections), notes
+
+
+INPUTS, TEACHER = ("model", "data"), ("teacher",)
+TRAIN = Pass("train", 3, TrainOptions, INPUTS, "model", TEACHER, lower, trains=True)
+FINETUNE = Pass("finetune", 3, TrainOptions, INPUTS, "model", TEACHER, lower, trains=True, needs_trained=True)

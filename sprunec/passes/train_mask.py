@@ -2,67 +2,98 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from sprunec.engines.loop import fit, language_model_loss
-from sprunec.engines.training import Training
-from sprunec.families.model_directory import read_kept, save_model
-from sprunec.masks.budgets import make_budgets, shared_out
-from sprunec.masks.criteria import CRITERIA, Sight, comparable
-from sprunec.masks.lagrangian import Lagrangian
-from sprunec.masks.learn import GateLearner, settling, start_from, tie
-from sprunec.masks.mask_tensors import START, save_scores
-from sprunec.masks.unit_counts import gate_units
-from sprunec.passes.bench import config_of, engine_of, next_batches, open_data, open_lesson, open_model, traced
-from sprunec.passes.job import Job
-from sprunec.rewrite.gating import insert_gates
+from sprunec.passes import binarize, compensate, cut
+from sprunec.passes.job import CalibrationOptions, Job, MaskOptions
+from sprunec.passes.train import INPUTS, TEACHER, TrainOptions, distiller_of, engine_of
+from sprunec.plan.criterion_table import CRITERIA
+from sprunec.plan.pass_table import Pass
+from sprunec.units import gate_units
+
+if TYPE_CHECKING:
+    from sprunec.graph.builder import Builder
+    from sprunec.plan.plan import PassSpec
 
 
-def run(job: Job) -> dict[str, Any]:
-    engine, config, options = engine_of(job), config_of(job), job.options
-    place = engine.place
-    model = open_model(job.inputs["model"], place)
-    data, first_step = open_data(job, config), options["first_step"]
-    blocks = traced(model, config)
-    gates = insert_gates(model, blocks, gate_units(options["unit"]))
-    sight = Sight(model, gates, blocks, next_batches(job, config), language_model_loss, place, options["seed"])
-    scores = engine.world.broadcast(CRITERIA[options["criterion"]](sight))
-    tied = options["tie_heads"]
-    budgets = make_budgets(config, options["unit"], options["target"], options["budget"], tied)
-    allocating = comparable(scores, options["target"])
-    inside = shared_out(budgets, allocating) if "allocation" in options else budgets
+@dataclass(frozen=True, kw_only=True)
+class GateOptions(TrainOptions, CalibrationOptions, MaskOptions):
+    """What gates learn, and where they start."""
+
+    criterion: str
+    mask_learning_rate: float
+    ramp: float
+    allocation: str = ""
+    stop_when_settled: bool = False
+
+
+def lower(build: Builder, spec: PassSpec) -> None:
+    target, given = spec.options.get("gates_for", spec.options["target"]), build.model
+    options = build.options(GateOptions, spec, target=target, allocation=binarize.allocation(spec))
+    about = binarize.target_words(spec, target)
+    name = build.train(spec, options, suffix="-".join(options.unit), about=about)
+    build.model = name if spec.options["weights"] == "trained" else given
+    masks = binarize.add(build, spec, name)
+    compensate.add(build, spec, masks, name)
+    cut.add(build, masks, spec)
+
+
+def run(job: Job[GateOptions]) -> dict[str, Any]:
+    from sprunec.engines.loop import fit, language_model_loss
+    from sprunec.masks.budgets import allocated, make_budgets
+    from sprunec.masks.criteria import Calibration
+    from sprunec.masks.lagrangian import Lagrangian
+    from sprunec.masks.learn import GateLearner, settling, start_from, tie
+    from sprunec.masks.mask_tensors import START, save_scores
+    from sprunec.masks.scores import comparable
+    from sprunec.rewrite.gating import insert_gates
+
+    engine, config, options, model = engine_of(job), job.config(), job.options, job.model()
+    place, data, blocks = engine.place, job.data(config), job.traced(model)
+    gates = insert_gates(model, blocks, gate_units(options.unit))
+    given = Calibration(model, gates, blocks, job.batches(config), language_model_loss, place, options.seed)
+    scores = engine.world.broadcast(CRITERIA[options.criterion].score(given))
+    budgets = make_budgets(config, options.unit, options.target, options.budget, options.tie_heads)
+    allocating = comparable(scores, options.target)
     learner = GateLearner(
         gates,
-        start_from(tie(scores) if tied else scores),
-        Lagrangian(inside, options["steps"], options["ramp"]),
-        steps=options["steps"],
-        rate=options["mask_learning_rate"],
-        seed=options["seed"],
+        start_from(tie(scores) if options.tie_heads else scores),
+        Lagrangian(allocated(budgets, allocating) if options.allocation else budgets, options.steps, options.ramp),
+        steps=options.steps,
+        rate=options.mask_learning_rate,
+        seed=options.seed,
         device=place.device,
-        tie_heads=tied,
-        stop_when_settled=options.get("stop_when_settled", False),
+        tie_heads=options.tie_heads,
+        stop_when_settled=options.stop_when_settled,
     )
-    lesson = open_lesson(job, model, place, blocks)
+    distiller, notes = distiller_of(job, model, blocks)
     last = fit(
         model,
         data.batch,
-        Training.of(options),
+        options,
         engine,
-        first_step=first_step,
+        first_step=options.first_step,
         report=job.report,
         learner=learner,
         saves=job.saves,
-        auxiliary_loss=lesson.objective,
+        auxiliary_loss=distiller,
     )
     state = {name: tensor for name, tensor in engine.weights(model).items() if ".gates." not in name}
     if engine.world.rank != 0:
         return {}
-    save_model(job.out, config, read_kept(job.inputs["model"]), state)
+    job.save(state)
     save_scores(job.out, learner.log_alphas)
-    if "allocation" in options:
+    if options.allocation:
         save_scores(job.out / START, allocating)
     rows = [settling(budget, learner.log_alphas) for budget in budgets]
     metrics = {"loss": last["loss"], "steps": last["step"], "undecided": learner.undecided(), "budgets": rows}
-    metrics |= lesson.metrics(last) | {"planned_steps": last["steps"]}
-    notes = [*metrics.get("notes", []), *learner.convergence.ending(last["step"], learner.expected())]
+    metrics |= {"distillation": last["distillation"]} if distiller is not None else {}
+    metrics["planned_steps"] = last["steps"]
+    notes += learner.convergence.ending(last["step"], learner.expected())
     return metrics | ({"notes": notes} if notes else {})
+
+
+TRAIN_MASK = Pass(
+    "train-mask", 5, GateOptions, INPUTS, "gated", TEACHER, lower, trains=True, removes="units", needs_trained=True
+)

@@ -13,13 +13,12 @@ from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.families.cpm_ant.config_checks import data_findings
 from sprunec.plan.export_formats import formats_fit, heads_tied
 from sprunec.plan.planned_sizes import size_findings
-from sprunec.plan.resolve import MASKS, Draft, takes_a_look
+from sprunec.plan.resolve import Draft, takes_a_look
 from sprunec.plan.saved_masks import saved_masks_fit
 from sprunec.plan.sparsity import sparse_findings
-from sprunec.plan.targets import SIZES, SUBLAYERS, UNITS_OF, mismatched, uncovered
+from sprunec.plan.targets import mismatched, uncovered
 from sprunec.plan.training_checks import distillation_fits, engine_fits, training_fits
-
-NEED_TRAINED = ("finetune", *MASKS)
+from sprunec.units import SIZE_TARGETS, WHOLE, counting
 
 Check = Callable[[Draft, ModelConfig | None], Iterator[Diagnostic]]
 
@@ -40,7 +39,7 @@ def units_fit(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnostic]:
             pointer = f"{step.pointer}/target/{key}"
             message = f"{key} doesn't count {_unit(units)}"
             instead = f"give {' and '.join(missing)} instead" if missing else "remove it"
-            hint = f"{instead}, or choose unit {_names(UNITS_OF[key], ' or ')}"
+            hint = f"{instead}, or choose unit {_names(counting(key), ' or ')}"
             yield draft.source.find("unit-mismatch", pointer, message, hint, key=True)
         if missing and not strangers:
             message = f"the target doesn't say {' and '.join(missing)} for {_unit(units)}"
@@ -52,8 +51,8 @@ def budgets_fit(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnostic
     for step, options in draft.valid():
         if options.get("budget") != "per-layer":
             continue
-        whole = [unit for unit in options["unit"] if unit in SUBLAYERS]
-        size = [key for key in options["target"] if key in SIZES]
+        whole = [unit for unit in options["unit"] if unit in WHOLE]
+        size = [key for key in options["target"] if key in SIZE_TARGETS]
         if whole or size:
             alike = f"{_unit(whole)} can't be cut in every layer alike"
             message = f'"per-layer" doesn\'t fit: {alike if whole else f"{size[0]} is about the whole model"}'
@@ -67,9 +66,9 @@ def trained_first(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnost
     if not isinstance(model, dict) or "checkpoint" in model or unopened:
         return
     for step in draft.steps:
-        if step.name in ("", "train"):
+        if not step.name or (step.declared.trains and not step.declared.needs_trained):
             return
-        if step.name in NEED_TRAINED or (step.name == "sparsify" and "path" not in step.given):
+        if step.declared.needs_trained and "path" not in step.given:
             message = f"{step.name} needs a trained model, and no earlier pass makes one"
             hint = 'put {"pass": "train", "steps": 2000} before it, or give model.checkpoint'
             yield draft.source.find("untrained-model", f"{step.pointer}/pass", message, hint)

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from sprunec.errors import Diagnostic, show
 from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.families.cpm_ant.uniform import bias_columns
-from sprunec.plan.resolve import MASKS, Draft, Step
-from sprunec.plan.targets import SIZES
+from sprunec.plan.resolve import Draft, Step
 from sprunec.registry import Registry
+from sprunec.units import INSIDE, SIZE_TARGETS
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from sprunec.families.base import Inputs
     from sprunec.plan.plan import Plan
 
-INSIDE = ("head", "dim_head", "dim_ff")
 Options = tuple[dict[str, Any], dict[str, tuple[Path, ...]]]
 
 
@@ -118,7 +117,7 @@ def heads_tied(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnostic]
 
 
 def _tie(draft: Draft, step: Step, options: Any, heads: bool, alike: bool) -> Iterator[Diagnostic]:
-    pointer, size = f"{step.pointer}/tie_heads", [key for key in SIZES if key in options["target"]]
+    pointer, size = f"{step.pointer}/tie_heads", [key for key in SIZE_TARGETS if key in options["target"]]
     if not heads:
         units = " and ".join(show(unit) for unit in options["unit"])
         message = f"tie_heads is about heads, and the pass cuts {units}"
@@ -140,7 +139,7 @@ def formats_fit(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnostic
             message = f"the form {form.name} can't hold this model: {why}"
             yield draft.source.find(code, "/model/config", message, hint)
         for step in draft.steps:
-            if form.uniform and step.name in MASKS and step.options is not None:
+            if form.uniform and step.declared.by_target and step.options is not None:
                 yield from _uneven(draft, step, step.options, form)
     for step, _ in emitted:
         if "dtype" in step.given and not any(form.folds for _, forms in emitted for form in forms):
@@ -150,7 +149,7 @@ def formats_fit(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnostic
 
 def _uneven(draft: Draft, step: Step, options: Mapping[str, Any], form: Format) -> Iterator[Diagnostic]:
     """Find a pass that may leave unlike layers, where one config must say what all have."""
-    size = [key for key in SIZES if key in options["target"]]
+    size = [key for key in SIZE_TARGETS if key in options["target"]]
     inside = [unit for unit in options["unit"] if unit in INSIDE]
     message, hint = "", ""
     if size and inside:

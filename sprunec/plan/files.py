@@ -14,6 +14,7 @@ from sprunec.file_kinds import SAVED, TEXT, foreign
 from sprunec.plan.checkpoint_checks import checkpoint_findings, idle_patterns, retold
 from sprunec.plan.export_formats import package_findings
 from sprunec.plan.resolve import Draft, as_list
+from sprunec.plan.schema import properties
 from sprunec.text_files import ANY_TEXT, foreign_text
 
 MASK_HINTS = {"": "give a mask file as BMCook, or save_mask of a pass, writes it"}
@@ -64,7 +65,7 @@ def named_files(draft: Draft) -> Iterator[tuple[str, Path, str]]:
     if data.get("tokenizer") != "characters":
         yield from _files(draft, "/data/tokenizer", data.get("tokenizer"), "vocabulary file")
     for step in draft.steps:
-        if step.name in ("load-mask", "sparsify") and draft.sound(f"{step.pointer}/path"):
+        if step.name and "path" in properties(f"passes/{step.name}") and draft.sound(f"{step.pointer}/path"):
             yield from _files(draft, f"{step.pointer}/path", step.given.get("path"), "mask file")
     written = {"/training": draft.section("training")} | {step.pointer: step.given for step in draft.steps}
     for place, options in written.items():

@@ -19,7 +19,8 @@ from sprunec.plan.checks import CHECKS
 from sprunec.plan.files import input_findings
 from sprunec.plan.model_config import model_config, open_directory
 from sprunec.plan.open_plan import override, read_any
-from sprunec.plan.resolve import TRAINS, Draft, as_list
+from sprunec.plan.pass_table import PASSES
+from sprunec.plan.resolve import Draft, as_list
 from sprunec.plan.schema_errors import schema_findings
 from sprunec.plan.source import Source
 
@@ -177,7 +178,7 @@ def _in_order(found: Iterable[Diagnostic], file: str) -> tuple[Diagnostic, ...]:
 def _plan(draft: Draft, config: ModelConfig) -> Plan:
     value = draft.source.value
     passes = tuple(PassSpec(step.name, step.options or NOTHING, step.pointer) for step in draft.steps)
-    trains = any(spec.name in TRAINS for spec in passes)
+    trains = any(PASSES[spec.name].trains for spec in passes)
     checkpoint = value["model"].get("checkpoint")
     return Plan(
         name=value["name"],

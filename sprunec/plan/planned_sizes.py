@@ -3,148 +3,190 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from sprunec.errors import Diagnostic
+from sprunec.errors import Diagnostic, show
 from sprunec.families.cpm_ant.config import LayerShape, ModelConfig
-from sprunec.plan.multiples import multiples_fit
-from sprunec.plan.pointer import show
-from sprunec.plan.resolve import MASKS, Draft, Step
-from sprunec.plan.shortfalls import short_layers, short_words
-from sprunec.plan.targets import FIELDS, Left, mismatched, most_kept
+from sprunec.plan.pointer import series
+from sprunec.plan.resolve import Draft, Step
+from sprunec.plan.targets import WHOLE_TARGETS, Left, mismatched, most_kept
+from sprunec.units import COUNTED, counting
 
-_WORDS = {
-    "num_layers": "layers",
-    "num_attention": "attention sublayers",
-    "num_feed_forward": "feed-forward sublayers",
-    "num_heads": "heads per layer",
-    "dim_head": "dims per head",
-    "dim_ff": "feed-forward dims per layer",
-}
-
+MOST_NAMED = 4
 # Targets that some layers cannot keep: the pass cuts the others all the same.
 _SHORT = ("short-layers", "short-of-multiples")
 
 
 def size_findings(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnostic]:
+    """Check what each mask pass asks of the model that reaches it."""
     if config is None:
         return
-    left, cut, known = Left.of(config), False, config.layers
+    left, cut = Left.of(config), False
     for step in draft.steps:
-        if step.name in MASKS and step.options is not None:
-            found = list(_targets(draft, step, left, cut))
-            found += list(_gates(draft, step, left, cut)) if "gates_for" in step.options else []
-            found += multiples_fit(draft, step, left.counts)
-            found += [] if any(each.severity == "error" for each in found) else _short(draft, step, left, known)
+        if step.declared.by_target and step.options is not None:
+            check = _Check(draft, step, step.options, left, "are left at this point" if cut else "the model has")
+            found = list(check.findings(config))
             yield from found
-            left = _after(step, left, [finding.pointer for finding in found if finding.code not in _SHORT])
-            cut = True
-        elif step.name in ("", "load-mask", *MASKS):
+            left, cut = check.after([each.pointer for each in found if each.code not in _SHORT]), True
+        elif not step.name or step.declared.removes == "units":
             left, cut = left.unknown(), True
 
 
-def _gates(draft: Draft, step: Step, left: Left, cut: bool) -> Iterator[Diagnostic]:
-    """What the gates learn is measured as what is cut."""
-    options = step.options or {}
-    if options["gates_for"].keys() == options["target"].keys():
-        yield from _targets(draft, step, left, cut, "gates_for")
-        return
-    names = " and ".join(options["target"])
-    message = f"gates_for gives {' and '.join(options['gates_for'])}, the target {names}"
-    yield draft.source.find("unlike-targets", f"{step.pointer}/gates_for", message, f"give {names} in both", key=True)
+@dataclass(frozen=True)
+class _Check:
+    """One mask pass, what is left of the model when it comes, and how to say whose that is."""
 
+    draft: Draft
+    step: Step
+    options: Mapping[str, Any]
+    left: Left
+    whose: str
 
-def _targets(draft: Draft, step: Step, left: Left, cut: bool, where: str = "target") -> Iterator[Diagnostic]:
-    options = step.options or {}
-    if "parameters" in options[where]:
-        yield from _parameters(draft, step, left, cut, where)
-    strangers = mismatched(options["unit"], options[where])
-    for key, wanted in options[where].items():
-        if key not in _WORDS or key in strangers:
-            continue
-        pointer, most = f"{step.pointer}/{where}/{key}", left.most(key, options["budget"])
+    def findings(self, given: ModelConfig) -> Iterator[Diagnostic]:
+        """Check the pass's targets; `given` is the model as it comes into the plan."""
+        found = [*self._targets("target"), *self._gates(), *self._multiples()]
+        yield from found
+        if not any(each.severity == "error" for each in found):
+            yield from self._short(given)
+
+    def after(self, wrong: list[str]) -> Left:
+        """Give what is left when the pass has done what it can; a wrong target is taken for none."""
+        strangers = mismatched(self.options["unit"], self.options["target"])
+        pointer = f"{self.step.pointer}/target"
+        fine = [key for key in self.options["target"] if key not in strangers and f"{pointer}/{key}" not in wrong]
+        target = {key: self.options["target"][key] for key in fine}
+        return self.left.after(target, self.options["budget"], self._multiple_of)
+
+    @property
+    def _multiple_of(self) -> Mapping[str, int]:
+        return self.options.get("multiple_of") or {}
+
+    @property
+    def _units(self) -> str:
+        return " and ".join(show(unit) for unit in self.options["unit"])
+
+    def _counts(self, where: str) -> dict[str, int]:
+        """Give the count targets that count units of this pass."""
+        strangers = mismatched(self.options["unit"], self.options[where])
+        return {key: n for key, n in self.options[where].items() if key in COUNTED and key not in strangers}
+
+    def _gates(self) -> Iterator[Diagnostic]:
+        """Check that what the gates learn is measured as what is cut."""
+        if "gates_for" not in self.options:
+            return
+        if self.options["gates_for"].keys() == self.options["target"].keys():
+            yield from self._targets("gates_for")
+            return
+        names, pointer = " and ".join(self.options["target"]), f"{self.step.pointer}/gates_for"
+        message = f"gates_for gives {' and '.join(self.options['gates_for'])}, the target {names}"
+        yield self.draft.source.find("unlike-targets", pointer, message, f"give {names} in both", key=True)
+
+    def _targets(self, where: str) -> Iterator[Diagnostic]:
+        if "parameters" in self.options[where]:
+            yield from self._parameters(where)
+        for key, wanted in self._counts(where).items():
+            pointer, most = f"{self.step.pointer}/{where}/{key}", self.left.most(key, self.options["budget"])
+            counted = COUNTED[key].counted
+            if wanted > most:
+                message = f"{wanted} is above {most}, the {counted} that {self.whose}"
+                hint = f"give less than {most}" if most > 1 else f"take {key} out"
+                yield self.draft.source.find("target-too-large", pointer, message, hint)
+            elif wanted == most and not (where == "target" and self._trims(key)):
+                message = f"{wanted} is the number of {counted} that {self.whose}: nothing would be cut"
+                yield self.draft.source.warn("nothing-to-cut", pointer, message, "give less, or remove the pass")
+
+    def _trims(self, key: str) -> bool:
+        """Tell whether layers lose something only because what they keep is to be a multiple."""
+        if key in WHOLE_TARGETS or not self.left.known:
+            return False
+        sizes = (getattr(layer, COUNTED[key].field) for layer in self.left.config.layers)
+        return any(size % self._multiple_of.get(key, 1) for size in sizes)
+
+    def _parameters(self, where: str) -> Iterator[Diagnostic]:
+        wanted, least = self.options[where]["parameters"], self.left.least_parameters(self.options["unit"])
+        most, pointer, source = self.left.parameters, f"{self.step.pointer}/{where}/parameters", self.draft.source
+        hint = f"give more than {least:,} and less than {most:,}"
+        written = show(self.step.given[where]["parameters"])
         if wanted > most:
-            message = f"{wanted} is above {most}, the {_WORDS[key]} that {_whose(cut)}"
-            hint = f"give less than {most}" if most > 1 else f"take {key} out"
-            yield draft.source.find("target-too-large", pointer, message, hint)
-            continue
-        multiple = (options.get("multiple_of") or {}).get(key, 1) if where == "target" else 1
-        if wanted == most and not _trims(left, key, multiple):
-            message = f"{wanted} is the number of {_WORDS[key]} that {_whose(cut)}: nothing would be cut"
-            yield draft.source.warn("nothing-to-cut", pointer, message, "give less, or remove the pass")
+            message = f"{written} is above the {most:,} parameters that {self.whose}"
+            yield source.find("target-too-large", pointer, message, hint)
+        elif wanted < least:
+            message = f"{written} is below the {least:,} parameters that stay when every unit {self._units} is cut"
+            yield source.find("target-too-small", pointer, message, hint)
+        elif wanted == most and self.left.known:
+            message = f"{written} is the number of parameters that {self.whose}: nothing would be cut"
+            yield source.warn("nothing-to-cut", pointer, message, "give less, or remove the pass")
+
+    def _multiples(self) -> Iterator[Diagnostic]:
+        """Check that they are about units of the pass, no more than a layer has, and that a count target is one."""
+        for name, multiple in self._multiple_of.items():
+            pointer, most = f"{self.step.pointer}/multiple_of/{name}", self.left.counts[name]
+            wanted, source = self.options["target"].get(name, 0), self.draft.source
+            if not set(counting(name)) & set(self.options["unit"]):
+                message = f"{name} is not what this pass cuts: its unit is {self._units}"
+                hint = f"remove it, or add unit {show(COUNTED[name].name)}"
+                yield source.find("unit-mismatch", pointer, message, hint, key=True)
+            elif multiple > most:
+                message = f"{multiple} is above {most}, the most that a layer has here: all would keep none"
+                yield source.find("multiple-too-large", pointer, message, f"give at most {most}")
+            elif wanted % multiple:
+                message = f"{wanted} is not a multiple of {multiple}, and multiple_of asks for one"
+                below = wanted // multiple * multiple
+                hint = f"give {below} or {below + multiple}" if below else f"give {multiple}"
+                yield source.find("uneven-target", f"{self.step.pointer}/target/{name}", message, hint)
+
+    def _short(self, given: ModelConfig) -> Iterator[Diagnostic]:
+        """Find counts that not every layer, or not all of them together, can keep."""
+        counts = self._counts("target") if self.left.known else {}
+        for key, wanted in counts.items():
+            if key in WHOLE_TARGETS:
+                continue
+            if self.options["budget"] == "global":
+                yield from self._short_together(key, wanted)
+                continue
+            short = short_layers(self.left.config.layers, key, wanted, self._multiple_of.get(key, 1))
+            gone = short_layers(given.layers, key, wanted)  # what earlier passes took away needs no word
+            short = {index: most for index, most in short.items() if most is not None or gone.get(index, 0) is None}
+            if short:
+                least = min((most for most in short.values() if most is not None), default=None)
+                less = f"at most {least}" if least else "a smaller multiple"
+                hint = f'give {less}, or "budget": "global" for a mean' if least is not None else "they stay without"
+                pointer, message = f"{self.step.pointer}/target/{key}", short_message(key, wanted, short)
+                yield self.draft.source.warn("short-layers", pointer, message, hint)
+
+    def _short_together(self, key: str, wanted: int) -> Iterator[Diagnostic]:
+        """Find a mean that whole multiples do not come up to."""
+        multiple = self._multiple_of.get(key, 1)
+        sizes = [size for layer in self.left.config.layers if (size := getattr(layer, COUNTED[key].field))]
+        most, asked = sum(most_kept(size, size, multiple) for size in sizes), wanted * len(sizes)
+        if most < asked and self.options["target"].keys().isdisjoint(WHOLE_TARGETS):
+            message = f"{wanted} on average make {asked}, and the layers keep at most {most} in multiples of {multiple}"
+            hint = f"give at most {most // len(sizes)}, or a smaller multiple"
+            yield self.draft.source.warn("short-of-multiples", f"{self.step.pointer}/target/{key}", message, hint)
 
 
-def _trims(left: Left, key: str, multiple: int) -> bool:
-    """Whether layers lose something only because what they keep is to be a multiple."""
-    if key not in FIELDS or left.layers is None:
-        return False
-    return any(getattr(layer, FIELDS[key]) % multiple for layer in left.layers)
+def short_layers(layers: Sequence[LayerShape], key: str, wanted: int, multiple: int = 1) -> dict[int, int | None]:
+    """Tell what the layers keep that cannot keep `wanted` of a count target; None: they have no such sublayer."""
+    sizes = [getattr(layer, COUNTED[key].field) for layer in layers]
+    kept = {index: most_kept(size, wanted, multiple) if size else None for index, size in enumerate(sizes)}
+    return {index: most for index, most in kept.items() if most is None or most < wanted}
 
 
-def _short(draft: Draft, step: Step, left: Left, given: Sequence[LayerShape]) -> Iterator[Diagnostic]:
-    """Counts that not every layer, or not all of them together, can keep; `given` are the model's as it comes."""
-    options = step.options or {}
-    strangers = mismatched(options["unit"], options["target"])
-    for key, wanted in options["target"].items():
-        if left.layers is None or key not in FIELDS or key in strangers:
-            continue
-        pointer, multiple = f"{step.pointer}/target/{key}", (options.get("multiple_of") or {}).get(key, 1)
-        if options["budget"] == "global":
-            yield from _short_together(draft, left.layers, options["target"], key, multiple, pointer)
-            continue
-        short = short_layers(left.layers, key, wanted, multiple)
-        gone = short_layers(given, key, wanted)  # what earlier passes took away needs no word
-        short = {index: most for index, most in short.items() if most is not None or gone.get(index, 0) is None}
-        if short:
-            least = min((most for most in short.values() if most is not None), default=None)
-            less = f"at most {least}" if least else "a smaller multiple"
-            hint = f'give {less}, or "budget": "global" for a mean' if least is not None else "they stay without"
-            yield draft.source.warn("short-layers", pointer, short_words(key, wanted, short), hint)
+def short_message(key: str, wanted: int, short: Mapping[int, int | None]) -> str:
+    """Say `not every layer has 2 heads: layer 1 keeps 1, layers 2 and 5 have no attention`."""
+    alike: dict[int | None, list[int]] = {}
+    for index, most in short.items():
+        alike.setdefault(most, []).append(index)
+    parts = [_keep(indices, key, most) for most, indices in alike.items()]
+    more = f" and {len(parts) - MOST_NAMED} more numbers" if len(parts) > MOST_NAMED else ""
+    return f"not every layer has {wanted} {COUNTED[key].several}: {', '.join(parts[:MOST_NAMED])}{more}"
 
 
-def _short_together(
-    draft: Draft, layers: Sequence[LayerShape], target: Mapping[str, Any], key: str, multiple: int, pointer: str
-) -> Iterator[Diagnostic]:
-    """A mean that whole multiples do not come up to."""
-    sizes = [size for size in (getattr(layer, FIELDS[key]) for layer in layers) if size]
-    most, asked = sum(most_kept(size, size, multiple) for size in sizes), target[key] * len(sizes)
-    if most < asked and not {"num_layers", "num_attention", "num_feed_forward"} & target.keys():
-        message = (
-            f"{target[key]} on average make {asked}, and the layers keep at most {most} in multiples of {multiple}"
-        )
-        hint = f"give at most {most // len(sizes)}, or a smaller multiple"
-        yield draft.source.warn("short-of-multiples", pointer, message, hint)
-
-
-def _parameters(draft: Draft, step: Step, left: Left, cut: bool, where: str) -> Iterator[Diagnostic]:
-    options = step.options or {}
-    wanted, least = options[where]["parameters"], left.least_parameters(options["unit"])
-    pointer = f"{step.pointer}/{where}/parameters"
-    hint = f"give more than {least:,} and less than {left.parameters:,}"
-    written = show(step.given[where]["parameters"])
-    if wanted > left.parameters:
-        message = f"{written} is above the {left.parameters:,} parameters that {_whose(cut)}"
-        yield draft.source.find("target-too-large", pointer, message, hint)
-    elif wanted < least:
-        units = " and ".join(show(unit) for unit in options["unit"])
-        message = f"{written} is below the {least:,} parameters that stay when every unit {units} is cut"
-        yield draft.source.find("target-too-small", pointer, message, hint)
-    elif wanted == left.parameters and left.layers is not None:
-        message = f"{written} is the number of parameters that {_whose(cut)}: nothing would be cut"
-        yield draft.source.warn("nothing-to-cut", pointer, message, "give less, or remove the pass")
-
-
-def _after(step: Step, left: Left, wrong: list[str]) -> Left:
-    """What is left when the pass has done what it can; a wrong target is taken for none."""
-    options = step.options or {}
-    strangers = mismatched(options["unit"], options["target"])
-    target = {
-        key: value
-        for key, value in options["target"].items()
-        if key not in strangers and f"{step.pointer}/target/{key}" not in wrong
-    }
-    return left.after(target, options["budget"], options.get("multiple_of") or {})
-
-
-def _whose(cut: bool) -> str:
-    return "are left at this point" if cut else "the model has"
+def _keep(indices: Sequence[int], key: str, most: int | None) -> str:
+    several, more = len(indices) > 1, len(indices) - MOST_NAMED
+    names = [*map(str, indices[:MOST_NAMED]), *([f"{more} more"] if more > 0 else [])]
+    who = f"layer{'s' if several else ''} {series(names, 'and')}"
+    if most is None:
+        return f"{who} {'have' if several else 'has'} no {COUNTED[key].sublayers[0].replace('_', '-')}"
+    return f"{who} {'keep' if several else 'keeps'} {most or 'none'}"

@@ -10,20 +10,19 @@ from types import MappingProxyType
 from typing import Any
 
 from sprunec.errors import Diagnostic
+from sprunec.plan.criterion_table import calibrates
+from sprunec.plan.pass_table import PASSES, UNKNOWN, Pass
 from sprunec.plan.schema import pass_names, properties, resolve
 from sprunec.plan.source import Source
 from sprunec.plan.targets import parameter_count
 
-MASKS = ("train-mask", "score-mask")
-TRAINS = ("train", "finetune", "train-mask")
-LOOKING = ("taylor", "activation", "reconstruction")
 _WARMUP_SHARE = 20
 _GATE_PATH, _GATE_RATES = 30.0, (0.1, 1.0)  # far enough to open or close for good, in however few steps
 
 
 def takes_a_look(options: Mapping[str, Any]) -> bool:
     """Tell whether a pass that chooses a mask needs calibration data, to score units or to compensate for them."""
-    return options.get("criterion") in LOOKING or options.get("compensate") is not None
+    return calibrates(options.get("criterion")) or options.get("compensate") is not None
 
 
 @dataclass(frozen=True)
@@ -36,8 +35,13 @@ class Step:
     options: Mapping[str, Any] | None
 
     @property
+    def declared(self) -> Pass:
+        """What the pass says about itself; of an unknown name nothing is known."""
+        return PASSES.get(self.name, UNKNOWN)
+
+    @property
     def looks_at_data(self) -> bool:
-        return self.name in TRAINS or (self.name in (*MASKS, "load-mask") and takes_a_look(self.given))
+        return self.declared.trains or (self.declared.removes == "units" and takes_a_look(self.given))
 
 
 @dataclass(frozen=True)
@@ -87,10 +91,10 @@ class Draft:
         entries = passes if isinstance(passes, list) else []
         return tuple(self._step(f"/passes/{index}", entry) for index, entry in enumerate(entries))
 
-    def valid(self, *names: str) -> Iterator[tuple[Step, Mapping[str, Any]]]:
-        """Yield the steps in which no error was found, with their options: all, or those of some passes."""
+    def valid(self, training: bool = False) -> Iterator[tuple[Step, Mapping[str, Any]]]:
+        """Yield the steps in which no error was found, with their options: all, or those that train."""
         for step in self.steps:
-            if step.options is not None and (not names or step.name in names):
+            if step.options is not None and (step.declared.trains or not training):
                 yield step, step.options
 
     def _step(self, pointer: str, entry: Any) -> Step:

@@ -12,7 +12,7 @@ from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.plan.files import named_files
 from sprunec.plan.pointer import show
 from sprunec.plan.resolve import Draft
-from sprunec.plan.targets import SUBLAYERS
+from sprunec.units import INSIDE
 
 NOTE = ".json"
 
@@ -30,7 +30,7 @@ def saved_masks_fit(draft: Draft, config: ModelConfig | None) -> Iterator[Diagno
             continue
         yield from _path_fits(draft, f"{step.pointer}/save_mask", options["save_mask"], read, written)
         written |= dict.fromkeys(_names(options["save_mask"]), step.pointer)
-        inside = [unit for unit in options.get("unit", ()) if unit not in SUBLAYERS]
+        inside = [unit for unit in options.get("unit", ()) if unit in INSIDE]
         if options.get("mask_form") == "mask_modules" and inside:
             cut = " and ".join(map(show, inside))
             message = f'"mask_modules" says which sublayers are removed, and the pass cuts {cut}'

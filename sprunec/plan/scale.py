@@ -2,13 +2,13 @@
 
 Per parameter, 4 bytes of weight, 4 of gradient, 4 for each moment of the optimizer, in every precision.
 
-DDP      holds all of it on every device, and in half precision casts of the weights until the way back is over. It adds
-         the gradients in a ring (Patarasuk & Yuan 2009): each of n devices sends 2 (n - 1) / n of their bytes.
+DDP      holds all of it on every device, and in half precision casts of the weights until the backward pass is over. It
+         adds the gradients in a ring (Patarasuk & Yuan 2009): each of n devices sends 2 (n - 1) / n of their bytes.
 FSDP2    holds one n-th of it (ZeRO-3, Rajbhandari et al. 2020), gathers each block's weights before it works, forward
          and backward, and scatters its gradients: 3 (n - 1) / n, the gathered ones with 2 bytes in half precision. What
-         stands outside the blocks is gathered once, and stays whole until its gradients are there; while a block works
-         on the way back, its weights, the next block's and its gradients are whole.
-BMTrain  parts as FSDP2 does, and gathers with 4 bytes in every precision: its weights stay in fp32 here.
+         stands outside the blocks is gathered once, and stays full until its gradients are there; while a block works
+         in the backward pass, its weights, the next block's and its gradients are full.
+BMTrain  shards as FSDP2 does, and gathers with 4 bytes in every precision: its weights stay in fp32 here.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sprunec.families.cpm_ant.config import ModelConfig
+from sprunec.families.cpm_ant.sizes import unit_cost
 from sprunec.plan.plan import PassSpec, Plan
 
 FLOAT, HALF = 4, 2
@@ -30,8 +31,8 @@ class Setting:
 
     Attributes:
         devices: processes, one a device.
-        full: weights, gradients and moments in parts (FSDP2, BMTrain), not all on every device (DDP).
-        rows, columns: of one part of a device's share of the batch.
+        full: weights, gradients and moments in shards (FSDP2, BMTrain), not all on every device (DDP).
+        sequences, positions: of one part of a device's share of the batch.
         teacher: parameters of the model that is distilled from; every device has all of it.
     """
 
@@ -40,8 +41,8 @@ class Setting:
     recompute: bool = False
     precision: str = "fp32"
     optimizer: str = "adamw"
-    rows: int = 1
-    columns: int = 512
+    sequences: int = 1
+    positions: int = 512
     teacher: int = 0
     engine: str = "torch"
 
@@ -52,7 +53,7 @@ class Setting:
 
     @property
     def casts(self) -> bool:
-        """Whether fp32 weights are whole, and cast to half precision on their way into products."""
+        """Whether fp32 weights are full, and cast to half precision on their way into products."""
         return self.product < FLOAT and not self.full
 
     @property
@@ -84,8 +85,9 @@ class Cost:
 
 
 def cost(config: ModelConfig, setting: Setting) -> Cost:
-    """The peak of a device's memory in a training step, and its traffic."""
-    parameters, blocks = config.parameters(), [block_parameters(config, i) for i in range(config.num_layers)]
+    """Estimate the peak of a device's memory in a training step, and its traffic."""
+    parameters = config.parameters()
+    blocks = [unit_cost(config, index, "block") for index in range(config.num_layers)]
     n, outside, share = setting.devices, parameters - sum(blocks), setting.devices if setting.full else 1
     moments = MOMENTS[setting.optimizer] * FLOAT * parameters / share
     working = HALF * sum(blocks) if setting.casts and not setting.recompute else 0.0
@@ -98,41 +100,36 @@ def cost(config: ModelConfig, setting: Setting) -> Cost:
     return Cost(weights, weights, moments, working + taught, activated, (n - 1) / n * sent)
 
 
-def block_parameters(config: ModelConfig, index: int) -> int:
-    """Of one block: four projections and a norm, three matrices and a norm, each only where they are."""
-    layer, dim = config.layers[index], config.dim_model
-    attention = 4 * dim * layer.heads * layer.dim_head + dim if layer.heads else 0
-    return attention + (3 * dim * layer.dim_ff + dim if layer.dim_ff else 0)
-
-
 def activations(config: ModelConfig, setting: Setting) -> float:
-    """Bytes kept for the way back; with `recompute` every block's input, and the inside of one block.
+    """Count the bytes kept for the backward pass; with `recompute` every block's input, and the inside of one block.
 
-    Of a cell (a row's column) the inputs of products are kept, in what products are taken in; of a norm its input and
-    what it divides, in float32; of the attention its scores, in float32; of the loss its logits.
+    Of a token the inputs of products are kept, in what products are taken in; of a norm its input and what it divides,
+    in float32; of the attention its scores, in float32; of the loss its logits.
     """
-    cells, inside = setting.rows * setting.columns, [_inside(config, i, setting) for i in range(config.num_layers)]
-    outside = FLOAT * cells * (config.vocab_size + 3.0 * config.dim_model) + 3.0 * FLOAT * cells * setting.columns
+    tokens, dim = setting.sequences * setting.positions, config.dim_model
+    inside = [block_activations(config, index, setting) for index in range(config.num_layers)]
+    outside = FLOAT * tokens * (config.vocab_size + 3.0 * dim) + 3.0 * FLOAT * tokens * setting.positions
     if not setting.recompute:
         return outside + sum(inside)
-    return outside + FLOAT * cells * config.dim_model * config.num_layers + max(inside, default=0.0)
+    return outside + FLOAT * tokens * dim * config.num_layers + max(inside, default=0.0)
 
 
-def _inside(config: ModelConfig, index: int, setting: Setting) -> float:
-    layer, dim, cells, width = config.layers[index], config.dim_model, setting.rows * setting.columns, setting.product
-    attention = cells * (2 * FLOAT * dim + width * (dim + 4 * layer.heads * layer.dim_head)) if layer.heads else 0
-    scores = FLOAT * cells * setting.columns * layer.heads
-    feed_forward = cells * (2 * FLOAT * dim + width * (dim + 4 * layer.dim_ff)) if layer.dim_ff else 0
-    return float(attention + scores + feed_forward)
+def block_activations(config: ModelConfig, index: int, setting: Setting) -> float:
+    layer, dim, tokens = config.layers[index], config.dim_model, setting.sequences * setting.positions
+    # the normed input, and four tensors of the inner width: q, k, v and the context, or both halves of the gated
+    # product, what the activation makes of one, and the product
+    sublayers = [2 * FLOAT * dim + setting.product * (dim + 4 * inner) for inner in layer.inner.values() if inner]
+    scores = FLOAT * setting.positions * layer.heads
+    return float(tokens * (sum(sublayers) + scores))
 
 
 def shards_by_itself(parameters: int, memory: float) -> bool:
-    """What `"sharding": "auto"` does on devices of so many bytes: parts, once all of it would fill half of one."""
+    """Decide for `"sharding": "auto"` on devices of so many bytes: shards, once all of it would fill half of one."""
     return 4 * FLOAT * parameters > memory / 2
 
 
 def plan_costs(plan: Plan, devices: int) -> list[dict[str, Any]]:
-    """What the plan's largest training pass costs each of so many devices, for every sharding that it may get.
+    """Estimate what the largest training pass costs each of so many devices, for every sharding that it may get.
 
     The model is taken as it enters the plan, so it is at most so much.
     """
@@ -157,8 +154,8 @@ def _costs(plan: Plan, passes: list[PassSpec], devices: int, full: bool) -> Iter
             recompute=engine.activation_checkpointing,
             precision=engine.precision,
             optimizer=spec.options["optimizer"],
-            rows=max(1, data.batch_size // devices // spec.options["accumulate"]),
-            columns=data.max_length,
+            sequences=max(1, data.batch_size // devices // spec.options["accumulate"]),
+            positions=data.max_length,
             teacher=config.parameters() if spec.options["distillation"] is not None else 0,
             engine=engine.name,
         )

@@ -21,6 +21,8 @@ from jsonschema.validators import extend
 from referencing import Registry
 from referencing.jsonschema import DRAFT202012
 
+from sprunec.registry import added, added_schemas
+
 _BASE = "https://sprunec.invalid/schemas/"
 _ENDING = ".schema.json"
 Schema = dict[str, Any]
@@ -99,7 +101,13 @@ def _follow(rule: Schema) -> Schema:
 def _registry() -> Registry[Schema]:
     folder = schema_folder()
     names = [str(path.relative_to(folder).as_posix())[: -len(_ENDING)] for path in folder.rglob(f"*{_ENDING}")]
-    pairs = [(_uri(name), _absolute(load_schema(name), _uri(name))) for name in sorted(names)]
+    schemas = {name: load_schema(name) for name in sorted(names)}
+    for name, path in added_schemas("sprunec.passes").items():
+        schemas[f"passes/{name}"] = json.loads(path.read_text(encoding="utf-8"))
+        written = {"required": ["pass"], "properties": {"pass": {"const": name}}}
+        rule = {"if": written, "then": {"$ref": f"passes/{name}{_ENDING}"}}
+        schemas["plan"]["properties"]["passes"]["items"]["allOf"].append(rule)
+    pairs = [(_uri(name), _absolute(schema, _uri(name))) for name, schema in schemas.items()]
     resources = [(uri, DRAFT202012.create_resource(contents)) for uri, contents in pairs]
     return Registry().with_resources(resources).crawl()
 
@@ -109,11 +117,13 @@ def _uri(name: str) -> str:
 
 
 def _absolute(node: Any, uri: str) -> Any:
-    """Make references absolute, so that a part of a schema still finds what it refers to."""
+    """Make references absolute, so that a part still finds what it refers to; add names from other packages."""
     if isinstance(node, list):
         return [_absolute(item, uri) for item in node]
     if not isinstance(node, dict):
         return node
+    if "entryPoints" in node:
+        node["enum"] += added(node["entryPoints"])
     return {
         key: urljoin(uri, value) if key == "$ref" and isinstance(value, str) else _absolute(value, uri)
         for key, value in node.items()

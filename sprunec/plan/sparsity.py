@@ -16,15 +16,14 @@ from sprunec.errors import Diagnostic
 from sprunec.families.cpm_ant.config import LayerShape, ModelConfig
 from sprunec.families.cpm_ant.shapes import Shape, expected_tensors
 from sprunec.plan.pointer import show
-from sprunec.plan.resolve import MASKS, Draft, Step
-from sprunec.plan.targets import SUBLAYERS
+from sprunec.plan.resolve import Draft, Step
+from sprunec.units import INSIDE, UNITS, WHOLE
 
 GROUP = 4
-CUTS = ("load-mask", *MASKS)
 _LEAST_LIKENESS = 0.6
 _LAYER = re.compile(r"\.\d+\.")  # the number of a layer in a tensor's name
 # a unit inside sublayers: its count target, and its size in a layer's shape
-_SIZES = {"head": ("num_heads", "heads"), "dim_head": ("dim_head", "dim_head"), "dim_ff": ("dim_ff", "dim_ff")}
+_SIZES = {unit: (UNITS[unit].target, UNITS[unit].field) for unit in INSIDE}
 
 
 def targeted(shapes: Mapping[str, Shape], parts: Iterable[str]) -> dict[str, Shape]:
@@ -52,7 +51,7 @@ def sparse_findings(draft: Draft, config: ModelConfig | None) -> Iterator[Diagno
     if not places:
         return
     step = draft.steps[places[0]]
-    later = next((other.name for other in draft.steps[places[0] :] if other.name in CUTS), None)
+    later = next((other.name for other in draft.steps[places[0] :] if other.declared.removes == "units"), None)
     if later is not None:
         message = f"sparsify comes before {later}, and a cut moves weights out of their groups of four"
         hint = f"cut first: put sparsify after the last {later}"
@@ -106,7 +105,7 @@ def _widths(draft: Draft, step: Step, config: ModelConfig, before: Sequence[Step
         shape, size = list(shapes[wrong[0]]), shapes[wrong[0]][bad[wrong[0]]]
         message = f"{wrong[0]} is {shape} here, and {size} is not a multiple of {GROUP}{_more(wrong)}"
         # sublayers that an earlier pass takes away whole may be just the uneven ones, unless every layer's is uneven
-        drops = any(set((each.options or {}).get("unit", ())) & set(SUBLAYERS) for each in before)
+        drops = any(set((each.options or {}).get("unit", ())) & set(WHOLE) for each in before)
         tell = draft.source.warn if drops and not _in_every_layer(wrong, shapes) else draft.source.find
         yield tell("uneven-width", pointer, message, f"cut to multiples of {GROUP}, or leave it out of tensors")
     if unknown:
@@ -123,7 +122,7 @@ def _left(config: ModelConfig, before: Sequence[Step]) -> tuple[ModelConfig, set
     What stays is then a divisor of each width: a width is sure to part into fours where that divisor does.
     """
     layers, chosen = config.layers, dict[str, int]()
-    for step in (each for each in before if each.name in ("", *CUTS)):
+    for step in (each for each in before if not each.name or each.declared.removes == "units"):
         options = step.options or {}
         for unit, (key, size) in _SIZES.items():
             if unit not in options.get("unit", _SIZES):

@@ -9,63 +9,32 @@ from types import MappingProxyType
 from typing import Any
 
 from sprunec.families.cpm_ant.config import LayerShape, ModelConfig
+from sprunec.families.cpm_ant.sizes import parameters_without, removable, unit_sizes
+from sprunec.units import COUNTED, INSIDE, SIZE_TARGETS, UNITS, Unit, counting
 
-# a count target: the units it can count
-UNITS_OF = {
-    "num_layers": ("block",),
-    "num_attention": ("attention", "layer"),
-    "num_feed_forward": ("feed_forward", "layer"),
-    "num_heads": ("head",),
-    "dim_head": ("dim_head",),
-    "dim_ff": ("dim_ff",),
-}
-SIZES = ("sparsity", "parameters")
-SUBLAYERS = ("block", "layer", "attention", "feed_forward")
-FIELDS = {"num_heads": "heads", "dim_head": "dim_head", "dim_ff": "dim_ff"}
-_CUTS_ATTENTION = {"block", "layer", "attention", "head", "dim_head"}
-_CUTS_FEED_FORWARD = {"block", "layer", "feed_forward", "dim_ff"}
-ANY_COUNT: Mapping[str, int] = MappingProxyType({})
+NO_MULTIPLES: Mapping[str, int] = MappingProxyType({})
+WHOLE_TARGETS = tuple(target for target, unit in COUNTED.items() if not unit.field)
 _SUFFIXES = {"K": 10**3, "M": 10**6, "B": 10**9}
 
 
-def counts_for(unit: str) -> tuple[str, ...]:
-    """The count targets that a unit needs: `layer` needs two."""
-    return tuple(key for key, units in UNITS_OF.items() if unit in units)
-
-
 def mismatched(units: Collection[str], target: Iterable[str]) -> list[str]:
-    """The count targets that count none of the units."""
-    return [key for key in target if key in UNITS_OF and not set(UNITS_OF[key]) & set(units)]
+    """List the count targets that count none of the units."""
+    return [key for key in target if key in COUNTED and not set(counting(key)) & set(units)]
 
 
 def uncovered(units: Iterable[str], target: Collection[str]) -> list[str]:
-    """The count targets that are missing; a size target leaves none open."""
-    if any(size in target for size in SIZES):
+    """List the count targets that are missing, `layer` needs two; a size target leaves none open."""
+    if any(size in target for size in SIZE_TARGETS):
         return []
-    return list(dict.fromkeys(key for unit in units for key in counts_for(unit) if key not in target))
+    needed = (key for unit in units for key in COUNTED if unit in counting(key))
+    return list(dict.fromkeys(key for key in needed if key not in target))
 
 
 def parameter_count(written: float | str) -> int:
-    """300000000 and "300M" are one number."""
+    """Read a number of parameters: 300000000 and "300M" are one."""
     if isinstance(written, str):
         return round(Fraction(written[:-1]) * _SUFFIXES[written[-1]])
     return int(written)
-
-
-def removable(config: ModelConfig, units: Collection[str]) -> int:
-    """What a pass's units can remove: whole sublayers with their norms, or the matrices inside them."""
-    total = 0
-    for index in range(config.num_layers):
-        attention, feed_forward = config.attention_parameters(index), config.feed_forward_parameters(index)
-        if {"block", "layer", "attention"} & set(units):
-            total += attention
-        elif {"head", "dim_head"} & set(units) and attention:
-            total += attention - config.dim_model
-        if {"block", "layer", "feed_forward"} & set(units):
-            total += feed_forward
-        elif "dim_ff" in units and feed_forward:
-            total += feed_forward - config.dim_model
-    return total
 
 
 @dataclass(frozen=True)
@@ -75,119 +44,116 @@ class Left:
     Attributes:
         counts: the most that each count target could ask for.
         means: heads, head dims and feed-forward dims per sublayer on average, for a global budget.
-        layers: the exact shapes, in any order; None once a pass chooses them by itself.
-        config: the model with these shapes; where they are unknown, with the last known ones.
+        config: the model; once a pass has chosen shapes by itself, with the last known ones.
         parameters: the most that the whole model can have.
+        known: whether its shapes are, in any order.
     """
 
     counts: Mapping[str, int]
     means: Mapping[str, Fraction]
-    layers: tuple[LayerShape, ...] | None
     config: ModelConfig
     parameters: int
+    known: bool = True
 
     @classmethod
     def of(cls, config: ModelConfig) -> Left:
-        return cls(_counts(config.layers), _means(config.layers), config.layers, config, config.parameters())
+        there: dict[str, list[int]] = {target: [] for target in COUNTED}
+        for (_, unit), count in unit_sizes(config, UNITS).items():
+            there[UNITS[unit].target].append(count)
+        counts = {key: sum(n) if key in WHOLE_TARGETS else max(n, default=0) for key, n in there.items()}
+        means = {key: Fraction(sum(n), max(len(n), 1)) for key, n in there.items() if key not in WHOLE_TARGETS}
+        return cls(counts, means, config, config.parameters())
 
     def most(self, key: str, budget: str) -> int:
-        """The largest count that means anything under this budget."""
+        """Give the largest count that means anything under this budget."""
         if budget == "global" and key in self.means:
             return min(int(self.means[key]), self.counts[key])
         return self.counts[key]
 
     def least_parameters(self, units: Iterable[str]) -> int:
-        """What stays when every one of these units is cut; a sublayer without units goes with its norm."""
-        kinds = set(units)
-        now = self.config.parameters()
-        if self.layers is None:
-            return now - self.config.prunable_parameters()
-        each = range(self.config.num_layers)
-        attention = sum(self.config.attention_parameters(i) for i in each) if kinds & _CUTS_ATTENTION else 0
-        feed_forward = sum(self.config.feed_forward_parameters(i) for i in each) if kinds & _CUTS_FEED_FORWARD else 0
-        return now - attention - feed_forward
+        """Count what stays when every one of these units is cut; of unknown shapes, when everything is."""
+        return parameters_without(self.config, units if self.known else ("block",))
 
     def unknown(self) -> Left:
-        """After a pass that may have cut anything."""
-        return replace(self, layers=None)
+        """Follow a pass that may have cut anything."""
+        return replace(self, known=False)
 
-    def after(self, target: Mapping[str, Any], budget: str, multiple_of: Mapping[str, int] = ANY_COUNT) -> Left:
-        """What is left once a pass has reached its target."""
-        counts = {key: min(self.counts[key], target.get(key, self.counts[key])) for key in self.counts}
-        means = {key: min(self.means[key], Fraction(counts[key])) for key in self.means}
-        if any(key in target for key in ("num_layers", "num_attention", "num_feed_forward", *SIZES)):
-            means = {key: Fraction(counts[key]) for key in self.means}
+    def after(self, target: Mapping[str, Any], budget: str, multiple_of: Mapping[str, int] = NO_MULTIPLES) -> Left:
+        """Follow a pass that reaches its target."""
+        config = _cut(self.config, target, budget, multiple_of) if self.known else None
+        if config is not None:
+            return Left.of(config)
+        counts = {key: min(count, target.get(key, count)) for key, count in self.counts.items()}
+        means = {key: min(mean, Fraction(counts[key])) for key, mean in self.means.items()}
+        if any(key in target for key in (*WHOLE_TARGETS, *SIZE_TARGETS)):  # which sublayers go is not known
+            means = {key: Fraction(counts[key]) for key in means}
         if budget == "global":
-            counts |= {key: self.counts[key] for key in FIELDS}
-            means = {key: min(means[key], Fraction(target.get(key, means[key]))) for key in means}
+            counts |= {key: self.counts[key] for key in means}
+            means = {key: min(mean, Fraction(target.get(key, mean))) for key, mean in means.items()}
         counts["num_layers"] = min(counts["num_layers"], counts["num_attention"] + counts["num_feed_forward"])
         counts["num_attention"] = min(counts["num_attention"], counts["num_layers"])
         counts["num_feed_forward"] = min(counts["num_feed_forward"], counts["num_layers"])
-        layers = _cut(self.layers, target, budget, multiple_of)
-        if layers is None:
-            parameters = min(self.parameters, target.get("parameters", self.parameters))
-            return Left(counts, means, None, self.config, parameters)
-        config = replace(self.config, layers=layers)
-        return Left(_counts(layers), _means(layers), layers, config, config.parameters())
+        return Left(counts, means, self.config, min(self.parameters, target.get("parameters", self.parameters)), False)
 
+    def planned(
+        self, units: Collection[str], target: Mapping[str, Any], multiple_of: Mapping[str, int] = NO_MULTIPLES
+    ) -> Left:
+        """Follow as `after`; a count that layers share out by themselves is taken as the same in each.
 
-def _counts(layers: Iterable[LayerShape]) -> dict[str, int]:
-    shapes = list(layers)
-    return {
-        "num_layers": sum(1 for layer in shapes if layer.heads or layer.dim_ff),
-        "num_attention": sum(1 for layer in shapes if layer.heads),
-        "num_feed_forward": sum(1 for layer in shapes if layer.dim_ff),
-    } | {key: max((getattr(layer, name) for layer in shapes), default=0) for key, name in FIELDS.items()}
-
-
-def _means(layers: Iterable[LayerShape]) -> dict[str, Fraction]:
-    shapes = list(layers)
-    present = {key: [getattr(layer, name) for layer in shapes if getattr(layer, name)] for key, name in FIELDS.items()}
-    return {key: Fraction(sum(sizes), max(len(sizes), 1)) for key, sizes in present.items()}
+        The parameters are then exact but for the norms of sublayers that end up empty. Where an earlier pass has chosen
+        shapes by itself, a share of them is not known: the size before is kept. So they are never too few.
+        """
+        if "sparsity" not in target:
+            return self.after(target, "per-layer", multiple_of)
+        removed = int(target["sparsity"] * removable(self.config, units)) if self.known else 0
+        return replace(self, known=False, parameters=self.parameters - removed)
 
 
 def _cut(
-    layers: tuple[LayerShape, ...] | None, target: Mapping[str, Any], budget: str, multiple_of: Mapping[str, int]
-) -> tuple[LayerShape, ...] | None:
-    """The shapes after count targets; None where the pass itself chooses among unlike ones."""
-    if layers is None or any(size in target for size in SIZES):
+    config: ModelConfig, target: Mapping[str, Any], budget: str, multiple_of: Mapping[str, int]
+) -> ModelConfig | None:
+    """Cut the model to count targets; None where the pass itself chooses among unlike units."""
+    if any(size in target for size in SIZE_TARGETS):
         return None
-    by_layer = [key for key in target if key in FIELDS]
+    by_layer = [COUNTED[key] for key in target if key not in WHOLE_TARGETS]
     if by_layer and budget == "global":
         return None
-    for key in by_layer:
-        layers = tuple(_trimmed(layer, key, target[key], multiple_of.get(key, 1)) for layer in layers)
-    for key, names in _GONE.items():
-        layers = _drop(layers, target[key], names) if layers is not None and key in target else layers
-    return None if layers is None else tuple(replace(layer, kept_heads=None) for layer in layers)
+    layers = tuple(replace(layer, kept_heads=None) for layer in config.layers)
+    for unit in by_layer:
+        multiple = multiple_of.get(unit.target, 1)
+        layers = tuple(_trimmed(layer, unit, target[unit.target], multiple) for layer in layers)
+    for unit in (UNITS["attention"], UNITS["feed_forward"], UNITS["block"]):
+        if unit.target in target:
+            fewer = _drop(layers, target[unit.target], unit)
+            if fewer is None:
+                return None
+            layers = fewer
+    return replace(config, layers=layers)
 
 
-def _trimmed(layer: LayerShape, key: str, wanted: int, multiple: int) -> LayerShape:
-    """A sublayer left with none of its units is absent."""
-    most = most_kept(getattr(layer, FIELDS[key]), wanted, multiple)
-    names = (FIELDS[key],) if most else next(names for names in _GONE.values() if FIELDS[key] in names)
-    sizes: dict[str, Any] = dict.fromkeys(names, most)
+def _trimmed(layer: LayerShape, unit: Unit, wanted: int, multiple: int) -> LayerShape:
+    """Cut one layer to a count; a sublayer left with none of its units is absent."""
+    most = most_kept(getattr(layer, unit.field), wanted, multiple)
+    sizes: dict[str, Any] = {unit.field: most} if most else dict.fromkeys(_fields(unit), 0)
     return replace(layer, **sizes)
 
 
 def most_kept(size: int, wanted: int, multiple: int) -> int:
-    """Of a layer with `size` units that is asked for `wanted`, in whole multiples."""
+    """Tell what a layer of `size` units keeps that is asked for `wanted`, in whole multiples."""
     return min(size, wanted) // multiple * multiple
 
 
-_GONE = {
-    "num_attention": ("heads", "dim_head"),
-    "num_feed_forward": ("dim_ff",),
-    "num_layers": ("heads", "dim_head", "dim_ff"),
-}
+def _fields(unit: Unit) -> tuple[str, ...]:
+    """Name the sizes of the sublayers that a unit is, or lies in."""
+    return tuple(UNITS[name].field for name, kind in INSIDE.items() if kind in unit.sublayers)
 
 
-def _drop(layers: tuple[LayerShape, ...], keep: int, names: tuple[str, ...]) -> tuple[LayerShape, ...] | None:
-    """Without all but `keep` of these sublayers, if they are alike: then it doesn't matter which ones go."""
-    sizes = [tuple(getattr(layer, name) for name in names) for layer in layers]
+def _drop(layers: tuple[LayerShape, ...], keep: int, unit: Unit) -> tuple[LayerShape, ...] | None:
+    """Drop all but `keep` of these sublayers, if they are alike: then it doesn't matter which ones go."""
+    sizes = [tuple(getattr(layer, field) for field in _fields(unit)) for layer in layers]
     present = [index for index, size in enumerate(sizes) if any(size)]
     if len(present) > keep and len({sizes[index] for index in present}) > 1:
         return None
     gone = set(present[keep:])
-    nothing: dict[str, Any] = dict.fromkeys(names, 0)
+    nothing: dict[str, Any] = dict.fromkeys(_fields(unit), 0)
     return tuple(replace(layer, **nothing) if index in gone else layer for index, layer in enumerate(layers))

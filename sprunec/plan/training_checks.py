@@ -11,10 +11,10 @@ from sprunec.errors import Diagnostic, show
 from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.families.cpm_ant.config_checks import PAIRS_HINT, STATES_HINT
 from sprunec.families.cpm_ant.states import Pair, Point, state_widths
-from sprunec.plan.resolve import TRAINS, Draft, Step
+from sprunec.plan.resolve import Draft, Step
+from sprunec.units import INSIDE, UNITS
 
 OTHER_ENGINE = 'or write "name": "torch"'
-WHOLE = ("train", "finetune", "emit")  # passes that leave a model its shape
 # a loss: the options that only it reads
 _READS = {"logits": ("temperature",), "hidden": ("pairs", "project")}
 
@@ -22,7 +22,7 @@ _READS = {"logits": ("temperature",), "hidden": ("pairs", "project")}
 def training_fits(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnostic]:
     """Check the options of each training pass; tell of those written once for all passes once."""
     told = set()
-    for step, options in draft.valid(*TRAINS):
+    for step, options in draft.valid(training=True):
         for finding in _training_findings(draft, step, options):
             if (finding.code, finding.pointer) not in told:
                 told.add((finding.code, finding.pointer))
@@ -39,7 +39,7 @@ def _training_findings(draft: Draft, step: Step, options: Mapping[str, Any]) -> 
     if options["schedule"] == "noam":  # its warm-up counts from the model's first step
         earlier = draft.steps[: draft.steps.index(step)]
         last += draft.section("model").get("start_step", 0)
-        last += sum((each.options or {}).get("steps", 0) for each in earlier if each.name in TRAINS)
+        last += sum((each.options or {}).get("steps", 0) for each in earlier if each.declared.trains)
     if options["warmup_steps"] >= last:
         leave = f"warm-up steps leave none of the {last} steps of {step.pointer} at the full learning rate"
         message, hint = f"{options['warmup_steps']} {leave}", f"give less than {last}, or null for 5% of the steps"
@@ -64,8 +64,10 @@ def engine_fits(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnostic
     if device != "auto" and not device.startswith("cuda"):
         message = f"bmtrain works on CUDA alone, not on {device}"
         yield draft.source.find("engine-cannot", "/engine/device", message, f'write "cuda", {OTHER_ENGINE}')
-    sparse = next((place for place, step in enumerate(draft.steps) if step.name == "sparsify"), len(draft.steps))
-    for step, options in draft.valid(*TRAINS):
+    sparse = next(
+        (place for place, step in enumerate(draft.steps) if step.declared.removes == "weights"), len(draft.steps)
+    )
+    for step, options in draft.valid(training=True):
         cannot = []
         if draft.steps.index(step) > sparse:
             cannot.append(("does not hold the zeros of sparsify while it trains", "sparsify last"))
@@ -86,15 +88,15 @@ def distillation_fits(draft: Draft, config: ModelConfig | None) -> Iterator[Diag
     for step in draft.steps:
         options = step.options or {}
         distillation, pointer = options.get("distillation"), _written(step, "distillation")
-        if step.name in TRAINS and distillation is not None:
+        if step.declared.trains and distillation is not None:
             yield from _losses(draft, distillation, pointer)
-            if whole and step.name in WHOLE and distillation["teacher"] is None:
+            if whole and not step.declared.removes and distillation["teacher"] is None:
                 message = f"{step.pointer} comes before anything is cut: the model would be its own teacher"
                 hint = 'give a "teacher", or write "distillation": null in that pass'
                 yield draft.source.find("own-teacher", pointer, message, hint)
             if config is not None and distillation["hidden"]:
                 yield from _pairs(draft, distillation, pointer, config, cut)
-        whole = whole and step.name in WHOLE
+        whole = whole and bool(step.name) and not step.declared.removes
         cut |= set(options.get("unit", ()))
 
 
@@ -140,7 +142,7 @@ def _unlike(pair: Pair, config: ModelConfig, cut: Collection[str]) -> str:
     student, teacher = pair.student.width(config), pair.teacher.width(config)
     if student != teacher:
         return f"the student's state is {student} wide, the teacher's {teacher}"
-    for unit in ("head", "dim_head", "dim_ff"):
+    for unit in INSIDE:
         if unit in cut and _counts(unit, pair.student, config):
             return f"an earlier pass cuts {unit}, so the student's state is narrower than the teacher's {teacher}"
     return ""
@@ -148,6 +150,6 @@ def _unlike(pair: Pair, config: ModelConfig, cut: Collection[str]) -> str:
 
 def _counts(unit: str, point: Point, config: ModelConfig) -> bool:
     """Tell whether a state's width is made of this unit: it would change with its number."""
-    field = "heads" if unit == "head" else unit
+    field = UNITS[unit].field
     wider = (replace(layer, **{field: 2 * getattr(layer, field)}) for layer in config.layers)
     return point.width(replace(config, layers=tuple(wider))) != point.width(config)

@@ -20,17 +20,17 @@ from torch import Tensor, fx, nn
 from sprunec.durable import write_new
 from sprunec.errors import TraceError
 from sprunec.families.base import Family, family_of
-from sprunec.families.cpm_ant.config import LayerKept
 from sprunec.families.model_directory import empty_model
 from sprunec.rewrite.surgery import rewrite
-from sprunec.rewrite.trace import TracedBlock, trace_blocks
+from sprunec.rewrite.trace import TracedBlock, traced
+from sprunec.units import Cut
 
 # A name used as a value: neither an attribute nor the left side of an assignment or a keyword.
 VALUE = r"(?<![\w.])\w+\b(?! = )"
 
 
 def write_model_py(
-    directory: Path, origin: Any, kept: Sequence[LayerKept], small: Any, blocks: Sequence[TracedBlock] | None = None
+    directory: Path, origin: Any, kept: Cut, small: Any, blocks: Sequence[TracedBlock] | None = None
 ) -> None:
     """Cut the traced graphs of `origin` to what is `kept` of it, and print them.
 
@@ -39,7 +39,7 @@ def write_model_py(
         blocks: the traced blocks of `origin`, where they are at hand or were changed.
     """
     family, shape = family_of(origin), empty_model(origin)
-    blocks = blocks or trace_blocks(shape, family.examples(origin), family.kinds(origin))
+    blocks = blocks or traced(shape, origin)
     rewritten = rewrite(shape, blocks, kept)
     modules = [rewritten.get_submodule(block.path) for block in blocks]
     write_new(directory / "model.py", _model_source(family, modules, family.cache_shapes(small)))

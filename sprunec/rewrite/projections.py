@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from torch import Tensor, fx, nn
 
 from sprunec.rewrite.flow import Contraction
-from sprunec.rewrite.recipe import Indices, Keep, dim_indices
+from sprunec.rewrite.recipe import Keep, dim_indices
 from sprunec.rewrite.trace import TracedBlock
+from sprunec.units import Indices
 
 
 @dataclass(frozen=True)

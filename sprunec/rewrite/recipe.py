@@ -19,14 +19,12 @@ from torch import Tensor
 from sprunec.checkpoint.reader import Tensors, open_tensors, runs
 from sprunec.durable import read_file, write_new
 from sprunec.errors import TraceError
-from sprunec.families.cpm_ant.config import LayerKept
 from sprunec.rewrite.axes import Groups
 from sprunec.rewrite.program import Program, Residual
-from sprunec.rewrite.sites import SUBLAYER_OF
 from sprunec.rewrite.slices import select
 from sprunec.rewrite.trace import TracedBlock
+from sprunec.units import INSIDE, Cut, Indices
 
-Indices = tuple[int, ...]
 Keep = dict[int, Indices]
 
 
@@ -38,31 +36,27 @@ class Recipe:
     removed: tuple[str, ...] = ()
 
     def cut(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The kept parts, as new contiguous tensors; whole tensors are passed on as they are."""
-        return {name: self.cut_one(name, tensor) for name, tensor in tensors.items() if name not in self.removed}
-
-    def cut_one(self, name: str, tensor: Tensor) -> Tensor:
-        for dim, kept in self.slices.get(name, {}).items():
-            tensor = select(tensor, dim, kept)
-        return tensor
+        """Cut out the kept parts, as new contiguous tensors; whole tensors are passed on as they are."""
+        found = {name: tensor for name, tensor in tensors.items() if name not in self.removed}
+        for name in found.keys() & self.slices.keys():
+            for dim, kept in self.slices[name].items():
+                found[name] = select(found[name], dim, kept)
+        return found
 
     def expand(self, full: Mapping[str, Tensor], small: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """`full` with the small model's tensors put back where they were cut from; cut parts keep what `full` has."""
-        return dict(full) | {name: self.expand_one(name, full.get(name, small[name]), small[name]) for name in small}
-
-    def expand_one(self, name: str, full: Tensor, small: Tensor) -> Tensor:
-        if name not in self.slices:
-            return small
-        result = full.clone()
-        self.put_back(name, result, small)
-        return result
+        """Put the small model's tensors back where they were cut from; cut parts keep what `full` has."""
+        found = {**full, **small}
+        for name in small.keys() & self.slices.keys():
+            found[name] = full[name].clone()
+            self.put_back(name, found[name], small[name])
+        return found
 
     def put_back(self, name: str, full: Tensor, small: Tensor) -> None:
-        """As `expand_one` of a tensor that has been cut, in place."""
+        """Write what is left of a tensor that was cut into its full shape, in place."""
         _put_back(full, small.to(full.dtype), sorted(self.slices[name].items()))
 
     def then(self, later: Recipe) -> Recipe:
-        """One recipe that does what this and then `later` do."""
+        """Make one recipe that does what this and then `later` do."""
         slices = {name: dict(dims) for name, dims in self.slices.items() if name not in later.removed}
         for name, dims in later.slices.items():
             mine = slices.setdefault(name, {})
@@ -71,7 +65,7 @@ class Recipe:
         return Recipe(slices, tuple(dict.fromkeys((*self.removed, *later.removed))))
 
     def to_dict(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
-        """Readable: every tensor of `shapes`, with the [first, last + 1) runs of indices kept along each cut dim."""
+        """Name every tensor of `shapes`, with the [first, last + 1) runs of indices kept along each cut dim."""
         entries: dict[str, Any] = {}
         spans = functools.cache(lambda kept: [list(span) for span in runs(kept)])  # tensors of one site keep the same
         for name, shape in shapes.items():
@@ -94,8 +88,8 @@ class Recipe:
         return cls(slices, tuple(name for name, entry in entries if entry["kept"] is None))
 
 
-def make_recipe(blocks: Iterable[TracedBlock], kept: Sequence[LayerKept]) -> Recipe:
-    """The recipe that leaves `kept` of each traced block, in the blocks' own indices.
+def make_recipe(blocks: Iterable[TracedBlock], kept: Cut) -> Recipe:
+    """Make the recipe that leaves `kept` of the traced blocks.
 
     Raises:
         TraceError: something is to be cut where the trace found no site for it.
@@ -103,36 +97,33 @@ def make_recipe(blocks: Iterable[TracedBlock], kept: Sequence[LayerKept]) -> Rec
     slices: dict[str, dict[int, Indices]] = {}
     removed: list[str] = []
     for block in blocks:
-        layer = kept[block.index]
-        gone = {f"{block.path}.{name}" for r in absent(block, block.forward, layer) for name in r.tensors}
+        gone = {f"{block.path}.{name}" for r in absent(block, block.forward, kept) for name in r.tensors}
         removed += sorted(gone)
-        keep = keeps(block, layer, "forward")
-        for name, dims in _tensor_slices(block.forward.groups, keep).items():
-            if f"{block.path}.{name}" not in gone and name in _state(block):
+        state = {f"{block.path}.{name}" for name in block.module.state_dict(keep_vars=True)} - gone
+        for name, dims in _tensor_slices(block.forward.groups, keeps(block, kept, "forward")).items():
+            if f"{block.path}.{name}" in state:
                 slices[f"{block.path}.{name}"] = dims
     return Recipe(slices, tuple(removed))
 
 
-def absent(block: TracedBlock, program: Program, kept: LayerKept) -> tuple[Residual, ...]:
-    """The residuals of one of the block's programs whose sublayers `kept` leaves out.
+def absent(block: TracedBlock, program: Program, kept: Cut) -> tuple[Residual, ...]:
+    """List the residuals of one of the block's programs whose sublayers `kept` leaves out.
 
     Raises:
         TraceError: the program has other sublayers than the plain forward.
     """
-    gone = {"attention": kept.heads is None, "feed_forward": kept.dim_ff is None}
-    found = tuple(residual for residual in program.residuals if gone[residual.kind])
-    wanted = [residual.kind for residual in block.forward.residuals if gone[residual.kind]]
+    found = tuple(residual for residual in program.residuals if not kept.has(block.index, residual.kind))
+    wanted = [residual.kind for residual in block.forward.residuals if not kept.has(block.index, residual.kind)]
     if [residual.kind for residual in found] != wanted:
         raise TraceError(f"{block.path}: its cached forward does not add {' and '.join(wanted)} as its forward does")
     return found
 
 
-def keeps(block: TracedBlock, kept: LayerKept, method: str) -> Keep:
-    """Group number -> indices kept, for one method's graph; only groups that lose something."""
-    wanted = {"head": kept.heads, "dim_head": kept.dim_head, "dim_ff": kept.dim_ff}
+def keeps(block: TracedBlock, kept: Cut, method: str) -> Keep:
+    """Give the indices kept by group number, for one method's graph; only of groups that lose something."""
     result: Keep = {}
-    for unit, indices in wanted.items():
-        if indices is None or SUBLAYER_OF[unit] not in block.sublayers():
+    for unit, indices in kept[block.index].items():
+        if INSIDE[unit] not in block.sublayers():
             continue
         site = block.sites.get(unit)
         if site is None:
@@ -142,12 +133,12 @@ def keeps(block: TracedBlock, kept: LayerKept, method: str) -> Keep:
         if any(i >= site.size for i in indices):
             raise TraceError(f"{block.path} has {site.size} {unit} units, asked to keep number {max(indices)}")
         if len(indices) < site.size:
-            result |= dict.fromkeys(site.groups[method], tuple(indices))
+            result |= dict.fromkeys(site.groups[method], indices)
     return result
 
 
 def dim_indices(groups: Groups, dim: Sequence[int], keep: Keep) -> Indices:
-    """The entries of a dim that is the product of `dim`'s groups."""
+    """Give the kept entries of a dim that is the product of `dim`'s groups."""
     flat = torch.zeros(1, dtype=torch.long)
     for group in dim:
         chosen = torch.tensor(keep.get(group, range(groups.sizes[group])), dtype=torch.long)
@@ -159,14 +150,14 @@ def _tensor_slices(groups: Groups, keep: Keep) -> dict[str, dict[int, Indices]]:
     found: dict[str, dict[int, Indices]] = {}
     indices = functools.cache(lambda dim: dim_indices(groups, dim, keep))
     for name, dims in groups.tensors.items():
-        cut = {place: indices(tuple(dim)) for place, dim in enumerate(dims) if keep.keys() & set(dim)}
+        cut = {number: indices(tuple(dim)) for number, dim in enumerate(dims) if keep.keys() & set(dim)}
         if cut:
             found[name] = cut
     return found
 
 
 def _put_back(full: Tensor, small: Tensor, dims: Sequence[tuple[int, Indices]]) -> None:
-    """Write `small` into the places of `full`, in place, that `dims` keep."""
+    """Write `small` into the entries of `full` that `dims` keep, in place."""
     (dim, kept), *rest = dims
     index = torch.tensor(kept, dtype=torch.long, device=full.device)
     if rest:
@@ -174,10 +165,6 @@ def _put_back(full: Tensor, small: Tensor, dims: Sequence[tuple[int, Indices]]) 
         _put_back(part, small, rest)
         small = part
     full.index_copy_(dim, index, small)
-
-
-def _state(block: TracedBlock) -> set[str]:
-    return set(block.module.state_dict(keep_vars=True))
 
 
 def _indices(runs: Iterable[Sequence[int]]) -> Indices:
@@ -188,7 +175,7 @@ def _indices(runs: Iterable[Sequence[int]]) -> Indices:
 
 
 def save_recipe(directory: Path, recipe: Recipe, shapes: Mapping[str, Sequence[int]]) -> Path:
-    """Keep the recipe of everything cut so far; what comes back is the place for the full-shape tensors."""
+    """Write the recipe of everything cut so far; returns the directory for the full-shape tensors."""
     origin = directory / "origin"
     origin.mkdir()
     write_new(origin / "recipe.json", json.dumps(recipe.to_dict(shapes)))
@@ -196,6 +183,6 @@ def save_recipe(directory: Path, recipe: Recipe, shapes: Mapping[str, Sequence[i
 
 
 def read_origin(directory: Path) -> tuple[Recipe, Tensors]:
-    """A recipe, and the full-shape tensors with the cut parts' last values."""
+    """Read a recipe, and the full-shape tensors with the cut parts' last values."""
     document = json.loads(read_file(directory / "origin" / "recipe.json"))
     return Recipe.from_dict(document), open_tensors(directory / "origin").only(document["tensors"])

@@ -7,6 +7,7 @@ side are heads, the ones it scores by and mixes are dim_head, any other inside a
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -14,8 +15,6 @@ from torch import nn
 
 from sprunec.rewrite.axes import Groups
 from sprunec.rewrite.program import Program
-
-SUBLAYER_OF = {"head": "attention", "dim_head": "attention", "dim_ff": "feed_forward"}
 
 
 @dataclass(frozen=True)
@@ -39,11 +38,10 @@ class Site:
 def find_sites(
     block: str, module: nn.Module, programs: Mapping[str, Program], shared: set[str]
 ) -> tuple[dict[str, Site], dict[str, int], tuple[str, ...]]:
-    """The sites of a block by unit, the sizes of what looks like one but cannot be cut, and notes on why."""
+    """Find the sites of a block by unit, the sizes of what looks like one but cannot be cut, and notes on why."""
     forward = programs["forward"]
-    kinds = [residual.kind for residual in forward.residuals]
-    notes = [f"{block} has {kinds.count(kind)} {kind} sublayers; none is cut" for kind in sorted(set(kinds))]
-    notes = [note for note, kind in zip(notes, sorted(set(kinds)), strict=True) if kinds.count(kind) > 1]
+    kinds = Counter(residual.kind for residual in forward.residuals)
+    notes = [f"{block} has {count} {kind} sublayers; none is cut" for kind, count in sorted(kinds.items()) if count > 1]
     if notes:
         return {}, {}, tuple(notes)
     parameters = {name: parameter.numel() for name, parameter in module.named_parameters()}
@@ -53,47 +51,20 @@ def find_sites(
         reason = _obstacle(forward, groups, set(parameters), shared)
         if reason:
             notes.append(f"{block}: {unit} cannot be cut: {reason}")
-            fixed[unit] = _units(forward, unit, groups)
+            fixed[unit] = _count(forward, unit, groups)
         else:
             sites[unit] = _site(block, unit, groups, programs, parameters)
-    if _strays(forward, sites):
+    # An attention sublayer may hold sums over units of some other kind, as in x + (attention + mlp).
+    known = {group for site in sites.values() for group in site.groups["forward"]} | forward.groups.pinned.keys()
+    if not known.issuperset(_summed_over(forward, "attention")):
         notes.append(f"{block}: what is added together with the attention cannot be cut by itself")
     return sites, fixed, tuple(notes)
 
 
-def _units(program: Program, unit: str, groups: tuple[int, ...]) -> int:
-    """How many units there are of what cannot be cut: one attention's heads may be a product of several axes."""
-    if unit == "head":
-        groups = tuple(group for dim in program.cores[0].heads for group in dim if group in groups)
-        return math.prod(program.groups.sizes[group] for group in groups)
-    return max(program.groups.sizes[group] for group in groups)
-
-
-def _strays(program: Program, sites: Mapping[str, Site]) -> bool:
-    """Whether an attention sublayer holds sums over units of some other kind, as in x + (attention + mlp)."""
-    known = {group for site in sites.values() for group in site.groups["forward"]}
-    inside = _summed_over(program, "attention")
-    return any(group not in known and group not in program.groups.pinned for group in inside)
-
-
-def _summed_over(program: Program, kind: str) -> list[int]:
-    """The groups that parameters have and that sums inside a kind of sublayer go over, without the stream's own."""
-    owned = {group for dims in program.groups.tensors.values() for dim in dims for group in dim}
-    return [
-        group
-        for residual in program.residuals
-        if residual.kind == kind
-        for contraction in program.contractions
-        if contraction.node in residual.nodes
-        for group in program.groups.values[contraction.operand][contraction.dim]
-        if group in owned and group not in program.groups.values[residual.stream][-1]
-    ]
-
-
 def _candidates(program: Program) -> dict[str, tuple[int, ...]]:
-    """What each unit's axis groups would be, whether or not they can be cut."""
+    """Find what each unit's axis groups would be, whether or not they can be cut."""
     found: dict[str, tuple[int, ...]] = {}
-    owned = {group for dims in program.groups.tensors.values() for dim in dims for group in dim}
+    owned = _owned(program)
     for core in program.cores:
         heads = [group for dim in core.heads for group in dim if group in owned]
         scored = [group for group in core.scored if group in owned]
@@ -109,8 +80,35 @@ def _candidates(program: Program) -> dict[str, tuple[int, ...]]:
     return found
 
 
+def _owned(program: Program) -> set[int]:
+    """Give the groups that parameters and buffers have."""
+    return {group for dims in program.groups.tensors.values() for dim in dims for group in dim}
+
+
+def _summed_over(program: Program, kind: str) -> list[int]:
+    """Give the groups of parameters that sums inside a kind of sublayer go over, without the stream's own."""
+    owned = _owned(program)
+    return [
+        group
+        for residual in program.residuals
+        if residual.kind == kind
+        for contraction in program.contractions
+        if contraction.node in residual.nodes
+        for group in program.groups.values[contraction.operand][contraction.dim]
+        if group in owned and group not in program.groups.values[residual.stream][-1]
+    ]
+
+
+def _count(program: Program, unit: str, groups: tuple[int, ...]) -> int:
+    """Count the units of what cannot be cut: one attention's heads may be a product of several axes."""
+    sizes = program.groups.sizes
+    if unit == "head":
+        return math.prod(sizes[group] for dim in program.cores[0].heads for group in dim if group in groups)
+    return max(sizes[group] for group in groups)
+
+
 def _obstacle(program: Program, groups: tuple[int, ...], parameters: set[str], shared: set[str]) -> str:
-    """Why these groups cannot be cut as one site; empty when they can."""
+    """Tell why these groups cannot be cut as one site; empty when they can."""
     axes = program.groups
     sizes = {axes.sizes[group] for group in groups}
     for group in groups:
@@ -140,22 +138,19 @@ def _site(
     tensors = [held for group in groups for held in axes.holding(group)]
     size = axes.sizes[groups[0]]
     each = sum(parameters[name] for name in {name for name, _ in tensors} if name in parameters) // size
-    everywhere = {
-        method: tuple(_same_group(axes, group, program.groups) for group in groups)
-        for method, program in programs.items()
-    }
-    return Site(block, unit, size, everywhere, tuple(tensors), each)
-
-
-def _same_group(axes: Groups, group: int, others: Groups) -> int:
-    """The number that another program over the same tensors gives to this group."""
-    name, dim = axes.holding(group)[0]
-    return others.tensors[name][dim][axes.tensors[name][dim].index(group)]
+    everywhere: dict[str, list[int]] = {method: [] for method in programs}
+    for group in groups:
+        # Programs number their groups alone; the same one has the same position in a tensor that they share.
+        name, dim = axes.holding(group)[0]
+        position = axes.tensors[name][dim].index(group)
+        for method, program in programs.items():
+            everywhere[method].append(program.groups.tensors[name][dim][position])
+    return Site(block, unit, size, {key: tuple(found) for key, found in everywhere.items()}, tuple(tensors), each)
 
 
 def factors(axes: Groups, node: str, dim: int, group: int) -> tuple[int, int]:
-    """How many entries of a dim lie outside and inside one entry of `group`."""
+    """Count the entries of a dim outside and inside one entry of `group`."""
     groups = axes.values[node][dim]
-    place = groups.index(group)
-    outer = math.prod(axes.sizes[g] for g in groups[:place])
-    return outer, math.prod(axes.sizes[g] for g in groups[place + 1 :])
+    position = groups.index(group)
+    outer = math.prod(axes.sizes[g] for g in groups[:position])
+    return outer, math.prod(axes.sizes[g] for g in groups[position + 1 :])

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from sprunec.checkpoint.reader import Tensors
 from sprunec.checkpoint.writer import Output, as_output, buffers, rows_at_once
-from sprunec.rewrite.recipe import Indices, Recipe
+from sprunec.rewrite.recipe import Recipe
 from sprunec.rewrite.slices import Selection
+from sprunec.units import Indices
 
 
 def cut_outputs(recipe: Recipe, tensors: Tensors) -> dict[str, Output]:

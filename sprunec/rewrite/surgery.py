@@ -13,25 +13,25 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from sprunec.families.cpm_ant.config import LayerKept
 from sprunec.rewrite.edits import bypass, cut_buffers, freeze_sizes, select_shared, set_constants
 from sprunec.rewrite.recipe import absent, keeps, make_recipe
 from sprunec.rewrite.trace import TracedBlock
+from sprunec.units import Cut
 
 
-def rewrite(model: nn.Module, blocks: Sequence[TracedBlock], kept: Sequence[LayerKept]) -> nn.Module:
+def rewrite(model: nn.Module, blocks: Sequence[TracedBlock], kept: Cut) -> nn.Module:
     """Replace the traced blocks of `model`, in place, by graph modules that hold only what is `kept` of each."""
     recipe = make_recipe(blocks, kept)
     for block in blocks:
         prefix = f"{block.path}."
         state = {prefix + name: tensor for name, tensor in block.tensors().items()}
         cut = {name.removeprefix(prefix): tensor for name, tensor in recipe.cut(state).items()}
-        model.set_submodule(block.path, cut_block(block, kept[block.index], cut))
+        model.set_submodule(block.path, cut_block(block, kept, cut))
     return model
 
 
-def cut_block(block: TracedBlock, kept: LayerKept, tensors: Mapping[str, Tensor]) -> fx.GraphModule:
-    """The block as a graph module over already cut state `tensors`."""
+def cut_block(block: TracedBlock, kept: Cut, tensors: Mapping[str, Tensor]) -> fx.GraphModule:
+    """Make the block a graph module over already cut state `tensors`."""
     graphs = {method: copy.deepcopy(program.graph) for method, program in block.programs.items()}
     attributes: dict[str, Any] = {}
     device = index_device(block)
@@ -47,7 +47,7 @@ def cut_block(block: TracedBlock, kept: LayerKept, tensors: Mapping[str, Tensor]
 
 
 def index_device(block: TracedBlock) -> torch.device:
-    """Where new indices go: with the block's tensors, but never on meta, for nothing else has their values."""
+    """Choose where new indices go: with the block's tensors, but never on meta, for nothing else has their values."""
     device = next(iter(block.tensors().values()), torch.empty(0)).device
     return torch.device("cpu") if device.type == "meta" else device
 
@@ -58,7 +58,7 @@ def build(
     tensors: Mapping[str, Tensor],
     block: TracedBlock,
 ) -> fx.GraphModule:
-    """One graph module with a compiled method per graph, which it keeps by name in `graphs`.
+    """Build one graph module with a compiled method per graph, which it keeps by name in `graphs`.
 
     `buffers` are left out of its state dict.
     """

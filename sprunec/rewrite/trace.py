@@ -10,7 +10,8 @@ from __future__ import annotations
 import traceback
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from sprunec.errors import TraceError
+from sprunec.families.base import family_of
+from sprunec.families.model_directory import empty_model
 from sprunec.families.module_lists import blocks
 from sprunec.rewrite.program import Call, Program, read_program
 from sprunec.rewrite.sites import Site, find_sites
@@ -57,6 +60,18 @@ class TracedBlock:
 
     def tensors(self) -> dict[str, Tensor]:
         return {name: attrgetter(name)(self.module) for name in self.forward.groups.tensors}
+
+
+@lru_cache(maxsize=4)
+def traced_shape(config: Any) -> tuple[TracedBlock, ...]:
+    """Trace the blocks of a config's model, without weights; once in a run, whoever asks for it."""
+    family = family_of(config)
+    return trace_blocks(empty_model(config), family.examples(config), family.kinds(config))
+
+
+def traced(model: nn.Module, config: Any) -> tuple[TracedBlock, ...]:
+    """The traced blocks of a config, as those of a model that has weights."""
+    return tuple(replace(block, module=model.get_submodule(block.path)) for block in traced_shape(config))
 
 
 def trace(model: nn.Module, *inputs: Any) -> tuple[TracedBlock, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -121,7 +122,7 @@ def test_too_little_text_is_an_input_error(tmp_path: Path, train: int, held_out:
 def test_the_vocabulary_comes_from_the_training_part_only(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("abcabcab" + "zz", encoding="utf-8")
     options = {"source": "text", "held_out": 0.2, "vocab_size": 97}
-    job = Job(options, {}, {"paths": (tmp_path / "text.txt",)}, tmp_path, "cpu", lambda event: None)
+    job = Job(SimpleNamespace(**options), {}, {"paths": (tmp_path / "text.txt",)}, tmp_path, "cpu", lambda event: None)
     metrics = run(job)
     assert metrics == {"training_tokens": 8, "held_out_tokens": 2, "vocabulary": 5, "unknown_share": 1.0}
     data = load_text_data(tmp_path, packer(10), batch_size=1, seed=0)
@@ -133,6 +134,6 @@ def test_the_vocabulary_comes_from_the_training_part_only(tmp_path: Path) -> Non
 def test_more_words_than_the_model_has_is_an_input_error(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("abcdef", encoding="utf-8")
     options = {"source": "text", "held_out": 0.2, "vocab_size": 6}
-    job = Job(options, {}, {"paths": (tmp_path / "text.txt",)}, tmp_path, "cpu", lambda event: None)
+    job = Job(SimpleNamespace(**options), {}, {"paths": (tmp_path / "text.txt",)}, tmp_path, "cpu", lambda event: None)
     with pytest.raises(InputError, match="the text has 7 words, vocab_size is 6"):
         run(job)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,6 @@ from sprunec.bmcook.data.set_writer import write_dataset
 from sprunec.bmcook.data.sets import read_set
 from sprunec.bmcook.data.stream import LiveData
 from sprunec.errors import InputError
-from sprunec.passes.bench import open_data
 from sprunec.passes.job import Job
 from sprunec.passes.read_data import run
 from tests.conftest import tiny_config
@@ -25,7 +25,7 @@ def data_job(folder: Path, out: Path, **changes: Any) -> Job:
     options |= {"vocab_size": WORDS, "prompt_types": 4, "segment_types": 6, "block_size": 1024}
     options |= {"order": "shuffled", "packed_prompts": "text-table", "batch_size": ROWS, "seed": 3} | changes
     files = {"paths": (folder / "meta.bin", *read_set(folder, 1024).paths)}
-    return Job(options, {"data": out}, files, out, "cpu", lambda event: None)
+    return Job(SimpleNamespace(**options), {"data": out}, files, out, "cpu", lambda event: None)
 
 
 def test_the_data_pass_counts_what_it_leaves_out_and_copies_nothing(tmp_path: Path) -> None:
@@ -46,7 +46,7 @@ def test_the_data_pass_counts_what_it_leaves_out_and_copies_nothing(tmp_path: Pa
         "held_out_tokens": sum(tokens[30:]),
     }
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["held_out.npy", "set.json", "train.npy"]
-    data = open_data(job, tiny_config())
+    data = job.data(tiny_config())
     assert isinstance(data, LiveData)
     assert [r.tokens.tolist() for r in (*data.train, *data.held_out)] == [record[5:] for record in used]
     assert data.sample(48) is None
@@ -87,16 +87,17 @@ def test_too_little_text_or_too_much_in_it_names_the_file(
         files |= {"held_out": (tmp_path / "rest.txt",)}
     options = {"source": "text", "held_out": 0.001, "vocab_size": 97}
     with pytest.raises(InputError) as caught:
-        run(Job(options, {}, files, tmp_path, "cpu", lambda event: None))
+        run(Job(SimpleNamespace(**options), {}, files, tmp_path, "cpu", lambda event: None))
     assert told in str(caught.value)
 
 
 def test_text_shorter_than_a_window_names_the_option(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("abcdefgh" * 2)
     options = {"source": "text", "held_out": 0.2, "vocab_size": 97, "max_length": 40, "batch_size": 2, "seed": 1}
-    job = Job(options, {"data": tmp_path}, {"paths": (tmp_path / "a.txt",)}, tmp_path, "cpu", lambda event: None)
+    files = {"paths": (tmp_path / "a.txt",)}
+    job = Job(SimpleNamespace(**options), {"data": tmp_path}, files, tmp_path, "cpu", lambda event: None)
     assert run(job)["training_tokens"] == 13
     with pytest.raises(
         InputError, match=r"/data/max_length: error: the training part has 13 tokens, one window needs 36"
     ):
-        open_data(job, tiny_config())
+        job.data(tiny_config())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,6 @@ from sprunec.data.batches import IGNORED, TextData
 from sprunec.data.pairs import PairData
 from sprunec.data.tokenizer import Characters
 from sprunec.errors import InputError
-from sprunec.passes.bench import open_data
 from sprunec.passes.job import Job
 from sprunec.passes.read_data import run
 from tests.conftest import TINY, tiny_config
@@ -36,12 +36,13 @@ def job_of(path: Path, files: dict[str, tuple[Path, ...]] | None = None, **chang
     out.mkdir()
     options = {"source": "pairs", "held_out": 0.2, "max_length": COLUMNS, "prompt_length": PROMPT}
     options |= {"vocab_size": TINY["vocab_size"], "batch_size": 3, "seed": 5} | changes
-    return Job(options, {"data": out}, {"paths": (path,)} | (files or {}), out, "cpu", lambda event: None)
+    files = {"paths": (path,)} | (files or {})
+    return Job(SimpleNamespace(**options), {"data": out}, files, out, "cpu", lambda event: None)
 
 
 def pair_data(job: Job) -> PairData:
     run(job)
-    data = open_data(job, tiny_config())
+    data = job.data(tiny_config())
     assert isinstance(data, PairData)
     return data
 
@@ -79,7 +80,7 @@ def test_long_inputs_lose_their_beginning_and_long_targets_are_left_out(tmp_path
     metrics = run(job)
     assert (metrics["pairs"], metrics["held_out_pairs"]) == (5, 5)
     assert (metrics["dropped"], metrics["shortened"]) == (1, 4)
-    data = open_data(job, tiny_config())
+    data = job.data(tiny_config())
     assert isinstance(data, PairData)
     rows = rows_of(data, data.held_out_batches())
     assert rows[3] == "^cdeabcde>ab$" and rows[4] == "^>abcdeabcde$"
@@ -138,7 +139,7 @@ def test_text_too_is_cut_by_a_vocabulary_file(tmp_path: Path) -> None:
     metrics = run(job)
     assert metrics["vocabulary"] == len(SPECIAL) + len(PIECES)
     assert metrics["unknown_share"] == 0.0
-    data = open_data(job, tiny_config())
+    data = job.data(tiny_config())
     assert isinstance(data, TextData)
     assert "大学" in data.decode(data.train[:20].tolist())
     assert int(data.batch(0).targets.max()) > 10

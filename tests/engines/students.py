@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from sprunec.data.batches import Batch
-from sprunec.engines.distillation import Distiller, Weights, make_projections
-from sprunec.engines.training import Training
+from sprunec.engines.distillation import Distiller, make_projections
+from sprunec.engines.training import Distillation, Training
 from sprunec.families.cpm_ant.states import Pair
 from sprunec.rewrite.taps import observable
 from tests.conftest import tiny_config
@@ -19,7 +19,7 @@ from tests.engines.test_loop import CPU, OPTIONS
 NORM = "[post]encoder.output_layernorm:[post]encoder.output_layernorm"
 INSIDE = "[pre]encoder.layers.1.ffn.layernorm_before_ffn:[pre]encoder.layers.1.ffn.layernorm_before_ffn"
 WIDE = "[post]encoder.layers.0.ffn.ffn.w_in:[post]encoder.layers.2"
-TRAINING = Training.of(OPTIONS)
+TRAINING = Training(**OPTIONS)
 
 
 def distiller(
@@ -29,7 +29,7 @@ def distiller(
     widths = [(pair.student.width(tiny_config()), pair.teacher.width(tiny_config())) for pair in found]
     return Distiller(
         teacher,
-        Weights.of({"logits": 0.0, "temperature": 1.0, "hidden": 0.0} | weights),
+        Distillation(**({"logits": 0.0, "temperature": 1.0, "hidden": 0.0} | weights), pairs=(), project=False),
         found,
         observable(student, [pair.student for pair in found]),
         observable(teacher, [pair.teacher for pair in found]),

@@ -21,12 +21,13 @@ from sprunec.engines.nonfinite import MOST_SKIPS, batch_digest
 from sprunec.engines.torch_engine import TorchEngine
 from sprunec.errors import PassError
 from sprunec.families.cpm_ant.blocks import example_inputs
+from sprunec.families.cpm_ant.sizes import unit_sizes
 from sprunec.masks.budgets import make_budgets
 from sprunec.masks.lagrangian import Lagrangian
 from sprunec.masks.learn import GateLearner, start_from
-from sprunec.masks.unit_counts import gate_units, unit_sizes
 from sprunec.rewrite.gating import insert_gates
 from sprunec.rewrite.trace import trace_blocks
+from sprunec.units import gate_units
 from tests.conftest import tiny_config, tiny_model
 from tests.engines.students import NORM, distiller
 from tests.engines.test_loop import CPU, TRAINING, batch

@@ -46,7 +46,7 @@ def double(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def train(engine: TrainingEngine, steps: int = 20, **changes: Any) -> tuple[list[float], dict[str, Tensor]]:
     model, events = tiny_model(), []
-    training = Training.of(OPTIONS | {"steps": steps, "optimizer": "adam"} | changes)
+    training = Training(**(OPTIONS | {"steps": steps, "optimizer": "adam"} | changes))
     fit(model, batch, training, engine, first_step=0, report=events.append)
     return [event["loss"] for event in events], engine.weights(model)
 
@@ -68,7 +68,7 @@ def learn(engine: TrainingEngine, steps: int) -> tuple[list[float], GateLearner,
         seed=1,
         device=CPU.place.device,
     )
-    training = Training.of(OPTIONS | {"steps": steps, "optimizer": "adam"})
+    training = Training(**(OPTIONS | {"steps": steps, "optimizer": "adam"}))
     fit(model, batch, training, engine, first_step=0, report=events.append, learner=learner)
     return [event["loss"] for event in events], learner, engine.weights(model)
 
@@ -124,7 +124,7 @@ def test_gates_get_the_gradient_of_the_loss_through_its_blocks(
 
 def test_a_state_goes_on_in_either_engine(double: None) -> None:
     """Weights and moments are saved whole and plain."""
-    model, training = tiny_model(), Training.of(OPTIONS | {"steps": 4, "optimizer": "adam"})
+    model, training = tiny_model(), Training(**(OPTIONS | {"steps": 4, "optimizer": "adam"}))
     whole, _ = train(CPU, steps=4)
     first = BMTrainEngine(PLACE)
     driver = first.drive(model, training)
@@ -150,18 +150,18 @@ def one(driver: Any, step: int) -> float:
 
 def test_fp16_halves_its_scale_at_a_step_that_is_left_out(double: None) -> None:
     half = replace(PLACE, dtype=torch.float16)
-    driver = BMTrainEngine(half).drive(tiny_model(), Training.of(OPTIONS | {"optimizer": "adam"}))
+    driver = BMTrainEngine(half).drive(tiny_model(), Training(**(OPTIONS | {"optimizer": "adam"})))
     assert (driver.scaled, driver.scale) == (True, 1024.0)
     driver.end(False)
     assert driver.scale == 512.0
     for engine in (TorchEngine(half), BMTrainEngine(half)):
-        other = engine.drive(tiny_model(), Training.of(OPTIONS | {"optimizer": "adam"}))
+        other = engine.drive(tiny_model(), Training(**(OPTIONS | {"optimizer": "adam"})))
         other.load(driver.state())
         assert other.scale == 512.0
 
 
 def test_parts_of_another_engine_are_named_and_not_read(double: None) -> None:
-    driver = BMTrainEngine(PLACE).drive(tiny_model(), Training.of(OPTIONS | {"optimizer": "adam"}))
+    driver = BMTrainEngine(PLACE).drive(tiny_model(), Training(**(OPTIONS | {"optimizer": "adam"})))
     with pytest.raises(PassError, match="step-7 is in parts of FSDP2"):
         driver.load({"shards": Path("step-7")})
 
@@ -191,14 +191,14 @@ def test_on_a_gpu_losses_are_those_of_torch() -> None:
     found = []
     for engine in (TorchEngine(place), BMTrainEngine(place, recompute=True)):
         model, events = tiny_model().to("cuda"), []
-        training = Training.of(OPTIONS | {"steps": 20, "optimizer": "adam"})
+        training = Training(**(OPTIONS | {"steps": 20, "optimizer": "adam"}))
         fit(model, batch, training, engine, first_step=0, report=events.append)
         found.append([event["loss"] for event in events])
     assert max(abs(a - b) for a, b in zip(*found, strict=True)) < 1e-3
 
 
 def test_what_it_would_do_wrong_is_refused(double: None) -> None:
-    engine, training = BMTrainEngine(PLACE), Training.of(OPTIONS)
+    engine, training = BMTrainEngine(PLACE), Training(**OPTIONS)
     tied = tiny_model()
     tied.other = nn.Module()
     tied.other.register_parameter("weight", next(tied.parameters()))
@@ -214,7 +214,7 @@ def test_what_it_would_do_wrong_is_refused(double: None) -> None:
 
 
 def test_without_the_package_or_a_gpu_it_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    training = Training.of(OPTIONS)
+    training = Training(**OPTIONS)
     with pytest.raises(InputError, match="works on CUDA alone"):
         BMTrainEngine(PLACE).drive(tiny_model(), training)
     monkeypatch.setattr(bmtrain_engine, "find_spec", lambda name: None)

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 
 from sprunec.data.batches import IGNORED
 from sprunec.engines import distillation as distill
-from sprunec.engines.distillation import Distiller, Weights, hidden_difference, soft_cross_entropy
+from sprunec.engines.distillation import Distiller, hidden_difference, soft_cross_entropy
+from sprunec.engines.training import Distillation
 from sprunec.families.cpm_ant.blocks import example_inputs
 from sprunec.families.cpm_ant.states import Pair
 from sprunec.rewrite.gating import insert_gates
@@ -116,7 +117,7 @@ def test_hidden_states_of_a_gated_student_are_compared_too() -> None:
     pairs = [Pair.read(INSIDE), Pair.read("[post]encoder.layers.1:[post]encoder.layers.2")]
     places = observable(student, [pair.student for pair in pairs], blocks)
     taught = observable(teacher, [pair.teacher for pair in pairs])
-    weights = Weights.of({"logits": 0.0, "temperature": 1.0, "hidden": 1.0})
+    weights = Distillation(logits=0.0, temperature=1.0, hidden=1.0, pairs=(), project=False)
     found = loss_of(student, Distiller(teacher, weights, pairs, places, taught, [None, None]), data)
     wanted = 0.0
     for pair in pairs:

@@ -31,7 +31,7 @@ OPTIONS = {
     "accumulate": 1,
     "loss_scale": 1024.0,
 }
-TRAINING = Training.of(OPTIONS | {"ignored": True})
+TRAINING = Training(**OPTIONS)
 
 
 def batch(step: int) -> Batch:

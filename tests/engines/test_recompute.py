@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from sprunec.engines.torch_engine import TorchEngine
 from sprunec.families.cpm_ant.blocks import example_inputs
-from sprunec.masks.unit_counts import gate_units
 from sprunec.rewrite.gating import insert_gates
 from sprunec.rewrite.trace import trace_blocks
+from sprunec.units import gate_units
 from tests.conftest import tiny_config, tiny_model
 from tests.engines.test_loop import CPU, TRAINING, batch
 

@@ -132,7 +132,7 @@ def test_the_loss_scale_halves_at_once_and_doubles_late() -> None:
 @pytest.mark.parametrize(
     ("size", "parts", "fits"), [(2, 1, True), (2, 2, True), (4, 1, True), (3, 1, False), (4, 2, 0)]
 )
-def test_batches_are_shared_out_equally_or_not_at_all(size: int, parts: int, fits: bool, tmp_path: Path) -> None:
+def test_batches_are_allocated_equally_or_not_at_all(size: int, parts: int, fits: bool, tmp_path: Path) -> None:
     content = plan({"pass": "train", "steps": 1, "accumulate": parts})
     graph = sprunec.lower(sprunec.read_plan(write(tmp_path, content)))
     if fits:

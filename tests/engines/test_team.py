@@ -26,7 +26,7 @@ from tests.engines.teams import (
 from tests.runs import execute, plan, read_report, write
 
 CLOSE = 1e-5
-MASK = "6-train-mask-head"
+MASK = "5-train-mask-head"
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from sprunec.families.cpm_ant.blocks import example_inputs
-from sprunec.families.cpm_ant.config import LayerKept, ModelConfig
+from sprunec.families.cpm_ant.config import ModelConfig
+from sprunec.families.cpm_ant.sizes import everything
 from sprunec.families.model_directory import empty_model, save_model
 from sprunec.formats.huggingface import transformers_release
 from sprunec.passes import emit
@@ -20,13 +21,12 @@ from sprunec.passes.job import Job
 from sprunec.rewrite.gating import Gates, insert_gates
 from sprunec.rewrite.recipe import make_recipe
 from sprunec.rewrite.trace import TracedBlock, trace_blocks
-from tests.conftest import TINY, tiny_config, tiny_model
+from sprunec.units import Kept
+from tests.conftest import TINY, kept_layer, tiny_config, tiny_model
 
 LAYERS, HEADS, DIMS, WIDE = (TINY[key] for key in ("num_layers", "num_heads", "dim_head", "dim_ff"))
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 OPTIONS = {"dtype": "keep", "transformers": transformers_release(), "task": 2}
-INSIDE = {"head": "heads", "dim_head": "dim_head", "dim_ff": "dim_ff"}
-Kept = tuple[LayerKept, ...]
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ def random_case(seed: int, even: bool | None = None) -> Case:
         heads = tied if even else _some(draw, HEADS, sizes[0])
         dims, wide = _some(draw, DIMS, sizes[1]), _some(draw, WIDE, sizes[2])
         gone = (absent and draw.random() < 0.4, absent and draw.random() < 0.4)
-        layers.append(LayerKept(*((None, None) if gone[0] else (heads, dims)), None if gone[1] else wide))
-    return Case(tuple(layers), draw.choice(list(DTYPES)))
+        layers.append(kept_layer(*((None, None) if gone[0] else (heads, dims)), None if gone[1] else wide))
+    return Case(Kept(layers), draw.choice(list(DTYPES)))
 
 
 def _some(draw: random.Random, total: int, count: int) -> tuple[int, ...]:
@@ -80,17 +80,14 @@ def masked_model(case: Case) -> nn.Module:
     """
     model, gates = _gated(case.dtype)
     for (index, unit), size in gates.sizes.items():
-        kept = {
-            "attention": None if case.kept[index].heads is None else (0,),
-            "feed_forward": None if case.kept[index].dim_ff is None else (0,),
-        } | {unit: getattr(case.kept[index], name) for unit, name in INSIDE.items()}
-        gates.set(index, unit, torch.zeros(size).index_fill(0, torch.tensor(kept[unit] or (), dtype=torch.long), 1.0))
+        kept = torch.tensor(case.kept.units(index, unit), dtype=torch.long)
+        gates.set(index, unit, torch.zeros(size).index_fill(0, kept, 1.0))
     return model.eval()
 
 
 def cut_config(case: Case, **changes: Any) -> ModelConfig:
     config = tiny_config(**changes)
-    return config.cut(config.everything(), case.kept)
+    return config.cut(everything(config), case.kept)
 
 
 def emitted(case: Case, directory: Path, *formats: str, tied: bool = True, **options: Any) -> Path:
@@ -98,11 +95,11 @@ def emitted(case: Case, directory: Path, *formats: str, tied: bool = True, **opt
     head = {} if tied else {"tie_word_embeddings": False}
     config, model = tiny_config(**head), tiny_model(**head).to(DTYPES[case.dtype])
     source, small = directory / "source", directory / "small"
-    save_model(source, config, config.everything(), model.state_dict())
+    save_model(source, config, everything(config), model.state_dict())
     save_model(small, cut_config(case, **head), case.kept, make_recipe(_blocks(), case.kept).cut(model.state_dict()))
     out = directory / "out"
     out.mkdir(parents=True)
     files = {"vocab": options.pop("vocab")} if "vocab" in options else {}
-    options = OPTIONS | options | {"formats": formats}
+    options = emit.EmitOptions(formats=formats, details=OPTIONS | options)
     emit.run(Job(options, {"model": small, "source": source}, files, out, "cpu", print))
     return out

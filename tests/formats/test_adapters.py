@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from transformers import CpmAntForCausalLM, Trainer, TrainingArguments
 
 from sprunec.families.cpm_ant.blocks import Block, build
-from sprunec.families.cpm_ant.config import LayerKept
 from sprunec.families.cpm_ant.modeling_sprunec import SprunecForCausalLM
-from tests.conftest import TINY, tiny_config
+from sprunec.units import Kept
+from tests.conftest import TINY, kept_layer, tiny_config
 from tests.formats.cut_models import Case, emitted
 from tests.formats.test_opened_alone import EVEN, RAGGED, run_alone
 
 NAMED, ALL = ["project_q", "project_v"], "all-linear"
-WITHOUT_ATTENTION = Case(tuple(LayerKept(None, None, tuple(range(7))) for _ in range(3)), "fp32")
+WITHOUT_ATTENTION = Case(Kept(kept_layer(None, None, tuple(range(7))) for _ in range(3)), "fp32")
 WORDS = torch.randint(1, TINY["vocab_size"], (4, 9), generator=torch.Generator().manual_seed(5))
 LABELS = WORDS.masked_fill(torch.arange(9) < 4, -100)
 CLASSES = {"own": SprunecForCausalLM, "stock": CpmAntForCausalLM}

@@ -64,8 +64,8 @@ def through(theirs: Path, folder: Path, *formats: str, dtype: str = "keep") -> P
     source, out = folder / "loaded", folder / "emitted"
     source.mkdir()
     out.mkdir()
-    load.run(Job({"config": config.to_dict()}, {}, {"checkpoint": (theirs,)}, source, "cpu", print))
-    options = OPTIONS | {"formats": formats, "dtype": dtype}
+    load.run(Job(load.LoadOptions(config=config.to_dict()), {}, {"checkpoint": (theirs,)}, source, "cpu", print))
+    options = emit.EmitOptions(formats=formats, details=OPTIONS | {"dtype": dtype})
     emit.run(Job(options, {"model": source, "source": source}, {}, out, "cpu", print))
     return out
 

@@ -11,16 +11,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from sprunec.families.cpm_ant.config import LayerKept
 from sprunec.formats.huggingface import all_context, transformers_release
-from tests.conftest import TINY, random_batch
+from sprunec.units import Kept
+from tests.conftest import TINY, kept_layer, random_batch
 from tests.formats.cut_models import Case, emitted, masked_model
 
 DIMS, WIDE, PROMPT = tuple(range(TINY["dim_head"])), tuple(range(TINY["dim_ff"])), TINY["prompt_length"]
 RAGGED = Case(
-    (LayerKept(None, None, (0, 7)), LayerKept((0, 1, 3), DIMS[:4], None), LayerKept((2,), DIMS, WIDE)), "fp32"
+    Kept((kept_layer(None, None, (0, 7)), kept_layer((0, 1, 3), DIMS[:4], None), kept_layer((2,), DIMS, WIDE))), "fp32"
 )
-EVEN = Case(tuple(LayerKept((0, 2, 3), dims, WIDE[:30]) for dims in (DIMS[:5], DIMS[1:], DIMS[1:])), "fp32")
+EVEN = Case(Kept(kept_layer((0, 2, 3), dims, WIDE[:30]) for dims in (DIMS[:5], DIMS[1:], DIMS[1:])), "fp32")
 WITHOUT_SPRUNEC = """
 import sys
 sys.modules["sprunec"] = None

@@ -10,18 +10,20 @@ import pytest
 import torch
 
 from sprunec.errors import InputError
-from sprunec.families.cpm_ant.config import LayerKept
 from sprunec.families.cpm_ant.modeling_sprunec import SprunecForCausalLM
 from sprunec.plan import export_formats as forms
 from sprunec.plan.plan import check_plan
-from tests.conftest import TINY
+from sprunec.units import Kept
+from tests.conftest import TINY, kept_layer
 from tests.formats.cut_models import Case, emitted, masked_model
 from tests.formats.live_loader import load_live
 from tests.runs import TRAIN, execute, mask_pass, plan, read_report, write
 
 DIMS, WIDE, PROMPT = tuple(range(TINY["dim_head"])), tuple(range(TINY["dim_ff"])), TINY["prompt_length"]
-EVEN = Case(tuple(LayerKept((1, 3), DIMS, WIDE[:30]) for _ in range(3)), "fp32")
-RAGGED = Case((LayerKept((1, 3), DIMS, WIDE[:30]), LayerKept((2,), DIMS, None), LayerKept((0, 1), DIMS, WIDE)), "fp32")
+EVEN = Case(Kept(kept_layer((1, 3), DIMS, WIDE[:30]) for _ in range(3)), "fp32")
+RAGGED = Case(
+    Kept((kept_layer((1, 3), DIMS, WIDE[:30]), kept_layer((2,), DIMS, None), kept_layer((0, 1), DIMS, WIDE))), "fp32"
+)
 
 
 def emit(*formats: str) -> dict[str, Any]:
@@ -159,7 +161,7 @@ def test_several_new_words_behind_a_past_see_only_what_is_before_them(tmp_path: 
 
 @torch.no_grad()
 def test_a_model_without_any_attention_still_writes(tmp_path: Path) -> None:
-    case = Case(tuple(LayerKept(None, None, WIDE[:7]) for _ in range(3)), "fp32")
+    case = Case(Kept(kept_layer(None, None, WIDE[:7]) for _ in range(3)), "fp32")
     model = SprunecForCausalLM.from_pretrained(emitted(case, tmp_path, "huggingface") / "huggingface").eval()
     words = torch.randint(1, 97, (2, 5))
     written = model.generate(words, max_new_tokens=4, do_sample=False)

@@ -15,15 +15,15 @@ from torch import Tensor
 import sprunec
 from sprunec.errors import PassError
 from sprunec.families.cpm_ant.blocks import example_inputs
-from sprunec.families.cpm_ant.config import LayerKept
+from sprunec.families.cpm_ant.sizes import everything
 from sprunec.masks import gates as hard_concrete
 from sprunec.masks.budgets import fill_all, make_budgets
 from sprunec.masks.lagrangian import Lagrangian
 from sprunec.masks.learn import GateLearner, start_from, tie
-from sprunec.masks.unit_counts import Key
 from sprunec.rewrite.gating import insert_gates
 from sprunec.rewrite.trace import trace_blocks
-from tests.conftest import random_batch, tiny_config, tiny_model
+from sprunec.units import Kept, Key
+from tests.conftest import kept_layer, random_batch, tiny_config, tiny_model
 from tests.formats.live_loader import load_live
 from tests.runs import TRAIN, execute, mask_pass, plan
 
@@ -65,9 +65,9 @@ def test_other_budgets_of_the_pass_stay_as_they_are() -> None:
 
 def test_layers_with_different_heads_cannot_be_tied() -> None:
     config = tiny_config()
-    kept = tuple(LayerKept((0, i + 1), tuple(range(6)), tuple(range(40))) for i in range(3))
+    kept = Kept(kept_layer((0, i + 1), tuple(range(6)), tuple(range(40))) for i in range(3))
     with pytest.raises(PassError, match="different ones left"):
-        make_budgets(config.cut(config.everything(), kept), ("head",), {"num_heads": 1}, "per-layer", tie_heads=True)
+        make_budgets(config.cut(everything(config), kept), ("head",), {"num_heads": 1}, "per-layer", tie_heads=True)
 
 
 def test_gates_start_in_the_order_of_the_sums_over_layers() -> None:

@@ -17,14 +17,15 @@ from transformers import CpmAntConfig, CpmAntForCausalLM
 import sprunec
 from sprunec.bmcook.masks.mask_forms import write_mask
 from sprunec.errors import InputError, PassError
-from sprunec.families.cpm_ant.config import LayerKept
 from sprunec.families.cpm_ant.modeling_sprunec import SprunecForCausalLM
+from sprunec.families.cpm_ant.sizes import everything
 from sprunec.families.model_directory import read_config
 from sprunec.formats.huggingface import all_context
 from sprunec.graph.inspect import inspect_model
 from sprunec.passes import load
 from sprunec.passes.job import Job
-from tests.conftest import TINY, tiny_config
+from sprunec.units import Kept
+from tests.conftest import TINY, kept_layer, tiny_config
 from tests.formats.cut_models import emitted
 from tests.formats.test_hugging_face_input import THEIRS, ulps
 from tests.formats.test_opened_alone import EVEN, RAGGED, run_alone
@@ -36,8 +37,8 @@ HEAD, STOCK_WORDS = "lm_head.weight", "cpmant.input_embedding.weight"
 WORDS = torch.randint(1, V, (9,), generator=torch.Generator().manual_seed(2))
 ALL = tuple(range(TINY["num_heads"])), tuple(range(TINY["dim_head"])), tuple(range(TINY["dim_ff"]))
 KEPT = {
-    "ragged": [LayerKept((0, 2), ALL[1], ALL[2][:11]), LayerKept((1,), ALL[1], ALL[2]), LayerKept(*ALL)],
-    "even": [LayerKept((1, 3), ALL[1], ALL[2][5:25])] * 3,
+    "ragged": Kept((kept_layer((0, 2), ALL[1], ALL[2][:11]), kept_layer((1,), ALL[1], ALL[2]), kept_layer(*ALL))),
+    "even": Kept([kept_layer((1, 3), ALL[1], ALL[2][5:25])] * 3),
 }
 WITHOUT_SPRUNEC_EITHER = """
 sys.path.insert(0, directory + "/sprunec")
@@ -88,21 +89,21 @@ class Done:
 
 
 @torch.no_grad()
-def masked_logits(directory: Path, kept: list[LayerKept]) -> Tensor:
+def masked_logits(directory: Path, kept: Kept) -> Tensor:
     """Their own class with the columns behind every unit that goes set to 0."""
     model = CpmAntForCausalLM.from_pretrained(directory).eval()
     for layer, left in zip(model.cpmant.encoder.layers, kept, strict=True):
         heads = torch.zeros(TINY["num_heads"], TINY["dim_head"])
-        heads[list(left.heads or ())] = 1.0
+        heads[list(left.get("head", ()))] = 1.0
         layer.self_att.self_attention.attention_out.weight.mul_(heads.flatten())
-        dims = torch.zeros(TINY["dim_ff"]).index_fill(0, torch.tensor(left.dim_ff), 1.0)
+        dims = torch.zeros(TINY["dim_ff"]).index_fill(0, torch.tensor(left["dim_ff"]), 1.0)
         layer.ffn.ffn.w_out.weight.mul_(dims)
     return model(input_ids=WORDS[None]).logits[0, :, :V]
 
 
-def pruned(apart: Path, folder: Path, kept: list[LayerKept], *formats: str, **emit: Any) -> dict[str, Any]:
+def pruned(apart: Path, folder: Path, kept: Kept, *formats: str, **emit: Any) -> dict[str, Any]:
     """The report of a plan that reads masks and emits; its config says nothing of the head."""
-    whole = tiny_config().everything()
+    whole = everything(tiny_config())
     write_mask(folder / "mask.pt", "bmcook", {"head", "dim_ff"}, whole, whole, kept)
     passes = [{"pass": "load-mask", "path": "mask.pt"}, {"pass": "emit", "formats": list(formats), **emit}]
     model = {"config": str(apart / "config.json"), "checkpoint": str(apart)}
@@ -198,12 +199,12 @@ def test_cpm_live_writes_no_model_without_its_head(tmp_path: Path) -> None:
 
 def test_our_names_in_a_pt_are_found_too(apart: Path, tmp_path: Path) -> None:
     """Their model, fine-tuned and saved in CPM-Live's names with the head beside them."""
-    options = {"config": tiny_config(tie_word_embeddings=False).to_dict()}
+    options = load.LoadOptions(config=tiny_config(tie_word_embeddings=False).to_dict())
     (tmp_path / "loaded").mkdir()
     load.run(Job(options, {}, {"checkpoint": (apart,)}, tmp_path / "loaded", "cpu", print))
     torch.save(load_file(tmp_path / "loaded/model.safetensors"), tmp_path / "ours.pt")
     model = {"config": dict(TINY), "checkpoint": "ours.pt"}
-    whole = tiny_config().everything()
+    whole = everything(tiny_config())
     write_mask(tmp_path / "mask.pt", "bmcook", {"head", "dim_ff"}, whole, whole, KEPT["ragged"])
     passes = [{"pass": "load-mask", "path": "mask.pt"}, {"pass": "emit", "formats": ["sprunec"]}]
     report = execute({"name": "ours", "model": model, "passes": passes}, tmp_path)

@@ -17,8 +17,8 @@ import pytest
 
 from sprunec.graph.graph import digest_of, plain
 from sprunec.graph.lower import lower
-from sprunec.passes.table import PASSES
 from sprunec.plan.bmcook_flags import NO_FLAGS, Flags
+from sprunec.plan.pass_table import PASSES
 from sprunec.plan.plan import check_plan
 from tests.guide import prepare
 from tests.plan.bmcook.files import COARSE, FINE, bmcook, write
@@ -42,7 +42,7 @@ def nodes_of(path: Path, flags: Flags = NO_FLAGS) -> dict[str, Any]:
     """The nodes of a plan's graph, by name: their inputs, and a hash that no file and no release decides."""
     plan, found = check_plan(path, flags=flags)
     assert plan is not None, found
-    return {node.name: [dict(node.inputs), stable(node.pass_, node.options)] for node in lower(plan).nodes}
+    return {node.name: [dict(node.inputs), stable(node.pass_, node.options.document())] for node in lower(plan).nodes}
 
 
 def stable(pass_: str, options: Mapping[str, Any]) -> str:

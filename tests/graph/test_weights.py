@@ -17,11 +17,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import sprunec
+from sprunec import file_digests
 from sprunec.checkpoint import finite
 from sprunec.checkpoint.reader import open_tensors
 from sprunec.errors import InputError
 from sprunec.families.cpm_ant.huggingface_names import KEYS
-from sprunec.graph import graph
 from sprunec.graph.weights import weights_digest
 from tests.runs import EMIT, MODEL, TRAIN, plan, save_weights, write
 
@@ -146,10 +146,10 @@ def test_a_tensor_that_was_saved_without_its_data_is_refused(name: str, tmp_path
 
 
 def test_what_the_store_has_hashed_is_looked_at_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(graph, "WORTH_KNOWING", 0)
-    monkeypatch.setattr(graph, "_KNOWN", {})
+    monkeypatch.setattr(file_digests, "WORTH_KNOWING", 0)
+    monkeypatch.setattr(file_digests, "_KNOWN", {})
     torch.save({"w": torch.tensor([NAN])}, tmp_path / "a.pt")
-    graph.file_digest(tmp_path / "a.pt")  # as it does when it verifies a link to a user's file
+    file_digests.file_digest(tmp_path / "a.pt")  # as it does when it verifies a link to a user's file
     assert refused(tmp_path / "a.pt") == ["w has 1 NaN, the first at [0]"]
     torch.save({"w": torch.tensor([1.0])}, tmp_path / "b.pt")
     digest = weights_digest(tmp_path / "b.pt")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import sprunec
-from sprunec.masks.budgets import fill_all, make_budgets, shared_out
+from sprunec.masks.budgets import allocated, fill_all, make_budgets
 from tests.masks.test_budgets import scores
 from tests.masks.test_multiples import counts, wide
 from tests.runs import EMIT, TRAIN, execute, mask_pass, plan, write
@@ -27,7 +27,7 @@ def test_each_layer_keeps_as_many_by_any_scores_as_by_those_that_shared_it_out(
     budgets = make_budgets(config, ("head", "dim_ff"), target, "global", multiple_of={"dim_ff": multiple})
     start, learned = scores(config, ("head", "dim_ff"), 1), scores(config, ("head", "dim_ff"), 2)
     free, first = fill_all(budgets, learned), fill_all(budgets, start)
-    inside = fill_all(shared_out(budgets, start), learned)
+    inside = fill_all(allocated(budgets, start), learned)
     for unit in UNITS:
         assert counts(inside, unit) == counts(first, unit) != counts(free, unit)
     assert all(
@@ -82,4 +82,4 @@ def test_where_there_is_nothing_to_share_out_no_digest_knows_of_it(
 ) -> None:
     content = plan(TRAIN, mask_pass(unit, target, **options), EMIT)
     graph = sprunec.lower(sprunec.read_plan(write(tmp_path, content)))
-    assert not any("allocation" in node.options for node in graph.nodes)
+    assert not any("allocation" in node.options.document() for node in graph.nodes)

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sprunec.errors import PassError
-from sprunec.families.cpm_ant.config import LayerKept, ModelConfig
+from sprunec.families.cpm_ant.config import ModelConfig
+from sprunec.families.cpm_ant.sizes import everything, unit_sizes
 from sprunec.masks.budgets import Budget, CountBudget, fill_all, make_budgets, settled
 from sprunec.masks.size_budget import SizeBudget
-from sprunec.masks.unit_counts import Key, apply_masks, unit_sizes
+from sprunec.units import Key
 from tests.conftest import tiny_config
 
 UNITS = (
@@ -48,8 +49,12 @@ def scores(config: ModelConfig, units: tuple[str, ...], seed: int = 0) -> dict[K
     return {key: torch.rand(size, generator=noise) for key, size in unit_sizes(config, units).items()}
 
 
+def lists(masks: dict[Key, Tensor]) -> dict[Key, list[bool]]:
+    return {key: mask.tolist() for key, mask in masks.items()}
+
+
 def left(config: ModelConfig, masks: dict[Key, Tensor]) -> ModelConfig:
-    return config.cut(config.everything(), apply_masks(config.everything(), masks))
+    return config.cut(everything(config), everything(config).then(lists(masks)))
 
 
 def test_counts_per_layer_are_exact_and_keep_the_best() -> None:
@@ -188,30 +193,6 @@ def test_sublayers_are_counted_over_the_model() -> None:
     assert [(b.name, b.full, b.target) for b in budgets] == [("num_attention", 2, 1), ("num_feed_forward", 2, 2)]
     masks = fill_all(budgets, {key: torch.tensor([float(key[0])]) for key in unit_sizes(config, ("layer",))})
     assert [(layer.heads, layer.dim_ff) for layer in left(config, masks).layers] == [(0, 40), (0, 40), (4, 0)]
-
-
-def test_masks_apply_to_what_is_left_in_the_input_models_indices() -> None:
-    before = (LayerKept((1, 4, 6), (0, 2), (3, 5, 8)), LayerKept((0,), (1,), None))
-    masks = {(0, "head"): torch.tensor([True, False, True]), (0, "dim_ff"): torch.tensor([False, True, True])}
-    masks |= {(1, "head"): torch.tensor([False])}
-    after = apply_masks(before, masks)
-    assert after == (LayerKept((1, 6), (0, 2), (5, 8)), LayerKept(None, None, None))
-
-
-@pytest.mark.parametrize(
-    ("unit", "expected"),
-    [
-        ("block", LayerKept(None, None, None)),
-        ("attention", LayerKept(None, None, (0, 1))),
-        ("feed_forward", LayerKept((0,), (0,), None)),
-        ("dim_head", LayerKept(None, None, (0, 1))),
-        ("dim_ff", LayerKept((0,), (0,), None)),
-    ],
-)
-def test_a_closed_unit_takes_its_sublayer_with_it(unit: str, expected: LayerKept) -> None:
-    whole = LayerKept((0,), (0,), (0, 1))
-    size = 2 if unit == "dim_ff" else 1
-    assert apply_masks((whole,), {(0, unit): torch.zeros(size, dtype=torch.bool)}) == (expected,)
 
 
 def test_settled_is_half_a_unit_or_two_percent() -> None:

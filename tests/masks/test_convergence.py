@@ -22,15 +22,15 @@ def watch(sizes: list[float], undecided: int = 0, ramp: float = 0.0) -> tuple[Co
     return convergence, [convergence.see(step, [size], undecided) for step, size in enumerate(sizes)]
 
 
-def test_at_rest_needs_the_ramp_a_while_of_settled_steps_and_hardly_an_undecided_gate() -> None:
-    assert watch([51.0] * 9)[0].at_rest([51.0]) is False
-    assert watch([51.0] * 10)[0].at_rest([51.0]) is True
-    assert watch([51.0] * 10)[0].at_rest([52.1]) is False
-    assert watch([51.0] * 10, ramp=2.0)[0].at_rest([51.0]) is False
-    assert watch([51.0] * 11, ramp=2.0)[0].at_rest([51.0]) is True
-    assert watch([51.0] * 10, undecided=5)[0].at_rest([51.0]) is True
-    assert watch([51.0] * 10, undecided=6)[0].at_rest([51.0]) is False
-    assert watch([51.0] * 9 + [53.0] + [51.0] * 9)[0].at_rest([51.0]) is False
+def test_converged_needs_the_ramp_a_while_of_settled_steps_and_hardly_an_undecided_gate() -> None:
+    assert watch([51.0] * 9)[0].converged([51.0]) is False
+    assert watch([51.0] * 10)[0].converged([51.0]) is True
+    assert watch([51.0] * 10)[0].converged([52.1]) is False
+    assert watch([51.0] * 10, ramp=2.0)[0].converged([51.0]) is False
+    assert watch([51.0] * 11, ramp=2.0)[0].converged([51.0]) is True
+    assert watch([51.0] * 10, undecided=5)[0].converged([51.0]) is True
+    assert watch([51.0] * 10, undecided=6)[0].converged([51.0]) is False
+    assert watch([51.0] * 9 + [53.0] + [51.0] * 9)[0].converged([51.0]) is False
     assert [event["settled_steps"] for event in watch([51.0, 48.0, 53.0, 52.0])[1]] == [1, 2, 0, 1]
 
 

@@ -12,14 +12,16 @@ from sprunec.data.batches import Batch
 from sprunec.engines.device import Place
 from sprunec.engines.loop import language_model_loss
 from sprunec.families.cpm_ant.blocks import build, example_inputs
-from sprunec.families.cpm_ant.config import LayerKept
+from sprunec.families.cpm_ant.sizes import everything, unit_sizes
 from sprunec.families.model_directory import empty_model
-from sprunec.masks import criteria
-from sprunec.masks.unit_counts import gate_units, unit_sizes
+from sprunec.masks import scores as scoring
+from sprunec.masks.criteria import Calibration, Weights
+from sprunec.plan.criterion_table import CRITERIA
 from sprunec.rewrite.gating import insert_gates
 from sprunec.rewrite.recipe import make_recipe
 from sprunec.rewrite.trace import trace_blocks
-from tests.conftest import random_batch, tiny_config, tiny_model
+from sprunec.units import Cut, gate_units
+from tests.conftest import kept_layer, random_batch, tiny_config, tiny_model
 
 CPU = Place(torch.device("cpu"), torch.float32)
 UNITS = ("head", "dim_head", "dim_ff", "layer")
@@ -47,20 +49,20 @@ def taylor(model: nn.Module, *units: str, batches: int = 2) -> dict:
     gates = insert_gates(model, trace_blocks(model, example_inputs(tiny_config())), gate_units(units))
     inputs = [random_batch(context=False, seed=seed) for seed in range(batches)]
     data = [Batch(each, each["input"].roll(-1, 1)) for each in inputs]
-    return criteria.taylor(model, gates, data, language_model_loss, CPU)
+    return scoring.taylor(Calibration(model, gates, (), data, language_model_loss, CPU, 0))
 
 
-def by_look(criterion: str, model: nn.Module, *units: str) -> dict:
+def calibrated(criterion: str, model: nn.Module, *units: str) -> dict:
     blocks = trace_blocks(model, example_inputs(tiny_config()))
     gates = insert_gates(model, blocks, gate_units(units))
     inputs = [random_batch(context=False, seed=seed) for seed in range(2)]
     data = [Batch(each, each["input"].roll(-1, 1)) for each in inputs]
-    return criteria.CRITERIA[criterion](criteria.Sight(model, gates, blocks, data, language_model_loss, CPU, 0))
+    return CRITERIA[criterion].score(Calibration(model, gates, blocks, data, language_model_loss, CPU, 0))
 
 
 def magnitude(model: nn.Module, *units: str) -> dict:
     blocks = trace_blocks(model, example_inputs(tiny_config()))
-    return criteria.magnitude(blocks, unit_sizes(tiny_config(), units), model.state_dict())
+    return scoring.magnitude(Weights(blocks, unit_sizes(tiny_config(), units), model.state_dict(), 0))
 
 
 @pytest.mark.parametrize("unit", DEAD)
@@ -83,7 +85,7 @@ def test_taylor_ranks_a_dead_unit_last(unit: str) -> None:
 @pytest.mark.parametrize("unit", DEAD)
 def test_scores_by_activations_rank_a_dead_unit_last(criterion: str, unit: str) -> None:
     layer, place = DEAD[unit]
-    scores = by_look(criterion, model_with_dead(unit), unit)
+    scores = calibrated(criterion, model_with_dead(unit), unit)
     assert float(scores[(layer, unit)][place]) == pytest.approx(0.0, abs=1e-9)
     assert sum(int((values <= 1e-9).sum()) for values in scores.values()) == 1
     assert {key: value.numel() for key, value in scores.items()} == unit_sizes(tiny_config(), [unit])
@@ -102,8 +104,8 @@ def test_activation_of_a_dim_is_the_energy_of_what_it_adds_in_the_stream() -> No
     model, data = tiny_model(), [Batch(inputs, inputs["input"])]
     blocks = trace_blocks(model, example_inputs(tiny_config()))
     gates = insert_gates(model, blocks, ["dim_ff"])
-    sight = criteria.Sight(model, gates, blocks, data, language_model_loss, CPU, 0)
-    scores = criteria.CRITERIA["activation"](sight)
+    given = Calibration(model, gates, blocks, data, language_model_loss, CPU, 0)
+    scores = CRITERIA["activation"].score(given)
     assert float(scores[(1, "dim_ff")][7]) == pytest.approx(float(added), rel=1e-4)
 
 
@@ -112,7 +114,7 @@ def test_a_sublayer_counts_by_its_share_of_the_stream(criterion: str) -> None:
     model = tiny_model()
     with torch.no_grad():
         model.encoder.layers[2].ffn.ffn.w_out.weight.mul_(0.01)
-    scores = {key: float(value) for key, value in by_look(criterion, model, "layer", "block").items()}
+    scores = {key: float(value) for key, value in calibrated(criterion, model, "layer", "block").items()}
     sublayers = {key: value for key, value in scores.items() if key[1] != "block"}
     assert min(sublayers, key=sublayers.get) == (2, "feed_forward") and scores[(2, "feed_forward")] < 1e-3
     assert all(0 < value < 1 for value in sublayers.values())
@@ -128,7 +130,7 @@ def test_a_repeated_dim_matters_to_activation_and_not_to_reconstruction() -> Non
                 linear.weight[3] = linear.weight[5]
         return model
 
-    energy, error = (by_look(name, repeated(), "dim_ff")[(0, "dim_ff")] for name in ("activation", "reconstruction"))
+    energy, error = (calibrated(name, repeated(), "dim_ff")[(0, "dim_ff")] for name in ("activation", "reconstruction"))
     assert float(energy[5]) > float(energy.median()) and float(error[[3, 5]].min()) < 0.01 * float(energy[5])
 
 
@@ -144,12 +146,13 @@ def test_magnitude_of_a_head_is_the_root_mean_square_of_its_weights() -> None:
 
 def test_magnitude_of_heads_that_are_left_is_what_it_was() -> None:
     model, config = tiny_model(), tiny_config()
-    kept = (LayerKept((1, 3), tuple(range(6)), (0,)), *config.everything()[1:])
+    kept = Cut((kept_layer((1, 3), tuple(range(6)), (0,)), *everything(config)[1:]))
     before = magnitude(model, "head")
-    small = config.cut(config.everything(), kept)
+    small = config.cut(everything(config), kept)
     cut = build(small)
     cut.load_state_dict(make_recipe(trace_blocks(model, example_inputs(config)), kept).cut(model.state_dict()))
-    after = criteria.magnitude(trace_blocks(cut, example_inputs(small)), unit_sizes(small, ["head"]), cut.state_dict())
+    blocks = trace_blocks(cut, example_inputs(small))
+    after = scoring.magnitude(Weights(blocks, unit_sizes(small, ["head"]), cut.state_dict(), 0))
     assert torch.allclose(after[(0, "head")], before[(0, "head")][[1, 3]])
 
 
@@ -165,7 +168,7 @@ def test_magnitude_needs_shapes_and_the_weights_of_blocks_only(units: list[str])
 
     blocks = trace_blocks(empty_model(tiny_config()), example_inputs(tiny_config()))
     sizes = unit_sizes(tiny_config(), units)
-    got, wanted = criteria.magnitude(blocks, sizes, Stored(state)), magnitude(tiny_model(), *units)
+    got, wanted = scoring.magnitude(Weights(blocks, sizes, Stored(state), 0)), magnitude(tiny_model(), *units)
     assert got.keys() == wanted.keys() and all(torch.equal(got[key], wanted[key]) for key in wanted)
     assert asked and all(name.startswith("encoder.layers.") for name in asked)
 
@@ -184,7 +187,7 @@ def test_taylor_is_the_change_of_the_loss_when_a_gate_closes_a_little() -> None:
     model, inputs = tiny_model(), random_batch(context=False)
     batch = Batch(inputs, inputs["input"].roll(-1, 1))
     gates = insert_gates(model, trace_blocks(model, example_inputs(tiny_config())), ["head"])
-    scores = criteria.taylor(model, gates, [batch], language_model_loss, CPU)
+    scores = scoring.taylor(Calibration(model, gates, (), [batch], language_model_loss, CPU, 0))
     losses = []
     with torch.no_grad():
         for value in (1.01, 0.99):
@@ -203,7 +206,7 @@ def test_taylor_leaves_no_gradients_behind() -> None:
 
 def test_random_scores_follow_the_seed() -> None:
     sizes = unit_sizes(tiny_config(), UNITS)
-    first, same, other = (criteria.random(sizes, seed) for seed in (1, 1, 2))
+    first, same, other = (scoring.random(Weights((), sizes, {}, seed)) for seed in (1, 1, 2))
     assert all(torch.equal(first[key], same[key]) for key in sizes)
     assert all(not torch.equal(first[key], other[key]) for key in sizes)
     assert {key: value.numel() for key, value in first.items()} == sizes
@@ -214,16 +217,16 @@ def test_ranks_let_each_kind_of_unit_give_the_same_share() -> None:
     draw = torch.Generator().manual_seed(0)
     scores = {(layer, "head"): 100 + torch.rand(4, generator=draw) for layer in range(3)}
     scores |= {(layer, "dim_ff"): torch.rand(40, generator=draw) for layer in range(3)}
-    ranks = criteria.comparable(scores, {"sparsity": 0.5})
+    ranks = scoring.comparable(scores, {"sparsity": 0.5})
     for unit in ("head", "dim_ff"):
         before = torch.cat([value for key, value in scores.items() if key[1] == unit])
         after = torch.cat([value for key, value in ranks.items() if key[1] == unit])
         assert torch.equal(after.argsort(), before.argsort())
         assert float((after > 0.5).double().mean()) == 0.5
     assert {key: value.shape for key, value in ranks.items()} == {key: value.shape for key, value in scores.items()}
-    assert criteria.comparable(scores, {"num_heads": 2}) == scores
+    assert scoring.comparable(scores, {"num_heads": 2}) == scores
 
 
 def test_equal_scores_rank_in_the_order_of_their_places() -> None:
-    ranks = criteria.ranks({(0, "head"): torch.ones(2), (1, "head"): torch.ones(2)})
+    ranks = scoring.ranks({(0, "head"): torch.ones(2), (1, "head"): torch.ones(2)})
     assert torch.cat(list(ranks.values())).tolist() == [0.25, 0.5, 0.75, 1.0]

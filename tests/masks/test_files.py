@@ -14,20 +14,24 @@ import torch
 from sprunec.bmcook.masks.mask_forms import write_mask
 from sprunec.bmcook.masks.matching import read_masks
 from sprunec.durable import put_file
-from sprunec.families.cpm_ant.config import LayerKept, ModelConfig
+from sprunec.families.cpm_ant.config import ModelConfig
+from sprunec.families.cpm_ant.sizes import everything
 from sprunec.masks.mask_tensors import load_scores, save_scores, write_masks
-from tests.conftest import tiny_config
+from sprunec.units import Kept
+from tests.conftest import kept_layer, tiny_config
 
 ROOT = Path(__file__).parents[2]
 CONFIG = tiny_config(mask_modules=[[False, True], [True, False], [False, False]])
-BEFORE = CONFIG.everything()
-AFTER = (
-    LayerKept((1, 3), (0, 1, 2, 4, 5), None),
-    LayerKept(None, None, (0, 7, 39)),
-    LayerKept(None, None, tuple(range(40))),
+BEFORE = everything(CONFIG)
+AFTER = Kept(
+    (
+        kept_layer((1, 3), (0, 1, 2, 4, 5), None),
+        kept_layer(None, None, (0, 7, 39)),
+        kept_layer(None, None, tuple(range(40))),
+    )
 )
 FILES = ("layer_mask.pt", "head_mask.pt", "dim_head_mask.pt", "dimff_mask.pt")
-BILLION = ModelConfig.from_dict(json.loads((ROOT / "plans/cpm-ant-1b.json").read_text())).everything()
+BILLION = everything(ModelConfig.from_dict(json.loads((ROOT / "plans/cpm-ant-1b.json").read_text())))
 
 
 def opened(path: Path) -> Any:
@@ -69,23 +73,29 @@ def test_what_is_written_reads_back_to_what_is_kept(tmp_path: Path) -> None:
 
 
 def test_layers_of_unlike_widths_read_back(tmp_path: Path) -> None:
-    before = (LayerKept((0, 1), (0, 1, 2), (0, 1, 2)), LayerKept((0, 1, 2, 3), (0,), (0,)))
-    after = (LayerKept((1,), (0, 2), (1,)), LayerKept((0, 3), (0,), (0,)))
+    before = Kept((kept_layer((0, 1), (0, 1, 2), (0, 1, 2)), kept_layer((0, 1, 2, 3), (0,), (0,))))
+    after = Kept((kept_layer((1,), (0, 2), (1,)), kept_layer((0, 3), (0,), (0,))))
     write_masks(tmp_path, before, after)
     assert opened(tmp_path / "head_mask.pt")["heads_z"].tolist() == [[0, 1, 0, 0], [1, 0, 0, 1]]
     assert read_masks([tmp_path / name for name in FILES], before).kept == after
 
 
 def test_rows_use_the_indices_of_the_input_model(tmp_path: Path) -> None:
-    before = (LayerKept((0, 2, 5), (0,), None),)
-    write_masks(tmp_path, before, (LayerKept((5,), (0,), None),))
+    before = Kept([kept_layer((0, 2, 5), (0,), None)])
+    write_masks(tmp_path, before, Kept([kept_layer((5,), (0,), None)]))
     assert opened(tmp_path / "head_mask.pt")["heads_z"].tolist() == [[0, 0, 1]]
 
 
 def test_a_pass_writes_a_row_per_sublayer_that_enters_it_and_the_input_models_columns(tmp_path: Path) -> None:
-    whole = (LayerKept((0, 1, 2, 3), (0, 1), (0, 1, 2)),) * 3
-    before = (LayerKept((0, 2), (0, 1), (0, 1)), LayerKept(None, None, (0, 1, 2)), LayerKept((1, 2, 3), (0, 1), None))
-    after = (LayerKept((2,), (0, 1), (0, 1)), LayerKept(None, None, (1,)), LayerKept((1, 3), (0, 1), None))
+    whole = Kept([kept_layer((0, 1, 2, 3), (0, 1), (0, 1, 2))] * 3)
+    before = Kept(
+        (
+            kept_layer((0, 2), (0, 1), (0, 1)),
+            kept_layer(None, None, (0, 1, 2)),
+            kept_layer((1, 2, 3), (0, 1), None),
+        )
+    )
+    after = Kept((kept_layer((2,), (0, 1), (0, 1)), kept_layer(None, None, (1,)), kept_layer((1, 3), (0, 1), None)))
     content = save(tmp_path / "m.pt", "bmcook", {"head", "dim_ff"}, before, after, whole)
     assert list(content) == ["heads_z", "dimff_z"]
     assert content["heads_z"].tolist() == [[0, 0, 1, 0], [0, 1, 0, 1]]
@@ -95,13 +105,10 @@ def test_a_pass_writes_a_row_per_sublayer_that_enters_it_and_the_input_models_co
 
 def test_the_billion_models_masks_are_25_by_16_and_21_by_700(tmp_path: Path) -> None:
     """As BMCook's two fine passes leave them for CPM-Ant 1B, which has 25 attentions and 21 feed-forwards."""
-    small = tuple(
-        LayerKept(
-            None if layer.heads is None else tuple(sorted((index + step) % 16 for step in range(4))),
-            layer.dim_head,
-            None if layer.dim_ff is None else tuple(range(0, 700, 2)),
-        )
-        for index, layer in enumerate(BILLION)
+    fewer = [{"head": sorted((i + step) % 16 for step in range(4)), "dim_ff": range(0, 700, 2)} for i in range(48)]
+    small = Kept(
+        {unit: tuple(some.get(unit, units)) for unit, units in layer.items()}
+        for layer, some in zip(BILLION, fewer, strict=True)
     )
     heads = save(tmp_path / "h.pt", "bmcook", {"head"}, BILLION, small, BILLION)
     dims = save(tmp_path / "d.pt", "bmcook", {"dim_ff"}, BILLION, small, BILLION)
@@ -153,7 +160,7 @@ def test_mask_modules_are_python_booleans_for_every_layer_and_true_removes(name:
 
 @pytest.mark.parametrize("form", ["bmcook", "plugin", "mask_modules"])
 def test_every_form_of_whole_sublayers_reads_back(form: str, tmp_path: Path) -> None:
-    after = (LayerKept(None, None, None), BEFORE[1], LayerKept(None, None, BEFORE[2].dim_ff))
+    after = Kept(({}, BEFORE[1], kept_layer(None, None, BEFORE[2]["dim_ff"])))
     write_mask(tmp_path / "m.pt", form, {"attention", "feed_forward"}, BEFORE, BEFORE, after)
     assert read_masks([tmp_path / "m.pt"], BEFORE).kept == after
 

@@ -19,12 +19,14 @@ from torch import nn
 from sprunec.bmcook.masks.matching import Matched, read_masks
 from sprunec.bmcook.numpy_values import stand_ins
 from sprunec.errors import InputError
-from sprunec.families.cpm_ant.config import LayerKept
-from tests.conftest import tiny_config
+from sprunec.families.cpm_ant.sizes import everything
+from sprunec.units import Kept
+from tests.conftest import kept_layer, tiny_config
 
-WHOLE = tiny_config(mask_modules=[[False, True], [True, False], [False, False]]).everything()
+WHOLE = everything(tiny_config(mask_modules=[[False, True], [True, False], [False, False]]))
 REMOVED = [[True, True], [True, False], [False, True]]
-LEFT = (LayerKept(None, None, None), WHOLE[1], LayerKept(WHOLE[2].heads, WHOLE[2].dim_head, None))
+ATTENTION = {unit: WHOLE[2][unit] for unit in ("head", "dim_head")}
+LEFT = Kept(({}, WHOLE[1], ATTENTION))
 
 
 def saved(path: Path, content: Any) -> Path:
@@ -50,7 +52,7 @@ def complaint(path: Path) -> str:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64, torch.bool, torch.int64])
 def test_any_dtype_and_trailing_ones_in_the_shape_are_read(tmp_path: Path, dtype: torch.dtype) -> None:
     rows = torch.tensor([[1, 0, 1, 1], [0, 1, 0, 0]], dtype=dtype)[:, :, None]
-    assert read(tmp_path / "heads.pt", {"heads_z": rows}).kept[2].heads == (1,)
+    assert read(tmp_path / "heads.pt", {"heads_z": rows}).kept[2]["head"] == (1,)
 
 
 def test_bmcooks_feed_forward_pass_leaves_a_parameter_and_a_tensor_in_one_file(tmp_path: Path) -> None:
@@ -58,8 +60,8 @@ def test_bmcooks_feed_forward_pass_leaves_a_parameter_and_a_tensor_in_one_file(t
     dims = torch.zeros(2, 40)
     dims[0, 3], dims[1, 39] = 1, 1
     kept = read(tmp_path / "both.pt", {"heads_z": heads, "dimff_z": dims}).kept
-    assert [layer.heads for layer in kept] == [(0, 3), None, (1,)]
-    assert [layer.dim_ff for layer in kept] == [None, (3,), (39,)]
+    assert [layer.get("head") for layer in kept] == [(0, 3), None, (1,)]
+    assert [layer.get("dim_ff") for layer in kept] == [None, (3,), (39,)]
 
 
 def test_bmcooks_layer_file_keeps_where_it_has_1(tmp_path: Path) -> None:
@@ -78,7 +80,7 @@ def test_the_plugins_file_keeps_where_it_has_1(tmp_path: Path) -> None:
     rows = {"att": [[0], [1]], "ffn": [[1], [0]], "num_heads": [[1, 1, 1, 1], [0, 1, 1, 0]]}
     content = OrderedDict((key, torch.tensor(value, dtype=torch.float16)) for key, value in rows.items())
     kept = read(tmp_path / "plugin.pt", content).kept
-    assert kept == (LEFT[0], LEFT[1], LayerKept((1, 2), WHOLE[2].dim_head, None))
+    assert kept == (LEFT[0], LEFT[1], kept_layer((1, 2), WHOLE[2]["dim_head"], None))
 
 
 def test_the_plugins_file_may_have_a_row_for_every_layer(tmp_path: Path) -> None:
@@ -87,8 +89,8 @@ def test_the_plugins_file_may_have_a_row_for_every_layer(tmp_path: Path) -> None
     kept = read(
         tmp_path / "plugin.pt", OrderedDict(num_heads=heads, transformer=torch.tensor([[1], [0], [1]]).half())
     ).kept
-    assert [layer.heads for layer in kept] == [(0,), None, (1, 2)]
-    assert [layer.dim_ff is None for layer in kept] == [True, True, False]
+    assert [layer.get("head") for layer in kept] == [(0,), None, (1, 2)]
+    assert ["dim_ff" not in layer for layer in kept] == [True, True, False]
 
 
 @pytest.mark.parametrize(
@@ -122,7 +124,7 @@ def test_mask_modules_from_json_and_from_a_model_config(content: Any, tmp_path: 
 
 def test_bmcooks_keys_with_numpys_arrays_are_read(tmp_path: Path) -> None:
     heads = np.array([[1.0, 0, 0, 1], [0, 1, 0, 0]], dtype=np.float32)
-    assert read(tmp_path / "heads.pt", {"heads_z": heads}).kept[0].heads == (0, 3)
+    assert read(tmp_path / "heads.pt", {"heads_z": heads}).kept[0]["head"] == (0, 3)
 
 
 class Bomb:

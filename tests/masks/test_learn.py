@@ -11,9 +11,9 @@ from sprunec.families.cpm_ant.blocks import example_inputs
 from sprunec.masks.budgets import make_budgets
 from sprunec.masks.lagrangian import Lagrangian
 from sprunec.masks.learn import GateLearner, start_from
-from sprunec.masks.unit_counts import Key
 from sprunec.rewrite.gating import insert_gates
 from sprunec.rewrite.trace import trace_blocks
+from sprunec.units import Key
 from tests.conftest import random_batch, tiny_config, tiny_model
 
 CPU = torch.device("cpu")

@@ -13,15 +13,16 @@ from torch import Tensor
 from sprunec.bmcook.masks.matching import Matched, read_masks
 from sprunec.errors import InputError
 from sprunec.families.cpm_ant.blocks import example_inputs
-from sprunec.families.cpm_ant.config import LayerKept
+from sprunec.families.cpm_ant.sizes import everything
 from sprunec.rewrite.gating import mask
 from sprunec.rewrite.trace import trace_blocks
-from tests.conftest import random_batch, tiny_config, tiny_model
+from sprunec.units import Kept
+from tests.conftest import kept_layer, random_batch, tiny_config, tiny_model
 
 # 12 layers: attention in 8 of them, feed-forward in 7
 HOLES = [[i in (0, 3, 4, 9), i in (1, 2, 4, 7, 11)] for i in range(12)]
 HOLED = {"num_layers": 12, "mask_modules": HOLES}
-WHOLE = tiny_config(**HOLED).everything()
+WHOLE = everything(tiny_config(**HOLED))
 ATTENTION = [1, 2, 5, 6, 7, 8, 10, 11]
 FEED_FORWARD = [0, 3, 5, 6, 8, 9, 10]
 
@@ -36,15 +37,9 @@ def layer_file(path: Path, attention: list[int], feed_forward: list[int]) -> Pat
     return saved(path, {key: torch.tensor(row, dtype=torch.float32) for key, row in values.items()})
 
 
-def without(kept: tuple[LayerKept, ...], attention: set[int], feed_forward: set[int]) -> tuple[LayerKept, ...]:
-    return tuple(
-        LayerKept(
-            None if i in attention else layer.heads,
-            None if i in attention else layer.dim_head,
-            None if i in feed_forward else layer.dim_ff,
-        )
-        for i, layer in enumerate(kept)
-    )
+def without(kept: Kept, attention: set[int], feed_forward: set[int]) -> Kept:
+    gone = {(index, "attention"): [False] for index in attention}
+    return kept.then(gone | {(index, "feed_forward"): [False] for index in feed_forward})
 
 
 def heads(rows: int) -> Tensor:
@@ -55,10 +50,10 @@ def heads(rows: int) -> Tensor:
 
 
 def kept_heads(found: Matched) -> dict[int, tuple[int, ...]]:
-    return {index: layer.heads for index, layer in enumerate(found.kept) if layer.heads is not None}
+    return {index: layer["head"] for index, layer in enumerate(found.kept) if "head" in layer}
 
 
-def complaint(paths: list[Path], entering: tuple[LayerKept, ...] | None = None) -> tuple[str, str]:
+def complaint(paths: list[Path], entering: Kept | None = None) -> tuple[str, str]:
     with pytest.raises(InputError) as caught:
         read_masks(paths, WHOLE, entering)
     (diagnostic,) = caught.value.diagnostics
@@ -136,7 +131,7 @@ def test_coarse_and_fine_masks_in_one_pass_in_any_order(counted: str, order: tup
     found = read_masks([paths[index] for index in order], WHOLE)
     ranks = {layer: (present if counted == "kept" else ATTENTION).index(layer) % 4 for layer in present}
     assert kept_heads(found) == {layer: (rank,) for layer, rank in ranks.items()}
-    wide = {i: layer.dim_ff for i, layer in enumerate(found.kept) if layer.dim_ff is not None}
+    wide = {i: layer["dim_ff"] for i, layer in enumerate(found.kept) if "dim_ff" in layer}
     assert wide == {layer: ((fed if counted == "kept" else FEED_FORWARD).index(layer),) for layer in fed}
 
 
@@ -161,8 +156,9 @@ def test_masks_of_the_same_units_in_two_files_both_apply(tmp_path: Path) -> None
 # --- columns ---
 
 
-def narrowed(kept: tuple[LayerKept, ...], heads: tuple[int, ...], dim_ff: tuple[int, ...]) -> tuple[LayerKept, ...]:
-    return tuple(LayerKept(layer.heads and heads, layer.dim_head, layer.dim_ff and dim_ff) for layer in kept)
+def narrowed(kept: Kept, heads: tuple[int, ...], dim_ff: tuple[int, ...]) -> Kept:
+    here = {"head": heads, "dim_ff": dim_ff}
+    return Kept({unit: here.get(unit, indices) for unit, indices in layer.items()} for layer in kept)
 
 
 def test_columns_are_the_input_models_units_or_those_left_at_this_pass(tmp_path: Path) -> None:
@@ -174,7 +170,7 @@ def test_columns_are_the_input_models_units_or_those_left_at_this_pass(tmp_path:
     assert set(kept_heads(found).values()) == {(2, 3)}
     assert found.masks[(1, "head")].tolist() == [False, False, True, True]
     dims = saved(tmp_path / "dims.pt", {"dimff_z": torch.tensor([[0, 1]] * 7)})
-    assert {layer.dim_ff for layer in read_masks([dims], WHOLE, entering).kept} == {None, (30,)}
+    assert {layer.get("dim_ff") for layer in read_masks([dims], WHOLE, entering).kept} == {None, (30,)}
 
 
 def test_columns_that_count_nothing_here_are_told_with_both_counts(tmp_path: Path) -> None:
@@ -187,7 +183,7 @@ def test_columns_that_count_nothing_here_are_told_with_both_counts(tmp_path: Pat
 
 
 def test_a_unit_beyond_its_layers_width_is_named(tmp_path: Path) -> None:
-    whole = (LayerKept((0, 1), (0,), (0,)), LayerKept((0, 1, 2), (0,), (0,)))
+    whole = Kept((kept_layer((0, 1), (0,), (0,)), kept_layer((0, 1, 2), (0,), (0,))))
     path = saved(tmp_path / "h.pt", {"heads_z": torch.tensor([[1, 0, 1], [1, 0, 1]])})
     with pytest.raises(InputError, match="heads_z keeps unit 2 of layer 0, which has 2"):
         read_masks([path], whole)

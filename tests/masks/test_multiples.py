@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from sprunec.families.cpm_ant.config import ModelConfig
+from sprunec.families.cpm_ant.sizes import unit_cost, unit_sizes
 from sprunec.masks.budgets import fill_all, make_budgets
-from sprunec.masks.granularity import bundles, spare
-from sprunec.masks.unit_counts import Key, unit_cost, unit_sizes
+from sprunec.masks.granularity import groups, remainder
 from sprunec.plan.targets import removable
+from sprunec.units import Key
 from tests.conftest import tiny_config
 from tests.masks.test_budgets import left, ragged, scores
 from tests.runs import EMIT, TRAIN, execute, mask_pass, plan, read_report
@@ -39,12 +40,12 @@ def counts(masks: dict[Key, Tensor], unit: str) -> list[int]:
     return [int(mask.sum()) for key, mask in masks.items() if key[1] == unit]
 
 
-def test_bundles_are_of_like_scores_and_leave_the_worst_out() -> None:
+def test_groups_are_of_like_scores_and_leave_the_worst_out() -> None:
     values = torch.tensor([5.0, 1.0, 4.0, 2.0, 3.0])
-    assert bundles((0, "dim_ff"), values, 2) == [(4.5, (0, "dim_ff"), (0, 2)), (2.5, (0, "dim_ff"), (4, 3))]
-    assert [places for _, _, places in bundles((0, "dim_ff"), values, 2, worst_first=True)] == [(3, 4), (2, 0)]
-    assert spare(values, 2).tolist() == [1]
-    assert spare(values, 1).tolist() == []
+    assert groups((0, "dim_ff"), values, 2) == [(4.5, (0, "dim_ff"), (0, 2)), (2.5, (0, "dim_ff"), (4, 3))]
+    assert [places for _, _, places in groups((0, "dim_ff"), values, 2, worst_first=True)] == [(3, 4), (2, 0)]
+    assert remainder(values, 2).tolist() == [1]
+    assert remainder(values, 1).tolist() == []
 
 
 @pytest.mark.parametrize("units", [("dim_ff",), ("head", "dim_ff"), JOINT], ids=repr)
@@ -75,7 +76,7 @@ def test_counts_are_multiples_and_met_where_there_are_enough(budget: str, seed: 
     assert left(config, masks).layers[0].dim_ff in ((4,) if budget == "per-layer" else (0, 4))
 
 
-def test_bundles_go_where_their_mean_is_best() -> None:
+def test_groups_go_where_their_mean_is_best() -> None:
     config = tiny_config()
     given = {(0, "head"): torch.tensor([9.0, 1, 1, 1]), (1, "head"): torch.tensor([6.0, 6, 0, 0])}
     given[(2, "head")] = torch.tensor([4.0, 4, 4, 4])

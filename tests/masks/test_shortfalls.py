@@ -15,11 +15,10 @@ from hypothesis import strategies as st
 from sprunec.cli import main
 from sprunec.errors import PassError
 from sprunec.families.cpm_ant.config import ModelConfig
-from sprunec.graph.planned import planned
+from sprunec.families.cpm_ant.sizes import unit_sizes
 from sprunec.masks.budgets import Budget, fill_all, make_budgets
-from sprunec.masks.unit_counts import unit_sizes
+from sprunec.plan.planned_sizes import short_layers, short_message
 from sprunec.plan.schema import validator
-from sprunec.plan.shortfalls import short_layers, short_words
 from sprunec.plan.targets import Left
 from tests.conftest import tiny_config
 from tests.masks.test_budgets import left, ragged, scores
@@ -74,14 +73,14 @@ def test_the_plan_names_the_layers_that_the_budgets_clamp(seed: int, count: int,
         assert {index: most for index, most in short.items() if most is not None} == clamped
         absent = {index for index in range(config.num_layers) if (index, unit) not in unit_sizes(config, (unit,))}
         assert {index for index, most in short.items() if most is None} == absent
-        assert all(str(index) in short_words(key, wanted, short) for index in list(short)[:4])
+        assert all(str(index) in short_message(key, wanted, short) for index in list(short)[:4])
 
 
 def test_sizes_that_are_planned_follow_multiples_layer_by_layer() -> None:
     config = ModelConfig.from_dict(MODEL | {"layers": UNEVEN})
     (budget, *_) = budgets = make_budgets(config, ("dim_ff",), {"dim_ff": 16}, "per-layer", multiple_of={"dim_ff": 8})
     cut = left(config, fill_all(budgets, scores(config, ("dim_ff",))))
-    after = planned(Left.of(config), ("dim_ff",), {"dim_ff": 16}, {"dim_ff": 8})
+    after = Left.of(config).planned(("dim_ff",), {"dim_ff": 16}, {"dim_ff": 8})
     assert after.parameters == cut.parameters()
     assert [layer.dim_ff for layer in cut.layers] == [16, 16, 0]
     assert after.config.layers == tuple(type(x)(x.heads, x.dim_head, x.dim_ff) for x in cut.layers)

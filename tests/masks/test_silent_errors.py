@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from sprunec.families.cpm_ant.config import ModelConfig
+from sprunec.families.cpm_ant.sizes import unit_sizes
 from sprunec.masks.budgets import fill_all, make_budgets
 from sprunec.masks.gates import kept_probability, sample
 from sprunec.masks.lagrangian import Lagrangian
-from sprunec.masks.unit_counts import Key, unit_sizes
+from sprunec.units import Key
 from tests.runs import TINY
 
 HOLES = [[False, False], [True, False], [False, True], [True, False]]

@@ -13,6 +13,7 @@ from torch import Tensor
 from sprunec.bmcook.masks.two_four_files import read_mask_file, write_pattern
 from sprunec.errors import InputError
 from sprunec.families.cpm_ant.shapes import expected_tensors
+from sprunec.families.cpm_ant.sizes import everything
 from sprunec.families.model_directory import save_model
 from sprunec.masks.two_four import Pattern, choose, load_pattern, save_pattern
 from sprunec.plan.sparsity import targeted
@@ -33,7 +34,7 @@ def directory_with(path: Path, dtype: torch.dtype = torch.float16, **changes: An
     config = tiny_config(**changes)
     state = {name: tensor.to(dtype) for name, tensor in tiny_model(**changes).state_dict().items()}
     pattern = {name: choose("m4n2_1d", name, state[name]) for name in whole(**changes)[1]}
-    save_model(path, config, config.everything(), state)
+    save_model(path, config, everything(config), state)
     save_pattern(path, pattern)
     return path, pattern
 

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from sprunec.checkpoint.reader import open_tensors, read_state
 from sprunec.checkpoint.writer import write_state
 from sprunec.errors import InputError
+from sprunec.families.cpm_ant.sizes import everything
 from sprunec.families.model_directory import empty_model, fill, load, load_model, read_config, read_kept, save_model
 from tests.conftest import TINY, random_batch, tiny_config, tiny_model
 
@@ -190,19 +191,19 @@ def test_filling_takes_the_tensors_in_their_own_dtype() -> None:
 
 def test_a_saved_model_loads_and_computes_the_same(tmp_path: Path) -> None:
     config, model = tiny_config(), tiny_model()
-    save_model(tmp_path / "deep" / "model", config, config.everything(), model.state_dict())
+    save_model(tmp_path / "deep" / "model", config, everything(config), model.state_dict())
     loaded, batch = load(tmp_path / "deep" / "model"), random_batch()
     assert not loaded.training
     assert load_model(tmp_path / "deep" / "model").training
     with torch.no_grad():
         assert torch.equal(loaded(**batch)[0], model(**batch)[0])
     assert read_config(tmp_path / "deep" / "model") == config
-    assert read_kept(tmp_path / "deep" / "model") == config.everything()
+    assert read_kept(tmp_path / "deep" / "model") == everything(config)
 
 
 def test_a_strangers_model_py_is_never_run(tmp_path: Path) -> None:
     config = tiny_config()
-    save_model(tmp_path, config, config.everything(), state())
+    save_model(tmp_path, config, everything(config), state())
     (tmp_path / "model.py").write_text("raise SystemExit('ran')")
     assert load(str(tmp_path)).prompt_length == TINY["prompt_length"]
 

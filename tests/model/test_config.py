@@ -10,25 +10,21 @@ import pytest
 import torch
 
 from sprunec.families.cpm_ant.blocks import build
-from sprunec.families.cpm_ant.config import (
-    Divisors,
-    LayerKept,
-    LayerShape,
-    ModelConfig,
-    kept_from_json,
-    kept_to_json,
-    local,
-)
-from tests.conftest import TINY, tiny_config
+from sprunec.families.cpm_ant.config import Divisors, LayerIndices, LayerShape, ModelConfig
+from sprunec.families.cpm_ant.sizes import everything
+from sprunec.units import Kept
+from tests.conftest import TINY, kept_layer, tiny_config
 
 NO_ATTENTION = {3, 10, 13, 14, 15, 17, 19, 21, 22, 25, 26, 28, 32, 34, 35, 37, 38, 41, 43, 44, 45, 46, 47}
 NO_FEED_FORWARD = {1, 2, 3, 4, 6, 8, 10, 12, 13, 14, 15, 19, 21, 23, 25, 26, 29, 30, 32, 33, 34, 35, 38}
 NO_FEED_FORWARD |= {41, 42, 43, 46}
 PUBLISHED = {"dim_model": 4096, "dim_head": 128, "num_layers": 48, "vocab_size": 30720}
-SOME = (
-    LayerKept((1, 3), (0, 2, 5), (3, 4, 9)),
-    LayerKept(None, None, tuple(range(40))),
-    LayerKept((0, 1, 2, 3), (1,), None),
+SOME = Kept(
+    (
+        kept_layer((1, 3), (0, 2, 5), (3, 4, 9)),
+        kept_layer(None, None, tuple(range(40))),
+        kept_layer((0, 1, 2, 3), (1,), None),
+    )
 )
 
 
@@ -40,20 +36,20 @@ def one_billion() -> ModelConfig:
 def ragged(seed: int) -> ModelConfig:
     """What is left of TINY after two random cuts."""
     draw, config = random.Random(seed), tiny_config()
-    kept = config.everything()
+    kept = everything(config)
     for _ in range(2):
-        after = tuple(_fewer(draw, layer) for layer in kept)
+        after = Kept(_fewer(draw, layer) for layer in kept)
         config, kept = config.cut(kept, after), after
     return config
 
 
-def _fewer(draw: random.Random, layer: LayerKept) -> LayerKept:
+def _fewer(draw: random.Random, layer: LayerIndices) -> LayerIndices:
     def some(units: tuple[int, ...] | None) -> tuple[int, ...] | None:
         return None if not units else tuple(sorted(draw.sample(units, draw.randint(1, len(units)))))
 
-    attention = None if draw.random() < 0.2 else some(layer.heads)
-    feed_forward = None if draw.random() < 0.2 else some(layer.dim_ff)
-    return LayerKept(attention, some(layer.dim_head) if attention else None, feed_forward)
+    attention = None if draw.random() < 0.2 else some(layer.get("head"))
+    feed_forward = None if draw.random() < 0.2 else some(layer.get("dim_ff"))
+    return kept_layer(attention, some(layer.get("dim_head")) if attention else None, feed_forward)
 
 
 def test_the_published_10b_and_1b_sizes() -> None:
@@ -65,10 +61,10 @@ def test_the_published_10b_and_1b_sizes() -> None:
 def test_the_1b_model_cut_to_300m_keeps_its_bias_table() -> None:
     config = one_billion()
     kept = tuple(
-        LayerKept(layer.heads and layer.heads[:4], layer.dim_head, layer.dim_ff and layer.dim_ff[:350])
-        for layer in config.everything()
+        {unit: kept[: {"head": 4, "dim_ff": 350}.get(unit)] for unit, kept in layer.items()}
+        for layer in everything(config)
     )
-    small = config.cut(config.everything(), kept)
+    small = config.cut(everything(config), kept)
     assert small.parameters() == 430_403_584
     assert sum(bool(layer.heads) for layer in small.layers) == 25
     assert sum(bool(layer.dim_ff) for layer in small.layers) == 21
@@ -85,7 +81,10 @@ def test_counting_agrees_with_the_model_that_is_built(seed: int) -> None:
         attention, feed_forward = (
             sum(p.numel() for p in m.parameters()) if m else 0 for m in (layer.self_att, layer.ffn)
         )
-        assert (attention, feed_forward) == (config.attention_parameters(index), config.feed_forward_parameters(index))
+        assert (attention, feed_forward) == (
+            config.sublayer_parameters(index, "attention"),
+            config.sublayer_parameters(index, "feed_forward"),
+        )
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -104,7 +103,7 @@ def test_a_dense_config_is_cpm_lives_keys_and_the_divisors() -> None:
 
 def test_a_cut_config_says_what_differs_by_layer() -> None:
     config = tiny_config()
-    data = config.cut(config.everything(), SOME).to_dict()
+    data = config.cut(everything(config), SOME).to_dict()
     assert data["layers"] == [
         {"heads": 2, "dim_head": 3, "dim_ff": 3, "kept_heads": [1, 3]},
         {"heads": None, "dim_head": None, "dim_ff": 40},
@@ -123,46 +122,33 @@ def test_the_older_spelling_of_eps_is_read_and_strange_keys_are_not() -> None:
 
 def test_bias_columns_follow_heads_through_two_cuts() -> None:
     shape = LayerShape(4, 6, 40)
-    first = shape.cut(shape.everything(), LayerKept((0, 2, 3), (0, 1, 2, 3, 4, 5), (0,)), 4)
+    first = shape.cut(Kept.all([shape.counts])[0], kept_layer((0, 2, 3), (0, 1, 2, 3, 4, 5), (0,)), 4)
     assert first == LayerShape(3, 6, 1, (0, 2, 3))
-    second = first.cut(LayerKept((0, 2, 3), (0, 1, 2, 3, 4, 5), (0,)), LayerKept((3,), (1, 4), None), 4)
+    second = first.cut(kept_layer((0, 2, 3), (0, 1, 2, 3, 4, 5), (0,)), kept_layer((3,), (1, 4), None), 4)
     assert second == LayerShape(1, 2, 0, (3,))
 
 
 def test_a_model_that_comes_cut_counts_its_heads_anew_but_keeps_its_columns() -> None:
     shape = LayerShape(2, 6, 40, (1, 3))
-    assert shape.everything().heads == (0, 1)
-    assert shape.cut(shape.everything(), LayerKept((1,), (0, 1), (0,)), 4).kept_heads == (3,)
+    assert Kept.all([shape.counts])[0]["head"] == (0, 1)
+    assert shape.cut(Kept.all([shape.counts])[0], kept_layer((1,), (0, 1), (0,)), 4).kept_heads == (3,)
 
 
 def test_cutting_other_units_leaves_bias_columns_alone() -> None:
-    before = LayerKept((0, 2), (0, 1), (0, 1))
+    before = kept_layer((0, 2), (0, 1), (0, 1))
     shape = LayerShape(2, 2, 2, (0, 2))
-    assert shape.cut(before, LayerKept((0, 2), (1,), (0,)), 4) == LayerShape(2, 1, 1, (0, 2))
-    assert LayerShape(4, 6, 40).cut(LayerShape(4, 6, 40).everything(), SOME[2], 4).kept_heads is None
+    assert shape.cut(before, kept_layer((0, 2), (1,), (0,)), 4) == LayerShape(2, 1, 1, (0, 2))
+    assert LayerShape(4, 6, 40).cut(Kept.all([LayerShape(4, 6, 40).counts])[0], SOME[2], 4).kept_heads is None
 
 
 def test_a_layer_without_attention_has_neither_dims_nor_columns() -> None:
     shape = LayerShape(2, 3, 4, (1, 3))
-    assert shape.cut(LayerKept((1, 3), (0, 1, 2), (0,)), LayerKept(None, None, (0,)), 4) == LayerShape(0, 0, 1)
-    assert LayerShape(0, 0, 4).everything() == LayerKept(None, None, (0, 1, 2, 3))
-    assert LayerShape(2, 3, 0).everything() == LayerKept((0, 1), (0, 1, 2), None)
+    assert shape.cut(kept_layer((1, 3), (0, 1, 2), (0,)), kept_layer(None, None, (0,)), 4) == LayerShape(0, 0, 1)
+    assert Kept.all([LayerShape(0, 0, 4).counts])[0] == kept_layer(None, None, (0, 1, 2, 3))
+    assert Kept.all([LayerShape(2, 3, 0).counts])[0] == kept_layer((0, 1), (0, 1, 2), None)
 
 
 def test_two_cuts_equal_one() -> None:
-    config, whole = tiny_config(), tiny_config().everything()
-    later = (LayerKept((3,), (0, 5), (9,)), LayerKept(None, None, None), LayerKept((0, 2), (1,), None))
+    config, whole = tiny_config(), everything(tiny_config())
+    later = (kept_layer((3,), (0, 5), (9,)), kept_layer(None, None, None), kept_layer((0, 2), (1,), None))
     assert config.cut(whole, SOME).cut(SOME, later) == config.cut(whole, later)
-
-
-def test_local_indices_are_places_in_what_is_left() -> None:
-    before, after = LayerKept((1, 3, 7), (0, 2, 5), (3, 4, 9)), LayerKept((1, 7), (5,), None)
-    assert local(before, after) == LayerKept((0, 2), (2,), None)
-    assert local(before, before) == LayerKept((0, 1, 2), (0, 1, 2), (0, 1, 2))
-    assert local(LayerKept(None, None, (0,)), LayerKept(None, None, (0,))) == LayerKept(None, None, (0,))
-
-
-def test_kept_reads_back_from_its_json() -> None:
-    data = json.loads(json.dumps(kept_to_json(SOME)))
-    assert data[1] == {"heads": None, "dim_head": None, "dim_ff": list(range(40))}
-    assert kept_from_json(data) == SOME

@@ -102,7 +102,7 @@ def loaded(folder: Path, name: str) -> None:
     """The pass alone, which sees what a plan cannot."""
     (folder / "loaded").mkdir(exist_ok=True)
     job = Job(
-        {"config": tiny_config().to_dict()},
+        load.LoadOptions(config=tiny_config().to_dict()),
         {},
         {"checkpoint": (folder / name,)},
         folder / "loaded",

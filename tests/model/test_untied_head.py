@@ -24,6 +24,7 @@ from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.families.cpm_ant.head import has_own_head
 from sprunec.families.cpm_ant.model import CPMAnt
 from sprunec.families.cpm_ant.shapes import expected_tensors
+from sprunec.families.cpm_ant.sizes import everything
 from sprunec.families.model_directory import read_config
 from sprunec.graph.inspect import inspect_model
 from sprunec.passes import load
@@ -38,7 +39,7 @@ HEAD, WORDS = "lm_head.weight", "input_embedding.weight"
 LOAD_OPTIONS = """
 import sys, json, sprunec
 graph = sprunec.lower(sprunec.read_plan(sys.argv[1]))
-found = [node.options["config"].get("tie_word_embeddings", True) for node in graph.nodes if node.pass_ == "load"]
+found = [node.options.config.get("tie_word_embeddings", True) for node in graph.nodes if node.pass_ == "load"]
 print(json.dumps([found, sorted({"torch"} & set(sys.modules))]))
 """
 
@@ -74,7 +75,7 @@ def test_config_says_so_only_where_it_is_apart() -> None:
     shapes = {name: tuple(tensor.shape) for name, tensor in build(apart).state_dict().items()}
     assert shapes == expected_tensors(apart)
     assert sum(map(prod, shapes.values())) == apart.parameters()
-    assert apart.cut(apart.everything(), apart.everything()) == apart
+    assert apart.cut(everything(apart), everything(apart)) == apart
 
 
 @torch.no_grad()
@@ -228,7 +229,7 @@ def test_inspect_counts_a_head_of_its_own(tmp_path: Path) -> None:
 
 
 def test_new_model_may_have_a_head_of_its_own(tmp_path: Path) -> None:
-    options = {"config": tiny_config(**APART).to_dict(), "seed": 0}
+    options = load.LoadOptions(config=tiny_config(**APART).to_dict(), seed=0)
     load.run(Job(options, {}, {}, tmp_path, "cpu", print))
     assert read_config(tmp_path) == tiny_config(**APART)
     assert load_file(tmp_path / "model.safetensors")[HEAD].shape == (97, 24)

@@ -34,6 +34,7 @@ from sprunec.checkpoint.writer import (
 )
 from sprunec.durable import naming
 from sprunec.errors import InputError, PassError
+from sprunec.families.cpm_ant.sizes import everything
 from sprunec.families.model_directory import save_outputs
 from tests.conftest import tiny_config, tiny_model
 
@@ -115,7 +116,7 @@ def test_outputs_must_be_the_configs_model(tmp_path: Path) -> None:
     config, state = tiny_config(), tiny_model().state_dict()
     state.pop("input_embedding.weight")
     with pytest.raises(AssertionError, match="no tensor input_embedding.weight"):
-        save_outputs(tmp_path, config, config.everything(), as_outputs(state))
+        save_outputs(tmp_path, config, everything(config), as_outputs(state))
 
 
 def test_a_users_checkpoint_is_linked_under_a_models_names(tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def test_a_teacher_from_a_file_is_loaded_once(tmp_path: Path) -> None:
     assert list(teachers(graph).values())[:2] == [loaded.name] * 2
     assert graph.node(list(teachers(graph).values())[2]).pass_ == "train"
     assert loaded.files == {"checkpoint": (tmp_path / "t.pt",)}
-    assert loaded.options["config"] == graph.node(graph.roles["source"]).options["config"]
+    assert loaded.options.config == graph.node(graph.roles.source).options.config
     save_weights(tmp_path / "t.pt", seed=1)
     again = lowered(tmp_path, TRAIN | given, HEADS | given, TUNE | HALF, EMIT)
     assert again.node(loaded.name).digest != loaded.digest
@@ -114,7 +114,7 @@ def test_without_distillation_digests_are_what_they_were(tmp_path: Path) -> None
     plain = lowered(tmp_path, TRAIN, HEADS, TUNE, EMIT)
     null = lowered(tmp_path, TRAIN, HEADS | ALONE, TUNE | ALONE, EMIT, training=ALONE)
     assert [node.digest for node in plain.nodes] == [node.digest for node in null.nodes]
-    assert all("distillation" not in node.options and "teacher" not in node.inputs for node in plain.nodes)
+    assert all("distillation" not in node.options.document() and "teacher" not in node.inputs for node in plain.nodes)
 
 
 def test_what_is_distilled_changes_digests_and_where_the_teacher_lies_does_not(tmp_path: Path) -> None:

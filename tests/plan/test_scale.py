@@ -18,8 +18,9 @@ from sprunec.engines.device import Place
 from sprunec.engines.torch_engine import TorchEngine
 from sprunec.families.cpm_ant.blocks import build, initialize
 from sprunec.families.cpm_ant.config import ModelConfig
+from sprunec.families.cpm_ant.sizes import unit_cost
 from sprunec.plan.plan import read_plan
-from sprunec.plan.scale import Setting, _inside, block_parameters, cost, plan_costs, shards_by_itself
+from sprunec.plan.scale import Setting, block_activations, cost, plan_costs, shards_by_itself
 from tests.engines.test_loop import TRAINING
 from tests.runs import MODEL, TRAIN, plan, write
 
@@ -49,7 +50,7 @@ def test_state_is_what_is_computed(optimizer: str) -> None:
     held = sum(t.nbytes for t in (*parameters, *(p.grad for p in parameters), *moments))
     assert held == cost(config, Setting(optimizer=optimizer)).state
     inside = sum(p.numel() for name, p in model.named_parameters() if ".layers." in name)
-    assert inside == sum(block_parameters(config, index) for index in range(config.num_layers))
+    assert inside == sum(unit_cost(config, index, "block") for index in range(config.num_layers))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -74,8 +75,12 @@ def test_activations_are_about_what_is_computed(layers: int, recompute: bool, pr
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), engine.place.precision():
         logits = driver.forward(data.inputs)
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), data.targets.flatten())
-    found = cost(config, Setting(rows=ROWS, columns=COLUMNS, precision=precision, recompute=recompute))
-    one_block = _inside(config, 0, Setting(rows=ROWS, columns=COLUMNS, precision=precision)) if recompute else 0.0
+    found = cost(config, Setting(sequences=ROWS, positions=COLUMNS, precision=precision, recompute=recompute))
+    one_block = (
+        block_activations(config, 0, Setting(sequences=ROWS, positions=COLUMNS, precision=precision))
+        if recompute
+        else 0.0
+    )
     assert float(loss.detach()) > 0
     assert sum(kept.values()) == pytest.approx(found.activations + found.working - one_block, rel=0.25)
 
@@ -118,7 +123,7 @@ def test_a_plan_says_what_it_costs(engine: dict[str, Any], devices: int, shardin
     found = plan_costs(read_plan(write(tmp_path, plan(TRAIN, engine=engine))), devices)
     assert [row["sharding"] for row in found] == shardings
     wanted = cost(
-        ModelConfig.from_dict(MODEL), Setting(devices, shardings[-1] == "full", rows=4 // devices, columns=34)
+        ModelConfig.from_dict(MODEL), Setting(devices, shardings[-1] == "full", sequences=4 // devices, positions=34)
     )
     assert (found[-1]["memory"], found[-1]["traffic"]) == (wanted.memory, wanted.traffic)
 

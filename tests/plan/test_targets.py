@@ -40,7 +40,7 @@ def test_global_budget_leaves_a_mean() -> None:
     after = left().after({"num_heads": 2}, "global")
     assert (after.most("num_heads", "global"), after.most("num_heads", "per-layer")) == (2, 4)
     assert after.means["num_heads"] == Fraction(2)
-    assert after.layers is None
+    assert not after.known
 
 
 def test_blocks_take_their_sublayers_along() -> None:
@@ -52,7 +52,7 @@ def test_blocks_take_their_sublayers_along() -> None:
 def test_unlike_layers_leave_the_size_open() -> None:
     uneven = left(mask_modules=[[True, False], [False, False], [False, False]])
     after = uneven.after({"num_layers": 2}, "global")
-    assert after.layers is None
+    assert not after.known
     assert after.parameters == uneven.parameters
     assert after.counts["num_layers"] == 2
 
@@ -65,7 +65,7 @@ def test_size_target_bounds_the_next() -> None:
 
 def test_least_parameters_are_those_of_the_other_units() -> None:
     everything, config = left(), ModelConfig.from_dict(TINY)
-    attention = sum(config.attention_parameters(index) for index in range(3))
+    attention = sum(config.sublayer_parameters(index, "attention") for index in range(3))
     assert everything.least_parameters(("head",)) == everything.parameters - attention
     assert everything.least_parameters(("layer",)) == everything.parameters - config.prunable_parameters()
     assert everything.unknown().least_parameters(("head",)) == everything.parameters - config.prunable_parameters()

@@ -182,6 +182,7 @@ def test_what_only_torch_can_read_is_refused_by_the_run(dtype: torch.dtype, tmp_
     assert told(tmp_path, "m.pt", {}) == []
     config = read_plan(write(tmp_path, content("m.pt", {}))).model.config
     (tmp_path / "loaded").mkdir()
-    job = Job({"config": config.to_dict()}, {}, {"checkpoint": (tmp_path / "m.pt",)}, tmp_path / "loaded", "cpu", print)
+    options, files = load.LoadOptions(config=config.to_dict()), {"checkpoint": (tmp_path / "m.pt",)}
+    job = Job(options, {}, files, tmp_path / "loaded", "cpu", print)
     with pytest.raises(InputError, match=r"may change what it computes: encoder\.scale"):
         load.run(job)

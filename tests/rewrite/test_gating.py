@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from sprunec.errors import TraceError
 from sprunec.families.cpm_ant.blocks import example_inputs
-from sprunec.families.cpm_ant.config import LayerKept
+from sprunec.families.cpm_ant.sizes import everything
 from sprunec.rewrite.gating import UNITS, Gates, insert_gates, mask, scale_along
 from sprunec.rewrite.trace import trace, trace_blocks
-from tests.conftest import random_batch, tiny_config, tiny_model
+from sprunec.units import Cut
+from tests.conftest import kept_layer, random_batch, tiny_config, tiny_model
 from tests.rewrite.strange import Strange, Unit
 
 IDS = torch.arange(14).reshape(2, 7)
@@ -151,8 +152,8 @@ def test_a_mask_equals_zeroed_weights() -> None:
         layer.ffn.ffn.w_out.weight[:, 3:] = 0
 
     model, config = tiny_model(), tiny_config()
-    kept = list(config.everything())
-    kept[1] = LayerKept((1, 3), (0, 2, 5), (0, 1, 2))
+    whole = everything(config)
+    kept = Cut((whole[0], kept_layer((1, 3), (0, 2, 5), (0, 1, 2)), whole[2]))
     mask(model, trace_blocks(model, example_inputs(config)), kept)
     assert (logits(model) - by_hand(change)).abs().max() < 2e-6
 
@@ -163,16 +164,14 @@ def test_an_absent_sublayer_adds_nothing(kind: str) -> None:
     shorter = tiny_model(mask_modules=[absent] * 3)
     model, config = tiny_model(), tiny_config()
     shorter.load_state_dict(model.state_dict(), strict=False)
-    everything = config.everything()
-    without = {"attention": LayerKept(None, None, everything[0].dim_ff)}
-    without["feed_forward"] = LayerKept(everything[0].heads, everything[0].dim_head, None)
-    mask(model, trace_blocks(model, example_inputs(config)), [without[kind]] * 3)
+    left = everything(config).then({(index, kind): [False] for index in range(3)})
+    mask(model, trace_blocks(model, example_inputs(config)), left)
     assert torch.equal(logits(model), logits(shorter))
 
 
 def test_masking_where_nothing_can_be_cut_says_why() -> None:
     model = Strange().eval()
     model.units[1].up.weight = model.units[0].up.weight
-    kept = (LayerKept((0,), (0,), (0,)),) * 3
+    kept = Cut([kept_layer((0,), (0,), (0,))] * 3)
     with pytest.raises(TraceError, match=r"units\.0: no dim_ff can be cut here: .* other blocks use the same tensor"):
         mask(copy.deepcopy(model), trace(model, IDS), kept)

@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sprunec.errors import TraceError
-from sprunec.families.cpm_ant.config import LayerKept
 from sprunec.rewrite import gating, surgery
 from sprunec.rewrite.recipe import make_recipe
 from sprunec.rewrite.trace import trace
+from sprunec.units import Cut
+from tests.conftest import kept_layer
 
 HEADS, DIM_HEAD = 8, 6
 EVERY = tuple(range(DIM_HEAD))
@@ -76,11 +77,11 @@ IDS = torch.arange(14).reshape(2, 7)
 
 
 @torch.no_grad()
-def cut_difference(model: Model, kept: LayerKept) -> float:
+def cut_difference(model: Model, kept: dict[str, tuple[int, ...]]) -> float:
     """Between masked and cut, once it is sure that the cut matters."""
     masked, small = copy.deepcopy(model), copy.deepcopy(model)
-    gating.mask(masked, trace(masked, IDS), (kept,) * 2)
-    surgery.rewrite(small, trace(small, IDS), (kept,) * 2)
+    gating.mask(masked, trace(masked, IDS), Cut([kept] * 2))
+    surgery.rewrite(small, trace(small, IDS), Cut([kept] * 2))
     wanted = masked(IDS)
     assert (model(IDS) - wanted).abs().max() > 0.01
     return float((small(IDS) - wanted).abs().max())
@@ -107,8 +108,8 @@ def test_heads_of_grouped_queries_are_said_not_to_be_cut(style: str, groups: int
         assert f"blocks.{index}: head cannot be cut: {WHY[style, groups]}" in block.notes
         assert block.sites["dim_ff"].size == 40
     with pytest.raises(TraceError, match="no head can be cut"):
-        make_recipe(trace(model, IDS), (LayerKept((0, 1), EVERY, tuple(range(40))),) * 2)
-    assert cut_difference(model, LayerKept(tuple(range(HEADS)), EVERY, (0, 3, 17))) < 5e-6
+        make_recipe(trace(model, IDS), Cut([kept_layer((0, 1), EVERY, tuple(range(40)))] * 2))
+    assert cut_difference(model, kept_layer(tuple(range(HEADS)), EVERY, (0, 3, 17))) < 5e-6
 
 
 @pytest.mark.parametrize("groups", [2, 4])
@@ -117,7 +118,7 @@ def test_head_dims_of_grouped_queries_are_cut_in_all_projections(groups: int) ->
     model = Model("enable_gqa", groups).eval()
     tensors = {name for name, _ in trace(model, IDS)[0].sites["dim_head"].tensors}
     assert tensors == {"q.weight", "q.bias", "k.weight", "k.bias", "v.weight", "v.bias", "out.weight"}
-    assert cut_difference(model, LayerKept(tuple(range(HEADS)), (0, 2, 5), (1, 2))) < 5e-6
+    assert cut_difference(model, kept_layer(tuple(range(HEADS)), (0, 2, 5), (1, 2))) < 5e-6
 
 
 @pytest.mark.parametrize("style", ["enable_gqa", "broadcast"])
@@ -127,4 +128,4 @@ def test_queries_of_one_key_are_cut_alone(style: str) -> None:
     block = trace(model, IDS)[0]
     assert {name for name, _ in block.sites["head"].tensors} == {"q.weight", "q.bias", "out.weight"}
     assert block.sites["head"].size == HEADS
-    assert cut_difference(model, LayerKept((1, 4, 6), (0, 2, 5), (1, 2))) < 5e-6
+    assert cut_difference(model, kept_layer((1, 4, 6), (0, 2, 5), (1, 2))) < 5e-6

@@ -12,31 +12,36 @@ from torch import Tensor
 from sprunec.checkpoint.writer import write_state
 from sprunec.errors import TraceError
 from sprunec.families.cpm_ant.blocks import build, example_inputs
-from sprunec.families.cpm_ant.config import LayerKept, local
+from sprunec.families.cpm_ant.sizes import everything
 from sprunec.rewrite.axes import Groups
 from sprunec.rewrite.recipe import Recipe, dim_indices, make_recipe, read_origin, save_recipe
 from sprunec.rewrite.trace import trace_blocks
-from tests.conftest import tiny_config, tiny_model
+from sprunec.units import Cut, Kept
+from tests.conftest import kept_layer, tiny_config, tiny_model
 
-FIRST = (
-    LayerKept((0, 1, 3), tuple(range(6)), (3, 4, 9, 39)),
-    LayerKept(None, None, tuple(range(0, 40, 3))),
-    LayerKept((2, 3), (0, 2, 5), None),
+FIRST = Kept(
+    (
+        kept_layer((0, 1, 3), tuple(range(6)), (3, 4, 9, 39)),
+        kept_layer(None, None, tuple(range(0, 40, 3))),
+        kept_layer((2, 3), (0, 2, 5), None),
+    )
 )
-BOTH = (
-    LayerKept((3,), (1, 5), (4, 39)),
-    LayerKept(None, None, (6, 9)),
-    LayerKept((2, 3), (2,), None),
+BOTH = Kept(
+    (
+        kept_layer((3,), (1, 5), (4, 39)),
+        kept_layer(None, None, (6, 9)),
+        kept_layer((2, 3), (2,), None),
+    )
 )
 
 
-def cpm_recipe(kept: tuple[LayerKept, ...], before: tuple[LayerKept, ...] | None = None) -> Recipe:
+def cpm_recipe(kept: Kept, before: Kept | None = None) -> Recipe:
     """The recipe for `kept`, both in the input model's indices, of a model that has only `before` left."""
     config = tiny_config()
-    before = config.everything() if before is None else before
-    here = config.cut(config.everything(), before)
+    before = everything(config) if before is None else before
+    here = config.cut(everything(config), before)
     blocks = trace_blocks(build(here), example_inputs(here))
-    return make_recipe(blocks, [local(old, new) for old, new in zip(before, kept, strict=True)])
+    return make_recipe(blocks, kept.inside(before))
 
 
 def equal(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
@@ -77,14 +82,14 @@ def test_absent_sublayers_lose_every_tensor_with_their_norm() -> None:
 
 def test_what_is_left_is_what_the_cut_config_builds() -> None:
     config = tiny_config()
-    small = config.cut(config.everything(), FIRST)
+    small = config.cut(everything(config), FIRST)
     cut = cpm_recipe(FIRST).cut(tiny_model().state_dict())
     assert {n: t.shape for n, t in cut.items()} == {n: t.shape for n, t in build(small).state_dict().items()}
     assert sum(tensor.numel() for tensor in cut.values()) == small.parameters()
 
 
 def test_keeping_everything_is_an_empty_recipe() -> None:
-    assert cpm_recipe(tiny_config().everything()) == Recipe({}, ())
+    assert cpm_recipe(everything(tiny_config())) == Recipe({}, ())
 
 
 def test_two_recipes_in_a_row_equal_the_one_made_at_once() -> None:
@@ -176,6 +181,6 @@ def test_an_origin_reads_back_from_disk(tmp_path: Path) -> None:
 
 def test_more_units_than_there_are_is_an_error() -> None:
     blocks = trace_blocks(build(tiny_config()), example_inputs(tiny_config()))
-    wrong = (LayerKept((0, 4), tuple(range(6)), (0,)), *FIRST[1:])
+    wrong = Cut((kept_layer((0, 4), tuple(range(6)), (0,)), *FIRST[1:]))
     with pytest.raises(TraceError, match=r"encoder\.layers\.0 has 4 head units, asked to keep number 4"):
         make_recipe(blocks, wrong)

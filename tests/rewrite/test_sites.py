@@ -72,8 +72,10 @@ def test_what_one_unit_weighs_adds_up_to_its_sublayer() -> None:
     config = tiny_config()
     for block in cpm_blocks():
         each = {unit: site.size * site.parameters_each for unit, site in block.sites.items()}
-        assert each["head"] == each["dim_head"] == config.attention_parameters(block.index) - config.dim_model
-        assert each["dim_ff"] == config.feed_forward_parameters(block.index) - config.dim_model
+        assert (
+            each["head"] == each["dim_head"] == config.sublayer_parameters(block.index, "attention") - config.dim_model
+        )
+        assert each["dim_ff"] == config.sublayer_parameters(block.index, "feed_forward") - config.dim_model
 
 
 def test_sublayers_are_found_with_the_tensors_that_only_they_use() -> None:

@@ -14,11 +14,14 @@ import torch
 from sprunec.checkpoint import writer as writing
 from sprunec.checkpoint.reader import open_tensors
 from sprunec.checkpoint.writer import write_outputs, write_state
-from sprunec.families.cpm_ant.config import LayerKept, ModelConfig, kept_to_json
+from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.families.cpm_ant.shapes import expected_tensors
+from sprunec.families.cpm_ant.sizes import everything
 from sprunec.rewrite.recipe import Recipe
 from sprunec.rewrite.slices import common_unit, select
 from sprunec.rewrite.streaming import cut_outputs, expand_outputs
+from sprunec.units import Kept
+from tests.conftest import kept_layer
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.uint8, torch.float64])
@@ -91,9 +94,9 @@ def peak():
     return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
 bare = peak()
 from sprunec.passes import cut as rewrite
-from sprunec.passes.job import Job
+from sprunec.passes.job import Job, Options
 folder = Path(sys.argv[1])
-rewrite.run(Job({}, {"model": folder, "masks": folder / "masks"}, {}, folder / "out", "cpu", print))
+rewrite.run(Job(Options(), {"model": folder, "masks": folder / "masks"}, {}, folder / "out", "cpu", print))
 print(peak() - bare)
 """
 
@@ -108,14 +111,14 @@ def test_a_rewrite_needs_memory_for_a_tensor_not_for_the_model(tmp_path: Path) -
     with (tmp_path / "model.safetensors").open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         file.truncate(8 + len(text) + end)
-    kept = [LayerKept(tuple(range(0, 16, 2)), tuple(range(128)), tuple(range(1, 8192, 3)))] * 4
+    kept = Kept([kept_layer(tuple(range(0, 16, 2)), tuple(range(128)), tuple(range(1, 8192, 3)))] * 4)
     for name in ("masks", "out"):
         (tmp_path / name).mkdir()
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
-    (tmp_path / "kept.json").write_text(json.dumps(kept_to_json(config.everything())))
-    (tmp_path / "masks" / "kept.json").write_text(json.dumps(kept_to_json(kept)))
+    (tmp_path / "kept.json").write_text(json.dumps(everything(config).to_json()))
+    (tmp_path / "masks" / "kept.json").write_text(json.dumps(kept.to_json()))
     done = subprocess.run([sys.executable, "-c", PEAK, str(tmp_path)], capture_output=True, text=True, check=True)
     largest = max(2 * torch.Size(shape).numel() for shape in expected_tensors(config).values())
     assert end > 5e8
     assert int(done.stdout) < 2 * largest + 200e6 < end / 2
-    assert open_tensors(tmp_path / "out").shapes() == expected_tensors(config.cut(config.everything(), kept))
+    assert open_tensors(tmp_path / "out").shapes() == expected_tensors(config.cut(everything(config), kept))

@@ -12,16 +12,18 @@ from torch import Tensor, nn
 
 from sprunec.errors import TraceError
 from sprunec.families.cpm_ant.blocks import build, example_inputs
-from sprunec.families.cpm_ant.config import LayerKept, ModelConfig
+from sprunec.families.cpm_ant.config import ModelConfig
+from sprunec.families.cpm_ant.sizes import everything
 from sprunec.rewrite import gating, surgery
 from sprunec.rewrite.recipe import make_recipe
 from sprunec.rewrite.trace import trace, trace_blocks
-from tests.conftest import random_batch, tiny_config, tiny_model
+from sprunec.units import Cut, Kept
+from tests.conftest import kept_layer, random_batch, tiny_config, tiny_model
 from tests.rewrite.strange import Strange
 
 IDS = torch.arange(14).reshape(2, 7)
-SOME = LayerKept((1, 3), (0, 2, 5), (3, 4, 9))
-RAGGED = (SOME, LayerKept(None, None, (1, 2)), LayerKept((0, 1, 2), (1, 2, 3), None))
+SOME = kept_layer((1, 3), (0, 2, 5), (3, 4, 9))
+RAGGED = Cut((SOME, kept_layer(None, None, (1, 2)), kept_layer((0, 1, 2), (1, 2, 3), None)))
 TOLERANCE = 5e-6
 
 
@@ -75,7 +77,7 @@ class Foreign(nn.Module):
         return x
 
 
-def masked_and_cut(model: nn.Module, kept: tuple[LayerKept, ...], ids: Tensor = IDS) -> tuple[nn.Module, nn.Module]:
+def masked_and_cut(model: nn.Module, kept: Kept, ids: Tensor = IDS) -> tuple[nn.Module, nn.Module]:
     masked, small = copy.deepcopy(model).eval(), copy.deepcopy(model).eval()
     gating.mask(masked, trace(masked, ids), kept)
     surgery.rewrite(small, trace(small, ids), kept)
@@ -83,7 +85,7 @@ def masked_and_cut(model: nn.Module, kept: tuple[LayerKept, ...], ids: Tensor = 
 
 
 @torch.no_grad()
-def difference(model: nn.Module, kept: tuple[LayerKept, ...]) -> float:
+def difference(model: nn.Module, kept: Kept) -> float:
     """Between masked and cut, once it is sure that the cut matters."""
     masked, small = masked_and_cut(model, kept)
     wanted = masked(IDS)
@@ -95,7 +97,7 @@ def difference(model: nn.Module, kept: tuple[LayerKept, ...]) -> float:
 
 
 @torch.no_grad()
-def cpm_difference(model: nn.Module, config: ModelConfig, kept: tuple[LayerKept, ...]) -> float:
+def cpm_difference(model: nn.Module, config: ModelConfig, kept: Kept) -> float:
     masked, small, batch = copy.deepcopy(model), copy.deepcopy(model), random_batch()
     gating.mask(masked, trace_blocks(masked, example_inputs(config)), kept)
     surgery.rewrite(small, trace_blocks(small, example_inputs(config)), kept)
@@ -105,28 +107,30 @@ def cpm_difference(model: nn.Module, config: ModelConfig, kept: tuple[LayerKept,
 
 
 @pytest.mark.parametrize("fused", ["chunk", "view", "split"])
-@pytest.mark.parametrize("kept", [(SOME,) * 3, RAGGED])
-def test_cut_equals_masked_in_a_strange_transformer(fused: str, kept: tuple[LayerKept, ...]) -> None:
+@pytest.mark.parametrize("kept", [Cut([SOME] * 3), RAGGED])
+def test_cut_equals_masked_in_a_strange_transformer(fused: str, kept: Kept) -> None:
     assert difference(Strange(fused), kept) < TOLERANCE
 
 
 @pytest.mark.parametrize("style", ["pre-norm", "post-norm", "parallel", "split by list"])
-@pytest.mark.parametrize("kept", [(SOME,) * 3, RAGGED])
-def test_cut_equals_masked_however_blocks_are_wired(style: str, kept: tuple[LayerKept, ...]) -> None:
+@pytest.mark.parametrize("kept", [Cut([SOME] * 3), RAGGED])
+def test_cut_equals_masked_however_blocks_are_wired(style: str, kept: Kept) -> None:
     assert difference(Foreign(style), kept) < TOLERANCE
 
 
 def test_a_scale_read_from_a_cut_dim_stays_what_it_was() -> None:
-    assert difference(Foreign("scale by size"), (LayerKept(None, (0, 2, 5), (3, 4)), SOME, SOME)) < TOLERANCE
+    assert difference(Foreign("scale by size"), Cut((kept_layer(None, None, (3, 4)), SOME, SOME))) < TOLERANCE
 
 
 def test_a_view_to_another_tensors_shape_is_cut_right_or_not_at_all() -> None:
     blocks = trace(Foreign("view like x").eval(), IDS)
-    assert "head" not in blocks[0].sites or difference(Foreign("view like x"), (SOME,) * 3) < TOLERANCE
+    assert "head" not in blocks[0].sites or difference(Foreign("view like x"), Cut([SOME] * 3)) < TOLERANCE
 
 
 def test_the_default_attention_scale_stays_when_dim_head_is_cut() -> None:
-    masked, small = masked_and_cut(Foreign("pre-norm"), (LayerKept((0, 1, 2, 3), (0, 2, 5), tuple(range(40))),) * 3)
+    masked, small = masked_and_cut(
+        Foreign("pre-norm"), Cut([kept_layer((0, 1, 2, 3), (0, 2, 5), tuple(range(40)))] * 3)
+    )
     (call,) = [node for node in small.blocks[0].graph.nodes if "scaled_dot" in node.name]
     assert call.kwargs["scale"] == pytest.approx(1 / math.sqrt(6))
     with torch.no_grad():
@@ -134,7 +138,7 @@ def test_the_default_attention_scale_stays_when_dim_head_is_cut() -> None:
 
 
 def test_the_scale_is_left_alone_when_only_heads_are_cut() -> None:
-    _, small = masked_and_cut(Foreign("pre-norm"), (LayerKept((1,), tuple(range(6)), tuple(range(40))),) * 3)
+    _, small = masked_and_cut(Foreign("pre-norm"), Cut([kept_layer((1,), tuple(range(6)), tuple(range(40)))] * 3))
     (call,) = [node for node in small.blocks[0].graph.nodes if "scaled_dot" in node.name]
     assert "scale" not in call.kwargs
 
@@ -142,7 +146,7 @@ def test_the_scale_is_left_alone_when_only_heads_are_cut() -> None:
 def test_cpm_ant_cut_equals_masked_and_equals_the_config_built() -> None:
     config, model, batch = tiny_config(), tiny_model(), random_batch()
     assert cpm_difference(model, config, RAGGED) < TOLERANCE
-    built = build(config.cut(config.everything(), RAGGED)).eval()
+    built = build(config.cut(everything(config), RAGGED)).eval()
     recipe = make_recipe(trace_blocks(model, example_inputs(config)), RAGGED)
     built.load_state_dict(recipe.cut(model.state_dict()))
     small = surgery.rewrite(model, trace_blocks(model, example_inputs(config)), RAGGED)
@@ -153,9 +157,9 @@ def test_cpm_ant_cut_equals_masked_and_equals_the_config_built() -> None:
 
 def test_a_cut_cpm_ant_is_cut_again_from_its_config() -> None:
     config = tiny_config()
-    small = config.cut(config.everything(), RAGGED)
+    small = config.cut(everything(config), RAGGED)
     model = tiny_model(layers=small.to_dict()["layers"], divisors=small.to_dict()["divisors"])
-    again = (LayerKept((1,), (0, 2), (2,)), LayerKept(None, None, (1,)), LayerKept((0, 2), (1,), None))
+    again = Cut((kept_layer((1,), (0, 2), (2,)), kept_layer(None, None, (1,)), kept_layer((0, 2), (1,), None)))
     assert cpm_difference(model, small, again) < TOLERANCE
 
 
@@ -163,9 +167,9 @@ def test_a_cut_cpm_ant_is_cut_again_from_its_config() -> None:
 def test_cutting_twice_equals_cutting_once(fused: str) -> None:
     at_once, in_two = Strange(fused).eval(), Strange(fused).eval()
     in_two.load_state_dict(at_once.state_dict())
-    surgery.rewrite(at_once, trace(at_once, IDS), (LayerKept((3,), (2, 5), (4, 9)),) * 3)
-    surgery.rewrite(in_two, trace(in_two, IDS), (SOME,) * 3)
-    surgery.rewrite(in_two, trace(in_two, IDS), (LayerKept((1,), (1, 2), (1, 2)),) * 3)
+    surgery.rewrite(at_once, trace(at_once, IDS), Cut([kept_layer((3,), (2, 5), (4, 9))] * 3))
+    surgery.rewrite(in_two, trace(in_two, IDS), Cut([SOME] * 3))
+    surgery.rewrite(in_two, trace(in_two, IDS), Cut([kept_layer((1,), (1, 2), (1, 2))] * 3))
     with torch.no_grad():
         assert (at_once(IDS) - in_two(IDS)).abs().max() < TOLERANCE
     assert in_two.units[0].qkv.weight.shape == (3 * 1 * 2, 24)
@@ -173,7 +177,7 @@ def test_cutting_twice_equals_cutting_once(fused: str) -> None:
 
 def test_cached_decoding_of_the_cut_model_equals_its_forward() -> None:
     config, model = tiny_config(), tiny_model()
-    kept = (RAGGED[1], RAGGED[0], RAGGED[2])
+    kept = Cut((RAGGED[1], RAGGED[0], RAGGED[2]))
     small = surgery.rewrite(model, trace_blocks(model, example_inputs(config)), kept)
     small.cache_shapes = [None, (2, 3), (3, 3)]
     words = torch.randint(1, 97, (2, 6))
@@ -202,8 +206,7 @@ def test_a_bypassed_attention_hands_no_past_on() -> None:
 
 def test_a_block_with_nothing_left_passes_its_stream_on() -> None:
     model = Strange().eval()
-    nothing = LayerKept(None, None, None)
-    small = surgery.rewrite(model, trace(model, IDS), (nothing,) * 3)
+    small = surgery.rewrite(model, trace(model, IDS), Cut([{}] * 3))
     x, mask = torch.randn(2, 7, 24), torch.zeros(1, 4, 7, 7)
     assert small.units[1](x, mask) is x
     assert not list(small.units.parameters())
@@ -213,7 +216,7 @@ def test_tensors_that_stay_whole_stay_the_same_parameters() -> None:
     model = Strange().eval()
     norm, down = model.units[0].norm_one.weight, model.units[0].down.bias
     model.units[0].down.bias.requires_grad_(False)
-    surgery.rewrite(model, trace(model, IDS), (SOME,) * 3)
+    surgery.rewrite(model, trace(model, IDS), Cut([SOME] * 3))
     assert model.units[0].norm_one.weight is norm
     assert model.units[0].down.bias is down
     assert isinstance(model.units[0].up.weight, nn.Parameter)
@@ -223,7 +226,7 @@ def test_tensors_that_stay_whole_stay_the_same_parameters() -> None:
 def test_the_selection_of_shared_bias_is_no_weight() -> None:
     model = Strange().eval()
     before = set(model.state_dict())
-    surgery.rewrite(model, trace(model, IDS), (SOME,) * 3)
+    surgery.rewrite(model, trace(model, IDS), Cut([SOME] * 3))
     assert set(model.state_dict()) == before
     assert dict(model.units[0].named_buffers())["kept_mask_1"].tolist() == [1, 3]
 
@@ -243,4 +246,4 @@ def test_asking_to_cut_what_has_no_site_is_an_error() -> None:
     model = Strange().eval()
     model.units[1].up.weight = model.units[0].up.weight
     with pytest.raises(TraceError, match="dim_ff"):
-        make_recipe(trace(model, IDS), (SOME,) * 3)
+        make_recipe(trace(model, IDS), Cut([SOME] * 3))

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from sprunec.graph.graph import Node
+from sprunec.graph.graph import Node, Roles
 from sprunec.graph.report import Report
 from sprunec.graph.store import Artifact, strict_json
 from sprunec.show import report_words, tables
@@ -186,7 +186,7 @@ def test_the_worst_of_all_comparisons_is_the_one_that_is_no_number(lost: Any, or
     good |= {"float32_tolerance": 1e-5, "largest_logit": 3.0, "worst_block": 0, "worst_block_difference": 1e-6}
     bad = good | {"max_abs_difference": lost, "worst_block": 1, "worst_block_difference": lost, "tokens": 3}
     report = Report(
-        SimpleNamespace(roles={"source": "", "final": ""}, parameters=(1, 1)),
+        SimpleNamespace(roles=Roles(), parameters=(1, 1)),
         Path(),
         {"passes": [], "comparison": None},
     )  # type: ignore[arg-type]

@@ -12,13 +12,14 @@ from sprunec.errors import InputError
 
 if TYPE_CHECKING:
     from sprunec.passes.job import Job
+    from sprunec.passes.read_data import DataOptions
 
 
-def read_sets(job: Job, held_out: float | Path) -> dict[str, Any]:
+def read_sets(job: Job[DataOptions], held_out: float | Path) -> dict[str, Any]:
     """Index the training part and the held-out part; the metrics of the pass."""
     options = job.options
-    room = options["max_length"] - options["prompt_length"]
-    limits = Limits(room, options["vocab_size"], options["prompt_types"], options["segment_types"])
+    room = options.max_length - options.prompt_length
+    limits = Limits(room, options.vocab_size, options.prompt_types, options.segment_types)
     index = _index(job, "paths", limits)
     if isinstance(held_out, Path):
         parts = {"train": (index, "paths"), "held_out": (_index(job, "held_out", limits), "held_out")}
@@ -27,12 +28,12 @@ def read_sets(job: Job, held_out: float | Path) -> dict[str, Any]:
         parts = {"train": (index[:cut], "paths"), "held_out": (index[cut:], "paths")}
     for name, (part, role) in parts.items():
         _check_part(job, name, part, job.files[role][0].parent)
-    save_live_data(job.out, parts, {"order": options["order"], "packed_prompts": options["packed_prompts"]})
+    save_live_data(job.out, parts, {"order": options.order, "packed_prompts": options.packed_prompts})
     return _counts({name: part for name, (part, _) in parts.items()})
 
 
-def _index(job: Job, role: str, limits: Limits) -> Index:
-    return make_index(read_set(job.files[role][0].parent, job.options.get("block_size")), limits)
+def _index(job: Job[DataOptions], role: str, limits: Limits) -> Index:
+    return make_index(read_set(job.files[role][0].parent, job.options.block_size), limits)
 
 
 def _used(index: Index) -> Index:
@@ -47,14 +48,14 @@ def _cut(index: Index, share: float) -> int:
     return int(used[kept]) if kept >= 1 else len(index)
 
 
-def _check_part(job: Job, name: str, index: Index, folder: Path) -> None:
+def _check_part(job: Job[DataOptions], name: str, index: Index, folder: Path) -> None:
     used = _used(index)
     if not len(used):
         message = f"none of the {len(index)} records of the {name} part can be used"
         raise InputError.at(folder, message, "give a larger set, or a larger data.max_length")
-    ids = (int(used["task"].max()) + 1) * job.options["prompt_length"]
-    if job.options["packed_prompts"] != PROMPT_TABLE and ids > job.options["vocab_size"]:
-        message = f"prompt ids up to {ids - 1} are looked up among {job.options['vocab_size']} tokens"
+    ids = (int(used["task"].max()) + 1) * job.options.prompt_length
+    if job.options.packed_prompts != PROMPT_TABLE and ids > job.options.vocab_size:
+        message = f"prompt ids up to {ids - 1} are looked up among {job.options.vocab_size} tokens"
         raise InputError.at(folder, message, f'set data.packed_prompts to "{PROMPT_TABLE}"')
 
 

@@ -24,12 +24,12 @@ from sprunec.bmcook.numpy_values import Array, stand_ins
 from sprunec.checkpoint.torch_file import load_torch, not_read
 from sprunec.durable import put_file
 from sprunec.errors import InputError
-from sprunec.masks.mask_tensors import FINE_KEYS, WHOLE, Kept, mask_rows, mask_tensors, present
+from sprunec.masks.mask_tensors import FINE_KEYS, mask_rows, mask_tensors, present
 from sprunec.text_files import read_json
+from sprunec.units import INSIDE, SUBLAYERS, Kept
 
 MOST_LAYERS, MASK_FILE = 100_000, "a mask file"
 CROSS = "cross_att_layer_z"
-SUBLAYERS = ("attention", "feed_forward")
 # the units that the keys of a dict stand for; of mask_modules the pairs have no keys
 FORMS: Mapping[str, Mapping[str, str]] = {
     "bmcook": {"self_att_layer_z": "attention", "ffn_layer_z": "feed_forward"} | FINE_KEYS,
@@ -60,7 +60,7 @@ def write_mask(path: Path, form: str, units: Collection[str], whole: Kept, befor
     """
     content: Any
     if form == "mask_modules":
-        content = [[layer.heads is None, layer.dim_ff is None] for layer in after]
+        content = [[not after.has(index, kind) for kind in SUBLAYERS] for index in range(len(after))]
         if path.suffix == ".json":
             put_file(path, (json.dumps(content) + "\n").encode())
             return
@@ -70,7 +70,7 @@ def write_mask(path: Path, form: str, units: Collection[str], whole: Kept, befor
         content = OrderedDict()
         for key, unit in FORMS[form].items():
             if unit in units:
-                inside = unit not in WHOLE
+                inside = unit in INSIDE
                 rows = mask_rows(unit, whole, before, after) if inside else present(unit, before, after)[:, None]
                 content[key] = rows.half()
     buffer = io.BytesIO()

@@ -16,9 +16,7 @@ from torch import Tensor
 
 from sprunec.bmcook.masks.mask_forms import MaskTensor, read_mask_tensors
 from sprunec.errors import InputError
-from sprunec.families.cpm_ant.config import LayerKept
-from sprunec.masks.mask_tensors import WHOLE, Kept, has, units_of
-from sprunec.masks.unit_counts import Key, apply_masks
+from sprunec.units import INSIDE, Kept, Key
 
 Masks = dict[Key, Tensor]
 INPUT, HERE, LEFT = "the plan's input model", "the model at this pass", "the model that the layer masks leave"
@@ -35,7 +33,7 @@ class Matched:
     """
 
     masks: Mapping[Key, Tensor]
-    kept: tuple[LayerKept, ...]
+    kept: Kept
     notes: tuple[str, ...]
 
 
@@ -54,10 +52,10 @@ def read_masks(paths: Sequence[Path], whole: Kept, entering: Kept | None = None)
     masks: Masks = {}
     notes: list[str] = []
     for found in files:
-        note = _add_layer_masks(masks, [mask for mask in found if mask.unit in WHOLE], models)
+        note = _add_layer_masks(masks, [mask for mask in found if mask.unit not in INSIDE], models)
         notes += [note] if note else []
     models[LEFT] = _left(models, masks)
-    for mask in (mask for found in files for mask in found if mask.unit not in WHOLE):
+    for mask in (mask for found in files for mask in found if mask.unit in INSIDE):
         _add(masks, _fine_masks(mask, models))
     return Matched(masks, _left(models, masks), tuple(notes))
 
@@ -73,7 +71,7 @@ def _layers(mask: MaskTensor, kept: Kept) -> list[int]:
     """The layers that have such a sublayer; the plugin's file counts blocks that have lost both of theirs, too."""
     if mask.form == "plugin" and mask.unit == "block" and mask.rows == len(kept):
         return list(range(len(kept)))
-    return [index for index, layer in enumerate(kept) if has(layer, mask.unit)]
+    return [index for index in range(len(kept)) if kept.has(index, mask.unit)]
 
 
 def _add(masks: Masks, more: Masks) -> None:
@@ -81,21 +79,8 @@ def _add(masks: Masks, more: Masks) -> None:
         masks[key] = masks[key] & mask if key in masks else mask
 
 
-def _left(models: Mapping[str, Kept], masks: Masks) -> tuple[LayerKept, ...]:
-    wanted = apply_masks(tuple(models[INPUT]), masks)
-    return tuple(_both(present, asked) for present, asked in zip(models[HERE], wanted, strict=True))
-
-
-def _both(left: LayerKept, right: LayerKept) -> LayerKept:
-    heads, dims = _common(left.heads, right.heads), _common(left.dim_head, right.dim_head)
-    attention = bool(heads) and bool(dims)
-    inner = _common(left.dim_ff, right.dim_ff)
-    return LayerKept(heads if attention else None, dims if attention else None, inner or None)
-
-
-def _common(left: tuple[int, ...] | None, right: tuple[int, ...] | None) -> tuple[int, ...]:
-    allowed = set(right or ())
-    return tuple(index for index in left or () if index in allowed)
+def _left(models: Mapping[str, Kept], masks: Masks) -> Kept:
+    return models[HERE].common(models[INPUT].then({key: mask.tolist() for key, mask in masks.items()}))
 
 
 def _add_layer_masks(masks: Masks, found: list[MaskTensor], models: Mapping[str, Kept]) -> str:
@@ -113,7 +98,7 @@ def _add_layer_masks(masks: Masks, found: list[MaskTensor], models: Mapping[str,
         if [len(each) for each in layers] == rows:
             own = _rows_by_layer(found, layers)
             _add(masks, own)
-            gone = any(not bool(mask) for mask in own.values()) and _left(models, own) == tuple(models[HERE])
+            gone = any(not bool(mask) for mask in own.values()) and _left(models, own) == models[HERE]
             return f"{path.name} was applied already: every sublayer that it removes is gone" if gone else ""
     ones = [int(mask.kept().sum()) for mask in found] if max(rows) <= len(models[INPUT]) else []
     if ones == [len(_layers(mask, models[HERE])) for mask in found]:
@@ -142,14 +127,14 @@ def _fine_masks(mask: MaskTensor, models: Mapping[str, Kept]) -> Masks:
         raise _unfit(mask.path, f"{mask.key} has {mask.rows} rows", counts)
     columns = _columns(mask, layers, models)
     rows = zip(layers, mask.kept(), strict=True)
-    return {(k, mask.unit): _row(mask, k, row, columns, whole) for k, row in rows if has(whole[k], mask.unit)}
+    return {(k, mask.unit): _row(mask, k, row, columns, whole) for k, row in rows if whole.has(k, mask.unit)}
 
 
 def _columns(mask: MaskTensor, layers: Sequence[int], models: Mapping[str, Kept]) -> Kept:
     """The model whose units the columns are: the widest layer's count tells."""
     widths = {}
     for name in (INPUT, HERE):
-        widths[name] = max((len(units_of(models[name][index], mask.unit)) for index in layers), default=0)
+        widths[name] = max((len(models[name].units(index, mask.unit)) for index in layers), default=0)
         if widths[name] == mask.columns:
             return models[name]
     raise _unfit(mask.path, f"{mask.key} has {mask.columns} columns", widths, "units in its widest layer")
@@ -157,13 +142,13 @@ def _columns(mask: MaskTensor, layers: Sequence[int], models: Mapping[str, Kept]
 
 def _row(mask: MaskTensor, index: int, row: Tensor, columns: Kept, whole: Kept) -> Tensor:
     """(units of the input model's layer,) bool."""
-    units = units_of(columns[index], mask.unit)
-    if bool(row[len(units) :].any()) and has(columns[index], mask.unit):
+    units = columns.units(index, mask.unit)
+    if bool(row[len(units) :].any()) and columns.has(index, mask.unit):
         last = int(row.nonzero().max())
         message = f"{mask.key} keeps unit {last} of layer {index}, which has {len(units)}"
         raise InputError.at(mask.path, message, "give zeros beyond a layer's width")
     kept = {unit for unit, keep in zip(units, row.tolist(), strict=False) if keep}
-    return torch.tensor([unit in kept for unit in units_of(whole[index], mask.unit)])
+    return torch.tensor([unit in kept for unit in whole.units(index, mask.unit)])
 
 
 def _unfit(path: Path, what: str, counts: Mapping[str, object], of: str = "such sublayers") -> InputError:

@@ -13,6 +13,7 @@ from typing import Any
 
 from sprunec.bmcook.plans.plan_builder import PlanBuilder, Section
 from sprunec.plan.source import Source
+from sprunec.units import INSIDE, UNITS
 
 UNIT = {
     "transformer": "block",
@@ -29,7 +30,6 @@ NOT_HERE = {
     "cross_att_layer": ("CPM-Ant has no cross attention", "remove it"),
     "dim_model": ("the width of the residual stream is not cut", "remove it"),
 }
-COUNTED = {"head": "num_heads", "dim_head": "dim_head", "dim_ff": "dim_ff"}
 AT_ONCE = "a mask that comes into force bit by bit is not done; it does at once"
 
 
@@ -131,8 +131,8 @@ def _target(whole: Section, main: dict[str, Any], units: list[str]) -> tuple[str
         return None
     if mode == "sparsity":
         return "sparsity", value, key
-    if len(units) == 1 and units[0] in COUNTED:
-        return COUNTED[units[0]], value, key
+    if len(units) == 1 and units[0] in INSIDE:
+        return UNITS[units[0]].target, value, key
     hint = "have training_mask name one of num_heads, dim_head, dim_ff"
     whole.error("unit-mismatch", key, "a dimension counts one kind of unit", hint)
     return None

@@ -19,9 +19,9 @@ from sprunec.bmcook.plans.plan_builder import PlanBuilder, Section
 from sprunec.bmcook.plans.stages import add_stage
 from sprunec.errors import Diagnostic, InputError
 from sprunec.families.cpm_ant.config import ModelConfig
+from sprunec.families.cpm_ant.sizes import removable
 from sprunec.plan.bmcook_flags import NATIVE, NO_FLAGS, Flags, option
 from sprunec.plan.source import Source
-from sprunec.plan.targets import removable
 
 DENSE = "m4n2_1d/m4n2_2d/sprune"
 STAGED = ("coarse-grained", "fine-grained")

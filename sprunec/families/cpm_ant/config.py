@@ -6,6 +6,7 @@ square roots still divide (`divisors`): a cut slices weights and leaves every di
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -26,6 +27,30 @@ CPM_LIVE_DEFAULTS = {
     "prompt_length": 32,
     "segment_types": 32,
 }
+LAYER_SIZES = ("heads", "dim_head", "dim_ff")
+# The tensors of each kind of sublayer, by their modules' names in a layer, and their dims: D is the model's width, I
+# the product of the numbers of the sublayer's units.
+SUBLAYER_TENSORS = {
+    "attention": {
+        "self_att.layernorm_before_attention": "D",
+        "self_att.self_attention.project_q": "ID",
+        "self_att.self_attention.project_k": "ID",
+        "self_att.self_attention.project_v": "ID",
+        "self_att.self_attention.attention_out": "DI",
+    },
+    "feed_forward": {
+        "ffn.layernorm_before_ffn": "D",
+        "ffn.ffn.w_in.w_0": "ID",
+        "ffn.ffn.w_in.w_1": "ID",
+        "ffn.ffn.w_out": "DI",
+    },
+}
+# How many vectors of the model's width a sublayer has once, and for each entry of its inner width.
+VECTORS = {
+    kind: (list(tensors.values()).count("D"), sum("I" in dims for dims in tensors.values()))
+    for kind, tensors in SUBLAYER_TENSORS.items()
+}
+LayerIndices = Mapping[str, tuple[int, ...]]  # by unit inside a sublayer; absent sublayers have none
 
 
 @dataclass(frozen=True)
@@ -35,15 +60,6 @@ class Divisors:
     attention_out: int
     score: int
     feed_forward_out: int
-
-
-@dataclass(frozen=True)
-class LayerKept:
-    """What one layer keeps, by the indices of the plan's input model; None: the sublayer is absent."""
-
-    heads: tuple[int, ...] | None
-    dim_head: tuple[int, ...] | None
-    dim_ff: tuple[int, ...] | None
 
 
 @dataclass(frozen=True)
@@ -60,24 +76,33 @@ class LayerShape:
     kept_heads: tuple[int, ...] | None = None
 
     @property
+    def counts(self) -> dict[str, int]:
+        """How many units of each kind it has; absent sublayers have none."""
+        attention = {"head": self.heads, "dim_head": self.dim_head} if self.heads else {}
+        return attention | ({"dim_ff": self.dim_ff} if self.dim_ff else {})
+
+    @property
+    def inner(self) -> dict[str, int]:
+        """How wide each kind of sublayer is inside; 0 where it is absent."""
+        return {"attention": self.heads * self.dim_head, "feed_forward": self.dim_ff}
+
+    @property
     def bias_columns(self) -> tuple[int, ...]:
         return tuple(range(self.heads)) if self.kept_heads is None else self.kept_heads
 
-    def everything(self) -> LayerKept:
-        heads = tuple(range(self.heads)) or None
-        dims = tuple(range(self.dim_head)) if heads else None
-        return LayerKept(heads, dims, tuple(range(self.dim_ff)) or None)
+    def cut(self, before: LayerIndices, after: LayerIndices, table_heads: int) -> LayerShape:
+        """Shape the layer once only `after` is left of `before`; both in the plan's input model's indices.
 
-    def cut(self, before: LayerKept, after: LayerKept, table_heads: int) -> LayerShape:
-        """The shape once only `after` is left of `before`; both in the plan's input model's indices."""
-        heads, dims = after.heads or (), after.dim_head or ()
-        columns = self.kept_heads
-        if heads != before.heads and before.heads is not None:
-            old = dict(zip(before.heads, self.bias_columns, strict=True))
-            columns = tuple(old[head] for head in heads)
+        Indices of heads are not columns of the bias table: a model that comes cut reads some of its columns only, and
+        counts its heads anew. So a head's column is that of its position among the heads before the cut.
+        """
+        heads, columns = after.get("head", ()), self.kept_heads
+        if "head" in before and heads != before["head"]:
+            column_of = dict(zip(before["head"], self.bias_columns, strict=True))
+            columns = tuple(column_of[head] for head in heads)
         if not heads or columns == tuple(range(table_heads)):
             columns = None
-        return LayerShape(len(heads), len(dims) if heads else 0, len(after.dim_ff or ()), columns)
+        return LayerShape(len(heads), len(after.get("dim_head", ())), len(after.get("dim_ff", ())), columns)
 
 
 @dataclass(frozen=True)
@@ -85,7 +110,7 @@ class ModelConfig:
     """A CPM-Ant's shape. `num_heads` counts the bias table's columns; `layers` says what each layer has.
 
     Attributes:
-        tie_word_embeddings: the head is the table that words are looked up in, not a tensor of its own.
+        tie_word_embeddings: the head is the table that tokens are looked up in, not a tensor of its own.
     """
 
     vocab_size: int
@@ -117,47 +142,53 @@ class ModelConfig:
         return cls(**base, divisors=divisors, layers=_read_layers(data, base), tie_word_embeddings=tied)
 
     def to_dict(self) -> dict[str, Any]:
-        """The CPM-Ant keys, then what only a cut model needs."""
+        """Write the CPM-Ant keys, then what only a cut model needs."""
         data = {"family": self.family} | {key: getattr(self, key) for key in CPM_LIVE_DEFAULTS}
         if not self.tie_word_embeddings:
             data["tie_word_embeddings"] = False
-        absent = [[layer.heads == 0, layer.dim_ff == 0] for layer in self.layers]
-        if any(any(pair) for pair in absent):
-            data["mask_modules"] = absent
+        data |= self.absent_sublayers()
         layers = [_layer_dict(layer) for layer in self.layers]
         whole = _layer_dict(LayerShape(self.num_heads, self.dim_head, self.dim_ff))
         if any(layer != whole for layer in layers):
             data["layers"] = layers
         return data | {"divisors": asdict(self.divisors)}
 
+    def absent_sublayers(self) -> dict[str, list[list[bool]]]:
+        """Write CPM-Live's key for them; nothing where none is."""
+        absent = [[layer.heads == 0, layer.dim_ff == 0] for layer in self.layers]
+        return {"mask_modules": absent} if any(any(pair) for pair in absent) else {}
+
     @property
     def bias_rows(self) -> int:
         return self.segment_types**2 + self.position_bias_num_buckets
 
-    def attention_parameters(self, index: int) -> int:
-        layer = self.layers[index]
-        return (4 * layer.heads * layer.dim_head + 1) * self.dim_model if layer.heads else 0
+    def tables(self) -> dict[str, tuple[int, ...]]:
+        """Give name and shape of the tensors outside the layers."""
+        width = self.dim_model
+        tables = {
+            "prompt_embedding.weight": (self.prompt_types * self.prompt_length, width),
+            "segment_embedding.weight": (self.segment_types, width),
+            "input_embedding.weight": (self.vocab_size, width),
+            "position_bias.relative_attention_bias": (self.bias_rows, self.num_heads),
+            "encoder.output_layernorm.weight": (width,),
+        }
+        return tables if self.tie_word_embeddings else tables | {"lm_head.weight": (self.vocab_size, width)}
 
-    def feed_forward_parameters(self, index: int) -> int:
-        layer = self.layers[index]
-        return (3 * layer.dim_ff + 1) * self.dim_model if layer.dim_ff else 0
+    def sublayer_parameters(self, index: int, sublayer: str) -> int:
+        """Count a whole sublayer's, its norm among them; 0 where it is absent."""
+        inner, (once, each) = self.layers[index].inner[sublayer], VECTORS[sublayer]
+        return (once + each * inner) * self.dim_model if inner else 0
 
     def prunable_parameters(self) -> int:
-        """All sublayers with their norms."""
-        each = (self.attention_parameters(i) + self.feed_forward_parameters(i) for i in range(self.num_layers))
-        return sum(each)
+        """Count all sublayers' with their norms."""
+        return sum(self.sublayer_parameters(i, kind) for i in range(self.num_layers) for kind in SUBLAYER_TENSORS)
 
     def parameters(self) -> int:
-        """All, the embeddings, a head of its own, the bias table and the last norm with them."""
-        tables = 1 if self.tie_word_embeddings else 2
-        rows = tables * self.vocab_size + self.prompt_types * self.prompt_length + self.segment_types + 1
-        return rows * self.dim_model + self.bias_rows * self.num_heads + self.prunable_parameters()
+        """Count all, the embeddings, a head of its own, the bias table and the last norm with them."""
+        return sum(math.prod(shape) for shape in self.tables().values()) + self.prunable_parameters()
 
-    def everything(self) -> tuple[LayerKept, ...]:
-        return tuple(layer.everything() for layer in self.layers)
-
-    def cut(self, before: Sequence[LayerKept], after: Sequence[LayerKept]) -> ModelConfig:
-        """The config once only `after` is left of `before`."""
+    def cut(self, before: Sequence[LayerIndices], after: Sequence[LayerIndices]) -> ModelConfig:
+        """Give the config once only `after` is left of `before`."""
         triples = zip(self.layers, before, after, strict=True)
         return replace(self, layers=tuple(layer.cut(old, new, self.num_heads) for layer, old, new in triples))
 
@@ -165,58 +196,20 @@ class ModelConfig:
 def _read_layers(data: Mapping[str, Any], base: Mapping[str, Any]) -> tuple[LayerShape, ...]:
     if data.get("layers") is not None:
         return tuple(_read_layer(entry) for entry in data["layers"])
+    heads, dim_head, dim_ff = base["num_heads"], base["dim_head"], base["dim_ff"]
     absent = data.get("mask_modules") or [[False, False]] * base["num_layers"]
     return tuple(
-        LayerShape(
-            0 if no_attention else base["num_heads"],
-            0 if no_attention else base["dim_head"],
-            0 if no_feed_forward else base["dim_ff"],
-        )
+        LayerShape(0 if no_attention else heads, 0 if no_attention else dim_head, 0 if no_feed_forward else dim_ff)
         for no_attention, no_feed_forward in absent
     )
 
 
 def _read_layer(entry: Mapping[str, Any]) -> LayerShape:
     columns = entry.get("kept_heads")
-    return LayerShape(
-        entry.get("heads") or 0,
-        entry.get("dim_head") or 0,
-        entry.get("dim_ff") or 0,
-        None if columns is None else tuple(columns),
-    )
+    sizes = {size: entry.get(size) or 0 for size in LAYER_SIZES}
+    return LayerShape(**sizes, kept_heads=None if columns is None else tuple(columns))
 
 
 def _layer_dict(layer: LayerShape) -> dict[str, Any]:
-    entry: dict[str, Any] = {
-        "heads": layer.heads or None,
-        "dim_head": layer.dim_head or None,
-        "dim_ff": layer.dim_ff or None,
-    }
+    entry: dict[str, Any] = {size: getattr(layer, size) or None for size in LAYER_SIZES}
     return entry | ({"kept_heads": list(layer.kept_heads)} if layer.kept_heads is not None else {})
-
-
-def local(before: LayerKept, after: LayerKept) -> LayerKept:
-    """What is `after` in the indices of a layer that has only `before` left."""
-    return LayerKept(
-        _positions(before.heads, after.heads),
-        _positions(before.dim_head, after.dim_head),
-        _positions(before.dim_ff, after.dim_ff),
-    )
-
-
-def _positions(before: tuple[int, ...] | None, after: tuple[int, ...] | None) -> tuple[int, ...] | None:
-    if before is None or after is None:
-        return None
-    place = {index: position for position, index in enumerate(before)}
-    return tuple(place[index] for index in after)
-
-
-def kept_to_json(kept: Sequence[LayerKept]) -> list[dict[str, list[int] | None]]:
-    """As plain lists, one object a layer."""
-    return [{key: None if v is None else list(v) for key, v in vars(layer).items()} for layer in kept]
-
-
-def kept_from_json(data: Sequence[Mapping[str, Sequence[int] | None]]) -> tuple[LayerKept, ...]:
-    return tuple(
-        LayerKept(**{key: None if value is None else tuple(value) for key, value in layer.items()}) for layer in data
-    )

@@ -1,0 +1,75 @@
+"""The table of passes: what each file in `passes/` declares about itself. Importing those files imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from sprunec.registry import Registry
+
+if TYPE_CHECKING:
+    from sprunec.graph.builder import Builder
+    from sprunec.graph.graph import Node
+    from sprunec.plan.plan import PassSpec
+
+Lower = Callable[["Builder", "PassSpec"], None]
+Check = Callable[["Node"], None]
+Report = Callable[[dict[str, Any], "Node", Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One kind of step; its file has a function `run(job)` that does it and returns metrics.
+
+    A file whose pass users may ask to write something outside of OUT also has `write(role, artifact, inputs, path)`,
+    which makes that file once the artifact is there.
+
+    Attributes:
+        version: raised whenever the same options on the same inputs give another result.
+        options: the frozen dataclass that `run` finds in `job.options`.
+        inputs: what `run` finds its artifacts under; those in `optional` may be missing.
+        output: what kind of artifact it leaves.
+        lower: adds what a plan's entry of this name means to the graph; None: plans cannot name it.
+        check: raises InputError, before the run begins, for what would end it later.
+        report: puts the pass's metrics into the run's report, besides the list of passes.
+        trains: all ranks do it together; other passes are rank 0's alone.
+        removes: what it takes away from the model: whole units, or single weights.
+        refits: the weights that are left are no longer those that entered, though nothing was trained.
+        needs_trained: it makes sense on a model that knows something only.
+        fails_alone: the run goes on without what it has checked, and ends with exit code 1.
+    """
+
+    name: str
+    version: int
+    options: type
+    inputs: tuple[str, ...]
+    output: str
+    optional: tuple[str, ...] = ()
+    lower: Lower | None = None
+    check: Check | None = None
+    report: Report | None = None
+    trains: bool = False
+    removes: Literal["", "units", "weights"] = ""
+    refits: bool = False
+    needs_trained: bool = False
+    fails_alone: bool = False
+
+    @property
+    def by_target(self) -> bool:
+        """Tell whether a target of its own says how much goes."""
+        return self.removes == "units" and "target" in getattr(self.options, "__dataclass_fields__", ())
+
+    @property
+    def changes_weights(self) -> bool:
+        """Tell whether the weights that are left are no longer those that entered."""
+        return self.trains or self.refits
+
+    @property
+    def makes_model(self) -> bool:
+        """Tell whether it gives the newest model, in whatever form."""
+        return self.output in ("model", "gated", "rewritten", "emitted")
+
+
+PASSES = Registry(Pass, "sprunec.passes")
+UNKNOWN = Pass("", 0, object, (), "")
