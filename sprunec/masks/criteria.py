@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sprunec.plan.criterion_table import Criterion
+from sprunec.plan.declared import Criterion
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
