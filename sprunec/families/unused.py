@@ -40,7 +40,7 @@ def unused_tensors(
     Args:
         expected: the model's tensors.
         shapes: the checkpoint's, by the model's names where it has them.
-        dtypes: of the checkpoint's tensors by its own names, in torch's words.
+        dtypes: of the checkpoint's tensors by its own names, by torch's names.
         patterns: as shells have them; what they name is the user's to answer for.
     """
     extra = [name for name in shapes if name not in expected and not _harmless(name, dtypes[name])]
