@@ -33,7 +33,7 @@ from quality_tables import Setting, picture, tables
 
 from sprunec import lower, read_plan
 from sprunec.graph.graph import Graph, plain
-from sprunec.plan.pass_table import PASSES
+from sprunec.plan.declared import PASSES
 
 RESULTS = Path(__file__).with_name("quality.json")
 PAGE = Path(__file__).parent.parent / "docs" / "quality.md"

@@ -15,6 +15,7 @@ import errno
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeGuard
 
@@ -25,6 +26,11 @@ def show(value: Any, longest: int = 60) -> str:
     """Write a value as it stands in JSON, cut short."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= longest else text[: longest - 3] + "..."
+
+
+def series(words: Sequence[str], conjunction: str) -> str:
+    """Join words as in `a, b and c`."""
+    return f" {conjunction} ".join(part for part in (", ".join(words[:-1]), words[-1]) if part)
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,10 @@ from sprunec.families.cpm_ant.sizes import everything
 from sprunec.families.model_directory import empty_model, save_model
 from sprunec.passes.compare import run_code
 from sprunec.rewrite.gating import mask
-from sprunec.rewrite.model_source import write_model_py
+from sprunec.rewrite.model_source import block_source, write_model_py
 from sprunec.rewrite.surgery import build as build_module
 from sprunec.rewrite.surgery import rewrite
 from sprunec.rewrite.trace import trace_blocks
-from sprunec.rewrite.traced_source import block_source
 from sprunec.units import Kept
 from tests.conftest import TINY, kept_layer, random_batch, tiny_config, tiny_model
 from tests.decoding import decodes_as_one_forward

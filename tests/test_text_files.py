@@ -13,6 +13,7 @@ import torch
 from sprunec.bmcook.data.set_writer import documents
 from sprunec.bmcook.masks.mask_forms import read_mask_tensors
 from sprunec.checkpoint.layouts import weight_files
+from sprunec.checkpoint.mask_notes import note_path, read_provenance, write_provenance
 from sprunec.checkpoint.provenance import describe_origin, write_origin
 from sprunec.checkpoint.writer import write_state
 from sprunec.data.pairs import read_pairs
@@ -25,7 +26,6 @@ from sprunec.families.model_directory import load, save_model
 from sprunec.graph.inspect import inspect_model
 from sprunec.plan.model_config import read_config
 from sprunec.plan.plan import check_plan, read_plan
-from sprunec.plan.weights_notes import note_path, read_provenance, write_provenance
 from sprunec.text_files import read_json, read_lines, read_text
 from tests.bmcook.files import CONFIG, FINE, bmcook, write
 from tests.conftest import tiny_config, tiny_model

@@ -20,7 +20,7 @@ from sprunec.graph.weights import NO_MASK, weights_digest
 from sprunec.passes import evaluate, measure_speed
 from sprunec.passes.job import Options
 from sprunec.passes.train import TrainOptions
-from sprunec.plan.pass_table import PASSES
+from sprunec.plan.declared import PASSES
 from sprunec.plan.plan import PassSpec, Plan
 from sprunec.plan.targets import Left
 

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from sprunec.checkpoint.mask_notes import write_provenance
 from sprunec.durable import forget
 from sprunec.engines.world import World
 from sprunec.errors import ComparisonError, InputError, PassError, SprunecError, disk_words, remedied
@@ -26,8 +27,7 @@ from sprunec.graph.report import Report, versions, with_notes
 from sprunec.graph.store import Artifact, Store
 from sprunec.interrupts import postponed, was_interrupted
 from sprunec.passes.job import Job
-from sprunec.plan.pass_table import PASSES
-from sprunec.plan.weights_notes import write_provenance
+from sprunec.plan.declared import PASSES
 from sprunec.unexpected import FILE, UnexpectedError, explained, is_foreseen, own_words
 
 

@@ -21,8 +21,8 @@ from sprunec.graph.builder import Builder
 from sprunec.graph.graph import Graph
 from sprunec.graph.sources import add_sources, with_own_head
 from sprunec.passes import compare, compare_format, emit, expand
+from sprunec.plan.declared import PASSES
 from sprunec.plan.export_formats import FORMATS
-from sprunec.plan.pass_table import PASSES
 from sprunec.plan.plan import PassSpec, Plan
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from sprunec.checkpoint.mask_notes import note_path
 from sprunec.errors import InputError
 from sprunec.graph.graph import Graph
 from sprunec.graph.publish import PUBLISHED
-from sprunec.plan.weights_notes import note_path
 
 OWN = ("store", "report.json", "report.html", "events.jsonl", "error.txt")
 LONGEST_NAME = 200  # what most disks take, 255 bytes, less what is added while a file and its note are written

@@ -6,10 +6,10 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from sprunec.checkpoint.mask_notes import note_weights
 from sprunec.checkpoint.provenance import write_origin
 from sprunec.durable import copy_file, flush, naming, remove
 from sprunec.graph.graph import Graph
-from sprunec.plan.weights_notes import note_weights
 
 PUBLISHED = ("model", "masks", "recipe.json")
 

@@ -19,7 +19,7 @@ from sprunec.graph.lower import lower
 from sprunec.graph.store import Store
 from sprunec.interrupts import interrupts
 from sprunec.passes.job import Job
-from sprunec.plan.pass_table import PASSES
+from sprunec.plan.declared import PASSES
 from sprunec.unexpected import explained, log
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.graph.graph import Graph, Node
 from sprunec.graph.store import Artifact, strict_json
 from sprunec.passes.compare_format import COMPARED as FORM_COMPARED
-from sprunec.plan.pass_table import PASSES
+from sprunec.plan.declared import PASSES
 from sprunec.units import Kept
 
 SPEEDS = ("tokens_per_second", "tokens_per_second_spread", "relative_speed")

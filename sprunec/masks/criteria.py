@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from sprunec.plan.criterion_table import Criterion
+from sprunec.plan.declared import Criterion
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

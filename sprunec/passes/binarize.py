@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sprunec.durable import write_new
 from sprunec.passes.job import Job, MaskOptions
-from sprunec.plan.pass_table import Pass
+from sprunec.plan.declared import Pass
 from sprunec.units import COUNTED, INSIDE, Key
 
 if TYPE_CHECKING:

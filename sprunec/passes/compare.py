@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from sprunec.durable import read_file
 from sprunec.errors import ComparisonError
 from sprunec.passes.job import BatchOptions, Job
-from sprunec.plan.pass_table import Pass
+from sprunec.plan.declared import Pass
 
 if TYPE_CHECKING:
     from torch import nn

@@ -16,8 +16,8 @@ from sprunec.durable import read_file
 from sprunec.errors import ComparisonError, FormatError, PassError
 from sprunec.passes.compare import CompareOptions
 from sprunec.passes.job import Job
+from sprunec.plan.declared import Pass
 from sprunec.plan.export_formats import FORMATS
-from sprunec.plan.pass_table import Pass
 
 if TYPE_CHECKING:
     import torch

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sprunec.passes.job import CalibrationOptions, Job
-from sprunec.plan.pass_table import Pass
+from sprunec.plan.declared import Pass
 from sprunec.units import INSIDE, Cut, gate_units
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sprunec.passes import compare
 from sprunec.passes.job import Job, Options
-from sprunec.plan.pass_table import Pass
+from sprunec.plan.declared import Pass
 
 if TYPE_CHECKING:
     from sprunec.checkpoint.writer import Output

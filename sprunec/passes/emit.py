@@ -12,8 +12,8 @@ from sprunec.durable import write_new
 from sprunec.errors import FormatError
 from sprunec.file_digests import file_digest
 from sprunec.passes.job import Job, Options
+from sprunec.plan.declared import Pass
 from sprunec.plan.export_formats import FORMATS, Emission
-from sprunec.plan.pass_table import Pass
 
 if TYPE_CHECKING:
     from sprunec.graph.builder import Builder

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sprunec.passes.job import Job, Options
-from sprunec.plan.pass_table import Pass
+from sprunec.plan.declared import Pass
 
 if TYPE_CHECKING:
     from sprunec.graph.builder import Builder

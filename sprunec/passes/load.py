@@ -15,7 +15,7 @@ from typing import Any
 from sprunec.errors import InputError, PassError
 from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.passes.job import Job, Options
-from sprunec.plan.pass_table import Pass
+from sprunec.plan.declared import Pass
 
 
 @dataclass(frozen=True, kw_only=True)

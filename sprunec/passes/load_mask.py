@@ -6,13 +6,13 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from sprunec.checkpoint.mask_notes import steps_warning, weights_warning
 from sprunec.durable import write_new
 from sprunec.errors import InputError
 from sprunec.passes import compensate, cut
 from sprunec.passes.job import Job, Options
+from sprunec.plan.declared import Pass
 from sprunec.plan.export_formats import formats_of
-from sprunec.plan.pass_table import Pass
-from sprunec.plan.weights_notes import steps_warning, weights_warning
 
 if TYPE_CHECKING:
     from sprunec.graph.builder import Builder

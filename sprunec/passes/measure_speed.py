@@ -14,7 +14,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from sprunec.passes.job import BatchOptions, Job
-from sprunec.plan.pass_table import Pass
+from sprunec.plan.declared import Pass
 
 if TYPE_CHECKING:
     from torch import nn

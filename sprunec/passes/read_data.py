@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sprunec.errors import InputError
 from sprunec.passes.job import Job, Options
-from sprunec.plan.pass_table import Pass
+from sprunec.plan.declared import Pass
 
 if TYPE_CHECKING:
     from sprunec.data.tokenizer import Tokenizer

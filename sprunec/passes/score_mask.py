@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sprunec.passes import binarize, compensate, cut
 from sprunec.passes.job import BatchOptions, CalibrationOptions, Job, MaskOptions
-from sprunec.plan.criterion_table import CRITERIA, calibrates
-from sprunec.plan.pass_table import Pass
+from sprunec.plan.declared import CRITERIA, Pass, calibrates
 from sprunec.units import Key, gate_units
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sprunec.errors import InputError
 from sprunec.passes.job import Job, Options
-from sprunec.plan.pass_table import Pass
+from sprunec.plan.declared import Pass
 from sprunec.plan.sparsity import targeted
 
 if TYPE_CHECKING:

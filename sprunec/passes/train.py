@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sprunec.engines.training import Distillation, Training
 from sprunec.errors import PassError
 from sprunec.passes.job import BatchOptions, Job
-from sprunec.plan.pass_table import Pass
+from sprunec.plan.declared import Pass
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 from sprunec.passes import binarize, compensate, cut
 from sprunec.passes.job import CalibrationOptions, Job, MaskOptions
 from sprunec.passes.train import INPUTS, TEACHER, TrainOptions, distiller_of, engine_of
-from sprunec.plan.criterion_table import CRITERIA
-from sprunec.plan.pass_table import Pass
+from sprunec.plan.declared import CRITERIA, Pass
 from sprunec.units import gate_units
 
 if TYPE_CHECKING:

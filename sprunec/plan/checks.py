@@ -12,9 +12,9 @@ from sprunec.errors import Diagnostic, InputError, show
 from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.families.cpm_ant.config_checks import data_findings
 from sprunec.plan.export_formats import formats_fit, heads_tied
+from sprunec.plan.files import saved_masks_fit
 from sprunec.plan.planned_sizes import size_findings
-from sprunec.plan.resolve import Draft, takes_a_look
-from sprunec.plan.saved_masks import saved_masks_fit
+from sprunec.plan.resolve import Draft, needs_calibration
 from sprunec.plan.sparsity import sparse_findings
 from sprunec.plan.targets import mismatched, uncovered
 from sprunec.plan.training_checks import distillation_fits, engine_fits, training_fits
@@ -89,7 +89,7 @@ def data_given(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnostic]
     if draft.has("data"):
         return
     hint = 'add "data": {"source": "python-docs"}'
-    needing = [step for step in draft.steps if step.looks_at_data]
+    needing = [step for step in draft.steps if step.needs_data]
     if needing:
         message = f"{needing[0].name} needs data, and the plan names none"
         yield draft.source.find("missing-data", f"{needing[0].pointer}/pass", message, hint)
@@ -127,7 +127,7 @@ def data_set_whole(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnos
 
 def batches_used(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnostic]:
     for step, options in draft.valid():
-        if "batches" in step.given and not takes_a_look(options):
+        if "batches" in step.given and not needs_calibration(options):
             score = f"criterion {show(options['criterion'])} and " if "criterion" in options else ""
             message = f"batches is not used with {score}no compensation"
             yield draft.source.warn("unused-option", f"{step.pointer}/batches", message, "remove it", key=True)

@@ -1,23 +1,31 @@
-"""Check the files that a plan names: whether they are there and what they should be, and a checkpoint the config's."""
+"""Check the files that a plan names, a checkpoint by its header against the config, and those that it writes."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sprunec.errors import Diagnostic, InputError
+from sprunec.checkpoint.header import open_header
+from sprunec.checkpoint.layouts import checkpoint_files
+from sprunec.errors import Diagnostic, InputError, show
 from sprunec.families.cpm_ant.config import ModelConfig
+from sprunec.families.cpm_ant.fit import check_fit, refuse_unused
+from sprunec.families.cpm_ant.head import head_and_embedding
+from sprunec.families.cpm_ant.huggingface_names import native_shapes
+from sprunec.families.cpm_ant.shapes import expected_tensors
+from sprunec.families.unused import listed, unused_tensors
 from sprunec.file_kinds import SAVED, TEXT, foreign
-from sprunec.plan.checkpoint_checks import checkpoint_findings, idle_patterns, retold
 from sprunec.plan.export_formats import package_findings
 from sprunec.plan.resolve import Draft, as_list
 from sprunec.plan.schema import properties
 from sprunec.text_files import ANY_TEXT, foreign_text
+from sprunec.units import INSIDE
 
 MASK_HINTS = {"": "give a mask file as BMCook, or save_mask of a pass, writes it"}
+NOTE = ".json"
 
 
 def input_findings(draft: Draft, config: ModelConfig | None, strict: bool) -> Iterator[Diagnostic]:
@@ -88,3 +96,113 @@ def _set_files(draft: Draft, pointer: str, written: Any, block_size: Any) -> Ite
         meta, *files = set_files(draft.folder / written, block_size)
         yield pointer, meta, "data set"
         yield from ((pointer, path, "file of the data set") for path in files)
+
+
+# ---- checkpoints
+
+
+def checkpoint_findings(draft: Draft, pointer: str, path: Path, config: ModelConfig | None) -> Iterator[Diagnostic]:
+    """Find what is wrong with its files, and with its tensors beside the config; only `run` opens some with torch."""
+    unused = None
+    try:
+        header = open_header(path)
+        if header is None or config is None:
+            return
+        # A head may be a copy of the embedding, which `run` finds out; a teacher's config is this one but for the head.
+        tied = head_and_embedding(header) is None and (config.tie_word_embeddings or pointer != "/model/checkpoint")
+        unused = check_fit(replace(config, tie_word_embeddings=tied), header, path, ignore_patterns(draft))
+        refuse_unused(unused, path)
+    except InputError as error:
+        yield from retold(draft, pointer, error)
+    if unused is not None and unused.ignored:
+        text = f"{path}: ignored as ignore_tensors asks: {listed(unused.ignored)}"
+        yield draft.source.warn("tensors-ignored", pointer, text)
+
+
+def idle_patterns(draft: Draft, paths: Collection[Path], config: ModelConfig | None) -> Iterator[Diagnostic]:
+    """Find patterns of `ignore_tensors` that no checkpoint of the plan has a tensor for."""
+    patterns = ignore_patterns(draft)
+    if not patterns or config is None or not all(os.path.exists(path) for path in paths):
+        return
+    matched: set[str] = set()
+    for path in paths:
+        try:
+            header = open_header(path)
+        except InputError:
+            return
+        if header is None:
+            return
+        shapes = native_shapes(config, header.shapes())
+        matched |= unused_tensors(expected_tensors(config), shapes, header.dtypes(), patterns).matched
+    for index, pattern in enumerate(patterns):
+        if pattern not in matched:
+            message = f"{show(pattern)} is the name of no tensor that is left over"
+            hint = "remove it" if paths else "remove it: the plan names no checkpoint"
+            yield draft.source.warn("matches-nothing", f"/model/ignore_tensors/{index}", message, hint)
+
+
+def ignore_patterns(draft: Draft) -> tuple[str, ...]:
+    return tuple(draft.section("model").get("ignore_tensors", ()))
+
+
+def retold(draft: Draft, pointer: str, error: InputError) -> Iterator[Diagnostic]:
+    """Repeat the findings about a file, at the place in the plan that names it."""
+    for found in error.diagnostics:
+        yield draft.source.find(found.code, pointer, f"{found.place}: {found.message}", found.hint)
+
+
+# ---- masks that are written
+
+
+def saved_masks_fit(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnostic]:
+    """A mask file is written once, has a form that can say what its pass cuts, and is no file that the plan reads."""
+    read = _files_read(draft)
+    written: dict[str, str] = {}
+    for step, options in draft.valid():
+        form = f"{step.pointer}/mask_form"
+        if "save_mask" not in options:
+            if "mask_form" in step.given:
+                message = "mask_form is not used without save_mask"
+                yield draft.source.warn("unused-option", form, message, "add save_mask, or remove it", key=True)
+            continue
+        yield from _path_fits(draft, f"{step.pointer}/save_mask", options["save_mask"], read, written)
+        written |= dict.fromkeys(_names(options["save_mask"]), step.pointer)
+        inside = [unit for unit in options.get("unit", ()) if unit in INSIDE]
+        if options.get("mask_form") == "mask_modules" and inside:
+            cut = " and ".join(map(show, inside))
+            message = f'"mask_modules" says which sublayers are removed, and the pass cuts {cut}'
+            yield draft.source.find("form-mismatch", form, message, 'choose "bmcook" or "plugin"')
+
+
+def _path_fits(
+    draft: Draft, pointer: str, path: Path, read: Mapping[str, str], written: Mapping[str, str]
+) -> Iterator[Diagnostic]:
+    names = _names(path)
+    reader, writer = (next((users[name] for name in names if name in users), None) for users in (read, written))
+    if reader is not None:
+        message = f"{path} is read by the plan, as its {reader}"
+        yield draft.source.find("overwritten-input", pointer, message, "name another file")
+    elif writer is not None:
+        message = f"{path} is written by {writer} already"
+        yield draft.source.find("written-twice", pointer, message, "name another file: each pass writes its own")
+    elif os.path.isdir(path):
+        yield draft.source.find("not-a-file", pointer, f"{path} is a folder", "name a file in it")
+
+
+def _names(path: Path) -> tuple[str, str]:
+    """The real paths of a mask file and of the note beside it."""
+    return os.path.realpath(path), os.path.realpath(path) + NOTE
+
+
+def _files_read(draft: Draft) -> dict[str, str]:
+    """What the plan reads, by real path: itself, its model config, and the files it names."""
+    read = {os.path.realpath(Path(origin.file)): "own file" for origin, _ in draft.source.origins.values()}
+    read[os.path.realpath(Path(draft.source.file))] = "own file"
+    config = draft.section("model").get("config")
+    if isinstance(config, str):
+        read[os.path.realpath(draft.folder / config)] = "model config"
+    for _, path, what in named_files(draft):
+        read |= {
+            os.path.realpath(file): what for file in (path, *(checkpoint_files(path) if what == "checkpoint" else ()))
+        }
+    return read

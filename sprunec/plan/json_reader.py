@@ -13,7 +13,6 @@ from math import isinf
 from typing import Any
 
 from sprunec.errors import show
-from sprunec.plan.pointer import escape
 
 DEEPEST = 64
 # Characters of all pointers together: long keys around many values would fill any memory.
@@ -26,6 +25,15 @@ _STRING, _START = re.compile(_OPEN_STRING + '"'), re.compile(_OPEN_STRING)
 _WORD = re.compile(r"[-+]?[A-Za-z_][A-Za-z0-9_]*")
 _WORDS = {"true": True, "false": False, "null": None}
 _MEANT = {"True": "true", "False": "false", "None": "null", "undefined": "null"}
+
+
+def escape(key: object) -> str:
+    """Write one step of a JSON pointer."""
+    return str(key).replace("~", "~0").replace("/", "~1")
+
+
+def unescape(step: str) -> str:
+    return step.replace("~1", "/").replace("~0", "~")
 
 
 class JsonError(Exception):

@@ -15,7 +15,7 @@ from sprunec.families.cpm_ant.config_checks import config_findings, older_key
 from sprunec.families.cpm_ant.huggingface_names import STOCK, is_huggingface, native_keys
 from sprunec.families.detect import TODAY, config_family
 from sprunec.file_kinds import foreign
-from sprunec.plan.pointer import escape
+from sprunec.plan.json_reader import escape
 from sprunec.plan.resolve import Draft
 from sprunec.plan.schema import properties
 from sprunec.plan.schema_errors import schema_findings

@@ -24,8 +24,8 @@ from sprunec.plan.bmcook_flags import (
     native_overrides,
     option,
 )
+from sprunec.plan.json_reader import unescape
 from sprunec.plan.model_config import path_as_config
-from sprunec.plan.pointer import unescape
 from sprunec.plan.schema_errors import nearest
 from sprunec.plan.source import Source, read_source
 

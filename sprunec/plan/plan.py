@@ -16,10 +16,10 @@ from sprunec.errors import Diagnostic, InputError
 from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.plan.bmcook_flags import NO_FLAGS, Flags
 from sprunec.plan.checks import CHECKS
+from sprunec.plan.declared import PASSES
 from sprunec.plan.files import input_findings
 from sprunec.plan.model_config import model_config, open_directory
 from sprunec.plan.open_plan import override, read_any
-from sprunec.plan.pass_table import PASSES
 from sprunec.plan.resolve import Draft, as_list
 from sprunec.plan.schema_errors import schema_findings
 from sprunec.plan.source import Source

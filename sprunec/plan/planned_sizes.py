@@ -6,9 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sprunec.errors import Diagnostic, show
+from sprunec.errors import Diagnostic, series, show
 from sprunec.families.cpm_ant.config import LayerShape, ModelConfig
-from sprunec.plan.pointer import series
 from sprunec.plan.resolve import Draft, Step
 from sprunec.plan.targets import WHOLE_TARGETS, Left, mismatched, most_kept
 from sprunec.units import COUNTED, counting

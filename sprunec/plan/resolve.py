@@ -10,8 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from sprunec.errors import Diagnostic
-from sprunec.plan.criterion_table import calibrates
-from sprunec.plan.pass_table import PASSES, UNKNOWN, Pass
+from sprunec.plan.declared import PASSES, UNKNOWN, Pass, calibrates
 from sprunec.plan.schema import pass_names, properties, resolve
 from sprunec.plan.source import Source
 from sprunec.plan.targets import parameter_count
@@ -20,7 +19,7 @@ _WARMUP_SHARE = 20
 _GATE_PATH, _GATE_RATES = 30.0, (0.1, 1.0)  # far enough to open or close for good, in however few steps
 
 
-def takes_a_look(options: Mapping[str, Any]) -> bool:
+def needs_calibration(options: Mapping[str, Any]) -> bool:
     """Tell whether a pass that chooses a mask needs calibration data, to score units or to compensate for them."""
     return calibrates(options.get("criterion")) or options.get("compensate") is not None
 
@@ -40,8 +39,8 @@ class Step:
         return PASSES.get(self.name, UNKNOWN)
 
     @property
-    def looks_at_data(self) -> bool:
-        return self.declared.trains or (self.declared.removes == "units" and takes_a_look(self.given))
+    def needs_data(self) -> bool:
+        return self.declared.trains or (self.declared.removes == "units" and needs_calibration(self.given))
 
 
 @dataclass(frozen=True)

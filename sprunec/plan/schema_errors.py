@@ -12,8 +12,8 @@ from typing import Any
 
 from jsonschema.exceptions import ValidationError
 
-from sprunec.errors import Diagnostic, show
-from sprunec.plan.pointer import escape, series
+from sprunec.errors import Diagnostic, series, show
+from sprunec.plan.json_reader import escape
 from sprunec.plan.schema import Schema, properties, validator
 from sprunec.plan.source import Source
 

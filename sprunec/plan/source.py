@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sprunec.errors import Diagnostic, InputError, show
-from sprunec.plan.json_reader import JsonError, Reader
-from sprunec.plan.pointer import unescape
+from sprunec.plan.json_reader import JsonError, Reader, unescape
 from sprunec.text_files import read_text
 
 LARGEST_FILE = 1024 * 1024

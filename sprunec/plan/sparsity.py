@@ -12,10 +12,9 @@ from dataclasses import replace
 from difflib import SequenceMatcher
 from math import gcd
 
-from sprunec.errors import Diagnostic
+from sprunec.errors import Diagnostic, show
 from sprunec.families.cpm_ant.config import LayerShape, ModelConfig
 from sprunec.families.cpm_ant.shapes import Shape, expected_tensors
-from sprunec.plan.pointer import show
 from sprunec.plan.resolve import Draft, Step
 from sprunec.units import INSIDE, UNITS, WHOLE
 

@@ -1,76 +1,32 @@
-"""`model.py` of an emitted model: the family's frame as it stands here, the blocks from their rewritten graphs."""
+"""Write `model.py` of an emitted model: the family's frame as it stands here, the blocks from their rewritten graphs.
 
-from __future__ import annotations
-
-import inspect
-from collections.abc import Sequence
-from pathlib import Path
-from types import ModuleType
-from typing import Any
-
-from torch import nn
-
-from sprunec.durable import write_new
-from sprunec.families.base import Family, family_of
-from sprunec.families.model_directory import empty_model
-from sprunec.rewrite.surgery import rewrite
-from sprunec.rewrite.trace import TracedBlock, traced
-from sprunec.rewrite.traced_source import block_source
-from sprunec.units import Cut
-
-HEAD = '''"""A pruned model in plain PyTorch, written by sprunec from its rewritten torch.fx graphs.
-
-    from model import load
-    model = load("the directory of this file")
-
-`load` reads config.json and the safetensors beside it, and needs torch and safetensors only. See `FRAME.forward`,
-`FRAME.inference` and `FRAME.generate` below.
+A block becomes a class, with its methods as torch.fx prints them; `model_source.txt` has what stands around all that.
 """
 
 from __future__ import annotations
 
-import json
+import inspect
+import keyword
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-'''
+from string import Template
+from types import ModuleType
+from typing import Any
 
-PLACE = '''
+from torch import Tensor, fx, nn
 
-def place(module: nn.Module, name: str, value, persistent: bool = True) -> None:
-    """Put a parameter, a buffer or a module at a dotted name."""
-    *owners, leaf = name.split(".")
-    for owner in owners:
-        if not hasattr(module, owner):
-            module.add_module(owner, nn.Module())
-        module = getattr(module, owner)
-    if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
-        module.register_buffer(leaf, value, persistent=persistent)
-    else:
-        setattr(module, leaf, value)
-'''
+from sprunec.durable import write_new
+from sprunec.errors import TraceError
+from sprunec.families.base import Family, family_of
+from sprunec.families.model_directory import empty_model
+from sprunec.rewrite.surgery import rewrite
+from sprunec.rewrite.trace import TracedBlock, traced
+from sprunec.units import Cut
 
-LOAD = '''
-
-def empty(directory) -> FRAME:
-    """The model on the meta device: a shape without memory."""
-    config = json.loads((Path(directory) / "config.json").read_text())
-    with torch.device("meta"):
-        return FRAME(config, [layer() for layer in LAYERS], CACHE_SHAPES)
-
-
-def load(directory, device="cpu") -> FRAME:
-    """The model with its weights, in eval mode."""
-    from safetensors.torch import load_file
-
-    directory = Path(directory)
-    model = empty(directory)
-    index = directory / "model.safetensors.index.json"
-    files = ["model.safetensors"]
-    if index.exists():
-        files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    state = {name: tensor for file in files for name, tensor in load_file(directory / file).items()}
-    model.load_state_dict(state, strict=True, assign=True)
-    return model.to(device).eval()
-'''
+# A name used as a value: neither an attribute nor the left side of an assignment or a keyword.
+VALUE = r"(?<![\w.])\w+\b(?! = )"
 
 
 def write_model_py(
@@ -90,7 +46,7 @@ def write_model_py(
 
 
 def _model_source(family: Family, layers: Sequence[nn.Module], cache_shapes: Sequence[tuple[int, int] | None]) -> str:
-    """Write the text of model.py; layers whose classes would be equal share one."""
+    """Fill the template beside this file; layers whose classes would be equal share one."""
     names: dict[str, str] = {}
     imports: set[str] = set()
     order = []
@@ -100,11 +56,13 @@ def _model_source(family: Family, layers: Sequence[nn.Module], cache_shapes: Seq
         names.setdefault(source.text, f"Layer{index}")
         order.append(names[source.text])
     classes = [text.replace("class Block(", f"class {name}(", 1) for text, name in names.items()]
-    tables = f"LAYERS = [{', '.join(order)}]\nCACHE_SHAPES = {list(cache_shapes)!r}\n"
-    head, load = (text.replace("FRAME", family.frame_class) for text in (HEAD, LOAD))
-    blocks = "\n\n\n".join(classes)
-    frame = _frame(family.frame, imports)
-    return "\n\n".join([head + frame + PLACE, "# --- the blocks ---\n\n\n" + blocks, "\n" + tables + load])
+    return Template(Path(__file__).with_suffix(".txt").read_text(encoding="utf-8")).substitute(
+        model=family.frame_class,
+        frame=_frame(family.frame, imports),
+        blocks="\n\n\n".join(classes),
+        layers=", ".join(order),
+        cache_shapes=repr(list(cache_shapes)),
+    )
 
 
 def _frame(sources: Sequence[ModuleType], imports: set[str]) -> str:
@@ -115,4 +73,82 @@ def _frame(sources: Sequence[ModuleType], imports: set[str]) -> str:
         first = next(number for number, line in enumerate(lines) if line and not line.startswith(("import ", "from ")))
         imports |= {line for line in lines[:first] if line and not line.startswith("from .")}
         bodies.append("\n".join(lines[first:]))
-    return "\n".join(sorted(imports)) + "\n\n" + "\n\n\n".join(bodies) + "\n"
+    return "\n".join(sorted(imports)) + "\n\n" + "\n\n\n".join(bodies)
+
+
+@dataclass(frozen=True)
+class ClassSource:
+    """A block's class as text, and the lines that must stand before it."""
+
+    text: str
+    imports: frozenset[str]
+
+
+def block_source(module: nn.Module, name: str) -> ClassSource:
+    """Write a plain nn.Module class `name` with the module's tensors, by their names, and one method per graph."""
+    imports: set[str] = set()
+    bodies = []
+    graphs: dict[str, fx.Graph] = vars(module)["graphs"]
+    for method, graph in graphs.items():
+        lines = _method_lines(method, graph)
+        text = "\n".join(lines)
+        used = graph.python_code("self").globals.items()
+        imports |= {_import(name, value) for name, value in used if re.search(rf"\b{name}\b", text)}
+        bodies.append("\n".join(f"    {line}" for line in lines))
+    head = f"class {name}(nn.Module):\n    def __init__(self) -> None:\n        super().__init__()\n"
+    body = "".join(f"        {line}\n" for line in _declarations(module))
+    return ClassSource(head + body + "\n" + "\n\n".join(bodies), frozenset(imports - {""}))
+
+
+def _method_lines(method: str, graph: fx.Graph) -> list[str]:
+    """Print a graph as torch.fx does, with weights named where they are used and functions by their public names."""
+    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+    arguments = [str(node.target) + (f"={node.args[0]!r}" if node.args else "") for node in placeholders]
+    weights: dict[str, str] = {}
+    lines = [f"def {method}({', '.join(['self', *arguments])}):"]
+    for line in graph.python_code("self").src.strip().splitlines()[1:]:
+        statement, _, freed = line.strip().partition(";  ")
+        weight = re.fullmatch(r"(\w+) = (self(?:\.\w+)+)", statement)
+        if weight:
+            weights[weight[1]] = weight[2]
+            continue
+        statement = re.sub(VALUE, lambda word: weights.get(word[0], word[0]), statement)
+        statement = statement.replace("torch._C._nn.", "F.").replace("torch.nn.functional.", "F.")
+        # Letting go of values early is what keeps a block's memory flat; weights are not values.
+        gone = [name for name in freed.removesuffix(" = None").split(" = ") if name and name not in weights]
+        if statement:
+            lines.append("    " + statement + (f"; {' = '.join(gone)} = None" if gone else ""))
+    return lines
+
+
+def _declarations(module: nn.Module) -> list[str]:
+    """Write lines that make an empty tree of the same tensors and leaf modules."""
+    state = set(module.state_dict(keep_vars=True))
+    lines = [f'place(self, "{name}", {_empty(p)})' for name, p in module.named_parameters()]
+    for name, buffer in module.named_buffers():
+        if name in state:
+            lines.append(f'place(self, "{name}", {_empty(buffer)[len("nn.Parameter(") : -1]})')
+        else:
+            lines.append(f'place(self, "{name}", torch.tensor({buffer.tolist()}, device="cpu"), persistent=False)')
+    for name, child in module.named_modules():
+        if type(child) is not nn.Module and name and not isinstance(child, fx.GraphModule):
+            lines.append(f'place(self, "{name}", nn.{child!r})')
+    return lines
+
+
+def _empty(tensor: Tensor) -> str:
+    return f"nn.Parameter(torch.empty({tuple(tensor.shape)}))"
+
+
+def _import(name: str, value: Any) -> str:
+    """Say how a global that generated code uses comes to be."""
+    if isinstance(value, ModuleType):
+        return f"import {value.__name__}" if value.__name__ == name else f"import {value.__name__} as {name}"
+    owner, own = getattr(value, "__module__", None), getattr(value, "__qualname__", "")
+    if owner is None or not own.isidentifier() or keyword.iskeyword(own):
+        return f"{name} = float({str(value)!r})" if isinstance(value, float) else ""
+    if owner.split(".")[0] not in ("torch", "math", "operator", "builtins", "_operator"):
+        raise TraceError(f"a graph calls {owner}.{own}, which the generated model.py could not import")
+    if owner == "builtins":
+        return "" if name == own else f"{name} = type(None)" if value is type(None) else f"{name} = {own}"
+    return f"from {owner} import {own}" + ("" if own == name else f" as {name}")

@@ -18,7 +18,7 @@ import pytest
 from sprunec.graph.graph import digest_of, plain
 from sprunec.graph.lower import lower
 from sprunec.plan.bmcook_flags import NO_FLAGS, Flags
-from sprunec.plan.pass_table import PASSES
+from sprunec.plan.declared import PASSES
 from sprunec.plan.plan import check_plan
 from tests.bmcook.files import COARSE, FINE, bmcook, write
 from tests.guide import prepare

@@ -22,7 +22,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sprunec.passes.job import Options
-from sprunec.plan.pass_table import Pass
+from sprunec.plan.declared import Pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +93,7 @@ PLAIN = Format("plain", write, reopen)
 CRITERION = """
 from __future__ import annotations
 
-from sprunec.plan.criterion_table import Criterion
+from sprunec.plan.declared import Criterion
 
 
 def score(given):

@@ -7,7 +7,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import pytest
 
-from sprunec.plan.pass_table import PASSES
+from sprunec.plan.declared import PASSES
 from sprunec.plan.schema import pass_names, properties
 
 # what the whole plan decides, and what lowering finds out

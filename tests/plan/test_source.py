@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sprunec.errors import InputError
-from sprunec.plan.pointer import show
+from sprunec.errors import InputError, show
 from sprunec.plan.source import parse_source
 
 DOCUMENT = '{\n  "a": [1,\n    {"b/c": "\\u00e9"}],\n  "é": -2.5e1\n}\n'

@@ -6,7 +6,7 @@ from typing import Any
 
 from sprunec.bmcook.plans.patterns import PLACEHOLDER
 from sprunec.bmcook.plans.plan_builder import PlanBuilder, Section
-from sprunec.plan.pointer import show
+from sprunec.errors import show
 from sprunec.plan.source import Source
 
 PAIR = "[post]encoder.output_layernorm:[post]encoder.output_layernorm"

@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sprunec.errors import Diagnostic, InputError
+from sprunec.errors import Diagnostic, InputError, show
 from sprunec.plan.bmcook_flags import kind_of
-from sprunec.plan.pointer import escape, show
+from sprunec.plan.json_reader import escape
 from sprunec.plan.schema import properties
 from sprunec.plan.schema_errors import nearest, schema_findings
 from sprunec.plan.source import Source, read_source

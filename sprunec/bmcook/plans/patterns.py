@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from sprunec.bmcook.plans.plan_builder import Section, age
+from sprunec.checkpoint.mask_notes import made_by_same
+from sprunec.errors import show
 from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.families.cpm_ant.shapes import expected_tensors
 from sprunec.families.detect import TODAY, module_family
-from sprunec.plan.pointer import show
-from sprunec.plan.weights_notes import made_by_same
 
 PLACEHOLDER = "[placehold]"
 MODULES = (("pruning", "pruned_module"), ("distillation", "mse_hidn_module"), ("MoEfication", "first_FFN_module"))

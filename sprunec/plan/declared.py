@@ -1,4 +1,4 @@
-"""The table of passes: what each file in `passes/` declares about itself. Importing those files imports no torch."""
+"""The tables of passes and of criteria: what their files declare about themselves. Importing those imports no torch."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from sprunec.registry import Registry
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from sprunec.graph.builder import Builder
     from sprunec.graph.graph import Node
     from sprunec.plan.plan import PassSpec
+    from sprunec.units import Key
 
 Lower = Callable[["Builder", "PassSpec"], None]
 Check = Callable[["Node"], None]
@@ -73,3 +76,25 @@ class Pass:
 
 PASSES = Registry(Pass, "sprunec.passes")
 UNKNOWN = Pass("", 0, object, (), "")
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """One way to score units: the higher, the more worth keeping.
+
+    Attributes:
+        score: by (layer, unit), a tensor (units,); of `masks.criteria.Weights`, or of `masks.criteria.Calibration`.
+        calibrates: whether it needs the latter, which runs batches through the model.
+    """
+
+    name: str
+    score: Callable[[Any], dict[Key, Tensor]]
+    calibrates: bool = True
+
+
+CRITERIA = Registry(Criterion, "sprunec.masks.criteria")
+
+
+def calibrates(criterion: object) -> bool:
+    """Tell whether scoring by it runs batches through the model; what a plan writes need not be a name."""
+    return isinstance(criterion, str) and criterion in CRITERIA and CRITERIA[criterion].calibrates
