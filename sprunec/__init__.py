@@ -16,18 +16,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sprunec.bmcook.data.set_writer import write_dataset
+    from sprunec.compiler.lower import lower
+    from sprunec.execution.execute import execute
     from sprunec.families.model_directory import load
-    from sprunec.graph.execute import execute
-    from sprunec.graph.lower import lower
     from sprunec.plan.plan import read_plan
 
 __all__ = ["execute", "load", "lower", "read_plan", "write_dataset"]
 __version__ = "0.1.0"
 
 _HOMES = {
-    "execute": "sprunec.graph.execute",
+    "execute": "sprunec.execution.execute",
     "load": "sprunec.families.model_directory",
-    "lower": "sprunec.graph.lower",
+    "lower": "sprunec.compiler.lower",
     "read_plan": "sprunec.plan.plan",
     "write_dataset": "sprunec.bmcook.data.set_writer",
 }

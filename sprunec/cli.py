@@ -92,8 +92,8 @@ def run(
     debug: Debug = False,
 ) -> None:
     """Run a plan; what is already done is not done again."""
-    from sprunec.graph.lower import lower
-    from sprunec.graph.sources import with_own_head
+    from sprunec.compiler.lower import lower
+    from sprunec.compiler.sources import with_own_head
     from sprunec.plan.scale import plan_costs
 
     chosen, (rank, size) = _out(out, flags.save), launched()
@@ -102,7 +102,7 @@ def run(
 
         raise typer.Exit(launch(devices, sys.argv[1:]))
     if rank > 0:
-        from sprunec.graph.ranks import follow
+        from sprunec.execution.ranks import follow
 
         raise typer.Exit(0 if dry_run else follow(lambda: _checked(plan, flags, strict=True)[0], chosen))
     progress = Progress(quiet=quiet)
@@ -116,7 +116,7 @@ def run(
         if dry_run:
             output.show_graph(graph, folder, costs, as_json)
             return
-        from sprunec.graph.execute import execute
+        from sprunec.execution.execute import execute
 
         with output.reporting(as_json, f"running {plan}", folder), output.page_of(folder, progress, stop, as_json):
             report = execute(graph, folder, progress, stop, world)
@@ -154,7 +154,7 @@ def inspect(
     debug: Debug = False,
 ) -> None:
     """Show what is in a model, what can be cut, and what each cut would save."""
-    from sprunec.graph.inspect import inspect_model
+    from sprunec.compiler.inspect import inspect_model
 
     with output.reporting(as_json, f"inspecting {model}"):
         document = inspect_model(model)
@@ -210,7 +210,7 @@ def gc(
     debug: Debug = False,
 ) -> None:
     """Remove what no plan in OUT refers to, and what stopped or damaged runs left behind."""
-    from sprunec.graph.gc import find_garbage, remove_garbage
+    from sprunec.execution.gc import find_garbage, remove_garbage
     from sprunec.show.tables import waste_table
 
     with output.reporting(as_json, f"cleaning {out}"):

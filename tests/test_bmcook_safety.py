@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import sprunec
-from sprunec.graph.progress import Watcher
+from sprunec.execution.progress import Watcher
 from sprunec.plan.bmcook_flags import Flags
 from tests.bmcook.files import FINE, bmcook
 from tests.guide import STEPS, command, digests, emitted, fine, prepare, report, run

@@ -18,9 +18,9 @@ from sprunec.bmcook.data.sets import read_set
 from sprunec.bmcook.masks.mask_forms import read_mask_tensors
 from sprunec.checkpoint.reader import open_tensors, read_state
 from sprunec.checkpoint.torch_file import check_torch
+from sprunec.compiler.inspect import inspect_model
 from sprunec.errors import InputError
 from sprunec.families.model_directory import load
-from sprunec.graph.inspect import inspect_model
 from sprunec.plan.source import LARGEST_FILE, read_source
 from tests.conftest import tiny_model
 from tests.runs import TINY

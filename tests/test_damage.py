@@ -15,9 +15,9 @@ import pytest
 
 import sprunec
 from sprunec.errors import InputError
-from sprunec.graph.events import read_line
-from sprunec.graph.manifest import read_manifest
-from sprunec.graph.progress import Watcher
+from sprunec.execution.events import read_line
+from sprunec.execution.manifest import read_manifest
+from sprunec.execution.progress import Watcher
 from sprunec.show.page import write_html
 from tests.runs import EMIT, TRAIN, mask_pass, plan, read_report, write
 
@@ -192,7 +192,7 @@ def test_a_lock_that_is_a_link_does_not_empty_another_file(copy: Path, tmp_path:
 @pytest.mark.parametrize("name", ["../../mine", "/etc/hostname", "a/../../../mine", "", "."])
 def test_a_manifest_that_names_files_elsewhere_is_damaged(name: str, copy: Path) -> None:
     """Though its own hash fits: whoever can write it can hash it."""
-    from sprunec.graph.manifest import manifest_text
+    from sprunec.execution.manifest import manifest_text
 
     entry = next(e for e in read_report(copy / "out")["passes"] if e["pass"] == "binarize")
     place = copy / "out/store" / entry["digest"]

@@ -15,7 +15,7 @@ import sprunec
 from sprunec.checkpoint.writer import save_tensors
 from sprunec.cli import main
 from sprunec.errors import REMEDIES, InputError, PassError
-from sprunec.graph.progress import Watcher
+from sprunec.execution.progress import Watcher
 from tests.bmcook.files import FINE, bmcook, converted
 from tests.data.test_vocabulary import SPECIAL
 from tests.faults import Disk, is_named, watched

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 import sprunec
 from sprunec.cli import main
 from sprunec.errors import ComparisonError, InputError, PassError
-from sprunec.graph.progress import Watcher
+from sprunec.execution.progress import Watcher
 from sprunec.rewrite import gating, model_source, surgery
 from sprunec.units import Cut
 from tests.runs import EMIT, MODEL, TRAIN, artifact, execute, guide, mask_pass, plan, read_report, save_weights, write

@@ -66,8 +66,8 @@ def fails(
 
 def sound(out: Path) -> None:
     """Nothing in the store looks finished and is not."""
+    from sprunec.execution.manifest import read_manifest
     from sprunec.file_digests import file_digest
-    from sprunec.graph.manifest import read_manifest
 
     for place in (path.parent for path in out.glob("store/*/manifest.json")):
         manifest = read_manifest(place, place.name)

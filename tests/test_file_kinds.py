@@ -25,11 +25,11 @@ from sprunec.checkpoint.layouts import weight_files
 from sprunec.checkpoint.reader import open_tensors
 from sprunec.checkpoint.writer import save_tensors
 from sprunec.cli import app
+from sprunec.compiler.inspect import inspect_model
 from sprunec.data.text import read_text
 from sprunec.data.vocabulary import read_vocabulary
 from sprunec.errors import InputError
 from sprunec.file_kinds import KINDS, file_kind
-from sprunec.graph.inspect import inspect_model
 from sprunec.plan.plan import check_plan
 from tests.runs import EMIT, MODEL, TRAIN, plan, write
 

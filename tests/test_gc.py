@@ -12,7 +12,7 @@ import pytest
 
 import sprunec
 from sprunec.cli import main
-from sprunec.graph.progress import Watcher
+from sprunec.execution.progress import Watcher
 from sprunec.plan.schema import validator
 from tests.runs import EMIT, TRAIN, artifact, execute, mask_pass, plan, read_report, write
 

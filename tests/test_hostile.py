@@ -22,11 +22,11 @@ from hypothesis import strategies as st
 from sprunec.bmcook.masks.mask_forms import read_mask_tensors
 from sprunec.bmcook.masks.two_four_files import read_mask_file
 from sprunec.checkpoint.reader import open_tensors, read_state
+from sprunec.compiler.inspect import inspect_model
 from sprunec.errors import InputError, PassError
 from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.families.cpm_ant.shapes import expected_tensors
 from sprunec.families.model_directory import load
-from sprunec.graph.inspect import inspect_model
 from sprunec.passes import load as load_pass
 from tests.conftest import tiny_model
 from tests.runs import MODEL, TINY, TRAIN, execute, plan

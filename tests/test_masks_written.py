@@ -16,8 +16,8 @@ import sprunec
 from sprunec.bmcook.masks import mask_forms as files
 from sprunec.checkpoint.mask_notes import read_provenance
 from sprunec.errors import InputError, PassError
+from sprunec.execution.progress import Watcher
 from sprunec.families.model_directory import read_kept
-from sprunec.graph.progress import Watcher
 from tests.runs import EMIT, MODEL, TRAIN, artifact, execute, mask_pass, plan, read_report, write
 
 HOLED = MODEL | {"num_layers": 4, "mask_modules": [[False, False], [True, False], [False, True], [False, False]]}

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sprunec.errors import InputError
-from sprunec.graph.lock import alone
+from sprunec.execution.lock import alone
 from tests.runs import EMIT, plan, read_report, write
 from tests.test_resume import Followed
 

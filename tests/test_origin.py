@@ -12,8 +12,8 @@ import pytest
 from rich.console import Console
 
 import sprunec
+from sprunec.compiler.inspect import inspect_model
 from sprunec.errors import InputError
-from sprunec.graph.inspect import inspect_model
 from sprunec.plan.schema import validator
 from sprunec.show.tables import inspect_table
 from tests.runs import execute, guide, read_report

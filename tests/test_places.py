@@ -10,7 +10,7 @@ import pytest
 
 from sprunec.engines.checkpoints import Saves
 from sprunec.errors import InputError
-from sprunec.graph.paths import LONGEST_NAME
+from sprunec.execution.paths import LONGEST_NAME
 from tests.runs import EMIT, TRAIN, execute, plan
 
 SCORE = {"pass": "score-mask", "criterion": "random", "unit": "head", "target": {"num_heads": 3}}

@@ -19,7 +19,7 @@ import pytest
 
 import sprunec
 from sprunec.engines.checkpoints import Saves
-from sprunec.graph.progress import Watcher
+from sprunec.execution.progress import Watcher
 from tests.runs import EMIT, mask_pass, plan, write
 
 ROOT = Path(__file__).parent.parent

@@ -16,6 +16,7 @@ from sprunec.checkpoint.layouts import weight_files
 from sprunec.checkpoint.mask_notes import note_path, read_provenance, write_provenance
 from sprunec.checkpoint.provenance import describe_origin, write_origin
 from sprunec.checkpoint.writer import write_state
+from sprunec.compiler.inspect import inspect_model
 from sprunec.data.pairs import read_pairs
 from sprunec.data.text import read_text as read_source_text
 from sprunec.data.text import split_text
@@ -23,7 +24,6 @@ from sprunec.data.vocabulary import read_vocabulary
 from sprunec.errors import Diagnostic, InputError
 from sprunec.families.cpm_ant.sizes import everything
 from sprunec.families.model_directory import load, save_model
-from sprunec.graph.inspect import inspect_model
 from sprunec.plan.model_config import read_config
 from sprunec.plan.plan import check_plan, read_plan
 from sprunec.text_files import read_json, read_lines, read_text

@@ -42,7 +42,7 @@ import json, os, sys
 import sprunec
 from pathlib import Path
 from sprunec.engines import torch_engine
-from sprunec.graph.progress import Watcher
+from sprunec.execution.progress import Watcher
 from sprunec.checkpoint import reader
 
 def shorten(path):

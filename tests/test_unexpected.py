@@ -13,11 +13,12 @@ import pytest
 
 from sprunec import cli
 from sprunec.__main__ import command
+from sprunec.compiler import inspect as inspecting
+from sprunec.compiler import lower
 from sprunec.engines.distributed import ProcessGroup
-from sprunec.graph import execute as executing
-from sprunec.graph import inspect as inspecting
-from sprunec.graph import lower, store
-from sprunec.graph.ranks import explain
+from sprunec.execution import execute as executing
+from sprunec.execution import store
+from sprunec.execution.ranks import explain
 from sprunec.passes import cut as rewrite
 from sprunec.plan import plan as plans
 from sprunec.plan.schema import validator

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import sprunec
-from sprunec.graph.progress import Watcher
+from sprunec.execution.progress import Watcher
 from sprunec.plan.schema import validator
 from tests.runs import EMIT, MODEL, TRAIN, artifact, execute, guide, mask_pass, plan, read_report, write
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from sprunec.compiler.sources import add_teacher
 from sprunec.engines.training import Distillation
 from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.file_digests import file_stamp
 from sprunec.graph.graph import Graph, Node, Roles, digest_of
 from sprunec.graph.notes import resolved
-from sprunec.graph.sources import add_teacher
 from sprunec.graph.weights import NO_MASK, weights_digest
 from sprunec.passes import evaluate, measure_speed
 from sprunec.passes.job import Options

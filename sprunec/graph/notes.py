@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from sprunec.execution.store import strict_json
 from sprunec.graph.graph import Graph, plain
-from sprunec.graph.store import strict_json
 from sprunec.plan.plan import Plan
 
 

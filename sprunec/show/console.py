@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sprunec.errors import Diagnostic
-from sprunec.graph.progress import Watcher
+from sprunec.execution.progress import Watcher
 from sprunec.show.fitted import Line
 from sprunec.show.numbers import UNKNOWN, is_finite, number, plural, printable
 

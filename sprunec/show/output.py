@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from sprunec.errors import Diagnostic, InputError, disk_words
-from sprunec.graph.store import Store, strict_json
+from sprunec.execution.store import Store, strict_json
 from sprunec.interrupts import Interrupts
 from sprunec.show.console import Progress, print_diagnostics
 from sprunec.show.numbers import number
@@ -20,8 +20,8 @@ from sprunec.show.tables import graph_table, kept_table, result_table
 from sprunec.unexpected import explained
 
 if TYPE_CHECKING:
+    from sprunec.execution.report import Report
     from sprunec.graph.graph import Graph
-    from sprunec.graph.report import Report
 
 
 def print_json(document: Any) -> None:
@@ -125,7 +125,7 @@ def reporting(as_json: bool, doing: str, folder: Path | None = None) -> Iterator
 @contextmanager
 def page_of(folder: Path, progress: Progress, stop: Interrupts, as_json: bool) -> Iterator[None]:
     """Leave a page of the run in OUT, however it ends; say how to go on where it is interrupted."""
-    from sprunec.graph.report import mark_interrupted
+    from sprunec.execution.report import mark_interrupted
     from sprunec.show.page import write_html
 
     def tell() -> None:

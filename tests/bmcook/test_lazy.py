@@ -16,8 +16,8 @@ plan, found = check_plan(sys.argv[1])
 """
 RUN = """
 import sys
-from sprunec.graph.execute import execute
-from sprunec.graph.lower import lower
+from sprunec.execution.execute import execute
+from sprunec.compiler.lower import lower
 from sprunec.plan.plan import read_plan
 report = execute(lower(read_plan(sys.argv[1])), sys.argv[2])
 """

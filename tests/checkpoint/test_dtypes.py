@@ -16,9 +16,9 @@ from sprunec.checkpoint.dtypes import dtype_refusal
 from sprunec.checkpoint.header import Header
 from sprunec.checkpoint.writer import write_state
 from sprunec.cli import main
+from sprunec.compiler.inspect import inspect_model
 from sprunec.errors import InputError
 from sprunec.families.cpm_ant.fit import check_dtypes
-from sprunec.graph.inspect import inspect_model
 from sprunec.passes import load
 from sprunec.passes.job import Job
 from sprunec.plan.plan import check_plan, read_plan

@@ -18,8 +18,8 @@ from sprunec.checkpoint.pt_header import Storage, Unknown, View, _stored, read_p
 from sprunec.checkpoint.reader import open_tensors, read_state
 from sprunec.checkpoint.safetensors_file import read_safetensors
 from sprunec.checkpoint.writer import as_outputs
+from sprunec.compiler.inspect import inspect_model
 from sprunec.errors import InputError
-from sprunec.graph.inspect import inspect_model
 from tests.conftest import tiny_config, tiny_model
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16]

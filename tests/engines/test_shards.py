@@ -21,7 +21,7 @@ from sprunec.engines.optimizer import INTERVAL, LossScale
 from sprunec.engines.shards import read_shards, shard_sizes
 from sprunec.engines.world import World
 from sprunec.errors import InputError, PassError
-from sprunec.graph.ranks import check_shares
+from sprunec.execution.ranks import check_shares
 from tests.runs import plan, write
 
 TENSORS = {"model/a": torch.arange(6.0).view(2, 3), "optimizer/0/step": torch.tensor(3.0)}

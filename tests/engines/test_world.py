@@ -13,7 +13,7 @@ import sprunec
 from sprunec.engines.distributed import ProcessGroup
 from sprunec.engines.world import World, launched, meet
 from sprunec.errors import PassError
-from sprunec.graph.ranks import _node
+from sprunec.execution.ranks import _node
 from tests.runs import plan, write
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sprunec.cli import main
 from sprunec.errors import FormatError
-from sprunec.graph.store import Store
+from sprunec.execution.store import Store
 from sprunec.passes import compare_format, emit
 from sprunec.plan.export_formats import Format, Reopened
 from sprunec.plan.schema import validator

@@ -14,9 +14,9 @@ from torch import Tensor
 from transformers import CpmAntConfig, CpmAntForCausalLM
 
 import sprunec
+from sprunec.compiler.inspect import inspect_model
 from sprunec.errors import InputError
 from sprunec.formats.huggingface import all_context, transformers_release
-from sprunec.graph.inspect import inspect_model
 from sprunec.passes import emit, load
 from sprunec.passes.job import Job
 from sprunec.plan.model_config import read_config

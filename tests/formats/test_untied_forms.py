@@ -16,12 +16,12 @@ from transformers import CpmAntConfig, CpmAntForCausalLM
 
 import sprunec
 from sprunec.bmcook.masks.mask_forms import write_mask
+from sprunec.compiler.inspect import inspect_model
 from sprunec.errors import InputError, PassError
 from sprunec.families.cpm_ant.modeling_sprunec import SprunecForCausalLM
 from sprunec.families.cpm_ant.sizes import everything
 from sprunec.families.model_directory import read_config
 from sprunec.formats.huggingface import all_context
-from sprunec.graph.inspect import inspect_model
 from sprunec.passes import load
 from sprunec.passes.job import Job
 from sprunec.units import Kept

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
+from sprunec.compiler.lower import lower
 from sprunec.graph.graph import digest_of, plain
-from sprunec.graph.lower import lower
 from sprunec.plan.bmcook_flags import NO_FLAGS, Flags
 from sprunec.plan.declared import PASSES
 from sprunec.plan.plan import check_plan

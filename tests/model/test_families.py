@@ -11,11 +11,11 @@ import torch
 from typer.testing import CliRunner
 
 from sprunec.cli import app
+from sprunec.compiler.inspect import inspect_model
 from sprunec.errors import InputError
 from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.families.cpm_ant.shapes import expected_tensors
 from sprunec.families.detect import config_family, module_family, tensor_family
-from sprunec.graph.inspect import inspect_model
 from sprunec.plan.bmcook_flags import Flags
 from sprunec.plan.model_config import read_config
 from sprunec.plan.plan import check_plan

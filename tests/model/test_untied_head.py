@@ -18,6 +18,7 @@ from torch import Tensor
 
 import sprunec
 from sprunec.checkpoint.writer import write_state
+from sprunec.compiler.inspect import inspect_model
 from sprunec.errors import InputError
 from sprunec.families.cpm_ant.blocks import build, initialize
 from sprunec.families.cpm_ant.config import ModelConfig
@@ -26,7 +27,6 @@ from sprunec.families.cpm_ant.model import CPMAnt
 from sprunec.families.cpm_ant.shapes import expected_tensors
 from sprunec.families.cpm_ant.sizes import everything
 from sprunec.families.model_directory import read_config
-from sprunec.graph.inspect import inspect_model
 from sprunec.passes import load
 from sprunec.passes.job import Job
 from sprunec.plan.plan import check_plan

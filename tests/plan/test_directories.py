@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sprunec.bmcook.plans.convert import convert_plan
-from sprunec.graph.inspect import inspect_model
+from sprunec.compiler.inspect import inspect_model
 from sprunec.plan.bmcook_flags import Flags
 from sprunec.plan.plan import check_plan, read_plan
 from tests.bmcook.files import bmcook

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from sprunec.compiler.lower import lower
 from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.families.cpm_ant.shapes import expected_tensors
-from sprunec.graph.lower import lower
 from sprunec.plan.plan import check_plan, read_plan
 from sprunec.plan.sparsity import targeted, uneven
 from tests.runs import MODEL, TINY, plan, write

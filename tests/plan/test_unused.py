@@ -11,9 +11,9 @@ from torch import Tensor
 
 from sprunec.checkpoint.reader import read_state
 from sprunec.checkpoint.writer import save_tensors
+from sprunec.compiler.inspect import inspect_model
+from sprunec.compiler.lower import lower
 from sprunec.errors import InputError
-from sprunec.graph.inspect import inspect_model
-from sprunec.graph.lower import lower
 from sprunec.passes import load
 from sprunec.passes.job import Job
 from sprunec.plan.plan import check_plan, read_plan

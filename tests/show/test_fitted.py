@@ -12,7 +12,7 @@ import pytest
 from rich.cells import cell_len, chop_cells
 from rich.console import Console, Group, RenderableType
 
-from sprunec.graph.lower import lower
+from sprunec.compiler.lower import lower
 from sprunec.plan.plan import check_plan
 from sprunec.show import console as live
 from sprunec.show import tables

@@ -16,9 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from sprunec.execution.report import Report
+from sprunec.execution.store import Artifact, strict_json
 from sprunec.graph.graph import Node, Roles
-from sprunec.graph.report import Report
-from sprunec.graph.store import Artifact, strict_json
 from sprunec.show import report_words, tables
 from sprunec.show.console import metric_words, step_words
 from sprunec.show.numbers import number, percent, plural, rounded

@@ -17,9 +17,9 @@ Lowering is pure: it reads the plan and hashes the user's files, and writes noth
 
 from __future__ import annotations
 
+from sprunec.compiler.sources import add_sources, with_own_head
 from sprunec.graph.builder import Builder
 from sprunec.graph.graph import Graph
-from sprunec.graph.sources import add_sources, with_own_head
 from sprunec.passes import compare, compare_format, emit, expand
 from sprunec.plan.declared import PASSES
 from sprunec.plan.export_formats import FORMATS

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sprunec.durable import naming, write_atomically
-from sprunec.graph.store import strict_json
+from sprunec.execution.store import strict_json
 
 CHECK, DIGITS = "check", 12
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from sprunec.durable import read_file, remove
 from sprunec.errors import InputError, PassError
-from sprunec.graph.lock import alone
-from sprunec.graph.store import PLAN, read_references
+from sprunec.execution.lock import alone
+from sprunec.execution.store import PLAN, read_references
 
 DIGEST = "[0-9a-f]{64}"
 LEFT_BEHIND = "left behind by a run that was stopped"

@@ -13,9 +13,9 @@ from typing import Any
 
 from sprunec.durable import read_file, write_atomically
 from sprunec.errors import SprunecError
+from sprunec.execution.store import Artifact, strict_json
 from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.graph.graph import Graph, Node
-from sprunec.graph.store import Artifact, strict_json
 from sprunec.passes.compare_format import COMPARED as FORM_COMPARED
 from sprunec.plan.declared import PASSES
 from sprunec.units import Kept

@@ -13,10 +13,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sprunec.compiler.lower import lower
 from sprunec.errors import InputError, PassError
+from sprunec.execution.store import Store
 from sprunec.graph.graph import Graph, Node
-from sprunec.graph.lower import lower
-from sprunec.graph.store import Store
 from sprunec.interrupts import interrupts
 from sprunec.passes.job import Job
 from sprunec.plan.declared import PASSES

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from sprunec.durable import flush, read_file, write_atomically, write_new
+from sprunec.execution.manifest import MANIFEST, manifest_text, read_hashed, read_manifest, unexpected_files
 from sprunec.file_digests import file_digest
 from sprunec.graph.graph import Node
-from sprunec.graph.manifest import MANIFEST, manifest_text, read_hashed, read_manifest, unexpected_files
 
 EVENTS = "events-{digest}.jsonl"
 PLAN = "plan-{}.json"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from sprunec.checkpoint.mask_notes import note_path
 from sprunec.errors import InputError
+from sprunec.execution.publish import PUBLISHED
 from sprunec.graph.graph import Graph
-from sprunec.graph.publish import PUBLISHED
 
 OWN = ("store", "report.json", "report.html", "events.jsonl", "error.txt")
 LONGEST_NAME = 200  # what most disks take, 255 bytes, less what is added while a file and its note are written

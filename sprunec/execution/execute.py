@@ -14,17 +14,17 @@ from sprunec.checkpoint.mask_notes import write_provenance
 from sprunec.durable import forget
 from sprunec.engines.world import World
 from sprunec.errors import ComparisonError, InputError, PassError, SprunecError, disk_words, remedied
+from sprunec.execution.events import Events
+from sprunec.execution.lock import alone
+from sprunec.execution.paths import check_places
+from sprunec.execution.progress import Watcher
+from sprunec.execution.publish import publish, unpublish
+from sprunec.execution.ranks import JOIN, check_shares
+from sprunec.execution.report import Report, versions, with_notes
+from sprunec.execution.store import Artifact, Store
 from sprunec.file_digests import file_stamp
-from sprunec.graph.events import Events
 from sprunec.graph.graph import Graph, Node
-from sprunec.graph.lock import alone
 from sprunec.graph.notes import origin_of
-from sprunec.graph.paths import check_places
-from sprunec.graph.progress import Watcher
-from sprunec.graph.publish import publish, unpublish
-from sprunec.graph.ranks import JOIN, check_shares
-from sprunec.graph.report import Report, versions, with_notes
-from sprunec.graph.store import Artifact, Store
 from sprunec.interrupts import postponed, was_interrupted
 from sprunec.passes.job import Job
 from sprunec.plan.declared import PASSES
