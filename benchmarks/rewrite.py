@@ -133,8 +133,9 @@ def copy(folder: Path, out: Path) -> None:
 
 
 def streamed(folder: Path, out: Path) -> None:
+    from sprunec.graph.options import Options
     from sprunec.passes import cut as rewrite
-    from sprunec.passes.job import Job, Options
+    from sprunec.passes.job import Job
 
     out.mkdir()
     inputs = {"model": folder / "model", "masks": folder / "masks"}

@@ -92,8 +92,7 @@ def run(
     debug: Debug = False,
 ) -> None:
     """Run a plan; what is already done is not done again."""
-    from sprunec.compiler.lower import lower
-    from sprunec.compiler.sources import with_own_head
+    from sprunec.compiler.lower import lower, with_own_head
     from sprunec.plan.scale import plan_costs
 
     chosen, (rank, size) = _out(out, flags.save), launched()

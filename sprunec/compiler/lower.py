@@ -17,10 +17,13 @@ Lowering is pure: it reads the plan and hashes the user's files, and writes noth
 
 from __future__ import annotations
 
-from sprunec.compiler.sources import add_sources, with_own_head
+from dataclasses import replace
+
+from sprunec.errors import Diagnostic, InputError
+from sprunec.families.cpm_ant.head import has_own_head
 from sprunec.graph.builder import Builder
 from sprunec.graph.graph import Graph
-from sprunec.passes import compare, compare_format, emit, expand
+from sprunec.passes import compare, compare_format, emit, evaluate, expand, load, measure_speed, read_data
 from sprunec.plan.declared import PASSES
 from sprunec.plan.export_formats import FORMATS
 from sprunec.plan.plan import PassSpec, Plan
@@ -33,20 +36,40 @@ def lower(plan: Plan) -> Graph:
         InputError: see `with_own_head`; or an index of a checkpoint is none.
     """
     build = Builder(with_own_head(plan))
-    add_sources(build)
+    if plan.data is not None:
+        build.data = read_data.add(build)
+    build.model = build.roles.source = load.add(build)
     for spec in plan.passes:
         info = PASSES[spec.name]
         assert info.lower is not None
         if info.removes:  # what comes in here is what the result is compared with, and the teacher from here on
-            build.evaluate_dense()
+            _evaluate_dense(build)
             build.teachers.setdefault(None, build.model)
         info.lower(build, spec)
     _finish(build)
     return build.graph()
 
 
+def with_own_head(plan: Plan) -> Plan:
+    """Set the model's head apart from the embedding where the config or the checkpoint has it so.
+
+    Raises:
+        InputError: the plan ends in a format that cannot hold such a head.
+    """
+    model = plan.model
+    if model.config.tie_word_embeddings and model.checkpoint and has_own_head(model.config, model.checkpoint):
+        plan = replace(plan, model=replace(model, config=replace(model.config, tie_word_embeddings=False)))
+        for spec in (spec for spec in plan.passes if spec.name == "emit"):
+            for form in (FORMATS[name] for name in spec.options["formats"]):
+                for code, why, hint in form.obstacles(plan.model.config):
+                    message = f"the format {form.name} can't hold {model.checkpoint}: {why}"
+                    file, pointer = str(plan.file or plan.name), f"{spec.pointer}/formats"
+                    raise InputError(Diagnostic(code, message, hint, file=file, pointer=pointer))
+    return plan
+
+
 def _finish(build: Builder) -> None:
-    build.evaluate_dense()
+    _evaluate_dense(build)
     final = masked = build.roles.final = build.model
     if build.roles.origin:
         masked = expand.add(build, final) if build.changes_weights() else build.roles.source
@@ -54,7 +77,24 @@ def _finish(build: Builder) -> None:
     small = _emitted(build, build.emitting, final) if build.emitting is not None else final
     if masked != small:
         compare.add(build, masked, final, small)
-    build.evaluate_pruned(masked, final, small)
+    _evaluate_pruned(build, masked, final, small)
+
+
+def _evaluate_dense(build: Builder) -> None:
+    if not build.roles.dense and build.evaluates():
+        build.roles.dense = evaluate.add(build, "dense", build.model)
+
+
+def _evaluate_pruned(build: Builder, masked: str, masks: str, small: str) -> None:
+    """Measure what is left beside the dense model, and all speeds together."""
+    if not build.evaluates():
+        return
+    if build.roles.origin:
+        build.roles.masked = evaluate.add(build, "masked", masked, masks)
+    if build.roles.origin or any(PASSES[node.pass_].removes == "weights" for node in build.nodes.values()):
+        build.roles.small = evaluate.add(build, "small", small)
+    measured = {role: name for role, name in build.roles.models().items() if name}
+    measure_speed.add(build, {role: build.nodes[name].inputs["model"] for role, name in measured.items()}, masks)
 
 
 def _emitted(build: Builder, spec: PassSpec, final: str) -> str:

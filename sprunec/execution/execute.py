@@ -16,6 +16,7 @@ from sprunec.engines.world import World
 from sprunec.errors import ComparisonError, InputError, PassError, SprunecError, disk_words, remedied
 from sprunec.execution.events import Events
 from sprunec.execution.lock import alone
+from sprunec.execution.notes import origin_of
 from sprunec.execution.paths import check_places
 from sprunec.execution.progress import Watcher
 from sprunec.execution.publish import publish, unpublish
@@ -24,7 +25,6 @@ from sprunec.execution.report import Report, versions, with_notes
 from sprunec.execution.store import Artifact, Store
 from sprunec.file_digests import file_stamp
 from sprunec.graph.graph import Graph, Node
-from sprunec.graph.notes import origin_of
 from sprunec.interrupts import postponed, was_interrupted
 from sprunec.passes.job import Job
 from sprunec.plan.declared import PASSES

@@ -10,21 +10,16 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sprunec.compiler.sources import add_teacher
 from sprunec.engines.training import Distillation
 from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.file_digests import file_stamp
-from sprunec.graph.graph import Graph, Node, Roles, digest_of
-from sprunec.graph.notes import resolved
+from sprunec.graph.graph import Graph, Node, Roles, digest_of, plain
+from sprunec.graph.options import Options
 from sprunec.graph.weights import NO_MASK, weights_digest
-from sprunec.passes import evaluate, measure_speed
-from sprunec.passes.job import Options
-from sprunec.passes.train import TrainOptions
 from sprunec.plan.declared import PASSES
 from sprunec.plan.plan import PassSpec, Plan
 from sprunec.plan.targets import Left
 
-FLOPS_PER_PARAMETER, FLOPS_TO_TEACH = 6, 2
 Kind = TypeVar("Kind", bound=Options)
 
 
@@ -97,28 +92,6 @@ class Builder:
         self.nodes[name] = Node(name, pass_, options, inputs, digest, info.output, stamps=stamps, **extra)
         return name
 
-    def train(self, spec: PassSpec, options: TrainOptions, about: str, suffix: str = "") -> str:
-        """Append a node that trains the newest model, and count its steps."""
-        inputs = {"model": self.model, "data": self.data}
-        if options.distillation is not None:
-            inputs["teacher"] = add_teacher(self, spec.options["distillation"]["teacher"])
-        name = self.add(
-            spec.name,
-            options,
-            inputs,
-            suffix,
-            steps=options.steps,
-            checkpoint_every=spec.options["checkpoint_every"],
-            about=about,
-        )
-        self.model_steps += options.steps
-        tokens = options.steps * options.batch_size * (options.max_length - self.config.prompt_length)
-        self.tokens += tokens
-        self.flops += FLOPS_PER_PARAMETER * float(self.left.parameters) * tokens
-        if options.distillation is not None:
-            self.flops += FLOPS_TO_TEACH * float(self.config.parameters()) * tokens
-        return name
-
     def data_inputs(self) -> dict[str, str]:
         return {"data": self.data} if self.data else {}
 
@@ -138,21 +111,6 @@ class Builder:
     def evaluates(self) -> bool:
         return self.plan.evaluate and self.plan.data is not None
 
-    def evaluate_dense(self) -> None:
-        if not self.roles.dense and self.evaluates():
-            self.roles.dense = evaluate.add(self, "dense", self.model)
-
-    def evaluate_pruned(self, masked: str, masks: str, small: str) -> None:
-        """Measure what is left beside the dense model, and all speeds together."""
-        if not self.evaluates():
-            return
-        if self.roles.origin:
-            self.roles.masked = evaluate.add(self, "masked", masked, masks)
-        if self.roles.origin or any(PASSES[node.pass_].removes == "weights" for node in self.nodes.values()):
-            self.roles.small = evaluate.add(self, "small", small)
-        measured = {role: name for role, name in self.roles.models().items() if name}
-        measure_speed.add(self, {role: self.nodes[name].inputs["model"] for role, name in measured.items()}, masks)
-
     def graph(self) -> Graph:
         sizes = (self.config.parameters(), self.left.parameters)
         return Graph(
@@ -164,5 +122,5 @@ class Builder:
             self.tokens,
             self.flops,
             self.plan.checkpoint_name,
-            resolved(self.plan),
+            plain(self.plan),
         )

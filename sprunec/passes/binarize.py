@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sprunec.durable import write_new
-from sprunec.passes.job import Job, MaskOptions
+from sprunec.graph.options import MaskOptions
+from sprunec.passes.job import Job
 from sprunec.plan.declared import Pass
 from sprunec.units import COUNTED, INSIDE, Key
 

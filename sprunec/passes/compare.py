@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from sprunec.durable import read_file
 from sprunec.errors import ComparisonError
-from sprunec.passes.job import BatchOptions, Job
+from sprunec.graph.options import BatchOptions
+from sprunec.passes.job import Job
 from sprunec.plan.declared import Pass
 
 if TYPE_CHECKING:

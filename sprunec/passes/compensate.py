@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sprunec.passes.job import CalibrationOptions, Job
+from sprunec.graph.options import CalibrationOptions
+from sprunec.passes.job import Job
 from sprunec.plan.declared import Pass
 from sprunec.units import INSIDE, Cut, gate_units
 

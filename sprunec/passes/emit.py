@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from sprunec.durable import write_new
 from sprunec.errors import FormatError
 from sprunec.file_digests import file_digest
-from sprunec.passes.job import Job, Options
+from sprunec.graph.options import Options
+from sprunec.passes.job import Job
 from sprunec.plan.declared import Pass
 from sprunec.plan.export_formats import FORMATS, Emission
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sprunec.errors import PassError
-from sprunec.passes.job import BatchOptions, Job
+from sprunec.graph.options import BatchOptions
+from sprunec.passes.job import Job
 from sprunec.plan.declared import Pass
 
 if TYPE_CHECKING:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from sprunec.engines.world import World
 from sprunec.families.cpm_ant.config import ModelConfig
+from sprunec.graph.options import BatchOptions, CalibrationOptions, Options
 from sprunec.units import Cut, Kept
 
 if TYPE_CHECKING:
@@ -21,52 +22,6 @@ if TYPE_CHECKING:
     from sprunec.rewrite.trace import TracedBlock
 
 SET_ABOUT = "set.json"  # what the data pass has written about a CPM-Live set
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """What decides a pass's result, besides its inputs; each pass has its own, and some have none.
-
-    A field has its name from the plan's schema, or says what lowering adds. At its default it does not apply, and is
-    then no part of a node's digest.
-    """
-
-    def document(self) -> dict[str, Any]:
-        """List what applies, by name."""
-        found = {}
-        for each in fields(self):
-            default = each.default if each.default_factory is MISSING else each.default_factory()
-            if (value := getattr(self, each.name)) != default:
-                found[each.name] = value
-        return found
-
-
-@dataclass(frozen=True, kw_only=True)
-class BatchOptions(Options):
-    """What decides a batch; there are no sizes where the plan has no data."""
-
-    seed: int
-    max_length: int = 0
-    batch_size: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class CalibrationOptions(BatchOptions):
-    """The batches that a pass looks at without training: those that training would see next."""
-
-    batches: int
-    first_step: int
-    precision: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class MaskOptions(Options):
-    """Which units go, and how many."""
-
-    unit: tuple[str, ...]
-    target: Mapping[str, Any]
-    budget: str
-    tie_heads: bool
 
 
 O = TypeVar("O", bound=Options, covariant=True)  # noqa: E741

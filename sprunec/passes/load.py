@@ -8,14 +8,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from sprunec.checkpoint.layouts import checkpoint_files
 from sprunec.errors import InputError, PassError
 from sprunec.families.cpm_ant.config import ModelConfig
-from sprunec.passes.job import Job, Options
+from sprunec.families.cpm_ant.head import has_own_head
+from sprunec.graph.options import Options
+from sprunec.graph.weights import NO_TEACHER, weights_digest
+from sprunec.passes.job import Job
 from sprunec.plan.declared import Pass
+
+if TYPE_CHECKING:
+    from sprunec.graph.builder import Builder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +32,42 @@ class LoadOptions(Options):
     config: Mapping[str, Any]
     checkpoint: str = ""
     seed: int | None = None
+
+
+def add(build: Builder) -> str:
+    """Add the node of the plan's input model."""
+    plan, config = build.plan, build.config
+    options, about = LoadOptions(config=config.to_dict(), seed=plan.seed), "a new model"
+    files: dict[str, tuple[Path, ...]] = {}
+    if plan.model.checkpoint is not None:
+        digest = weights_digest(plan.model.checkpoint, plan=plan)
+        options, about = LoadOptions(config=config.to_dict(), checkpoint=digest), plan.model.checkpoint.name
+        files = _checkpoint_files(plan.model.checkpoint)
+    return build.add("load", options, {}, files=files, about=about)
+
+
+def add_teacher(build: Builder, path: Path | None) -> str:
+    """Give the node of a training pass's teacher; a checkpoint is loaded once for all passes.
+
+    Args:
+        path: its checkpoint; None: the model before anything was taken away is the teacher.
+    """
+    if path is not None and path not in build.teachers:
+        own, config = has_own_head(build.config, path), build.config
+        if own is not None:  # its head is tied or not by its own file
+            config = replace(config, tie_word_embeddings=not own)
+        options = LoadOptions(config=config.to_dict(), checkpoint=weights_digest(path, NO_TEACHER))
+        files, parameters = _checkpoint_files(path), config.parameters()
+        build.teachers[path] = build.add(
+            "load", options, {}, suffix="teacher", files=files, about=path.name, parameters=parameters
+        )
+    return build.teachers[path]
+
+
+def _checkpoint_files(path: Path) -> dict[str, tuple[Path, ...]]:
+    """List what the user has named, and the files that it stands for, so that a change of any is noticed."""
+    files = checkpoint_files(path)
+    return {"checkpoint": (path,)} | ({"weights": files} if files != (path,) else {})
 
 
 def run(job: Job[LoadOptions]) -> dict[str, Any]:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from sprunec.checkpoint.mask_notes import steps_warning, weights_warning
 from sprunec.durable import write_new
 from sprunec.errors import InputError
+from sprunec.graph.options import Options
 from sprunec.passes import compensate, cut
-from sprunec.passes.job import Job, Options
+from sprunec.passes.job import Job
 from sprunec.plan.declared import Pass
 from sprunec.plan.export_formats import formats_of
 

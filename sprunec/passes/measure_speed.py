@@ -13,7 +13,8 @@ from statistics import quantiles
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from sprunec.passes.job import BatchOptions, Job
+from sprunec.graph.options import BatchOptions
+from sprunec.passes.job import Job
 from sprunec.plan.declared import Pass
 
 if TYPE_CHECKING:

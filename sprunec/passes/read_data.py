@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sprunec.errors import InputError
-from sprunec.passes.job import Job, Options
+from sprunec.file_digests import MISSING, file_digest
+from sprunec.graph.options import Options
+from sprunec.passes.job import Job
 from sprunec.plan.declared import Pass
 
 if TYPE_CHECKING:
     from sprunec.data.tokenizer import Tokenizer
     from sprunec.data.vocabulary import Vocabulary
+    from sprunec.graph.builder import Builder
+    from sprunec.plan.plan import DataSource
 
+ROWS_FIT = ("cpm-live", "pairs")  # how long a row may be decides what is read
 MARKS, SHORTEST = 2, 2  # a token, and the one that is asked for
 
 
@@ -39,6 +45,53 @@ class DataOptions(Options):
     order: str = ""
     packed_prompts: str = ""
     vocab: str | None = ""
+
+
+def add(build: Builder) -> str:
+    """Add the node of the plan's data."""
+    data, config = build.plan.data, build.config
+    assert data is not None
+    files = _data_files(data)
+    options: dict[str, Any] = {
+        "source": data.source,
+        "tokenizer": file_digest(data.tokenizer) if isinstance(data.tokenizer, Path) else data.tokenizer,
+        "held_out": data.held_out,
+        "vocab_size": config.vocab_size,
+        "content": _content(data.source, files.get("paths", ())),
+    }
+    if "held_out" in files:
+        options["held_out"] = _content(data.source, files["held_out"])
+    if data.source in ROWS_FIT:
+        options |= {"max_length": data.max_length, "prompt_length": config.prompt_length}
+    if data.source == "cpm-live":
+        build.data_files = files
+        options |= {"prompt_types": config.prompt_types, "segment_types": config.segment_types}
+        options |= {key: getattr(data, key) for key in ("block_size", "order", "packed_prompts")}
+        options["vocab"] = None if data.vocab is None else file_digest(data.vocab)
+    return build.add("data", DataOptions(**options), {}, files=files, about=data.source)
+
+
+def _data_files(data: DataSource) -> dict[str, tuple[Path, ...]]:
+    """List the user's files by role; a set's are its meta.bin and what that names."""
+    named = {"paths": data.paths, "held_out": (data.held_out,) if isinstance(data.held_out, Path) else ()}
+    if data.source == "cpm-live":
+        from sprunec.bmcook.data.sets import set_files
+
+        sets = ((role, [set_files(path, data.block_size) for path in paths]) for role, paths in named.items())
+        named = {role: tuple(chain.from_iterable(files)) for role, files in sets}
+    named["tokenizer"] = (data.tokenizer,) if isinstance(data.tokenizer, Path) else ()
+    named["vocab"] = () if data.vocab is None else (data.vocab,)
+    return {role: paths for role, paths in named.items() if paths}
+
+
+def _content(source: str, paths: tuple[Path, ...]) -> Any:
+    """Identify a text by its files' digests, or by the interpreter's own documentation's."""
+    if source != "python-docs":
+        digests = tuple(file_digest(path) for path in paths)
+        return MISSING if MISSING in digests else digests
+    from pydoc_data import topics
+
+    return file_digest(Path(topics.__file__))
 
 
 def run(job: Job[DataOptions]) -> dict[str, Any]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from sprunec.graph.options import BatchOptions, CalibrationOptions, MaskOptions
 from sprunec.passes import binarize, compensate, cut
-from sprunec.passes.job import BatchOptions, CalibrationOptions, Job, MaskOptions
+from sprunec.passes.job import Job
 from sprunec.plan.declared import CRITERIA, Pass, calibrates
 from sprunec.units import Key, gate_units
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sprunec.errors import InputError
-from sprunec.passes.job import Job, Options
+from sprunec.graph.options import Options
+from sprunec.passes.job import Job
 from sprunec.plan.declared import Pass
 from sprunec.plan.sparsity import targeted
 

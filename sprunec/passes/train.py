@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from sprunec.engines.training import Distillation, Training
 from sprunec.errors import PassError
-from sprunec.passes.job import BatchOptions, Job
+from sprunec.graph.options import BatchOptions
+from sprunec.passes import load
+from sprunec.passes.job import Job
 from sprunec.plan.declared import Pass
 
 if TYPE_CHECKING:
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from sprunec.plan.plan import PassSpec
     from sprunec.rewrite.trace import TracedBlock
 
+FLOPS_PER_PARAMETER, FLOPS_TO_TEACH = 6, 2
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions(Training, BatchOptions):
@@ -32,7 +36,30 @@ class TrainOptions(Training, BatchOptions):
 
 
 def lower(build: Builder, spec: PassSpec) -> None:
-    build.model = build.train(spec, build.options(TrainOptions, spec), about=f"{spec.options['steps']} steps")
+    build.model = add(build, spec, build.options(TrainOptions, spec), about=f"{spec.options['steps']} steps")
+
+
+def add(build: Builder, spec: PassSpec, options: TrainOptions, about: str, suffix: str = "") -> str:
+    """Append a node that trains the newest model, and count its steps."""
+    inputs = {"model": build.model, "data": build.data}
+    if options.distillation is not None:
+        inputs["teacher"] = load.add_teacher(build, spec.options["distillation"]["teacher"])
+    name = build.add(
+        spec.name,
+        options,
+        inputs,
+        suffix,
+        steps=options.steps,
+        checkpoint_every=spec.options["checkpoint_every"],
+        about=about,
+    )
+    build.model_steps += options.steps
+    tokens = options.steps * options.batch_size * (options.max_length - build.config.prompt_length)
+    build.tokens += tokens
+    build.flops += FLOPS_PER_PARAMETER * float(build.left.parameters) * tokens
+    if options.distillation is not None:
+        build.flops += FLOPS_TO_TEACH * float(build.config.parameters()) * tokens
+    return name
 
 
 def run(job: Job[TrainOptions]) -> dict[str, Any]:

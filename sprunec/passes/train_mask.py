@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sprunec.passes import binarize, compensate, cut
-from sprunec.passes.job import CalibrationOptions, Job, MaskOptions
+from sprunec.graph.options import CalibrationOptions, MaskOptions
+from sprunec.passes import binarize, compensate, cut, train
+from sprunec.passes.job import Job
 from sprunec.passes.train import INPUTS, TEACHER, TrainOptions, distiller_of, engine_of
 from sprunec.plan.declared import CRITERIA, Pass
 from sprunec.units import gate_units
@@ -31,7 +32,7 @@ def lower(build: Builder, spec: PassSpec) -> None:
     target, given = spec.options.get("gates_for", spec.options["target"]), build.model
     options = build.options(GateOptions, spec, target=target, allocation=binarize.allocation(spec))
     about = binarize.target_words(spec, target)
-    name = build.train(spec, options, suffix="-".join(options.unit), about=about)
+    name = train.add(build, spec, options, about, "-".join(options.unit))
     build.model = name if spec.options["weights"] == "trained" else given
     masks = binarize.add(build, spec, name)
     compensate.add(build, spec, masks, name)

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sprunec.passes.job import Options
+from sprunec.graph.options import Options
 from sprunec.plan.declared import Pass
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sprunec.passes.job import BatchOptions, Options
+from sprunec.graph.options import BatchOptions, Options
 from sprunec.rewrite import trace
 from tests.runs import EMIT, TRAIN, execute, mask_pass, plan
 

@@ -94,7 +94,8 @@ def peak():
     return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
 bare = peak()
 from sprunec.passes import cut as rewrite
-from sprunec.passes.job import Job, Options
+from sprunec.graph.options import Options
+from sprunec.passes.job import Job
 folder = Path(sys.argv[1])
 rewrite.run(Job(Options(), {"model": folder, "masks": folder / "masks"}, {}, folder / "out", "cpu", print))
 print(peak() - bare)

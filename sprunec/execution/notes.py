@@ -7,14 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sprunec.execution.store import strict_json
-from sprunec.graph.graph import Graph, plain
-from sprunec.plan.plan import Plan
-
-
-def resolved(plan: Plan) -> dict[str, Any]:
-    """Write the plan with every default filled in, as JSON has it; paths as they were found."""
-    document: dict[str, Any] = plain(plan)
-    return document
+from sprunec.graph.graph import Graph
 
 
 def origin_of(graph: Graph, report: Mapping[str, Any], made: str | None) -> dict[str, Any]:

@@ -1,0 +1,53 @@
+"""What decides the result of a pass: the options that several passes share, and how they stand in a digest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What decides a pass's result, besides its inputs; each pass has its own, and some have none.
+
+    A field has its name from the plan's schema, or says what lowering adds. At its default it does not apply, and is
+    then no part of a node's digest.
+    """
+
+    def document(self) -> dict[str, Any]:
+        """List what applies, by name."""
+        found = {}
+        for each in fields(self):
+            default = each.default if each.default_factory is MISSING else each.default_factory()
+            if (value := getattr(self, each.name)) != default:
+                found[each.name] = value
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchOptions(Options):
+    """What decides a batch; there are no sizes where the plan has no data."""
+
+    seed: int
+    max_length: int = 0
+    batch_size: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationOptions(BatchOptions):
+    """The batches that a pass looks at without training: those that training would see next."""
+
+    batches: int
+    first_step: int
+    precision: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskOptions(Options):
+    """Which units go, and how many."""
+
+    unit: tuple[str, ...]
+    target: Mapping[str, Any]
+    budget: str
+    tie_heads: bool
