@@ -10,7 +10,6 @@ import sprunec
 from sprunec.bmcook.masks.mask_forms import write_mask
 from sprunec.data.batches import Packer, load_text_data
 from sprunec.engines.loop import language_model_loss
-from sprunec.families.cpm_ant.inputs import Prompted
 from sprunec.families.cpm_ant.sizes import everything
 from sprunec.families.model_directory import read_config
 from sprunec.units import Kept
@@ -29,7 +28,7 @@ def torch_pruning_dims(model: Path, data: Path, mask: Path, *, rows: int, length
     import torch_pruning as tp
 
     peer, config = sprunec.load(model), read_config(model)
-    batches = load_text_data(data, Packer(Prompted.of(config), length), batch_size=rows, seed=seed)
+    batches = load_text_data(data, Packer(config, length), batch_size=rows, seed=seed)
     for batch in map(batches.batch, range(look)):
         (language_model_loss(peer, batch) / batch.target_count / look).backward()
     names = {module: name for name, module in peer.named_modules()}

@@ -4,7 +4,7 @@ SprunecError
 ├── InputError          3   a plan or an input file that cannot be used; carries diagnostics
 ├── TraceError          1   a module that cannot be traced or cut, named with its source line
 ├── PassError           1   a pass that could not do its work
-│   ├── FormError       1   a form that cannot hold or open the model; other forms are emitted all the same
+│   ├── FormatError     1   a format that cannot hold or open the model; others are emitted all the same
 │   └── UnexpectedError 1   something nobody foresaw, see `unexpected`
 └── ComparisonError     1   the masked and the rewritten model disagree; nothing is emitted
 """
@@ -171,8 +171,8 @@ class PassError(SprunecError):
     """A pass could not do its work."""
 
 
-class FormError(PassError):
-    """A form cannot hold the model that is to be emitted, or cannot be opened again."""
+class FormatError(PassError):
+    """An export format cannot hold the model, or cannot be opened again."""
 
 
 class ComparisonError(SprunecError):

@@ -6,7 +6,7 @@ lie inside a sublayer. In a plan `layer` means both kinds of sublayers, one by o
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,15 +82,6 @@ class Kept(tuple[Mapping[str, Indices], ...]):
         """Keep everything of layers that have so many units of each kind."""
         return cls({unit: tuple(range(count)) for unit, count in layer.items()} for layer in counts)
 
-    @classmethod
-    def whole_sublayers(cls, layers: Iterable[Mapping[str, Collection[int]]]) -> Kept:
-        """Drop the sublayers that are left with none of one of their units."""
-        found = []
-        for layer in layers:
-            empty = {INSIDE[unit] for unit, indices in layer.items() if not indices}
-            found.append({unit: tuple(indices) for unit, indices in layer.items() if INSIDE[unit] not in empty})
-        return cls(found)
-
     def has(self, layer: int, unit: str) -> bool:
         """Tell whether a layer has the sublayer that the unit is or lies in, or for blocks any."""
         return any(INSIDE[each] in UNITS[unit].sublayers for each in self[layer])
@@ -121,10 +112,9 @@ class Kept(tuple[Mapping[str, Indices], ...]):
 
     def common(self, other: Kept) -> Kept:
         """Keep what both have."""
-        return Kept.whole_sublayers(
-            {unit: tuple(filter(frozenset(its[unit]).__contains__, layer[unit])) for unit in layer if unit in its}
-            for layer, its in zip(self, other, strict=True)
-        )
+        allowed = [{unit: frozenset(indices) for unit, indices in layer.items()} for layer in other]
+        keys = [(number, unit) for number, layer in enumerate(self) for unit in layer]
+        return self.then({(n, unit): [i in allowed[n].get(unit, ()) for i in self[n][unit]] for n, unit in keys})
 
     def to_json(self) -> list[dict[str, list[int] | None]]:
         """Make one object a layer; null where a sublayer is absent."""

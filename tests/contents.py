@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tests.data.live_sets import FileInfo, blocks_of, cpm_live
+from tests.bmcook.live_sets import FileInfo, blocks_of, cpm_live
 
 Named = list[tuple[str, Tensor]]
 NUMBERS = [math.nan, math.inf, -math.inf, 1e-45, -1e-310, 3e38, -3e38, 7e4, 1e300, -0.0, 0.0]

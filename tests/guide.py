@@ -16,7 +16,7 @@ import sprunec
 from sprunec.cli import app
 from sprunec.families.cpm_ant.blocks import build, initialize
 from sprunec.families.cpm_ant.config import ModelConfig
-from tests.plan.bmcook.files import CONFIG, bmcook, write
+from tests.bmcook.files import CONFIG, bmcook, write
 
 STEPS = 3
 OPTS = ["--batch-size", "4", "--max-length", "40", "--lr", "0.1", "--warmup-iters", "2", "--save-name", "ant"]

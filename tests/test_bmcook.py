@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from tests.bmcook.files import COARSE, FINE, bmcook
+from tests.bmcook.test_l0_units import FIRST, LAST, LATER
 from tests.guide import STEPS, command, emitted, fine, kept, prepare, report, run
-from tests.plan.bmcook.files import COARSE, FINE, bmcook
-from tests.plan.bmcook.test_units import FIRST, LAST, LATER
 
 LAYERS = COARSE["coarse_mask"]
 

@@ -14,8 +14,8 @@ import torch
 import sprunec
 from sprunec.graph.progress import Watcher
 from sprunec.plan.bmcook_flags import Flags
+from tests.bmcook.files import FINE, bmcook
 from tests.guide import STEPS, command, digests, emitted, fine, prepare, report, run
-from tests.plan.bmcook.files import FINE, bmcook
 
 
 @pytest.fixture(autouse=True)

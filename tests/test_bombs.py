@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import json
-import pickle
 import resource
 import struct
 import zipfile
@@ -19,7 +17,6 @@ import torch
 from sprunec.bmcook.data.sets import read_set
 from sprunec.bmcook.masks.mask_forms import read_mask_tensors
 from sprunec.checkpoint.reader import open_tensors, read_state
-from sprunec.checkpoint.safe_pickle import Refused, check_pickle, load_pickle
 from sprunec.checkpoint.torch_file import check_torch
 from sprunec.errors import InputError
 from sprunec.families.model_directory import load
@@ -118,15 +115,6 @@ def test_a_file_of_torch_that_asks_for_bytes(read: Any, tmp_path: Path) -> None:
     refused(read, path, "bytes to be made, which are no tensor")
 
 
-@pytest.mark.parametrize("protocol", range(6))
-def test_what_is_used_twice_is_counted_twice_and_no_more(protocol: int) -> None:
-    row = [1, 2.5, "x", b"y", None, True, {3}, frozenset([4])]
-    check_pickle(io.BytesIO(pickle.dumps({"rows": [row] * 1000, "pair": (row, row)}, protocol)))
-    itself: list[Any] = [row]
-    itself.append(itself)
-    check_pickle(io.BytesIO(pickle.dumps(itself, protocol)))
-
-
 @pytest.mark.parametrize("new", [True, False], ids=["archive", "older"])
 def test_what_torch_saves_is_no_bomb(new: bool, tmp_path: Path) -> None:
     tied = torch.ones(3)
@@ -160,30 +148,6 @@ def test_torch_file_with_deep_key_is_refused(read: Any, tmp_path: Path) -> None:
 def test_set_with_deep_key_is_refused(tmp_path: Path) -> None:
     (tmp_path / "meta.bin").write_bytes(b"\x80\x04" + DEEP + b".")
     refused(lambda path: read_set(path.parent), tmp_path / "meta.bin", "more than 1,000 deep")
-
-
-@pytest.mark.parametrize(
-    ("body", "words"),
-    [
-        (b"NQ.", "a persistent id"),
-        (b"]2Na.", None),
-        (b"cx\ny\n)R.", "the name x.y"),
-        (b"ca\nb\n}b.", "parts for what takes none"),
-        (b"Nr\xff\xff\xff\x7f.", "a memo larger than the pickle"),
-        (b"(q\0.", "a mark where an object should be"),
-        (b"NN0", "a broken pickle"),
-        (b"\x95" + (6).to_bytes(8, "little") + b"X\3\0\0\0abc.", None),
-    ],
-)
-def test_load_pickle_makes_only_what_it_has_checked(body: bytes, words: str | None) -> None:
-    """Also where a frame ends within an opcode, or an object is on the stack twice."""
-    stream = io.BytesIO(b"\x80\x04" + body + b"rest")
-    if words is None:
-        assert load_pickle(stream, {}) in ("abc", [None])
-        assert stream.read() == b"rest"
-        return
-    with pytest.raises(Refused, match=words):
-        load_pickle(stream, {"a.b": dict})
 
 
 def test_a_tensor_that_is_a_view_of_nothing(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from sprunec.families.cpm_ant.huggingface_names import STOCK_PREFIX, Part, parts, stock_keys
+from tests.bmcook.live_sets import some_records
 from tests.conftest import tiny_config, tiny_model
 from tests.contents import (
     MASK_NUMBERS,
@@ -31,7 +32,6 @@ from tests.contents import (
     write_safetensors,
     write_set,
 )
-from tests.data.live_sets import some_records
 from tests.data.test_vocabulary import SPECIAL
 from tests.mutants import ends
 from tests.runs import TINY

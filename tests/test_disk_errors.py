@@ -16,10 +16,10 @@ from sprunec.checkpoint.writer import save_tensors
 from sprunec.cli import main
 from sprunec.errors import REMEDIES, InputError, PassError
 from sprunec.graph.progress import Watcher
+from tests.bmcook.files import FINE, bmcook, converted
 from tests.data.test_vocabulary import SPECIAL
 from tests.faults import Disk, is_named, watched
 from tests.guide import command, prepare
-from tests.plan.bmcook.files import FINE, bmcook, converted
 from tests.runs import EMIT, MODEL, mask_pass, plan, save_weights, write
 
 PLAN = plan(

@@ -19,8 +19,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sprunec.checkpoint.writer import write_state
+from tests.bmcook.live_sets import some_records, write_v1
 from tests.conftest import tiny_model
-from tests.data.live_sets import some_records, write_v1
 from tests.mutants import changed, changed_bytes, changed_text, ends
 from tests.runs import TINY
 

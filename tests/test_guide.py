@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from sprunec.cli import app
+from tests.bmcook.files import COARSE, CONFIG, FINE, bmcook, write
 from tests.guide import STEPS, command, digests, fine, kept, prepare, report, run
-from tests.plan.bmcook.files import COARSE, CONFIG, FINE, bmcook, write
 
 FIXED = FINE | {"train_mask": False}
 FFN = FINE | {"prune_mode": "ffn"}

@@ -13,7 +13,7 @@ import torch
 from sprunec.bmcook.data.set_writer import documents
 from sprunec.bmcook.masks.mask_forms import read_mask_tensors
 from sprunec.checkpoint.layouts import weight_files
-from sprunec.checkpoint.provenance import origin_words, write_origin
+from sprunec.checkpoint.provenance import describe_origin, write_origin
 from sprunec.checkpoint.writer import write_state
 from sprunec.data.pairs import read_pairs
 from sprunec.data.text import read_text as read_source_text
@@ -27,8 +27,8 @@ from sprunec.plan.model_config import read_config
 from sprunec.plan.plan import check_plan, read_plan
 from sprunec.plan.weights_notes import note_path, read_provenance, write_provenance
 from sprunec.text_files import read_json, read_lines, read_text
+from tests.bmcook.files import CONFIG, FINE, bmcook, write
 from tests.conftest import tiny_config, tiny_model
-from tests.plan.bmcook.files import CONFIG, FINE, bmcook, write
 from tests.runs import TINY, artifact, execute, plan
 
 MARK = b"\xef\xbb\xbf"
@@ -153,11 +153,11 @@ def test_notes_beside_masks_and_models_are_read_with_a_mark(tmp_path: Path) -> N
     write_provenance(file, {"unit": "head", "target": ["num_heads"], "checkpoint": None, "start_step": 0, "steps": 0})
     write_state({"a": torch.ones(1)}, tmp_path)
     write_origin(tmp_path, {"made": "today"})
-    before = read_provenance(file), origin_words(tmp_path)
+    before = read_provenance(file), describe_origin(tmp_path)
     assert None not in before
     for path in (note_path(file), tmp_path / "origin.json"):
         path.write_bytes(MARK + path.read_bytes().replace(b"\n", b"\r\n"))
-    note, words = read_provenance(file), origin_words(tmp_path)
+    note, words = read_provenance(file), describe_origin(tmp_path)
     assert (note, (words or {})["made"]) == (before[0], "today")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 
-# safetensors' words in torch's; others are told as they are.
+# safetensors' names of dtypes in torch's; others stay as they are.
 NAMES = {
     "F64": "float64",
     "F32": "float32",
@@ -44,7 +44,7 @@ def dtype_refusal(dtypes: Mapping[str, str], weights: Collection[str] = ()) -> t
     """Say of a checkpoint that its weights are no floats, and what to do; None where they are.
 
     Args:
-        dtypes: of all its tensors, in torch's words.
+        dtypes: of all its tensors, by torch's names.
         weights: those of them that the model takes; what is quantised is found without.
     """
     mark = _quantised(dtypes)

@@ -1,7 +1,7 @@
 """Weights read once, for their sha256 and for numbers that are not finite; needs no torch.
 
 A float is NaN or infinite where all bits of its exponent are ones, whatever its width; so bfloat16, which numpy does
-not know, is looked at like the others.
+not know, is checked like the others.
 """
 
 from __future__ import annotations

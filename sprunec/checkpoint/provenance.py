@@ -54,7 +54,7 @@ def check_files(directory: Path) -> None:
         raise InputError.at(directory / changed[0], message, f"copy it again; if you changed it, remove {ORIGIN}")
 
 
-def origin_words(directory: Path) -> dict[str, Any] | None:
+def describe_origin(directory: Path) -> dict[str, Any] | None:
     """Say what `inspect` tells of it, in plain values; None where there is no note."""
     note = read_origin(directory)
     if note is None:

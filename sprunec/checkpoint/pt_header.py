@@ -64,7 +64,13 @@ def read_pt(path: Path) -> dict[str, Stored]:
     try:
         with naming(path), path.open("rb") as file, zipfile.ZipFile(file) as archive:
             records = _records(archive, file, path.stat().st_size)
-            data = _pickle(archive, records)
+            _, length, order = records.get("byteorder", (0, 0, ""))
+            if order and (length != len(LITTLE) or archive.read(order) != LITTLE):
+                raise Unknown("not little-endian")
+            _, size, name = records["data.pkl"]
+            if size > LARGEST_HEADER:
+                raise Unknown("a very long pickle")
+            data = archive.read(name)
         state = load_pickle(io.BytesIO(data), _NAMES, lambda pid: _storage(records, pid))
         if not isinstance(state, dict) or not all(isinstance(view, View) for view in state.values()):
             raise Unknown("no state dict")
@@ -88,16 +94,6 @@ def _records(archive: zipfile.ZipFile, file: BinaryIO, end: int) -> Records:
             raise Unknown("a record ends behind the file")
         found[info.filename.partition("/")[2]] = (start, info.file_size, info.filename)
     return found
-
-
-def _pickle(archive: zipfile.ZipFile, records: Records) -> bytes:
-    _, length, order = records.get("byteorder", (0, 0, ""))
-    if order and (length != len(LITTLE) or archive.read(order) != LITTLE):
-        raise Unknown("not little-endian")
-    _, size, name = records["data.pkl"]
-    if size > LARGEST_HEADER:
-        raise Unknown("a very long pickle")
-    return archive.read(name)
 
 
 def _storage(records: Records, pid: Any) -> Storage:

@@ -21,7 +21,7 @@ from sprunec.durable import read_into
 from sprunec.errors import InputError, is_disk
 
 DTYPES: dict[str, torch.dtype] = {word: getattr(torch, NAMES[word]) for word in SIZES}
-FLOATING = frozenset(getattr(torch, name) for name in FLOATS)  # what is looked at for NaN
+FLOATING = frozenset(getattr(torch, name) for name in FLOATS)  # what is checked for NaN
 
 
 class Tensors(Header, Mapping[str, Tensor]):

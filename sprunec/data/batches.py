@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 from sprunec.data.saved import SavedIds, save_array
 from sprunec.data.tokenizer import Tokenizer, read_tokenizer, save_tokenizer
 from sprunec.errors import InputError
-from sprunec.families.base import Document, Inputs, Layout
+from sprunec.families.base import Document, Inputs, family_of
 
 IGNORED = -100
 
@@ -65,19 +65,25 @@ def in_use(inputs: Inputs) -> Tensor:
 
 @dataclass(frozen=True)
 class Packer:
-    """Rows of `width` positions in a family's layout."""
+    """Rows of `width` positions for models of a config; what `base` is, data sets made for its family know."""
 
-    layout: Layout
+    config: Any
     width: int
+    base: int = 0
+
+    @property
+    def overhead(self) -> int:
+        """Count the positions that a document takes besides its tokens'."""
+        return family_of(self.config).overhead(self.config)
 
     @property
     def room(self) -> int:
         """Count the tokens that fit into a row of but one document."""
-        return self.width - self.layout.overhead
+        return self.width - self.overhead
 
     def pack(self, rows: Sequence[Sequence[Document]]) -> Batch:
         """Make one row of each list of documents, which fit."""
-        arranged, text = self.layout.arrange(rows, self.width)
+        arranged, text = family_of(self.config).arrange(self.config, rows, self.width, self.base)
         targets = np.full(text.shape, IGNORED, dtype=np.int64)
         targets[text] = np.concatenate([document.targets for row in rows for document in row])
         inputs = {name: torch.from_numpy(value) for name, value in arranged.items()}

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from sprunec.data.batches import Batch, Data, Packer
-from sprunec.families.base import Document, family_of, overhead
+from sprunec.families.base import Document, family_of
 
 # A comparison runs the masked model once and the small one up to five times, in float64 or float32. On two cores these
 # operations take about ten seconds.
@@ -24,7 +24,7 @@ STATES = 2**24  # numbers in all hidden states, or in all that blocks are given 
 def affordable_tokens(config: Any) -> int:
     """Count the tokens that a model of this size is compared on unless a plan says another number."""
     affordable: int = OPERATIONS // (PER_PARAMETER * config.parameters())
-    return max(LEAST_TOKENS, LEAST_TEXT + overhead(config), affordable)
+    return max(LEAST_TOKENS, LEAST_TEXT + family_of(config).overhead(config), affordable)
 
 
 def compared_batches(
@@ -40,7 +40,7 @@ def compared_batches(
         As many batches at a time as there is room for; in all at most so many positions, the family's own among them,
         and one row at least. More than one such group is only given where the plan asks for a number of tokens.
     """
-    tokens, least = min(most, asked or affordable_tokens(config)), overhead(config) + 1
+    tokens, least = min(most, asked or affordable_tokens(config)), family_of(config).overhead(config) + 1
     held_out: Iterable[Batch]
     if data is not None:
         held_out = data.held_out_batches()
@@ -86,7 +86,7 @@ def _groups(batches: Iterable[Batch], config: Any) -> Iterator[list[Batch]]:
 
 def random_batch(config: Any, rows: int = 2, text: int = RANDOM_TEXT) -> Batch:
     """Draw texts at random, always the same; each token is asked for in its own place."""
-    draw, layout = torch.Generator().manual_seed(0), family_of(config).layout(config)
+    draw = torch.Generator().manual_seed(0)
     tokens = torch.randint(config.vocab_size, (rows, text), generator=draw).numpy()
     documents = [[Document(row, np.zeros(text, dtype=bool), row)] for row in tokens]
-    return Packer(layout, layout.overhead + text).pack(documents)
+    return Packer(config, family_of(config).overhead(config) + text).pack(documents)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,31 +37,16 @@ class Document:
     segment: NDArray[np.int64] | None = None
 
 
-class Layout(Protocol):
-    """How a family lays documents out in rows."""
-
-    @property
-    def overhead(self) -> int:
-        """Count the positions that a document takes besides its tokens'."""
-
-    def arrange(
-        self, rows: Sequence[Sequence[Document]], width: int
-    ) -> tuple[dict[str, NDArray[Any]], NDArray[np.bool_]]:
-        """Make inputs of the family's `forward` of rows of documents that fit, and mark (B, width) where tokens stand.
-
-        `length` (B,) is among the inputs: how many positions of each row are in use. The others are (B, width).
-        """
-
-    def prompted(self, document: Document) -> dict[str, Any]:
-        """Make what the family's `generate` is given to go on behind a document."""
-
-
 @dataclass(frozen=True)
 class Family:
     """A family's code; `families/<name>/family.py` has it as `FAMILY`.
 
     Attributes:
-        layout: of a config.
+        overhead: how many positions of its own it adds to a document, by a config.
+        arrange: (config, rows, width, base) -> inputs of its `forward` for rows of documents that fit, and where
+            (B, width) their tokens stand; `length` (B,), the positions in use, is among the inputs, and the others are
+            (B, width). What `base` is, data sets made for the family know.
+        proceed: (config, document) -> what its `generate` is given to go on behind a document.
         kinds, examples: by block path, what decides a block's code; what each of its methods is given, on meta.
         cache_shapes: by block, (heads, width) of its keys and values; None without attention.
         frame: modules whose text, without their relative imports, is a model without its blocks. The last one's class
@@ -76,7 +61,9 @@ class Family:
             `text` tokens: in one go, and with its last `steps` positions one by one; and the empty past to begin with.
     """
 
-    layout: Callable[[Any], Layout]
+    overhead: Callable[[Any], int]
+    arrange: Callable[[Any, Sequence[Sequence[Document]], int, int], tuple[dict[str, NDArray[Any]], NDArray[np.bool_]]]
+    proceed: Callable[[Any, Document], dict[str, Any]]
     kinds: Callable[[Any], Mapping[str, Any]]
     examples: Callable[[Any], Mapping[str, Any]]
     cache_shapes: Callable[[Any], Sequence[tuple[int, int] | None]]
@@ -96,8 +83,3 @@ def family_of(config: Any) -> Family:
     """Import the code of a config's family, and with it torch."""
     found: Family = import_module(f"sprunec.families.{config.family.replace('-', '_')}.family").FAMILY
     return found
-
-
-def overhead(config: Any) -> int:
-    """Count the positions of its own that a config's family adds to a document."""
-    return family_of(config).layout(config).overhead

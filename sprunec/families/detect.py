@@ -22,7 +22,7 @@ class Family:
     Attributes:
         keys: of a config, all of them, with one of these values; `lacks` are keys that it must not have.
         tensors: a pattern of the beginning of a tensor's or a module's name.
-        model_types: Hugging Face's words for it.
+        model_types: Hugging Face's names for it.
     """
 
     name: str
@@ -70,8 +70,8 @@ OTHERS: tuple[Family, ...] = (  # in Hugging Face's
 )
 FAMILIES = RELATIVES + OTHERS
 _ADAPTER = re.compile(r"\.lora_(A|B|embedding_A|embedding_B)\b|\.lora\.")
-_WORDS, _PROMPTS, _SEGMENTS = "input_embedding.weight", "prompt_embedding.weight", "segment_embedding.weight"
-# CPM-Live's relatives, by which of its tables they lack: words, prompts, segments.
+_TOKENS, _PROMPTS, _SEGMENTS = "input_embedding.weight", "prompt_embedding.weight", "segment_embedding.weight"
+# CPM-Live's relatives, by which of its tables they lack: tokens, prompts, segments.
 _BY_TABLES = {
     (True, False, False): "CPM-Bee or CPM-1",
     (True, True, False): "CPM-3",
@@ -107,7 +107,7 @@ def tensor_family(names: Collection[str]) -> tuple[str, str] | None:
         found = _first(family, names)
         if found is not None:
             return family.name, found
-    name = _BY_TABLES.get((_WORDS in names, _PROMPTS in names, _SEGMENTS in names))
+    name = _BY_TABLES.get((_TOKENS in names, _PROMPTS in names, _SEGMENTS in names))
     if name is None or not any(name.startswith("encoder.layers.") for name in names):
         return None
     return name, f"there is no {_PROMPTS if _PROMPTS not in names else _SEGMENTS}"

@@ -40,20 +40,17 @@ def unused_tensors(
     Args:
         expected: the model's tensors.
         shapes: the checkpoint's, by the model's names where it has them.
-        dtypes: of the checkpoint's tensors by its own names, in torch's words.
+        dtypes: of the checkpoint's tensors by its own names, by torch's names.
         patterns: as shells have them; what they name is the user's to answer for.
     """
-    extra = [name for name in shapes if name not in expected and not _harmless(name, dtypes[name])]
+    extra = [name for name in shapes if name not in expected and not dtypes[name].startswith(WHOLE_NUMBERS)]
+    extra = [name for name in extra if not any(fnmatchcase(name, pattern) for pattern in HARMLESS)]
     matching = {name: [pattern for pattern in patterns if fnmatchcase(name, pattern)] for name in extra}
     return Unused(
         tuple(name for name in extra if not matching[name]),
         tuple(name for name in extra if matching[name]),
         frozenset(pattern for found in matching.values() for pattern in found),
     )
-
-
-def _harmless(name: str, dtype: str) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in HARMLESS) or dtype.startswith(WHOLE_NUMBERS)
 
 
 def refusal(names: tuple[str, ...]) -> tuple[str, str]:

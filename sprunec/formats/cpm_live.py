@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sprunec.durable import read_file, write_new
-from sprunec.errors import FormError
+from sprunec.errors import FormatError
 from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.families.cpm_ant.uniform import HEAD_APART, cpm_live_config, even_config, unevenness
 from sprunec.plan.export_formats import Emission, Format, Reopened
@@ -41,7 +41,7 @@ def write(emission: Emission, directory: Path) -> dict[str, Any]:
     config, state = emission.config, open_model_tensors(emission.model)
     problems = unevenness(config) if config.tie_word_embeddings else [HEAD_APART]
     if problems:
-        raise FormError(f"the form cpm-live cannot hold this model: {'; '.join(problems)}")
+        raise FormatError(f"the format cpm-live cannot hold this model: {'; '.join(problems)}")
     dtype = stored_dtype(state, emission.options["dtype"])
     directory.mkdir()
     document = cpm_live_config(even_config(config), half=dtype == torch.float16)

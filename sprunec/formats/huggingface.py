@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import sprunec.families.cpm_ant
 from sprunec.durable import copy_file, read_file, write_new
-from sprunec.errors import FormError
+from sprunec.errors import FormatError
 from sprunec.families.cpm_ant import huggingface_names as hf
 from sprunec.families.cpm_ant.config import PAIR_TASK, TEXT_TASK, ModelConfig
 from sprunec.families.cpm_ant.uniform import even_config
@@ -160,7 +160,7 @@ def reopen(directory: Path, config: ModelConfig, weights: Tensors) -> Reopened:
     def texts(batch: Inputs) -> list[Inputs]:
         rows = zip(batch["input"], batch["length"].tolist(), strict=True)
         found = [row[prompt:length].clamp(1, config.vocab_size - 1) for row, length in rows if length > prompt]
-        return [all_context(text, prompt, task, segment) for text in found]  # token 0 would be padding
+        return [all_context(text, config, task, segment) for text in found]  # token 0 would be padding
 
     def logits(inputs: list[Inputs]) -> Tensor:
         found = _opened_apart(directory, [batch["input"][0, prompt:] for batch in inputs], own)
@@ -169,17 +169,17 @@ def reopen(directory: Path, config: ModelConfig, weights: Tensors) -> Reopened:
     return Reopened(stored, torch.float32 if own else stored, logits, texts, prompt)
 
 
-def all_context(tokens: Tensor, prompt_length: int, task: int, segment: int) -> dict[str, Tensor]:
+def all_context(tokens: Tensor, config: ModelConfig, task: int, segment: int) -> dict[str, Tensor]:
     """Make inputs of `CPMAnt.forward` for one row of tokens (n,), as `transformers` does."""
     import numpy as np
     import torch
 
     from sprunec.families.base import Document
-    from sprunec.families.cpm_ant.inputs import Prompted
+    from sprunec.families.cpm_ant.inputs import arrange
 
     ids, everywhere = tokens.numpy(), np.ones(tokens.numel(), dtype=bool)
     document = Document(ids, everywhere, ids, task, np.full(ids.size, segment))
-    inputs, _ = Prompted(prompt_length).arrange([[document]], prompt_length + ids.size)
+    inputs, _ = arrange(config, [[document]], config.prompt_length + ids.size)
     return {name: torch.from_numpy(value) for name, value in inputs.items()}
 
 
@@ -196,7 +196,7 @@ def _opened_apart(directory: Path, texts: list[Tensor], own: bool) -> Tensor:
         done = subprocess.run(script, env=os.environ | quiet, capture_output=True, text=True, check=False)
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            raise FormError(f"transformers cannot open the form huggingface: {last}")
+            raise FormatError(f"transformers cannot open the format huggingface: {last}")
         return torch.cat([row.float() for row in torch.load(logits, weights_only=True)])
 
 

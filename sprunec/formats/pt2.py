@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sprunec.durable import naming
-from sprunec.errors import FormError
+from sprunec.errors import FormatError
 from sprunec.families.base import Document, family_of
 from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.plan.export_formats import Emission, Format, Reopened
@@ -31,12 +31,12 @@ def write(emission: Emission, directory: Path) -> dict[str, Any]:
 
     model, inputs = load_model(emission.model).eval(), example(emission.config)
     rows = torch.export.Dim("rows", min=1)
-    width = torch.export.Dim("columns", min=family_of(emission.config).layout(emission.config).overhead + LEAST)
+    width = torch.export.Dim("columns", min=family_of(emission.config).overhead(emission.config) + LEAST)
     shapes = {name: {0: rows, 1: width} if tensor.dim() == 2 else {0: rows} for name, tensor in inputs.items()}
     try:
         program = torch.export.export(model, tuple(inputs.values()), dynamic_shapes=shapes)
     except Exception as error:  # whatever this release of torch cannot export
-        raise FormError(f"the form pt2 cannot hold this model: {own_words(error)}") from error
+        raise FormatError(f"the format pt2 cannot hold this model: {own_words(error)}") from error
     directory.mkdir()
     path = directory / WEIGHTS
     with naming(path, nbytes_in(model.state_dict())), path.open("wb") as stream:  # Python's, whose OSErrors say how
@@ -47,11 +47,12 @@ def write(emission: Emission, directory: Path) -> dict[str, Any]:
 def example(config: ModelConfig) -> dict[str, Tensor]:
     """Make inputs to export `forward` by; each is a tensor of its own, or export takes them for one."""
     import numpy as np
-    import torch
 
-    layout, tokens = family_of(config).layout(config), np.zeros(7, dtype=np.int64)
-    rows = [[Document(tokens, tokens == 1, tokens)]] * 2
-    return {name: torch.from_numpy(v) for name, v in layout.arrange(rows, layout.overhead + tokens.size)[0].items()}
+    from sprunec.data.batches import Packer
+
+    tokens = np.zeros(7, dtype=np.int64)
+    document = Document(tokens, tokens == 1, tokens)
+    return Packer(config, family_of(config).overhead(config) + tokens.size).pack([[document]] * 2).inputs
 
 
 def read(directory: Path) -> nn.Module:
@@ -68,7 +69,7 @@ def reopen(directory: Path, config: ModelConfig, weights: Tensors) -> Reopened:
 
     from sprunec.data.batches import in_use
 
-    least, names = family_of(config).layout(config).overhead + LEAST, tuple(example(config))
+    least, names = family_of(config).overhead(config) + LEAST, tuple(example(config))
 
     def wide_enough(batch: Inputs) -> list[Inputs]:
         """Pad what is one token wide: an exported program takes no such rows."""

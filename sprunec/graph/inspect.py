@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sprunec.checkpoint.layouts import CONFIG, is_index
-from sprunec.checkpoint.provenance import origin_words
+from sprunec.checkpoint.provenance import describe_origin
 from sprunec.checkpoint.reader import Tensors, open_tensors
 from sprunec.errors import InputError
 from sprunec.families.cpm_ant.config import ModelConfig
@@ -64,7 +64,7 @@ def _directory(path: Path) -> dict[str, Any]:
     if not os.path.exists(path / CONFIG):
         return describe(_guessed(path))
     config = _fitting(_read(path / CONFIG), open_tensors(path), path)
-    origin = origin_words(path)
+    origin = describe_origin(path)
     return describe(config) | ({"origin": origin} if origin is not None else {})
 
 

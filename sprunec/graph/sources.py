@@ -28,7 +28,7 @@ def with_own_head(plan: Plan) -> Plan:
     """Set the model's head apart from the embedding where the config or the checkpoint has it so.
 
     Raises:
-        InputError: the plan ends in a form that cannot hold such a head.
+        InputError: the plan ends in a format that cannot hold such a head.
     """
     model = plan.model
     if model.config.tie_word_embeddings and model.checkpoint and has_own_head(model.config, model.checkpoint):
@@ -36,7 +36,7 @@ def with_own_head(plan: Plan) -> Plan:
         for spec in (spec for spec in plan.passes if spec.name == "emit"):
             for form in (FORMATS[name] for name in spec.options["formats"]):
                 for code, why, hint in form.obstacles(plan.model.config):
-                    message = f"the form {form.name} can't hold {model.checkpoint}: {why}"
+                    message = f"the format {form.name} can't hold {model.checkpoint}: {why}"
                     file, pointer = str(plan.file or plan.name), f"{spec.pointer}/formats"
                     raise InputError(Diagnostic(code, message, hint, file=file, pointer=pointer))
     return plan

@@ -29,7 +29,7 @@ NO_MASK = "a mask holds 0 and 1"
 NO_TEACHER = "a student would learn NaN from it"
 CUT_AWAY = f"all of it lies in what this plan cuts away, and is refused all the same: {NO_CUT}"
 
-_FINITE = set[str]()  # the sha256 of files that have been looked at: the store's own hashing looks at nothing
+_FINITE = set[str]()  # the sha256 of files that have been checked; the store's own hashing checks nothing
 
 
 def weights_digest(path: Path, about: str = NO_CUT, plan: Plan | None = None) -> str:
@@ -66,7 +66,7 @@ def _read(file: Path, places: dict[str, Stored]) -> tuple[str, list[NonFinite]]:
     known = known_digest(file)
     if known is not None and known in _FINITE:
         return known, []
-    from sprunec.checkpoint.finite import read_weights  # needs numpy, which a look at a config does not
+    from sprunec.checkpoint.finite import read_weights  # needs numpy, which inspecting a config does not
 
     digest, found = read_weights(file, places)
     if not found:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -27,10 +26,10 @@ from sprunec.families.cpm_ant.sizes import unit_sizes
 from sprunec.families.cpm_ant.uniform import bias_columns
 from sprunec.masks.granularity import Multiples, Values, groups, round_down
 from sprunec.masks.size_budget import SizeBudget
+from sprunec.plan.targets import NO_MULTIPLES
 from sprunec.units import COUNTED, INSIDE, Key, Unit
 
 SETTLED_SHARE = 0.02
-NO_MULTIPLES: Mapping[str, int] = MappingProxyType({})
 
 
 @dataclass(frozen=True)

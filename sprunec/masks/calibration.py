@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from sprunec.data.batches import Batch
+from sprunec.data.batches import Batch, in_use
 from sprunec.engines.device import Place
 from sprunec.rewrite.projections import Projection, projections
 from sprunec.rewrite.taps import tap
@@ -63,8 +63,7 @@ def calibrate(model: nn.Module, blocks: Sequence[TracedBlock], batches: Iterable
     exact = Place(place.device, torch.float32)
     for batch in batches:
         batch = batch.to(place.device)
-        positions = torch.arange(batch.targets.size(1), device=place.device)
-        sums.use(positions < batch.inputs["length"][:, None])
+        sums.use(in_use(batch.inputs))
         with exact.precision():
             model(**batch.inputs)
     for handle in handles:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 from sprunec.plan.criterion_table import Criterion
 
@@ -66,20 +67,16 @@ class Calibration:
         return calibrate(self.model, self.blocks, self.batches, self.place)
 
 
-def _by(function: str) -> Callable[[Any], dict[Key, Tensor]]:
-    """Name a function of `masks/scores.py`, which is imported, and torch with it, when something is scored."""
+def _score(function: str, given: Weights | Calibration) -> dict[Key, Tensor]:
+    """Import the arithmetic, and torch with it, when something is scored."""
+    from sprunec.masks import scores
 
-    def score(subject: Any) -> dict[Key, Tensor]:
-        from sprunec.masks import scores
-
-        found: dict[Key, Tensor] = getattr(scores, function)(subject)
-        return found
-
-    return score
+    found: dict[Key, Tensor] = getattr(scores, function)(given)
+    return found
 
 
-RANDOM = Criterion("random", _by("random"), calibrates=False)
-MAGNITUDE = Criterion("magnitude", _by("magnitude"), calibrates=False)
-TAYLOR = Criterion("taylor", _by("taylor"))
-ACTIVATION = Criterion("activation", _by("activation"))
-RECONSTRUCTION = Criterion("reconstruction", _by("reconstruction"))
+RANDOM = Criterion("random", partial(_score, "random"), calibrates=False)
+MAGNITUDE = Criterion("magnitude", partial(_score, "magnitude"), calibrates=False)
+TAYLOR = Criterion("taylor", partial(_score, "taylor"))
+ACTIVATION = Criterion("activation", partial(_score, "activation"))
+RECONSTRUCTION = Criterion("reconstruction", partial(_score, "reconstruction"))

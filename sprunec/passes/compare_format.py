@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sprunec.durable import read_file
-from sprunec.errors import ComparisonError, FormError, PassError
+from sprunec.errors import ComparisonError, FormatError, PassError
 from sprunec.passes.compare import CompareOptions
 from sprunec.passes.job import Job
 from sprunec.plan.export_formats import FORMATS
@@ -60,7 +60,7 @@ def run(job: Job[FormatOptions]) -> dict[str, Any]:
     directory, reopen = job.inputs["emitted"] / name, FORMATS[name].reopen
     assert reopen is not None, name
     if not directory.is_dir():
-        raise FormError(read_file(job.inputs["emitted"] / f"{name}.txt"))
+        raise FormatError(read_file(job.inputs["emitted"] / f"{name}.txt"))
     weights = job.weights()
     opened, data = reopen(directory, config, weights), job.held_out(config)
     difference = noise = largest_logit = 0.0
@@ -80,7 +80,7 @@ def run(job: Job[FormatOptions]) -> dict[str, Any]:
     metrics = {"form": name, "tolerance": limit, "tokens": tokens, "dtype": stored}
     metrics |= {"max_abs_difference": difference, "noise": noise, "largest_logit": largest_logit}
     if not difference <= limit:
-        message = f"the form {name} differs from the model it was made of by {difference:.3g} on {tokens} tokens"
+        message = f"the format {name} differs from the model it was made of by {difference:.3g} on {tokens} tokens"
         message = f"{message}, the tolerance of {stored} is {limit:.3g}; it is not emitted"
         raise ComparisonError(message, metrics)
     return metrics

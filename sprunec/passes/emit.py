@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sprunec.durable import write_new
-from sprunec.errors import FormError
+from sprunec.errors import FormatError
 from sprunec.file_digests import file_digest
 from sprunec.passes.job import Job, Options
 from sprunec.plan.export_formats import FORMATS, Emission
@@ -57,7 +57,7 @@ def run(job: Job[EmitOptions]) -> dict[str, Any]:
     """Write all formats that can hold the model; of the others, a note of why they cannot.
 
     Raises:
-        FormError: none of them can.
+        FormatError: none of them can.
     """
     sizes, about, failed = {}, {}, {}
     config = job.config()
@@ -66,7 +66,7 @@ def run(job: Job[EmitOptions]) -> dict[str, Any]:
         directory = job.out / name
         try:
             about[name] = FORMATS[name].write(emission, directory)
-        except FormError as error:
+        except FormatError as error:
             shutil.rmtree(directory, ignore_errors=True)
             failed[name] = error
             write_new(job.out / f"{name}.txt", str(error))

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from sprunec.data.batches import Data
     from sprunec.engines.device import Place
-    from sprunec.families.base import Layout
+    from sprunec.families.cpm_ant.config import ModelConfig
     from sprunec.graph.builder import Builder
 
 SAMPLE_PROMPT, SAMPLE_LENGTH, SAMPLE_TEMPERATURE = 48, 80, 0.7
@@ -38,7 +38,6 @@ def add(build: Builder, suffix: str, model: str, masks: str = "") -> str:
 
 def run(job: Job[EvaluateOptions]) -> dict[str, Any]:
     """Raise PassError where the loss is not finite: what the model says is then nothing to draw tokens from."""
-    from sprunec.families.base import family_of
 
     place, config, model = job.place, job.config(), job.model()
     data = job.data(config)
@@ -49,8 +48,7 @@ def run(job: Job[EvaluateOptions]) -> dict[str, Any]:
         dtype = str(place.dtype).removeprefix("torch.")
         message = f"the held-out loss is {loss}: numbers that the weights lead to are too large for {dtype}"
         raise PassError(f"{message}; fix the checkpoint, or give a wider engine.precision")
-    layout = family_of(config).layout(config)
-    sample = None if "masks" in job.inputs else _sample(model, layout, data, job.options.seed, place)
+    sample = None if "masks" in job.inputs else _sample(model, config, data, job.options.seed, place)
     return {
         "parameters": config.parameters(),
         "loss": loss,
@@ -76,14 +74,16 @@ def _held_out_loss(model: nn.Module, data: Data, limit: int | None, place: Place
     return total / tokens, tokens
 
 
-def _sample(model: Any, layout: Layout, data: Data, seed: int, place: Place) -> str | None:
+def _sample(model: Any, config: ModelConfig, data: Data, seed: int, place: Place) -> str | None:
     """Let the model write after the first held-out tokens, where the data can say it in text."""
     import torch
+
+    from sprunec.families.base import family_of
 
     start = data.sample(SAMPLE_PROMPT)
     if start is None:
         return None
-    given = layout.prompted(start.document)
+    given = family_of(config).proceed(config, start.document)
     given["input"] = given["input"].to(place.device)
     given |= {"generator": torch.Generator(place.device).manual_seed(seed), "stop": start.stop}
     with place.precision():

@@ -158,7 +158,6 @@ class Job(Generic[O]):
         """Open what the data pass has made, and the user's own files where that only says where records lie."""
         from sprunec.data import pairs
         from sprunec.data.batches import Packer, load_text_data
-        from sprunec.families.cpm_ant.inputs import Prompted
 
         directory, options = self.inputs["data"], cast(BatchOptions, self.options)
         width, order = options.max_length, {"batch_size": options.batch_size, "seed": options.seed}
@@ -167,7 +166,7 @@ class Job(Generic[O]):
 
             return load_live_data(directory, self.files, config, max_length=width, world=self.world.size, **order)
         load = pairs.load_pair_data if pairs.has_pairs(directory) else load_text_data
-        return load(directory, Packer(Prompted.of(config), width), **order)
+        return load(directory, Packer(config, width), **order)
 
     def held_out(self, config: ModelConfig) -> Data | None:
         """Open the data, if the plan has any."""

@@ -55,11 +55,11 @@ def run(job: Job[FileOptions]) -> dict[str, Any]:
     found = read_masks(paths, job.kept("source"), job.kept())
     if not any(found.kept):
         raise InputError.at(paths[0], "leaves nothing of the model", "keep at least one sublayer")
-    # The plan ends in a form with one width for all layers: better told now than after the training that follows.
+    # The plan ends in a format with one width for all layers: better told now than after the training that follows.
     problems = unevenness(job.config().cut(job.kept(), found.kept)) if job.options.even else ()
     if problems:
-        message = f"the form cpm-live can't hold what this mask leaves: {problems[0]}"
-        raise InputError.at(paths[0], message, "give an even mask, or emit another form")
+        message = f"the format cpm-live can't hold what this mask leaves: {problems[0]}"
+        raise InputError.at(paths[0], message, "give an even mask, or emit another format")
     write_new(job.out / "kept.json", json.dumps(found.kept.to_json()))
     metrics: dict[str, Any] = {"files": [path.name for path in paths]}
     return metrics | ({"notes": list(found.notes)} if found.notes else {})

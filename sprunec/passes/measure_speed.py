@@ -96,7 +96,7 @@ def smaller(batch: Batch, config: ModelConfig, place: Place) -> Batch:
 def _overhead(config: ModelConfig) -> int:
     from sprunec.families.base import family_of
 
-    return family_of(config).layout(config).overhead
+    return family_of(config).overhead(config)
 
 
 def in_turn(models: Mapping[str, nn.Module], batch: Batch, place: Place) -> dict[str, list[float]]:

@@ -69,7 +69,7 @@ class Format:
     """One export format; a file in `formats/` has it, whose import brings no torch.
 
     Attributes:
-        write: makes the directory and fills it; raises FormError where the format cannot hold the model. Returns what
+        write: makes the directory and fills it; raises FormatError where the format cannot hold the model. Returns what
             the report says about it.
         reopen: the directory, by the config and the weights it was made of. None: `compare` opens it as our own.
         package: one that it needs, and how it is installed.
@@ -136,14 +136,14 @@ def formats_fit(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnostic
     emitted = list(_emitted(draft))
     for form in dict.fromkeys(form for _, forms in emitted for form in forms):
         for code, why, hint in form.obstacles(config) if config is not None else ():
-            message = f"the form {form.name} can't hold this model: {why}"
+            message = f"the format {form.name} can't hold this model: {why}"
             yield draft.source.find(code, "/model/config", message, hint)
         for step in draft.steps:
             if form.uniform and step.declared.by_target and step.options is not None:
                 yield from _uneven(draft, step, step.options, form)
     for step, _ in emitted:
         if "dtype" in step.given and not any(form.folds for _, forms in emitted for form in forms):
-            message = "dtype is not used without a form that folds factors into its weights"
+            message = "dtype is not used without a format that folds factors into its weights"
             yield draft.source.warn("unused-option", f"{step.pointer}/dtype", message, "remove it", key=True)
 
 
@@ -160,7 +160,7 @@ def _uneven(draft: Draft, step: Step, options: Mapping[str, Any], form: Format) 
         unit = next(unit for unit in inside if unit != "head")
         message, hint = f'"global" lets layers keep unlike numbers of {show(unit)} units', 'write "budget": "per-layer"'
     if message:
-        message = f"{message}, and the form {form.name} has one width for all"
+        message = f"{message}, and the format {form.name} has one width for all"
         yield draft.source.find("uneven-layers", step.pointer, message, f"{hint}, or {form.instead}")
 
 
@@ -169,7 +169,7 @@ def package_findings(draft: Draft, strict: bool) -> Iterator[Diagnostic]:
     for step, forms in _emitted(draft):
         for form in forms:
             if form.package is not None and find_spec(form.package[0]) is None:
-                message = f"the form {form.name} needs the package {form.package[0]}, which is not installed"
+                message = f"the format {form.name} needs the package {form.package[0]}, which is not installed"
                 hint = f"pip install '{form.package[1]}'"
                 finding = draft.source.find("missing-package", f"{step.pointer}/formats", message, hint)
                 yield finding if strict else replace(finding, severity="warning")

@@ -14,9 +14,9 @@ from sprunec.data.batches import IGNORED, Batch, Packer, TextData, load_text_dat
 from sprunec.data.saved import SavedIds
 from sprunec.data.tokenizer import Characters
 from sprunec.errors import InputError
-from sprunec.families.cpm_ant.inputs import Prompted
 from sprunec.passes.job import Job
 from sprunec.passes.read_data import run
+from tests.conftest import tiny_config
 
 PROMPT = 5
 
@@ -29,7 +29,7 @@ def text_data(train: int = 200, held_out: int = 50, **changes: Any) -> TextData:
 
 
 def packer(width: int) -> Packer:
-    return Packer(Prompted(PROMPT), width)
+    return Packer(tiny_config(), width)
 
 
 def same(left: Batch, right: Batch) -> bool:

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from sprunec.cli import app
-from tests.data.live_sets import some_records, write_v1, write_v2
+from tests.bmcook.live_sets import some_records, write_v1, write_v2
 from tests.data.test_pairs import pair_file
 from tests.data.test_vocabulary import PIECES, SPECIAL, file_of
 from tests.runs import EMIT, TRAIN, plan, read_report, write

@@ -14,6 +14,7 @@ from sprunec.data.batches import IGNORED, TextData
 from sprunec.data.pairs import PairData
 from sprunec.data.tokenizer import Characters
 from sprunec.errors import InputError
+from sprunec.families.cpm_ant.inputs import proceed
 from sprunec.passes.job import Job
 from sprunec.passes.read_data import run
 from tests.conftest import TINY, tiny_config
@@ -125,7 +126,7 @@ def test_a_vocabulary_file_gives_its_own_marks(tmp_path: Path) -> None:
     row = data.batch(0).inputs["input"][0, PROMPT:].tolist()
     assert row[:5] == [6, 10, 11, 10 + PIECES.index("大学"), 7]
     sample = data.sample(48)
-    given = data.packer.layout.prompted(sample.document)
+    given = proceed(tiny_config(), sample.document)
     assert (given["task"], given["context"], sample.stop) == (1, True, 7)
     assert data.decode([*given["input"][0].tolist(), 7]) == "北京"
     with pytest.raises(InputError, match=f"the vocabulary has {10 + len(PIECES)} words, vocab_size is 40"):

@@ -15,7 +15,7 @@ from sprunec.families.cpm_ant.modeling_sprunec import SprunecForCausalLM
 from sprunec.families.cpm_ant.uniform import unevenness
 from sprunec.formats.huggingface import all_context
 from sprunec.passes.compare_format import tolerance
-from tests.conftest import TINY, random_batch
+from tests.conftest import TINY, random_batch, tiny_config
 from tests.formats.cut_models import DTYPES, Case, cut_config, emitted, masked_model, random_case
 from tests.formats.live_loader import load_live
 
@@ -50,7 +50,7 @@ def test_every_form_is_the_masked_model(seed: int, tmp_path: Path) -> None:
     if even:
         live = load_live(out / "cpm-live").float()
         assert (live(**batch) - wanted)[used].abs().max() < limit(case, wanted)
-    seen = masked(**all_context(words(), PROMPT, 2, 2))[0][0, PROMPT:]
+    seen = masked(**all_context(words(), tiny_config(), 2, 2))[0][0, PROMPT:]
     if stock_obstacles(config):
         assert (said_by_transformers(out / "huggingface", SprunecForCausalLM) - seen).abs().max() < EXACT
     else:

@@ -13,7 +13,7 @@ import pytest
 from torch import Tensor
 
 from sprunec.cli import main
-from sprunec.errors import FormError
+from sprunec.errors import FormatError
 from sprunec.graph.store import Store
 from sprunec.passes import compare_format, emit
 from sprunec.plan.export_formats import Format, Reopened
@@ -94,7 +94,7 @@ def test_a_form_that_differs_is_left_out_until_it_does_not(
             capsys.readouterr()
             assert run(patch, *FORMS) == 1
             told, report = capsys.readouterr(), read_report(Path("out"))
-            assert "the form cpm-live differs from the model it was made of by 0.5 on 20 tokens" in told.err
+            assert "the format cpm-live differs from the model it was made of by 0.5 on 20 tokens" in told.err
             assert "cpm-live is not published" in " ".join(told.out.split())
             assert published() == ["pt2", "sprunec"] and Path("out/masks/head_mask.pt").exists()
             assert report["status"] == "comparison-failed" and "cpm-live differs" in report["error"]
@@ -115,7 +115,7 @@ def test_a_form_that_differs_is_left_out_until_it_does_not(
     ("how", "words"),
     [
         (lambda logits: logits * float("nan"), "differs from the model it was made of by inf"),
-        (raising(FormError("it cannot be opened")), "it cannot be opened"),
+        (raising(FormatError("it cannot be opened")), "it cannot be opened"),
         (raising(KeyError("weights")), "KeyError: 'weights'; the traceback is in out/error.txt"),
         (raising(OSError(28, "No space left on device", "/tmp/words.pt")), "/tmp/words.pt: No space left on device"),
     ],
@@ -146,7 +146,7 @@ def test_a_form_that_cannot_be_written_is_left_out(folder: Path, monkeypatch: py
     def half(job: Any, directory: Path) -> dict[str, Any]:
         directory.mkdir()
         (directory / "half.pt").write_bytes(b"half")
-        raise FormError("the form pt2 cannot hold this model")
+        raise FormatError("the format pt2 cannot hold this model")
 
     shutil.rmtree(folder / "out")
     forms = dict(emit.FORMATS) | {"pt2": replace(emit.FORMATS["pt2"], write=half)}
@@ -154,7 +154,7 @@ def test_a_form_that_cannot_be_written_is_left_out(folder: Path, monkeypatch: py
     for _ in range(2):
         assert run(monkeypatch, *FORMS) == 1
         assert published() == ["cpm-live", "sprunec"]
-        assert read_report(Path("out"))["formats"]["pt2"]["error"] == "the form pt2 cannot hold this model"
+        assert read_report(Path("out"))["formats"]["pt2"]["error"] == "the format pt2 cannot hold this model"
     assert not list(Path("out").rglob("half.pt"))
     assert run(monkeypatch, "pt2") == 1
     assert read_report(Path("out"))["status"] == "failed" and published() == []

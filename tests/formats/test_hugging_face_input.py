@@ -20,7 +20,7 @@ from sprunec.graph.inspect import inspect_model
 from sprunec.passes import emit, load
 from sprunec.passes.job import Job
 from sprunec.plan.model_config import read_config
-from tests.conftest import TINY
+from tests.conftest import TINY, tiny_config
 from tests.formats.cut_models import OPTIONS, emitted
 from tests.formats.test_opened_alone import RAGGED
 from tests.runs import execute
@@ -97,7 +97,7 @@ def test_our_model_says_what_theirs_does(theirs: Path, tmp_path: Path) -> None:
     words = torch.randint(1, TINY["vocab_size"], (9,))
     with torch.no_grad():
         wanted = CpmAntForCausalLM.from_pretrained(theirs)(input_ids=words[None]).logits[0, :, : TINY["vocab_size"]]
-        found = ours(**all_context(words, TINY["prompt_length"], 2, 2))[0][0, TINY["prompt_length"] :]
+        found = ours(**all_context(words, tiny_config(), 2, 2))[0][0, TINY["prompt_length"] :]
     assert wanted.abs().max() > 1.0
     assert (found - wanted).abs().max() < 1e-5
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sprunec.formats.huggingface import all_context, transformers_release
 from sprunec.units import Kept
-from tests.conftest import TINY, kept_layer, random_batch
+from tests.conftest import TINY, kept_layer, random_batch, tiny_config
 from tests.formats.cut_models import Case, emitted, masked_model
 
 DIMS, WIDE, PROMPT = tuple(range(TINY["dim_head"])), tuple(range(TINY["dim_ff"])), TINY["prompt_length"]
@@ -65,7 +65,7 @@ def greedy(case: Case, words: Tensor, steps: int = 6) -> Tensor:
     """A full forward of the masked model for every word; those it wrote are no context."""
     masked, given = masked_model(case), words.numel()
     for _ in range(steps):
-        inputs = all_context(words, PROMPT, 2, 2)
+        inputs = all_context(words, tiny_config(), 2, 2)
         inputs["context"][:, PROMPT + given :] = False
         words = torch.cat([words, masked(**inputs)[0][0, -1].argmax()[None]])
     return words
@@ -87,7 +87,7 @@ def test_transformers_says_and_writes_what_the_masked_model_does(case: Case, nam
     assert bytes(found["class"][0].tolist()).decode() == name
     for row, logits in zip(words, found["logits"], strict=True):
         with torch.no_grad():
-            wanted = masked_model(case)(**all_context(row, PROMPT, 2, 2))[0][0, PROMPT:]
+            wanted = masked_model(case)(**all_context(row, tiny_config(), 2, 2))[0][0, PROMPT:]
         assert (logits - wanted).abs().max() < 1e-5
     wanted_words = torch.stack([greedy(case, row) for row in words])
     assert torch.equal(found["cached"], wanted_words)

@@ -14,7 +14,7 @@ from sprunec.families.cpm_ant.modeling_sprunec import SprunecForCausalLM
 from sprunec.plan import export_formats as forms
 from sprunec.plan.plan import check_plan
 from sprunec.units import Kept
-from tests.conftest import TINY, kept_layer
+from tests.conftest import TINY, kept_layer, tiny_config
 from tests.formats.cut_models import Case, emitted, masked_model
 from tests.formats.live_loader import load_live
 from tests.runs import TRAIN, execute, mask_pass, plan, read_report, write
@@ -46,7 +46,7 @@ def test_a_mask_file_that_cpm_live_cannot_hold_stops_before_the_training(tmp_pat
     heads = mask_pass("head", {"num_heads": 3}, save_mask="heads.pt")
     execute(plan(TRAIN, heads, emit("sprunec")), tmp_path, "first")
     loading = {"pass": "load-mask", "path": "heads.pt"}
-    with pytest.raises(InputError, match="the form cpm-live can't hold what this mask leaves"):
+    with pytest.raises(InputError, match="the format cpm-live can't hold what this mask leaves"):
         execute(plan(TRAIN, loading, {"pass": "finetune", "steps": 2}, emit("cpm-live")), tmp_path)
     assert "finetune" not in [entry["pass"] for entry in read_report(tmp_path / "out")["passes"]]
 
@@ -173,4 +173,4 @@ def test_a_model_without_any_attention_still_writes(tmp_path: Path) -> None:
 def inputs_of(row: torch.Tensor) -> dict[str, torch.Tensor]:
     from sprunec.formats.huggingface import all_context
 
-    return all_context(row, PROMPT, 2, 2)
+    return all_context(row, tiny_config(), 2, 2)

@@ -187,5 +187,5 @@ def test_a_form_that_says_something_else_is_not_handed_out(
     assert report["status"] == "comparison-failed"
     found = report["formats"]["cpm-live"]
     assert found["max_abs_difference"] > found["tolerance"]
-    assert "the form cpm-live differs from the model it was made of" in found["error"]
+    assert "the format cpm-live differs from the model it was made of" in found["error"]
     assert [path.name for path in (tmp_path / "out/model").iterdir()] == ["sprunec"]

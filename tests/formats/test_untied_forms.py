@@ -114,7 +114,7 @@ def test_every_form_says_what_the_masked_original_does(done: Done, tmp_path: Pat
     assert done.report["status"] == "done" and done.report["comparison"]["max_abs_difference"] < 1e-10
     assert {name.split("-")[-1] for name in done.report["formats"]} == {"huggingface", "pt2"}
     assert done.wanted.abs().max() > 1.0
-    inputs = all_context(WORDS, PROMPT, 2, 2)
+    inputs = all_context(WORDS, tiny_config(), 2, 2)
     found: Any = run_alone(WITHOUT_SPRUNEC_EITHER, done.model, inputs, tmp_path)
     with torch.no_grad():
         found["sprunec.load"] = sprunec.load(done.model / "sprunec")(**inputs)[0][0, PROMPT:]
@@ -146,7 +146,7 @@ def test_what_was_written_is_the_next_plans_model(done: Done, tmp_path: Path) ->
     assert not read_config(again).tie_word_embeddings
     assert inspect_model(directory)["parameters"]["total"] == read_config(again).parameters()
     with torch.no_grad():
-        logits = sprunec.load(again)(**all_context(WORDS, PROMPT, 2, 2))[0][0, PROMPT:]
+        logits = sprunec.load(again)(**all_context(WORDS, tiny_config(), 2, 2))[0][0, PROMPT:]
     assert (logits - done.wanted).abs().max() < 1e-5
 
 
@@ -160,7 +160,7 @@ def test_half_precision_keeps_both_tables(apart: Path, tmp_path: Path) -> None:
 
 def test_cpm_live_is_refused_before_any_work(apart: Path, tmp_path: Path) -> None:
     """Its classes have one table: told by the checkpoint's bytes, or by the config alone."""
-    words = r"the form cpm-live can't hold .*its head is a tensor of its own.*emit \"sprunec\" or \"huggingface\""
+    words = r"the format cpm-live can't hold .*its head is a tensor of its own.*emit \"sprunec\" or \"huggingface\""
     with pytest.raises(InputError, match=words) as caught:
         pruned(apart, tmp_path, KEPT["even"], "cpm-live")
     assert caught.value.diagnostics[0].pointer == "/passes/1/formats"
@@ -210,7 +210,7 @@ def test_our_names_in_a_pt_are_found_too(apart: Path, tmp_path: Path) -> None:
     report = execute({"name": "ours", "model": model, "passes": passes}, tmp_path)
     assert report["status"] == "done" and report["comparison"]["max_abs_difference"] < 1e-10
     with torch.no_grad():
-        found = sprunec.load(tmp_path / "out/model/sprunec")(**all_context(WORDS, PROMPT, 2, 2))[0][0, PROMPT:]
+        found = sprunec.load(tmp_path / "out/model/sprunec")(**all_context(WORDS, tiny_config(), 2, 2))[0][0, PROMPT:]
     assert (found - masked_logits(apart, KEPT["ragged"])).abs().max() < 1e-5
 
 

@@ -20,8 +20,8 @@ from sprunec.graph.lower import lower
 from sprunec.plan.bmcook_flags import NO_FLAGS, Flags
 from sprunec.plan.pass_table import PASSES
 from sprunec.plan.plan import check_plan
+from tests.bmcook.files import COARSE, FINE, bmcook, write
 from tests.guide import prepare
-from tests.plan.bmcook.files import COARSE, FINE, bmcook, write
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).with_name("digests.json")

@@ -19,9 +19,9 @@ from sprunec.graph.inspect import inspect_model
 from sprunec.plan.bmcook_flags import Flags
 from sprunec.plan.model_config import read_config
 from sprunec.plan.plan import check_plan
-from tests.plan.bmcook.files import CONFIG, bmcook
-from tests.plan.bmcook.files import write as write_file
-from tests.plan.bmcook.test_real_files import OLD_CONFIG
+from tests.bmcook.files import CONFIG, bmcook
+from tests.bmcook.files import write as write_file
+from tests.bmcook.test_real_files import OLD_CONFIG
 from tests.runs import EMIT, MODEL, TINY, TRAIN, plan, save_weights, write
 
 SIZES = {"vocab_size": 1000, "dim_model": 64, "num_heads": 4, "dim_head": 16, "dim_ff": 128}

@@ -13,8 +13,8 @@ from sprunec.bmcook.plans.convert import convert_plan
 from sprunec.graph.inspect import inspect_model
 from sprunec.plan.bmcook_flags import Flags
 from sprunec.plan.plan import check_plan, read_plan
-from tests.plan.bmcook.files import bmcook
-from tests.plan.bmcook.files import write as write_file
+from tests.bmcook.files import bmcook
+from tests.bmcook.files import write as write_file
 from tests.runs import EMIT, MODEL, TRAIN, artifact, execute, plan, save_weights, write
 
 HALF = {"pass": "score-mask", "criterion": "magnitude", "unit": "head", "target": {"num_heads": 4}}

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sprunec.families.cpm_ant.blocks import build, example_inputs
+from sprunec.families.cpm_ant.sizes import unit_cost
 from sprunec.rewrite.axes import Groups
 from sprunec.rewrite.sites import factors
 from sprunec.rewrite.trace import TracedBlock, trace, trace_blocks
@@ -76,6 +77,8 @@ def test_what_one_unit_weighs_adds_up_to_its_sublayer() -> None:
             each["head"] == each["dim_head"] == config.sublayer_parameters(block.index, "attention") - config.dim_model
         )
         assert each["dim_ff"] == config.sublayer_parameters(block.index, "feed_forward") - config.dim_model
+        for unit, site in block.sites.items():
+            assert site.parameters_each == unit_cost(config, block.index, unit)
 
 
 def test_sublayers_are_found_with_the_tensors_that_only_they_use() -> None:

@@ -26,7 +26,6 @@ from sprunec.durable import read_file, write_new
 from sprunec.errors import InputError
 from sprunec.families.base import Document
 from sprunec.families.cpm_ant.config import TEXT_TASK, ModelConfig
-from sprunec.families.cpm_ant.inputs import Prompted
 
 ABOUT = "set.json"
 STORED, PROMPT_TABLE = "stored", "prompt-table"
@@ -176,7 +175,7 @@ class LiveData:
     def _lengths(self, records: Records) -> NDArray[np.int64]:
         """Positions that each record takes."""
         tokens: NDArray[np.int64] = records.index["tokens"].astype(np.int64)
-        return tokens + self.packer.layout.overhead
+        return tokens + self.packer.overhead
 
 
 def save_live_data(directory: Path, parts: Mapping[str, tuple[Index, str]], about: Mapping[str, Any]) -> None:
@@ -209,6 +208,6 @@ def load_live_data(
         for part in ("train", "held_out")
     )
     tokenizer = read_tokenizer(directory) if (directory / "vocabulary.json").exists() else None
-    layout = Prompted.of(config, config.vocab_size if about["packed_prompts"] == PROMPT_TABLE else 0)
+    packer = Packer(config, max_length, config.vocab_size if about["packed_prompts"] == PROMPT_TABLE else 0)
     shared = {"batch_size": batch_size, "seed": seed, "world": world}
-    return LiveData(train, held_out, tokenizer, Packer(layout, max_length), order=about["order"], **shared)
+    return LiveData(train, held_out, tokenizer, packer, order=about["order"], **shared)

@@ -8,25 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 FAMILY = "cpm-ant"
 TEXT_TASK, PAIR_TASK, TEXT_SEGMENT = 2, 1, 2  # prompts of plain text and of pairs to learn from; what texts are
-CPM_LIVE_DEFAULTS = {
-    "vocab_size": 30720,
-    "dim_model": 4096,
-    "num_heads": 64,
-    "dim_head": 64,
-    "dim_ff": 10240,
-    "num_layers": 32,
-    "position_bias_num_buckets": 512,
-    "position_bias_max_distance": 2048,
-    "eps": 1e-6,
-    "prompt_types": 32,
-    "prompt_length": 32,
-    "segment_types": 32,
-}
 LAYER_SIZES = ("heads", "dim_head", "dim_ff")
 # The tensors of each kind of sublayer, by their modules' names in a layer, and their dims: D is the model's width, I
 # the product of the numbers of the sublayer's units.
@@ -106,27 +92,36 @@ class LayerShape:
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class CpmLiveKeys:
+    """The keys of CPM-Live's configs, with its defaults."""
+
+    vocab_size: int = 30720
+    dim_model: int = 4096
+    num_heads: int = 64
+    dim_head: int = 64
+    dim_ff: int = 10240
+    num_layers: int = 32
+    position_bias_num_buckets: int = 512
+    position_bias_max_distance: int = 2048
+    eps: float = 1e-6
+    prompt_types: int = 32
+    prompt_length: int = 32
+    segment_types: int = 32
+
+
+CPM_LIVE_DEFAULTS: dict[str, Any] = asdict(CpmLiveKeys())
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(CpmLiveKeys):
     """A CPM-Ant's shape. `num_heads` counts the bias table's columns; `layers` says what each layer has.
 
     Attributes:
         tie_word_embeddings: the head is the table that tokens are looked up in, not a tensor of its own.
     """
 
-    vocab_size: int
-    dim_model: int
-    num_heads: int
-    dim_head: int
-    dim_ff: int
-    num_layers: int
-    position_bias_num_buckets: int
-    position_bias_max_distance: int
-    eps: float
-    prompt_types: int
-    prompt_length: int
-    segment_types: int
     divisors: Divisors
-    layers: tuple[LayerShape, ...] = field(default_factory=tuple)
+    layers: tuple[LayerShape, ...] = ()
     family: str = FAMILY
     tie_word_embeddings: bool = True
 

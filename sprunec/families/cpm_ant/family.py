@@ -12,7 +12,7 @@ from sprunec.families.cpm_ant import model as frame
 from sprunec.families.cpm_ant import modules
 from sprunec.families.cpm_ant.blocks import block_kinds, cache_shapes, example_inputs
 from sprunec.families.cpm_ant.config import ModelConfig
-from sprunec.families.cpm_ant.inputs import Prompted
+from sprunec.families.cpm_ant.inputs import arrange, proceed
 from sprunec.families.cpm_ant.model import CPMAnt
 
 VISIBLE = ("length", "context", "segment", "span")  # what decides who sees whom
@@ -62,7 +62,9 @@ def decode(model: CPMAnt, inputs: Inputs, steps: int, text: int) -> tuple[Given,
 
 
 FAMILY = Family(
-    layout=Prompted.of,
+    overhead=lambda config: config.prompt_length,
+    arrange=arrange,
+    proceed=proceed,
     kinds=block_kinds,
     examples=example_inputs,
     cache_shapes=cache_shapes,

@@ -1,7 +1,7 @@
 """Hugging Face's names for a CPM-Ant: config keys, tensors, and the factors between its weights and ours; no torch.
 
 `CpmAntForCausalLM` (model type `cpmant`) has plain linears, so 1 / sqrt(width) is part of its weights, and one table
-for words and prompts. The form that this package writes (`sprunec-cpm-ant`) has our weights as they are.
+for tokens and prompts. The form that this package writes (`sprunec-cpm-ant`) has our weights as they are.
 """
 
 from __future__ import annotations
@@ -111,8 +111,8 @@ def native_shapes(config: ModelConfig, shapes: Mapping[str, Shape]) -> dict[str,
 
 
 def _stock_parts(config: ModelConfig) -> Iterator[tuple[str, Part]]:
-    words, prompts = config.vocab_size, config.prompt_types * config.prompt_length
-    rows = {EMBEDDING: (0, words), PROMPTS: (words, words + prompts)}
+    tokens, prompts = config.vocab_size, config.prompt_types * config.prompt_length
+    rows = {EMBEDDING: (0, tokens), PROMPTS: (tokens, tokens + prompts)}
     for name, shape in expected_tensors(config).items():
         factor = math.sqrt(shape[1]) if is_scaled(name) else 1.0
         if name in rows:

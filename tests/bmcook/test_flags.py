@@ -14,7 +14,7 @@ from sprunec.errors import InputError
 from sprunec.plan.bmcook_flags import SCRIPT, Flags
 from sprunec.plan.open_plan import read_any
 from sprunec.plan.plan import check_plan
-from tests.plan.bmcook.files import CONFIG, FINE, bmcook, converted, said, write
+from tests.bmcook.files import CONFIG, FINE, bmcook, converted, said, write
 from tests.runs import EMIT, TRAIN, plan
 
 OPTS = """

@@ -14,9 +14,9 @@ from sprunec.bmcook.data.stream import LiveData
 from sprunec.errors import InputError
 from sprunec.passes.job import Job
 from sprunec.passes.read_data import run
+from tests.bmcook.live_sets import some_records
+from tests.bmcook.naive import COLUMNS, PROMPT, ROWS, WORDS
 from tests.conftest import tiny_config
-from tests.data.live_sets import some_records
-from tests.data.naive import COLUMNS, PROMPT, ROWS, WORDS
 
 
 def data_job(folder: Path, out: Path, **changes: Any) -> Job:

@@ -19,12 +19,11 @@ from sprunec.data.batches import IGNORED, Packer, draws
 from sprunec.engines.loop import language_model_loss
 from sprunec.errors import InputError
 from sprunec.families.cpm_ant.family import FAMILY
-from sprunec.families.cpm_ant.inputs import Prompted
 from sprunec.families.cpm_ant.model import CPMAnt
 from sprunec.rewrite.streamed import Decoding
-from tests.conftest import tiny_model
-from tests.data.live_sets import some_records
-from tests.data.naive import COLUMNS, LIMITS, PROMPT, ROWS, WORDS, as_lists, naive_batch, naive_example, naive_rows
+from tests.bmcook.live_sets import some_records
+from tests.bmcook.naive import COLUMNS, LIMITS, PROMPT, ROWS, WORDS, as_lists, naive_batch, naive_example, naive_rows
+from tests.conftest import tiny_config, tiny_model
 from tests.data.test_batches import same
 
 
@@ -39,7 +38,7 @@ def live(
 ) -> LiveData:
     train = records_in(folder / "train", records)
     kept = records_in(folder / "held", some_records(held_out, seed=99))
-    return LiveData(train, kept, None, Packer(Prompted(PROMPT, base), COLUMNS), batch_size=ROWS, seed=seed, **options)
+    return LiveData(train, kept, None, Packer(tiny_config(), COLUMNS, base), batch_size=ROWS, seed=seed, **options)
 
 
 @pytest.mark.parametrize(("order", "base"), [("shuffled", 0), ("shuffled", WORDS), ("stored", 0)])
@@ -132,7 +131,7 @@ def packed_and_alone() -> tuple[Any, list[Any]]:
 def test_a_document_gives_the_same_logits_and_loss_alone_and_packed() -> None:
     """With the prompts of later documents in the prompt table; among the words they are something else."""
     model, examples = packed_and_alone()
-    right, released = (Packer(Prompted(PROMPT, base), COLUMNS) for base in (WORDS, 0))
+    right, released = (Packer(tiny_config(), COLUMNS, base) for base in (WORDS, 0))
     alone = [right.pack([[example]]) for example in examples]
     packed, other = (packer.pack([examples[:2], examples[2:]]) for packer in (right, released))
 
@@ -164,7 +163,7 @@ def test_packed_rows_and_visible_ends_decode_as_one_forward() -> None:
     last = replace(examples[1], **{name: getattr(examples[1], name)[:1] for name in fields})
     used = 2 * PROMPT + examples[0].tokens.size + 1
     for columns in (used, COLUMNS):
-        batch = Packer(Prompted(PROMPT, WORDS), columns).pack([[examples[0], last]])
+        batch = Packer(tiny_config(), columns, WORDS).pack([[examples[0], last]])
         assert int(batch.inputs["input"][0, used - 2]) == WORDS + PROMPT * last.task + PROMPT - 1
         assert decoding_difference(model, batch.inputs) < 1e-12
 

@@ -18,7 +18,7 @@ from sprunec.cli import app
 from sprunec.data.vocabulary import Vocabulary, read_vocabulary
 from sprunec.errors import InputError
 from sprunec.plan.schema import validator
-from tests.data.live_sets import blocks_of, read_v1, some_records
+from tests.bmcook.live_sets import blocks_of, read_v1, some_records
 from tests.data.test_vocabulary import PIECES, SPECIAL, file_of
 
 SENTENCE = "今天天气很好,去公园散步!"
