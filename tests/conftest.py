@@ -13,7 +13,7 @@ import torch
 from sprunec.families.cpm_ant.blocks import build, initialize
 from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.families.cpm_ant.model import CPMAnt
-from tests.runs import TINY, execute, guide
+from tests.helpers.small_plans import TINY, execute, guide
 
 # BMTrain has wheels up to Python 3.11, and is no part of what all tests need.
 collect_ignore = [] if find_spec("bmtrain") else ["engines/test_bmtrain.py"]

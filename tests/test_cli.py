@@ -16,7 +16,7 @@ import pytest
 
 from sprunec.cli import main
 from sprunec.plan.schema import validator
-from tests.runs import EMIT, MODEL, TRAIN, guide, mask_pass, plan, write
+from tests.helpers.small_plans import EMIT, MODEL, TRAIN, guide, mask_pass, plan, write
 
 ROOT = Path(__file__).parent.parent
 BAD = sorted((ROOT / "tests" / "plans" / "bad").glob("*.json"))

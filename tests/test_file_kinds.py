@@ -27,11 +27,11 @@ from sprunec.checkpoint.writer import save_tensors
 from sprunec.cli import app
 from sprunec.compiler.inspect import inspect_model
 from sprunec.data.text import read_text
-from sprunec.data.vocabulary import read_vocabulary
 from sprunec.errors import InputError
+from sprunec.families.cpm_ant.vocabulary import read_vocabulary
 from sprunec.file_kinds import KINDS, file_kind
 from sprunec.plan.plan import check_plan
-from tests.runs import EMIT, MODEL, TRAIN, plan, write
+from tests.helpers.small_plans import EMIT, MODEL, TRAIN, plan, write
 
 
 def zipped(*names: str) -> bytes:

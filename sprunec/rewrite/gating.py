@@ -1,8 +1,9 @@
 """Put gates into traced blocks: one multiplication per unit, where its contribution leaves.
 
-A head's gate multiplies its context before the output projection, a feed-forward dim's the activation before w_out, a
-dim_head's both the query and the context, a sublayer's (or a whole block's) its output before the residual add. This
-is how masks are trained, and how a masked model is computed; it shares nothing with the recipe that cuts.
+A head's gate multiplies its context before the output projection, a feed-forward dim's the activation before the down
+projection, a dim_head's both the query and the context, a sublayer's (or a whole block's) its output before the
+residual add. This is how masks are trained, and how a masked model is computed; it shares nothing with the recipe that
+cuts.
 """
 
 from __future__ import annotations

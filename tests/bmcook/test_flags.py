@@ -14,8 +14,8 @@ from sprunec.errors import InputError
 from sprunec.plan.bmcook_flags import SCRIPT, Flags
 from sprunec.plan.open_plan import read_any
 from sprunec.plan.plan import check_plan
-from tests.bmcook.files import CONFIG, FINE, bmcook, converted, said, write
-from tests.runs import EMIT, TRAIN, plan
+from tests.helpers.bmcook_files import CONFIG, FINE, bmcook, converted, said, write
+from tests.helpers.small_plans import EMIT, TRAIN, plan
 
 OPTS = """
  --model-config cpm_live_example/config/cpm-ant-1b.json --batch-size 32 --train-iters 200000 --save-iters 500

@@ -13,8 +13,8 @@ import pytest
 
 from sprunec.bmcook.data.arrays import dump_array, parse_array
 from sprunec.checkpoint.safe_pickle import Refused
-from tests.bmcook.live_sets import FileInfo, blocks_of, cpm_live, write_v1
 from tests.bmcook.test_sets import RECORDS, SIZE, told
+from tests.helpers.live_sets import FileInfo, blocks_of, cpm_live, write_v1
 
 
 class Runs:

@@ -9,7 +9,7 @@ import pytest
 
 from sprunec.plan.bmcook_flags import Flags
 from sprunec.plan.source import Source
-from tests.bmcook.files import bmcook, converted, errors, said
+from tests.helpers.bmcook_files import bmcook, converted, errors, said
 
 STEPS = Flags(train_iters=5)
 FIRST = {

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.runs import TRAIN, mask_pass, plan, write
+from tests.helpers.small_plans import TRAIN, mask_pass, plan, write
 
 ROOT = Path(__file__).parents[2]
 CHECK = """

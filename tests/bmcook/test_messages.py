@@ -12,7 +12,7 @@ from sprunec.plan.bmcook_flags import Flags
 from sprunec.plan.open_plan import read_any
 from sprunec.plan.plan import check_plan
 from sprunec.plan.source import Source
-from tests.bmcook.files import COARSE, CONFIG, FINE, bmcook, converted, errors, said, write
+from tests.helpers.bmcook_files import COARSE, CONFIG, FINE, bmcook, converted, errors, said, write
 
 PARTS = [
     "ffn.ffn.w_in.w.weight",

@@ -10,8 +10,8 @@ import pytest
 from sprunec.plan.bmcook_flags import Flags
 from sprunec.plan.model_config import read_config
 from sprunec.plan.plan import check_plan
-from tests.bmcook.files import CONFIG, write
 from tests.bmcook.test_l0_units import FIRST, LATER
+from tests.helpers.bmcook_files import CONFIG, write
 
 LAST_NORM = "[post]encoder.output_layernorm:[post]encoder.output_layernorm"
 NINTH = "[pre]encoder.layers.9.ffn.layernorm_before_ffn:[pre]encoder.layers.9.ffn.layernorm_before_ffn"

@@ -9,7 +9,7 @@ from sprunec.bmcook.data.packing import first_fit, make_example
 from sprunec.bmcook.data.records import Status, judge, parse_record
 from sprunec.checkpoint.safe_pickle import Refused
 from sprunec.data.batches import draws
-from tests.bmcook.naive import COLUMNS, LIMITS, PROMPT, naive_example, naive_rows
+from tests.helpers.naive import COLUMNS, LIMITS, PROMPT, naive_example, naive_rows
 
 MIXED = [
     [1, 1, 9, 1, 0, *range(10, 19)],

@@ -15,11 +15,11 @@ from typer.testing import CliRunner
 import sprunec
 from sprunec.bmcook.data.set_writer import make_dataset
 from sprunec.cli import app
-from sprunec.data.vocabulary import Vocabulary, read_vocabulary
 from sprunec.errors import InputError
+from sprunec.families.cpm_ant.vocabulary import Vocabulary, read_vocabulary
 from sprunec.plan.schema import validator
-from tests.bmcook.live_sets import blocks_of, read_v1, some_records
 from tests.data.test_vocabulary import PIECES, SPECIAL, file_of
+from tests.helpers.live_sets import blocks_of, read_v1, some_records
 
 SENTENCE = "今天天气很好,去公园散步!"
 MODEL = 40  # columns of a row, 2 of them the prompt's: pieces of 36

@@ -13,7 +13,7 @@ from sprunec.bmcook.data.arrays import parse_array
 from sprunec.bmcook.data.records import Index, Limits, Records, make_index
 from sprunec.bmcook.data.sets import read_set
 from sprunec.errors import InputError
-from tests.bmcook.live_sets import FileInfo, cpm_live, some_records, write_v1, write_v2
+from tests.helpers.live_sets import FileInfo, cpm_live, some_records, write_v1, write_v2
 
 LIMITS = Limits(room=64, vocab_size=97, prompt_types=4, segment_types=6)
 SIZE = 1024

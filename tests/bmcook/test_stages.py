@@ -9,7 +9,7 @@ import pytest
 
 from sprunec.plan.bmcook_flags import Flags
 from sprunec.plan.source import Source
-from tests.bmcook.files import COARSE, FINE, bmcook, converted, errors, said, write
+from tests.helpers.bmcook_files import COARSE, FINE, bmcook, converted, errors, said, write
 
 STEPS = Flags(train_iters=5)
 HEADS, DIMS, LAYERS = "results/sprune/heads.pt", "results/sprune/dims.pt", "results/sprune/layers.pt"

@@ -21,10 +21,10 @@ from sprunec.errors import InputError
 from sprunec.families.cpm_ant.family import FAMILY
 from sprunec.families.cpm_ant.model import CPMAnt
 from sprunec.rewrite.streamed import Decoding
-from tests.bmcook.live_sets import some_records
-from tests.bmcook.naive import COLUMNS, LIMITS, PROMPT, ROWS, WORDS, as_lists, naive_batch, naive_example, naive_rows
 from tests.conftest import tiny_config, tiny_model
 from tests.data.test_batches import same
+from tests.helpers.live_sets import some_records
+from tests.helpers.naive import COLUMNS, LIMITS, PROMPT, ROWS, WORDS, as_lists, naive_batch, naive_example, naive_rows
 
 
 def records_in(folder: Path, records: list[list[int]], block: int = 1024) -> Records:

@@ -23,7 +23,7 @@ from sprunec.passes import load
 from sprunec.passes.job import Job
 from sprunec.plan.plan import check_plan, read_plan
 from tests.conftest import tiny_config, tiny_model
-from tests.runs import EMIT, TINY, TRAIN, execute, plan, write
+from tests.helpers.small_plans import EMIT, TINY, TRAIN, execute, plan, write
 
 State = dict[str, Tensor]
 HALF = {"pass": "score-mask", "criterion": "magnitude", "unit": "head", "target": {"num_heads": 2}}

@@ -21,7 +21,7 @@ from sprunec.data.compared import (
 )
 from sprunec.families.cpm_ant.config import ModelConfig
 from tests.conftest import tiny_config
-from tests.runs import MODEL, execute, plan, save_weights
+from tests.helpers.small_plans import MODEL, execute, plan, save_weights
 
 PROMPT, COLUMNS = 5, 16
 

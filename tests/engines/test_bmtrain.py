@@ -28,9 +28,9 @@ from sprunec.masks.learn import GateLearner, start_from
 from sprunec.rewrite.gating import insert_gates
 from sprunec.rewrite.trace import trace_blocks
 from tests.conftest import tiny_config, tiny_model
-from tests.engines import bmtrain_double
 from tests.engines.test_loop import CPU, OPTIONS, batch
-from tests.runs import EMIT, execute, mask_pass, plan
+from tests.helpers import bmtrain_double
+from tests.helpers.small_plans import EMIT, execute, mask_pass, plan
 
 pytestmark = pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
 PLACE = Place(torch.device("cpu"), torch.float32)

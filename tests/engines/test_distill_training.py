@@ -23,8 +23,8 @@ from sprunec.engines.torch_engine import TorchEngine
 from sprunec.errors import InputError
 from sprunec.families.cpm_ant.states import Pair
 from tests.conftest import tiny_model
-from tests.engines.students import INSIDE, NORM, TRAINING, WIDE, distiller, gradients, loss_of
 from tests.engines.test_loop import CPU, batch, farthest
+from tests.helpers.students import INSIDE, NORM, TRAINING, WIDE, distiller, gradients, loss_of
 
 
 def test_states_of_unlike_widths_need_a_projection() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import sprunec
-from tests.engines.processes import (
+from tests.helpers.processes import (
     STEPS,
     events,
     every_kind,
@@ -23,7 +23,7 @@ from tests.engines.processes import (
     start,
     wait_until,
 )
-from tests.runs import execute, plan, read_report, write
+from tests.helpers.small_plans import execute, plan, read_report, write
 
 CLOSE = 1e-5
 MASK = "5-train-mask-head"

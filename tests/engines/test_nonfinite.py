@@ -29,8 +29,8 @@ from sprunec.rewrite.gating import insert_gates
 from sprunec.rewrite.trace import trace_blocks
 from sprunec.units import gate_units
 from tests.conftest import tiny_config, tiny_model
-from tests.engines.students import NORM, distiller
 from tests.engines.test_loop import CPU, TRAINING, batch
+from tests.helpers.students import NORM, distiller
 
 HALF = TorchEngine(Place(torch.device("cpu"), torch.float16))
 FAR_TOO_LARGE = 2.0**40

@@ -71,7 +71,7 @@ def test_a_driven_model_gives_its_weights_by_its_own_names(recompute: bool) -> N
 
 
 def test_what_is_offloaded_trains_the_same_across_a_stop(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.engines.offloaded", str(tmp_path)]
+    command = [sys.executable, "-m", "tests.helpers.offloaded", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) < 1e-6

@@ -22,7 +22,7 @@ from sprunec.engines.shards import read_shards, shard_sizes
 from sprunec.engines.world import World
 from sprunec.errors import InputError, PassError
 from sprunec.execution.ranks import check_shares
-from tests.runs import plan, write
+from tests.helpers.small_plans import plan, write
 
 TENSORS = {"model/a": torch.arange(6.0).view(2, 3), "optimizer/0/step": torch.tensor(3.0)}
 

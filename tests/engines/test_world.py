@@ -14,7 +14,7 @@ from sprunec.engines.distributed import ProcessGroup
 from sprunec.engines.world import World, launched, meet
 from sprunec.errors import PassError
 from sprunec.execution.ranks import _node
-from tests.runs import plan, write
+from tests.helpers.small_plans import plan, write
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ from sprunec.families.cpm_ant.blocks import Block, build
 from sprunec.families.cpm_ant.modeling_sprunec import SprunecForCausalLM
 from sprunec.units import Kept
 from tests.conftest import TINY, kept_layer, tiny_config
-from tests.formats.cut_models import Case, emitted
 from tests.formats.test_opened_alone import EVEN, RAGGED, run_alone
+from tests.helpers.cut_models import Case, emitted
 
 NAMED, ALL = ["project_q", "project_v"], "all-linear"
 WITHOUT_ATTENTION = Case(Kept(kept_layer(None, None, tuple(range(7))) for _ in range(3)), "fp32")

@@ -16,8 +16,8 @@ from sprunec.families.cpm_ant.uniform import unevenness
 from sprunec.formats.huggingface import all_context
 from sprunec.passes.compare_format import tolerance
 from tests.conftest import TINY, random_batch, tiny_config
-from tests.formats.cut_models import DTYPES, Case, cut_config, emitted, masked_model, random_case
-from tests.formats.live_loader import load_live
+from tests.helpers.cut_models import DTYPES, Case, cut_config, emitted, masked_model, random_case
+from tests.helpers.live_loader import load_live
 
 PROMPT, WORDS = TINY["prompt_length"], 9
 EXACT = 1e-5

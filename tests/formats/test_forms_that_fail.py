@@ -18,7 +18,7 @@ from sprunec.execution.store import Store
 from sprunec.passes import compare_format, emit
 from sprunec.plan.export_formats import Format, Reopened
 from sprunec.plan.schema import validator
-from tests.runs import MODEL, execute, plan, read_report, save_weights, write
+from tests.helpers.small_plans import MODEL, execute, plan, read_report, save_weights, write
 
 SCORE = {"pass": "score-mask", "criterion": "magnitude", "unit": "head", "tie_heads": True, "target": {"num_heads": 3}}
 FORMS = ("sprunec", "cpm-live", "pt2")

@@ -21,9 +21,9 @@ from sprunec.passes import emit, load
 from sprunec.passes.job import Job
 from sprunec.plan.model_config import read_config
 from tests.conftest import TINY, tiny_config
-from tests.formats.cut_models import OPTIONS, emitted
 from tests.formats.test_opened_alone import RAGGED
-from tests.runs import execute
+from tests.helpers.cut_models import OPTIONS, emitted
+from tests.helpers.small_plans import execute
 
 FILE = "huggingface/model.safetensors"
 UNSCALED = ("layernorm", "relative_attention_bias")

@@ -18,7 +18,7 @@ from sprunec.families.model_directory import load_model
 from sprunec.passes import compare_format
 from sprunec.plan.export_formats import Reopened
 from sprunec.rewrite.comparison import NOISES, TOLERANCE
-from tests.runs import MODEL, artifact, execute, plan
+from tests.helpers.small_plans import MODEL, artifact, execute, plan
 
 SCORE = {"pass": "score-mask", "criterion": "magnitude", "unit": "head", "tie_heads": True, "target": {"num_heads": 2}}
 SIZES = {"num_heads": 4, "prompt_length": 4, "num_layers": 12}

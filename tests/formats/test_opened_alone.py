@@ -14,7 +14,7 @@ from torch import Tensor
 from sprunec.formats.huggingface import all_context, transformers_release
 from sprunec.units import Kept
 from tests.conftest import TINY, kept_layer, random_batch, tiny_config
-from tests.formats.cut_models import Case, emitted, masked_model
+from tests.helpers.cut_models import Case, emitted, masked_model
 
 DIMS, WIDE, PROMPT = tuple(range(TINY["dim_head"])), tuple(range(TINY["dim_ff"])), TINY["prompt_length"]
 RAGGED = Case(

@@ -15,9 +15,9 @@ from sprunec.plan import export_formats as forms
 from sprunec.plan.plan import check_plan
 from sprunec.units import Kept
 from tests.conftest import TINY, kept_layer, tiny_config
-from tests.formats.cut_models import Case, emitted, masked_model
-from tests.formats.live_loader import load_live
-from tests.runs import TRAIN, execute, mask_pass, plan, read_report, write
+from tests.helpers.cut_models import Case, emitted, masked_model
+from tests.helpers.live_loader import load_live
+from tests.helpers.small_plans import TRAIN, execute, mask_pass, plan, read_report, write
 
 DIMS, WIDE, PROMPT = tuple(range(TINY["dim_head"])), tuple(range(TINY["dim_ff"])), TINY["prompt_length"]
 EVEN = Case(Kept(kept_layer((1, 3), DIMS, WIDE[:30]) for _ in range(3)), "fp32")

@@ -24,8 +24,8 @@ from sprunec.rewrite.gating import insert_gates
 from sprunec.rewrite.trace import trace_blocks
 from sprunec.units import Kept, Key
 from tests.conftest import kept_layer, random_batch, tiny_config, tiny_model
-from tests.formats.live_loader import load_live
-from tests.runs import TRAIN, execute, mask_pass, plan
+from tests.helpers.live_loader import load_live
+from tests.helpers.small_plans import TRAIN, execute, mask_pass, plan
 
 CPU = torch.device("cpu")
 TABLE = "position_bias.relative_attention_bias"

@@ -26,10 +26,10 @@ from sprunec.passes import load
 from sprunec.passes.job import Job
 from sprunec.units import Kept
 from tests.conftest import TINY, kept_layer, tiny_config
-from tests.formats.cut_models import emitted
 from tests.formats.test_hugging_face_input import THEIRS, ulps
 from tests.formats.test_opened_alone import EVEN, RAGGED, run_alone
-from tests.runs import execute, plan, write
+from tests.helpers.cut_models import emitted
+from tests.helpers.small_plans import execute, plan, write
 from tests.test_cli import run
 
 V, PROMPT = TINY["vocab_size"], TINY["prompt_length"]

@@ -20,8 +20,8 @@ from sprunec.graph.graph import digest_of, plain
 from sprunec.plan.bmcook_flags import NO_FLAGS, Flags
 from sprunec.plan.declared import PASSES
 from sprunec.plan.plan import check_plan
-from tests.bmcook.files import COARSE, FINE, bmcook, write
-from tests.guide import prepare
+from tests.helpers.bmcook_files import COARSE, FINE, bmcook, write
+from tests.helpers.guide import prepare
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).with_name("digests.json")

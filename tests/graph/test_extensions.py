@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.runs import EMIT, TRAIN, mask_pass, plan, write
+from tests.helpers.small_plans import EMIT, TRAIN, mask_pass, plan, write
 
 PASS = """
 from __future__ import annotations

@@ -23,7 +23,7 @@ from sprunec.checkpoint.reader import open_tensors
 from sprunec.errors import InputError
 from sprunec.families.cpm_ant.huggingface_names import KEYS
 from sprunec.graph.weights import weights_digest
-from tests.runs import EMIT, MODEL, TRAIN, plan, save_weights, write
+from tests.helpers.small_plans import EMIT, MODEL, TRAIN, plan, save_weights, write
 
 NAN, INF = math.nan, math.inf
 QUERY = "encoder.layers.1.self_att.self_attention.project_q.weight"

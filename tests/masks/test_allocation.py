@@ -10,9 +10,9 @@ import torch
 
 import sprunec
 from sprunec.masks.budgets import allocated, fill_all, make_budgets
+from tests.helpers.small_plans import EMIT, TRAIN, execute, mask_pass, plan, write
 from tests.masks.test_budgets import scores
 from tests.masks.test_multiples import counts, wide
-from tests.runs import EMIT, TRAIN, execute, mask_pass, plan, write
 
 JOINT: dict[str, Any] = {"num_heads": 3, "dim_ff": 20}
 UNITS = ["head", "dim_ff"]

@@ -11,8 +11,8 @@ import pytest
 import sprunec
 from sprunec.masks.budgets import CountBudget
 from sprunec.masks.convergence import Convergence
-from tests.runs import EMIT, artifact, mask_pass, plan, write
-from tests.test_resume import Counts, fingerprints
+from tests.helpers.small_plans import EMIT, artifact, mask_pass, plan, write
+from tests.runs.test_resume import Counts, fingerprints
 
 BUDGET = CountBudget("num_heads", ((0, "head"),), 100.0, 50.0)  # settled within 2
 

@@ -18,8 +18,8 @@ from sprunec.masks.granularity import groups, remainder
 from sprunec.plan.targets import removable
 from sprunec.units import Key
 from tests.conftest import tiny_config
+from tests.helpers.small_plans import EMIT, TRAIN, execute, mask_pass, plan, read_report
 from tests.masks.test_budgets import left, ragged, scores
-from tests.runs import EMIT, TRAIN, execute, mask_pass, plan, read_report
 
 JOINT = ("layer", "head", "dim_ff")
 

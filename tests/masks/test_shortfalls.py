@@ -21,8 +21,8 @@ from sprunec.plan.planned_sizes import short_layers, short_message
 from sprunec.plan.schema import validator
 from sprunec.plan.targets import Left
 from tests.conftest import tiny_config
+from tests.helpers.small_plans import EMIT, MODEL, TRAIN, execute, mask_pass, plan, read_report, write
 from tests.masks.test_budgets import left, ragged, scores
-from tests.runs import EMIT, MODEL, TRAIN, execute, mask_pass, plan, read_report, write
 
 UNEVEN: list[dict[str, Any]] = [
     {"heads": 2, "dim_head": 8, "dim_ff": 48, "kept_heads": [0, 2]},

@@ -11,7 +11,7 @@ from sprunec.masks.budgets import fill_all, make_budgets
 from sprunec.masks.gates import kept_probability, sample
 from sprunec.masks.lagrangian import Lagrangian
 from sprunec.units import Key
-from tests.runs import TINY
+from tests.helpers.small_plans import TINY
 
 HOLES = [[False, False], [True, False], [False, True], [True, False]]
 RAGGED = ModelConfig.from_dict(TINY | {"num_layers": 4, "mask_modules": HOLES})

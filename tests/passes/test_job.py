@@ -9,7 +9,7 @@ import pytest
 
 from sprunec.graph.options import BatchOptions, Options
 from sprunec.rewrite import trace
-from tests.runs import EMIT, TRAIN, execute, mask_pass, plan
+from tests.helpers.small_plans import EMIT, TRAIN, execute, mask_pass, plan
 
 
 def test_a_run_traces_a_shape_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,9 +13,9 @@ from sprunec.bmcook.plans.convert import convert_plan
 from sprunec.compiler.inspect import inspect_model
 from sprunec.plan.bmcook_flags import Flags
 from sprunec.plan.plan import check_plan, read_plan
-from tests.bmcook.files import bmcook
-from tests.bmcook.files import write as write_file
-from tests.runs import EMIT, MODEL, TRAIN, artifact, execute, plan, save_weights, write
+from tests.helpers.bmcook_files import bmcook
+from tests.helpers.bmcook_files import write as write_file
+from tests.helpers.small_plans import EMIT, MODEL, TRAIN, artifact, execute, plan, save_weights, write
 
 HALF = {"pass": "score-mask", "criterion": "magnitude", "unit": "head", "target": {"num_heads": 4}}
 SHARDS = ("pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin")

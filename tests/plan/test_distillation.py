@@ -12,7 +12,7 @@ import sprunec
 from sprunec.errors import InputError
 from sprunec.graph.graph import Graph
 from sprunec.plan.plan import Plan, check_plan
-from tests.runs import EMIT, TRAIN, mask_pass, plan, save_weights, write
+from tests.helpers.small_plans import EMIT, TRAIN, mask_pass, plan, save_weights, write
 
 PAIR = "[post]encoder.output_layernorm:[post]encoder.output_layernorm"
 HEADS = mask_pass("head", {"num_heads": 3})

@@ -22,7 +22,7 @@ from sprunec.families.cpm_ant.sizes import unit_cost
 from sprunec.plan.plan import read_plan
 from sprunec.plan.scale import Setting, block_activations, cost, plan_costs, shards_by_itself
 from tests.engines.test_loop import TRAINING
-from tests.runs import MODEL, TRAIN, plan, write
+from tests.helpers.small_plans import MODEL, TRAIN, plan, write
 
 ROOT = Path(__file__).parents[2]
 WIDE = MODEL | {"dim_model": 128, "num_heads": 4, "dim_head": 32, "dim_ff": 384, "vocab_size": 512}

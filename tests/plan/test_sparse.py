@@ -14,7 +14,7 @@ from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.families.cpm_ant.shapes import expected_tensors
 from sprunec.plan.plan import check_plan, read_plan
 from sprunec.plan.sparsity import targeted, uneven
-from tests.runs import MODEL, TINY, plan, write
+from tests.helpers.small_plans import MODEL, TINY, plan, write
 
 TRAIN = {"pass": "train", "steps": 4}
 

@@ -9,7 +9,7 @@ import pytest
 
 from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.plan.targets import Left, mismatched, parameter_count, uncovered
-from tests.runs import TINY
+from tests.helpers.small_plans import TINY
 
 
 def left(**changes: Any) -> Left:

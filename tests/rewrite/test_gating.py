@@ -16,7 +16,7 @@ from sprunec.rewrite.gating import UNITS, Gates, insert_gates, mask, scale_along
 from sprunec.rewrite.trace import trace, trace_blocks
 from sprunec.units import Cut
 from tests.conftest import kept_layer, random_batch, tiny_config, tiny_model
-from tests.rewrite.strange import Strange, Unit
+from tests.helpers.strange import Strange, Unit
 
 IDS = torch.arange(14).reshape(2, 7)
 

@@ -9,7 +9,7 @@ from sprunec.families.cpm_ant.blocks import example_inputs
 from sprunec.rewrite.projections import Projection, projections
 from sprunec.rewrite.trace import TracedBlock, trace, trace_blocks
 from tests.conftest import tiny_config, tiny_model
-from tests.rewrite.strange import Strange
+from tests.helpers.strange import Strange
 
 
 def by_tensor(block: TracedBlock) -> dict[str, Projection]:

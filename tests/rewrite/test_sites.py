@@ -13,7 +13,7 @@ from sprunec.rewrite.axes import Groups
 from sprunec.rewrite.sites import factors
 from sprunec.rewrite.trace import TracedBlock, trace, trace_blocks
 from tests.conftest import tiny_config
-from tests.rewrite.strange import Strange, Unit
+from tests.helpers.strange import Strange, Unit
 
 
 def cpm_blocks(**changes: object) -> tuple[TracedBlock, ...]:

@@ -19,7 +19,7 @@ from sprunec.rewrite.recipe import make_recipe
 from sprunec.rewrite.trace import trace, trace_blocks
 from sprunec.units import Cut, Kept
 from tests.conftest import kept_layer, random_batch, tiny_config, tiny_model
-from tests.rewrite.strange import Strange
+from tests.helpers.strange import Strange
 
 IDS = torch.arange(14).reshape(2, 7)
 SOME = kept_layer((1, 3), (0, 2, 5), (3, 4, 9))

@@ -14,7 +14,7 @@ from sprunec.families.model_directory import empty_model
 from sprunec.families.module_lists import blocks
 from sprunec.rewrite.trace import trace, trace_blocks
 from tests.conftest import random_batch, tiny_config, tiny_model
-from tests.rewrite.strange import Strange
+from tests.helpers.strange import Strange
 
 IDS = torch.arange(14).reshape(2, 7)
 

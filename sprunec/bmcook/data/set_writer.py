@@ -24,9 +24,9 @@ from sprunec.bmcook.data.records import parse_record
 from sprunec.bmcook.data.sets import DEFAULT_BLOCK, META, MODULE, RECORD
 from sprunec.checkpoint.safe_pickle import Refused
 from sprunec.data.text import json_records
-from sprunec.data.vocabulary import Vocabulary
 from sprunec.durable import flush, naming, write_new
 from sprunec.errors import InputError
+from sprunec.families.cpm_ant.vocabulary import Vocabulary
 from sprunec.text_files import ANY_TEXT, read_lines
 
 DATA = "data_0"

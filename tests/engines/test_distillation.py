@@ -1,0 +1,154 @@
+"""What the losses of distillation are: held against their definitions, word by word and column by column."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sprunec.data.batches import IGNORED
+from sprunec.engines import distillation as distill
+from sprunec.engines.distillation import Distiller, hidden_difference, soft_cross_entropy
+from sprunec.engines.training import Distillation
+from sprunec.families.cpm_ant.blocks import example_inputs
+from sprunec.families.cpm_ant.states import Pair
+from sprunec.rewrite.gating import insert_gates
+from sprunec.rewrite.taps import observable
+from sprunec.rewrite.trace import trace_blocks
+from tests.conftest import tiny_config, tiny_model
+from tests.engines.test_loop import batch
+from tests.helpers.students import INSIDE, NORM, by_columns, distiller, gradients, loss_of, seen
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_the_cross_entropy_is_over_words_per_target_times_the_temperature_squared(temperature: float) -> None:
+    student, teacher, data = tiny_model(1), tiny_model(2), batch(0)
+    found = loss_of(student, distiller(student, teacher, logits=0.5, temperature=temperature), data)
+    with torch.no_grad():
+        ours, theirs = (model(**data.inputs)[0].double() / temperature for model in (student, teacher))
+    entropies = [
+        -sum(
+            math.exp(theirs[row, column, word] - theirs[row, column].logsumexp(0))
+            * float(ours[row, column, word] - ours[row, column].logsumexp(0))
+            for word in range(ours.size(2))
+        )
+        for row, column in (data.targets != IGNORED).nonzero().tolist()
+    ]
+    assert len(entropies) == data.target_count
+    wanted = 0.5 * temperature**2 * sum(entropies) / len(entropies)
+    assert float(found) == pytest.approx(wanted, rel=1e-5)
+    over_the_sequence = -(theirs.softmax(-1) * ours.log_softmax(-1)).sum(1).mean()  # BMCook's
+    assert float(found) != pytest.approx(0.5 * float(over_the_sequence), rel=0.1)
+
+
+@pytest.mark.parametrize("elements", [1, 97 * 3, 2**24])
+def test_its_gradient_is_autograds_whatever_the_chunks(elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distill, "CHUNK_ELEMENTS", elements)
+    draw = torch.Generator().manual_seed(0)
+    ours, theirs = (torch.randn(2, 5, 97, generator=draw) * 4 for _ in range(2))
+    asked = torch.rand(2, 5, generator=draw) < 0.6
+    leaf, other = ours.clone().requires_grad_(), ours.clone().requires_grad_()
+    found = soft_cross_entropy(leaf, theirs, asked, 2.0)
+    wanted = 4.0 * F.cross_entropy(other[asked] / 2.0, (theirs[asked] / 2.0).softmax(-1), reduction="sum")
+    (3.0 * found).backward()
+    (3.0 * wanted).backward()
+    assert float(found.detach()) == pytest.approx(float(wanted.detach()), rel=1e-5)
+    assert (leaf.grad - other.grad).abs().max() < 1e-5 < other.grad.abs().max()
+    assert (leaf.grad[~asked] == 0).all()
+
+
+def test_padding_and_prompt_do_not_count() -> None:
+    student, teacher, data = tiny_model(1), tiny_model(2), batch(0)
+    objective = distiller(student, teacher, logits=1.0)
+    before = loss_of(student, objective, data)
+    with torch.no_grad():
+        logits, taught = student(**data.inputs)[0], teacher(**data.inputs)[0]
+    taught[data.targets == IGNORED] = 1e9
+    asked = data.targets != IGNORED
+    assert float(soft_cross_entropy(logits, taught, asked, 1.0)) / data.target_count == pytest.approx(float(before))
+
+
+@pytest.mark.parametrize("weights", [{"logits": 1.0, "temperature": 2.0}, {"hidden": 1.0}])
+def test_a_student_that_is_its_teacher_has_nothing_to_learn(weights: dict[str, float]) -> None:
+    student, data = tiny_model(1), batch(0)
+    objective = distiller(student, copy.deepcopy(student), *([NORM, INSIDE] if "hidden" in weights else []), **weights)
+    loss_of(student, objective, data)
+    assert max(float(g.abs().max()) for g in gradients(student).values()) < 1e-7
+    other = distiller(student, tiny_model(2), *([NORM, INSIDE] if "hidden" in weights else []), **weights)
+    loss_of(student, other, data)
+    assert max(float(g.abs().max()) for g in gradients(student).values()) > 1e-4
+
+
+# --- hidden states ---
+
+
+def test_hidden_states_are_compared_as_unit_vectors_in_used_columns() -> None:
+    student, teacher, data = tiny_model(1), tiny_model(2), batch(0)
+    found = loss_of(student, distiller(student, teacher, NORM, INSIDE, hidden=2.0), data)
+    lengths = data.inputs["length"].tolist()
+    wanted = 0.0
+    for name, side in (("encoder.output_layernorm", "post"), ("encoder.layers.1.ffn.layernorm_before_ffn", "pre")):
+        wanted += by_columns(seen(student, name, side, data), seen(teacher, name, side, data), lengths)
+    assert len(set(lengths)) > 1
+    assert float(found) == pytest.approx(2.0 * wanted, rel=1e-5)
+
+
+def test_hidden_states_of_a_cut_student_are_compared_too() -> None:
+    absent = {"mask_modules": [[True, False], [False, True], [False, False]]}
+    student, teacher, data = tiny_model(1, **absent), tiny_model(2), batch(0)
+    pair = "[post]encoder.layers.0.ffn.ffn:[post]encoder.layers.2.self_att.self_attention"
+    found = loss_of(student, distiller(student, teacher, pair, hidden=1.0), data)
+    ours = seen(student, "encoder.layers.0.ffn.ffn", "post", data)
+    theirs = seen(teacher, "encoder.layers.2.self_att.self_attention", "post", data)
+    assert float(found) == pytest.approx(by_columns(ours, theirs, data.inputs["length"].tolist()), rel=1e-5)
+
+
+def test_hidden_states_of_a_gated_student_are_compared_too() -> None:
+    """Against a student of real modules whose weights were scaled by the gates."""
+    heads = torch.tensor([1.0, 0.0, 0.3, 1.0])
+    student, scaled, teacher, data = tiny_model(1), tiny_model(1), tiny_model(2), batch(0)
+    with torch.no_grad():
+        scaled.encoder.layers[1].self_att.self_attention.attention_out.weight.mul_(heads.repeat_interleave(6))
+    blocks = trace_blocks(student, example_inputs(tiny_config()))
+    insert_gates(student, blocks, ["head"]).set(1, "head", heads)
+    pairs = [Pair.read(INSIDE), Pair.read("[post]encoder.layers.1:[post]encoder.layers.2")]
+    places = observable(student, [pair.student for pair in pairs], blocks)
+    taught = observable(teacher, [pair.teacher for pair in pairs])
+    weights = Distillation(logits=0.0, temperature=1.0, hidden=1.0, pairs=(), project=False)
+    found = loss_of(student, Distiller(teacher, weights, pairs, places, taught, [None, None]), data)
+    wanted = 0.0
+    for pair in pairs:
+        ours, theirs = (
+            seen(model, point.module, point.side, data)
+            for model, point in ((scaled, pair.student), (teacher, pair.teacher))
+        )
+        wanted += by_columns(ours, theirs, data.inputs["length"].tolist())
+    assert float(found) == pytest.approx(wanted, rel=1e-4)
+
+
+def test_one_student_module_in_two_pairs_counts_twice() -> None:
+    student, teacher, data = tiny_model(1), tiny_model(2), batch(0)
+    other = NORM.replace(":[post]encoder.output_layernorm", ":[post]encoder.layers.1")
+    alone = [loss_of(student, distiller(student, teacher, pair, hidden=1.0), data) for pair in (NORM, other)]
+    both = loss_of(student, distiller(student, teacher, NORM, other, hidden=1.0), data)
+    assert alone[0] != alone[1]
+    assert float(both) == pytest.approx(float(alone[0] + alone[1]), rel=1e-5)
+
+
+def test_a_state_of_zeros_gives_finite_gradients() -> None:
+    state = torch.zeros(1, 3, 4, requires_grad=True)
+    hidden_difference(state, torch.ones(1, 3, 4), torch.ones(1, 3, dtype=torch.bool)).backward()
+    assert bool(torch.isfinite(state.grad).all())
+
+
+def test_what_was_seen_is_let_go_and_watching_ends() -> None:
+    student, teacher, data = tiny_model(1), tiny_model(2), batch(0)
+    objective = distiller(student, teacher, NORM, hidden=1.0)
+    loss_of(student, objective, data)
+    assert objective._students.take() == objective._teachers.take() == {}
+    objective.close()
+    student(**data.inputs)
+    assert objective._students.take() == {}

@@ -1,0 +1,103 @@
+"""The data pass on CPM-Live's sets and on texts: what it counts, keeps and refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from sprunec.bmcook.data.set_writer import write_dataset
+from sprunec.bmcook.data.sets import read_set
+from sprunec.bmcook.data.stream import LiveData
+from sprunec.errors import InputError
+from sprunec.passes.job import Job
+from sprunec.passes.read_data import run
+from tests.conftest import tiny_config
+from tests.helpers.live_sets import some_records
+from tests.helpers.naive import COLUMNS, PROMPT, ROWS, WORDS
+
+
+def data_job(folder: Path, out: Path, **changes: Any) -> Job:
+    out.mkdir()
+    options = {"source": "cpm-live", "held_out": 0.25, "max_length": COLUMNS, "prompt_length": PROMPT}
+    options |= {"vocab_size": WORDS, "prompt_types": 4, "segment_types": 6, "block_size": 1024}
+    options |= {"order": "shuffled", "packed_prompts": "text-table", "batch_size": ROWS, "seed": 3} | changes
+    files = {"paths": (folder / "meta.bin", *read_set(folder, 1024).paths)}
+    return Job(SimpleNamespace(**options), {"data": out}, files, out, "cpu", lambda event: None)
+
+
+def test_the_data_pass_counts_what_it_leaves_out_and_copies_nothing(tmp_path: Path) -> None:
+    long, short, silent = [2, 1, 60, 2, 1, *[10] * 60], [2, 1, 1, 2, 1, 10], [3, 1, 2, 1, 3, 10, 11]
+    records = [long, *some_records(30), short, silent, *some_records(10, seed=5), long]
+    write_dataset(tmp_path / "set", records, block_size=1024)
+    job = data_job(tmp_path / "set", tmp_path / "out")
+    metrics = run(job)
+    used = some_records(30) + some_records(10, seed=5)
+    tokens = [len(record) - 5 for record in used]
+    assert metrics == {
+        "records": 44,
+        "dropped": 4,
+        "too_long": 2,
+        "short_segment": 1,
+        "nothing_asked": 1,
+        "training_tokens": sum(tokens[:30]),
+        "held_out_tokens": sum(tokens[30:]),
+    }
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["held_out.npy", "set.json", "train.npy"]
+    data = job.data(tiny_config())
+    assert isinstance(data, LiveData)
+    assert [r.tokens.tolist() for r in (*data.train, *data.held_out)] == [record[5:] for record in used]
+    assert data.sample(48) is None
+    assert data.batch(2).targets.shape == (ROWS, COLUMNS)
+
+
+def test_prompts_beyond_the_words_need_the_prompt_table(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "set", some_records(30, words=14), block_size=1024)
+    with pytest.raises(InputError, match=r'looked up among 14 tokens; set data.packed_prompts to "prompt-table"'):
+        run(data_job(tmp_path / "set", tmp_path / "out", vocab_size=14))
+    assert run(data_job(tmp_path / "set", tmp_path / "b", vocab_size=14, packed_prompts="prompt-table"))["records"]
+
+
+def test_a_part_without_a_record_is_an_input_error(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "set", [[2, 1, 1, 2, 1, 10]] * 3 + some_records(1), block_size=1024)
+    with pytest.raises(InputError, match="none of the 0 records of the held_out part can be used"):
+        run(data_job(tmp_path / "set", tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("text", "rest", "told"),
+    [
+        ("", None, "a.txt: error: the training part has 0 tokens"),
+        ("x", None, "a.txt: error: the training part has 1 tokens"),
+        ("x" * 50, None, "a.txt: error: the held-out part has 0 tokens"),
+        ("x" * 50, "y", "rest.txt: error: the held-out part has 1 tokens"),
+        ("".join(map(chr, range(300, 400))), "yy", "a.txt: error: the text has 102 words, vocab_size is 97"),
+    ],
+    ids=["nothing", "one character", "no share", "a file of one", "too many words"],
+)
+def test_too_little_text_or_too_much_in_it_names_the_file(
+    tmp_path: Path, text: str, rest: str | None, told: str
+) -> None:
+    (tmp_path / "a.txt").write_text(text)
+    files = {"paths": (tmp_path / "a.txt",)}
+    if rest is not None:
+        (tmp_path / "rest.txt").write_text(rest)
+        files |= {"held_out": (tmp_path / "rest.txt",)}
+    options = {"source": "text", "held_out": 0.001, "vocab_size": 97}
+    with pytest.raises(InputError) as caught:
+        run(Job(SimpleNamespace(**options), {}, files, tmp_path, "cpu", lambda event: None))
+    assert told in str(caught.value)
+
+
+def test_text_shorter_than_a_window_names_the_option(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("abcdefgh" * 2)
+    options = {"source": "text", "held_out": 0.2, "vocab_size": 97, "max_length": 40, "batch_size": 2, "seed": 1}
+    files = {"paths": (tmp_path / "a.txt",)}
+    job = Job(SimpleNamespace(**options), {"data": tmp_path}, files, tmp_path, "cpu", lambda event: None)
+    assert run(job)["training_tokens"] == 13
+    with pytest.raises(
+        InputError, match=r"/data/max_length: error: the training part has 13 tokens, one window needs 36"
+    ):
+        job.data(tiny_config())

@@ -1,0 +1,79 @@
+"""Refitted weights through whole runs: the loss after a cut falls, and masked and small model still agree."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sprunec import execute, lower, read_plan
+from sprunec.families.model_directory import read_kept
+from tests.helpers.small_plans import EMIT, artifact, plan, write
+
+TRAIN = {"pass": "train", "steps": 150}
+W_OUT = "encoder.layers.0.ffn.ffn.w_out.weight"
+CUT = {"unit": ["head", "dim_ff"], "target": {"sparsity": 0.5}}
+
+
+def report(folder: Path, *passes: dict[str, Any]) -> Any:
+    """All plans share a folder, so the dense model is trained once."""
+    content = plan(TRAIN, *passes, EMIT, training={"learning_rate": 0.02}, evaluate={"tokens": 4000})
+    return execute(lower(read_plan(write(folder, content))), folder / "out").data
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("compensated")
+
+
+@pytest.mark.parametrize("criterion", ["taylor", "activation", "reconstruction"])
+def test_refitting_lowers_the_loss_of_a_cut_and_stays_exact(folder: Path, criterion: str) -> None:
+    cut = {"pass": "score-mask", "criterion": criterion, **CUT}
+    plain, refitted = report(folder, cut), report(folder, {**cut, "compensate": "least-squares"})
+    assert refitted["kept"] == plain["kept"]
+    losses = [found["models"]["small"]["loss"] for found in (plain, refitted)]
+    dense = plain["models"]["dense"]["loss"]
+    assert losses[1] - dense < 0.85 * (losses[0] - dense)
+    assert refitted["comparison"]["max_abs_difference"] < 1e-9
+    assert refitted["models"]["masked"]["loss"] == pytest.approx(losses[1], abs=1e-5)
+
+
+@pytest.mark.parametrize("rate", [0.5, 0.1], ids=["decided gates", "undecided gates"])
+def test_what_is_left_after_learned_gates_takes_over_what_is_cut_and_does_not_shrink(folder: Path, rate: float) -> None:
+    cut = {"pass": "train-mask", "steps": 60, "mask_learning_rate": rate, **CUT}
+    plain, refitted = report(folder, cut), report(folder, {**cut, "compensate": "least-squares"})
+    assert refitted["kept"] == plain["kept"]
+    assert refitted["models"]["small"]["loss"] < plain["models"]["small"]["loss"] + 0.02
+    assert refitted["comparison"]["max_abs_difference"] < 1e-9
+    out = folder / "out"
+    kept = list(read_kept(artifact(out, "rewrite"))[0].get("dim_ff", ()))
+    places = [artifact(out, name) / "model.safetensors" for name in ("train-mask", "compensate")]
+    before, after = (load_file(place)[W_OUT][:, kept] for place in places)
+    assert float((before * after).sum() / before.square().sum()) > 0.95
+
+
+def test_a_mask_that_was_learned_can_be_put_on_the_weights_that_entered(folder: Path, tmp_path: Path) -> None:
+    """What stays is then a slice of the dense model, which can be refitted; so can a mask from a file."""
+    cut = {"pass": "train-mask", "steps": 60, "weights": "original", **CUT}
+    plain = report(folder, cut)
+    dense = load_file(artifact(folder / "out", "train") / "model.safetensors")[W_OUT]
+    small = load_file(folder / "out/model/sprunec/model.safetensors")[W_OUT]
+    assert torch.equal(small, dense[:, list(read_kept(artifact(folder / "out", "rewrite"))[0].get("dim_ff", ()))])
+    refitted = report(folder, {**cut, "compensate": "least-squares"})
+    assert refitted["kept"] == plain["kept"]
+    assert refitted["models"]["small"]["loss"] < plain["models"]["small"]["loss"] - 0.05
+    masks = [str(shutil.copy(path, tmp_path)) for path in sorted((folder / "out/masks").glob("*.pt"))]
+    loaded = report(folder, {"pass": "load-mask", "path": masks, "compensate": "least-squares"})
+    assert loaded["kept"] == plain["kept"]
+    assert loaded["models"]["small"]["loss"] == pytest.approx(refitted["models"]["small"]["loss"], abs=0.05)
+
+
+def test_a_sublayer_that_goes_leaves_nothing_to_refit(folder: Path) -> None:
+    cut = {"pass": "score-mask", "criterion": "activation", "unit": "attention", "target": {"num_attention": 2}}
+    found = report(folder, {**cut, "compensate": "least-squares"})
+    assert [p["metrics"]["refitted"] for p in found["passes"] if p["pass"] == "compensate"] == [0]
+    assert sum(heads is None for heads in found["kept"]["attention"].values()) == 1
