@@ -75,7 +75,7 @@ class Reader:
         if char == "{":
             return self._object(pointer, depth)
         if char == "[":
-            return self._list(pointer, depth)
+            return [self._value(f"{pointer}/{index}", depth + 1) for index, _ in enumerate(self._entries("]"))]
         return self._string() if char == '"' else self._number_or_word()
 
     def _object(self, pointer: str, depth: int) -> dict[str, Any]:
@@ -95,12 +95,6 @@ class Reader:
             self.keys.setdefault(child, start)
             value = self._value(child, depth + 1)
             found.setdefault(key, value)
-        return found
-
-    def _list(self, pointer: str, depth: int) -> list[Any]:
-        found: list[Any] = []
-        for _ in self._entries("]"):
-            found.append(self._value(f"{pointer}/{len(found)}", depth + 1))
         return found
 
     def _entries(self, closing: str) -> Iterator[None]:

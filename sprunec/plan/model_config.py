@@ -43,11 +43,8 @@ def open_directory(source: Source, draft: Draft) -> tuple[Source, list[Diagnosti
     if not os.path.isdir(directory):
         return source, [_no_directory(source, directory)] if place == PATH_PLACE else []
     if not os.path.isfile(directory / CONFIG):
-        message, hint = (
-            f"the directory {directory} has no {CONFIG}",
-            "name the directory that has one, or the file itself",
-        )
-        return source, [source.find("missing-file", place, message, hint)]
+        hint = "name the directory that has one, or the file itself"
+        return source, [source.find("missing-file", place, f"the directory {directory} has no {CONFIG}", hint)]
     named, found = {"config": os.path.join(written, CONFIG)}, []
     if place == PATH_PLACE or ("checkpoint" not in model and has_weights(directory)):
         named["checkpoint"] = written
@@ -112,11 +109,9 @@ def read_config(path: str) -> Found:
         source = read_source(path, WANTED, HINT)
     except InputError as error:
         return None, list(error.diagnostics)
-    told = foreign(Path(path), WANTED, {"text", "config", "json"}, {"": HINT})
-    if told is not None:
+    if told := foreign(Path(path), WANTED, {"text", "config", "json"}, {"": HINT}):
         return None, list(told.diagnostics)
-    stranger = _foreign_family(source, "", source.value)
-    if stranger is not None:
+    if stranger := _foreign_family(source, "", source.value):
         return None, [stranger]
     if is_huggingface(source.value):
         source = replace(source, value=native_keys(source.value))
@@ -133,8 +128,7 @@ def _foreign_family(source: Source, prefix: str, value: Mapping[str, Any]) -> Di
             hint = f'{TODAY}, whose Hugging Face configs have "model_type": "{STOCK}"'
             return source.find("foreign-config", f"{prefix}/model_type", str(error), hint)
         return None
-    found = config_family(value)
-    if found is None:
+    if (found := config_family(value)) is None:
         return None
     name, key = found
     has = f"it has {key}" if isinstance(value[key], dict | list) else f"its {key} is {show(value[key])}"

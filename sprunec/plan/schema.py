@@ -38,8 +38,7 @@ def schema_folder() -> Path:
 
 def load_schema(name: str) -> Schema:
     """Read `plan`, `training`, `passes/train-mask`, … as they stand in their files."""
-    text = (schema_folder() / f"{name}{_ENDING}").read_text(encoding="utf-8")
-    schema: Schema = json.loads(text)
+    schema: Schema = json.loads((schema_folder() / f"{name}{_ENDING}").read_text(encoding="utf-8"))
     return schema
 
 

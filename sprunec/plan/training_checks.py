@@ -21,12 +21,11 @@ _READS = {"logits": ("temperature",), "hidden": ("pairs", "project")}
 
 def training_fits(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnostic]:
     """Check the options of each training pass; tell of those written once for all passes once."""
-    told = set()
+    told: dict[tuple[str, str], Diagnostic] = {}
     for step, options in draft.valid(training=True):
         for finding in _training_findings(draft, step, options):
-            if (finding.code, finding.pointer) not in told:
-                told.add((finding.code, finding.pointer))
-                yield finding
+            told.setdefault((finding.code, finding.pointer), finding)
+    yield from told.values()
 
 
 def _training_findings(draft: Draft, step: Step, options: Mapping[str, Any]) -> Iterator[Diagnostic]:
@@ -64,9 +63,7 @@ def engine_fits(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnostic
     if device != "auto" and not device.startswith("cuda"):
         message = f"bmtrain works on CUDA alone, not on {device}"
         yield draft.source.find("engine-cannot", "/engine/device", message, f'write "cuda", {OTHER_ENGINE}')
-    sparse = next(
-        (place for place, step in enumerate(draft.steps) if step.declared.removes == "weights"), len(draft.steps)
-    )
+    sparse = next((at for at, step in enumerate(draft.steps) if step.declared.removes == "weights"), len(draft.steps))
     for step, options in draft.valid(training=True):
         cannot = []
         if draft.steps.index(step) > sparse:

@@ -127,16 +127,12 @@ class LiveData:
 
     def batch(self, step: int) -> Batch:
         """Make the global batch of training step `step`."""
-        rows = [(rank, row) for rank, stream in enumerate(self._streams) for row in stream.rows(step)]
-        return self.packer.pack(
-            [
-                [
-                    make_example(self.train[record], draws(self.seed, place, TRAINING, rank))
-                    for place, record in documents
-                ]
-                for rank, documents in rows
-            ]
-        )
+        rows = [
+            [make_example(self.train[record], draws(self.seed, place, TRAINING, rank)) for place, record in row]
+            for rank, stream in enumerate(self._streams)
+            for row in stream.rows(step)
+        ]
+        return self.packer.pack(rows)
 
     def held_out_batches(self, tokens: int | None = None) -> Iterator[Batch]:
         """Pack the held-out records in stored order; what is hidden in each is always the same.

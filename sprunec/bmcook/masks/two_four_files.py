@@ -84,7 +84,6 @@ def read_mask_file(path: Path, kind: str, shapes: Mapping[str, Shape], targets: 
 
 
 def _entries(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """Give the names of tensors with their masks."""
     try:
         content = load_torch(path)
     except Exception as error:  # Damaged bytes may fail anywhere in the reader.

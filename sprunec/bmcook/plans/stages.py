@@ -56,8 +56,12 @@ def _coarse(section: Section) -> None:
 
 def _fine(section: Section, config: ModelConfig | None) -> None:
     options = section.options
-    if config is not None:
-        _warn_of_sizes(section, config)
+    # the original believed the sizes that the file says again, and its masks then had the wrong width
+    for key, size in {"num_heads": config.num_heads, "dim_ff": config.dim_ff}.items() if config is not None else ():
+        if isinstance(written := options.get(key), int) and written != size:
+            message = f"{key} {written} disagrees with the model config, which says {size}"
+            hint = "the model config counts; the original made masks of the wrong width"
+            section.warn("config-mismatch", key, message, hint)
     coarse = ["coarse_mask"] if options.get("coarse_mask") else []
     if not options["train_mask"]:
         section.load(*coarse, *_fixed_masks(section))
@@ -102,13 +106,3 @@ def _fixed_masks(section: Section) -> list[str]:
         if there and key not in there:
             section.warn("no-mask-yet", key, f"there is no {path}: this stage runs without it", MADE_LATER)
     return there or list(named)
-
-
-def _warn_of_sizes(section: Section, config: ModelConfig) -> None:
-    """Sizes that the file says again; the original believed the file, and its masks then had the wrong width."""
-    for key, size in {"num_heads": config.num_heads, "dim_ff": config.dim_ff}.items():
-        written = section.options.get(key)
-        if isinstance(written, int) and written != size:
-            message = f"{key} {written} disagrees with the model config, which says {size}"
-            hint = "the model config counts; the original made masks of the wrong width"
-            section.warn("config-mismatch", key, message, hint)

@@ -34,7 +34,9 @@ def convert(bmcook: Source, seconds: Sequence[str | Path] = (), flags: Flags = N
     """Make the plan, whose `problems` are all that was found; with an error among them it is not to be used."""
     plan = PlanBuilder(flags)
     whole = Section(plan, bmcook, "", bmcook.value)
-    method, document = _method(bmcook), dict[str, Any]()
+    pruning, document = bmcook.value.get("pruning"), dict[str, Any]()
+    prunes = isinstance(pruning, dict) and bool(pruning.get("is_pruning"))
+    method = str(pruning.get("mask_method", DENSE)) if prunes else ""
     _check_sections(whole, method)
     refuse_families(whole)
     if not _failed(plan.found):
@@ -55,14 +57,6 @@ def convert(bmcook: Source, seconds: Sequence[str | Path] = (), flags: Flags = N
         origins={"": (bmcook, ""), **plan.origins, **given},
         assumed=frozenset(NATIVE[name] for name in ASSUMED if name not in flags.given()),
     )
-
-
-def _method(bmcook: Source) -> str:
-    """The mask method; empty while nothing is pruned."""
-    pruning = bmcook.value.get("pruning")
-    if not isinstance(pruning, dict) or not pruning.get("is_pruning"):
-        return ""
-    return str(pruning.get("mask_method", DENSE))
 
 
 def _check_sections(bmcook: Section, method: str) -> None:
