@@ -46,10 +46,6 @@ class Array:
         self.value = flat.reshape(shape, order="F" if by_columns else "C")
 
 
-def _empty(*_: Any) -> Array:
-    return Array()
-
-
 def _from_buffer(raw: bytes, dtype: Dtype, shape: tuple[int, ...], order: str) -> Array:
     found = Array()
     found.__setstate__((1, shape, dtype, order == "F", raw))
@@ -71,7 +67,7 @@ def _encode(text: str, encoding: str) -> bytes:
 NAMES: dict[str, Any] = {"numpy.dtype": Dtype, "numpy.ndarray": Array, "_codecs.encode": _encode}
 for _package in ("numpy._core", "numpy.core"):  # the new name and the old
     NAMES[f"{_package}.multiarray.scalar"] = _scalar
-    NAMES[f"{_package}.multiarray._reconstruct"] = _empty
+    NAMES[f"{_package}.multiarray._reconstruct"] = lambda *_: Array()
     NAMES[f"{_package}.numeric._frombuffer"] = _from_buffer
 
 

@@ -93,9 +93,6 @@ def _files(draft: Draft, pointer: str, written: Any, what: str) -> Iterator[tupl
             yield f"{pointer}/{index}" if isinstance(written, list) else pointer, draft.folder / name, what
 
 
-# ---- checkpoints
-
-
 def checkpoint_findings(draft: Draft, pointer: str, path: Path, config: ModelConfig | None) -> Iterator[Diagnostic]:
     """Find what is wrong with its files, and with its tensors beside the config; only `run` opens some with torch."""
     unused = None
@@ -144,9 +141,6 @@ def retold(draft: Draft, pointer: str, error: InputError) -> Iterator[Diagnostic
     """Repeat the findings about a file, at the place in the plan that names it."""
     for found in error.diagnostics:
         yield draft.source.find(found.code, pointer, f"{found.place}: {found.message}", found.hint)
-
-
-# ---- masks that are written
 
 
 def saved_masks_fit(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnostic]:

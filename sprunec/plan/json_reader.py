@@ -135,21 +135,18 @@ class Reader:
     def _string(self) -> str:
         match = _STRING.match(self.text, self.at)
         if match is None:
-            raise self._broken_string()
+            inside = _START.match(self.text, self.at)
+            stop = inside.end() if inside else self.at
+            if self.text.startswith("\\", stop):
+                raise JsonError(stop, f"{show(self.text[stop : stop + 2])} is no escape", 'write a backslash as "\\\\"')
+            if stop >= len(self.text) or self.text[stop] in "\r\n":
+                raise JsonError(self.at, "a string that does not end on its line", 'close it with "')
+            raise JsonError(stop, f"a control character, {show(self.text[stop])}, in a string", "write it as an escape")
         value: str = json.loads(match.group())
         if any("\ud800" <= char <= "\udfff" for char in value):
             raise JsonError(self.at, "a string with half a surrogate pair", "write the character itself")
         self.at = match.end()
         return value
-
-    def _broken_string(self) -> JsonError:
-        inside = _START.match(self.text, self.at)
-        stop = inside.end() if inside else self.at
-        if self.text.startswith("\\", stop):
-            return JsonError(stop, f"{show(self.text[stop : stop + 2])} is no escape", 'write a backslash as "\\\\"')
-        if stop >= len(self.text) or self.text[stop] in "\r\n":
-            return JsonError(self.at, "a string that does not end on its line", 'close it with "')
-        return JsonError(stop, f"a control character, {show(self.text[stop])}, in a string", "write it as an escape")
 
     def _number_or_word(self) -> Any:
         word, number = _WORD.match(self.text, self.at), _NUMBER.match(self.text, self.at)

@@ -26,9 +26,6 @@ PATH_PLACE, CONFIG_PLACE, CHECKPOINT_PLACE = "/model/path", "/model/config", "/m
 Found = tuple[ModelConfig | None, list[Diagnostic]]
 
 
-# ---- a directory
-
-
 def open_directory(source: Source, draft: Draft) -> tuple[Source, list[Diagnostic]]:
     """Put `config` and `checkpoint` as files in the place of a directory, and tell what is wrong with that.
 
@@ -74,9 +71,6 @@ def path_as_config(source: Source) -> Source:
         for marks in (source.places, source.keys)
     )
     return replace(source, value=source.value | {"model": moved}, places=places, keys=keys)
-
-
-# ---- a config
 
 
 def model_config(draft: Draft, *, incomplete: bool = False) -> Found:

@@ -178,7 +178,6 @@ def _in_order(found: Iterable[Diagnostic], file: str) -> tuple[Diagnostic, ...]:
 def _plan(draft: Draft, config: ModelConfig) -> Plan:
     value = draft.source.value
     passes = tuple(PassSpec(step.name, step.options or NOTHING, step.pointer) for step in draft.steps)
-    trains = any(PASSES[spec.name].trains for spec in passes)
     checkpoint = value["model"].get("checkpoint")
     start = None if checkpoint is None else draft.folder / checkpoint
     return Plan(
@@ -188,7 +187,7 @@ def _plan(draft: Draft, config: ModelConfig) -> Plan:
         data=_data(draft) if draft.has("data") else None,
         engine=Engine(**draft.section("engine")),
         evaluate_tokens=draft.section("evaluate")["tokens"],
-        evaluate=trains or draft.has("evaluate"),
+        evaluate=draft.has("evaluate") or any(PASSES[spec.name].trains for spec in passes),
         passes=passes,
         file=Path(draft.source.file),
         checkpoint_name=draft.section("outputs").get("checkpoint"),
@@ -198,10 +197,9 @@ def _plan(draft: Draft, config: ModelConfig) -> Plan:
 
 def _data(draft: Draft) -> DataSource:
     section = draft.section("data")
-    paths = tuple(draft.folder / path for path in as_list(section.pop("path", [])))
     held_out, tokenizer, vocab = section.pop("held_out"), section.pop("tokenizer"), section.pop("vocab", None)
     return DataSource(
-        paths=paths,
+        paths=tuple(draft.folder / path for path in as_list(section.pop("path", []))),
         held_out=draft.folder / held_out if isinstance(held_out, str) else held_out,
         tokenizer=tokenizer if tokenizer == "characters" else draft.folder / tokenizer,
         vocab=None if vocab is None else draft.folder / vocab,

@@ -114,9 +114,9 @@ def finish(options: dict[str, Any], folder: Path) -> Mapping[str, Any]:
         options["save_mask"] = folder / options["save_mask"]
     if (options.get("distillation") or {}).get("teacher") is not None:
         options["distillation"] = options["distillation"] | {"teacher": folder / options["distillation"]["teacher"]}
-    if "warmup_steps" in options and options["warmup_steps"] is None:
+    if options.get("warmup_steps", 0) is None:
         options["warmup_steps"] = options["steps"] // _WARMUP_SHARE
-    if "mask_learning_rate" in options and options["mask_learning_rate"] is None:
+    if options.get("mask_learning_rate", 0) is None:
         least, most = _GATE_RATES
         options["mask_learning_rate"] = min(most, max(least, _GATE_PATH / options["steps"]))
     return MappingProxyType({key: freeze(value) for key, value in options.items()})

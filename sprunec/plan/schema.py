@@ -54,8 +54,7 @@ def pass_names() -> tuple[str, ...]:
 
 def properties(schema: str | Schema) -> dict[str, Schema]:
     """Collect all keys that a schema offers, those behind its references too."""
-    start = _registry()[_uri(schema)].contents if isinstance(schema, str) else schema
-    return dict(_collect(_follow(start)))
+    return dict(_collect(_follow(_registry()[_uri(schema)].contents if isinstance(schema, str) else schema)))
 
 
 def resolve(schema: str | Schema, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -74,8 +74,7 @@ def engine_fits(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnostic
             what = f"has no {options['optimizer']} that works on the CPU, which offload asks for"
             cannot.append((what, 'write "optimizer": "adam"'))
         for what, instead in cannot:
-            hint = f"{instead}, {OTHER_ENGINE}"
-            yield draft.source.find("engine-cannot", step.pointer, f"bmtrain {what}", hint)
+            yield draft.source.find("engine-cannot", step.pointer, f"bmtrain {what}", f"{instead}, {OTHER_ENGINE}")
 
 
 def distillation_fits(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnostic]:

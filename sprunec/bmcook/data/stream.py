@@ -69,9 +69,8 @@ class Order:
     def _make(self, number: int) -> NDArray[np.int64]:
         if not self._shuffled:
             return np.concatenate([np.arange(start, end) for start, end in self._spans])
-        order = draws(self._seed, number, BLOCKS).permutation(len(self._spans))
         parts = []
-        for block in order.tolist():
+        for block in draws(self._seed, number, BLOCKS).permutation(len(self._spans)).tolist():
             start, end = self._spans[block].tolist()
             parts.append(start + draws(self._seed, number, WITHIN, block).permutation(end - start))
         return np.concatenate(parts)
@@ -178,8 +177,7 @@ def save_live_data(directory: Path, parts: Mapping[str, tuple[Index, str]], abou
     """Keep the indexes of the parts `train` and `held_out`, each with the role of the files it is about."""
     for part, (index, _) in parts.items():
         save_array(directory / f"{part}.npy", index)
-    roles = {part: role for part, (_, role) in parts.items()}
-    write_new(directory / ABOUT, json.dumps({"roles": roles, **about}))
+    write_new(directory / ABOUT, json.dumps({"roles": {part: role for part, (_, role) in parts.items()}, **about}))
 
 
 def load_live_data(

@@ -58,8 +58,7 @@ def add_block(plan: PlanBuilder, source: Source) -> None:
             if given and path:
                 section.load(key)
             save = "" if given else path
-            form = {"mask_form": "plugin"} if save else {}
-            entry = {"unit": units, "target": {"sparsity": sparsity}, **form}
+            entry = {"unit": units, "target": {"sparsity": sparsity}, **({"mask_form": "plugin"} if save else {})}
             section.learn(entry, save, target__sparsity="target_sparsity", unit="training_mask")
     elif path:
         section.load(key)

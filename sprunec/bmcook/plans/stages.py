@@ -90,8 +90,7 @@ def _other_mask(section: Section, key: str) -> list[str]:
     if not os.path.exists(path):
         section.warn("no-mask-yet", key, f"there is no {path}: this stage runs without it", MADE_LATER)
         return []
-    hint = "remove the file if it shouldn't be"
-    section.warn("other-mask", key, f"{path}, made {age(path)}, is in force", hint)
+    section.warn("other-mask", key, f"{path}, made {age(path)}, is in force", "remove the file if it shouldn't be")
     return [key]
 
 
