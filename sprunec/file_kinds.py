@@ -165,9 +165,7 @@ def _text_kind(head: bytes) -> str | None:
     # Latin letters of UTF-16 without a mark: every second byte is 0
     sample = head[: HEAD // 2 * 2]
     nulls = max(sample[0::2].count(0), sample[1::2].count(0))
-    if sample.count(0) == nulls and nulls > len(sample) // 4:
-        return "utf-16"
-    return None
+    return "utf-16" if sample.count(0) == nulls and nulls > len(sample) // 4 else None
 
 
 def file_kind(path: Path) -> str:

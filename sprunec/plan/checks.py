@@ -87,8 +87,7 @@ def data_given(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnostic]
     if draft.has("data"):
         return
     hint = 'add "data": {"source": "python-docs"}'
-    needing = [step for step in draft.steps if step.needs_data]
-    if needing:
+    if needing := [step for step in draft.steps if step.needs_data]:
         message = f"{needing[0].name} needs data, and the plan names none"
         yield draft.source.find("missing-data", f"{needing[0].pointer}/pass", message, hint)
     elif draft.has("evaluate"):

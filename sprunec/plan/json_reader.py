@@ -133,8 +133,7 @@ class Reader:
         return JsonError(self.at, f"""{"'" + char + "'" if char == '"' else show(char)} {where}""", hint)
 
     def _string(self) -> str:
-        match = _STRING.match(self.text, self.at)
-        if match is None:
+        if (match := _STRING.match(self.text, self.at)) is None:
             inside = _START.match(self.text, self.at)
             stop = inside.end() if inside else self.at
             if self.text.startswith("\\", stop):

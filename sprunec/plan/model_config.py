@@ -134,8 +134,7 @@ def _excused(source: Source, finding: Diagnostic) -> Diagnostic | None:
     key = finding.pointer[1:]
     if finding.code != "unknown-key" or "/" in key:
         return finding
-    contradiction = older_key(key, source.value.get(key))
-    if contradiction is not None:
+    if (contradiction := older_key(key, source.value.get(key))) is not None:
         other = replace(finding, code="foreign-config", message=contradiction, hint="this is another model")
         return other if contradiction else None
     hint = finding.hint if finding.hint.startswith("did you mean") else "it is ignored"

@@ -59,13 +59,11 @@ def properties(schema: str | Schema) -> dict[str, Schema]:
 
 def resolve(schema: str | Schema, given: Mapping[str, Any]) -> dict[str, Any]:
     """Fill in the schema's defaults; type and order what is `given` as the schema does."""
-    options = {}
-    for key, rule in properties(schema).items():
-        if key in given:
-            options[key] = _typed(given[key], rule)
-        elif "default" in rule:
-            options[key] = rule["default"]
-    return options
+    return {
+        key: _typed(given[key], rule) if key in given else rule["default"]
+        for key, rule in properties(schema).items()
+        if key in given or "default" in rule
+    }
 
 
 def _typed(value: Any, rule: Schema) -> Any:

@@ -98,8 +98,7 @@ def _choice(error: ValidationError) -> str:
     if error.validator not in ("enum", "const"):
         return ""
     choices = error.validator_value if error.validator == "enum" else [error.validator_value]
-    near = nearest(error.instance, choices) if isinstance(error.instance, str) else ""
-    if near:
+    if isinstance(error.instance, str) and (near := nearest(error.instance, choices)):
         return f"did you mean {show(near)}?"
     return str(error.schema.get("errorMessage") or f"choose {series([show(choice) for choice in choices], 'or')}")
 

@@ -33,9 +33,7 @@ def uncovered(units: Iterable[str], target: Collection[str]) -> list[str]:
 
 def parameter_count(written: float | str) -> int:
     """Read a number of parameters: 300000000 and "300M" are one."""
-    if isinstance(written, str):
-        return round(Fraction(written[:-1]) * _SUFFIXES[written[-1]])
-    return int(written)
+    return round(Fraction(written[:-1]) * _SUFFIXES[written[-1]]) if isinstance(written, str) else int(written)
 
 
 @dataclass(frozen=True)
@@ -119,8 +117,7 @@ def _cut(config: ModelConfig, target: Mapping[str, Any], budget: str, multiple_o
         layers = tuple(_trimmed(layer, unit, target[unit.target], multiple) for layer in layers)
     for unit in (UNITS["attention"], UNITS["feed_forward"], UNITS["block"]):
         if unit.target in target:
-            fewer = _drop(layers, target[unit.target], unit)
-            if fewer is None:
+            if (fewer := _drop(layers, target[unit.target], unit)) is None:
                 return None
             layers = fewer
     return replace(config, layers=layers)

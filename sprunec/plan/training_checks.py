@@ -126,11 +126,9 @@ def _pairs(
             close = [show(module) for module in get_close_matches(name, known, n=3)]
             hint = f"did you mean {' or '.join(close)}?" if close else STATES_HINT
             yield draft.source.find("unknown-module", place, message, hint)
-        if not unknown and not options["project"]:
-            why = _unlike(pair, config, cut)
-            if why:
-                hint = 'write "project": true, or pair states of one width'
-                yield draft.source.find("unlike-states", place, f"{pair}: {why}", hint)
+        if not unknown and not options["project"] and (why := _unlike(pair, config, cut)):
+            hint = 'write "project": true, or pair states of one width'
+            yield draft.source.find("unlike-states", place, f"{pair}: {why}", hint)
 
 
 def _unlike(pair: Pair, config: ModelConfig, cut: Collection[str]) -> str:

@@ -73,8 +73,7 @@ def add_structure(plan: PlanBuilder, source: Source) -> None:
     options = main.options
     if options.get("iterational"):
         main.warn("unused-option", "iterational", AT_ONCE, "write false")
-    given = bool(options.get("fixed_mask_path", ""))
-    if given:
+    if given := bool(options.get("fixed_mask_path")):
         main.load("fixed_mask_path")
     if options.get("mask_mode", "train_mask") != "train_mask":
         if not given:

@@ -44,8 +44,7 @@ def add_stage(plan: PlanBuilder, source: Source, method: str, config: ModelConfi
 
 def _coarse(section: Section) -> None:
     if section.options["train_mask"]:
-        sparsity = section.need("target_sparsity", 0.67)
-        if sparsity is not None:
+        if (sparsity := section.need("target_sparsity", 0.67)) is not None:
             entry = {"unit": "layer", "target": {"sparsity": sparsity}}
             path = section.options.get("coarse_mask", "")
             section.learn(entry, path, target__sparsity="target_sparsity", save_mask="coarse_mask")
@@ -67,12 +66,10 @@ def _fine(section: Section, config: ModelConfig | None) -> None:
         section.load(*coarse, *_fixed_masks(section))
         section.finetune()
         return
-    name = section.need("prune_mode", "att")
-    if name not in MODES:
+    if (name := section.need("prune_mode", "att")) not in MODES:
         return
     unit, target, wanted, example, own, other = MODES[name]
-    count = section.need(wanted, example)
-    if count is None:
+    if (count := section.need(wanted, example)) is None:
         return
     section.load(*coarse, *_other_mask(section, other))
     if own not in options:
