@@ -26,23 +26,17 @@ def naming(path: Path, needed: int | None = None) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        _name(error, path, needed)
-        raise
-    except RuntimeError as error:  # torch then closes its archive, fails again, and tells of that
-        if not isinstance(error.__context__, OSError):
+    except (OSError, RuntimeError) as error:
+        # torch then closes its archive, fails again, and tells of that
+        told = error if isinstance(error, OSError) else error.__context__
+        if isinstance(told, OSError) and told.errno is not None and told.filename in (None, path, str(path)):
+            # whoever opened a link is told of the file behind it
+            told.filename = os.path.realpath(path) if path.is_symlink() else str(path)
+            if needed is not None and told.errno in NO_ROOM:
+                told.add_note(f"{needed:,} bytes were to be written")
+        if told is error or not isinstance(told, OSError):
             raise
-        _name(error.__context__, path, needed)
-        raise error.__context__ from None
-
-
-def _name(error: OSError, path: Path, needed: int | None) -> None:
-    """Name the file; whoever opened a link is told of the file behind it."""
-    if error.errno is None or error.filename not in (None, path, str(path)):
-        return
-    error.filename = os.path.realpath(path) if path.is_symlink() else str(path)
-    if needed is not None and error.errno in NO_ROOM:
-        error.add_note(f"{needed:,} bytes were to be written")
+        raise told from None
 
 
 def read_file(path: Path) -> str:

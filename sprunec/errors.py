@@ -57,10 +57,8 @@ class Diagnostic:
         return ":".join(str(part) for part in (self.file, self.line, self.column) if part)
 
     def __str__(self) -> str:
-        place = self.place
-        words = ": ".join(part for part in (self.pointer, self.severity, self.message) if part)
-        tail = f"; {self.hint}" if self.hint else ""
-        return f"{place}: {words}{tail}" if place else f"{words}{tail}"
+        words = ": ".join(part for part in (self.place, self.pointer, self.severity, self.message) if part)
+        return f"{words}; {self.hint}" if self.hint else words
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -141,30 +139,21 @@ def _room(error: OSError, file: str) -> list[str]:
         return []
 
 
-_ROOM, _WRITABLE = "make room, then run again", "make it writable or give another place, then run again"
-_PERMITTED = "change its permissions or give another place, then run again"
-_GONE = "put it back, or mount its disk again, then run again"
-_SHORTER = "give a place with a shorter name"
+_GONE = (errno.ENOENT, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ENOTCONN, errno.ETIMEDOUT)
 REMEDIES = {
-    errno.ENOSPC: _ROOM,
+    errno.ENOSPC: "make room, then run again",
     errno.EDQUOT: "you are at your quota: make room or have it raised, then run again",
     errno.EFBIG: "this disk or `ulimit -f` takes no file as large; give --out on another disk",
-    errno.EROFS: _WRITABLE,
-    errno.EACCES: _PERMITTED,
-    errno.EPERM: _PERMITTED,
+    errno.EROFS: "make it writable or give another place, then run again",
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "change its permissions or give another place, then run again"),
     errno.EIO: "the disk or its connection fails; run again when it is well",
     errno.ENODATA: "copy it again, then run again",
-    errno.ENOENT: _GONE,
-    errno.ESTALE: _GONE,
-    errno.ENODEV: _GONE,
-    errno.ENXIO: _GONE,
-    errno.ENOTCONN: _GONE,
-    errno.ETIMEDOUT: _GONE,
+    **dict.fromkeys(_GONE, "put it back, or mount its disk again, then run again"),
     errno.ENOTDIR: "a folder on the way to it is a file; give another place",
     errno.EISDIR: "there is a folder in its place; remove it, or give another place",
     errno.EMFILE: "raise `ulimit -n`, then run again",
     errno.ENFILE: "close other programs, then run again",
-    errno.ENAMETOOLONG: _SHORTER,
+    errno.ENAMETOOLONG: "give a place with a shorter name",
     errno.ELOOP: "a link leads back to itself; remove it",
 }
 

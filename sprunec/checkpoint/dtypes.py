@@ -5,28 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 
+from sprunec.errors import series
+
 # safetensors' names of dtypes in torch's; others stay as they are.
-NAMES = {
-    "F64": "float64",
-    "F32": "float32",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "I64": "int64",
-    "I32": "int32",
-    "I16": "int16",
-    "I8": "int8",
-    "U8": "uint8",
-    "BOOL": "bool",
-    "U64": "uint64",
-    "U32": "uint32",
-    "U16": "uint16",
-    "C64": "complex64",
-    "F8_E4M3": "float8_e4m3fn",
-    "F8_E5M2": "float8_e5m2",
-}
+NAMES = (
+    {f"F{bits}": f"float{bits}" for bits in (16, 32, 64)}
+    | {f"I{bits}": f"int{bits}" for bits in (8, 16, 32, 64)}
+    | {f"U{bits}": f"uint{bits}" for bits in (8, 16, 32, 64)}
+    | {"BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "BOOL": "bool", "C64": "complex64"}
+)
 FLOATS = ("float32", "float16", "bfloat16", "float64")
 FIX_NUMBERS = "fix the file, or export it again from a good copy"
-_FLOATS = f"{', '.join(FLOATS[:-1])} or {FLOATS[-1]}"
+_FLOATS = series(FLOATS, "or")
 SAVE_AS = f"save it as {_FLOATS}"
 # A tensor by its end, whose way of quantising that is, and whether it stands beside the weight or instead of it.
 _MARKS = (
@@ -47,23 +37,15 @@ def dtype_refusal(dtypes: Mapping[str, str], weights: Collection[str] = ()) -> t
         dtypes: of all its tensors, by torch's names.
         weights: those of them that the model takes; what is quantised is found without.
     """
-    mark = _quantised(dtypes)
-    wrong = sorted(name for name in weights if name in dtypes and dtypes[name] not in FLOATS)
-    if mark is None and not wrong:
-        return None
-    if mark is not None:
-        hint = f"give what it was made of, or dequantise it and save that as {_FLOATS}"
-        return f"this checkpoint is quantised: it has {mark[0]} ({mark[1]})", hint
-    more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
-    return f"{wrong[0]}{more} is {dtypes[wrong[0]]}, and weights are floats", SAVE_AS
-
-
-def _quantised(dtypes: Mapping[str, str]) -> tuple[str, str] | None:
-    """Find a tensor that a module has because its weight is not there as floats, and whose way that is."""
     for name in dtypes:
-        for pattern, kind, beside in _MARKS:
+        for pattern, kind, beside in _MARKS:  # what a module has because its weight is not there as floats
             found = re.fullmatch(rf"(.+)\.({pattern})", name)
             weight = f"{found[1]}.weight" if found is not None else ""
             if weight and (weight in dtypes) == beside and dtypes.get(weight) not in FLOATS:
-                return name, kind
-    return None
+                hint = f"give what it was made of, or dequantise it and save that as {_FLOATS}"
+                return f"this checkpoint is quantised: it has {name} ({kind})", hint
+    wrong = sorted(name for name in weights if name in dtypes and dtypes[name] not in FLOATS)
+    if not wrong:
+        return None
+    more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+    return f"{wrong[0]}{more} is {dtypes[wrong[0]]}, and weights are floats", SAVE_AS

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from sprunec.checkpoint.dtypes import NAMES
 from sprunec.checkpoint.layouts import check_index, is_index, weight_files
@@ -14,6 +14,7 @@ from sprunec.checkpoint.safetensors_file import Shape, Stored, check_kind, read_
 from sprunec.errors import InputError
 
 Place = Any  # `Stored`, or the torch.Tensor itself where only torch could read its file
+Reader = Callable[[Path], Mapping[str, Place]]
 
 
 class Header(Collection[str]):
@@ -48,22 +49,19 @@ class Header(Collection[str]):
 def open_header(path: Path) -> Header | None:
     """Open a checkpoint without torch; None where only torch can read a file. Raises as `read_places`."""
     try:
-        return Header(read_places(path, _only_torch))
+        return Header(read_places(path))
     except Unknown:
         return None
 
 
-def _only_torch(path: Path) -> NoReturn:
-    raise Unknown(str(path))
-
-
-def read_places(path: Path, otherwise: Callable[[Path], Mapping[str, Place]]) -> dict[str, Place]:
+def read_places(path: Path, otherwise: Reader | None = None) -> dict[str, Place]:
     """Find every tensor of a checkpoint file, of an index, or of a directory that holds one.
 
     Args:
         otherwise: reads what torch has saved in a way that is not known here.
 
     Raises:
+        Unknown: a file is of that kind, and there is no `otherwise`.
         InputError: a file is missing or damaged, or is something else, or the index says otherwise.
     """
     files = weight_files(path)
@@ -74,7 +72,7 @@ def read_places(path: Path, otherwise: Callable[[Path], Mapping[str, Place]]) ->
     return {name: place for places in found.values() for name, place in places.items()}
 
 
-def _places_in(file: Path, otherwise: Callable[[Path], Mapping[str, Place]]) -> Mapping[str, Place]:
+def _places_in(file: Path, otherwise: Reader | None) -> Mapping[str, Place]:
     if not os.path.exists(file):
         there = os.path.realpath(file) if file.is_symlink() else file  # the store links to the user's own
         raise InputError.at(there, "there is no such file", "give the path of a checkpoint", code="missing-file")
@@ -82,6 +80,8 @@ def _places_in(file: Path, otherwise: Callable[[Path], Mapping[str, Place]]) -> 
         check_kind(file)
         return read_safetensors(file) if file.suffix == ".safetensors" else read_pt(file)
     except Unknown:
+        if otherwise is None:
+            raise
         return otherwise(file)
     except OSError as error:
         raise InputError.of_disk(file, error) from error

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from sprunec.errors import InputError
@@ -25,7 +25,6 @@ _INDEX = re.compile(r"\.index(\.[\w-]+)?\.json$")
 _SHARD = re.compile(r"-\d+-of-(?!0*1\.)\d+\.\w+$")
 _NO_WEIGHTS = re.compile(r"^(training_args|optimizer|scheduler|scaler|rng_state|random_states|pattern|adapter_model)")
 _ADAPTER = "adapter_config.json"
-_MOST_NAMED = 8
 
 
 def weight_files(path: Path) -> list[Path]:
@@ -62,16 +61,16 @@ def _weights_in(directory: Path) -> Path:
     if len(found) == 1 and not _SHARD.search(found[0]):
         return directory / found[0]
     if not found:
-        there = f"; there is {_listed(names)}" if names else ": it is empty"
+        there = f"; there is {first_names(names)}" if names else ": it is empty"
         remedy = f"give a directory with {WEIGHTS}, {BIN} or their shards in it"
         if _ADAPTER in names:
             remedy = "this is a PEFT adapter: merge it into its model with merge_and_unload(), and save that"
         raise InputError.at(directory, f"has no weights{there}", remedy, code="no-weights")
     if all(_SHARD.search(name) for name in found):
-        message = f"has shards, {_listed(found)}, and no index of them"
+        message = f"has shards, {first_names(found)}, and no index of them"
         index = INDEX if found[0].endswith(SAFETENSORS) else BIN_INDEX
         raise InputError.at(directory, message, f"put their index beside them, {index}", code="no-index")
-    message = f"has several checkpoints: {_listed(found)}"
+    message = f"has several checkpoints: {first_names(found)}"
     raise InputError.at(directory, message, "name the one that is meant", code="several-checkpoints")
 
 
@@ -96,9 +95,9 @@ def _candidates(names: Iterable[str]) -> list[str]:
     return []
 
 
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
-    return ", ".join(names[:_MOST_NAMED]) + more
+def first_names(names: Sequence[str], most: int = 8) -> str:
+    """Join names, the first so many of them."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def weight_map(index: Path) -> dict[str, str]:
@@ -121,9 +120,8 @@ def weight_map(index: Path) -> dict[str, str]:
 
 def _shards(index: Path) -> list[Path]:
     shards = sorted(set(weight_map(index).values()))
-    missing = [shard for shard in shards if not os.path.lexists(index.parent / shard)]
-    if missing:
-        message = f"names {_listed(missing)}, which {'are' if len(missing) > 1 else 'is'} not beside it"
+    if missing := [shard for shard in shards if not os.path.lexists(index.parent / shard)]:
+        message = f"names {first_names(missing)}, which {'are' if len(missing) > 1 else 'is'} not beside it"
         message += f" ({len(missing)} of {len(shards)} shards)"
         raise InputError.at(index, message, "copy or download what is missing", code="missing-file")
     return [index.parent / shard for shard in shards]

@@ -29,7 +29,11 @@ def write_provenance(mask: Path, about: Mapping[str, Any]) -> None:
         about: unit; target; checkpoint, the sha256 of the file that the plan entered with, or None; start_step, the
             training steps that this checkpoint has had; steps, those that the model has had when the mask was made.
     """
-    note = {"sprunec": _version(), **about, "weights": None, "weights_file": None, "mask": file_sha256(mask)}
+    try:
+        version = metadata.version("sprunec")
+    except metadata.PackageNotFoundError:
+        version = "not installed"
+    note = {"sprunec": version, **about, "weights": None, "weights_file": None, "mask": file_sha256(mask)}
     note = json.loads(json.dumps(note, default=dict))  # frozen options are mapping proxies
     before = _read(mask) or {}
     if all(before.get(key) == note[key] for key in ("mask", "checkpoint", "steps")):
@@ -43,8 +47,7 @@ def note_weights(mask: Path, weights: Path) -> None:
     Raises:
         OSError: `weights` cannot be read or the note cannot be written.
     """
-    note = _read(mask)
-    if note is not None:
+    if (note := _read(mask)) is not None:
         place = os.path.relpath(weights.resolve(), mask.resolve().parent)
         _put(mask, note | {"weights": file_sha256(weights), "weights_file": place})
 
@@ -75,8 +78,7 @@ def weights_warning(mask: Path, checkpoint: str | None) -> str | None:
     The mask was learned with weights that have been trained since that checkpoint: cut from the checkpoint, the model
     has neither the training nor weights that know of the mask.
     """
-    note = read_provenance(mask)
-    if note is None or checkpoint is None or note.get("checkpoint") != checkpoint:
+    if (note := read_provenance(mask)) is None or checkpoint is None or note.get("checkpoint") != checkpoint:
         return None
     if note.get("steps") == note.get("start_step"):
         return None
@@ -107,10 +109,3 @@ def made_by_same(mask: Path, unit: str, target: list[str], checkpoint: Path) -> 
 
 def _put(mask: Path, note: Mapping[str, Any]) -> None:
     put_file(note_path(mask), (json.dumps(note, indent=1) + "\n").encode())
-
-
-def _version() -> str:
-    try:
-        return metadata.version("sprunec")
-    except metadata.PackageNotFoundError:
-        return "not installed"

@@ -22,8 +22,7 @@ LARGEST = 64 * 1024 * 1024
 def write_origin(directory: Path, about: Mapping[str, Any]) -> None:
     """Note `about`, and the files that `directory` has now; numbers must be finite."""
     files = {path.relative_to(directory).as_posix(): file_sha256(path) for path in _files(directory)}
-    text = json.dumps({**about, "files": files}, indent=1, allow_nan=False)
-    write_new(directory / ORIGIN, text + "\n")
+    write_new(directory / ORIGIN, json.dumps({**about, "files": files}, indent=1, allow_nan=False) + "\n")
 
 
 def read_origin(directory: Path) -> dict[str, Any] | None:
@@ -48,19 +47,17 @@ def changed_files(directory: Path) -> list[str]:
 
 def check_files(directory: Path) -> None:
     """Raises InputError if a file is not what was emitted."""
-    changed = changed_files(directory)
-    if changed:
+    if changed := changed_files(directory):
         message = f"is not what was emitted: its sha256 is not the one in {ORIGIN}"
         raise InputError.at(directory / changed[0], message, f"copy it again; if you changed it, remove {ORIGIN}")
 
 
 def describe_origin(directory: Path) -> dict[str, Any] | None:
     """Say what `inspect` tells of it, in plain values; None where there is no note."""
-    note = read_origin(directory)
-    if note is None:
+    if (note := read_origin(directory)) is None:
         return None
     changed = changed_files(directory)
-    found = {
+    return {
         "plan": _at(note, "plan", "name"),
         "made": note.get("made"),
         "sprunec": _at(note, "versions", "sprunec"),
@@ -69,8 +66,8 @@ def describe_origin(directory: Path) -> dict[str, Any] | None:
         "dense_loss": _at(note, "models", "dense", "loss"),
         "small_loss": _at(note, "models", "small", "loss"),
         "files": f"changed: {', '.join(changed)}" if changed else "as emitted",
+        "note": note,
     }
-    return found | {"note": note}
 
 
 def _at(value: Any, *keys: str) -> Any:

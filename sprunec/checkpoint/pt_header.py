@@ -105,18 +105,10 @@ def _storage(records: Records, pid: Any) -> Storage:
     return Storage(dtype, start, count)
 
 
-def _view(storage: Storage, offset: int, shape: Shape, strides: Shape, *_: Any) -> View:
-    return View(storage, offset, tuple(shape), tuple(strides))
-
-
-def _parameter(data: View, *_: Any) -> View:
-    return View(*data)
-
-
-_NAMES = {
+_NAMES: dict[str, Any] = {
     "collections.OrderedDict": OrderedDict,
-    "torch._utils._rebuild_tensor_v2": _view,
-    "torch._utils._rebuild_parameter": _parameter,
+    "torch._utils._rebuild_tensor_v2": lambda data, at, shape, strides, *_: View(data, at, (*shape,), (*strides,)),
+    "torch._utils._rebuild_parameter": lambda data, *_: View(*data),
     **{f"torch.{name}": dtype for name, dtype in STORAGES.items()},
 }
 

@@ -60,10 +60,9 @@ class Tensors(Header, Mapping[str, Tensor]):
 
     def _whole(self, name: str) -> Tensor:
         """Keep the last tensor: its rows may lie between each other, and are asked for in turn."""
-        last = self._strided
-        if last is None or last[0] != name:
-            last = self._strided = (name, self[name].detach())
-        return last[1]
+        if self._strided is None or self._strided[0] != name:
+            self._strided = (name, self[name].detach())
+        return self._strided[1]
 
     def shape(self, name: str) -> Shape:
         return tuple(self.places[name].shape)
@@ -137,8 +136,7 @@ def _in_torch(path: Path) -> Mapping[str, Tensor]:
         return state
     inner = [key for key, value in state.items() if isinstance(value, dict)] if isinstance(state, dict) else []
     what = f"; {inner[0]!r} in it may be one" if inner else ""
-    message = f"is no state dict: it must map names to tensors{what}"
-    raise InputError.at(path, message, "save model.state_dict()")
+    raise InputError.at(path, f"is no state dict: it must map names to tensors{what}", "save model.state_dict()")
 
 
 def _check_numbers(path: Path, state: Mapping[str, Tensor]) -> None:
@@ -148,8 +146,7 @@ def _check_numbers(path: Path, state: Mapping[str, Tensor]) -> None:
             raise InputError.at(path, f"{name} has no data: it was saved from torch's meta device", FIX_NUMBERS)
         if not tensor.numel() or tensor.layout is not torch.strided or tensor.dtype not in FLOATING:
             continue
-        bad = (~torch.isfinite(tensor)).nonzero()
-        if len(bad):
+        if len(bad := (~torch.isfinite(tensor)).nonzero()):
             numbers = "number that is" if len(bad) == 1 else "numbers that are"
             message = f"{name} has {len(bad):,} {numbers} not finite, the first at {bad[0].tolist()}"
             raise InputError.at(path, message, FIX_NUMBERS, code="not-finite")

@@ -53,15 +53,13 @@ class Stored:
 
 def check_kind(file: Path) -> None:
     """Raises InputError: a file of a checkpoint is, by its first bytes, something else than its name says."""
+    fine, wanted = {"torch"}, "a PyTorch checkpoint"
     if file.suffix == ".safetensors":
         fine, wanted = {"safetensors", "unknown"}, "a safetensors file"
-    else:
-        fine, wanted = {"torch"}, "a PyTorch checkpoint"
     if file_kind(file) == "old torch":
         wanted = "one as it writes today"
     renamed = {kind: f"rename it to {file.stem}{ending}" for kind, ending in ENDINGS.items()}
-    told = foreign(file, wanted, fine, {"": "give safetensors, or a state dict that torch.save wrote"} | renamed)
-    if told is not None:
+    if told := foreign(file, wanted, fine, {"": "give safetensors, or a state dict that torch.save wrote"} | renamed):
         raise told
 
 
@@ -113,7 +111,7 @@ def _stored(path: str | Path, name: str, entry: dict[str, Any], base: int) -> St
     dtype = str(entry.get("dtype"))[:LONGEST_DTYPE]
     if dtype in SIZES and (first < 0 or last - first != math.prod(shape) * SIZES[dtype]):
         raise _unusable(path, f"tensor {name} of {shape} {dtype} cannot lie in {last - first} bytes")
-    return Stored(Path(path), str(dtype), tuple(shape), base + first)
+    return Stored(Path(path), dtype, tuple(shape), base + first)
 
 
 def _unusable(path: str | Path, why: str) -> InputError:

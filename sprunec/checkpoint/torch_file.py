@@ -96,8 +96,7 @@ def not_read(path: Path, what: str, error: Exception, hint: str, remedy: str) ->
         what: it should have been, with an article.
         hint: what to do where it is of another kind; `remedy`: where it is damaged.
     """
+    told = InputError.at(path, f"cannot be read as {what}: {reason(error)}", remedy)
     if is_disk(error):
         told = InputError.of_disk(path, error)
-    else:
-        told = InputError.at(path, f"cannot be read as {what}: {reason(error)}", remedy)
     return foreign(path, what, SAVED, {"": hint}) or told

@@ -13,15 +13,14 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 from zipfile import ZipFile, ZipInfo
 
 import torch
 from torch._utils import _rebuild_tensor_v2
 
 from sprunec.checkpoint.pt_header import LOCAL_HEADER, STORAGES
-from sprunec.checkpoint.writer import WORDS as DTYPE_WORDS
-from sprunec.checkpoint.writer import Output, check_room, write_tensor
+from sprunec.checkpoint.writer import WORDS, Output, check_room, write_tensor
 from sprunec.durable import naming
 
 ROOT, ALIGNMENT = "archive", 64
@@ -39,18 +38,16 @@ def write_pt(outputs: Mapping[str, Output], path: Path) -> None:
     """
     needed = sum(output.nbytes for output in outputs.values())
     check_room(path.parent, needed)
-    with (
-        naming(path, needed),
-        path.open("wb") as file,
-        ZipFile(file, "w") as archive,
-        ThreadPoolExecutor(1) as reader,
-    ):
+    with naming(path, needed), path.open("wb") as file, ZipFile(file, "w") as archive, ThreadPoolExecutor(1) as reader:
         _put(archive, "data.pkl", _pickled(outputs))
         _put(archive, "byteorder", b"little")
         for number, (name, output) in enumerate(outputs.items()):
-            with archive.open(
-                _aligned(file, number, output.nbytes), "w", force_zip64=_is_large(output.nbytes)
-            ) as record:
+            info, large = ZipInfo(f"{ROOT}/data/{number}"), output.nbytes >= ZIP64_FROM
+            # Its bytes begin where a map of them can be used, as torch's do.
+            before = file.tell() + LOCAL_HEADER + len(info.filename) + PADDING_HEADER + ZIP64_BYTES * large
+            padding = -before % ALIGNMENT
+            info.extra = b"FB" + padding.to_bytes(2, "little") + b"Z" * padding
+            with archive.open(info, "w", force_zip64=large) as record:
                 write_tensor(record, reader, name, output)
         _put(archive, "version", b"3\n")
 
@@ -59,22 +56,10 @@ def _put(archive: ZipFile, name: str, content: bytes) -> None:
     archive.writestr(ZipInfo(f"{ROOT}/{name}"), content)
 
 
-def _is_large(nbytes: int) -> bool:
-    return nbytes >= ZIP64_FROM
-
-
-def _aligned(file: IO[bytes], number: int, nbytes: int) -> ZipInfo:
-    """Begin a record so that a map of its bytes can be used, as torch does."""
-    info = ZipInfo(f"{ROOT}/data/{number}")
-    before = file.tell() + LOCAL_HEADER + len(info.filename) + PADDING_HEADER + ZIP64_BYTES * _is_large(nbytes)
-    padding = -before % ALIGNMENT
-    info.extra = b"FB" + padding.to_bytes(2, "little") + b"Z" * padding
-    return info
-
-
 def _pickled(outputs: Mapping[str, Output]) -> bytes:
     stream = io.BytesIO()
-    _Pickler(stream, protocol=2).dump({name: _View(output, i) for i, (name, output) in enumerate(outputs.items())})
+    views = {name: _View(_Record(output, i)) for i, (name, output) in enumerate(outputs.items())}
+    _Pickler(stream, protocol=2).dump(views)
     return stream.getvalue()
 
 
@@ -90,19 +75,17 @@ class _Record:
 class _View:
     """What a tensor is pickled as."""
 
-    output: Output
-    number: int
+    record: _Record
 
     def __reduce__(self) -> tuple[Any, ...]:
-        shape = self.output.shape
+        shape = self.record.output.shape
         strides = tuple(math.prod(shape[dim + 1 :]) for dim in range(len(shape)))
-        record = _Record(self.output, self.number)
-        return _rebuild_tensor_v2, (record, 0, shape, strides, False, OrderedDict())
+        return _rebuild_tensor_v2, (self.record, 0, shape, strides, False, OrderedDict())
 
 
 class _Pickler(pickle.Pickler):
     def persistent_id(self, value: Any) -> Any:
         if not isinstance(value, _Record):
             return None
-        kind = getattr(torch, KINDS[DTYPE_WORDS[value.output.dtype]])
+        kind = getattr(torch, KINDS[WORDS[value.output.dtype]])
         return "storage", kind, str(value.number), "cpu", math.prod(value.output.shape)

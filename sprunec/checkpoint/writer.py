@@ -173,8 +173,10 @@ def _write_file(outputs: Mapping[str, Output], path: Path) -> None:
 
 def write_tensor(file: IO[bytes], reader: Executor, name: str, output: Output) -> None:
     """Write its bytes, and make the next of its parts meanwhile."""
-    written = 0
-    for part in _ahead(reader, output.parts()):
+    written, parts = 0, iter(output.parts())
+    coming = reader.submit(next, parts, None)
+    while (part := coming.result()) is not None:
+        coming = reader.submit(next, parts, None)
         assert part.dtype == output.dtype, f"{name} is {part.dtype}, its header says {output.dtype}"
         plain = part.detach().cpu().contiguous()
         if plain.numel():
@@ -182,23 +184,13 @@ def write_tensor(file: IO[bytes], reader: Executor, name: str, output: Output) -
     assert written == output.nbytes, f"{name} has {written} bytes, its header says {output.nbytes}"
 
 
-def _ahead(reader: Executor, parts: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Give the parts in turn, while the next of them is being made."""
-    source = iter(parts)
-    coming = reader.submit(next, source, None)
-    while (part := coming.result()) is not None:
-        coming = reader.submit(next, source, None)
-        yield part
-
-
 def adopt_weights(path: Path, directory: Path) -> None:
     """Give `directory` the user's own checkpoint: links to its files, by the names that a model's weights have."""
     files = weight_files(path)
     safe = files[-1].name.endswith(SAFETENSORS)
     first = (INDEX if safe else BIN_INDEX) if is_index(files[0]) else WEIGHTS if safe else PT_WEIGHTS
-    names = [first, *(file.name for file in files[1:])]
-    for file, name in zip(files, names, strict=True):
-        (directory / name).symlink_to(file.resolve())
+    for file in files:
+        (directory / (first if file is files[0] else file.name)).symlink_to(file.resolve())
 
 
 def link_weights(source: Path, directory: Path) -> None:

@@ -41,11 +41,8 @@ def compared_batches(
         and one row at least. More than one such group is only given where the plan asks for a number of tokens.
     """
     tokens, least = min(most, asked or affordable_tokens(config)), family_of(config).overhead(config) + 1
-    held_out: Iterable[Batch]
-    if data is not None:
-        held_out = data.held_out_batches()
-    else:
-        held_out = [random_batch(config, rows=-(-tokens // (RANDOM_TEXT + least - 1)) if asked else 2)]
+    rows = -(-tokens // (RANDOM_TEXT + least - 1)) if asked else 2
+    held_out: Iterable[Batch] = [random_batch(config, rows)] if data is None else data.held_out_batches()
     groups = _groups(_first(held_out if asked else islice(held_out, MOST_BATCHES), tokens, least), config)
     return groups if asked else islice(groups, 1)
 

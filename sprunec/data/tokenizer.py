@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 from sprunec.durable import read_file, write_new
 from sprunec.families.cpm_ant.vocabulary import Vocabulary
 
-PAD, UNKNOWN = "<pad>", "<unk>"
-SPECIAL = (PAD, UNKNOWN)
-UNKNOWN_ID = SPECIAL.index(UNKNOWN)
+SPECIAL = ("<pad>", "<unk>")
+UNKNOWN_ID = SPECIAL.index("<unk>")
 
 
 class Tokenizer(Protocol):

@@ -72,25 +72,17 @@ FAMILIES = RELATIVES + OTHERS
 _ADAPTER = re.compile(r"\.lora_(A|B|embedding_A|embedding_B)\b|\.lora\.")
 _TOKENS, _PROMPTS, _SEGMENTS = "input_embedding.weight", "prompt_embedding.weight", "segment_embedding.weight"
 # CPM-Live's relatives, by which of its tables they lack: tokens, prompts, segments.
-_BY_TABLES = {
-    (True, False, False): "CPM-Bee or CPM-1",
-    (True, True, False): "CPM-3",
-    (True, False, True): "CPM-Ant+",
-}
+_BY_TABLES = {(True, False, False): "CPM-Bee or CPM-1", (True, True, False): "CPM-3", (True, False, True): "CPM-Ant+"}
 
 
 def config_family(config: Mapping[str, Any]) -> tuple[str, str] | None:
     """Tell whose config it is by its keys, if it is not CPM-Ant's, and by which key."""
     for family in RELATIVES if "dim_model" in config else FAMILIES:
         keys = family.keys
-        fits = bool(keys) and all(_is(config, key, values) for key, values in keys.items())
-        if fits and not any(key in config for key in family.lacks):
+        fits = (key in config and (values is ANY or config[key] in values) for key, values in keys.items())
+        if keys and all(fits) and not any(key in config for key in family.lacks):
             return family.name, next(iter(keys))
     return None
-
-
-def _is(config: Mapping[str, Any], key: str, values: Any) -> bool:
-    return key in config and (values is ANY or any(config[key] == value for value in values))
 
 
 def type_family(model_type: Any) -> str | None:
@@ -100,12 +92,10 @@ def type_family(model_type: Any) -> str | None:
 
 def tensor_family(names: Collection[str]) -> tuple[str, str] | None:
     """Tell whose tensors these are, if they are not CPM-Ant's, and by which one."""
-    adapters = [name for name in names if _ADAPTER.search(name)]
-    if adapters and len(adapters) == len(names):
-        return "a LoRA adapter", adapters[0]
+    if names and all(_ADAPTER.search(name) for name in names):
+        return "a LoRA adapter", next(iter(names))
     for family in FAMILIES:
-        found = _first(family, names)
-        if found is not None:
+        if (found := _first(family, names)) is not None:
             return family.name, found
     name = _BY_TABLES.get((_TOKENS in names, _PROMPTS in names, _SEGMENTS in names))
     if name is None or not any(name.startswith("encoder.layers.") for name in names):

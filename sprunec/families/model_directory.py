@@ -1,6 +1,6 @@
 """A model as a directory: config.json, kept.json and the weights beside them.
 
-What is written is what `tensors` and `writing` make of it; the weights of a plan's input may be a link to the user's.
+What is written is what `reader` and `writer` make of it; the weights of a plan's input may be a link to the user's.
 """
 
 from __future__ import annotations
@@ -64,8 +64,7 @@ def open_model_tensors(directory: Path) -> Tensors:
 
 
 def _check_fit(wanted: Mapping[str, Shape], given: Mapping[str, Shape], source: object, *, exact: bool = True) -> None:
-    wrong = misfit(wanted, given, exact=exact)
-    if wrong:
+    if wrong := misfit(wanted, given, exact=exact):
         raise InputError.at(source, wrong, "give the checkpoint's own config", code="checkpoint-mismatch")
 
 
@@ -74,8 +73,7 @@ def read_config(directory: Path) -> ModelConfig:
     path, hint = directory / "config.json", "give a directory that `emit` wrote"
     data = read_json(path, "a model config", hint)
     try:
-        many = data.get("num_layers", 0) > MOST_LAYERS
-        config = None if many else ModelConfig.from_dict(data)
+        config = None if data.get("num_layers", 0) > MOST_LAYERS else ModelConfig.from_dict(data)
         why = _wrong(config) if config else f"it says {data['num_layers']} layers, above {MOST_LAYERS}"
     except (ValueError, TypeError, KeyError, AttributeError):
         config, why = None, "a value in it is of another kind than its key has"

@@ -6,12 +6,12 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+from sprunec.checkpoint.layouts import first_names
 from sprunec.checkpoint.safetensors_file import Shape
 
 # Buffers that follow from a config, whoever has saved them.
 HARMLESS = ("*.inv_freq", "inv_freq", "*position_ids", "*num_batches_tracked")
 WHOLE_NUMBERS = ("int", "uint", "bool")
-_MOST_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,7 @@ class Unused:
 
 
 def unused_tensors(
-    expected: Collection[str],
-    shapes: Mapping[str, Shape],
-    dtypes: Mapping[str, str],
-    patterns: Iterable[str] = (),
+    expected: Collection[str], shapes: Mapping[str, Shape], dtypes: Mapping[str, str], patterns: Iterable[str] = ()
 ) -> Unused:
     """Find what of a checkpoint is not in the model; integers and buffers that a config gives anyway are left out.
 
@@ -57,13 +54,11 @@ def refusal(names: tuple[str, ...]) -> tuple[str, str]:
     """Say which tensors would be left out silently, and what to do."""
     some = "a tensor" if len(names) == 1 else f"{len(names)} tensors"
     message = f"it has {some} that this model has no place for and that may change what it computes: {listed(names)}"
+    hint = "give the config that the checkpoint was trained with"
     if any("lora_" in name for name in names):
         hint = "merge the adapter with merge_and_unload() and save that"
-    else:
-        hint = "give the config that the checkpoint was trained with"
     return message, f'{hint}; or ignore them with "ignore_tensors": ["{names[0]}"] in the plan\'s model'
 
 
 def listed(names: tuple[str, ...]) -> str:
-    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
-    return ", ".join(names[:_MOST_NAMED]) + more
+    return first_names(names, 3)

@@ -55,9 +55,8 @@ def options(plan: Plan) -> Options:
     data = plan.data
     task = PAIR_TASK if data is not None and data.source == "pairs" else TEXT_TASK
     files: dict[str, tuple[Path, ...]] = {}
-    if data is not None:
-        vocabulary = data.tokenizer if isinstance(data.tokenizer, Path) else data.vocab
-        files = {} if vocabulary is None else {"vocab": (vocabulary,)}
+    if data is not None and (vocabulary := data.tokenizer if isinstance(data.tokenizer, Path) else data.vocab):
+        files["vocab"] = (vocabulary,)
     return {"transformers": transformers_release(), "task": task}, files
 
 

@@ -51,8 +51,7 @@ def config_findings(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> I
         yield from _layer_findings(f"/layers/{index}", layer, columns)
     # `mask_modules` says again what `layers` says; where they disagree nobody knows which is meant.
     for index, (pair, layer) in enumerate(zip(whole["mask_modules"] or (), whole["layers"] or (), strict=False)):
-        absent = [layer["heads"] is None, layer["dim_ff"] is None]
-        if pair != absent:
+        if pair != (absent := [layer["heads"] is None, layer["dim_ff"] is None]):
             message = f"{show(pair)} disagrees with layers, by which it is {show(absent)}"
             yield _mismatch(f"/mask_modules/{index}", message, "change one of them, or leave out mask_modules")
     yield from _sizes_left_out(config, defaults)
@@ -75,8 +74,7 @@ def _layer_findings(pointer: str, layer: Mapping[str, Any], columns: int) -> Ite
             if column >= columns:
                 message = f"{int(column)} is not a head of 0 to {columns - 1}"
                 yield _mismatch(f"{pointer}/kept_heads/{index}", message, "give the head's index in num_heads")
-        count = int(heads or 0)
-        if len(kept) != count:
+        if len(kept) != (count := int(heads or 0)):
             message = f"kept_heads has {len(kept)} entries for {count} heads"
             yield _mismatch(f"{pointer}/kept_heads", message, f"give {count} entries, one per head")
 
@@ -101,8 +99,7 @@ def data_findings(config: ModelConfig, data: Mapping[str, Any]) -> Iterator[Diag
             least = f"prompt_types and segment_types of at least {prompt + 1}"
         needs = f"{'pairs need' if data['source'] == 'pairs' else 'text needs'} {least}"
         has = f"the model has prompt_types {config.prompt_types} and segment_types {config.segment_types}"
-        hint = "raise them in the model's config"
-        yield Diagnostic("too-few-types", f"{needs}; {has}", hint, pointer="/data/source")
+        yield Diagnostic("too-few-types", f"{needs}; {has}", "raise them in the model's config", pointer="/data/source")
     least_length = config.prompt_length + text
     if data.get("max_length", least_length) < least_length:
         message = f"{data['max_length']} leaves no room for text after a prompt of {config.prompt_length}"

@@ -17,8 +17,7 @@ from sprunec.families.unused import Unused, refusal, unused_tensors
 
 def check_dtypes(header: Header, path: Path, weights: Collection[str] = ()) -> None:
     """Raises InputError where `weights`, the tensors that a model takes, are no floats, or it is quantised."""
-    told = dtype_refusal(header.dtypes(), weights)
-    if told is not None:
+    if told := dtype_refusal(header.dtypes(), weights):
         foreign = foreign_tensors(header)
         raise InputError.at(path, *((foreign, TODAY) if foreign else told), code="checkpoint-dtype")
 
@@ -31,8 +30,7 @@ def check_fit(config: ModelConfig, header: Header, path: Path, patterns: Iterabl
     """
     check_dtypes(header, path, {part.name for part in parts(config, header).values()})
     expected, shapes = expected_tensors(config), native_shapes(config, header.shapes())
-    problem = misfit(expected, shapes, exact=False)
-    if problem:
+    if problem := misfit(expected, shapes, exact=False):
         foreign = foreign_tensors(header)
         message, hint = (f"{foreign}, with {problem}", TODAY) if foreign else (problem, remedy(shapes))
         raise InputError.at(path, message, hint, code="checkpoint-mismatch")

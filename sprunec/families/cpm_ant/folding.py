@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sprunec.checkpoint.reader import Tensors
-from sprunec.checkpoint.writer import Output, buffers, rows_at_once
+from sprunec.checkpoint.writer import Output, as_output
 from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.families.cpm_ant.huggingface_names import is_scaled
 from sprunec.families.cpm_ant.scaling import scaled
@@ -44,10 +44,7 @@ def _parts(
     state: Tensors, name: str, factor: float, columns: Tensor | None, dtype: torch.dtype | None
 ) -> Iterator[Tensor]:
     """Scale some rows of a tensor at a time: their float64 products need not all be in memory."""
-    shape = state.shape(name)
-    rows, buffer = rows_at_once(shape, state.dtype(name)), buffers(shape, state.dtype(name))
-    for first in range(0, shape[0], rows):
-        part = state.rows(name, range(first, min(first + rows, shape[0])), next(buffer))
+    for part in as_output(state, name).parts():
         yield scaled(part if columns is None else part.index_select(1, columns), factor, dtype)
 
 

@@ -47,8 +47,7 @@ def own_head(config: ModelConfig, header: Header) -> str | None:
     Args:
         header: with the tensors themselves, where only torch could read a file.
     """
-    names = head_and_embedding(header)
-    if names is None:
+    if (names := head_and_embedding(header)) is None:
         return None
     head, embedding = (header.places[name] for name in names)
     if isinstance(head, Stored) and isinstance(embedding, Stored):

@@ -82,8 +82,7 @@ def stock_keys(config: ModelConfig) -> dict[str, Any]:
 def stock_obstacles(config: ModelConfig) -> list[str]:
     """List why Hugging Face's own classes cannot be this model; nothing where they can."""
     found = unevenness(config)
-    absent = [i for i, layer in enumerate(config.layers) if not layer.heads or not layer.dim_ff]
-    if absent:
+    if absent := [i for i, layer in enumerate(config.layers) if not layer.heads or not layer.dim_ff]:
         found.append(f"layer {absent[0]} lacks a sublayer")
     if config.prompt_types <= STOCK_TASK or config.segment_types <= STOCK_SEGMENT:
         found.append(f"it has no prompt {STOCK_TASK} or no segment {STOCK_SEGMENT}")

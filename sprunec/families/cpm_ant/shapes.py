@@ -19,8 +19,7 @@ def expected_tensors(config: ModelConfig) -> dict[str, Shape]:
     for index, layer in enumerate(config.layers):
         for kind, inner in layer.inner.items():
             dims = {"D": config.dim_model, "I": inner}
-            modules = SUBLAYER_TENSORS[kind] if inner else {}
-            for name, shape in modules.items():
+            for name, shape in (SUBLAYER_TENSORS[kind] if inner else {}).items():
                 tensors[f"encoder.layers.{index}.{name}.weight"] = tuple(dims[dim] for dim in shape)
     return tensors
 
@@ -46,8 +45,7 @@ def guess_config(shapes: Mapping[str, Shape], path: str | Path) -> ModelConfig:
         if layers > MOST_LAYERS:  # a name is a few bytes, whatever number is in it
             raise ValueError(f"layer {layers - 1}")
     except (KeyError, ValueError, IndexError) as error:
-        foreign = foreign_tensors(shapes)
-        if foreign is not None:
+        if (foreign := foreign_tensors(shapes)) is not None:
             raise _no_model(path, foreign, TODAY) from None
         what = f"it has no {error.args[0]}" if isinstance(error, KeyError) else "its shapes do not belong together"
         raise _no_model(path, f"this is no CPM-Ant checkpoint: {what}", remedy(shapes)) from None

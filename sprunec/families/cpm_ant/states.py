@@ -55,8 +55,7 @@ class Pair:
         Raises:
             ValueError: it is not of this form.
         """
-        match = _PAIR.fullmatch(written)
-        if match is None:
+        if (match := _PAIR.fullmatch(written)) is None:
             raise ValueError(f"{written!r} is not [pre|post]module:[pre|post]module")
         return cls(Point(match[1], match[2]), Point(match[3], match[4]))
 

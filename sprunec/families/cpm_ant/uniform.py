@@ -18,12 +18,8 @@ HEAD_APART = "its head is a tensor of its own, and CPM-Live's classes have one t
 
 def unevenness(config: ModelConfig) -> list[str]:
     """Say what differs from layer to layer; nothing where one width can stand for all those there are."""
-    values = {size: _distinct(config, size) for size in LAYER_SIZES}
-    found = [
-        f"{size} is {min(each)} in one layer and {max(each)} in another"
-        for size, each in values.items()
-        if len(each) > 1
-    ]
+    uneven = {size: each for size in LAYER_SIZES if len(each := _distinct(config, size)) > 1}
+    found = [f"{size} is {min(each)} in one layer and {max(each)} in another" for size, each in uneven.items()]
     if not found and len(bias_columns(config)) > 1:
         found.append("layers keep different heads, and one column of the position-bias table serves all layers")
     return found
@@ -40,21 +36,15 @@ def even_config(config: ModelConfig) -> ModelConfig:
     Raises:
         ValueError: layers differ; see `unevenness`.
     """
-    problems = unevenness(config)
-    if problems:
+    if problems := unevenness(config):
         raise ValueError("; ".join(problems))
     whole = (config.num_heads, config.dim_head, config.dim_ff)
     heads, dim_head, dim_ff = (
         next(iter(_distinct(config, size)), default) for size, default in zip(LAYER_SIZES, whole, strict=True)
     )
-    return replace(
-        config,
-        num_heads=heads,
-        dim_head=dim_head,
-        dim_ff=dim_ff,
-        divisors=Divisors(heads * dim_head, dim_head, dim_ff),
-        layers=tuple(replace(layer, kept_heads=None) for layer in config.layers),
-    )
+    divisors = Divisors(heads * dim_head, dim_head, dim_ff)
+    layers = tuple(replace(layer, kept_heads=None) for layer in config.layers)
+    return replace(config, num_heads=heads, dim_head=dim_head, dim_ff=dim_ff, divisors=divisors, layers=layers)
 
 
 def fold_factors(config: ModelConfig) -> Iterator[tuple[str, float]]:

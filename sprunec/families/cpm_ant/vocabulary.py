@@ -29,12 +29,12 @@ _REMEMBERED = 1 << 16
 
 
 def read_vocabulary(path: Path) -> Vocabulary:
-    """The vocabulary in a file; raises as `vocabulary_lines`."""
+    """Read the vocabulary in a file; raises as `vocabulary_lines`."""
     return Vocabulary(tuple(WRITTEN.get(piece, piece) for piece in vocabulary_lines(path)))
 
 
 def vocabulary_lines(path: Path) -> tuple[str, ...]:
-    """The pieces in a file, as they are written there.
+    """List the pieces in a file, as they are written there.
 
     Raises:
         InputError: it is no UTF-8 text, a line is blank or there twice, or <unk>, <s> or </s> is missing.
@@ -48,8 +48,7 @@ def vocabulary_lines(path: Path) -> tuple[str, ...]:
             finding = Diagnostic("bad-vocabulary", message, hint, file=str(path), line=number)
             raise foreign(path, WANTED, ("text",), HINTS) or InputError(finding)
         places[piece] = number
-    missing = [special for special in (UNKNOWN, BEGIN, END) if special not in places]
-    if missing:
+    if missing := [special for special in (UNKNOWN, BEGIN, END) if special not in places]:
         told = InputError.at(path, f"has no line {missing[0]}", "give a vocabulary with CPM-Ant's special pieces")
         raise foreign(path, WANTED, ("text",), HINTS) or told
     return tuple(places)
@@ -82,7 +81,7 @@ class Vocabulary:
         return self.ids[END]
 
     def encode(self, text: str) -> NDArray[np.int32]:
-        """text -> (n,) ids. Raises InputError: jieba is not installed."""
+        """Turn text into (n,) ids. Raises InputError: jieba is not installed."""
         known: dict[str, tuple[int, ...]] = {}
         found: list[int] = []
         for word in _words(text):
@@ -94,15 +93,14 @@ class Vocabulary:
         return np.array(found, dtype=np.int32)
 
     def pieces_of(self, word: str) -> Iterator[int]:
-        """The ids of one word, the longest piece first tried at every place."""
+        """Give the ids of one word, the longest piece first tried at every place."""
         if len(word) > LONGEST_WORD:
             yield self.unknown
             return
         start = 0
         while start < len(word):
             for end in range(min(len(word), start + self._longest), start, -1):
-                piece = self.ids.get(word[start:end])
-                if piece is not None:
+                if (piece := self.ids.get(word[start:end])) is not None:
                     yield piece
                     start = end
                     break
@@ -111,7 +109,7 @@ class Vocabulary:
                 start += 1
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Pieces joined; negative ids are skipped."""
+        """Join pieces; negative ids are skipped."""
         return "".join(self.pieces[i] if i < len(self.pieces) else "\ufffd" for i in ids if i >= 0)
 
     def to_json(self) -> dict[str, Any]:
