@@ -17,7 +17,8 @@ import typer
 from rich.console import Console
 
 from sprunec.cli_flags import with_flags
-from sprunec.engines.world import World, launched, meet
+from sprunec.engines.launch import meet
+from sprunec.engines.world import World, launched
 from sprunec.errors import Diagnostic, InputError, SprunecError
 from sprunec.interrupts import INTERRUPTED, interrupts
 from sprunec.plan.bmcook_flags import Flags

@@ -24,9 +24,9 @@ from sprunec.families.cpm_ant.head import has_own_head
 from sprunec.graph.builder import Builder
 from sprunec.graph.graph import Graph
 from sprunec.passes import compare, compare_format, emit, evaluate, expand, load, measure_speed, read_data
-from sprunec.plan.declared import PASSES
+from sprunec.plan.declared import PASSES, PassSpec
 from sprunec.plan.export_formats import FORMATS
-from sprunec.plan.plan import PassSpec, Plan
+from sprunec.plan.plan import Plan
 
 
 def lower(plan: Plan) -> Graph:

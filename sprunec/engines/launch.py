@@ -1,4 +1,4 @@
-"""Start several processes of this machine that train together, as `torchrun --nproc-per-node N` does."""
+"""Start several processes of this machine that train together, as torchrun does; and meet those it has started."""
 
 from __future__ import annotations
 
@@ -7,9 +7,19 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sprunec.engines.world import World, launched
 from sprunec.interrupts import INTERRUPTED
 
 FAILED = 1
+
+
+def meet() -> World:
+    """Meet the other processes that torchrun has started, if it has; use it in a `with` block."""
+    if launched()[1] == 1:
+        return World()
+    from sprunec.engines.distributed import ProcessGroup
+
+    return ProcessGroup()
 
 
 def launch(processes: int, arguments: Sequence[str]) -> int:

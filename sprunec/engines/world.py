@@ -20,15 +20,6 @@ def launched() -> tuple[int, int]:
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
-def meet() -> World:
-    """Meet the other processes that torchrun has started, if it has; use it in a `with` block."""
-    if launched()[1] == 1:
-        return World()
-    from sprunec.engines.distributed import ProcessGroup
-
-    return ProcessGroup()
-
-
 class World:
     """The processes of a run: this one, whose sums are its own. `ProcessGroup` is several.
 

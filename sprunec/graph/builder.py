@@ -16,8 +16,8 @@ from sprunec.file_digests import file_stamp
 from sprunec.graph.graph import Graph, Node, Roles, digest_of, plain
 from sprunec.graph.options import Options
 from sprunec.graph.weights import NO_MASK, weights_digest
-from sprunec.plan.declared import PASSES
-from sprunec.plan.plan import PassSpec, Plan
+from sprunec.plan.declared import PASSES, PassSpec
+from sprunec.plan.plan import Plan
 from sprunec.plan.targets import Left
 
 Kind = TypeVar("Kind", bound=Options)

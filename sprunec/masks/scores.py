@@ -3,18 +3,66 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sprunec.data.batches import Batch
 from sprunec.engines.device import Place
-from sprunec.masks.criteria import Calibration, Weights
+from sprunec.masks.calibration import Moments, calibrate
 from sprunec.masks.granularity import by_kind
 from sprunec.masks.least_squares import removal_errors
+from sprunec.rewrite.gating import Gates
 from sprunec.rewrite.trace import TracedBlock
 from sprunec.units import INSIDE, SIZE_TARGETS, Key
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a criterion that needs no data is given; no model need be in memory.
+
+    Attributes:
+        blocks: what was traced, of weights or of their shapes alone.
+        sizes: how many units there are.
+        weights: the model's, by name; each is asked for when it is needed, and not kept.
+    """
+
+    blocks: Sequence[TracedBlock]
+    sizes: Mapping[Key, int]
+    weights: Mapping[str, Tensor]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a criterion is given that runs batches through the model; it has all that `Weights` has.
+
+    Attributes:
+        model: its traced blocks replaced by gated ones, all gates open.
+        loss: of a batch, summed over its targets.
+    """
+
+    model: nn.Module
+    gates: Gates
+    blocks: Sequence[TracedBlock]
+    batches: Iterable[Batch]
+    loss: Callable[[nn.Module, Batch], Tensor]
+    place: Place
+    seed: int
+
+    @property
+    def sizes(self) -> Mapping[Key, int]:
+        return self.gates.sizes
+
+    @property
+    def weights(self) -> Mapping[str, Tensor]:
+        return self.model.state_dict()
+
+    def moments(self) -> Moments:
+        return calibrate(self.model, self.blocks, self.batches, self.place)
 
 
 def random(given: Weights | Calibration) -> dict[Key, Tensor]:

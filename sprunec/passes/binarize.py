@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sprunec.graph.builder import Builder
     from sprunec.graph.graph import Node
     from sprunec.masks.budgets import Budget
-    from sprunec.plan.plan import PassSpec
+    from sprunec.plan.declared import PassSpec
 
 
 @dataclass(frozen=True, kw_only=True)

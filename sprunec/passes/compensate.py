@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from sprunec.graph.builder import Builder
     from sprunec.masks.calibration import Moments
-    from sprunec.plan.plan import PassSpec
+    from sprunec.plan.declared import PassSpec
     from sprunec.rewrite.projections import Projection
 
     Soft = Mapping[tuple[int, str], Tensor]

@@ -16,7 +16,7 @@ from sprunec.plan.declared import Pass
 if TYPE_CHECKING:
     from sprunec.checkpoint.writer import Output
     from sprunec.graph.builder import Builder
-    from sprunec.plan.plan import PassSpec
+    from sprunec.plan.declared import PassSpec
 
 
 def add(build: Builder, masks: str, spec: PassSpec | None = None) -> None:

@@ -18,7 +18,7 @@ from sprunec.plan.export_formats import FORMATS, Emission
 
 if TYPE_CHECKING:
     from sprunec.graph.builder import Builder
-    from sprunec.plan.plan import PassSpec
+    from sprunec.plan.declared import PassSpec
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from sprunec.plan.export_formats import formats_of
 if TYPE_CHECKING:
     from sprunec.graph.builder import Builder
     from sprunec.graph.graph import Node
-    from sprunec.plan.plan import PassSpec
+    from sprunec.plan.declared import PassSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,9 @@ class FileOptions(Options):
 def lower(build: Builder, spec: PassSpec) -> None:
     paths: tuple[Any, ...] = spec.options["path"]
     content = tuple(build.masks_digest(path) for path in paths)
-    options = build.options(FileOptions, content=content, even=any(form.uniform for form in formats_of(build.plan)))
+    options = build.options(
+        FileOptions, content=content, even=any(form.uniform for form in formats_of(build.plan.passes))
+    )
     warnings = [weights_warning(path, build.checkpoint) for path in paths]
     if any("steps" in each.options for each in build.plan.passes):
         warnings += [steps_warning(path, build.checkpoint, build.plan.model.start_step) for path in paths]

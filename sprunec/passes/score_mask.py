@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sprunec.graph.builder import Builder
-    from sprunec.plan.plan import PassSpec
+    from sprunec.plan.declared import PassSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ def run(job: Job[ScoreOptions]) -> dict[str, Any]:
 def _by_weights(job: Job[ScoreOptions]) -> dict[Key, Tensor]:
     """Score with one tensor at a time in memory, so that a checkpoint of any size can be."""
     from sprunec.families.cpm_ant.sizes import unit_sizes
-    from sprunec.masks.criteria import Weights
+    from sprunec.masks.scores import Weights
     from sprunec.rewrite.trace import traced_shape
 
     config, options = job.config(), job.options
@@ -62,7 +62,7 @@ def _by_weights(job: Job[ScoreOptions]) -> dict[Key, Tensor]:
 
 def _by_data(job: Job[ScoreOptions]) -> dict[Key, Tensor]:
     from sprunec.engines.loop import language_model_loss
-    from sprunec.masks.criteria import Calibration
+    from sprunec.masks.scores import Calibration
     from sprunec.rewrite.gating import insert_gates
 
     config, model, options = job.config(), job.model(), job.options

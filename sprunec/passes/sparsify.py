@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sprunec.checkpoint.writer import Output
     from sprunec.graph.builder import Builder
     from sprunec.masks.two_four import Pattern
-    from sprunec.plan.plan import PassSpec
+    from sprunec.plan.declared import PassSpec
 
 
 @dataclass(frozen=True, kw_only=True)

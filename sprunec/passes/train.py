@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sprunec.engines.torch_engine import TorchEngine
     from sprunec.graph.builder import Builder
     from sprunec.masks.two_four import Pattern
-    from sprunec.plan.plan import PassSpec
+    from sprunec.plan.declared import PassSpec
     from sprunec.rewrite.trace import TracedBlock
 
 FLOPS_PER_PARAMETER, FLOPS_TO_TEACH = 6, 2

@@ -14,7 +14,7 @@ from sprunec.units import gate_units
 
 if TYPE_CHECKING:
     from sprunec.graph.builder import Builder
-    from sprunec.plan.plan import PassSpec
+    from sprunec.plan.declared import PassSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +42,10 @@ def lower(build: Builder, spec: PassSpec) -> None:
 def run(job: Job[GateOptions]) -> dict[str, Any]:
     from sprunec.engines.loop import fit, language_model_loss
     from sprunec.masks.budgets import allocated, make_budgets
-    from sprunec.masks.criteria import Calibration
     from sprunec.masks.lagrangian import Lagrangian
     from sprunec.masks.learn import GateLearner, settling, start_from, tie
     from sprunec.masks.mask_tensors import START, save_scores
-    from sprunec.masks.scores import comparable
+    from sprunec.masks.scores import Calibration, comparable
     from sprunec.rewrite.gating import insert_gates
 
     engine, config, options, model = engine_of(job), job.config(), job.options, job.model()

@@ -11,14 +11,22 @@ from sprunec.registry import Registry
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from sprunec.graph.builder import Builder
-    from sprunec.graph.graph import Node
-    from sprunec.plan.plan import PassSpec
     from sprunec.units import Key
 
-Lower = Callable[["Builder", "PassSpec"], None]
-Check = Callable[["Node"], None]
-Report = Callable[[dict[str, Any], "Node", Mapping[str, Any]], None]
+
+@dataclass(frozen=True)
+class PassSpec:
+    """One pass with all its options: its own, the plan's training options, and the schema's defaults."""
+
+    name: str
+    options: Mapping[str, Any]
+    pointer: str
+
+
+# Any is a `Builder` or a `Node` of `graph/`, which stands above.
+Lower = Callable[[Any, PassSpec], None]
+Check = Callable[[Any], None]
+Report = Callable[[dict[str, Any], Any, Mapping[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -83,7 +91,7 @@ class Criterion:
     """One way to score units: the higher, the more worth keeping.
 
     Attributes:
-        score: by (layer, unit), a tensor (units,); of `masks.criteria.Weights`, or of `masks.criteria.Calibration`.
+        score: by (layer, unit), a tensor (units,); of `masks.scores.Weights`, or of `masks.scores.Calibration`.
         calibrates: whether it needs the latter, which runs batches through the model.
     """
 

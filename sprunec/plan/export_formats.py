@@ -5,7 +5,7 @@ All of it is told before any work: training that ends in a model which the forma
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from sprunec.errors import Diagnostic, show
 from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.families.cpm_ant.uniform import bias_columns
+from sprunec.plan.declared import PassSpec
 from sprunec.plan.resolve import Draft, Step
 from sprunec.registry import Registry
 from sprunec.units import INSIDE, SIZE_TARGETS
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
     from sprunec.checkpoint.reader import Tensors
     from sprunec.families.base import Inputs
-    from sprunec.plan.plan import Plan
 
 Options = tuple[dict[str, Any], dict[str, tuple[Path, ...]]]
 
@@ -77,7 +77,7 @@ class Format:
         obstacles: code, reason and remedy of what keeps it from holding a config's model.
         instead: what to emit where it cannot be.
         folds: the weights have factors folded in, and are stored in a dtype of choice.
-        options: what decides what it holds, besides the weights and the dtype, and the files that go into it.
+        options: of a Plan, what decides what it holds besides the weights and the dtype, and the files that go into it.
     """
 
     name: str
@@ -88,15 +88,15 @@ class Format:
     obstacles: Callable[[ModelConfig], Iterator[tuple[str, str, str]]] = lambda config: iter(())
     instead: str = ""
     folds: bool = False
-    options: Callable[[Plan], Options] = lambda plan: ({}, {})
+    options: Callable[[Any], Options] = lambda plan: ({}, {})
 
 
 FORMATS = Registry(Format, "sprunec.formats")
 
 
-def formats_of(plan: Plan) -> tuple[Format, ...]:
-    """Give what the plan ends with."""
-    return tuple(FORMATS[name] for spec in plan.passes if spec.name == "emit" for name in spec.options["formats"])
+def formats_of(passes: Iterable[PassSpec]) -> tuple[Format, ...]:
+    """Give what a plan with these passes ends with."""
+    return tuple(FORMATS[name] for spec in passes if spec.name == "emit" for name in spec.options["formats"])
 
 
 def _emitted(draft: Draft) -> Iterator[tuple[Step, list[Format]]]:

@@ -16,7 +16,7 @@ from sprunec.errors import Diagnostic, InputError
 from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.plan.bmcook_flags import NO_FLAGS, Flags
 from sprunec.plan.checks import CHECKS
-from sprunec.plan.declared import PASSES
+from sprunec.plan.declared import PASSES, PassSpec
 from sprunec.plan.files import input_findings
 from sprunec.plan.model_config import model_config, open_directory
 from sprunec.plan.open_plan import override, read_any
@@ -80,15 +80,6 @@ class Engine:
     activation_checkpointing: bool = False
     offload: bool = False
     timeout: int = 600
-
-
-@dataclass(frozen=True)
-class PassSpec:
-    """One pass with all its options: its own, the plan's training options, and the schema's defaults."""
-
-    name: str
-    options: Mapping[str, Any]
-    pointer: str
 
 
 @dataclass(frozen=True)

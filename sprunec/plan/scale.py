@@ -19,7 +19,8 @@ from typing import Any
 
 from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.families.cpm_ant.sizes import unit_cost
-from sprunec.plan.plan import PassSpec, Plan
+from sprunec.plan.declared import PassSpec
+from sprunec.plan.plan import Plan
 
 FLOAT, HALF = 4, 2
 MOMENTS = {"adamw": 2, "adam": 2, "sgd": 1}

@@ -15,7 +15,7 @@ from sprunec.families.cpm_ant.blocks import build, example_inputs
 from sprunec.families.cpm_ant.sizes import everything, unit_sizes
 from sprunec.families.model_directory import empty_model
 from sprunec.masks import scores as scoring
-from sprunec.masks.criteria import Calibration, Weights
+from sprunec.masks.scores import Calibration, Weights
 from sprunec.plan.declared import CRITERIA
 from sprunec.rewrite.gating import insert_gates
 from sprunec.rewrite.recipe import make_recipe

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from sprunec.families.cpm_ant.config import LayerShape
-from sprunec.plan.plan import DataSource, Engine, PassSpec, Plan, check_plan, read_plan
+from sprunec.plan.declared import PassSpec
+from sprunec.plan.plan import DataSource, Engine, Plan, check_plan, read_plan
 
 ROOT = Path(__file__).parents[2]
 GOOD = ROOT / "tests" / "plans" / "good"

@@ -12,10 +12,9 @@ from sprunec.errors import InputError
 
 if TYPE_CHECKING:
     from sprunec.passes.job import Job
-    from sprunec.passes.read_data import DataOptions
 
 
-def read_sets(job: Job[DataOptions], held_out: float | Path) -> dict[str, Any]:
+def read_sets(job: Job[Any], held_out: float | Path) -> dict[str, Any]:
     """Index the training part and the held-out part; the metrics of the pass."""
     options = job.options
     room = options.max_length - options.prompt_length
@@ -32,7 +31,7 @@ def read_sets(job: Job[DataOptions], held_out: float | Path) -> dict[str, Any]:
     return _counts({name: part for name, (part, _) in parts.items()})
 
 
-def _index(job: Job[DataOptions], role: str, limits: Limits) -> Index:
+def _index(job: Job[Any], role: str, limits: Limits) -> Index:
     return make_index(read_set(job.files[role][0].parent, job.options.block_size), limits)
 
 
@@ -48,7 +47,7 @@ def _cut(index: Index, share: float) -> int:
     return int(used[kept]) if kept >= 1 else len(index)
 
 
-def _check_part(job: Job[DataOptions], name: str, index: Index, folder: Path) -> None:
+def _check_part(job: Job[Any], name: str, index: Index, folder: Path) -> None:
     used = _used(index)
     if not len(used):
         message = f"none of the {len(index)} records of the {name} part can be used"
