@@ -75,10 +75,7 @@ KINDS: Mapping[str, Kind] = {
     "megatron": Kind("an index of Megatron's data sets (.idx)", head=rb"MMIDIDX\x00\x00"),
     "utf-32": Kind("UTF-32 text", "save it as UTF-8", rb"\xff\xfe\x00\x00|\x00\x00\xfe\xff"),
     "utf-16": Kind("UTF-16 text", "save it as UTF-8", rb"\xff\xfe|\xfe\xff"),
-    "image": Kind(
-        "an image",
-        head=rb"\x89PNG\r\n|\xff\xd8\xff|GIF8|II\*\x00|MM\x00\*|RIFF....WEBP",
-    ),
+    "image": Kind("an image", head=rb"\x89PNG\r\n|\xff\xd8\xff|GIF8|II\*\x00|MM\x00\*|RIFF....WEBP"),
     "arrow": Kind("an Arrow table", head=rb"ARROW1|FEA1|\xff{4}..[\x00-\x0f]\x00"),
     "bzip2": Kind("a bzip2 archive", _UNPACK, rb"BZh[1-9]1AY&SY"),
     "pickle": Kind("a Python pickle", head=rb"\x80[\x02-\x05]"),
@@ -105,14 +102,8 @@ _HEADS = {name: re.compile(kind.head, re.DOTALL) for name, kind in KINDS.items()
 _HTML = re.compile(rb"<(!doctype html|html|head|body)[\s>]", re.IGNORECASE)
 _TABLE_END = b"\x57\xfb\x80\x8b\x24\x75\x47\xdb"  # of the index beside a TensorFlow checkpoint
 # keys of a JSON object that tell it
-_KEYS: tuple[tuple[str, str], ...] = (
-    ("weight_map", "index"),
-    ("added_tokens", "tokenizer"),
-    ("passes", "plan"),
-    ("model_type", "config"),
-    ("dim_model", "config"),
-    ("hidden_size", "config"),
-)
+_KEYS = {"weight_map": "index", "added_tokens": "tokenizer", "passes": "plan"}
+_KEYS |= dict.fromkeys(("model_type", "dim_model", "hidden_size"), "config")
 
 
 def foreign(path: Path, wanted: str, fine: Collection[str], hints: Mapping[str, str]) -> InputError | None:
@@ -174,9 +165,7 @@ def _text_kind(head: bytes) -> str | None:
     # Latin letters of UTF-16 without a mark: every second byte is 0
     sample = head[: HEAD // 2 * 2]
     nulls = max(sample[0::2].count(0), sample[1::2].count(0))
-    if sample.count(0) == nulls and nulls > len(sample) // 4:
-        return "utf-16"
-    return None
+    return "utf-16" if sample.count(0) == nulls and nulls > len(sample) // 4 else None
 
 
 def file_kind(path: Path) -> str:
@@ -185,8 +174,7 @@ def file_kind(path: Path) -> str:
     Raises:
         OSError: it cannot be read.
     """
-    found = binary_kind(path)
-    if found is not None:
+    if found := binary_kind(path):
         return found
     head = _first(path)
     if head.removeprefix(codecs.BOM_UTF8).lstrip().startswith((b"{", b"[")):
@@ -236,4 +224,4 @@ def _json_kind(path: Path) -> str:
         value: Any = json.loads(content.decode("utf-8-sig"))
     except (ValueError, RecursionError):
         return "text"
-    return next((name for key, name in _KEYS if key in value), "json") if isinstance(value, dict) else "json"
+    return next((name for key, name in _KEYS.items() if key in value), "json") if isinstance(value, dict) else "json"

@@ -107,8 +107,7 @@ def _check_kind(path: Path, wanted: str, fine: Collection[str], hints: Hints) ->
         raise InputError.at(path, "there is no such file", "check the path", code="missing-file")
     if os.path.isdir(path):
         raise InputError.at(path, "this is a folder", "name the file in it", code="not-a-file")
-    told = foreign_text(path, wanted, fine, hints)
-    if told is not None:
+    if told := foreign_text(path, wanted, fine, hints):
         raise told
 
 

@@ -14,7 +14,6 @@ import numpy as np
 from sprunec.checkpoint.safe_pickle import Refused, brief
 
 NUMBERS = {"b1", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f2", "f4", "f8"}
-_PACKAGES = ("numpy._core", "numpy.core")  # the new name and the old
 
 
 class Dtype:
@@ -47,10 +46,6 @@ class Array:
         self.value = flat.reshape(shape, order="F" if by_columns else "C")
 
 
-def _empty(*_: Any) -> Array:
-    return Array()
-
-
 def _from_buffer(raw: bytes, dtype: Dtype, shape: tuple[int, ...], order: str) -> Array:
     found = Array()
     found.__setstate__((1, shape, dtype, order == "F", raw))
@@ -70,9 +65,9 @@ def _encode(text: str, encoding: str) -> bytes:
 
 # What "module.name" stands for, as `load_pickle` takes it; an array's class is only ever passed on.
 NAMES: dict[str, Any] = {"numpy.dtype": Dtype, "numpy.ndarray": Array, "_codecs.encode": _encode}
-for _package in _PACKAGES:
+for _package in ("numpy._core", "numpy.core"):  # the new name and the old
     NAMES[f"{_package}.multiarray.scalar"] = _scalar
-    NAMES[f"{_package}.multiarray._reconstruct"] = _empty
+    NAMES[f"{_package}.multiarray._reconstruct"] = lambda *_: Array()
     NAMES[f"{_package}.numeric._frombuffer"] = _from_buffer
 
 

@@ -101,11 +101,16 @@ class Flags:
     def idle(self) -> list[str]:
         """Tell of the flags that were given and do nothing."""
         helps = {each.name: each.metadata["help"] for each in fields(self)}
-        return [
-            f"{option(name)} {helps[name][0].lower()}{helps[name][1:]}"
-            for name in self.given()
-            if helps[name].startswith(NO_EFFECT)
-        ]
+        return [f"{option(name)} {helps[name]}" for name in self.given() if helps[name].startswith(NO_EFFECT)]
+
+    def native_overrides(self) -> dict[str, Any]:
+        """Give what the flags mean to a native plan, by JSON pointer; paths are made absolute."""
+        values = {name: value for name, value in self.given().items() if name in NATIVE}
+        return {NATIVE[name]: os.path.abspath(value) if name in PATHS else value for name, value in values.items()}
+
+    def foreign_to_native(self) -> list[str]:
+        """Name the flags that a native plan has no place for."""
+        return [option(name) for name in self.given() if name not in NATIVE and name != "save"]
 
 
 NO_FLAGS = Flags()
@@ -119,18 +124,6 @@ def option(name: str) -> str:
 SCRIPT = {each.name: each.metadata["script"] for each in fields(Flags) if each.metadata["script"] is not None}
 NATIVE = {each.name: each.metadata["pointer"] for each in fields(Flags) if each.metadata["pointer"]}
 PATHS = ("model_config", "load", "data_bin_path", "teacher")
-
-
-def native_overrides(flags: Flags) -> dict[str, Any]:
-    """Give what the flags mean to a native plan, by JSON pointer; paths are made absolute."""
-    values = {name: value for name, value in flags.given().items() if name in NATIVE}
-    values |= {name: os.path.abspath(values[name]) for name in PATHS if name in values}
-    return {NATIVE[name]: value for name, value in values.items()}
-
-
-def foreign_to_native(flags: Flags) -> list[str]:
-    """Name the flags that a native plan has no place for."""
-    return [option(name) for name in flags.given() if name not in NATIVE and name != "save"]
 
 
 def plan_name(save_name: str) -> str:

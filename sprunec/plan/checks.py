@@ -36,11 +36,10 @@ def units_fit(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnostic]:
         strangers = mismatched(units, target)
         missing = uncovered(units, target)
         for key in strangers:
-            pointer = f"{step.pointer}/target/{key}"
             message = f"{key} doesn't count {_unit(units)}"
             instead = f"give {' and '.join(missing)} instead" if missing else "remove it"
             hint = f"{instead}, or choose unit {_names(counting(key), ' or ')}"
-            yield draft.source.find("unit-mismatch", pointer, message, hint, key=True)
+            yield draft.source.find("unit-mismatch", f"{step.pointer}/target/{key}", message, hint, key=True)
         if missing and not strangers:
             message = f"the target doesn't say {' and '.join(missing)} for {_unit(units)}"
             hint = f"add {' and '.join(missing)}"
@@ -81,16 +80,14 @@ def emit_last(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnostic]:
         message = "the model is emitted twice"
         yield draft.source.find("emit-twice", step.pointer, message, "keep one emit, as the last pass")
     if len(emits) == 1 and emits[0] is not draft.steps[-1]:
-        message = "emit is not the last pass"
-        yield draft.source.find("emit-not-last", emits[0].pointer, message, "move it to the end")
+        yield draft.source.find("emit-not-last", emits[0].pointer, "emit is not the last pass", "move it to the end")
 
 
 def data_given(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnostic]:
     if draft.has("data"):
         return
     hint = 'add "data": {"source": "python-docs"}'
-    needing = [step for step in draft.steps if step.needs_data]
-    if needing:
+    if needing := [step for step in draft.steps if step.needs_data]:
         message = f"{needing[0].name} needs data, and the plan names none"
         yield draft.source.find("missing-data", f"{needing[0].pointer}/pass", message, hint)
     elif draft.has("evaluate"):

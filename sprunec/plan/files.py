@@ -63,8 +63,13 @@ def named_files(draft: Draft) -> Iterator[tuple[str, Path, str]]:
     model, data = draft.section("model"), draft.section("data")
     yield from _files(draft, "/model/checkpoint", model.get("checkpoint"), "checkpoint")
     if data.get("source") == "cpm-live":
+        from sprunec.bmcook.data.sets import set_files
+
         for key in ("path", "held_out"):
-            yield from _set_files(draft, f"/data/{key}", data.get(key), data.get("block_size"))
+            if isinstance(folder := data.get(key), str):  # what is wrong inside the set, `data_set_whole` tells
+                meta, *files = set_files(draft.folder / folder, data.get("block_size"))
+                yield f"/data/{key}", meta, "data set"
+                yield from ((f"/data/{key}", path, "file of the data set") for path in files)
     else:
         if data.get("source") in ("text", "jsonl", "pairs"):
             yield from _files(draft, "/data/path", data.get("path"), "data file")
@@ -86,19 +91,6 @@ def _files(draft: Draft, pointer: str, written: Any, what: str) -> Iterator[tupl
     if isinstance(written, str | list):
         for index, name in enumerate(as_list(written)):
             yield f"{pointer}/{index}" if isinstance(written, list) else pointer, draft.folder / name, what
-
-
-def _set_files(draft: Draft, pointer: str, written: Any, block_size: Any) -> Iterator[tuple[str, Path, str]]:
-    """Yield a data set's meta.bin and the files it names; what is wrong inside it, `data_set_whole` tells."""
-    if isinstance(written, str):
-        from sprunec.bmcook.data.sets import set_files
-
-        meta, *files = set_files(draft.folder / written, block_size)
-        yield pointer, meta, "data set"
-        yield from ((pointer, path, "file of the data set") for path in files)
-
-
-# ---- checkpoints
 
 
 def checkpoint_findings(draft: Draft, pointer: str, path: Path, config: ModelConfig | None) -> Iterator[Diagnostic]:
@@ -151,9 +143,6 @@ def retold(draft: Draft, pointer: str, error: InputError) -> Iterator[Diagnostic
         yield draft.source.find(found.code, pointer, f"{found.place}: {found.message}", found.hint)
 
 
-# ---- masks that are written
-
-
 def saved_masks_fit(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnostic]:
     """A mask file is written once, has a form that can say what its pass cuts, and is no file that the plan reads."""
     read = _files_read(draft)
@@ -202,7 +191,6 @@ def _files_read(draft: Draft) -> dict[str, str]:
     if isinstance(config, str):
         read[os.path.realpath(draft.folder / config)] = "model config"
     for _, path, what in named_files(draft):
-        read |= {
-            os.path.realpath(file): what for file in (path, *(checkpoint_files(path) if what == "checkpoint" else ()))
-        }
+        files = (path, *checkpoint_files(path)) if what == "checkpoint" else (path,)
+        read |= {os.path.realpath(file): what for file in files}
     return read

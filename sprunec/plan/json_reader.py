@@ -75,7 +75,7 @@ class Reader:
         if char == "{":
             return self._object(pointer, depth)
         if char == "[":
-            return self._list(pointer, depth)
+            return [self._value(f"{pointer}/{index}", depth + 1) for index, _ in enumerate(self._entries("]"))]
         return self._string() if char == '"' else self._number_or_word()
 
     def _object(self, pointer: str, depth: int) -> dict[str, Any]:
@@ -95,12 +95,6 @@ class Reader:
             self.keys.setdefault(child, start)
             value = self._value(child, depth + 1)
             found.setdefault(key, value)
-        return found
-
-    def _list(self, pointer: str, depth: int) -> list[Any]:
-        found: list[Any] = []
-        for _ in self._entries("]"):
-            found.append(self._value(f"{pointer}/{len(found)}", depth + 1))
         return found
 
     def _entries(self, closing: str) -> Iterator[None]:
@@ -139,23 +133,19 @@ class Reader:
         return JsonError(self.at, f"""{"'" + char + "'" if char == '"' else show(char)} {where}""", hint)
 
     def _string(self) -> str:
-        match = _STRING.match(self.text, self.at)
-        if match is None:
-            raise self._broken_string()
+        if (match := _STRING.match(self.text, self.at)) is None:
+            inside = _START.match(self.text, self.at)
+            stop = inside.end() if inside else self.at
+            if self.text.startswith("\\", stop):
+                raise JsonError(stop, f"{show(self.text[stop : stop + 2])} is no escape", 'write a backslash as "\\\\"')
+            if stop >= len(self.text) or self.text[stop] in "\r\n":
+                raise JsonError(self.at, "a string that does not end on its line", 'close it with "')
+            raise JsonError(stop, f"a control character, {show(self.text[stop])}, in a string", "write it as an escape")
         value: str = json.loads(match.group())
         if any("\ud800" <= char <= "\udfff" for char in value):
             raise JsonError(self.at, "a string with half a surrogate pair", "write the character itself")
         self.at = match.end()
         return value
-
-    def _broken_string(self) -> JsonError:
-        inside = _START.match(self.text, self.at)
-        stop = inside.end() if inside else self.at
-        if self.text.startswith("\\", stop):
-            return JsonError(stop, f"{show(self.text[stop : stop + 2])} is no escape", 'write a backslash as "\\\\"')
-        if stop >= len(self.text) or self.text[stop] in "\r\n":
-            return JsonError(self.at, "a string that does not end on its line", 'close it with "')
-        return JsonError(stop, f"a control character, {show(self.text[stop])}, in a string", "write it as an escape")
 
     def _number_or_word(self) -> Any:
         word, number = _WORD.match(self.text, self.at), _NUMBER.match(self.text, self.at)

@@ -26,9 +26,6 @@ PATH_PLACE, CONFIG_PLACE, CHECKPOINT_PLACE = "/model/path", "/model/config", "/m
 Found = tuple[ModelConfig | None, list[Diagnostic]]
 
 
-# ---- a directory
-
-
 def open_directory(source: Source, draft: Draft) -> tuple[Source, list[Diagnostic]]:
     """Put `config` and `checkpoint` as files in the place of a directory, and tell what is wrong with that.
 
@@ -43,11 +40,8 @@ def open_directory(source: Source, draft: Draft) -> tuple[Source, list[Diagnosti
     if not os.path.isdir(directory):
         return source, [_no_directory(source, directory)] if place == PATH_PLACE else []
     if not os.path.isfile(directory / CONFIG):
-        message, hint = (
-            f"the directory {directory} has no {CONFIG}",
-            "name the directory that has one, or the file itself",
-        )
-        return source, [source.find("missing-file", place, message, hint)]
+        hint = "name the directory that has one, or the file itself"
+        return source, [source.find("missing-file", place, f"the directory {directory} has no {CONFIG}", hint)]
     named, found = {"config": os.path.join(written, CONFIG)}, []
     if place == PATH_PLACE or ("checkpoint" not in model and has_weights(directory)):
         named["checkpoint"] = written
@@ -77,9 +71,6 @@ def path_as_config(source: Source) -> Source:
         for marks in (source.places, source.keys)
     )
     return replace(source, value=source.value | {"model": moved}, places=places, keys=keys)
-
-
-# ---- a config
 
 
 def model_config(draft: Draft, *, incomplete: bool = False) -> Found:
@@ -112,11 +103,9 @@ def read_config(path: str) -> Found:
         source = read_source(path, WANTED, HINT)
     except InputError as error:
         return None, list(error.diagnostics)
-    told = foreign(Path(path), WANTED, {"text", "config", "json"}, {"": HINT})
-    if told is not None:
+    if told := foreign(Path(path), WANTED, {"text", "config", "json"}, {"": HINT}):
         return None, list(told.diagnostics)
-    stranger = _foreign_family(source, "", source.value)
-    if stranger is not None:
+    if stranger := _foreign_family(source, "", source.value):
         return None, [stranger]
     if is_huggingface(source.value):
         source = replace(source, value=native_keys(source.value))
@@ -133,8 +122,7 @@ def _foreign_family(source: Source, prefix: str, value: Mapping[str, Any]) -> Di
             hint = f'{TODAY}, whose Hugging Face configs have "model_type": "{STOCK}"'
             return source.find("foreign-config", f"{prefix}/model_type", str(error), hint)
         return None
-    found = config_family(value)
-    if found is None:
+    if (found := config_family(value)) is None:
         return None
     name, key = found
     has = f"it has {key}" if isinstance(value[key], dict | list) else f"its {key} is {show(value[key])}"
@@ -146,8 +134,7 @@ def _excused(source: Source, finding: Diagnostic) -> Diagnostic | None:
     key = finding.pointer[1:]
     if finding.code != "unknown-key" or "/" in key:
         return finding
-    contradiction = older_key(key, source.value.get(key))
-    if contradiction is not None:
+    if (contradiction := older_key(key, source.value.get(key))) is not None:
         other = replace(finding, code="foreign-config", message=contradiction, hint="this is another model")
         return other if contradiction else None
     hint = finding.hint if finding.hint.startswith("did you mean") else "it is ignored"

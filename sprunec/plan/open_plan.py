@@ -14,17 +14,7 @@ from typing import Any
 
 from sprunec.errors import InputError, show
 from sprunec.file_kinds import JSON, foreign
-from sprunec.plan.bmcook_flags import (
-    NATIVE,
-    NO_FLAGS,
-    SECTIONS,
-    Flags,
-    foreign_to_native,
-    is_bmcook,
-    kind_of,
-    native_overrides,
-    option,
-)
+from sprunec.plan.bmcook_flags import NATIVE, NO_FLAGS, SECTIONS, Flags, is_bmcook, kind_of, option
 from sprunec.plan.json_reader import unescape
 from sprunec.plan.model_config import path_as_config
 from sprunec.plan.schema_errors import nearest
@@ -43,21 +33,18 @@ def read_any(path: str | Path, flags: Flags = NO_FLAGS, seconds: Sequence[str | 
     for flag in flags.not_finite():
         raise InputError.at(flag, "this is no finite number", "give one")
     source = read_source(path)
-    told = foreign(Path(path), "a plan", {"text", *JSON}, {"": "name a plan, a JSON file"})
-    if told is not None:
+    if told := foreign(Path(path), "a plan", {"text", *JSON}, {"": "name a plan, a JSON file"}):
         raise told
     if is_bmcook(source.value):
         # By name: that room stands above this one, and only whoever has such a file needs it.
         made: Source = import_module("sprunec.bmcook.plans.stages_to_plan").convert(source, seconds, flags)
         return made
-    other = _other_file(source.value)
-    if other is not None:
+    if other := _other_file(source.value):
         raise InputError(source.find("foreign-file", "", *other))
-    unused = [*foreign_to_native(flags), *map(str, seconds)]
-    if unused:
+    if unused := [*flags.foreign_to_native(), *map(str, seconds)]:
         message = f"{unused[0]} goes with BMCook's bmcook.json, and this is a plan of its own"
         raise InputError(source.find("foreign-flag", "", message, "edit the plan instead"))
-    overrides = native_overrides(flags)
+    overrides = flags.native_overrides()
     if "/model/config" in overrides or "/model/checkpoint" in overrides:
         source = path_as_config(source)
     named = {NATIVE[name]: (Source(option(name), None), "") for name in flags.given() if name in NATIVE}
@@ -67,10 +54,8 @@ def read_any(path: str | Path, flags: Flags = NO_FLAGS, seconds: Sequence[str | 
 def _other_file(value: Mapping[str, Any]) -> tuple[str, str] | None:
     """Say what a file is, and what to do, where it is neither a plan nor a bmcook.json."""
     if kind_of(value):
-        return (
-            "this is the file beside bmcook.json, not bmcook.json itself",
-            "name bmcook.json; this one is found beside it",
-        )
+        message = "this is the file beside bmcook.json, not bmcook.json itself"
+        return message, "name bmcook.json; this one is found beside it"
     if "passes" in value:
         return None
     if "dim_model" in value:

@@ -21,6 +21,7 @@ from sprunec.plan.files import input_findings
 from sprunec.plan.model_config import model_config, open_directory
 from sprunec.plan.open_plan import override, read_any
 from sprunec.plan.resolve import Draft, as_list
+from sprunec.plan.schema import resolve
 from sprunec.plan.schema_errors import schema_findings
 from sprunec.plan.source import Source
 
@@ -159,9 +160,8 @@ def check_source(
 
 
 def _in_order(found: Iterable[Diagnostic], file: str) -> tuple[Diagnostic, ...]:
-    def place(finding: Diagnostic) -> tuple[Any, ...]:
-        elsewhere = finding.file != file
-        return finding.severity != "error", elsewhere, finding.file, finding.line, finding.column
+    def place(each: Diagnostic) -> tuple[Any, ...]:
+        return each.severity != "error", each.file != file, each.file, each.line, each.column
 
     return tuple(sorted(dict.fromkeys(found), key=place))
 
@@ -169,20 +169,16 @@ def _in_order(found: Iterable[Diagnostic], file: str) -> tuple[Diagnostic, ...]:
 def _plan(draft: Draft, config: ModelConfig) -> Plan:
     value = draft.source.value
     passes = tuple(PassSpec(step.name, step.options or NOTHING, step.pointer) for step in draft.steps)
-    trains = any(PASSES[spec.name].trains for spec in passes)
     checkpoint = value["model"].get("checkpoint")
+    start = None if checkpoint is None else draft.folder / checkpoint
     return Plan(
         name=value["name"],
-        seed=draft.seed,
-        model=ModelSource(
-            config,
-            None if checkpoint is None else draft.folder / checkpoint,
-            draft.section("model").get("start_step", 0),
-        ),
+        seed=resolve("plan", value)["seed"],
+        model=ModelSource(config, start, draft.section("model").get("start_step", 0)),
         data=_data(draft) if draft.has("data") else None,
         engine=Engine(**draft.section("engine")),
         evaluate_tokens=draft.section("evaluate")["tokens"],
-        evaluate=trains or draft.has("evaluate"),
+        evaluate=draft.has("evaluate") or any(PASSES[spec.name].trains for spec in passes),
         passes=passes,
         file=Path(draft.source.file),
         checkpoint_name=draft.section("outputs").get("checkpoint"),
@@ -192,10 +188,9 @@ def _plan(draft: Draft, config: ModelConfig) -> Plan:
 
 def _data(draft: Draft) -> DataSource:
     section = draft.section("data")
-    paths = tuple(draft.folder / path for path in as_list(section.pop("path", [])))
     held_out, tokenizer, vocab = section.pop("held_out"), section.pop("tokenizer"), section.pop("vocab", None)
     return DataSource(
-        paths=paths,
+        paths=tuple(draft.folder / path for path in as_list(section.pop("path", []))),
         held_out=draft.folder / held_out if isinstance(held_out, str) else held_out,
         tokenizer=tokenizer if tokenizer == "characters" else draft.folder / tokenizer,
         vocab=None if vocab is None else draft.folder / vocab,

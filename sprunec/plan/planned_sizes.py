@@ -137,8 +137,7 @@ class _Check:
 
     def _short(self, given: ModelConfig) -> Iterator[Diagnostic]:
         """Find counts that not every layer, or not all of them together, can keep."""
-        counts = self._counts("target") if self.left.known else {}
-        for key, wanted in counts.items():
+        for key, wanted in (self._counts("target") if self.left.known else {}).items():
             if key in WHOLE_TARGETS:
                 continue
             if self.options["budget"] == "global":

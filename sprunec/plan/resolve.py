@@ -59,11 +59,6 @@ class Draft:
         return self.source.folder
 
     @property
-    def seed(self) -> int:
-        seed: int = resolve("plan", self.source.value)["seed"]
-        return seed
-
-    @property
     def paths_start(self) -> str:
         """Tell what paths start from: BMCook's files mean the current directory."""
         start = "current directory" if self.source.is_made else "plan's folder"
@@ -112,18 +107,16 @@ def finish(options: dict[str, Any], folder: Path) -> Mapping[str, Any]:
     """Write in one way, which passes read, what a plan may write in several."""
     if "unit" in options:
         options["unit"] = as_list(options["unit"])
-        options["target"] = _target(options["target"])
-        if "gates_for" in options:
-            options["gates_for"] = _target(options["gates_for"])
+        options |= {key: _target(options[key]) for key in ("target", "gates_for") if key in options}
     if "path" in options:
         options["path"] = tuple(folder / path for path in as_list(options["path"]))
     if options.get("save_mask") is not None:
         options["save_mask"] = folder / options["save_mask"]
     if (options.get("distillation") or {}).get("teacher") is not None:
         options["distillation"] = options["distillation"] | {"teacher": folder / options["distillation"]["teacher"]}
-    if "warmup_steps" in options and options["warmup_steps"] is None:
+    if options.get("warmup_steps", 0) is None:
         options["warmup_steps"] = options["steps"] // _WARMUP_SHARE
-    if "mask_learning_rate" in options and options["mask_learning_rate"] is None:
+    if options.get("mask_learning_rate", 0) is None:
         least, most = _GATE_RATES
         options["mask_learning_rate"] = min(most, max(least, _GATE_PATH / options["steps"]))
     return MappingProxyType({key: freeze(value) for key, value in options.items()})

@@ -97,8 +97,7 @@ def cost(config: ModelConfig, setting: Setting) -> Cost:
         working = 2.0 * FLOAT * outside + (2.0 * setting.gathered + FLOAT) * max(blocks, default=0)
         sent = (2.0 * setting.gathered + FLOAT) * sum(blocks) + 2.0 * FLOAT * outside
     weights, taught = FLOAT * parameters / share, float(FLOAT * setting.teacher)
-    activated = activations(config, setting)
-    return Cost(weights, weights, moments, working + taught, activated, (n - 1) / n * sent)
+    return Cost(weights, weights, moments, working + taught, activations(config, setting), (n - 1) / n * sent)
 
 
 def activations(config: ModelConfig, setting: Setting) -> float:

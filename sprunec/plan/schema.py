@@ -38,8 +38,7 @@ def schema_folder() -> Path:
 
 def load_schema(name: str) -> Schema:
     """Read `plan`, `training`, `passes/train-mask`, … as they stand in their files."""
-    text = (schema_folder() / f"{name}{_ENDING}").read_text(encoding="utf-8")
-    schema: Schema = json.loads(text)
+    schema: Schema = json.loads((schema_folder() / f"{name}{_ENDING}").read_text(encoding="utf-8"))
     return schema
 
 
@@ -55,19 +54,16 @@ def pass_names() -> tuple[str, ...]:
 
 def properties(schema: str | Schema) -> dict[str, Schema]:
     """Collect all keys that a schema offers, those behind its references too."""
-    start = _registry()[_uri(schema)].contents if isinstance(schema, str) else schema
-    return dict(_collect(_follow(start)))
+    return dict(_collect(_follow(_registry()[_uri(schema)].contents if isinstance(schema, str) else schema)))
 
 
 def resolve(schema: str | Schema, given: Mapping[str, Any]) -> dict[str, Any]:
     """Fill in the schema's defaults; type and order what is `given` as the schema does."""
-    options = {}
-    for key, rule in properties(schema).items():
-        if key in given:
-            options[key] = _typed(given[key], rule)
-        elif "default" in rule:
-            options[key] = rule["default"]
-    return options
+    return {
+        key: _typed(given[key], rule) if key in given else rule["default"]
+        for key, rule in properties(schema).items()
+        if key in given or "default" in rule
+    }
 
 
 def _typed(value: Any, rule: Schema) -> Any:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from difflib import get_close_matches
+from functools import reduce
+from operator import getitem
 from typing import Any
 
 from jsonschema.exceptions import ValidationError
@@ -30,7 +32,7 @@ _KINDS = {
 
 def schema_findings(source: Source, schema: str, prefix: str = "") -> list[Diagnostic]:
     """Tell everything the schema has against the value at `prefix`, one finding per mistake."""
-    errors = list(validator(schema).iter_errors(_at(source.value, prefix)))
+    errors = list(validator(schema).iter_errors(reduce(getitem, prefix.split("/")[1:], source.value)))
     wrong_type = {_pointer(error, prefix) for error in errors if error.validator == "type"}
     found: dict[tuple[str, str], Diagnostic] = {}
     for error in errors:
@@ -59,12 +61,6 @@ def remedy(rule: Schema) -> str:
     return ", ".join(part for part in (f"give {what}" if what else "", example) if part)
 
 
-def _at(value: Any, pointer: str) -> Any:
-    for step in pointer.split("/")[1:]:
-        value = value[step]
-    return value
-
-
 def _pointer(error: ValidationError, prefix: str) -> str:
     return prefix + "".join(f"/{escape(step)}" for step in error.absolute_path)
 
@@ -72,23 +68,18 @@ def _pointer(error: ValidationError, prefix: str) -> str:
 def _explain(source: Source, pointer: str, error: ValidationError) -> Iterator[Diagnostic]:
     keyword = str(error.validator)
     if keyword in ("additionalProperties", "unevaluatedProperties"):
-        yield from _unknown_keys(source, pointer, error)
+        known = properties(error.schema)
+        listed = ", ".join(key for key in known if key != "$schema")
+        for key in (key for key in error.instance if key not in known):
+            near = nearest(key, [name for name in known if name not in error.instance])
+            hint = f"did you mean {show(near)}?" if near else f"known keys are {listed}"
+            yield source.find("unknown-key", f"{pointer}/{escape(key)}", f"unknown key {show(key)}", hint, key=True)
     elif keyword == "required":
         yield _missing_key(source, pointer, error)
     else:
         code, message = _described(keyword, error)
         hint = "name each once" if keyword == "uniqueItems" else _choice(error) or remedy(error.schema)
         yield source.find(code, pointer, message, hint)
-
-
-def _unknown_keys(source: Source, pointer: str, error: ValidationError) -> Iterator[Diagnostic]:
-    known = properties(error.schema)
-    listed = ", ".join(key for key in known if key != "$schema")
-    for key in error.instance:
-        if key not in known:
-            near = nearest(key, [name for name in known if name not in error.instance])
-            hint = f"did you mean {show(near)}?" if near else f"known keys are {listed}"
-            yield source.find("unknown-key", f"{pointer}/{escape(key)}", f"unknown key {show(key)}", hint, key=True)
 
 
 def _missing_key(source: Source, pointer: str, error: ValidationError) -> Diagnostic:
@@ -107,8 +98,7 @@ def _choice(error: ValidationError) -> str:
     if error.validator not in ("enum", "const"):
         return ""
     choices = error.validator_value if error.validator == "enum" else [error.validator_value]
-    near = nearest(error.instance, choices) if isinstance(error.instance, str) else ""
-    if near:
+    if isinstance(error.instance, str) and (near := nearest(error.instance, choices)):
         return f"did you mean {show(near)}?"
     return str(error.schema.get("errorMessage") or f"choose {series([show(choice) for choice in choices], 'or')}")
 
@@ -121,7 +111,10 @@ def _described(keyword: str, error: ValidationError) -> tuple[str, str]:
             kinds = [limit] if isinstance(limit, str) else limit
             return "wrong-type", f"{shown} is not {' or '.join(_KINDS[kind] for kind in kinds)}"
         case "enum" | "const":
-            return "not-a-choice", f"{shown} is not {_kind_of_choice(error)}"
+            key = next((step for step in reversed(error.absolute_path) if isinstance(step, str)), "")
+            key = key.removesuffix("s") if error.absolute_path and isinstance(error.absolute_path[-1], int) else key
+            kind = f"a known {key}" if key and isinstance(value, str) else "a choice"
+            return "not-a-choice", f"{shown} is not {kind}"
         case "minimum" | "exclusiveMinimum" | "maximum" | "exclusiveMaximum":
             over, under = ("above", "below") if "inimum" in keyword else ("below", "above")
             return "out-of-range", f"{shown} is {f'not {over}' if value == limit else under} {show(limit)}"
@@ -139,12 +132,6 @@ def _described(keyword: str, error: ValidationError) -> tuple[str, str]:
         case "not":
             return "bad-combination", f"{shown} does not belong here: {error.schema.get('description', '')}"
     return "bad-value", f"{shown} breaks the rule {keyword} {show(limit)}"
-
-
-def _kind_of_choice(error: ValidationError) -> str:
-    key = next((step for step in reversed(error.absolute_path) if isinstance(step, str)), "")
-    key = key.removesuffix("s") if error.absolute_path and isinstance(error.absolute_path[-1], int) else key
-    return f"a known {key}" if key and isinstance(error.instance, str) else "a choice"
 
 
 def _without_echoes(found: list[Diagnostic]) -> list[Diagnostic]:

@@ -53,14 +53,11 @@ class Source:
 
     def place(self, pointer: str, key: bool = False) -> Place:
         """Find where the value (or its key) stands; for what is not written, where the nearest parent does."""
-        if key and pointer in self.keys:
-            return self.keys[pointer]
-        return _nearest(self.places, pointer) or (0, 0)
+        return self.keys[pointer] if key and pointer in self.keys else _nearest(self.places, pointer) or (0, 0)
 
     def find(self, code: str, pointer: str, message: str, hint: str = "", *, key: bool = False) -> Diagnostic:
         """Make an error at the pointer's place, or at the place that the value comes from."""
-        origin = _nearest(self.origins, pointer)
-        if origin is not None:
+        if origin := _nearest(self.origins, pointer):
             return origin[0].find(code, origin[1], message, hint, key=key)
         line, column = self.place(pointer, key)
         return Diagnostic(code, message, hint, "error", self.file, pointer, line, column)

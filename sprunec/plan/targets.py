@@ -12,7 +12,8 @@ from sprunec.families.cpm_ant.config import LayerShape, ModelConfig
 from sprunec.families.cpm_ant.sizes import parameters_without, removable, unit_sizes
 from sprunec.units import COUNTED, INSIDE, SIZE_TARGETS, UNITS, Unit, counting
 
-NO_MULTIPLES: Mapping[str, int] = MappingProxyType({})
+Multiples = Mapping[str, int]
+NO_MULTIPLES: Multiples = MappingProxyType({})
 WHOLE_TARGETS = tuple(target for target, unit in COUNTED.items() if not unit.field)
 _SUFFIXES = {"K": 10**3, "M": 10**6, "B": 10**9}
 
@@ -32,9 +33,7 @@ def uncovered(units: Iterable[str], target: Collection[str]) -> list[str]:
 
 def parameter_count(written: float | str) -> int:
     """Read a number of parameters: 300000000 and "300M" are one."""
-    if isinstance(written, str):
-        return round(Fraction(written[:-1]) * _SUFFIXES[written[-1]])
-    return int(written)
+    return round(Fraction(written[:-1]) * _SUFFIXES[written[-1]]) if isinstance(written, str) else int(written)
 
 
 @dataclass(frozen=True)
@@ -66,9 +65,8 @@ class Left:
 
     def most(self, key: str, budget: str) -> int:
         """Give the largest count that means anything under this budget."""
-        if budget == "global" and key in self.means:
-            return min(int(self.means[key]), self.counts[key])
-        return self.counts[key]
+        count = self.counts[key]
+        return min(int(self.means[key]), count) if budget == "global" and key in self.means else count
 
     def least_parameters(self, units: Iterable[str]) -> int:
         """Count what stays when every one of these units is cut; of unknown shapes, when everything is."""
@@ -78,7 +76,7 @@ class Left:
         """Follow a pass that may have cut anything."""
         return replace(self, known=False)
 
-    def after(self, target: Mapping[str, Any], budget: str, multiple_of: Mapping[str, int] = NO_MULTIPLES) -> Left:
+    def after(self, target: Mapping[str, Any], budget: str, multiple_of: Multiples = NO_MULTIPLES) -> Left:
         """Follow a pass that reaches its target."""
         config = _cut(self.config, target, budget, multiple_of) if self.known else None
         if config is not None:
@@ -91,13 +89,10 @@ class Left:
             counts |= {key: self.counts[key] for key in means}
             means = {key: min(mean, Fraction(target.get(key, mean))) for key, mean in means.items()}
         counts["num_layers"] = min(counts["num_layers"], counts["num_attention"] + counts["num_feed_forward"])
-        counts["num_attention"] = min(counts["num_attention"], counts["num_layers"])
-        counts["num_feed_forward"] = min(counts["num_feed_forward"], counts["num_layers"])
+        counts |= {key: min(counts[key], counts["num_layers"]) for key in ("num_attention", "num_feed_forward")}
         return Left(counts, means, self.config, min(self.parameters, target.get("parameters", self.parameters)), False)
 
-    def planned(
-        self, units: Collection[str], target: Mapping[str, Any], multiple_of: Mapping[str, int] = NO_MULTIPLES
-    ) -> Left:
+    def planned(self, units: Collection[str], target: Mapping[str, Any], multiple_of: Multiples = NO_MULTIPLES) -> Left:
         """Follow as `after`; a count that layers share out by themselves is taken as the same in each.
 
         The parameters are then exact but for the norms of sublayers that end up empty. Where an earlier pass has chosen
@@ -109,9 +104,7 @@ class Left:
         return replace(self, known=False, parameters=self.parameters - removed)
 
 
-def _cut(
-    config: ModelConfig, target: Mapping[str, Any], budget: str, multiple_of: Mapping[str, int]
-) -> ModelConfig | None:
+def _cut(config: ModelConfig, target: Mapping[str, Any], budget: str, multiple_of: Multiples) -> ModelConfig | None:
     """Cut the model to count targets; None where the pass itself chooses among unlike units."""
     if any(size in target for size in SIZE_TARGETS):
         return None
@@ -124,8 +117,7 @@ def _cut(
         layers = tuple(_trimmed(layer, unit, target[unit.target], multiple) for layer in layers)
     for unit in (UNITS["attention"], UNITS["feed_forward"], UNITS["block"]):
         if unit.target in target:
-            fewer = _drop(layers, target[unit.target], unit)
-            if fewer is None:
+            if (fewer := _drop(layers, target[unit.target], unit)) is None:
                 return None
             layers = fewer
     return replace(config, layers=layers)

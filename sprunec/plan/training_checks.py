@@ -21,12 +21,11 @@ _READS = {"logits": ("temperature",), "hidden": ("pairs", "project")}
 
 def training_fits(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnostic]:
     """Check the options of each training pass; tell of those written once for all passes once."""
-    told = set()
+    told: dict[tuple[str, str], Diagnostic] = {}
     for step, options in draft.valid(training=True):
         for finding in _training_findings(draft, step, options):
-            if (finding.code, finding.pointer) not in told:
-                told.add((finding.code, finding.pointer))
-                yield finding
+            told.setdefault((finding.code, finding.pointer), finding)
+    yield from told.values()
 
 
 def _training_findings(draft: Draft, step: Step, options: Mapping[str, Any]) -> Iterator[Diagnostic]:
@@ -64,9 +63,7 @@ def engine_fits(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnostic
     if device != "auto" and not device.startswith("cuda"):
         message = f"bmtrain works on CUDA alone, not on {device}"
         yield draft.source.find("engine-cannot", "/engine/device", message, f'write "cuda", {OTHER_ENGINE}')
-    sparse = next(
-        (place for place, step in enumerate(draft.steps) if step.declared.removes == "weights"), len(draft.steps)
-    )
+    sparse = next((at for at, step in enumerate(draft.steps) if step.declared.removes == "weights"), len(draft.steps))
     for step, options in draft.valid(training=True):
         cannot = []
         if draft.steps.index(step) > sparse:
@@ -77,8 +74,7 @@ def engine_fits(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnostic
             what = f"has no {options['optimizer']} that works on the CPU, which offload asks for"
             cannot.append((what, 'write "optimizer": "adam"'))
         for what, instead in cannot:
-            hint = f"{instead}, {OTHER_ENGINE}"
-            yield draft.source.find("engine-cannot", step.pointer, f"bmtrain {what}", hint)
+            yield draft.source.find("engine-cannot", step.pointer, f"bmtrain {what}", f"{instead}, {OTHER_ENGINE}")
 
 
 def distillation_fits(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnostic]:
@@ -130,11 +126,9 @@ def _pairs(
             close = [show(module) for module in get_close_matches(name, known, n=3)]
             hint = f"did you mean {' or '.join(close)}?" if close else STATES_HINT
             yield draft.source.find("unknown-module", place, message, hint)
-        if not unknown and not options["project"]:
-            why = _unlike(pair, config, cut)
-            if why:
-                hint = 'write "project": true, or pair states of one width'
-                yield draft.source.find("unlike-states", place, f"{pair}: {why}", hint)
+        if not unknown and not options["project"] and (why := _unlike(pair, config, cut)):
+            hint = 'write "project": true, or pair states of one width'
+            yield draft.source.find("unlike-states", place, f"{pair}: {why}", hint)
 
 
 def _unlike(pair: Pair, config: ModelConfig, cut: Collection[str]) -> str:

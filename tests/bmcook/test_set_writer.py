@@ -18,7 +18,7 @@ from sprunec.cli import app
 from sprunec.errors import InputError
 from sprunec.families.cpm_ant.vocabulary import Vocabulary, read_vocabulary
 from sprunec.plan.schema import validator
-from tests.data.test_vocabulary import PIECES, SPECIAL, file_of
+from tests.families.test_vocabulary import PIECES, SPECIAL, file_of
 from tests.helpers.live_sets import blocks_of, read_v1, some_records
 
 SENTENCE = "今天天气很好,去公园散步!"

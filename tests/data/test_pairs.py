@@ -19,7 +19,7 @@ from sprunec.passes.job import Job
 from sprunec.passes.read_data import run
 from tests.conftest import TINY, tiny_config
 from tests.data.test_batches import same
-from tests.data.test_vocabulary import PIECES, SPECIAL, file_of
+from tests.families.test_vocabulary import PIECES, SPECIAL, file_of
 
 PROMPT, COLUMNS = TINY["prompt_length"], 17
 PAIRS = [("abc", "de"), ("a", ""), ("", "edc"), ("abcdeabcdeabcde", "ab"), ("b", "abcdeabcde")]

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sprunec.families.cpm_ant.huggingface_names import STOCK_PREFIX, Part, parts, stock_keys
 from tests.conftest import tiny_config, tiny_model
-from tests.data.test_vocabulary import SPECIAL
+from tests.families.test_vocabulary import SPECIAL
 from tests.helpers.contents import (
     MASK_NUMBERS,
     changed_lines,

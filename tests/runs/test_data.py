@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from sprunec.cli import app
 from tests.data.test_pairs import pair_file
-from tests.data.test_vocabulary import PIECES, SPECIAL, file_of
+from tests.families.test_vocabulary import PIECES, SPECIAL, file_of
 from tests.helpers.live_sets import some_records, write_v1, write_v2
 from tests.helpers.small_plans import EMIT, TRAIN, plan, read_report, write
 

@@ -16,7 +16,7 @@ from sprunec.checkpoint.writer import save_tensors
 from sprunec.cli import main
 from sprunec.errors import REMEDIES, InputError, PassError
 from sprunec.execution.progress import Watcher
-from tests.data.test_vocabulary import SPECIAL
+from tests.families.test_vocabulary import SPECIAL
 from tests.helpers.bmcook_files import FINE, bmcook, converted
 from tests.helpers.faults import Disk, is_named, watched
 from tests.helpers.guide import command, prepare

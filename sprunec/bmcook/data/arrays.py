@@ -75,9 +75,11 @@ def parse_array(buffer: Buffer, start: int, end: int) -> tuple[Integers, int]:
         Refused: it is anything else.
     """
     for head, tail in _HEADS:
-        found = head.match(buffer, start, end)
-        if found:
-            return _in_place(buffer, found, tail, end) or _slowly(buffer, start, end)
+        if found := head.match(buffer, start, end):
+            (count, size), at = (int.from_bytes(opcode[1:], "little") for opcode in found.groups()), found.end()
+            rest = tail.match(buffer, at + size, end) if at + size <= end and count * 8 == size else None
+            if rest is not None:  # what is around the numbers fits them: they are taken where they lie
+                return np.frombuffer(buffer, "<i8", count, at), rest.end()
     return _slowly(buffer, start, end)
 
 
@@ -104,13 +106,6 @@ def dump_array(values: Integers) -> bytes:
     )
     tail = b"\x94t\x94b."
     return b"\x80\x04\x95" + (len(body) + size + len(tail)).to_bytes(8, "little") + body + data + tail
-
-
-def _in_place(buffer: Buffer, head: re.Match[bytes], tail: re.Pattern[bytes], end: int) -> tuple[Integers, int] | None:
-    """Take the numbers where they lie; None if what is around them does not fit them."""
-    (count, size), start = (int.from_bytes(opcode[1:], "little") for opcode in head.groups()), head.end()
-    rest = tail.match(buffer, start + size, end) if start + size <= end and count * 8 == size else None
-    return (np.frombuffer(buffer, "<i8", count, start), rest.end()) if rest is not None else None
 
 
 def _slowly(buffer: Buffer, start: int, end: int) -> tuple[Integers, int]:

@@ -23,10 +23,20 @@ def read_sets(job: Job[Any], held_out: float | Path) -> dict[str, Any]:
     if isinstance(held_out, Path):
         parts = {"train": (index, "paths"), "held_out": (_index(job, "held_out", limits), "held_out")}
     else:
-        cut = _cut(index, held_out)
+        # the last share of the records in use is held out, one of them at least
+        used = (index["status"] == Status.USED).nonzero()[0]
+        kept = len(used) - max(1, round(len(used) * held_out))
+        cut = int(used[kept]) if kept >= 1 else len(index)
         parts = {"train": (index[:cut], "paths"), "held_out": (index[cut:], "paths")}
     for name, (part, role) in parts.items():
-        _check_part(job, name, part, job.files[role][0].parent)
+        folder, tasks = job.files[role][0].parent, _used(part)["task"]
+        if not len(tasks):
+            message = f"none of the {len(part)} records of the {name} part can be used"
+            raise InputError.at(folder, message, "give a larger set, or a larger data.max_length")
+        ids = (int(tasks.max()) + 1) * options.prompt_length
+        if options.packed_prompts != PROMPT_TABLE and ids > options.vocab_size:
+            message = f"prompt ids up to {ids - 1} are looked up among {options.vocab_size} tokens"
+            raise InputError.at(folder, message, f'set data.packed_prompts to "{PROMPT_TABLE}"')
     save_live_data(job.out, parts, {"order": options.order, "packed_prompts": options.packed_prompts})
     return _counts({name: part for name, (part, _) in parts.items()})
 
@@ -38,24 +48,6 @@ def _index(job: Job[Any], role: str, limits: Limits) -> Index:
 def _used(index: Index) -> Index:
     used: Index = index[index["status"] == Status.USED]
     return used
-
-
-def _cut(index: Index, share: float) -> int:
-    """The row from which on the last share of the records in use is held out, one of them at least."""
-    used = (index["status"] == Status.USED).nonzero()[0]
-    kept = len(used) - max(1, round(len(used) * share))
-    return int(used[kept]) if kept >= 1 else len(index)
-
-
-def _check_part(job: Job[Any], name: str, index: Index, folder: Path) -> None:
-    used = _used(index)
-    if not len(used):
-        message = f"none of the {len(index)} records of the {name} part can be used"
-        raise InputError.at(folder, message, "give a larger set, or a larger data.max_length")
-    ids = (int(used["task"].max()) + 1) * job.options.prompt_length
-    if job.options.packed_prompts != PROMPT_TABLE and ids > job.options.vocab_size:
-        message = f"prompt ids up to {ids - 1} are looked up among {job.options.vocab_size} tokens"
-        raise InputError.at(folder, message, f'set data.packed_prompts to "{PROMPT_TABLE}"')
 
 
 def _counts(parts: dict[str, Index]) -> dict[str, Any]:

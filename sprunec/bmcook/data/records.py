@@ -87,9 +87,8 @@ class Records:
     def __getitem__(self, number: int) -> Record:
         row = self.index[number]
         path, offset, size = self._paths[int(row["file"])], int(row["offset"]), int(row["size"])
-        content = _read(path, offset, size)
         try:
-            record = parse_record(parse_payload(content, 0, size))
+            record = parse_record(parse_payload(_read(path, offset, size), 0, size))
             if record.tokens.size != row["tokens"]:
                 raise Refused(f"{record.tokens.size} tokens")
         except Refused as error:

@@ -149,8 +149,7 @@ def _files_v1(meta: Path, content: bytes, block_size: int) -> list[FileInfo]:
 
 
 def _files_v2(meta: Path, content: bytes) -> list[FileInfo]:
-    told = foreign(meta, "the meta.bin of a data set", TEXT, {"": ANEW})
-    if told is not None:
+    if told := foreign(meta, "the meta.bin of a data set", TEXT, {"": ANEW}):
         raise told
     files = []
     for number, line in enumerate(decode(content, meta).split("\n"), start=1):

@@ -69,9 +69,8 @@ class Order:
     def _make(self, number: int) -> NDArray[np.int64]:
         if not self._shuffled:
             return np.concatenate([np.arange(start, end) for start, end in self._spans])
-        order = draws(self._seed, number, BLOCKS).permutation(len(self._spans))
         parts = []
-        for block in order.tolist():
+        for block in draws(self._seed, number, BLOCKS).permutation(len(self._spans)).tolist():
             start, end = self._spans[block].tolist()
             parts.append(start + draws(self._seed, number, WITHIN, block).permutation(end - start))
         return np.concatenate(parts)
@@ -127,16 +126,12 @@ class LiveData:
 
     def batch(self, step: int) -> Batch:
         """Make the global batch of training step `step`."""
-        rows = [(rank, row) for rank, stream in enumerate(self._streams) for row in stream.rows(step)]
-        return self.packer.pack(
-            [
-                [
-                    make_example(self.train[record], draws(self.seed, place, TRAINING, rank))
-                    for place, record in documents
-                ]
-                for rank, documents in rows
-            ]
-        )
+        rows = [
+            [make_example(self.train[record], draws(self.seed, place, TRAINING, rank)) for place, record in row]
+            for rank, stream in enumerate(self._streams)
+            for row in stream.rows(step)
+        ]
+        return self.packer.pack(rows)
 
     def held_out_batches(self, tokens: int | None = None) -> Iterator[Batch]:
         """Pack the held-out records in stored order; what is hidden in each is always the same.
@@ -182,8 +177,7 @@ def save_live_data(directory: Path, parts: Mapping[str, tuple[Index, str]], abou
     """Keep the indexes of the parts `train` and `held_out`, each with the role of the files it is about."""
     for part, (index, _) in parts.items():
         save_array(directory / f"{part}.npy", index)
-    roles = {part: role for part, (_, role) in parts.items()}
-    write_new(directory / ABOUT, json.dumps({"roles": roles, **about}))
+    write_new(directory / ABOUT, json.dumps({"roles": {part: role for part, (_, role) in parts.items()}, **about}))
 
 
 def load_live_data(

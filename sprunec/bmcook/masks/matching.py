@@ -125,19 +125,13 @@ def _fine_masks(mask: MaskTensor, models: Mapping[str, Kept]) -> Masks:
     if layers is None:
         counts = {name: len(found) for name, found in references.items()}
         raise _unfit(mask.path, f"{mask.key} has {mask.rows} rows", counts)
-    columns = _columns(mask, layers, models)
+    # the columns are the units of the model whose widest layer has as many
+    widths = {name: max((len(models[name].units(k, mask.unit)) for k in layers), default=0) for name in (INPUT, HERE)}
+    columns = next((models[name] for name, width in widths.items() if width == mask.columns), None)
+    if columns is None:
+        raise _unfit(mask.path, f"{mask.key} has {mask.columns} columns", widths, "units in its widest layer")
     rows = zip(layers, mask.kept(), strict=True)
     return {(k, mask.unit): _row(mask, k, row, columns, whole) for k, row in rows if whole.has(k, mask.unit)}
-
-
-def _columns(mask: MaskTensor, layers: Sequence[int], models: Mapping[str, Kept]) -> Kept:
-    """The model whose units the columns are: the widest layer's count tells."""
-    widths = {}
-    for name in (INPUT, HERE):
-        widths[name] = max((len(models[name].units(index, mask.unit)) for index in layers), default=0)
-        if widths[name] == mask.columns:
-            return models[name]
-    raise _unfit(mask.path, f"{mask.key} has {mask.columns} columns", widths, "units in its widest layer")
 
 
 def _row(mask: MaskTensor, index: int, row: Tensor, columns: Kept, whole: Kept) -> Tensor:

@@ -77,14 +77,12 @@ def read_mask_file(path: Path, kind: str, shapes: Mapping[str, Shape], targets: 
     _check_targets(path, found, targets)
     for name, shape in targets.items():
         refuse_uneven(kind, name, shape)
-        broken = violation(kind, found[name])
-        if broken:
+        if broken := violation(kind, found[name]):
             raise InputError.at(path, f"is no {kind} mask: {name} keeps {broken}", "save it again, or take out path")
     return {name: found[name] for name in targets}
 
 
 def _entries(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """Give the names of tensors with their masks."""
     try:
         content = load_torch(path)
     except Exception as error:  # Damaged bytes may fail anywhere in the reader.
@@ -109,11 +107,9 @@ def _entries(path: Path) -> Iterator[tuple[str, Tensor]]:
 
 def _check_targets(path: Path, found: Pattern, targets: Mapping[str, Shape]) -> None:
     """Raise InputError unless the file is about exactly these tensors."""
-    extra = [name for name, mask in found.items() if name not in targets and not bool(mask.all())]
-    if extra:
+    if extra := [name for name, mask in found.items() if name not in targets and not bool(mask.all())]:
         message = f"makes {extra[0]} sparse, which the pass's tensors do not name"
         raise InputError.at(path, message, "name it in tensors, or give another mask")
-    missing = [name for name in targets if name not in found or bool(found[name].all())]
-    if missing:
+    if missing := [name for name in targets if name not in found or bool(found[name].all())]:
         message = f"has no mask for {missing[0]}, which the pass's tensors name"
         raise InputError.at(path, message, "name only what the file makes sparse, or take out path")

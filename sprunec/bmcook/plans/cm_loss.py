@@ -27,8 +27,7 @@ def distillation(plan: PlanBuilder, source: Source, *, prunes: bool) -> dict[str
     if given.get("ce_scale"):
         options |= {"logits": given["ce_scale"], "temperature": given.get("ce_temp", 1)}
     if given.get("mse_hidn_scale"):
-        pairs = [_pair(section, text, index) for index, text in enumerate(given.get("mse_hidn_module", []))]
-        named = [pair for pair in pairs if pair]
+        named = [pair for i, text in enumerate(given.get("mse_hidn_module", [])) if (pair := _pair(section, text, i))]
         if not named:
             message = "mse_hidn_scale is above 0, and mse_hidn_module names no modules"
             section.error("missing-key", "mse_hidn_scale", message, f'write "mse_hidn_module": ["{PAIR}"]')

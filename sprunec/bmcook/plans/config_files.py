@@ -24,11 +24,10 @@ def read_second(path: str | Path, wanted: str) -> tuple[Source, list[Diagnostic]
         InputError: it isn't there, or no JSON, or not the one that is `wanted`.
     """
     source = read_source(path, BESIDE[wanted], f"give the {BESIDE[wanted]} with --sprune-config")
-    kind = kind_of(source.value)
-    if kind != wanted:
+    if kind_of(source.value) != wanted:
         message = f"this is no {BESIDE[wanted]}: it has neither of its sections"
         raise InputError(source.find("foreign-file", "", message, f"give the {BESIDE[wanted]} with --sprune-config"))
-    return source, [*source.problems, *findings(source, kind)]
+    return source, [*source.problems, *findings(source, wanted)]
 
 
 def findings(source: Source, schema: str) -> list[Diagnostic]:

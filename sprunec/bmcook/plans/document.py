@@ -57,8 +57,7 @@ def _training(plan: PlanBuilder, bmcook: Source, half: bool, prunes: bool) -> di
     options["warmup_steps"] = round(options["warmup_steps"])
     if half or flags.loss_scale is not None:
         options["loss_scale"] = flags.of("loss_scale")
-    distilled = distillation(plan, bmcook, prunes=prunes)
-    if distilled is not None:
+    if distilled := distillation(plan, bmcook, prunes=prunes):
         options["distillation"] = distilled
         plan.origins["/training/distillation"] = (bmcook, "/distillation")
         plan.origins["/training/distillation/pairs"] = (bmcook, "/distillation/mse_hidn_module")

@@ -58,8 +58,7 @@ def add_block(plan: PlanBuilder, source: Source) -> None:
             if given and path:
                 section.load(key)
             save = "" if given else path
-            form = {"mask_form": "plugin"} if save else {}
-            entry = {"unit": units, "target": {"sparsity": sparsity}, **form}
+            entry = {"unit": units, "target": {"sparsity": sparsity}, **({"mask_form": "plugin"} if save else {})}
             section.learn(entry, save, target__sparsity="target_sparsity", unit="training_mask")
     elif path:
         section.load(key)
@@ -74,8 +73,7 @@ def add_structure(plan: PlanBuilder, source: Source) -> None:
     options = main.options
     if options.get("iterational"):
         main.warn("unused-option", "iterational", AT_ONCE, "write false")
-    given = bool(options.get("fixed_mask_path", ""))
-    if given:
+    if given := bool(options.get("fixed_mask_path")):
         main.load("fixed_mask_path")
     if options.get("mask_mode", "train_mask") != "train_mask":
         if not given:

@@ -84,8 +84,7 @@ class Section:
 
     def load(self, *keys: str) -> None:
         """Apply the mask files that these keys name, but for those that this plan has made itself."""
-        wanted = [key for key in keys if not self.plan.has_made(self.options[key])]
-        if wanted:
+        if wanted := [key for key in keys if not self.plan.has_made(self.options[key])]:
             paths = [self.options[key] for key in wanted]
             origins = {f"path__{index}": key for index, key in enumerate(wanted)}
             self.add({"pass": "load-mask", "path": paths}, wanted[0], **origins)

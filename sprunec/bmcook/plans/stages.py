@@ -44,8 +44,7 @@ def add_stage(plan: PlanBuilder, source: Source, method: str, config: ModelConfi
 
 def _coarse(section: Section) -> None:
     if section.options["train_mask"]:
-        sparsity = section.need("target_sparsity", 0.67)
-        if sparsity is not None:
+        if (sparsity := section.need("target_sparsity", 0.67)) is not None:
             entry = {"unit": "layer", "target": {"sparsity": sparsity}}
             path = section.options.get("coarse_mask", "")
             section.learn(entry, path, target__sparsity="target_sparsity", save_mask="coarse_mask")
@@ -56,19 +55,21 @@ def _coarse(section: Section) -> None:
 
 def _fine(section: Section, config: ModelConfig | None) -> None:
     options = section.options
-    if config is not None:
-        _warn_of_sizes(section, config)
+    # the original believed the sizes that the file says again, and its masks then had the wrong width
+    for key, size in {"num_heads": config.num_heads, "dim_ff": config.dim_ff}.items() if config is not None else ():
+        if isinstance(written := options.get(key), int) and written != size:
+            message = f"{key} {written} disagrees with the model config, which says {size}"
+            hint = "the model config counts; the original made masks of the wrong width"
+            section.warn("config-mismatch", key, message, hint)
     coarse = ["coarse_mask"] if options.get("coarse_mask") else []
     if not options["train_mask"]:
         section.load(*coarse, *_fixed_masks(section))
         section.finetune()
         return
-    name = section.need("prune_mode", "att")
-    if name not in MODES:
+    if (name := section.need("prune_mode", "att")) not in MODES:
         return
     unit, target, wanted, example, own, other = MODES[name]
-    count = section.need(wanted, example)
-    if count is None:
+    if (count := section.need(wanted, example)) is None:
         return
     section.load(*coarse, *_other_mask(section, other))
     if own not in options:
@@ -86,8 +87,7 @@ def _other_mask(section: Section, key: str) -> list[str]:
     if not os.path.exists(path):
         section.warn("no-mask-yet", key, f"there is no {path}: this stage runs without it", MADE_LATER)
         return []
-    hint = "remove the file if it shouldn't be"
-    section.warn("other-mask", key, f"{path}, made {age(path)}, is in force", hint)
+    section.warn("other-mask", key, f"{path}, made {age(path)}, is in force", "remove the file if it shouldn't be")
     return [key]
 
 
@@ -102,13 +102,3 @@ def _fixed_masks(section: Section) -> list[str]:
         if there and key not in there:
             section.warn("no-mask-yet", key, f"there is no {path}: this stage runs without it", MADE_LATER)
     return there or list(named)
-
-
-def _warn_of_sizes(section: Section, config: ModelConfig) -> None:
-    """Sizes that the file says again; the original believed the file, and its masks then had the wrong width."""
-    for key, size in {"num_heads": config.num_heads, "dim_ff": config.dim_ff}.items():
-        written = section.options.get(key)
-        if isinstance(written, int) and written != size:
-            message = f"{key} {written} disagrees with the model config, which says {size}"
-            hint = "the model config counts; the original made masks of the wrong width"
-            section.warn("config-mismatch", key, message, hint)

@@ -34,7 +34,9 @@ def convert(bmcook: Source, seconds: Sequence[str | Path] = (), flags: Flags = N
     """Make the plan, whose `problems` are all that was found; with an error among them it is not to be used."""
     plan = PlanBuilder(flags)
     whole = Section(plan, bmcook, "", bmcook.value)
-    method, document = _method(bmcook), dict[str, Any]()
+    pruning, document = bmcook.value.get("pruning"), dict[str, Any]()
+    prunes = isinstance(pruning, dict) and bool(pruning.get("is_pruning"))
+    method = str(pruning.get("mask_method", DENSE)) if prunes else ""
     _check_sections(whole, method)
     refuse_families(whole)
     if not _failed(plan.found):
@@ -57,14 +59,6 @@ def convert(bmcook: Source, seconds: Sequence[str | Path] = (), flags: Flags = N
     )
 
 
-def _method(bmcook: Source) -> str:
-    """The mask method; empty while nothing is pruned."""
-    pruning = bmcook.value.get("pruning")
-    if not isinstance(pruning, dict) or not pruning.get("is_pruning"):
-        return ""
-    return str(pruning.get("mask_method", DENSE))
-
-
 def _check_sections(bmcook: Section, method: str) -> None:
     """Tell what is wrong in bmcook.json itself; parts that its mask_method has no use for count as warnings."""
     found = findings(bmcook.source, "bmcook")
@@ -80,7 +74,13 @@ def _add_passes(bmcook: Section, method: str, seconds: Sequence[str | Path], con
     plan, value = bmcook.plan, bmcook.options.get("pruning")
     pruning = Section(plan, bmcook.source, "/pruning", value if isinstance(value, dict) else {})
     if method in ("", *STAGED, "structure", "sprune"):
-        _tell_idle_patterns(pruning, method, config)
+        # pruned_module counts for 2:4 masks alone; what the original would have missed is told all the same
+        names = pruning.options.get("pruned_module", [])
+        if method and any(name != PLACEHOLDER for name in names):
+            message = f"pruned_module is for m4n2_1d and m4n2_2d; {method} does not use it"
+            pruning.warn("unused-option", "pruned_module", message, at_key=True)
+        if config is not None and names:
+            warn_of_unknown_names(pruning, config)
     if not method:
         if plan.steps:
             bmcook.add({"pass": "train", "steps": plan.steps})
@@ -94,16 +94,6 @@ def _add_passes(bmcook: Section, method: str, seconds: Sequence[str | Path], con
     else:
         _add_files(bmcook, method, seconds, config)
     bmcook.add({"pass": "emit", "formats": ["sprunec"]})
-
-
-def _tell_idle_patterns(pruning: Section, method: str, config: ModelConfig | None) -> None:
-    """pruned_module counts for 2:4 masks alone; what the original would have missed is told all the same."""
-    names = pruning.options.get("pruned_module", [])
-    if method and any(name != PLACEHOLDER for name in names):
-        message = f"pruned_module is for m4n2_1d and m4n2_2d; {method} does not use it"
-        pruning.warn("unused-option", "pruned_module", message, at_key=True)
-    if config is not None and names:
-        warn_of_unknown_names(pruning, config)
 
 
 def _add_files(bmcook: Section, method: str, seconds: Sequence[str | Path], config: ModelConfig | None) -> None:
@@ -149,8 +139,7 @@ def _tell_shares(plan: PlanBuilder, config: ModelConfig) -> None:
     for index, entry in enumerate(plan.passes):
         sparsity = entry.get("target", {}).get("sparsity")
         if isinstance(sparsity, int | float) and 0 < sparsity < 1:
-            units = entry["unit"] if isinstance(entry["unit"], list) else [entry["unit"]]
-            whole = removable(config, units)
+            whole = removable(config, entry["unit"] if isinstance(entry["unit"], list) else [entry["unit"]])
             gone = round(sparsity * whole)
             message = (
                 f"{sparsity} is the share removed: of {whole:,} parameters {gone:,} go ({sparsity:.1%}) and "
