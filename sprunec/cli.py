@@ -40,15 +40,13 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.
 EXIT_CODES = {"done": 0, "target-missed": 4, "comparison-failed": 1}
 
 
-def _show_tracebacks(wanted: bool) -> None:
+def _debug(wanted: bool) -> None:
     """Let `unexpected` say on stderr what it else writes to a file only."""
     log.handlers = [logging.StreamHandler()] if wanted else []
     log.setLevel(logging.DEBUG if wanted else logging.WARNING)
 
 
-Debug = Annotated[
-    bool, typer.Option("--debug", help="Show the traceback of an unexpected error.", callback=_show_tracebacks)
-]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an unexpected error.", callback=_debug)]
 
 
 @app.command()
@@ -224,11 +222,7 @@ def gc(
 
 
 def _checked(plan: Path, flags: Flags, strict: bool) -> tuple[Plan, tuple[Diagnostic, ...]]:
-    """Read a plan; return it and the warnings.
-
-    Raises:
-        InputError: the plan, or a file that it names, cannot be used.
-    """
+    """Read a plan; return it and the warnings. Raise InputError if it, or a file that it names, cannot be used."""
     from sprunec.plan.plan import check_plan
 
     checked, found = check_plan(plan, strict=strict, flags=flags)

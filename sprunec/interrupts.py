@@ -71,11 +71,18 @@ class Interrupts:
 
     def watch(self, pipe: int) -> None:
         """Read the signals' numbers as they arrive, until the pipe is closed."""
-        count = 0
+        first = True
         while number := os.read(pipe, 1):
-            if number[0] in SIGNALS:
-                count += 1
-                self._answer(first=count == 1)
+            if number[0] not in SIGNALS:
+                continue
+            if first and self._waits():
+                self._tell("stopping after this step, which is saved; once more stops at once")
+            else:
+                self._tell("stopping")
+                if self._alone and not self._left.wait(PATIENCE):
+                    self.abandon()
+                    os._exit(INTERRUPTED)
+            first = False
 
     def leave(self) -> None:
         """Say that the main thread has answered, and needs no watching any more."""
@@ -83,15 +90,6 @@ class Interrupts:
 
     def _waits(self) -> bool:
         return bool(_postponed) or not self._at_once
-
-    def _answer(self, first: bool) -> None:
-        if first and self._waits():
-            self._tell("stopping after this step, which is saved; once more stops at once")
-            return
-        self._tell("stopping")
-        if self._alone and not self._left.wait(PATIENCE):
-            self.abandon()
-            os._exit(INTERRUPTED)
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from sprunec.engines.device import Place
 from sprunec.engines.optimizer import in_groups, make_optimizer, one_group
-from sprunec.engines.torch_engine import TorchDriver, TorchEngine
+from sprunec.engines.torch_engine import Masks, TorchDriver, TorchEngine
 from sprunec.engines.training import Training
 from sprunec.errors import InputError, PassError
 from sprunec.families.module_lists import blocks
@@ -39,9 +39,8 @@ MODULE = "._module"
 def check_here(place: Place) -> None:
     """Raise InputError where BMTrain is not installed, or has no GPU to work on."""
     if find_spec("bmtrain") is None:
-        raise InputError.in_option(
-            "/engine/name", "the package bmtrain is not installed", INSTALL, code="missing-package"
-        )
+        message = "the package bmtrain is not installed"
+        raise InputError.in_option("/engine/name", message, INSTALL, code="missing-package")
     if place.device.type != "cuda" or not torch.cuda.is_available():
         hint = 'write "name": "torch", or run where there is a GPU'
         raise InputError.in_option("/engine/name", f"bmtrain works on CUDA alone, and this is {place.device}", hint)
@@ -79,15 +78,11 @@ class BMTrainEngine(TorchEngine):
     seed: int = 0
 
     def drive(
-        self,
-        model: nn.Module,
-        training: Training,
-        others: Iterable[nn.Parameter] = (),
-        kept: Mapping[str, Tensor] | None = None,
+        self, model: nn.Module, training: Training, others: Iterable[nn.Parameter] = (), kept: Masks | None = None
     ) -> BMTrainDriver:
         """Raise InputError for what BMTrain would do wrong without a word, else take the model over."""
         check_here(self.place)
-        _refuse(model, training, list(others), kept, self.offload)
+        _refuse(model, training, bool(list(others)), bool(kept), self.offload)
         start(self.seed)
         return BMTrainDriver(self, self._wrap(model), training)
 
@@ -165,12 +160,9 @@ class BMTrainDriver(TorchDriver):
         owners = [parameter for _, parameter in _shards(self.model)]
         moments = one_group(self.optimizer.state_dict())
         whole = {number: self._whole(owners[number], entries) for number, entries in moments["state"].items()}
-        scaler = {"scale": self.scale, "_growth_tracker": self.manager.steps_since_last_scale}  # as `LossScale` has it
-        return {
-            "model": self.engine.weights(self.model),
-            "optimizer": moments | {"state": whole},
-            "scaler": scaler if self.scaled else {},
-        }
+        # As `LossScale` has it.
+        scaler = {"scale": self.scale, "_growth_tracker": self.manager.steps_since_last_scale} if self.scaled else {}
+        return {"model": self.engine.weights(self.model), "optimizer": moments | {"state": whole}, "scaler": scaler}
 
     def _whole(self, owner: Any, entries: Mapping[str, Any]) -> dict[str, Any]:
         """Gather an optimizer's entries of one parameter; what is of its shard's shape is sharded as it is."""
@@ -216,24 +208,17 @@ def _optimizer(model: nn.Module, training: Training, offload: bool) -> torch.opt
         return make_optimizer(model, training)
     kind = AdamOffloadOptimizer if offload else AdamOptimizer
     parameters = [parameter for _, parameter in _shards(model) if parameter.requires_grad]
-    made: torch.optim.Optimizer = kind(
-        parameters, lr=training.learning_rate, betas=training.betas, weight_decay=training.weight_decay
-    )
+    rate, decay = training.learning_rate, training.weight_decay
+    made: torch.optim.Optimizer = kind(parameters, lr=rate, betas=training.betas, weight_decay=decay)
     return made
 
 
-def _refuse(
-    model: nn.Module,
-    training: Training,
-    others: list[nn.Parameter],
-    kept: Mapping[str, Tensor] | None,
-    offload: bool,
-) -> None:
+def _refuse(model: nn.Module, training: Training, others: bool, patterns: bool, offload: bool) -> None:
     shared = len(list(model.named_parameters(remove_duplicate=False))) - len(list(model.parameters()))
     problems = {
         "a weight has two names, and bmtrain would train two of it": shared > 0,
-        "bmtrain does not hold 2:4 patterns": bool(kept),
-        "bmtrain does not train projections beside the model": bool(others),
+        "bmtrain does not hold 2:4 patterns": patterns,
+        "bmtrain does not train projections beside the model": others,
         f'bmtrain has no {training.optimizer} on the CPU; write "optimizer": "adam", or no offload': offload
         and training.optimizer != "adam",
     }

@@ -140,9 +140,8 @@ def make_projections(
     for pair, (student, teacher) in zip(pairs, widths, strict=True):
         if not project and student != teacher:
             message = f"{pair}: the student's state is {student} wide, the teacher's {teacher}"
-            raise InputError.in_option(
-                "/distillation/project", message, 'write "project": true, or pair states of one width'
-            )
+            hint = 'write "project": true, or pair states of one width'
+            raise InputError.in_option("/distillation/project", message, hint)
         weight = torch.randn(student, teacher, generator=noise) * PROJECTION_STD if project else None
         found.append(None if weight is None else nn.Parameter(weight.to(device)))
     return found

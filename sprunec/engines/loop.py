@@ -161,8 +161,7 @@ class Trainer:
     def _backward(self, batch: Batch) -> dict[str, float]:
         """Get gradients of the sum over all targets divided by their number, however sequences are shared out.
 
-        Returns:
-            By their names in events, of the global batch: the language model's loss, and the auxiliary one.
+        Returns the global batch's losses, the language model's and the auxiliary one, by their names in events.
         """
         auxiliary, count = self.auxiliary, batch.target_count
         totals = {"loss": 0.0} | ({"distillation": 0.0} if auxiliary is not None else {})
@@ -215,12 +214,7 @@ class Trainer:
             PassError: a weight is not finite; the save before is the last good one.
         """
         self.check_weights(f"by training step {event['model_steps']}")
-        return {
-            "event": event,
-            **self.driver.state(),
-            "skips": asdict(self.skips),
-            **self._beside(),
-        }
+        return {"event": event, **self.driver.state(), "skips": asdict(self.skips), **self._beside()}
 
     def _beside(self) -> dict[str, Any]:
         """Collect the state of what learns beside the weights, by the names that saves have for it."""

@@ -84,14 +84,12 @@ def _wait(begun: Future[Any]) -> None:
 
 
 def _first(error: CheckpointException) -> BaseException:
-    found: BaseException = next(iter(error.failures.values()))[0]
-    return found
+    return next(iter(error.failures.values()))[0]
 
 
 def shard_sizes(directory: Path) -> dict[str, TensorStorageMetadata]:
     """Read from a folder's index what is in it, by name."""
-    found: dict[str, Any] = StrictReader(str(directory)).read_metadata().state_dict_metadata
-    return dict(found)
+    return dict[str, Any](StrictReader(str(directory)).read_metadata().state_dict_metadata)
 
 
 def read_shards(directory: Path, tensors: dict[str, Tensor]) -> None:
@@ -117,18 +115,13 @@ class StrictReader(FileSystemReader):
         try:
             with path.open("rb") as stream:
                 found = load_pickle(stream, ADMITTED, most=MOST_OPCODES)
-            _check(found)
+            if not isinstance(found, Metadata) or found.storage_meta is None:
+                raise Refused("something else")
+            if not all(isinstance(about, TensorStorageMetadata) for about in found.state_dict_metadata.values()):
+                raise Refused("more than tensors")
+            if any("/" in info.relative_path for info in found.storage_data.values()):
+                raise Refused("names of files elsewhere")
         except (Refused, AttributeError, TypeError) as error:
             raise PassError(f"{path} is no index of a save: it holds {error}; remove {path.parent}") from error
         found.storage_meta.load_id = self.load_id
-        index: Metadata = found
-        return index
-
-
-def _check(found: Any) -> None:
-    if not isinstance(found, Metadata) or found.storage_meta is None:
-        raise Refused("something else")
-    if not all(isinstance(about, TensorStorageMetadata) for about in found.state_dict_metadata.values()):
-        raise Refused("more than tensors")
-    if any("/" in info.relative_path for info in found.storage_data.values()):
-        raise Refused("names of files elsewhere")
+        return found

@@ -24,10 +24,11 @@ from sprunec.engines.device import Place
 from sprunec.engines.nonfinite import non_finite
 from sprunec.engines.optimizer import LossScale, in_groups, make_optimizer, one_group
 from sprunec.engines.sharding import like, local, replicate, shard, total_norm
-from sprunec.engines.sparse_training import PrunedWeights
 from sprunec.engines.training import Training
 from sprunec.engines.world import World
 from sprunec.families.module_lists import blocks
+
+Masks = Mapping[str, Tensor]  # bool, by parameter name: True where the weight trains
 
 
 @dataclass(frozen=True)
@@ -48,11 +49,7 @@ class TorchEngine:
     offload: bool = False
 
     def drive(
-        self,
-        model: nn.Module,
-        training: Training,
-        others: Iterable[nn.Parameter] = (),
-        kept: Mapping[str, Tensor] | None = None,
+        self, model: nn.Module, training: Training, others: Iterable[nn.Parameter] = (), kept: Masks | None = None
     ) -> TorchDriver:
         """Take a model over, block by block, and make its optimizer; called by all ranks on the same weights.
 
@@ -80,6 +77,32 @@ class TorchEngine:
         return dict(get_model_state_dict(model, options=options))  # type: ignore[arg-type]
 
 
+class PrunedWeights:
+    """A model's weights that a 2:4 pattern has set to zero: they stay so whatever the optimizer does.
+
+    Args:
+        kept: bool masks by parameter name, True where the weight trains.
+    """
+
+    def __init__(self, model: nn.Module, kept: Masks) -> None:
+        parameters = dict(model.named_parameters())
+        masks = {name: like(mask.to(parameters[name].device), parameters[name]) for name, mask in kept.items()}
+        self._pruned = [(parameters[name], ~local(mask)) for name, mask in masks.items()]
+
+    @torch.no_grad()
+    def zero_gradients(self) -> None:
+        """Before clipping: what will not move counts in no norm and in no moment. Filled, since 0 x infinity is NaN."""
+        for parameter, pruned in self._pruned:
+            if parameter.grad is not None:
+                local(parameter.grad).masked_fill_(pruned, 0.0)
+
+    @torch.no_grad()
+    def zero(self) -> None:
+        """After the step, which decay and momentum may have moved them in."""
+        for parameter, pruned in self._pruned:
+            local(parameter).masked_fill_(pruned, 0.0)
+
+
 class TorchDriver:
     """One model in training; every call is made by all ranks alike."""
 
@@ -90,14 +113,13 @@ class TorchDriver:
         copies: DistributedDataParallel | None,
         training: Training,
         others: list[nn.Parameter],
-        kept: Mapping[str, Tensor] | None,
+        kept: Masks | None,
     ) -> None:
         self.engine, self.training, self.others = engine, training, others
         self.model, self.copies = model.train(), copies
         self.optimizer = make_optimizer(model, training, others)
         self.pruned = PrunedWeights(model, kept) if kept else None
-        half = engine.place.dtype == torch.float16
-        self.loss_scale = LossScale(training.loss_scale, enabled=half)
+        self.loss_scale = LossScale(training.loss_scale, enabled=engine.place.dtype == torch.float16)
 
     @property
     def scale(self) -> float:
@@ -199,18 +221,16 @@ class TorchDriver:
         """Read the state of a folder of shards, as this world shards it."""
         from sprunec.engines.shards import read_shards, shard_sizes
 
-        here, parameters, found = self.model.state_dict(), self._parameters(), {}
+        here, parameters, found = self.model.state_dict(), self._parameters(), dict[str, Tensor]()
+        weights, moments = dict[str, Tensor](), dict[int, dict[str, Tensor]]()
         for name, about in shard_sizes(state["shards"]).items():
             kind, _, rest = name.partition("/")
-            owner = here[rest] if kind == "model" else parameters[int(rest.partition("/")[0])]
-            found[name] = torch.empty_like(owner) if owner.shape == about.size else torch.empty(about.size)
-        read_shards(state["shards"], found)
-        weights, moments = dict[str, Tensor](), dict[int, dict[str, Tensor]]()
-        for name, tensor in found.items():
-            kind, _, rest = name.partition("/")
             number, _, key = rest.partition("/")
+            owner = here[rest] if kind == "model" else parameters[int(number)]
+            tensor = found[name] = torch.empty_like(owner) if owner.shape == about.size else torch.empty(about.size)
             if kind == "model":
                 weights[rest] = tensor
             else:
                 moments.setdefault(int(number), {})[key] = tensor
+        read_shards(state["shards"], found)
         return {**state, "model": weights, "optimizer": {"state": moments, "param_groups": state["groups"]}}

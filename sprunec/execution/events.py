@@ -35,11 +35,12 @@ class Events:
         old = self._lines()
         if old is None and not any(nodes.values()):
             return
-        found = [
-            line
-            for name, stored in nodes.items()
-            for line in (_renamed(stored, name) if stored is not None else _of(old or [], name))
-        ]
+        found = list[str]()
+        for name, stored in nodes.items():
+            if stored is None:
+                found += _of(old or [], name)
+            else:  # the same events, under the name that the node has in this plan
+                found += [_line({**event, "node": name}) for event in map(read_line, stored.splitlines()) if event]
         if found != old:
             write_atomically(self.path, "".join(f"{line}\n" for line in found))
 
@@ -49,9 +50,7 @@ class Events:
         if node not in self._begun:
             self._begun.add(node)
             lines, damaged = self._lines() or [], {"node": None}
-            kept = [
-                line for line in lines if (found := read_line(line) or damaged)["node"] != node or found["step"] < step
-            ]
+            kept = [line for line in lines if (old := read_line(line) or damaged)["node"] != node or old["step"] < step]
             if kept != lines:
                 write_atomically(self.path, "".join(f"{line}\n" for line in kept))
         with naming(self.path), open(self.path, "a", encoding="utf-8", opener=_no_link) as stream:
@@ -92,9 +91,3 @@ def read_line(line: str) -> dict[str, Any] | None:
 
 def _of(lines: list[str], node: str) -> list[str]:
     return [line for line in lines if (read_line(line) or {}).get("node") == node]
-
-
-def _renamed(lines: str, node: str) -> list[str]:
-    """Write the same events under the name that the node has in this plan."""
-    events = (read_line(line) for line in lines.splitlines())
-    return [_line({**event, "node": node}) for event in events if event is not None]

@@ -16,7 +16,6 @@ from sprunec.engines.world import World
 from sprunec.errors import ComparisonError, InputError, PassError, SprunecError, disk_words, remedied
 from sprunec.execution.events import Events
 from sprunec.execution.lock import alone
-from sprunec.execution.notes import origin_of
 from sprunec.execution.paths import check_places
 from sprunec.execution.progress import Watcher
 from sprunec.execution.publish import publish, unpublish
@@ -81,8 +80,7 @@ def _check_ready(graph: Graph, world: World) -> str:
         for path in (path for paths in node.files.values() for path in paths):
             if not path.exists():
                 raise InputError.at(path, "there is no such file", "give its path in the plan", code="missing-file")
-        check = PASSES[node.pass_].check
-        if check is not None:
+        if (check := PASSES[node.pass_].check) is not None:
             check(node)
     if world.size > 1:
         check_shares(graph, world.size)
@@ -209,20 +207,18 @@ class Run:
                 PASSES.home(node.pass_).write(role, self.done[node.name].path, inputs, path)
                 if node.provenance:
                     write_provenance(path, node.provenance)
-            except (OSError, RuntimeError) as error:
-                if isinstance(error, OSError):
-                    file, reason = error.filename2 or error.filename or path, remedied(error)
-                else:
-                    file, reason = path, own_words(error)
-                raise PassError(f"{node.name}: {file} cannot be written: {reason}") from error
+            except OSError as error:
+                file = error.filename2 or error.filename or path
+                raise PassError(f"{node.name}: {file} cannot be written: {remedied(error)}") from error
+            except RuntimeError as error:
+                raise PassError(f"{node.name}: {path} cannot be written: {own_words(error)}") from error
 
     def publish(self) -> None:
         """Copy what users look for out of the store."""
         emitted = self.done.get(self.graph.roles.emitted)
         made = str(emitted.manifest["made"]) if emitted is not None else None
-        origin = origin_of(self.graph, self.report.data, made)
         artifacts = {name: artifact.path for name, artifact in self.done.items()}
-        publish(self.graph, self.out, artifacts, origin, self.report.failed_forms())
+        publish(self.graph, self.out, artifacts, self.report.origin(made), self.report.failed_forms())
 
 
 @contextmanager

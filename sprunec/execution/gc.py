@@ -71,8 +71,7 @@ def remove_garbage(out: Path, found: Collection) -> None:
 
 
 def _find(out: Path) -> Collection:
-    kept = _referred(out)
-    found = [*_in_store(out / "store", kept)]
+    found = [*_in_store(out / "store", _referred(out))]
     found += [(path, LEFT_BEHIND) for path in sorted(out.glob(".*")) if _is_aside(path)]
     files = {path: list(_files(path)) for path, _ in found}
     links = Counter((status.st_dev, status.st_ino) for each in files.values() for status in each)
@@ -92,14 +91,12 @@ def _referred(out: Path) -> set[str]:
     """Collect the digests of every plan that has run here, and of the last report."""
     found: set[str] = set()
     for path in sorted((out / "store").glob(PLAN.format("*"))):
-        digests = read_references(path)
-        if digests is None:
+        if (digests := read_references(path)) is None:
             message = "is damaged: it said what a plan refers to; run the plan again, or remove the file"
             raise PassError(f"{path} {message}")
         found |= digests
     try:
-        report = json.loads(read_file(out / "report.json"))
-        found |= {str(entry["digest"]) for entry in report["passes"]}
+        found |= {str(entry["digest"]) for entry in json.loads(read_file(out / "report.json"))["passes"]}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         if not found:
             raise PassError(f"{out} has no report.json that can be read: run the plan again first") from error

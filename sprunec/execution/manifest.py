@@ -40,13 +40,11 @@ def read_hashed(path: Path) -> dict[str, Any] | None:
     with naming(path):
         content = path.read_bytes()
     try:
-        text = content.decode("utf-8")
-        manifest = json.loads(text)
+        manifest = json.loads(text := content.decode("utf-8"))
     except (ValueError, RecursionError):
         return None
-    if not isinstance(manifest, dict) or manifest.pop(OWN_HASH, None) is None or text != manifest_text(manifest):
-        return None
-    return manifest
+    has_hash = isinstance(manifest, dict) and manifest.pop(OWN_HASH, None) is not None
+    return manifest if has_hash and text == manifest_text(manifest) else None
 
 
 def _is_manifest(manifest: Mapping[str, Any]) -> bool:

@@ -34,9 +34,8 @@ def _check_out(graph: Graph, out: Path) -> None:
         raise InputError.at(out / published[0], message, "choose another folder with --out", code="overwritten-output")
     checkpoint = None if graph.checkpoint_name is None else out / graph.checkpoint_name
     if checkpoint is not None and checkpoint.is_dir() and not checkpoint.is_symlink():
-        raise InputError.at(
-            checkpoint, "is a folder, and the run puts a file there", "choose another folder with --out"
-        )
+        message = "is a folder, and the run puts a file there"
+        raise InputError.at(checkpoint, message, "choose another folder with --out")
 
 
 def _check_read(path: Path, graph: Graph, out: Path) -> None:

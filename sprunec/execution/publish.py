@@ -15,11 +15,7 @@ PUBLISHED = ("model", "masks", "recipe.json")
 
 
 def publish(
-    graph: Graph,
-    out: Path,
-    artifacts: Mapping[str, Path],
-    origin: Mapping[str, Any],
-    failed: Collection[str] = (),
+    graph: Graph, out: Path, artifacts: Mapping[str, Path], origin: Mapping[str, Any], failed: Collection[str] = ()
 ) -> None:
     """Make everything aside, then put it in place of what an earlier run has published.
 
@@ -46,15 +42,22 @@ def publish(
 def _make(
     graph: Graph, aside: Path, artifacts: Mapping[str, Path], origin: Mapping[str, Any], failed: Collection[str]
 ) -> None:
-    if graph.roles.origin:
-        _masks_and_recipe(graph, aside, artifacts)
-    if graph.roles.emitted:
-        emitted = artifacts[graph.roles.emitted]
-        for form in (path for path in emitted.iterdir() if path.is_dir() and path.name not in failed):
+    from sprunec.checkpoint.torch_writer import write_pt
+    from sprunec.checkpoint.writer import as_outputs
+    from sprunec.families.model_directory import open_model_tensors, read_kept
+    from sprunec.masks.mask_tensors import write_masks
+
+    roles = graph.roles
+    if roles.origin:
+        source, final = (read_kept(artifacts[name]) for name in (roles.source, roles.final))
+        write_masks(aside / "masks", source, final)
+        copy_file(artifacts[roles.origin] / "origin" / "recipe.json", aside / "recipe.json")
+    if roles.emitted:
+        for form in (path for path in artifacts[roles.emitted].iterdir() if path.is_dir() and path.name not in failed):
             _copy(form, aside / "model" / form.name)
             write_origin(aside / "model" / form.name, origin)
-    if graph.checkpoint_name is not None:
-        _full_shape(graph, aside / graph.checkpoint_name, artifacts)
+    if graph.checkpoint_name is not None:  # what a next plan starts from, in the shape that this one has started from
+        write_pt(as_outputs(open_model_tensors(artifacts[roles.full])), aside / graph.checkpoint_name)
 
 
 def _copy(folder: Path, to: Path) -> None:
@@ -69,21 +72,3 @@ def unpublish(out: Path) -> None:
     """Take away what an earlier run has published: it would not be what the report tells of. The store keeps it."""
     for name in PUBLISHED:
         remove(out / name)
-
-
-def _full_shape(graph: Graph, path: Path, artifacts: Mapping[str, Path]) -> None:
-    """Write what a next plan starts from: CPM-Live's names, in the shape that this plan has started from."""
-    from sprunec.checkpoint.torch_writer import write_pt
-    from sprunec.checkpoint.writer import as_outputs
-    from sprunec.families.model_directory import open_model_tensors
-
-    write_pt(as_outputs(open_model_tensors(artifacts[graph.roles.full])), path)
-
-
-def _masks_and_recipe(graph: Graph, aside: Path, artifacts: Mapping[str, Path]) -> None:
-    from sprunec.families.model_directory import read_kept
-    from sprunec.masks.mask_tensors import write_masks
-
-    source, final = (read_kept(artifacts[name]) for name in (graph.roles.source, graph.roles.final))
-    write_masks(aside / "masks", source, final)
-    copy_file(artifacts[graph.roles.origin] / "origin" / "recipe.json", aside / "recipe.json")

@@ -82,19 +82,12 @@ def _node(graph: Graph, digest: str) -> Node:
 def _train(node: Node, graph: Graph, store: Store, device: str, group: ProcessGroup, stop: Callable[[], bool]) -> None:
     from sprunec.engines.checkpoints import Saves
 
+    inputs = {role: store.root / str(graph.node(name).digest) for role, name in node.inputs.items()}
     every = node.checkpoint_every
+    saves = None if every is None else Saves(store.partial(node), every, stop, world=group)
     with tempfile.TemporaryDirectory(prefix="sprunec-rank-") as scratch:
-        job = Job(
-            options=node.options,
-            inputs={role: store.root / str(graph.node(name).digest) for role, name in node.inputs.items()},
-            files=node.files,
-            out=Path(scratch),
-            device=device,
-            report=lambda event: None,
-            saves=None if every is None else Saves(store.partial(node), every, stop, world=group),
-            engine=graph.engine,
-            world=group,
-        )
+        out, silent = Path(scratch), lambda event: None
+        job = Job(node.options, inputs, node.files, out, device, silent, saves, graph.engine, group)
         with suppress(KeyboardInterrupt):  # all have stopped; this one is there until rank 0 has saved
             PASSES.home(node.pass_).run(job)
 

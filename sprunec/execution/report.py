@@ -70,7 +70,8 @@ class Report:
             self.data["kept"] = kept_document(Kept.from_json(json.loads(read_file(artifact.path / "kept.json"))))
             if roles.origin:
                 self.data["models"]["masked"] = NOT_MEASURED | {"parameters": self.graph.parameters[0]}
-                self.data["models"]["small"] = NOT_MEASURED | {"parameters": read_parameters(artifact.path)}
+                config = ModelConfig.from_dict(json.loads(read_file(artifact.path / "config.json")))
+                self.data["models"]["small"] = NOT_MEASURED | {"parameters": config.parameters()}
 
     def failed(self, node: Node, error: SprunecError) -> None:
         """Note what a comparison has measured that failed, and why an emitted format is not published."""
@@ -87,8 +88,7 @@ class Report:
 
     def has_no_form(self) -> bool:
         """Tell whether every format that was to be emitted has failed."""
-        emitted = self.graph.node(self.graph.roles.emitted).options.formats
-        return set(emitted) <= self.failed_forms().keys()
+        return set(self.graph.node(self.graph.roles.emitted).options.formats) <= self.failed_forms().keys()
 
     def on_target(self) -> bool:
         return all(row["settled"] for row in self.data["budgets"])
@@ -96,6 +96,22 @@ class Report:
     def end(self, status: str, error: str | None = None) -> None:
         self.data["status"], self.data["error"] = status, error
         self.save()
+
+    def origin(self, made: str | None) -> dict[str, Any]:
+        """Make the note of an emitted model, once all passes are done: see `checkpoint/provenance.py` for the file.
+
+        Nothing in it depends on how often the run was stopped, but when the model was `made`.
+        """
+        graph, data, measured = self.graph, self.data, ("parameters", "loss", "perplexity")
+        note = {
+            "plan": graph.resolved,
+            "checkpoint": graph.node(graph.roles.source).options.checkpoint or None,
+            "made": made,
+            "versions": data["versions"],
+            "passes": [{key: entry[key] for key in ("name", "pass", "digest")} for entry in data["passes"]],
+            "models": {role: {key: found[key] for key in measured} for role, found in data["models"].items() if found},
+        } | {key: data[key] for key in ("comparison", "formats", "kept", "budgets")}
+        return dict(json.loads(strict_json(note)))
 
     def save(self) -> None:
         write_atomically(self.out / "report.json", strict_json(self.data))
@@ -112,10 +128,6 @@ def with_notes(node: Node, metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Join the metrics' `notes` with what the graph knows about the node."""
     notes = [*node.notes, *metrics.get("notes", [])]
     return dict(metrics) | ({"notes": notes} if notes else {})
-
-
-def read_parameters(directory: Path) -> int:
-    return ModelConfig.from_dict(json.loads(read_file(directory / "config.json"))).parameters()
 
 
 def kept_document(kept: Kept) -> dict[str, Any]:

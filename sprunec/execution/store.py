@@ -134,12 +134,7 @@ class Store:
             "events": self._keep_events(node.digest, events) if events else None,
         } | json.loads(strict_json(note))
         write_new(directory / MANIFEST, manifest_text(manifest))
-        for path in (
-            *files,
-            directory / MANIFEST,
-            *(each for each in directory.rglob("*") if each.is_dir()),
-            directory,
-        ):
+        for path in (*directory.rglob("*"), directory):
             flush(path)
         os.chmod(directory, 0o755)
         try:

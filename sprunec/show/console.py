@@ -12,7 +12,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from sprunec.errors import Diagnostic
@@ -31,8 +31,7 @@ class Progress(Watcher):
     """Follows one run: a live display on a terminal, plain lines otherwise; `index` counts nodes from 1."""
 
     def __init__(self, *, quiet: bool = False, console: Console | None = None) -> None:
-        self._console = console or Console(stderr=True)
-        self._quiet = quiet
+        self._console, self._quiet = console or Console(stderr=True), quiet
         self._live: Live | None = None
         self._head = ""
         self._first: tuple[int, float] | None = None  # this node's first step seen here, and when
@@ -107,10 +106,7 @@ class Progress(Watcher):
 def live_lines(head: str, event: Mapping[str, Any], left: str) -> Group:
     """Draw a bar with the place in the pass above, the numbers below: in 80 columns no word is cut."""
     place = f"{event['step']:,}/{event['steps']:,}" + (f"  {left}" if left else "")
-    bar = Table.grid(padding=(0, 1), expand=True)
-    bar.add_column(no_wrap=True)
-    bar.add_column(ratio=1)
-    bar.add_column(no_wrap=True)
+    bar = Table.grid(Column(no_wrap=True), Column(ratio=1), Column(no_wrap=True), padding=(0, 1), expand=True)
     roomy = cell_len(head) + cell_len(place) + LEAST_BAR <= 80
     progress = ProgressBar(total=event["steps"], completed=event["step"])
     bar.add_row(Text(printable(head) if roomy else "     "), progress, Text(place))
@@ -121,14 +117,12 @@ def live_lines(head: str, event: Mapping[str, Any], left: str) -> Group:
 def step_words(event: Mapping[str, Any]) -> list[str]:
     words = [f"loss {number(event.get('loss'), '.3f')}"]
     words += [f"distillation {number(event['distillation'], '.3f')}"] if "distillation" in event else []
-    budgets = event.get("budgets") or ()
-    if budgets:
+    if budgets := event.get("budgets"):
         worst = max(budgets, key=distance)
         name = f" ({worst['name']})" if len(budgets) > 1 else ""
         expected, target = (number(worst.get(which), ".1f") for which in ("expected", "target"))
         words.append(f"size {expected} -> {target}{name}")
-    if event.get("undecided"):
-        words.append(f"{number(event['undecided'])} undecided")
+    words += [f"{number(event['undecided'])} undecided"] if event.get("undecided") else []
     words += ["skipped"] if event.get("skipped") else []
     rate = event.get("tokens_per_second")
     return [*words, f"{rate:,.0f} tokens/s"] if is_finite(rate) else words

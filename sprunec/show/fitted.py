@@ -70,8 +70,7 @@ class FittedTable:
 
     def _full(self, number: int) -> int:
         """Measure the width at which nothing in a column wraps."""
-        title = Text(self.columns[number].title)
-        return max(map(_width, (title, *self._cells(number))))
+        return max(map(_width, (Text(self.columns[number].title), *self._cells(number))))
 
     def _word(self, number: int) -> int:
         """Measure the least width at which no word of a column is broken."""

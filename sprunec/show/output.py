@@ -94,8 +94,7 @@ def show_report(report: Report, folder: Path, as_json: bool) -> None:
     console.print(kept_table(report.data), crop=False)
     console.print(result_table(report.data), crop=False)
     for name in ("dense", "small"):
-        sample = (report.data["models"].get(name) or {}).get("sample")
-        if sample:
+        if sample := (report.data["models"].get(name) or {}).get("sample"):
             console.print(f"[bold]{name}[/bold] writes: ", end="")
             console.print(repr(sample), markup=False, highlight=False, soft_wrap=True)
     console.print(f"report: {folder / 'report.html'}", markup=False, highlight=False, soft_wrap=True)

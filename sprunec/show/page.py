@@ -125,10 +125,8 @@ def models_table(report: Mapping[str, Any]) -> str:
 
 def budgets_table(report: Mapping[str, Any]) -> str:
     soft = ("expected", "distance", "undecided", "settled")
-    rows = [
-        (budget["pass"], budget["name"], *budget_sizes(budget), *(number(budget.get(key)) for key in soft))
-        for budget in report.get("budgets") or ()
-    ]
+    budgets = report.get("budgets") or ()
+    rows = [(b["pass"], b["name"], *budget_sizes(b), *(number(b.get(key)) for key in soft)) for b in budgets]
     columns = ("pass", "budget", "asked", "got", "off by", "expected", "distance", "undecided gates", "settled")
     return table(columns, rows, left=("pass", "budget"))
 

@@ -129,21 +129,15 @@ def pass_band(axes: Axes, node: str, points: Points, *, shaded: bool) -> list[st
 
 def mask_charts(events: Events) -> list[str]:
     """Draw expected size against target, one drawing for each pass that learns a mask."""
-    learning = [event for event in events if event.get("budgets")]
-    nodes = dict.fromkeys(str(event["node"]) for event in learning)
-    return [
-        f"<h3>{text(node)}</h3>{mask_chart(node, [event for event in learning if str(event['node']) == node])}"
-        for node in nodes
-    ]
+    learning: dict[str, list[Mapping[str, Any]]] = {}
+    for event in (event for event in events if event.get("budgets")):
+        learning.setdefault(str(event["node"]), []).append(event)
+    return [f"<h3>{text(node)}</h3>{mask_chart(node, steps)}" for node, steps in learning.items()]
 
 
 def mask_chart(node: str, events: Events) -> str:
-    expected, target = (
-        series(
-            (budget["name"], (event.get("step"), budget.get(what))) for event in events for budget in event["budgets"]
-        )
-        for what in ("expected", "target")
-    )
+    sizes = [(event.get("step"), budget) for event in events for budget in event["budgets"]]
+    expected, target = (series((b["name"], (x, b.get(y))) for x, b in sizes) for y in ("expected", "target"))
     points = [point for line in (*expected.values(), *target.values()) for point in line]
     if not points:
         return ""

@@ -35,8 +35,7 @@ def graph_table(document: Mapping[str, Any]) -> RenderableType:
 
 def sources(node: Mapping[str, Any]) -> str:
     """Name the nodes that this one reads, each once, by number where they have one."""
-    names = dict.fromkeys(node["inputs"].values())
-    return ", ".join(re.sub(r"^(\d+)-.*", r"\1", name) for name in names)
+    return ", ".join(re.sub(r"^(\d+)-.*", r"\1", name) for name in dict.fromkeys(node["inputs"].values()))
 
 
 def graph_caption(document: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sprunec.engines.loop import fit
-from sprunec.engines.sparse_training import PrunedWeights
+from sprunec.engines.torch_engine import PrunedWeights
 from sprunec.masks.two_four import Pattern, choose, leaks
 from tests.conftest import tiny_model
 from tests.engines.test_loop import CPU, TRAINING, batch
