@@ -6,12 +6,12 @@ feed-forward. What is known of their inputs says how much a unit matters, and ho
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from sprunec.rewrite.recipe import Keep, dim_indices
+from sprunec.rewrite.sites import factors
 from sprunec.rewrite.trace import TracedBlock
 from sprunec.units import Indices
 
@@ -45,9 +45,9 @@ class Projection:
         inside = [group for group in self.groups if site is not None and group in site.groups["forward"]]
         if not inside:
             return None
-        sizes = [self.block.forward.groups.sizes[group] for group in self.groups]
-        place = self.groups.index(inside[0])
-        return math.prod(sizes[:place]), sizes[place], math.prod(sizes[place + 1 :])
+        axes = self.block.forward.groups
+        outer, inner = factors(axes, self.operand, self.dim, inside[0])
+        return outer, axes.sizes[inside[0]], inner
 
     def kept(self, keep: Keep) -> Indices | None:
         """Tell the inputs that are left where `keep` says what is of each group; None if all are."""
