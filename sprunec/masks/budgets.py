@@ -67,12 +67,11 @@ class CountBudget:
         masks = {key: torch.zeros(scores[key].numel(), dtype=torch.bool) for key in self.keys}
         if not alive:
             return masks
+        ranked = {key: scores[key] for key in alive}
         if self.tied:
-            total = torch.stack([scores[key].detach().cpu().double() for key in alive]).sum(0)
-            best = self._best({alive[0]: total}, round(self.target) if self.each is None else self.each)
-            return masks | dict.fromkeys(alive, best[alive[0]])
-        count = round(self.target) if self.each is None else self.each * len(alive)
-        return masks | self._best({key: scores[key] for key in alive}, count)
+            ranked = {alive[0]: torch.stack([value.detach().cpu().double() for value in ranked.values()]).sum(0)}
+        best = self._best(ranked, round(self.target) if self.each is None else self.each * len(ranked))
+        return masks | (dict.fromkeys(alive, best[alive[0]]) if self.tied else best)
 
     def _best(self, scores: Values, count: int) -> dict[Key, Tensor]:
         """Keep the best `count` units, or as many as make whole groups."""

@@ -61,8 +61,7 @@ def calibrate(model: nn.Module, blocks: Sequence[TracedBlock], batches: Iterable
                     watched.append((node, sums.hook(name, lambda x: x.square().mean(-1).sum())))
             handles += [tap(holder, node).register_forward_hook(hook) for node, hook in watched]
     exact = Place(place.device, torch.float32)
-    for batch in batches:
-        batch = batch.to(place.device)
+    for batch in (batch.to(place.device) for batch in batches):
         sums.use(in_use(batch.inputs))
         with exact.precision():
             model(**batch.inputs)

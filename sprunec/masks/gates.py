@@ -31,5 +31,4 @@ def expected_gate(log_alpha: Tensor) -> Tensor:
 def undecided(log_alpha: Tensor) -> int:
     """Count the gates that are neither nearly always nor nearly never kept."""
     probability = kept_probability(log_alpha)
-    low, high = UNDECIDED
-    return int(((probability > low) & (probability < high)).sum())
+    return int(((probability > UNDECIDED[0]) & (probability < UNDECIDED[1])).sum())

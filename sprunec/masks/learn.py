@@ -89,26 +89,21 @@ class GateLearner(Learner):
             heads = [key for key in self.log_alphas if key[1] == TIED]
             self.log_alphas |= dict.fromkeys(heads, self.log_alphas[heads[0]])
         self._own = list({id(value): value for value in self.log_alphas.values()}.values())
-        self.rate = rate
+        self.rate, self.stops = rate, stop_when_settled
         self.optimizer = GroupAdam([[value] for value in self._own], rate)  # gates of a layer and kind vie
         count = sum(value.numel() for value in self.log_alphas.values())
         self.convergence = Convergence(lagrangian.budgets, count, steps, lagrangian.ramp_steps)
-        self.stops = stop_when_settled
         self._drawn: dict[Key, Tensor] = {}
         self._leaves: dict[Key, Tensor] = {}
-        self._step = 0
-        self._expected: list[float] = []
+        self._step, self._expected = 0, list[float]()
 
     def before(self, step: int, model_step: int) -> None:
         self._step = step
         noise = torch.Generator().manual_seed(self.seed * 1_000_003 + model_step)
-        draws: dict[int, Tensor] = {}
+        draws = {id(own): hard_concrete.sample(own, torch.rand(own.shape, generator=noise)) for own in self._own}
         for key, log_alpha in self.log_alphas.items():
-            if id(log_alpha) not in draws:
-                draws[id(log_alpha)] = hard_concrete.sample(log_alpha, torch.rand(log_alpha.shape, generator=noise))
-            drawn = draws[id(log_alpha)]
-            self._drawn[key] = drawn
-            self._leaves[key] = drawn.detach().to(self.device).requires_grad_()
+            self._drawn[key] = draws[id(log_alpha)]
+            self._leaves[key] = self._drawn[key].detach().to(self.device).requires_grad_()
             self.gates.set(*key, self._leaves[key])
 
     def gradients(self) -> list[Tensor]:
@@ -160,9 +155,8 @@ class GateLearner(Learner):
 
     def state(self) -> dict[str, Any]:
         """Everything that the next step depends on."""
-        log_alphas = [value.detach() for value in self._own]
         return {
-            "log_alphas": log_alphas,
+            "log_alphas": [value.detach() for value in self._own],
             "optimizer": self.optimizer.state_dict(),
             "lagrangian": self.lagrangian.state(),
             "convergence": self.convergence.state(),

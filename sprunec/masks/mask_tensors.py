@@ -46,8 +46,7 @@ def mask_tensors(units: Collection[str], whole: Kept, before: Kept, after: Kept)
 
 def present(unit: str, before: Kept, after: Kept) -> Tensor:
     """(sublayers of `before`,) float32: which of them, or for blocks of the layers, `after` still has."""
-    there = [index for index in range(len(before)) if before.has(index, unit)]
-    return torch.tensor([float(after.has(index, unit)) for index in there])
+    return torch.tensor([float(after.has(index, unit)) for index in range(len(before)) if before.has(index, unit)])
 
 
 def mask_rows(unit: str, whole: Kept, before: Kept, after: Kept) -> Tensor:

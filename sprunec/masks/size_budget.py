@@ -137,13 +137,11 @@ class SizeBudget:
 
     def _masks(self, scores: Values, gone: Iterable[Group]) -> dict[Key, Tensor]:
         masks = {key: torch.ones(value.numel(), dtype=torch.bool) for key, value in scores.items()}
-        for key, value in scores.items():
-            masks[key][remainder(value, self.multiples.get(key[1], 1))] = False
-        cut: dict[Key, list[int]] = {}
+        cut = {key: remainder(value, self.multiples.get(key[1], 1)).tolist() for key, value in scores.items()}
         for _, key, units in gone:
-            cut.setdefault(key, []).extend(units)
-        for key, all_units in cut.items():
-            masks[key][all_units] = False
+            cut[key] += units
+        for key, mask in masks.items():
+            mask[cut[key]] = False
         return masks
 
     def _without(self, scores: Values, gone: Iterable[Group]) -> float:

@@ -58,8 +58,7 @@ def choose(pattern: str, name: str, weight: Tensor) -> Tensor:
 
 def refuse_uneven(pattern: str, name: str, shape: tuple[int, ...]) -> None:
     """Raises InputError for a width that does not part into fours."""
-    size = uneven(pattern, shape)
-    if size is not None:
+    if (size := uneven(pattern, shape)) is not None:
         message = f"is {list(shape)}, and {size} is not a multiple of {GROUP}: it has no {pattern} pattern"
         raise InputError.at(name, message, f"cut to multiples of {GROUP}, or leave it out of the pass's tensors")
 
@@ -124,8 +123,7 @@ def _place(bad: Tensor, counts: Tensor, of_what: str, step: tuple[int, int]) -> 
 
 def short_tiles(mask: Tensor) -> int:
     """How many tiles keep fewer than their eight."""
-    tiles = _tiled(mask).flatten(2).sum(2, dtype=torch.uint8)
-    return int((tiles < GROUP * KEPT).sum())
+    return int((_tiled(mask).flatten(2).sum(2, dtype=torch.uint8) < GROUP * KEPT).sum())
 
 
 def density(state: Mapping[str, Tensor], pattern: Pattern) -> float:

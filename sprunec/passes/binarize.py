@@ -39,15 +39,9 @@ def add(build: Builder, spec: PassSpec, scores: str) -> str:
     if options.learned:
         notes = (f"cut to another target by the gates learned for {target_words(spec, spec.options['gates_for'])}",)
     writes = {spec.options["mask_form"]: spec.options["save_mask"]} if "save_mask" in spec.options else {}
-    return build.add(
-        "binarize",
-        options,
-        {"model": build.model, "scores": scores},
-        about=target_words(spec),
-        writes=writes,
-        provenance=build.provenance(options.unit, options.target),
-        notes=notes,
-    )
+    inputs, provenance = {"model": build.model, "scores": scores}, build.provenance(options.unit, options.target)
+    about = target_words(spec)
+    return build.add("binarize", options, inputs, about=about, writes=writes, provenance=provenance, notes=notes)
 
 
 def allocation(spec: PassSpec) -> str:
@@ -80,10 +74,7 @@ def run(job: Job[BinarizeOptions]) -> dict[str, Any]:
     kept = before.then({key: mask.tolist() for key, mask in fill_all(shared, scores).items()})
     write_new(job.out / "kept.json", json.dumps(kept.to_json()))
     after = config.cut(before, kept)
-    rows = [
-        {"name": budget.name, "asked": budget.asked, "target": budget.target, "got": budget.measure(after)}
-        for budget in budgets
-    ]
+    rows = [{"name": b.name, "asked": b.asked, "target": b.target, "got": b.measure(after)} for b in budgets]
     metrics: dict[str, Any] = {"budgets": rows, "parameters": after.parameters()}
     metrics |= _distance(budgets, scores, rows) if options.learned else {}
     short = _shortfalls(config, options, budgets)
@@ -97,8 +88,8 @@ def _shortfalls(config: ModelConfig, options: BinarizeOptions, budgets: Sequence
     if options.budget == "per-layer":
         found = []
         for key, wanted in options.target.items():
-            short = short_layers(config.layers, key, wanted, options.multiple_of.get(key, 1))
-            short = {index: most for index, most in short.items() if most is not None}
+            most = short_layers(config.layers, key, wanted, options.multiple_of.get(key, 1))
+            short = {index: count for index, count in most.items() if count is not None}
             found += [short_message(key, wanted, short)] if short else []
         return found
     counted = {budget.name for budget in budgets}
@@ -107,13 +98,11 @@ def _shortfalls(config: ModelConfig, options: BinarizeOptions, budgets: Sequence
     return gone + less
 
 
-def _distance(
-    budgets: Sequence[Budget], log_alphas: Mapping[Key, Tensor], rows: list[dict[str, Any]]
-) -> dict[str, Any]:
+def _distance(budgets: Sequence[Budget], scores: Mapping[Key, Tensor], rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Measure how far gates that learned another target are from this one, by budget, and in a note."""
     from sprunec.masks.learn import settling
 
-    soft = [settling(budget, log_alphas) for budget in budgets]
+    soft = [settling(budget, scores) for budget in budgets]
     worst = max(soft, key=lambda row: abs(row["expected"] - row["target"]) / row["full"])
     words = f"{worst['name']}: the gates expect {worst['expected']:.2f}, the target is {worst['target']:g}"
     settled = "settled" if all(row["settled"] for row in soft) else "not settled"
@@ -138,19 +127,9 @@ def report(document: dict[str, Any], node: Node, metrics: Mapping[str, Any]) -> 
     learned = {row["name"]: row for row in trained.get("budgets", ())}
     for row in metrics["budgets"]:
         soft = row if "expected" in row else learned.get(row["name"], {})
-        document["budgets"].append(
-            {
-                "pass": scores,
-                "name": row["name"],
-                "asked": row["asked"],
-                "target": soft.get("target", row["target"]),
-                "expected": soft.get("expected"),
-                "got": row["got"],
-                "distance": soft.get("distance"),
-                "settled": soft.get("settled", True),
-                "undecided": soft.get("undecided", 0),
-            }
-        )
+        said = {"pass": scores, "name": row["name"], "asked": row["asked"], "target": row["target"], "expected": None}
+        said |= {"got": row["got"], "distance": None, "settled": True, "undecided": 0}
+        document["budgets"].append({key: soft.get(key, value) for key, value in said.items()})
 
 
 BINARIZE = Pass("binarize", 4, BinarizeOptions, ("model", "scores"), "masks", report=report)

@@ -26,15 +26,8 @@ if TYPE_CHECKING:
     from sprunec.graph.builder import Builder
     from sprunec.graph.graph import Node
 
-COMPARED = (
-    "max_abs_difference",
-    "tolerance",
-    "tokens",
-    "float32_difference",
-    "float32_tolerance",
-    "float32_noise",
-    "largest_logit",
-)
+IN_FLOAT32 = ("float32_difference", "float32_tolerance", "float32_noise")
+COMPARED = ("max_abs_difference", "tolerance", "tokens", *IN_FLOAT32, "largest_logit")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -64,8 +64,7 @@ def run(job: Job[RefitOptions]) -> dict[str, Any]:
         gates.set(*key, value.to(job.place.device))
     moments = calibrate(model, blocks, job.batches(config), job.place)
     refitted = _refit_all(moments, job.left(), soft)
-    state = {name: tensor for name, tensor in model.state_dict().items() if ".gates." not in name}
-    job.save(state)
+    job.save({name: tensor for name, tensor in model.state_dict().items() if ".gates." not in name})
     return {"refitted": refitted}
 
 
@@ -78,8 +77,10 @@ def _refit_all(moments: Moments, kept: Cut, soft: Soft) -> int:
 
     count = 0
     for projection, moment in moments.inputs.values():
-        columns = projection.kept(keeps(projection.block, kept, "forward"))
-        if columns is None or not columns or _absent(projection, kept):
+        block = projection.block
+        columns = projection.kept(keeps(block, kept, "forward"))
+        owners = [residual.kind for residual in block.forward.residuals if projection.tensor in residual.tensors]
+        if not columns or not all(kept.has(block.index, kind) for kind in owners):
             continue
         weight, index = projection.weight, torch.tensor(columns)
         gate = _column_gate(projection, soft)
@@ -88,12 +89,6 @@ def _refit_all(moments: Moments, kept: Cut, soft: Soft) -> int:
             weight[:, index.to(weight.device)] = refit(moment, weight, index, gate)
         count += 1
     return count
-
-
-def _absent(projection: Projection, kept: Cut) -> bool:
-    block = projection.block
-    owners = [r.kind for r in block.forward.residuals if projection.tensor in r.tensors]
-    return not all(kept.has(block.index, kind) for kind in owners)
 
 
 def _column_gate(projection: Projection, soft: Soft) -> Tensor | None:

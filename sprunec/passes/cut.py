@@ -5,7 +5,6 @@ From file to file, so that a checkpoint of any size goes through; see `rewrite/s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from sprunec.graph.options import Options
@@ -14,7 +13,6 @@ from sprunec.passes.job import Job
 from sprunec.plan.declared import Pass
 
 if TYPE_CHECKING:
-    from sprunec.checkpoint.writer import Output
     from sprunec.graph.builder import Builder
     from sprunec.plan.declared import PassSpec
 
@@ -36,7 +34,7 @@ def add(build: Builder, masks: str, spec: PassSpec | None = None) -> None:
 
 
 def run(job: Job[Options]) -> dict[str, Any]:
-    from sprunec.checkpoint.writer import check_room, link_weights, write_outputs
+    from sprunec.checkpoint.writer import Output, check_room, link_weights, write_outputs
     from sprunec.families.model_directory import save_outputs
     from sprunec.rewrite.recipe import Recipe, make_recipe, read_origin, save_recipe
     from sprunec.rewrite.streaming import cut_outputs, expand_outputs
@@ -46,10 +44,9 @@ def run(job: Job[Options]) -> dict[str, Any]:
     recipe, small = make_recipe(traced_shape(config), job.left()), config.cut(job.kept(), job.kept("masks"))
     tensors = job.weights()
     outputs = cut_outputs(recipe, tensors)
-    empty: Mapping[str, Output] = {}
     # The last values of all weights in the plan's input shape stay beside the small ones: as a link to where they are
     # already, or made anew where the model has been cut before and trained since.
-    earlier, linked, full, written = Recipe(), entering, tensors, empty
+    earlier, linked, full, written = Recipe(), entering, tensors, dict[str, Output]()
     if "origin" in job.inputs:
         earlier, full = read_origin(job.inputs["origin"])
         linked = job.inputs["origin"] / "origin"

@@ -45,13 +45,8 @@ def add(build: Builder, spec: PassSpec, model: str) -> str:
         own, given = FORMATS[name].options(build.plan)
         details |= own | {role: file_digest(path) for role, paths in given.items() for path in paths}
         files |= given
-    return build.add(
-        "emit",
-        EmitOptions(formats=formats, details=details),
-        {"model": model, "source": build.roles.source},
-        about=", ".join(formats),
-        files=files,
-    )
+    options, inputs = EmitOptions(formats=formats, details=details), {"model": model, "source": build.roles.source}
+    return build.add("emit", options, inputs, about=", ".join(formats), files=files)
 
 
 def run(job: Job[EmitOptions]) -> dict[str, Any]:

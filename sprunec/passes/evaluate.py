@@ -39,7 +39,6 @@ def add(build: Builder, suffix: str, model: str, masks: str = "") -> str:
 
 def run(job: Job[EvaluateOptions]) -> dict[str, Any]:
     """Raise PassError where the loss is not finite: what the model says is then nothing to draw tokens from."""
-
     place, config, model = job.place, job.config(), job.model()
     data = job.data(config)
     if "masks" in job.inputs:
@@ -50,13 +49,8 @@ def run(job: Job[EvaluateOptions]) -> dict[str, Any]:
         message = f"the held-out loss is {loss}: numbers that the weights lead to are too large for {dtype}"
         raise PassError(f"{message}; fix the checkpoint, or give a wider engine.precision")
     sample = None if "masks" in job.inputs else _sample(model, config, data, job.options.seed, place)
-    return {
-        "parameters": config.parameters(),
-        "loss": loss,
-        "perplexity": math.exp(min(loss, 700.0)),
-        "tokens": tokens,
-        "sample": sample,
-    }
+    size, perplexity = config.parameters(), math.exp(min(loss, 700.0))
+    return {"parameters": size, "loss": loss, "perplexity": perplexity, "tokens": tokens, "sample": sample}
 
 
 def _held_out_loss(model: nn.Module, data: Data, limit: int | None, place: Place) -> tuple[float, int]:
@@ -67,8 +61,7 @@ def _held_out_loss(model: nn.Module, data: Data, limit: int | None, place: Place
 
     model.eval()
     total, tokens = 0.0, 0
-    for batch in data.held_out_batches(limit):
-        batch = batch.to(place.device)
+    for batch in (batch.to(place.device) for batch in data.held_out_batches(limit)):
         with torch.no_grad(), place.precision():
             total += float(language_model_loss(model, batch))
         tokens += batch.target_count

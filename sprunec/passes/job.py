@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 SET_ABOUT = "set.json"  # what the data pass has written about a CPM-Live set
 
-
 O = TypeVar("O", bound=Options, covariant=True)  # noqa: E741
 
 

@@ -57,10 +57,8 @@ def add_teacher(build: Builder, path: Path | None) -> str:
         if own is not None:  # its head is tied or not by its own file
             config = replace(config, tie_word_embeddings=not own)
         options = LoadOptions(config=config.to_dict(), checkpoint=weights_digest(path, NO_TEACHER))
-        files, parameters = _checkpoint_files(path), config.parameters()
-        build.teachers[path] = build.add(
-            "load", options, {}, suffix="teacher", files=files, about=path.name, parameters=parameters
-        )
+        files, size = _checkpoint_files(path), config.parameters()
+        build.teachers[path] = build.add("load", options, {}, "teacher", files=files, about=path.name, parameters=size)
     return build.teachers[path]
 
 
@@ -76,25 +74,20 @@ def run(job: Job[LoadOptions]) -> dict[str, Any]:
     from sprunec.families.model_directory import save_model
 
     config = ModelConfig.from_dict(job.options.config)
-    notes = []
+    size = config.parameters()
     if "checkpoint" in job.files:
         notes = _take(job.files["checkpoint"][0], config, job.out)
-    else:
-        _check_memory(config)
-        model = build(config)
-        initialize(model, job.options.seed or 0)
-        save_model(job.out, config, everything(config), model.state_dict())
-    return {"parameters": config.parameters()} | ({"notes": notes} if notes else {})
-
-
-def _check_memory(config: ModelConfig) -> None:
-    """Refuse a model larger than memory: a config is a few bytes, whatever it claims."""
-    needed, there = 4 * config.parameters(), physical_memory()
-    if needed > there:
+        return {"parameters": size} | ({"notes": notes} if notes else {})
+    # A config is a few bytes, whatever it claims: refuse a model larger than memory.
+    if 4 * size > (there := physical_memory()):
         raise PassError(
-            f"a new model of {config.parameters():,} parameters needs {needed / 1e9:,.1f} GB of memory, and this "
+            f"a new model of {size:,} parameters needs {4 * size / 1e9:,.1f} GB of memory, and this "
             f"machine has {there / 1e9:,.1f} GB; give a smaller config, or a checkpoint"
         )
+    model = build(config)
+    initialize(model, job.options.seed or 0)
+    save_model(job.out, config, everything(config), model.state_dict())
+    return {"parameters": size}
 
 
 def physical_memory() -> int:

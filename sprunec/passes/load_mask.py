@@ -38,14 +38,9 @@ def lower(build: Builder, spec: PassSpec) -> None:
     warnings = [weights_warning(path, build.checkpoint) for path in paths]
     if any("steps" in each.options for each in build.plan.passes):
         warnings += [steps_warning(path, build.checkpoint, build.plan.model.start_step) for path in paths]
-    masks = build.add(
-        "load-mask",
-        options,
-        {"model": build.model, "source": build.roles.source},
-        files={"paths": paths},
-        about=", ".join(path.name for path in paths),
-        notes=tuple(filter(None, warnings)),
-    )
+    inputs, about = {"model": build.model, "source": build.roles.source}, ", ".join(path.name for path in paths)
+    notes = tuple(filter(None, warnings))
+    masks = build.add("load-mask", options, inputs, files={"paths": paths}, about=about, notes=notes)
     compensate.add(build, spec, masks)
     cut.add(build, masks)
 

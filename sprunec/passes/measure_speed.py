@@ -57,33 +57,24 @@ def run(job: Job[SpeedOptions]) -> dict[str, Any]:
     batch = smaller(next(job.data(configs["dense"]).held_out_batches()), configs["dense"], place)
     seconds = in_turn(_models(job, configs), batch.to(place.device), place)
     tokens = int((batch.inputs["length"] - _overhead(configs["dense"])).sum())
-    return {
-        "rounds": len(seconds["dense"]),
-        "tokens": tokens,
-        "models": {role: measured(tokens, seconds[role], seconds["dense"], role == "dense") for role in roles},
-    }
+    models = {role: measured(tokens, seconds[role], seconds["dense"], role == "dense") for role in roles}
+    return {"rounds": len(seconds["dense"]), "tokens": tokens, "models": models}
 
 
 def _models(job: Job[SpeedOptions], configs: Mapping[str, ModelConfig]) -> dict[str, nn.Module]:
     """Open all models; the masked one has the dense one's tensors, not a copy, where their shapes are the same."""
+    from sprunec.families.model_directory import empty_model, fill
+
     models: dict[str, nn.Module] = {"dense": job.model("dense")}
     if "masked" in configs:
-        models["masked"] = _masked(job, configs["masked"], models["dense"], configs["dense"])
+        same = configs["masked"] == configs["dense"]
+        masked: nn.Module = empty_model(configs["masked"]) if same else job.model("masked")
+        if same:
+            fill(masked, models["dense"].state_dict(), job.inputs["dense"])
+        models["masked"] = job.mask(masked, "masked")
     if "small" in configs:
         models["small"] = job.model("small")
     return {role: model.eval() for role, model in models.items()}
-
-
-def _masked(job: Job[SpeedOptions], config: ModelConfig, dense: nn.Module, its: ModelConfig) -> nn.Module:
-    from sprunec.families.model_directory import empty_model, fill
-
-    model: nn.Module
-    if config == its:
-        model = empty_model(config)
-        fill(model, dense.state_dict(), job.inputs["dense"])
-    else:
-        model = job.model("masked")
-    return job.mask(model, "masked")
 
 
 def smaller(batch: Batch, config: ModelConfig, place: Place) -> Batch:
@@ -102,26 +93,20 @@ def _overhead(config: ModelConfig) -> int:
 
 def in_turn(models: Mapping[str, nn.Module], batch: Batch, place: Place) -> dict[str, list[float]]:
     """Time every model in every round, in seconds, after a round that does not count."""
+    import torch
+
     seconds: dict[str, list[float]] = {role: [] for role in models}
     started = perf_counter()
     for count in range(MOST_ROUNDS + 1):
         if count > LEAST_ROUNDS and perf_counter() - started > SECONDS:
             break
         for role, model in models.items():
-            spent = _forward(model, batch, place)
-            if count:
-                seconds[role].append(spent)
-    return seconds
-
-
-def _forward(model: nn.Module, batch: Batch, place: Place) -> float:
-    import torch
-
-    started = perf_counter()
-    with torch.no_grad(), place.precision():
-        logits, _ = model(**batch.inputs)
-    float(logits[0, -1, 0])  # on every device, a number is there only once the work is done
-    return perf_counter() - started
+            began = perf_counter()
+            with torch.no_grad(), place.precision():
+                logits, _ = model(**batch.inputs)
+            float(logits[0, -1, 0])  # on every device, a number is there only once the work is done
+            seconds[role].append(perf_counter() - began)
+    return {role: spent[1:] for role, spent in seconds.items()}
 
 
 def measured(tokens: int, seconds: Sequence[float], dense: Sequence[float], is_dense: bool) -> dict[str, Any]:
@@ -129,11 +114,8 @@ def measured(tokens: int, seconds: Sequence[float], dense: Sequence[float], is_d
     slowest, speed, fastest = quantiles([tokens / spent for spent in seconds], n=4, method="inclusive")
     ratios = [slow / spent for slow, spent in zip(dense, seconds, strict=True)]
     low, ratio, high = quantiles(ratios, n=4, method="inclusive")
-    return {
-        "tokens_per_second": speed,
-        "tokens_per_second_spread": [slowest, fastest],
-        "relative_speed": None if is_dense else {"ratio": ratio, "low": low, "high": high},
-    }
+    relative = None if is_dense else {"ratio": ratio, "low": low, "high": high}
+    return {"tokens_per_second": speed, "tokens_per_second_spread": [slowest, fastest], "relative_speed": relative}
 
 
 def report(document: dict[str, Any], node: Node, metrics: Mapping[str, Any]) -> None:

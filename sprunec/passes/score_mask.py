@@ -9,11 +9,9 @@ from sprunec.graph.options import BatchOptions, CalibrationOptions, MaskOptions
 from sprunec.passes import binarize, compensate, cut
 from sprunec.passes.job import Job
 from sprunec.plan.declared import CRITERIA, Pass, calibrates
-from sprunec.units import Key, gate_units
+from sprunec.units import gate_units
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from sprunec.graph.builder import Builder
     from sprunec.plan.declared import PassSpec
 
@@ -41,35 +39,25 @@ def lower(build: Builder, spec: PassSpec) -> None:
 
 
 def run(job: Job[ScoreOptions]) -> dict[str, Any]:
-    from sprunec.masks.mask_tensors import save_scores
-    from sprunec.masks.scores import comparable
-
-    scores = comparable(_by_data(job) if "data" in job.inputs else _by_weights(job), job.options.target)
-    save_scores(job.out, scores)
-    return {"criterion": job.options.criterion, "units": sum(value.numel() for value in scores.values())}
-
-
-def _by_weights(job: Job[ScoreOptions]) -> dict[Key, Tensor]:
-    """Score with one tensor at a time in memory, so that a checkpoint of any size can be."""
+    from sprunec.engines.loop import language_model_loss
     from sprunec.families.cpm_ant.sizes import unit_sizes
-    from sprunec.masks.scores import Weights
+    from sprunec.masks.mask_tensors import save_scores
+    from sprunec.masks.scores import Calibration, Weights, comparable
+    from sprunec.rewrite.gating import insert_gates
     from sprunec.rewrite.trace import traced_shape
 
     config, options = job.config(), job.options
-    sizes = unit_sizes(config, options.unit)
-    return CRITERIA[options.criterion].score(Weights(traced_shape(config), sizes, job.weights(), options.seed))
-
-
-def _by_data(job: Job[ScoreOptions]) -> dict[Key, Tensor]:
-    from sprunec.engines.loop import language_model_loss
-    from sprunec.masks.scores import Calibration
-    from sprunec.rewrite.gating import insert_gates
-
-    config, model, options = job.config(), job.model(), job.options
-    blocks = job.traced(model)
-    gates = insert_gates(model, blocks, gate_units(options.unit))
-    given = Calibration(model, gates, blocks, job.batches(config), language_model_loss, job.place, options.seed)
-    return CRITERIA[options.criterion].score(given)
+    given: Calibration | Weights
+    if "data" in job.inputs:
+        model = job.model()
+        blocks = job.traced(model)
+        gates = insert_gates(model, blocks, gate_units(options.unit))
+        given = Calibration(model, gates, blocks, job.batches(config), language_model_loss, job.place, options.seed)
+    else:  # with one tensor at a time in memory, so that a checkpoint of any size can be scored
+        given = Weights(traced_shape(config), unit_sizes(config, options.unit), job.weights(), options.seed)
+    scores = comparable(CRITERIA[options.criterion].score(given), options.target)
+    save_scores(job.out, scores)
+    return {"criterion": options.criterion, "units": sum(value.numel() for value in scores.values())}
 
 
 SCORE_MASK = Pass(

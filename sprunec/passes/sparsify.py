@@ -35,15 +35,11 @@ class SparsifyOptions(Options):
 def lower(build: Builder, spec: PassSpec) -> None:
     paths: tuple[Path, ...] = spec.options.get("path", ())
     options = build.options(SparsifyOptions, spec, content="".join(build.masks_digest(path) for path in paths))
-    build.model = build.add(
-        "sparsify",
-        options,
-        {"model": build.model},
-        files={"path": paths} if paths else {},
-        about=", ".join((options.pattern, *(path.name for path in paths))),
-        writes={"mask": spec.options["save_mask"]} if "save_mask" in spec.options else {},
-        provenance=build.provenance(options.pattern, options.tensors),
-    )
+    about = ", ".join((options.pattern, *(path.name for path in paths)))
+    more: dict[str, Any] = {"files": {"path": paths}} if paths else {}
+    more |= {"writes": {"mask": spec.options["save_mask"]}} if "save_mask" in spec.options else {}
+    more["provenance"] = build.provenance(options.pattern, options.tensors)
+    build.model = build.add("sparsify", options, {"model": build.model}, about=about, **more)
 
 
 def run(job: Job[SparsifyOptions]) -> dict[str, Any]:
@@ -70,13 +66,9 @@ def run(job: Job[SparsifyOptions]) -> dict[str, Any]:
     save_outputs(job.out, config, job.kept(), outputs)
     save_pattern(job.out, pattern)
     sparse, before = open_model_tensors(job.out), _size(tensors, pattern)
-    metrics = {
-        "tensors": len(pattern),
-        "density": density(sparse, pattern),
-        "retained": _size(sparse, pattern) / before if before else 1.0,
-        "parameters": config.parameters(),
-    }
-    return metrics | (_notes(pattern) if kind == "m4n2_2d" else {})
+    retained = _size(sparse, pattern) / before if before else 1.0
+    metrics = {"tensors": len(pattern), "density": density(sparse, pattern), "retained": retained}
+    return metrics | {"parameters": config.parameters()} | (_notes(pattern) if kind == "m4n2_2d" else {})
 
 
 def _masked(tensors: Tensors, name: str, mask: Tensor) -> Output:

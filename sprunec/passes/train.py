@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from sprunec.engines.distillation import Distiller
     from sprunec.engines.torch_engine import TorchEngine
     from sprunec.graph.builder import Builder
-    from sprunec.masks.two_four import Pattern
     from sprunec.plan.declared import PassSpec
     from sprunec.rewrite.trace import TracedBlock
 
@@ -44,17 +43,10 @@ def add(build: Builder, spec: PassSpec, options: TrainOptions, about: str, suffi
     inputs = {"model": build.model, "data": build.data}
     if options.distillation is not None:
         inputs["teacher"] = load.add_teacher(build, spec.options["distillation"]["teacher"])
-    name = build.add(
-        spec.name,
-        options,
-        inputs,
-        suffix,
-        steps=options.steps,
-        checkpoint_every=spec.options["checkpoint_every"],
-        about=about,
-    )
-    build.model_steps += options.steps
-    tokens = options.steps * options.batch_size * (options.max_length - build.config.prompt_length)
+    steps, every = options.steps, spec.options["checkpoint_every"]
+    name = build.add(spec.name, options, inputs, suffix, steps=steps, checkpoint_every=every, about=about)
+    build.model_steps += steps
+    tokens = steps * options.batch_size * (options.max_length - build.config.prompt_length)
     build.tokens += tokens
     build.flops += FLOPS_PER_PARAMETER * float(build.left.parameters) * tokens
     if options.distillation is not None:
@@ -63,43 +55,36 @@ def add(build: Builder, spec: PassSpec, options: TrainOptions, about: str, suffi
 
 
 def run(job: Job[TrainOptions]) -> dict[str, Any]:
-    from sprunec.engines.loop import fit
-    from sprunec.masks.two_four import load_pattern
+    from sprunec.masks.two_four import density, leaks, load_pattern, save_pattern
 
     engine, config, model = engine_of(job), job.config(), job.model()
-    data, pattern = job.data(config), load_pattern(job.inputs["model"])
+    pattern = load_pattern(job.inputs["model"])
     distiller, notes = distiller_of(job, model)
-    last = fit(
-        model,
-        data.batch,
-        job.options,
-        engine,
-        first_step=job.options.first_step,
-        report=job.report,
-        saves=job.saves,
-        auxiliary_loss=distiller,
-        kept=pattern,
-    )
-    state = engine.weights(model)
+    last, state = fit_weights(job, engine, model, distiller, kept=pattern)
     if engine.world.rank != 0:
         return {}
     job.save(state)
     metrics = {"loss": last["loss"], "steps": last["steps"], "parameters": config.parameters()}
     metrics |= {"distillation": last["distillation"]} if distiller is not None else {}
-    return metrics | ({"notes": notes} if notes else {}) | _keep_pattern(job, state, pattern)
+    metrics |= {"notes": notes} if notes else {}
+    if pattern:  # handed on, once it is sure that it has held
+        if moved := leaks(state, pattern):
+            raise PassError(f"{moved[0]} is not zero where its 2:4 pattern says so")
+        save_pattern(job.out, pattern)
+        metrics["density"] = density(state, pattern)
+    return metrics
 
 
-def _keep_pattern(job: Job[TrainOptions], state: Mapping[str, Tensor], pattern: Pattern) -> dict[str, Any]:
-    """Hand the pattern on, once it is sure that it has held."""
-    from sprunec.masks.two_four import density, leaks, save_pattern
+def fit_weights(
+    job: Job[TrainOptions], engine: TorchEngine, model: nn.Module, distiller: Distiller | None, **more: Any
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Train a model as the options say; give what the last step said, and the weights."""
+    from sprunec.engines.loop import fit
 
-    if not pattern:
-        return {}
-    moved = leaks(state, pattern)
-    if moved:
-        raise PassError(f"{moved[0]} is not zero where its 2:4 pattern says so")
-    save_pattern(job.out, pattern)
-    return {"density": density(state, pattern)}
+    batches, first = job.data(job.config()).batch, job.options.first_step
+    more |= {"first_step": first, "report": job.report, "saves": job.saves, "auxiliary_loss": distiller}
+    last = fit(model, batches, job.options, engine, **more)
+    return last, engine.weights(model)
 
 
 def engine_of(job: Job[TrainOptions]) -> TorchEngine:
@@ -132,13 +117,9 @@ def distiller_of(
     here, there = job.config(), job.config("teacher")
     written = [Pair.read(pair) for pair in options.pairs] if options.hidden else []
     pairs = [pair for pair in written if pair.student.module in state_widths(here)]
-    projections = make_projections(
-        pairs,
-        [(pair.student.width(here), pair.teacher.width(there)) for pair in pairs],
-        project=options.project,
-        seed=job.options.seed,
-        device=job.place.device,
-    )
+    widths = [(pair.student.width(here), pair.teacher.width(there)) for pair in pairs]
+    seed, device = job.options.seed, job.place.device
+    projections = make_projections(pairs, widths, project=options.project, seed=seed, device=device)
     teacher = job.model("teacher")
     seen = observable(student, [pair.student for pair in pairs], blocks)
     taught = observable(teacher, [pair.teacher for pair in pairs])

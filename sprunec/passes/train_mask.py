@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from sprunec.graph.options import CalibrationOptions, MaskOptions
 from sprunec.passes import binarize, compensate, cut, train
 from sprunec.passes.job import Job
-from sprunec.passes.train import INPUTS, TEACHER, TrainOptions, distiller_of, engine_of
+from sprunec.passes.train import INPUTS, TEACHER, TrainOptions, distiller_of, engine_of, fit_weights
 from sprunec.plan.declared import CRITERIA, Pass
 from sprunec.units import gate_units
 
@@ -40,7 +40,7 @@ def lower(build: Builder, spec: PassSpec) -> None:
 
 
 def run(job: Job[GateOptions]) -> dict[str, Any]:
-    from sprunec.engines.loop import fit, language_model_loss
+    from sprunec.engines.loop import language_model_loss
     from sprunec.masks.budgets import allocated, make_budgets
     from sprunec.masks.lagrangian import Lagrangian
     from sprunec.masks.learn import GateLearner, settling, start_from, tie
@@ -49,7 +49,7 @@ def run(job: Job[GateOptions]) -> dict[str, Any]:
     from sprunec.rewrite.gating import insert_gates
 
     engine, config, options, model = engine_of(job), job.config(), job.options, job.model()
-    place, data, blocks = engine.place, job.data(config), job.traced(model)
+    place, blocks = engine.place, job.traced(model)
     gates = insert_gates(model, blocks, gate_units(options.unit))
     given = Calibration(model, gates, blocks, job.batches(config), language_model_loss, place, options.seed)
     scores = engine.world.broadcast(CRITERIA[options.criterion].score(given))
@@ -67,21 +67,10 @@ def run(job: Job[GateOptions]) -> dict[str, Any]:
         stop_when_settled=options.stop_when_settled,
     )
     distiller, notes = distiller_of(job, model, blocks)
-    last = fit(
-        model,
-        data.batch,
-        options,
-        engine,
-        first_step=options.first_step,
-        report=job.report,
-        learner=learner,
-        saves=job.saves,
-        auxiliary_loss=distiller,
-    )
-    state = {name: tensor for name, tensor in engine.weights(model).items() if ".gates." not in name}
+    last, state = fit_weights(job, engine, model, distiller, learner=learner)
     if engine.world.rank != 0:
         return {}
-    job.save(state)
+    job.save({name: tensor for name, tensor in state.items() if ".gates." not in name})
     save_scores(job.out, learner.log_alphas)
     if options.allocation:
         save_scores(job.out / START, allocating)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import fx
 
 from sprunec.rewrite.axes import Axis, Dim, Layout, fresh, meet, pin, size, unite
-from sprunec.rewrite.flow import Flow, OpenCore, Rule, argument, pin_all, tensor_inputs
+from sprunec.rewrite.flow import Flow, Rule, argument, pin_all, tensor_inputs
 from sprunec.rewrite.shape_ops import concatenate, index_select, item, matrix_transpose, permute, transpose, view
 
 
@@ -48,7 +48,7 @@ def matmul(flow: Flow, node: fx.Node) -> Layout:
     flow.sums_over(node, node.args[0], len(left) - 1)
     mixed = softmax_origin(flow, node)
     if mixed is not None:
-        flow.cores.append(OpenCore(node.name, tuple(side_by_side), scored_dim(flow, mixed), right[-1]))
+        flow.cores.append((node.name, side_by_side, scored_dim(flow, mixed), right[-1]))
     return [*side_by_side, left[-2], right[-1]]
 
 
@@ -70,7 +70,7 @@ def attention(flow: Flow, node: fx.Node) -> Layout:
     if mask is not None:
         align_mask(flow.layout(mask), [*side_by_side, query[-2], key[-2]])
     flow.sums_over(node, argument(node, 0, "query"), len(query) - 1)
-    flow.cores.append(OpenCore(node.name, tuple(side_by_side), query[-1], value[-1]))
+    flow.cores.append((node.name, side_by_side, query[-1], value[-1]))
     return [*side_by_side, query[-2], value[-1]]
 
 

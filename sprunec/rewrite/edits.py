@@ -55,7 +55,10 @@ def set_constants(graph: fx.Graph, program: Program, keep: Keep) -> None:
         elif op == "split":
             _resize_pieces(node, program, keep)
         elif op == "scaled_dot_product_attention":
-            _keep_scale(node, program, keep)
+            # One without a scale divides by the root of a width, which a cut would change: name that scale.
+            core = next(core for core in program.cores if core.node == node.name)
+            if keep.keys() & set(core.scored) and node.kwargs.get("scale") is None:
+                node.update_kwarg("scale", 1.0 / math.sqrt(math.prod(program.groups.sizes[g] for g in core.scored)))
 
 
 def _resize_view(node: fx.Node, op: str, program: Program, keep: Keep) -> None:
@@ -84,15 +87,8 @@ def _resize_pieces(node: fx.Node, program: Program, keep: Keep) -> None:
     dim = program.groups.values[piece.name][argument(node, 2, "dim") or 0]
     if keep.keys() & set(dim):
         width = _width(program, dim, keep)
-        several = isinstance(size, tuple | list)
-        _set_argument(node, 1, "split_size_or_sections", (width,) * len(size) if several else width)
-
-
-def _keep_scale(node: fx.Node, program: Program, keep: Keep) -> None:
-    """Name the scale of an attention that has none: it divides by the root of a width, which a cut would change."""
-    core = next(core for core in program.cores if core.node == node.name)
-    if keep.keys() & set(core.scored) and node.kwargs.get("scale") is None:
-        node.update_kwarg("scale", 1.0 / math.sqrt(math.prod(program.groups.sizes[g] for g in core.scored)))
+        pieces = (width,) * len(size) if isinstance(size, tuple | list) else width
+        _set_argument(node, 1, "split_size_or_sections", pieces)
 
 
 def _width(program: Program, dim: Sequence[int], keep: Keep) -> int:

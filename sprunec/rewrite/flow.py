@@ -37,22 +37,13 @@ class Core:
     mixed: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class OpenCore:
-    """A core while axes may still be split and united."""
-
-    node: str
-    heads: tuple[Dim, ...]
-    scored: Dim
-    mixed: Dim
-
-    def close(self, numbers: Numbering) -> Core:
-        return Core(self.node, numbers.layout(self.heads), numbers.dim(self.scored), numbers.dim(self.mixed))
-
-
 @dataclass
 class Flow:
-    """A walk over one graph whose nodes know the values that they have on the meta device."""
+    """A walk over one graph whose nodes know the values that they have on the meta device.
+
+    Attributes:
+        cores: what `Core` has, of axes that may still be split and united.
+    """
 
     root: torch.nn.Module
     shapes: dict[str, Any]
@@ -60,7 +51,7 @@ class Flow:
     values: dict[str, Layout] = field(default_factory=dict)
     tensors: dict[str, Layout] = field(default_factory=dict)
     contractions: list[Contraction] = field(default_factory=list)
-    cores: list[OpenCore] = field(default_factory=list)
+    cores: list[tuple[str, Layout, Dim, Dim]] = field(default_factory=list)
 
     def shape(self, node: fx.Node) -> tuple[int, ...]:
         return tuple(self.shapes[node.name].shape)
@@ -112,7 +103,8 @@ class Flow:
     def finish(self) -> tuple[Groups, tuple[Core, ...]]:
         numbers = Numbering()
         groups = numbers.groups(self.values, self.tensors)
-        return groups, tuple(core.close(numbers) for core in self.cores)
+        layout, dim = numbers.layout, numbers.dim
+        return groups, tuple(Core(node, layout(heads), dim(by), dim(mixed)) for node, heads, by, mixed in self.cores)
 
 
 def follow(graph: fx.Graph, root: torch.nn.Module, inputs: tuple[Any, ...], rules: Mapping[str, Rule]) -> Flow:

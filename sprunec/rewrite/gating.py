@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx, nn
@@ -29,23 +30,21 @@ def scale_along(x: Tensor, gate: Tensor, dim: int, outer: int, inner: int) -> Te
     return x * factor.view(shape).to(x.dtype)
 
 
+@dataclass(frozen=True)
 class Gates:
     """The gates of a model, by block number and unit; setting one changes what the model computes."""
 
-    def __init__(self, sizes: Mapping[Key, int], modules: Mapping[int, nn.Module]) -> None:
-        self.sizes = dict(sizes)
-        self._modules = dict(modules)
+    sizes: Mapping[Key, int]
+    modules: Mapping[int, nn.Module]
 
     def set(self, block: int, unit: str, gate: Tensor) -> None:
         """Set a gate (units,), 1 is open; it may require gradients."""
-        setattr(self._modules[block].gates, unit, gate)
+        setattr(self.modules[block].gates, unit, gate)
 
 
 def insert_gates(model: nn.Module, blocks: Sequence[TracedBlock], units: Iterable[str]) -> Gates:
     """Replace the traced blocks of `model`, in place, by gated ones over the same parameters; all gates open."""
-    wanted = tuple(units)
-    sizes: dict[Key, int] = {}
-    modules: dict[int, nn.Module] = {}
+    wanted, sizes, modules = tuple(units), dict[Key, int](), dict[int, nn.Module]()
     for block in blocks:
         here = {unit: _size(block, unit) for unit in wanted if _size(block, unit)}
         if here:
@@ -79,11 +78,14 @@ def _size(block: TracedBlock, unit: str) -> int:
 
 def _gated(block: TracedBlock, sizes: Mapping[str, int]) -> fx.GraphModule:
     graph = copy.deepcopy(block.forward.graph)
+    nodes = {node.name: node for node in graph.nodes}
     for unit in sizes:
         if unit in block.sites:
-            _gate_sums(block, graph, unit)
-        else:
-            _gate_branches(block, graph, unit)
+            _gate_sums(block, graph, nodes, unit)
+            continue
+        for residual in block.forward.residuals:
+            if residual.kind in UNITS[unit].sublayers:
+                _scale_input(graph, nodes[residual.add], nodes[residual.branch], unit, -1, 1, 1)
     device, saved = index_device(block), set(block.module.state_dict(keep_vars=True))
     gates = {f"gates.{unit}": torch.ones(size, device=device) for unit, size in sizes.items()}
     others = {name: tensor for name, tensor in block.tensors().items() if name not in saved}
@@ -91,22 +93,14 @@ def _gated(block: TracedBlock, sizes: Mapping[str, int]) -> fx.GraphModule:
     return build({"forward": graph}, gates | others, state, block)
 
 
-def _gate_sums(block: TracedBlock, graph: fx.Graph, unit: str) -> None:
+def _gate_sums(block: TracedBlock, graph: fx.Graph, nodes: Mapping[str, fx.Node], unit: str) -> None:
     """Gate what goes into every sum over the unit's axes."""
-    nodes = {node.name: node for node in graph.nodes}
     axes = block.forward.groups
     for contraction in block.forward.contractions:
         node, operand, dim = nodes[contraction.node], nodes[contraction.operand], contraction.dim
         for group in block.sites[unit].groups["forward"]:
             if group in axes.values[contraction.operand][dim]:
                 _scale_input(graph, node, operand, unit, dim, *factors(axes, contraction.operand, dim, group))
-
-
-def _gate_branches(block: TracedBlock, graph: fx.Graph, unit: str) -> None:
-    nodes = {node.name: node for node in graph.nodes}
-    for residual in block.forward.residuals:
-        if residual.kind in UNITS[unit].sublayers:
-            _scale_input(graph, nodes[residual.add], nodes[residual.branch], unit, -1, 1, 1)
 
 
 def _scale_input(graph: fx.Graph, node: fx.Node, operand: fx.Node, unit: str, dim: int, outer: int, inner: int) -> None:

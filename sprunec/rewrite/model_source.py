@@ -15,7 +15,7 @@ from string import Template
 from types import ModuleType
 from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from sprunec.durable import write_new
 from sprunec.errors import TraceError
@@ -47,9 +47,7 @@ def write_model_py(
 
 def _model_source(family: Family, layers: Sequence[nn.Module], cache_shapes: Sequence[tuple[int, int] | None]) -> str:
     """Fill the template beside this file; layers whose classes would be equal share one."""
-    names: dict[str, str] = {}
-    imports: set[str] = set()
-    order = []
+    names, imports, order = dict[str, str](), set[str](), []
     for index, module in enumerate(layers):
         source = block_source(module, "Block")
         imports |= source.imports
@@ -86,8 +84,7 @@ class ClassSource:
 
 def block_source(module: nn.Module, name: str) -> ClassSource:
     """Write a plain nn.Module class `name` with the module's tensors, by their names, and one method per graph."""
-    imports: set[str] = set()
-    bodies = []
+    imports, bodies = set[str](), []
     graphs: dict[str, fx.Graph] = vars(module)["graphs"]
     for method, graph in graphs.items():
         lines = _method_lines(method, graph)
@@ -124,20 +121,17 @@ def _method_lines(method: str, graph: fx.Graph) -> list[str]:
 def _declarations(module: nn.Module) -> list[str]:
     """Write lines that make an empty tree of the same tensors and leaf modules."""
     state = set(module.state_dict(keep_vars=True))
-    lines = [f'place(self, "{name}", {_empty(p)})' for name, p in module.named_parameters()]
+    parameters = module.named_parameters()
+    lines = [f'place(self, "{name}", nn.Parameter(torch.empty({tuple(p.shape)})))' for name, p in parameters]
     for name, buffer in module.named_buffers():
         if name in state:
-            lines.append(f'place(self, "{name}", {_empty(buffer)[len("nn.Parameter(") : -1]})')
+            lines.append(f'place(self, "{name}", torch.empty({tuple(buffer.shape)}))')
         else:
             lines.append(f'place(self, "{name}", torch.tensor({buffer.tolist()}, device="cpu"), persistent=False)')
     for name, child in module.named_modules():
         if type(child) is not nn.Module and name and not isinstance(child, fx.GraphModule):
             lines.append(f'place(self, "{name}", nn.{child!r})')
     return lines
-
-
-def _empty(tensor: Tensor) -> str:
-    return f"nn.Parameter(torch.empty({tuple(tensor.shape)}))"
 
 
 def _import(name: str, value: Any) -> str:

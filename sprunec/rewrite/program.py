@@ -86,7 +86,7 @@ def _residual(flow: Flow, graph: fx.Graph, add: fx.Node, stream: fx.Node, branch
     names = frozenset(node.name for node in dead)
     if not any(contraction.node in names for contraction in flow.contractions):
         return None
-    kind = "attention" if any(core.node in names for core in flow.cores) else "feed_forward"
+    kind = "attention" if any(node in names for node, *_ in flow.cores) else "feed_forward"
     alive = {str(node.target) for node in live if node.op == "get_attr"}
     tensors = dict.fromkeys(str(node.target) for node in dead if node.op == "get_attr")
     return Residual(kind, add.name, stream.name, branch.name, names, tuple(t for t in tensors if t not in alive))

@@ -6,14 +6,12 @@ feed-forward. What is known of their inputs says how much a unit matters, and ho
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from sprunec.rewrite.flow import Contraction
 from sprunec.rewrite.recipe import Keep, dim_indices
+from sprunec.rewrite.sites import factors
 from sprunec.rewrite.trace import TracedBlock
 from sprunec.units import Indices
 
@@ -47,40 +45,26 @@ class Projection:
         inside = [group for group in self.groups if site is not None and group in site.groups["forward"]]
         if not inside:
             return None
-        sizes = [self.block.forward.groups.sizes[group] for group in self.groups]
-        place = self.groups.index(inside[0])
-        return math.prod(sizes[:place]), sizes[place], math.prod(sizes[place + 1 :])
+        axes = self.block.forward.groups
+        outer, inner = factors(axes, self.operand, self.dim, inside[0])
+        return outer, axes.sizes[inside[0]], inner
 
     def kept(self, keep: Keep) -> Indices | None:
         """Tell the inputs that are left where `keep` says what is of each group; None if all are."""
-        if not keep.keys() & set(self.groups):
-            return None
-        return dim_indices(self.block.forward.groups, self.groups, keep)
+        return dim_indices(self.block.forward.groups, self.groups, keep) if keep.keys() & set(self.groups) else None
 
 
 def projections(block: TracedBlock) -> tuple[Projection, ...]:
     """Find those of all the block's sites."""
     nodes = {node.name: node for node in block.forward.graph.nodes}
     cuttable = {group for site in block.sites.values() for group in site.groups["forward"]}
-    found = []
+    dims, tensors, found = block.forward.groups.tensors, block.tensors(), []
     for contraction in block.forward.contractions:
-        groups = block.forward.groups.values[contraction.operand][contraction.dim]
-        if cuttable & set(groups):
-            found += [
-                Projection(block, contraction.operand, contraction.dim, name, along, groups)
-                for name, along in _weights(block, nodes[contraction.node], contraction, groups)
-            ]
+        operand, dim = contraction.operand, contraction.dim
+        groups = block.forward.groups.values[operand][dim]
+        # A weight is the parameter that goes into the sum beside the operand, if there is one.
+        beside = [v for v in nodes[contraction.node].all_input_nodes if v.op == "get_attr" and v.name != operand]
+        for name in (str(node.target) for node in beside if cuttable & set(groups)):
+            if isinstance(tensors.get(name), nn.Parameter) and groups in dims[name]:
+                found.append(Projection(block, operand, dim, name, dims[name].index(groups), groups))
     return tuple(found)
-
-
-def _weights(
-    block: TracedBlock, node: fx.Node, contraction: Contraction, groups: Sequence[int]
-) -> list[tuple[str, int]]:
-    """Find the parameter that goes into the sum beside the operand, if there is one, and its dim of these groups."""
-    dims, tensors = block.forward.groups.tensors, block.tensors()
-    names = [str(v.target) for v in node.all_input_nodes if v.op == "get_attr" and v.name != contraction.operand]
-    return [
-        (name, dims[name].index(tuple(groups)))
-        for name in names
-        if isinstance(tensors.get(name), nn.Parameter) and tuple(groups) in dims[name]
-    ]

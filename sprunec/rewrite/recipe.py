@@ -10,6 +10,7 @@ import functools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, starmap
 from pathlib import Path
 from typing import Any
 
@@ -66,22 +67,16 @@ class Recipe:
 
     def to_dict(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
         """Name every tensor of `shapes`, with the [first, last + 1) runs of indices kept along each cut dim."""
-        entries: dict[str, Any] = {}
         spans = functools.cache(lambda kept: [list(span) for span in runs(kept)])  # tensors of one site keep the same
-        for name, shape in shapes.items():
-            entry: dict[str, Any] = {"shape": list(shape), "kept": "all"}
-            if name in self.removed:
-                entry["kept"] = None
-            elif name in self.slices:
-                entry["kept"] = {str(dim): spans(kept) for dim, kept in self.slices[name].items()}
-            entries[name] = entry
-        return {"tensors": entries}
+        cut = {name: {str(dim): spans(kept) for dim, kept in dims.items()} for name, dims in self.slices.items()}
+        left: dict[str, Any] = dict.fromkeys(shapes, "all") | cut | dict.fromkeys(self.removed)
+        return {"tensors": {name: {"shape": list(shape), "kept": left[name]} for name, shape in shapes.items()}}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Recipe:
         entries = data["tensors"].items()
         slices = {
-            name: {int(dim): _indices(runs) for dim, runs in entry["kept"].items()}
+            name: {int(dim): tuple(chain(*starmap(range, spans))) for dim, spans in entry["kept"].items()}
             for name, entry in entries
             if isinstance(entry["kept"], dict)
         }
@@ -100,9 +95,12 @@ def make_recipe(blocks: Iterable[TracedBlock], kept: Cut) -> Recipe:
         gone = {f"{block.path}.{name}" for r in absent(block, block.forward, kept) for name in r.tensors}
         removed += sorted(gone)
         state = {f"{block.path}.{name}" for name in block.module.state_dict(keep_vars=True)} - gone
-        for name, dims in _tensor_slices(block.forward.groups, keeps(block, kept, "forward")).items():
-            if f"{block.path}.{name}" in state:
-                slices[f"{block.path}.{name}"] = dims
+        groups, keep = block.forward.groups, keeps(block, kept, "forward")
+        indices = functools.cache(functools.partial(dim_indices, groups, keep=keep))
+        for name, dims in groups.tensors.items():
+            cut = {place: indices(dim) for place, dim in enumerate(dims) if keep.keys() & set(dim)}
+            if cut and f"{block.path}.{name}" in state:
+                slices[f"{block.path}.{name}"] = cut
     return Recipe(slices, tuple(removed))
 
 
@@ -146,16 +144,6 @@ def dim_indices(groups: Groups, dim: Sequence[int], keep: Keep) -> Indices:
     return tuple(flat.tolist())
 
 
-def _tensor_slices(groups: Groups, keep: Keep) -> dict[str, dict[int, Indices]]:
-    found: dict[str, dict[int, Indices]] = {}
-    indices = functools.cache(lambda dim: dim_indices(groups, dim, keep))
-    for name, dims in groups.tensors.items():
-        cut = {number: indices(tuple(dim)) for number, dim in enumerate(dims) if keep.keys() & set(dim)}
-        if cut:
-            found[name] = cut
-    return found
-
-
 def _put_back(full: Tensor, small: Tensor, dims: Sequence[tuple[int, Indices]]) -> None:
     """Write `small` into the entries of `full` that `dims` keep, in place."""
     (dim, kept), *rest = dims
@@ -165,10 +153,6 @@ def _put_back(full: Tensor, small: Tensor, dims: Sequence[tuple[int, Indices]]) 
         _put_back(part, small, rest)
         small = part
     full.index_copy_(dim, index, small)
-
-
-def _indices(runs: Iterable[Sequence[int]]) -> Indices:
-    return tuple(index for first, last in runs for index in range(first, last))
 
 
 # --- beside a small model: where it comes from ---

@@ -10,8 +10,7 @@ from sprunec.rewrite.flow import Flow, argument
 
 
 def view(flow: Flow, node: fx.Node) -> Layout:
-    borrowed = [v for v in node.all_input_nodes if isinstance(flow.shapes[v.name], torch.Size)]
-    if borrowed:
+    if any(isinstance(flow.shapes[value.name], torch.Size) for value in node.all_input_nodes):
         return flow.pinned(node, flow.layout(node.args[0]), "it is viewed in another tensor's shape")
     return regroup(flow.layout(node.args[0]), flow.shape(node))
 

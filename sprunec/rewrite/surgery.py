@@ -33,8 +33,7 @@ def rewrite(model: nn.Module, blocks: Sequence[TracedBlock], kept: Cut) -> nn.Mo
 def cut_block(block: TracedBlock, kept: Cut, tensors: Mapping[str, Tensor]) -> fx.GraphModule:
     """Make the block a graph module over already cut state `tensors`."""
     graphs = {method: copy.deepcopy(program.graph) for method, program in block.programs.items()}
-    attributes: dict[str, Any] = {}
-    device = index_device(block)
+    attributes, device = dict[str, Any](), index_device(block)
     for method, program in block.programs.items():
         keep = keeps(block, kept, method)
         freeze_sizes(graphs[method], program, keep)
@@ -62,7 +61,10 @@ def build(
 
     `buffers` are left out of its state dict.
     """
-    attributes: dict[str, Any] = {name: _as_parameter(block.tensors().get(name), t) for name, t in tensors.items()}
+    attributes: dict[str, Any] = dict(tensors)
+    for name, old in block.tensors().items():
+        if isinstance(old, nn.Parameter) and name in tensors and not isinstance(tensors[name], nn.Parameter):
+            attributes[name] = nn.Parameter(tensors[name].detach(), requires_grad=old.requires_grad)
     attributes |= buffers
     for graph in graphs.values():
         for node in graph.nodes:
@@ -79,9 +81,3 @@ def build(
         if name in dict(module.named_buffers()):
             module.get_submodule(owner)._non_persistent_buffers_set.add(leaf)
     return module
-
-
-def _as_parameter(old: Tensor | None, tensor: Tensor) -> Tensor:
-    if isinstance(old, nn.Parameter) and not isinstance(tensor, nn.Parameter):
-        return nn.Parameter(tensor.detach(), requires_grad=old.requires_grad)
-    return tensor
