@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from sprunec.checkpoint.writer import nbytes_in
-from sprunec.durable import flush, forget, naming, put_in_place, remove
+from sprunec.durable import file_sha256, flush, forget, naming, put_in_place, remove
 from sprunec.engines.world import World
 
 NAME, ASIDE, REST = "step-{step:09d}-{digest}", "save.writing", "rest.pt"
@@ -164,10 +164,7 @@ def _write(path: Path, state: dict[str, Any]) -> str:
 
 def _file_digest(path: Path) -> str:
     """Hash the content; nothing of what is no file."""
-    if not path.is_file():
-        return ""
-    with naming(path), path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()[:DIGITS]
+    return file_sha256(path)[:DIGITS] if path.is_file() else ""
 
 
 def _folder_digest(path: Path) -> str:

@@ -151,7 +151,7 @@ def _live(job: Job[DataOptions]) -> dict[str, Any]:
 
     metrics = read_sets(job, _held_out(job))
     if "vocab" in job.files:
-        save_tokenizer(job.out, _vocabulary(job, "vocab", 0))
+        save_tokenizer(job.out, _vocabulary(job, "vocab"))
     return metrics
 
 
@@ -171,31 +171,27 @@ def _origins(job: Job[DataOptions]) -> tuple[Path, Path]:
 def _tokenizer(job: Job[DataOptions], text: str, marks: int) -> Tokenizer:
     """Read the plan's vocabulary file, or take the characters of a text, and so many marks besides."""
     if "tokenizer" in job.files:
-        return _vocabulary(job, "tokenizer", 0)
+        return _vocabulary(job, "tokenizer")
     from sprunec.data.tokenizer import Characters
 
     tokenizer = Characters.build(text)
-    _check_words(job, _origins(job)[0], tokenizer.size + marks, "text")
+    _check_size(job, _origins(job)[0], tokenizer.size + marks, "the text needs", "other text")
     return tokenizer
 
 
-def _vocabulary(job: Job[DataOptions], role: str, marks: int) -> Vocabulary:
+def _vocabulary(job: Job[DataOptions], role: str) -> Vocabulary:
     from sprunec.families.cpm_ant.vocabulary import read_vocabulary
 
     (path,) = job.files[role]
     vocabulary = read_vocabulary(path)
-    _check_words(job, path, vocabulary.size + marks, "vocabulary")
+    _check_size(job, path, vocabulary.size, "the vocabulary has", "the model's own vocabulary")
     return vocabulary
 
 
-def _check_words(job: Job[DataOptions], file: Path, words: int, what: str) -> None:
-    if words > job.options.vocab_size:
-        message = f"the {what} has {words} words, vocab_size is {job.options.vocab_size}"
-        raise InputError.at(file, message, f"raise model.config.vocab_size, or give {_other(what)}")
-
-
-def _other(what: str) -> str:
-    return "the model's own vocabulary" if what == "vocabulary" else "other text"
+def _check_size(job: Job[DataOptions], file: Path, tokens: int, what: str, other: str) -> None:
+    if tokens > job.options.vocab_size:
+        message = f"{what} {tokens} tokens, vocab_size is {job.options.vocab_size}"
+        raise InputError.at(file, message, f"raise model.config.vocab_size, or give {other}")
 
 
 DATA = Pass("data", 1, DataOptions, (), "data")

@@ -135,5 +135,5 @@ def test_more_words_than_the_model_has_is_an_input_error(tmp_path: Path) -> None
     (tmp_path / "text.txt").write_text("abcdef", encoding="utf-8")
     options = {"source": "text", "held_out": 0.2, "vocab_size": 6}
     job = Job(SimpleNamespace(**options), {}, {"paths": (tmp_path / "text.txt",)}, tmp_path, "cpu", lambda event: None)
-    with pytest.raises(InputError, match="the text has 7 words, vocab_size is 6"):
+    with pytest.raises(InputError, match="the text needs 7 tokens, vocab_size is 6"):
         run(job)

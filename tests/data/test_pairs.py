@@ -115,7 +115,7 @@ def test_marks_leave_the_ids_of_characters_alone(tmp_path: Path) -> None:
     assert isinstance(data.tokenizer, Characters)
     assert data.tokenizer == Characters.build("abcde")
     assert (data.tokenizer.begin, data.tokenizer.end) == (7, 8)
-    with pytest.raises(InputError, match="the text has 9 words, vocab_size is 8"):
+    with pytest.raises(InputError, match="the text needs 9 tokens, vocab_size is 8"):
         run(job_of(tmp_path / "pairs.jsonl", vocab_size=8))
 
 
@@ -129,7 +129,7 @@ def test_a_vocabulary_file_gives_its_own_marks(tmp_path: Path) -> None:
     given = proceed(tiny_config(), sample.document)
     assert (given["task"], given["context"], sample.stop) == (1, True, 7)
     assert data.decode([*given["input"][0].tolist(), 7]) == "北京"
-    with pytest.raises(InputError, match=f"the vocabulary has {10 + len(PIECES)} words, vocab_size is 40"):
+    with pytest.raises(InputError, match=f"the vocabulary has {10 + len(PIECES)} tokens, vocab_size is 40"):
         run(job_of(path, {"tokenizer": (tmp_path / "vocab.txt",)}, vocab_size=40))
 
 

@@ -14,26 +14,21 @@ from torch import Tensor
 from sprunec.formats.huggingface import all_context, transformers_release
 from sprunec.units import Kept
 from tests.conftest import TINY, kept_layer, random_batch, tiny_config
-from tests.helpers.cut_models import Case, emitted, masked_model
+from tests.helpers.cut_models import WITHOUT_SPRUNEC, Case, emitted, masked_model
 
 DIMS, WIDE, PROMPT = tuple(range(TINY["dim_head"])), tuple(range(TINY["dim_ff"])), TINY["prompt_length"]
 RAGGED = Case(
     Kept((kept_layer(None, None, (0, 7)), kept_layer((0, 1, 3), DIMS[:4], None), kept_layer((2,), DIMS, WIDE))), "fp32"
 )
 EVEN = Case(Kept(kept_layer((0, 2, 3), dims, WIDE[:30]) for dims in (DIMS[:5], DIMS[1:], DIMS[1:])), "fp32")
-WITHOUT_SPRUNEC = """
-import sys
-sys.modules["sprunec"] = None
-try:
-    import sprunec
-except ImportError:
-    pass
-else:
-    raise SystemExit("sprunec can be imported")
+OPENED_ALONE = (
+    WITHOUT_SPRUNEC
+    + """
 import torch
 directory, given, found = sys.argv[1:]
 given = torch.load(given, weights_only=True)
 """
+)
 BY_TRANSFORMERS = """
 from transformers import AutoModelForCausalLM
 model = AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=True).eval()
@@ -54,7 +49,7 @@ torch.save([program(*rows)[0] for rows in given], found)
 
 def run_alone(script: str, directory: Path, given: object, folder: Path) -> object:
     torch.save(given, folder / "given.pt")
-    command = [sys.executable, "-c", WITHOUT_SPRUNEC + script, directory, folder / "given.pt", folder / "found.pt"]
+    command = [sys.executable, "-c", OPENED_ALONE + script, directory, folder / "given.pt", folder / "found.pt"]
     quiet = {"HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     subprocess.run([str(part) for part in command], check=True, cwd=folder, env=os.environ | quiet)
     return torch.load(folder / "found.pt", weights_only=True)

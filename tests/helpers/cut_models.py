@@ -29,6 +29,18 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 OPTIONS = {"dtype": "keep", "transformers": transformers_release(), "task": 2}
 
 
+WITHOUT_SPRUNEC = """
+import sys
+sys.modules["sprunec"] = None
+try:
+    import sprunec
+except ImportError:
+    pass
+else:
+    raise SystemExit("sprunec can be imported")
+"""  # the beginning of a program that opens what was emitted
+
+
 @dataclass(frozen=True)
 class Case:
     """What is kept, and the dtype that the weights are stored in."""

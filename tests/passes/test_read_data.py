@@ -73,7 +73,7 @@ def test_a_part_without_a_record_is_an_input_error(tmp_path: Path) -> None:
         ("x", None, "a.txt: error: the training part has 1 tokens"),
         ("x" * 50, None, "a.txt: error: the held-out part has 0 tokens"),
         ("x" * 50, "y", "rest.txt: error: the held-out part has 1 tokens"),
-        ("".join(map(chr, range(300, 400))), "yy", "a.txt: error: the text has 102 words, vocab_size is 97"),
+        ("".join(map(chr, range(300, 400))), "yy", "a.txt: error: the text needs 102 tokens, vocab_size is 97"),
     ],
     ids=["nothing", "one character", "no share", "a file of one", "too many words"],
 )

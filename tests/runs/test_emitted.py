@@ -26,6 +26,7 @@ from sprunec.rewrite.surgery import rewrite
 from sprunec.rewrite.trace import trace_blocks
 from sprunec.units import Kept
 from tests.conftest import TINY, kept_layer, random_batch, tiny_config, tiny_model
+from tests.helpers.cut_models import WITHOUT_SPRUNEC
 from tests.helpers.decoding import decodes_as_one_forward
 
 DIMS = tuple(range(TINY["dim_head"]))
@@ -56,15 +57,10 @@ def emitted(directory: Path, kept: Kept) -> Path:
     return directory
 
 
-OPENED_ALONE = """
-import json, sys
-sys.modules["sprunec"] = None
-try:
-    import sprunec
-except ImportError:
-    pass
-else:
-    raise SystemExit("sprunec can be imported")
+OPENED_ALONE = (
+    WITHOUT_SPRUNEC
+    + """
+import json
 import torch
 sys.path.insert(0, sys.argv[1])
 from model import load
@@ -73,6 +69,7 @@ batch = torch.load(sys.argv[2], weights_only=True)
 with torch.no_grad():
     torch.save(model(**batch)[0], sys.argv[3])
 """
+)
 
 
 @pytest.mark.parametrize("kept", [RAGGED, NO_FIRST_ATTENTION], ids=["ragged", "no first attention"])
