@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 
-from sprunec.masks.budgets import Budget, tolerance
+from sprunec.masks.budgets import Budget, excess
 
 STEADY_SHARE, STEADY_STEPS = 0.02, 10
 UNDECIDED_SHARE = 0.05
@@ -34,36 +35,33 @@ class Convergence:
     recent: list[float] = field(default_factory=list)
     warning: str = ""
 
-    @property
-    def window(self) -> int:
-        return max(WINDOW_STEPS, int(WINDOW_SHARE * self.steps))
-
     def see(self, step: int, expected: Sequence[float], undecided: int) -> dict[str, Any]:
         """Take in one step; returns what its event says of it, `warning` only where it first becomes one."""
-        over = self._over(expected)
-        ramped = step + 1 >= self.ramp_steps
-        settled = ramped and max(over) <= 0.0 and undecided <= UNDECIDED_SHARE * self.gates
+        worst, over = max(enumerate(map(excess, self.budgets, expected)), key=itemgetter(1))
+        ramped, window = step + 1 >= self.ramp_steps, max(WINDOW_STEPS, int(WINDOW_SHARE * self.steps))
+        settled = ramped and over <= 0.0 and undecided <= UNDECIDED_SHARE * self.gates
         self.steady = self.steady + 1 if settled else 0
-        self.recent = [*self.recent, max(over)][-self.window :] if ramped else []
-        if self.warning or not self._hopeless(self.steps - step - 1):
-            return {"settled_steps": self.steady}
-        worst = over.index(max(over))
+        self.recent = [*self.recent, over][-window:] if ramped else []
+        event: dict[str, Any] = {"settled_steps": self.steady}
+        if self.warning or not self._hopeless(window, self.steps - step - 1):
+            return event
         budget, size = self.budgets[worst], expected[worst]
         where = f"at step {step + 1} of {self.steps} the gates expect {size:.4g} of {budget.name}"
-        trend = f"at the rate of the last {self.window} steps they will not settle on {budget.target:.4g}"
+        trend = f"at the rate of the last {window} steps they will not settle on {budget.target:.4g}"
         self.warning = f"{where}, and {trend}; give more steps, a higher mask_learning_rate, or a shorter ramp"
-        return {"settled_steps": self.steady, "warning": self.warning}
+        return event | {"warning": self.warning}
 
     def converged(self, expected: Sequence[float]) -> bool:
         """Tell whether it has been settled for long enough, and still is after the last step's update."""
-        return self.steady >= max(STEADY_STEPS, int(STEADY_SHARE * self.steps)) and max(self._over(expected)) <= 0.0
+        long_enough = self.steady >= max(STEADY_STEPS, int(STEADY_SHARE * self.steps))
+        return long_enough and max(map(excess, self.budgets, expected)) <= 0.0
 
     def ending(self, step: int, expected: Sequence[float]) -> list[str]:
         """Say how the pass ended after `step` steps; nothing where it settled and took all of them."""
         if step < self.steps:
             return [f"settled after {step} of {self.steps} steps; the others were left out"]
-        rows = zip(self.budgets, expected, self._over(expected), strict=True)
-        away = [f"{budget.name} {size:.4g} of {budget.target:.4g}" for budget, size, over in rows if over > 0.0]
+        rows = zip(self.budgets, expected, strict=True)
+        away = [f"{b.name} {size:.4g} of {b.target:.4g}" for b, size in rows if excess(b, size) > 0.0]
         if not away:
             return []
         more = f" and {len(away) - MOST_NAMED} more" if len(away) > MOST_NAMED else ""
@@ -76,20 +74,14 @@ class Convergence:
     def load(self, state: Mapping[str, Any]) -> None:
         self.steady, self.recent, self.warning = state["calm"], list(state["recent"]), state["warning"]
 
-    def _over(self, expected: Sequence[float]) -> list[float]:
-        """Tell how far each budget is out of its tolerance, as a share of full; at most 0 where it is settled."""
-        rows = zip(self.budgets, expected, strict=True)
-        return [(abs(size - budget.target) - tolerance(budget)) / budget.full for budget, size in rows]
-
-    def _hopeless(self, left: int) -> bool:
+    def _hopeless(self, window: int, left: int) -> bool:
         """Tell whether the target is out of reach at the rate of the recent steps."""
         # A warning must be sure of its ground: it needs a full window behind the ramp, in which no step was within its
         # tolerance (what was so lately swings around its target, and will settle), and steps that are left. The rate
         # is the mean of the window's older half less that of its newer one, over the distance of their middles, so
         # that noise of single steps cancels; it is negative where the size moves away.
-        if len(self.recent) < self.window or min(self.recent) <= 0.0 or not left:
+        if len(self.recent) < window or min(self.recent) <= 0.0 or not left:
             return False
-        half = self.window // 2
-        before, after = self.recent[:half], self.recent[-half:]
-        rate = (sum(before) - sum(after)) / half / (self.window - half)
+        half = window // 2
+        rate = (sum(self.recent[:half]) - sum(self.recent[-half:])) / half / (window - half)
         return self.recent[-1] > rate * left

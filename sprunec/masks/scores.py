@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from sprunec.data.batches import Batch
 from sprunec.engines.device import Place
-from sprunec.masks.calibration import Moments, calibrate
+from sprunec.engines.loop import language_model_loss
+from sprunec.masks.calibration import calibrate
 from sprunec.masks.granularity import by_kind
 from sprunec.masks.least_squares import removal_errors
 from sprunec.rewrite.gating import Gates
@@ -42,14 +43,12 @@ class Calibration:
 
     Attributes:
         model: its traced blocks replaced by gated ones, all gates open.
-        loss: of a batch, summed over its targets.
     """
 
     model: nn.Module
     gates: Gates
     blocks: Sequence[TracedBlock]
     batches: Iterable[Batch]
-    loss: Callable[[nn.Module, Batch], Tensor]
     place: Place
     seed: int
 
@@ -60,9 +59,6 @@ class Calibration:
     @property
     def weights(self) -> Mapping[str, Tensor]:
         return self.model.state_dict()
-
-    def moments(self) -> Moments:
-        return calibrate(self.model, self.blocks, self.batches, self.place)
 
 
 def random(given: Weights | Calibration) -> dict[Key, Tensor]:
@@ -92,7 +88,7 @@ def taylor(given: Calibration) -> dict[Key, Tensor]:
     for count, batch in enumerate(given.batches, start=1):
         batch = batch.to(device)
         with exact.precision():
-            mean = given.loss(given.model, batch) / batch.target_count
+            mean = language_model_loss(given.model, batch) / batch.target_count
         for (key, _), gradient in zip(leaves.items(), torch.autograd.grad(mean, list(leaves.values())), strict=True):
             scores[key] += (gradient.abs().float().cpu() - scores[key]) / count
     return scores
@@ -142,18 +138,19 @@ def ranks(scores: Mapping[Key, Tensor]) -> dict[Key, Tensor]:
 def _by_projection(given: Calibration, score: Callable[[Tensor, Tensor, Tensor], Tensor]) -> dict[Key, Tensor]:
     """Score units inside sublayers by the projections that they go into, whole ones by their output."""
     found: dict[Key, Tensor] = {}
-    moments = given.moments()
+    moments = calibrate(given.model, given.blocks, given.batches, given.place)
+    shares = {key: energy / max(moments.streams[key], 1e-30) for key, energy in moments.branches.items()}
     for index, unit in given.sizes:
-        kinds = [kind for block, kind in moments.branches if block == index and unit in ("block", kind)]
-        if kinds:
-            found[(index, unit)] = torch.tensor([sum(moments.share(index, kind) for kind in kinds)])
+        whole = [share for (block, kind), share in shares.items() if block == index and unit in ("block", kind)]
+        if whole:
+            found[(index, unit)] = torch.tensor([sum(whole)])
             continue
         # A unit is some features of a projection's input, all those whose place in (outer, units, inner) has its number
         # in the middle: of heads x dim_head a head is one run, a dim one feature in every head. What goes into several
         # projections counts in each; the product of q and k is none, for it sums over no weight.
-        stream = moments.streams[(index, INSIDE[unit])]
-        parts = [score(moment, p.weight, features(units)) for p, moment, units in moments.of_unit(index, unit)]
-        found[(index, unit)] = torch.stack(parts).sum(0).cpu() / stream
+        own = ((p.units(unit), p.weight, h) for p, h in moments.inputs.values() if p.block.index == index)
+        parts = [score(moment, weight, features(units)) for units, weight, moment in own if units is not None]
+        found[(index, unit)] = torch.stack(parts).sum(0).cpu() / moments.streams[(index, INSIDE[unit])]
     return found
 
 
@@ -163,24 +160,22 @@ def features(units: tuple[int, int, int]) -> Tensor:
 
 
 def _magnitude(block: TracedBlock, unit: str, weights: Mapping[str, Tensor]) -> Tensor:
-    own = block.tensors()
+    """(units,); of a whole sublayer or block (1,)."""
+    own, axes = block.tensors(), block.forward.groups
+
+    def mean_square(name: str, dim: int = 0, group: int | None = None) -> Tensor:
+        """Of a whole tensor, or (units,) of its slices along the group, one of those that a dim is the product of."""
+        square: Tensor = weights[f"{block.path}.{name}"].detach().float().square()
+        if group is None:
+            return square.mean().cpu()
+        factors = axes.tensors[name][dim]
+        square = square.unflatten(dim, [axes.sizes[each] for each in factors])
+        return square.mean([d for d in range(square.dim()) if d != dim + factors.index(group)]).cpu()
+
     if unit in block.sites:
-        axes, site = block.forward.groups, block.sites[unit]
-        energies = [
-            _energy(weights[f"{block.path}.{name}"], axes.tensors[name][dim], dim, group, axes.sizes)
-            for group in site.groups["forward"]
-            for name, dim in axes.holding(group)
-            if isinstance(own[name], nn.Parameter)
-        ]
-        return torch.stack(energies).mean(0).sqrt()
-    names = [name for r in block.forward.residuals if unit in ("block", r.kind) for name in r.tensors]
-    names = [name for name in names if isinstance(own[name], nn.Parameter)]
-    whole = [weights[f"{block.path}.{name}"].detach().float().square().mean().cpu() for name in names]
-    return torch.stack(whole).mean().sqrt()[None]
-
-
-def _energy(tensor: Tensor, dim_groups: tuple[int, ...], dim: int, group: int, sizes: Mapping[int, int]) -> Tensor:
-    """(units,): the mean square of the slices of one tensor along one factor of one dim."""
-    split: Tensor = tensor.detach().float().square().unflatten(dim, [sizes[g] for g in dim_groups])
-    own = dim + dim_groups.index(group)
-    return split.mean([d for d in range(split.dim()) if d != own]).cpu()
+        groups = block.sites[unit].groups["forward"]
+        parts: list[Any] = [(name, dim, group) for group in groups for name, dim in axes.holding(group)]
+    else:
+        parts = [(name,) for r in block.forward.residuals if unit in ("block", r.kind) for name in r.tensors]
+    energies = [mean_square(*part) for part in parts if isinstance(own[part[0]], nn.Parameter)]
+    return torch.stack(energies).mean(0).sqrt().reshape(-1)

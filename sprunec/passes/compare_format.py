@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from sprunec.durable import read_file
 from sprunec.errors import ComparisonError, FormatError, PassError
+from sprunec.graph.builder import Builder
+from sprunec.graph.graph import Node
 from sprunec.passes.compare import CompareOptions
 from sprunec.passes.job import Job
 from sprunec.plan.declared import Pass
@@ -26,8 +28,6 @@ if TYPE_CHECKING:
     from sprunec.checkpoint.reader import Tensors
     from sprunec.families.base import Inputs
     from sprunec.families.cpm_ant.config import ModelConfig
-    from sprunec.graph.builder import Builder
-    from sprunec.graph.graph import Node
 
 LOGITS = 2**24  # numbers: what a format says is held as a whole
 TOKENS = 4096  # of the head, at a time
@@ -61,10 +61,8 @@ def run(job: Job[FormatOptions]) -> dict[str, Any]:
     assert reopen is not None, name
     if not directory.is_dir():
         raise FormatError(read_file(job.inputs["emitted"] / f"{name}.txt"))
-    weights = job.weights()
-    opened, data = reopen(directory, config, weights), job.held_out(config)
-    difference = noise = largest_logit = 0.0
-    tokens = 0
+    weights, data = job.weights(), job.data(config) if "data" in job.inputs else None
+    opened, difference, noise, largest_logit, tokens = reopen(directory, config, weights), 0.0, 0.0, 0.0, 0
     for batches in compared_batches(data, config, job.options.tokens, most=LOGITS // config.vocab_size):
         inputs = [each for batch in batches for each in opened.inputs(batch.inputs)]
         said = opened.logits(inputs).double()

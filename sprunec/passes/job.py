@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 from sprunec.engines.world import World
 from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.graph.options import BatchOptions, CalibrationOptions, Options
-from sprunec.units import Cut, Kept
+from sprunec.units import Cut, Kept, gate_units
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sprunec.data.batches import Batch, Data
     from sprunec.engines.checkpoints import Saves
     from sprunec.engines.device import Place
+    from sprunec.rewrite.gating import Gates
     from sprunec.rewrite.trace import TracedBlock
 
 SET_ABOUT = "set.json"  # what the data pass has written about a CPM-Live set
@@ -80,11 +81,14 @@ class Job(Generic[O]):
 
         return open_model_tensors(self.directory(name))
 
-    def traced(self, model: nn.Module, name: str = "model") -> tuple[TracedBlock, ...]:
-        """Trace the blocks of a model that is as an input's."""
+    def gated(self, units: Iterable[str]) -> tuple[nn.Module, tuple[TracedBlock, ...], Gates]:
+        """Load the input's model, trace its blocks, and put open gates on their units."""
+        from sprunec.rewrite.gating import insert_gates
         from sprunec.rewrite.trace import traced
 
-        return traced(model, self.config(name))
+        model = self.model()
+        blocks = traced(model, self.config())
+        return model, blocks, insert_gates(model, blocks, gate_units(units))
 
     def kept(self, name: str = "model") -> Kept:
         """Say what an input has left, by the indices of the plan's input model."""
@@ -99,8 +103,9 @@ class Job(Generic[O]):
     def mask(self, model: nn.Module, name: str = "model") -> nn.Module:
         """Put the input `masks` on a model that is as an input's, as multiplications."""
         from sprunec.rewrite.gating import mask
+        from sprunec.rewrite.trace import traced
 
-        return mask(model, self.traced(model, name), self.left(name))
+        return mask(model, traced(model, self.config(name)), self.left(name))
 
     def save(self, state: Mapping[str, Tensor]) -> None:
         """Leave a model as the input's with other weights."""
@@ -114,13 +119,14 @@ class Job(Generic[O]):
         from sprunec.data.batches import Packer, load_text_data
 
         directory, options = self.inputs["data"], cast(BatchOptions, self.options)
-        width, order = options.max_length, {"batch_size": options.batch_size, "seed": options.seed}
+        order = {"batch_size": options.batch_size, "seed": options.seed}
         if (directory / SET_ABOUT).exists():
             from sprunec.bmcook.data.stream import load_live_data
 
-            return load_live_data(directory, self.files, config, max_length=width, world=self.world.size, **order)
+            order |= {"max_length": options.max_length, "world": self.world.size}
+            return load_live_data(directory, self.files, config, **order)
         load = pairs.load_pair_data if pairs.has_pairs(directory) else load_text_data
-        return load(directory, Packer(config, width), **order)
+        return load(directory, Packer(config, options.max_length), **order)
 
     def held_out(self, config: ModelConfig) -> Data | None:
         """Open the data, if the plan has any."""

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sprunec.errors import InputError
+from sprunec.graph.builder import Builder
 from sprunec.graph.options import Options
 from sprunec.passes.job import Job
-from sprunec.plan.declared import Pass
+from sprunec.plan.declared import Pass, PassSpec
 from sprunec.plan.sparsity import targeted
 
 if TYPE_CHECKING:
@@ -18,9 +19,7 @@ if TYPE_CHECKING:
 
     from sprunec.checkpoint.reader import Tensors
     from sprunec.checkpoint.writer import Output
-    from sprunec.graph.builder import Builder
     from sprunec.masks.two_four import Pattern
-    from sprunec.plan.declared import PassSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,11 +34,11 @@ class SparsifyOptions(Options):
 def lower(build: Builder, spec: PassSpec) -> None:
     paths: tuple[Path, ...] = spec.options.get("path", ())
     options = build.options(SparsifyOptions, spec, content="".join(build.masks_digest(path) for path in paths))
-    about = ", ".join((options.pattern, *(path.name for path in paths)))
     more: dict[str, Any] = {"files": {"path": paths}} if paths else {}
     more |= {"writes": {"mask": spec.options["save_mask"]}} if "save_mask" in spec.options else {}
+    more["about"] = ", ".join((options.pattern, *(path.name for path in paths)))
     more["provenance"] = build.provenance(options.pattern, options.tensors)
-    build.model = build.add("sparsify", options, {"model": build.model}, about=about, **more)
+    build.model = build.add("sparsify", options, {"model": build.model}, **more)
 
 
 def run(job: Job[SparsifyOptions]) -> dict[str, Any]:
