@@ -15,11 +15,10 @@ from sprunec.graph.options import MaskOptions
 from sprunec.passes import cut
 from sprunec.passes.job import Job
 from sprunec.plan.declared import Pass, PassSpec
-from sprunec.plan.planned_sizes import short_layers, short_message
-from sprunec.units import COUNTED, INSIDE
+from sprunec.plan.planned_sizes import short_message
+from sprunec.units import COUNTED, INSIDE, UNITS
 
 if TYPE_CHECKING:
-    from sprunec.families.cpm_ant.config import ModelConfig
     from sprunec.masks.budgets import Budget
 
 
@@ -50,9 +49,9 @@ def allocation(spec: PassSpec) -> str:
 
     Of sublayers it says which, so that a pass over them alone would have nothing to learn.
     """
-    free = spec.options["budget"] == "global" and not spec.options["tie_heads"]
-    free = free and not set(spec.options["unit"]).isdisjoint(INSIDE)
-    return "scores" if free and spec.options.get("allocation") == "scores" else ""
+    given = spec.options
+    free = given["budget"] == "global" and not given["tie_heads"] and not set(given["unit"]).isdisjoint(INSIDE)
+    return "scores" if free and given.get("allocation") == "scores" else ""
 
 
 def target_words(spec: PassSpec, target: Mapping[str, Any] | None = None) -> str:
@@ -77,7 +76,7 @@ def run(job: Job[BinarizeOptions]) -> dict[str, Any]:
     write_new(job.out / "kept.json", json.dumps(kept.to_json()))
     after = config.cut(before, kept)
     rows = [{"name": b.name, "asked": b.asked, "target": b.target, "got": b.measure(after)} for b in budgets]
-    notes = _shortfalls(config, options, budgets)
+    notes = _shortfalls(options, budgets)
     if options.learned:
         soft = settling(budgets, scores)
         rows = [row | more for row, more in zip(rows, soft, strict=True)]
@@ -85,19 +84,17 @@ def run(job: Job[BinarizeOptions]) -> dict[str, Any]:
     return {"budgets": rows, "parameters": after.parameters()} | ({"notes": notes} if notes else {})
 
 
-def _shortfalls(config: ModelConfig, options: BinarizeOptions, budgets: Sequence[Budget]) -> list[str]:
+def _shortfalls(options: BinarizeOptions, budgets: Sequence[Budget]) -> list[str]:
     """Tell what was asked for and is not there."""
+    less, counted = [budget for budget in budgets if budget.target < budget.asked], {budget.name for budget in budgets}
     if options.budget == "per-layer":
-        found = []
-        for key, wanted in options.target.items():
-            most = short_layers(config.layers, key, wanted, options.multiple_of.get(key, 1))
-            short = {index: count for index, count in most.items() if count is not None}
-            found += [short_message(key, wanted, short)] if short else []
-        return found
-    counted = {budget.name for budget in budgets}
+        short: dict[str, dict[int, int]] = {key: {} for key in options.target}
+        for budget in less:
+            for layer, unit in budget.keys:
+                short[UNITS[unit].target][layer] = int(budget.target) // len(budget.keys)
+        return [short_message(key, options.target[key], layers) for key, layers in short.items() if layers]
     gone = [f"{key}: the model has none left" for key in options.target if key in COUNTED and key not in counted]
-    less = [f"{b.name}: {b.asked:,.0f} asked for, {b.target:,.0f} can be kept" for b in budgets if b.target < b.asked]
-    return gone + less
+    return gone + [f"{b.name}: {b.asked:,.0f} asked for, {b.target:,.0f} can be kept" for b in less]
 
 
 def _distance(soft: Sequence[Mapping[str, Any]]) -> str:

@@ -7,7 +7,7 @@ opened from disk both ways that users open it: built from its config, and throug
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from sprunec.durable import read_file
 from sprunec.errors import ComparisonError
+from sprunec.families.base import family_of
 from sprunec.graph.builder import Builder
 from sprunec.graph.graph import Node
 from sprunec.graph.options import BatchOptions
@@ -47,10 +48,9 @@ def add(build: Builder, masked: str, masks: str, small: str) -> None:
 def run(job: Job[CompareOptions]) -> dict[str, Any]:
     """Raise ComparisonError where the two differ by more than the arithmetic explains."""
     from sprunec.data.compared import compared_batches
-    from sprunec.families.base import family_of
     from sprunec.rewrite.comparison import compare, few_threads
 
-    config, models, found = job.config("masked"), list(_models(job)), []
+    config, models, found = job.config("masked"), _models(job), []
     data = job.data(config) if "data" in job.inputs else None
     for batches in compared_batches(data, config, job.options.tokens):
         with few_threads(config.parameters(), sum(batch.targets.numel() for batch in batches)):
@@ -77,18 +77,17 @@ def check(metrics: dict[str, Any]) -> None:
             raise ComparisonError(f"{message}; nothing is emitted", metrics)
 
 
-def _models(job: Job[CompareOptions]) -> Iterator[tuple[nn.Module, Tensors]]:
+def _models(job: Job[CompareOptions]) -> list[tuple[nn.Module, Tensors]]:
     """Open the masked one, then the small one in both ways: on the meta device, with tensors read when used."""
     from sprunec.checkpoint.reader import open_tensors
     from sprunec.families.model_directory import empty_model
 
     directory, small = job.directory("small"), empty_model(job.config("small"))
-    yield job.mask(empty_model(job.config("masked")), "masked"), job.weights("masked")
+    masked = job.mask(empty_model(job.config("masked")), "masked"), job.weights("masked")
     if directory == job.inputs["small"]:
-        yield small, job.weights("small")
-        return
-    yield small, open_tensors(directory)
-    yield run_code(directory).empty(directory), open_tensors(directory)
+        return [masked, (small, job.weights("small"))]
+    opened = open_tensors(directory)
+    return [masked, (small, opened), (run_code(directory).empty(directory), opened)]
 
 
 def run_code(directory: Path) -> Any:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sprunec.durable import read_file
 from sprunec.errors import ComparisonError, FormatError, PassError
+from sprunec.families.base import family_of
 from sprunec.graph.builder import Builder
 from sprunec.graph.graph import Node
 from sprunec.passes.compare import CompareOptions
@@ -88,7 +89,6 @@ def _logits(config: ModelConfig, weights: Tensors, inputs: list[Inputs], skipped
     """Compute the small model's (n, V), one tensor of it in memory at a time."""
     import torch
 
-    from sprunec.families.base import family_of
     from sprunec.families.model_directory import empty_model
     from sprunec.rewrite.streamed import Streamed
 

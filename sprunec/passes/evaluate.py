@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sprunec.errors import PassError
+from sprunec.families.base import family_of
 from sprunec.graph.builder import Builder
 from sprunec.graph.options import BatchOptions
 from sprunec.passes.job import Job
@@ -60,8 +61,6 @@ def run(job: Job[EvaluateOptions]) -> dict[str, Any]:
 def _sample(job: Job[EvaluateOptions], model: Any, data: Data) -> str | None:
     """Let the model write after the first held-out tokens, where the data can say it in text."""
     import torch
-
-    from sprunec.families.base import family_of
 
     if (start := data.sample(SAMPLE_PROMPT)) is None:
         return None

@@ -128,10 +128,6 @@ class Job(Generic[O]):
         load = pairs.load_pair_data if pairs.has_pairs(directory) else load_text_data
         return load(directory, Packer(config, options.max_length), **order)
 
-    def held_out(self, config: ModelConfig) -> Data | None:
-        """Open the data, if the plan has any."""
-        return self.data(config) if "data" in self.inputs else None
-
     def batches(self, config: ModelConfig) -> Iterator[Batch]:
         """Give the batches to calibrate on: those that training would see next."""
         data, options = self.data(config), cast(CalibrationOptions, self.options)

@@ -45,10 +45,10 @@ def run(job: Job[SparsifyOptions]) -> dict[str, Any]:
     from sprunec.checkpoint.writer import as_outputs
     from sprunec.families.cpm_ant.shapes import expected_tensors
     from sprunec.families.model_directory import open_model_tensors, save_outputs
-    from sprunec.masks.two_four import choose, density, refuse_uneven, save_pattern
+    from sprunec.masks.two_four import choose, density, refuse_uneven, save_pattern, short_tiles
 
-    config, tensors = job.config(), job.weights()
-    kind, shapes = job.options.pattern, expected_tensors(config)
+    config, tensors, kind = job.config(), job.weights(), job.options.pattern
+    shapes = expected_tensors(config)
     targets = targeted(shapes, job.options.tensors)
     if not targets:
         parts = ", ".join(job.options.tensors)
@@ -67,7 +67,10 @@ def run(job: Job[SparsifyOptions]) -> dict[str, Any]:
     sparse, before = open_model_tensors(job.out), _size(tensors, pattern)
     retained = _size(sparse, pattern) / before if before else 1.0
     metrics = {"tensors": len(pattern), "density": density(sparse, pattern), "retained": retained}
-    return metrics | {"parameters": config.parameters()} | (_notes(pattern) if kind == "m4n2_2d" else {})
+    short = sum(map(short_tiles, pattern.values())) if kind == "m4n2_2d" else 0
+    tiles = sum(mask.numel() for mask in pattern.values()) // 16
+    notes = {"notes": [f"{short:,} of {tiles:,} tiles keep 7 weights and could keep 8"]} if short else {}
+    return metrics | {"parameters": config.parameters()} | notes
 
 
 def _masked(tensors: Tensors, name: str, mask: Tensor) -> Output:
@@ -82,14 +85,6 @@ def _size(state: Mapping[str, Tensor], pattern: Pattern) -> float:
     import torch
 
     return sum(float(state[name].abs().sum(dtype=torch.float64)) for name in pattern)
-
-
-def _notes(pattern: Pattern) -> dict[str, Any]:
-    from sprunec.masks.two_four import short_tiles
-
-    short = sum(short_tiles(mask) for mask in pattern.values())
-    tiles = sum(mask.numel() for mask in pattern.values()) // 16
-    return {"notes": [f"{short:,} of {tiles:,} tiles keep 7 weights and could keep 8"]} if short else {}
 
 
 def write(role: str, artifact: Path, inputs: Mapping[str, Path], path: Path) -> None:
