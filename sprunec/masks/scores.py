@@ -69,8 +69,30 @@ def random(given: Weights | Calibration) -> dict[Key, Tensor]:
 
 def magnitude(given: Weights | Calibration) -> dict[Key, Tensor]:
     """Score by the root mean square of all weights that a unit would take with it (Han et al. 2015, by structure)."""
-    by_index, weights = {block.index: block for block in given.blocks}, given.weights
-    return {(index, unit): _magnitude(by_index[index], unit, weights) for index, unit in given.sizes}
+    by_index, weights, found = {block.index: block for block in given.blocks}, given.weights, dict[Key, Tensor]()
+    for index, unit in given.sizes:
+        block, parts = by_index[index], list[Any]()
+        if unit in block.sites:
+            groups = block.sites[unit].groups["forward"]
+            parts = [(name, dim, group) for group in groups for name, dim in block.forward.groups.holding(group)]
+        else:
+            parts = [(name,) for r in block.forward.residuals if unit in ("block", r.kind) for name in r.tensors]
+        own = block.tensors()
+        energies = [_energy(block, weights, *part) for part in parts if isinstance(own[part[0]], nn.Parameter)]
+        found[(index, unit)] = torch.stack(energies).mean(0).sqrt().reshape(-1)
+    return found
+
+
+def _energy(
+    block: TracedBlock, weights: Mapping[str, Tensor], name: str, dim: int = 0, group: int | None = None
+) -> Tensor:
+    """Give the mean square of a tensor, or (units,) of its slices along a group that one of its dims is made of."""
+    square: Tensor = weights[f"{block.path}.{name}"].detach().float().square()
+    if group is None:
+        return square.mean().cpu()
+    factors = block.forward.groups.tensors[name][dim]
+    square = square.unflatten(dim, [block.forward.groups.sizes[each] for each in factors])
+    return square.mean([d for d in range(square.dim()) if d != dim + factors.index(group)]).cpu()
 
 
 def taylor(given: Calibration) -> dict[Key, Tensor]:
@@ -157,25 +179,3 @@ def _by_projection(given: Calibration, score: Callable[[Tensor, Tensor, Tensor],
 def features(units: tuple[int, int, int]) -> Tensor:
     """(units, outer x inner): where each unit lies in a dim that is (outer, units, inner)."""
     return torch.arange(math.prod(units)).view(units).movedim(1, 0).flatten(1)
-
-
-def _magnitude(block: TracedBlock, unit: str, weights: Mapping[str, Tensor]) -> Tensor:
-    """(units,); of a whole sublayer or block (1,)."""
-    own, axes = block.tensors(), block.forward.groups
-
-    def mean_square(name: str, dim: int = 0, group: int | None = None) -> Tensor:
-        """Of a whole tensor, or (units,) of its slices along the group, one of those that a dim is the product of."""
-        square: Tensor = weights[f"{block.path}.{name}"].detach().float().square()
-        if group is None:
-            return square.mean().cpu()
-        factors = axes.tensors[name][dim]
-        square = square.unflatten(dim, [axes.sizes[each] for each in factors])
-        return square.mean([d for d in range(square.dim()) if d != dim + factors.index(group)]).cpu()
-
-    if unit in block.sites:
-        groups = block.sites[unit].groups["forward"]
-        parts: list[Any] = [(name, dim, group) for group in groups for name, dim in axes.holding(group)]
-    else:
-        parts = [(name,) for r in block.forward.residuals if unit in ("block", r.kind) for name in r.tensors]
-    energies = [mean_square(*part) for part in parts if isinstance(own[part[0]], nn.Parameter)]
-    return torch.stack(energies).mean(0).sqrt().reshape(-1)

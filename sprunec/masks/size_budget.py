@@ -92,7 +92,9 @@ class SizeBudget:
         # another head would overshoot). Then kind by kind, the dearest first, what is left of each in order: no head,
         # one dim (16). Then one more, the one that ends nearest below: a dim (19). Last, what is not needed any more,
         # the best first: 2 may come back, and no unit is so small.
-        kinds, gone = self._by_cost(scores), list[Group]()
+        costs = {key: unit_cost(self.config, *key) * self.multiples.get(key[1], 1) for key in scores}
+        kinds = [{key for key in scores if costs[key] == cost} for cost in sorted({*costs.values()}, reverse=True)]
+        gone: list[Group] = []
         for alike in (set(scores), *kinds):
             taken = set(gone)
             gone = self._more(scores, gone, [each for each in order if each not in taken and each[1] in alike])
@@ -118,11 +120,6 @@ class SizeBudget:
             return [group for group in gone if group not in back]
 
         return without(_most(len(best), lambda n: self._without(scores, without(n)) <= self.target))
-
-    def _by_cost(self, scores: Values) -> list[set[Key]]:
-        """Put the layers' kinds of units that cost alike together, the dearest first."""
-        costs = {key: unit_cost(self.config, *key) * self.multiples.get(key[1], 1) for key in scores}
-        return [{key for key in scores if costs[key] == cost} for cost in sorted({*costs.values()}, reverse=True)]
 
     def _last(self, scores: Values, gone: list[Group], order: list[Group]) -> Group:
         """Find, of the lowest units of each kind and layer, those whose cut comes nearest below the target."""

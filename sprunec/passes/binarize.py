@@ -75,12 +75,13 @@ def run(job: Job[BinarizeOptions]) -> dict[str, Any]:
     kept = before.then({key: mask.tolist() for key, mask in fill_all(shared, scores).items()})
     write_new(job.out / "kept.json", json.dumps(kept.to_json()))
     after = config.cut(before, kept)
-    rows = [{"name": b.name, "asked": b.asked, "target": b.target, "got": b.measure(after)} for b in budgets]
-    notes = _shortfalls(options, budgets)
-    if options.learned:
-        soft = settling(budgets, scores)
-        rows = [row | more for row, more in zip(rows, soft, strict=True)]
-        notes.insert(0, _distance(soft))
+    notes, rows = _shortfalls(options, budgets), list[dict[str, Any]]()
+    rows += [{"name": b.name, "asked": b.asked, "target": b.target, "got": b.measure(after)} for b in budgets]
+    if options.learned:  # how far the gates are from a target that they have not learned
+        rows = [row | soft for row, soft in zip(rows, settling(budgets, scores), strict=True)]
+        worst = max(rows, key=lambda row: abs(row["expected"] - row["target"]) / row["full"])
+        words = f"{worst['name']}: the gates expect {worst['expected']:.2f}, the target is {worst['target']:g}"
+        notes.insert(0, f"{words}; {'settled' if all(row['settled'] for row in rows) else 'not settled'}")
     return {"budgets": rows, "parameters": after.parameters()} | ({"notes": notes} if notes else {})
 
 
@@ -95,13 +96,6 @@ def _shortfalls(options: BinarizeOptions, budgets: Sequence[Budget]) -> list[str
         return [short_message(key, options.target[key], layers) for key, layers in short.items() if layers]
     gone = [f"{key}: the model has none left" for key in options.target if key in COUNTED and key not in counted]
     return gone + [f"{b.name}: {b.asked:,.0f} asked for, {b.target:,.0f} can be kept" for b in less]
-
-
-def _distance(soft: Sequence[Mapping[str, Any]]) -> str:
-    """Say how far gates that learned another target are from this one."""
-    worst = max(soft, key=lambda row: abs(row["expected"] - row["target"]) / row["full"])
-    settled = "settled" if all(row["settled"] for row in soft) else "not settled"
-    return f"{worst['name']}: the gates expect {worst['expected']:.2f}, the target is {worst['target']:g}; {settled}"
 
 
 def write(role: str, artifact: Path, inputs: Mapping[str, Path], path: Path) -> None:
