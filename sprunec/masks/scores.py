@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sprunec.data.batches import Batch
 from sprunec.engines.device import Place
 from sprunec.engines.loop import language_model_loss
-from sprunec.masks.calibration import calibrate
+from sprunec.masks.calibration import Moments, calibrate
 from sprunec.masks.granularity import by_kind
 from sprunec.masks.least_squares import removal_errors
 from sprunec.rewrite.gating import Gates
@@ -43,6 +43,7 @@ class Calibration:
 
     Attributes:
         model: its traced blocks replaced by gated ones, all gates open.
+        loss: (model, batch) -> the loss, summed over the batch's targets.
     """
 
     model: nn.Module
@@ -51,6 +52,7 @@ class Calibration:
     batches: Iterable[Batch]
     place: Place
     seed: int
+    loss = staticmethod(language_model_loss)
 
     @property
     def sizes(self) -> Mapping[Key, int]:
@@ -59,6 +61,9 @@ class Calibration:
     @property
     def weights(self) -> Mapping[str, Tensor]:
         return self.model.state_dict()
+
+    def moments(self) -> Moments:
+        return calibrate(self.model, self.blocks, self.batches, self.place)
 
 
 def random(given: Weights | Calibration) -> dict[Key, Tensor]:
@@ -110,7 +115,7 @@ def taylor(given: Calibration) -> dict[Key, Tensor]:
     for count, batch in enumerate(given.batches, start=1):
         batch = batch.to(device)
         with exact.precision():
-            mean = language_model_loss(given.model, batch) / batch.target_count
+            mean = given.loss(given.model, batch) / batch.target_count
         for (key, _), gradient in zip(leaves.items(), torch.autograd.grad(mean, list(leaves.values())), strict=True):
             scores[key] += (gradient.abs().float().cpu() - scores[key]) / count
     return scores
@@ -160,7 +165,7 @@ def ranks(scores: Mapping[Key, Tensor]) -> dict[Key, Tensor]:
 def _by_projection(given: Calibration, score: Callable[[Tensor, Tensor, Tensor], Tensor]) -> dict[Key, Tensor]:
     """Score units inside sublayers by the projections that they go into, whole ones by their output."""
     found: dict[Key, Tensor] = {}
-    moments = calibrate(given.model, given.blocks, given.batches, given.place)
+    moments = given.moments()
     shares = {key: energy / max(moments.streams[key], 1e-30) for key, energy in moments.branches.items()}
     for index, unit in given.sizes:
         whole = [share for (block, kind), share in shares.items() if block == index and unit in ("block", kind)]

@@ -81,13 +81,18 @@ class Job(Generic[O]):
 
         return open_model_tensors(self.directory(name))
 
+    def traced(self, model: nn.Module, name: str = "model") -> tuple[TracedBlock, ...]:
+        """Trace the blocks of a model that is as an input's."""
+        from sprunec.rewrite.trace import traced
+
+        return traced(model, self.config(name))
+
     def gated(self, units: Iterable[str]) -> tuple[nn.Module, tuple[TracedBlock, ...], Gates]:
         """Load the input's model, trace its blocks, and put open gates on their units."""
         from sprunec.rewrite.gating import insert_gates
-        from sprunec.rewrite.trace import traced
 
         model = self.model()
-        blocks = traced(model, self.config())
+        blocks = self.traced(model)
         return model, blocks, insert_gates(model, blocks, gate_units(units))
 
     def kept(self, name: str = "model") -> Kept:
@@ -103,9 +108,8 @@ class Job(Generic[O]):
     def mask(self, model: nn.Module, name: str = "model") -> nn.Module:
         """Put the input `masks` on a model that is as an input's, as multiplications."""
         from sprunec.rewrite.gating import mask
-        from sprunec.rewrite.trace import traced
 
-        return mask(model, traced(model, self.config(name)), self.left(name))
+        return mask(model, self.traced(model, name), self.left(name))
 
     def save(self, state: Mapping[str, Tensor]) -> None:
         """Leave a model as the input's with other weights."""
