@@ -10,10 +10,9 @@ from torch import Tensor
 
 from sprunec.engines.learner import Learner
 from sprunec.masks.budgets import Budget, settled
-from sprunec.masks.convergence import Convergence
 from sprunec.masks.gates import GroupAdam, kept_probability, sample, undecided
 from sprunec.masks.granularity import by_kind
-from sprunec.masks.lagrangian import Lagrangian
+from sprunec.masks.lagrangian import Convergence, Lagrangian
 from sprunec.rewrite.gating import Gates
 from sprunec.units import Key
 

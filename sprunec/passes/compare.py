@@ -41,7 +41,7 @@ class CompareOptions(BatchOptions):
 def add(build: Builder, masked: str, masks: str, small: str) -> None:
     """Add a node that compares two nodes' models."""
     options = build.options(CompareOptions, tokens=build.plan.compare_tokens)
-    inputs = {"masked": masked, "masks": masks, "small": small} | build.data_inputs()
+    inputs = {"masked": masked, "masks": masks, "small": small, "data": build.data}
     build.add("compare", options, inputs, about="masked = small")
 
 

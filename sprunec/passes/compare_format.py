@@ -46,7 +46,7 @@ class FormatOptions(CompareOptions):
 def add(build: Builder, model: str, emitted: str, form: str) -> None:
     """Add a node that compares a format with the model it was made of."""
     options = build.options(FormatOptions, tokens=build.plan.compare_tokens, form=form)
-    inputs = {"model": model, "emitted": emitted} | build.data_inputs()
+    inputs = {"model": model, "emitted": emitted, "data": build.data}
     build.add("compare-format", options, inputs, suffix=form, about="opened again")
 
 

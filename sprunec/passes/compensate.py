@@ -39,29 +39,28 @@ def add(build: Builder, spec: PassSpec, masks: str, scores: str) -> None:
         return
     learned = scores == build.model
     options = build.options(RefitOptions, spec, unit=spec.options.get("unit", tuple(INSIDE)), learned=learned)
-    inputs = {"model": build.model, "masks": masks} | build.data_inputs() | ({"scores": scores} if learned else {})
+    inputs = {"model": build.model, "masks": masks, "data": build.data, "scores": scores if learned else ""}
     build.model = build.add("compensate", options, inputs, about=spec.options["compensate"])
 
 
 def run(job: Job[RefitOptions]) -> dict[str, Any]:
-    from sprunec.masks.calibration import calibrate
     from sprunec.masks.gates import expected_gate
     from sprunec.masks.mask_tensors import load_scores
     from sprunec.rewrite.recipe import keeps
 
-    (model, blocks, gates), left, count = job.gated(job.options.unit), job.left(), 0
+    given, left, count = job.calibration(job.options.unit), job.left(), 0
     # What learned gates are without noise (Louizos, Welling & Kingma 2018, equation 13); nothing after a score.
     learned = load_scores(job.inputs["scores"]) if job.options.learned else {}
     soft = {key: expected_gate(value) for key, value in learned.items()}
     for key, value in soft.items():
-        gates.set(*key, value.to(job.place.device))
-    for projection, moment in calibrate(model, blocks, job.batches(job.config()), job.place).inputs.values():
+        given.gates.set(*key, value.to(job.place.device))
+    for projection, moment in given.moments().inputs.values():
         block, columns = projection.block, projection.kept(keeps(projection.block, left, "forward"))
         owners = [residual.kind for residual in block.forward.residuals if projection.tensor in residual.tensors]
         if columns and all(left.has(block.index, kind) for kind in owners):
             _refit(projection, moment, columns, soft)
             count += 1
-    job.save({name: tensor for name, tensor in model.state_dict().items() if ".gates." not in name})
+    job.save(given.weights)
     return {"refitted": count}
 
 

@@ -19,8 +19,7 @@ def add(build: Builder, spec: PassSpec, masks: str, scores: str = "") -> None:
     compensate.add(build, spec, masks, scores)
     if "target" in spec.options:  # else it is not known yet how much that leaves
         build.left = build.left.planned(*(spec.options[key] for key in ("unit", "target", "multiple_of")))
-    entering, inputs = build.model, {"model": build.model, "masks": masks}
-    inputs |= {"origin": build.roles.origin} if build.roles.origin else {}
+    entering, inputs = build.model, {"model": build.model, "masks": masks, "origin": build.roles.origin}
     small = build.add("rewrite", Options(), inputs, about="slices only")
     if build.changes_weights():  # else the comparison at the end says it all
         compare.add(build, entering, masks, small)

@@ -30,7 +30,7 @@ class EvaluateOptions(BatchOptions):
 def add(build: Builder, suffix: str, model: str, masks: str = "") -> str:
     """Add a node that measures a node's model, masked if there are masks."""
     options = build.options(EvaluateOptions, tokens=build.plan.evaluate_tokens)
-    inputs = {"model": model} | ({"masks": masks} if masks else {}) | build.data_inputs()
+    inputs = {"model": model, "masks": masks, "data": build.data}
     return build.add("evaluate", options, inputs, suffix, about="held-out loss")
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sprunec.data.batches import Batch, Data
     from sprunec.engines.checkpoints import Saves
     from sprunec.engines.device import Place
-    from sprunec.rewrite.gating import Gates
+    from sprunec.masks.scores import Calibration
     from sprunec.rewrite.trace import TracedBlock
 
 SET_ABOUT = "set.json"  # what the data pass has written about a CPM-Live set
@@ -87,13 +87,15 @@ class Job(Generic[O]):
 
         return traced(model, self.config(name))
 
-    def gated(self, units: Iterable[str]) -> tuple[nn.Module, tuple[TracedBlock, ...], Gates]:
-        """Load the input's model, trace its blocks, and put open gates on their units."""
+    def calibration(self, units: Iterable[str]) -> Calibration:
+        """Load the input's model, trace it, put open gates on its units, and open the batches to calibrate on."""
+        from sprunec.masks.scores import Calibration
         from sprunec.rewrite.gating import insert_gates
 
-        model = self.model()
+        model, options = self.model(), cast(CalibrationOptions, self.options)
         blocks = self.traced(model)
-        return model, blocks, insert_gates(model, blocks, gate_units(units))
+        gates = insert_gates(model, blocks, gate_units(units))
+        return Calibration(model, gates, blocks, self.batches(self.config()), self.place, options.seed)
 
     def kept(self, name: str = "model") -> Kept:
         """Say what an input has left, by the indices of the plan's input model."""
@@ -112,10 +114,11 @@ class Job(Generic[O]):
         return mask(model, self.traced(model, name), self.left(name))
 
     def save(self, state: Mapping[str, Tensor]) -> None:
-        """Leave a model as the input's with other weights."""
+        """Leave a model as the input's with other weights, without the gates that were put on it."""
         from sprunec.families.model_directory import save_model
 
-        save_model(self.out, self.config(), self.kept(), state)
+        weights = {name: tensor for name, tensor in state.items() if ".gates." not in name}
+        save_model(self.out, self.config(), self.kept(), weights)
 
     def data(self, config: ModelConfig) -> Data:
         """Open what the data pass has made, and the user's own files where that only says where records lie."""

@@ -43,7 +43,7 @@ class SpeedOptions(BatchOptions):
 
 def add(build: Builder, models: Mapping[str, str], masks: str) -> None:
     """Add one node for all models that were evaluated: speeds are compared only if measured together."""
-    inputs = dict(models) | ({"masks": masks} if "masked" in models else {}) | build.data_inputs()
+    inputs = {**models, "masks": masks if "masked" in models else "", "data": build.data}
     about = f"{', '.join(models)} interleaved" if len(models) > 1 else "tokens per second"
     build.add("measure-speed", build.options(SpeedOptions), inputs, about=about)
 

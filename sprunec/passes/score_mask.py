@@ -25,7 +25,7 @@ class CalibratedOptions(ScoreOptions, CalibrationOptions):
 def lower(build: Builder, spec: PassSpec) -> None:
     criterion, calibrated = spec.options["criterion"], calibrates(spec.options["criterion"])
     options = build.options(CalibratedOptions if calibrated else ScoreOptions, spec)
-    inputs = {"model": build.model} | (build.data_inputs() if calibrated else {})
+    inputs = {"model": build.model, "data": build.data if calibrated else ""}
     about = f"{criterion}: {binarize.target_words(spec)}"
     binarize.add(build, spec, build.add("score-mask", options, inputs, "-".join(options.unit), about=about))
 
@@ -33,17 +33,16 @@ def lower(build: Builder, spec: PassSpec) -> None:
 def run(job: Job[ScoreOptions]) -> dict[str, Any]:
     from sprunec.families.cpm_ant.sizes import unit_sizes
     from sprunec.masks.mask_tensors import save_scores
-    from sprunec.masks.scores import Calibration, Weights, comparable
+    from sprunec.masks.scores import Weights, comparable
     from sprunec.rewrite.trace import traced_shape
 
-    config, options = job.config(), job.options
-    given: Calibration | Weights
+    options, criterion = job.options, CRITERIA[job.options.criterion]
     if "data" in job.inputs:
-        model, blocks, gates = job.gated(options.unit)
-        given = Calibration(model, gates, blocks, job.batches(config), job.place, options.seed)
+        found = criterion.score(job.calibration(options.unit))
     else:  # with one tensor at a time in memory, so that a checkpoint of any size can be scored
-        given = Weights(traced_shape(config), unit_sizes(config, options.unit), job.weights(), options.seed)
-    scores = comparable(CRITERIA[options.criterion].score(given), options.target)
+        blocks, sizes = traced_shape(job.config()), unit_sizes(job.config(), options.unit)
+        found = criterion.score(Weights(blocks, sizes, job.weights(), options.seed))
+    scores = comparable(found, options.target)
     save_scores(job.out, scores)
     return {"criterion": options.criterion, "units": sum(value.numel() for value in scores.values())}
 

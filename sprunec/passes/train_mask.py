@@ -37,16 +37,14 @@ def run(job: Job[GateOptions]) -> dict[str, Any]:
     from sprunec.masks.lagrangian import Lagrangian
     from sprunec.masks.learn import GateLearner, settling, start_from, tie
     from sprunec.masks.mask_tensors import START, save_scores
-    from sprunec.masks.scores import Calibration, comparable
+    from sprunec.masks.scores import comparable
 
-    engine, config, options = engine_of(job), job.config(), job.options
-    model, blocks, gates = job.gated(options.unit)
-    given = Calibration(model, gates, blocks, job.batches(config), engine.place, options.seed)
+    engine, options, given = engine_of(job), job.options, job.calibration(job.options.unit)
     scores = engine.world.broadcast(CRITERIA[options.criterion].score(given))
-    budgets = make_budgets(config, options.unit, options.target, options.budget, options.tie_heads)
+    budgets = make_budgets(job.config(), options.unit, options.target, options.budget, options.tie_heads)
     allocating = comparable(scores, options.target)
     learner = GateLearner(
-        gates,
+        given.gates,
         start_from(tie(scores) if options.tie_heads else scores),
         Lagrangian(allocated(budgets, allocating) if options.allocation else budgets, options.steps, options.ramp),
         steps=options.steps,
@@ -56,10 +54,10 @@ def run(job: Job[GateOptions]) -> dict[str, Any]:
         tie_heads=options.tie_heads,
         stop_when_settled=options.stop_when_settled,
     )
-    last, notes, state = fit_model(job, engine, model, blocks, learner=learner)
+    last, notes, state = fit_model(job, engine, given.model, given.blocks, learner=learner)
     if engine.world.rank != 0:
         return {}
-    job.save({name: tensor for name, tensor in state.items() if ".gates." not in name})
+    job.save(state)
     save_scores(job.out, learner.log_alphas)
     if options.allocation:
         save_scores(job.out / START, allocating)
