@@ -9,6 +9,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from sprunec.families.base_config import ModelConfig
+from sprunec.families.cards import card_of
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -43,7 +46,7 @@ class Document:
 
 @dataclass(frozen=True)
 class Family:
-    """A family's code; `families/<name>/family.py` has it as `FAMILY`.
+    """A family's code; the module that its card names has it as `FAMILY`.
 
     Attributes:
         build, initialize: a model on the current default device; its weights, by a seed.
@@ -90,7 +93,7 @@ class Family:
     decode: Callable[[Any, Inputs, int, int], tuple[Given, list[Given], Past]]
 
 
-def family_of(config: Any) -> Family:
+def family_of(config: ModelConfig) -> Family:
     """Import the code of a config's family, and with it torch."""
-    found: Family = import_module(f"sprunec.families.{config.family.replace('-', '_')}.family").FAMILY
+    found: Family = import_module(card_of(config).code).FAMILY
     return found

@@ -13,6 +13,7 @@ from sprunec.errors import Diagnostic
 from sprunec.families.base_config import ModelConfig
 
 MOST_LAYERS = 4096  # as the schemas have it
+FAMILIES = {"cpm-ant": "sprunec.families.cpm_ant.card"}  # by a config's `family`, the module of its card
 DEFAULT = "cpm-ant"  # of a config that names no family
 Widths = tuple[int, int]  # of what a module is given first, and of what it gives
 
@@ -35,9 +36,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Card:
-    """A family's files and data; `families/<name>/card.py` has it as `CARD`.
+    """A family's files and data; the module that `FAMILIES` names has it as `CARD`.
 
     Attributes:
+        code: the module that has its `FAMILY`, see `families/base.py`.
         config: reads a config in its own keys.
         schema: the one of these keys.
         model_type: Hugging Face's name for it.
@@ -58,6 +60,7 @@ class Card:
     """
 
     name: str
+    code: str
     config: Callable[[Mapping[str, Any]], ModelConfig]
     schema: str
     model_type: str
@@ -80,9 +83,9 @@ def card(family: str = DEFAULT) -> Card:
     """Give a family's card.
 
     Raises:
-        ModuleNotFoundError: there is no such family.
+        KeyError: there is no such family.
     """
-    found: Card = import_module(f"sprunec.families.{family.replace('-', '_')}.card").CARD
+    found: Card = import_module(FAMILIES[family]).CARD
     return found
 
 

@@ -19,6 +19,7 @@ def data_options(config: ModelConfig, source: str) -> dict[str, int]:
 
 CARD = Card(
     name=FAMILY,
+    code="sprunec.families.cpm_ant.family",
     config=ModelConfig.from_dict,
     schema="model",
     model_type=STOCK,
