@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from sprunec.checkpoint.reader import Tensors
     from sprunec.families.base import Inputs
-    from sprunec.families.cpm_ant.config import ModelConfig
+    from sprunec.families.base_config import ModelConfig
 
 LOGITS = 2**24  # numbers: what a format says is held as a whole
 TOKENS = 4096  # of the head, at a time

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sprunec.checkpoint.layouts import checkpoint_files
 from sprunec.errors import InputError, PassError
-from sprunec.families.cpm_ant.config import ModelConfig
-from sprunec.families.cpm_ant.head import has_own_head
+from sprunec.families.base import family_of
+from sprunec.families.base_config import ModelConfig, everything
+from sprunec.families.cards import Part, card_of, read_config
+from sprunec.families.head import has_own_head, own_head
 from sprunec.graph.builder import Builder
 from sprunec.graph.options import Options
 from sprunec.graph.weights import NO_TEACHER, weights_digest
@@ -50,7 +52,7 @@ def add_teacher(build: Builder, path: Path | None) -> str:
     if path is not None and path not in build.teachers:
         own, config = has_own_head(build.config, path), build.config
         if own is not None:  # its head is tied or not by its own file
-            config = replace(config, tie_word_embeddings=not own)
+            config = config.with_head(own=own)
         digest, size = weights_digest(path, NO_TEACHER), config.parameters()
         build.teachers[path] = _add_file(build, path, config, digest, suffix="teacher", parameters=size)
     return build.teachers[path]
@@ -65,11 +67,9 @@ def _add_file(build: Builder, path: Path, config: ModelConfig, digest: str, **ex
 
 
 def run(job: Job[LoadOptions]) -> dict[str, Any]:
-    from sprunec.families.cpm_ant.blocks import build, initialize
-    from sprunec.families.cpm_ant.sizes import everything
     from sprunec.families.model_directory import save_model
 
-    config = ModelConfig.from_dict(job.options.config)
+    config = read_config(job.options.config)
     size = config.parameters()
     if "checkpoint" in job.files:
         return {"parameters": size} | _take(job.files["checkpoint"][0], config, job.out)
@@ -79,8 +79,9 @@ def run(job: Job[LoadOptions]) -> dict[str, Any]:
             f"a new model of {size:,} parameters needs {4 * size / 1e9:,.1f} GB of memory, and this "
             f"machine has {there / 1e9:,.1f} GB; give a smaller config, or a checkpoint"
         )
-    model = build(config)
-    initialize(model, job.options.seed or 0)
+    family = family_of(config)
+    model = family.build(config)
+    family.initialize(model, job.options.seed or 0)
     save_model(job.out, config, everything(config), model.state_dict())
     return {"parameters": size}
 
@@ -94,12 +95,7 @@ def _take(path: Path, config: ModelConfig, out: Path) -> dict[str, Any]:
     """Write the model that a checkpoint holds; note what the user should know about the file."""
     from sprunec.checkpoint.reader import open_tensors
     from sprunec.checkpoint.writer import adopt_weights
-    from sprunec.families.cpm_ant.fit import check_fit, refuse_unused
-    from sprunec.families.cpm_ant.head import own_head
-    from sprunec.families.cpm_ant.huggingface_names import Part, native_shapes, parts
-    from sprunec.families.cpm_ant.scaling import native_outputs
-    from sprunec.families.cpm_ant.shapes import expected_tensors
-    from sprunec.families.cpm_ant.sizes import everything
+    from sprunec.families.fit import check_fit, refuse_unused
     from sprunec.families.model_directory import describe, save_outputs
 
     tensors = open_tensors(path)
@@ -110,12 +106,12 @@ def _take(path: Path, config: ModelConfig, out: Path) -> dict[str, Any]:
         raise InputError.at(path, message, 'write "tie_word_embeddings": false in the model\'s config')
     if not tensors.is_whole:  # else the plan has been held against the headers, and knows what to ignore
         refuse_unused(unused, path)
-    if all(part == Part(name) for name, part in parts(config, tensors).items()):
+    if all(part == Part(name) for name, part in card_of(config).parts(config, tensors).items()):
         describe(out, config, everything(config))
         adopt_weights(path, out)
     else:
-        save_outputs(out, config, everything(config), native_outputs(config, tensors))
-    extra = sorted(native_shapes(config, tensors.shapes()).keys() - expected_tensors(config).keys())
+        save_outputs(out, config, everything(config), family_of(config).native_outputs(config, tensors))
+    extra = sorted(card_of(config).native_shapes(config, tensors.shapes()).keys() - config.tensors().keys())
     if not extra:
         return {}
     more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""

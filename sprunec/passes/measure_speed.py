@@ -13,7 +13,6 @@ from statistics import quantiles
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from sprunec.families.base import family_of
 from sprunec.graph.builder import Builder
 from sprunec.graph.graph import Node
 from sprunec.graph.options import BatchOptions
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 
     from sprunec.data.batches import Batch
     from sprunec.engines.device import Place
-    from sprunec.families.cpm_ant.config import ModelConfig
+    from sprunec.families.base_config import ModelConfig
 
 OPERATIONS = {"cpu": 1e10}  # of one forward of the dense model, which decides how large the batch is
 OPERATIONS_ELSEWHERE = 2e13
@@ -56,7 +55,7 @@ def run(job: Job[SpeedOptions]) -> dict[str, Any]:
         return {"rounds": 0, "tokens": 0, "models": {}, "notes": [note]}
     batch = smaller(next(job.data(configs["dense"]).held_out_batches()), configs["dense"], place)
     seconds = in_turn(_models(job, configs), batch.to(place.device), place)
-    tokens = int((batch.inputs["length"] - family_of(configs["dense"]).overhead(configs["dense"])).sum())
+    tokens = int((batch.inputs["length"] - configs["dense"].overhead).sum())
     models = {role: measured(tokens, spent, seconds["dense"], role == "dense") for role, spent in seconds.items()}
     return {"rounds": len(seconds["dense"]), "tokens": tokens, "models": models}
 
@@ -81,7 +80,7 @@ def smaller(batch: Batch, config: ModelConfig, place: Place) -> Batch:
     """Take as many rows as the operations of one forward allow, of a large model one row cut short, not too short."""
     rows, width = batch.targets.shape
     allowed = int(OPERATIONS.get(place.device.type, OPERATIONS_ELSEWHERE) / (2 * config.parameters()))
-    width = min(width, max(allowed, family_of(config).overhead(config) + LEAST_TEXT))
+    width = min(width, max(allowed, config.overhead + LEAST_TEXT))
     return batch.part(slice(min(rows, max(allowed // width, 1))), width)
 
 

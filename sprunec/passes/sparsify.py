@@ -43,20 +43,18 @@ def lower(build: Builder, spec: PassSpec) -> None:
 
 def run(job: Job[SparsifyOptions]) -> dict[str, Any]:
     from sprunec.checkpoint.writer import as_outputs
-    from sprunec.families.cpm_ant.shapes import expected_tensors
     from sprunec.families.model_directory import open_model_tensors, save_outputs
     from sprunec.masks.two_four import choose, density, refuse_uneven, save_pattern, short_tiles
 
     config, tensors, kind = job.config(), job.weights(), job.options.pattern
-    shapes = expected_tensors(config)
-    targets = targeted(shapes, job.options.tensors)
+    targets = targeted(config.tensors(), job.options.tensors)
     if not targets:
         parts = ", ".join(job.options.tensors)
         raise InputError.in_option("tensors", f"no tensor that is left has one of {parts} in its name", "name others")
     if "path" in job.files:
         from sprunec.bmcook.masks.two_four_files import read_mask_file
 
-        pattern = read_mask_file(job.files["path"][0], kind, shapes, targets)
+        pattern = read_mask_file(job.files["path"][0], kind, config.tensors(), targets)
     else:
         for name, shape in targets.items():
             refuse_uneven(kind, name, shape)

@@ -40,7 +40,7 @@ def lower(build: Builder, spec: PassSpec) -> None:
 def add(build: Builder, spec: PassSpec, options: TrainOptions, about: str, suffix: str = "") -> str:
     """Append a node that trains the newest model, and count its steps."""
     inputs, steps, every = {"model": build.model, "data": build.data}, options.steps, spec.options["checkpoint_every"]
-    tokens = steps * options.batch_size * (options.max_length - build.config.prompt_length)
+    tokens = steps * options.batch_size * (options.max_length - build.config.overhead)
     build.flops += FLOPS_PER_PARAMETER * float(build.left.parameters) * tokens
     if options.distillation is not None:
         inputs["teacher"] = load.add_teacher(build, spec.options["distillation"]["teacher"])
@@ -102,7 +102,7 @@ def _distiller(
         InputError: two states are of different widths, and nothing projects.
     """
     from sprunec.engines.distillation import Distiller, make_projections
-    from sprunec.families.cpm_ant.states import Pair, state_widths
+    from sprunec.families.states import Pair, state_widths
     from sprunec.rewrite.taps import observable
 
     options = job.options.distillation
