@@ -14,7 +14,7 @@ Gates and scores are dicts from (layer, unit) to a tensor (units,).
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
 
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from sprunec.errors import PassError
-from sprunec.families.base_config import ModelConfig, unit_sizes
+from sprunec.families.base_config import ModelConfig, parameters_without, removable, unit_sizes
 from sprunec.masks.granularity import Multiples, Values, groups
 from sprunec.masks.size_budget import SizeBudget
 from sprunec.plan.targets import NO_MULTIPLES, most_kept
@@ -120,10 +120,13 @@ def make_budgets(
     if not sizes:
         raise PassError(f"the model has no {' and no '.join(units)} left that this pass could cut")
     if "parameters" in target:
-        return (SizeBudget("all", config, units, True, float(target["parameters"]), multiples).within_reach(),)
+        wanted, full = float(target["parameters"]), float(config.parameters())
+        if parameters_without(config, units) > wanted:
+            raise PassError(f"{wanted:,.0f} is below what is left when every unit of this pass is cut")
+        return (SizeBudget("all", config, units, True, min(wanted, full), multiples, wanted),)
     if "sparsity" in target:
-        part = SizeBudget("all", config, units, False, 0.0, multiples)
-        return (replace(part, target=(1.0 - target["sparsity"]) * part.full),)
+        left = (1.0 - target["sparsity"]) * float(removable(config, units))
+        return (SizeBudget("all", config, units, False, left, multiples),)
     tied = ("head",) if tie_heads else ()
     kinds = sorted((COUNTED[name] for name in target), key=lambda unit: (unit.name in INSIDE, unit.name in tied))
     return tuple(

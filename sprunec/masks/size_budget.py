@@ -11,16 +11,7 @@ from operator import itemgetter
 import torch
 from torch import Tensor
 
-from sprunec.errors import PassError
-from sprunec.families.base_config import (
-    Amount,
-    ModelConfig,
-    layer_sizes,
-    parameters_without,
-    removable,
-    unit_cost,
-    unit_sizes,
-)
+from sprunec.families.base_config import Amount, ModelConfig, layer_sizes, removable, unit_cost, unit_sizes
 from sprunec.masks.granularity import Group, Multiples, Values, groups, remainder
 from sprunec.units import INSIDE, SUBLAYERS, Key, sublayers_of
 
@@ -48,16 +39,6 @@ class SizeBudget:
     @property
     def asked(self) -> float:
         return self.target if self.wanted is None else self.wanted
-
-    def within_reach(self) -> SizeBudget:
-        """Hold to the size of all that is there, where more is asked for.
-
-        Raises:
-            PassError: not even cutting everything is enough.
-        """
-        if parameters_without(self.config, self.units) > self.target:
-            raise PassError(f"{self.target:,.0f} is below what is left when every unit of this pass is cut")
-        return replace(self, target=min(self.target, self.full), wanted=self.target)
 
     @property
     def keys(self) -> tuple[Key, ...]:
