@@ -34,8 +34,7 @@ def start_from(scores: Mapping[Key, Tensor]) -> dict[Key, Tensor]:
 def tie(scores: Mapping[Key, Tensor]) -> dict[Key, Tensor]:
     """Sum the scores of the heads (heads,) over the layers, the same in each; leave those of other units."""
     heads = [value for (_, unit), value in scores.items() if unit == TIED]
-    total = torch.stack(heads).sum(0) if heads else None
-    return {key: total if key[1] == TIED and total is not None else value for key, value in scores.items()}
+    return {key: torch.stack(heads).sum(0) if key[1] == TIED else value for key, value in scores.items()}
 
 
 @torch.no_grad()
@@ -80,9 +79,9 @@ class GateLearner(Learner):
     ) -> None:
         self.gates, self.lagrangian, self.steps, self.seed, self.device = gates, lagrangian, steps, seed, device
         self.log_alphas = {key: value.clone().requires_grad_() for key, value in log_alphas.items()}
-        if tie_heads:
-            heads = [key for key in self.log_alphas if key[1] == TIED]
-            self.log_alphas |= dict.fromkeys(heads, self.log_alphas[heads[0]])
+        heads = [key for key in self.log_alphas if tie_heads and key[1] == TIED]
+        for key in heads:
+            self.log_alphas[key] = self.log_alphas[heads[0]]
         self._own = list({id(value): value for value in self.log_alphas.values()}.values())
         self.rate, self.stops = rate, stop_when_settled
         self.optimizer = GroupAdam([[value] for value in self._own], rate)  # gates of a layer and kind vie
