@@ -139,9 +139,7 @@ def reconstruction(given: Calibration) -> dict[Key, Tensor]:
 
     See `least_squares.removal_errors`; a whole sublayer leaves nothing to refit, and counts its energy.
     """
-    return _by_projection(
-        given, lambda moment, weight, features: removal_errors(moment, weight, features) / len(weight)
-    )
+    return _by_projection(given, lambda moment, weight, own: removal_errors(moment, weight, own) / len(weight))
 
 
 def comparable(scores: Mapping[Key, Tensor], target: Mapping[str, Any]) -> dict[Key, Tensor]:
@@ -175,12 +173,11 @@ def _by_projection(given: Calibration, score: Callable[[Tensor, Tensor, Tensor],
         # A unit is some features of a projection's input, all those whose place in (outer, units, inner) has its number
         # in the middle: of heads x dim_head a head is one run, a dim one feature in every head. What goes into several
         # projections counts in each; the product of q and k is none, for it sums over no weight.
-        own = ((p.units(unit), p.weight, h) for p, h in moments.inputs.values() if p.block.index == index)
-        parts = [score(moment, weight, features(units)) for units, weight, moment in own if units is not None]
+        parts = []
+        for projection, moment in moments.inputs.values():
+            units = projection.units(unit) if projection.block.index == index else None
+            if units is not None:
+                features = torch.arange(math.prod(units)).view(units).movedim(1, 0).flatten(1)  # (units, outer x inner)
+                parts.append(score(moment, projection.weight, features))
         found[(index, unit)] = torch.stack(parts).sum(0).cpu() / moments.streams[(index, INSIDE[unit])]
     return found
-
-
-def features(units: tuple[int, int, int]) -> Tensor:
-    """(units, outer x inner): where each unit lies in a dim that is (outer, units, inner)."""
-    return torch.arange(math.prod(units)).view(units).movedim(1, 0).flatten(1)
