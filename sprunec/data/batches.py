@@ -63,6 +63,18 @@ def in_use(inputs: Inputs) -> Tensor:
     return inputs["length"][:, None] > torch.arange(width, device=inputs["length"].device)
 
 
+def answered(
+    tokens: NDArray[np.integer[Any]],
+    context: NDArray[np.bool_],
+    task: int | None = None,
+    segment: NDArray[np.int64] | None = None,
+) -> Document:
+    """Make a document of which everything but its context is asked for; it begins with context."""
+    targets = np.full(tokens.size, IGNORED, dtype=np.int64)
+    targets[:-1] = np.where(context[1:], IGNORED, tokens[1:])
+    return Document(tokens, context, targets, task, segment)
+
+
 @dataclass(frozen=True)
 class Packer:
     """Rows of `width` positions for models of a config; what `base` is, data sets made for its family know."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sprunec.data.batches import IGNORED, Batch, Packer, Sample, draws
+from sprunec.data.batches import Batch, Packer, Sample, answered, draws
 from sprunec.data.text import json_records
 from sprunec.data.tokenizer import Tokenizer, read_tokenizer, save_tokenizer
 from sprunec.durable import naming
@@ -35,10 +35,7 @@ class Pairs:
 
     def document(self, number: int) -> Document:
         tokens = self.tokens[self.starts[number] : self.starts[number + 1]]
-        context = np.arange(tokens.size) < self.seen[number]
-        targets = np.full(tokens.size, IGNORED, dtype=np.int64)
-        targets[:-1] = np.where(context[1:], IGNORED, tokens[1:])
-        return Document(tokens, context, targets)
+        return answered(tokens, np.arange(tokens.size) < self.seen[number])
 
 
 def read_pairs(paths: Sequence[Path]) -> list[tuple[str, str]]:
