@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -63,16 +63,11 @@ def in_use(inputs: Inputs) -> Tensor:
     return inputs["length"][:, None] > torch.arange(width, device=inputs["length"].device)
 
 
-def answered(
-    tokens: NDArray[np.integer[Any]],
-    context: NDArray[np.bool_],
-    task: int | None = None,
-    segment: NDArray[np.int64] | None = None,
-) -> Document:
-    """Make a document of which everything but its context is asked for; it begins with context."""
+def answered(tokens: NDArray[np.integer[Any]], context: NDArray[np.bool_], *more: Any) -> Document:
+    """Make a document that begins with context, and of which everything else is asked for; `more` as it has it."""
     targets = np.full(tokens.size, IGNORED, dtype=np.int64)
     targets[:-1] = np.where(context[1:], IGNORED, tokens[1:])
-    return Document(tokens, context, targets, task, segment)
+    return Document(tokens, context, targets, *more)
 
 
 @dataclass(frozen=True)
@@ -108,8 +103,7 @@ class Packer:
             yield self.pack([[document] for document in some])
 
 
-@dataclass(frozen=True)
-class Sample:
+class Sample(NamedTuple):
     """What a model may go on writing from, and the token that it stops behind."""
 
     document: Document
@@ -148,11 +142,7 @@ class TextData:
         return self.packer.pack([[self._window(self.train, start)] for start in starts])
 
     def held_out_batches(self, tokens: int | None = None) -> Iterator[Batch]:
-        """Pack consecutive windows over the held-out part, each target once; a short rest is padded.
-
-        Args:
-            tokens: stop after so many targets, to the window.
-        """
+        """Pack consecutive windows, each target once, until there are so many; a short rest is padded."""
         targets = self.held_out.size - 1
         starts = range(0, min(targets, tokens or targets), self.packer.room)
         return self.packer.batches((self._window(self.held_out, start) for start in starts), self.batch_size)

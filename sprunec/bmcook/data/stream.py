@@ -116,8 +116,7 @@ class Stream:
 
 
 class LiveData:
-    """Batches of a set; `world` processes share a stored order by blocks, and a global batch has their
-    sequences in turn."""
+    """Batches of a set; `world` processes share a stored order by blocks, each with its part of a global batch."""
 
     def __init__(
         self,
@@ -151,11 +150,7 @@ class LiveData:
         return self.packer.pack(rows)
 
     def held_out_batches(self, tokens: int | None = None) -> Iterator[Batch]:
-        """Pack the held-out records in stored order; what is hidden in each is always the same.
-
-        Args:
-            tokens: stop after so many targets, to the record.
-        """
+        """Pack the held-out records in stored order, until so many targets; what is hidden is always the same."""
         lengths, start, left = self._lengths(self.held_out), 0, sys.maxsize if tokens is None else tokens
         shortest = int(lengths.min())
         while start < len(self.held_out) and left > 0:
