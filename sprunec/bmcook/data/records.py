@@ -7,7 +7,7 @@ that training reads the set itself.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from enum import IntEnum
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -85,9 +85,6 @@ class Records:
             message = f"byte {offset:,}: {error} where a record was of {tokens} tokens"
             raise InputError.at(self._paths[file], message, "the set has changed: run again") from error
         return record
-
-    def __iter__(self) -> Iterator[Record]:
-        return (self[number] for number in range(len(self)))
 
 
 def make_index(data_set: DataSet, limits: Limits) -> Index:

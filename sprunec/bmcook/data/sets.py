@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import json
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,8 +40,7 @@ class FileInfo(NamedTuple):
         return self.block_end - self.block_begin
 
 
-@dataclass(frozen=True)
-class DataSet:
+class DataSet(NamedTuple):
     """A set's files in use (masked ones are left out), in the order of their blocks."""
 
     directory: Path
@@ -92,9 +90,10 @@ def read_set(directory: Path, block_size: int | None = None) -> DataSet:
         if info.block_begin != begin or info.blocks < 0 or info.block_size < 1:
             message = f"{info.file_name} has blocks {info.block_begin} to {info.block_end}, and should begin at {begin}"
             raise InputError.at(meta, message, "copy the set again")
-        begin = info.block_end
-        if not _is_inside(directory, info.file_name):
-            message = f"names the file {info.file_name!r}, which is not inside the directory"
+        begin, name = info.block_end, info.file_name
+        strange = not name or "\0" in name or os.path.isabs(name)
+        if strange or directory.resolve() not in (directory / name).resolve().parents:  # links among them
+            message = f"names the file {name!r}, which is not inside the directory"
             raise InputError.at(meta, message, "put the set's files beside meta.bin")
     return DataSet(directory, version, tuple(info for info in files if not info.mask))
 
@@ -153,10 +152,3 @@ def _file_info(values: tuple[Any, ...]) -> FileInfo:
     if not isinstance(values[0], str) or not all(isinstance(value, int) for value in values[1:]):
         raise Refused("an entry with values of other types")
     return FileInfo(*values)
-
-
-def _is_inside(directory: Path, name: str) -> bool:
-    """A set reads no file outside its directory, however it is named."""
-    if not name or "\0" in name or os.path.isabs(name):
-        return False
-    return directory.resolve() in (directory / name).resolve().parents

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -115,30 +116,28 @@ class Stream:
         return [[(start + number, records[number]) for number in row] for row in placed]
 
 
+@dataclass
 class LiveData:
     """Batches of a set; `world` processes share a stored order by blocks, each with its part of a global batch."""
 
-    def __init__(
-        self,
-        train: Records,
-        held_out: Records,
-        tokenizer: Tokenizer | None,
-        packer: Packer,
-        *,
-        batch_size: int,
-        seed: int,
-        order: str = "shuffled",
-        world: int = 1,
-    ) -> None:
-        self.train, self.held_out, self.tokenizer, self.packer = train, held_out, tokenizer, packer
-        self.batch_size, self.seed = batch_size, seed
-        world = world if order == STORED else 1
-        blocks, lengths = train.index["block"].astype(np.int64), self._lengths(train)
-        orders = [Order(blocks, seed, order != STORED, (rank, world)) for rank in range(world)]
-        if batch_size % world or any(order.size == 0 for order in orders):
-            message = f"{world} processes cannot share {batch_size} sequences and the set's blocks alike"
+    train: Records
+    held_out: Records
+    tokenizer: Tokenizer | None
+    packer: Packer
+    batch_size: int
+    seed: int
+    order: str = "shuffled"
+    world: int = 1
+
+    def __post_init__(self) -> None:
+        stored = self.order == STORED
+        world, size = self.world if stored else 1, self.batch_size
+        blocks, lengths = self.train.index["block"].astype(np.int64), self._lengths(self.train)
+        orders = [Order(blocks, self.seed, not stored, (rank, world)) for rank in range(world)]
+        if size % world or any(order.size == 0 for order in orders):
+            message = f"{world} processes cannot share {size} sequences and the set's blocks alike"
             raise InputError.in_option("/data/order", message, 'choose order "shuffled", or fewer processes')
-        self._streams = [Stream(order, lengths, batch_size // world, packer.width) for order in orders]
+        self._streams = [Stream(order, lengths, size // world, self.packer.width) for order in orders]
 
     def batch(self, step: int) -> Batch:
         """Make the global batch of training step `step`."""
