@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import json
 import re
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,7 +48,7 @@ def read_array(stream: io.BytesIO) -> Integers:
                 stream.seek(at + size + len(tail))
                 return np.frombuffer(buffer, "<i8", count, at)
     made = load_pickle(stream, NAMES, most=_MOST_OPCODES)
-    values: NDArray[Any] | None = getattr(made, "value", None) if isinstance(made, Array) else None
+    values = made.value if isinstance(made, Array) else None
     if values is None:
         raise Refused(f"{type(made).__name__}, not an array")
     if values.dtype.kind not in "iu" or values.dtype.str[1:] == "u8":

@@ -114,7 +114,7 @@ def read_mask_tensors(path: Path) -> list[MaskTensor]:
 
 def _own(value: Any) -> Any:
     """Give NumPy's array as a tensor, anything else as it is."""
-    return torch.from_numpy(value.value.copy()) if isinstance(value, Array) else value
+    return torch.from_numpy(value.value.copy()) if isinstance(value, Array) and value.value is not None else value
 
 
 def _mask(path: Path, form: str, key: Any, values: Any) -> MaskTensor | None:
