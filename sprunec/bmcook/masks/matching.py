@@ -71,65 +71,65 @@ def _left(models: Mapping[str, Kept], masks: Masks) -> Kept:
     return models[HERE].common(models[INPUT].then({key: mask.tolist() for key, mask in masks.items()}))
 
 
-def _references(mask: MaskTensor, models: Mapping[str, Kept]) -> dict[str, list[int]]:
-    """The layers that the rows may stand for, by the name of the model that they count; the largest model first."""
-    every = {} if mask.form == "bmcook" else {ALL: list(range(len(models[INPUT])))}
-    return every | ({} if mask.form == MODULES else {name: _layers(mask, kept) for name, kept in models.items()})
-
-
 def _layers(mask: MaskTensor, kept: Kept) -> list[int]:
     """The layers that have such a sublayer; the plugin's file counts blocks that have lost both of theirs, too."""
     every = mask.form == "plugin" and mask.unit == "block" and len(mask.kept) == len(kept)
     return [index for index in range(len(kept)) if every or kept.has(index, mask.unit)]
 
 
+def _layers_of_rows(masks: list[MaskTensor], models: Mapping[str, Kept]) -> tuple[list[list[int]], dict[str, str]]:
+    """The layers that each mask's rows stand for, counted on the smallest model that has as many of all; and how many
+    each model has, the largest first."""
+    form, every = masks[0].form, range(len(models[INPUT]))
+    counted = {} if form == "bmcook" else {ALL: [list(every) for _ in masks]}
+    if form != MODULES:
+        counted |= {name: [_layers(mask, kept) for mask in masks] for name, kept in models.items()}
+    fits = [each for each in counted.values() if list(map(len, each)) == [len(mask.kept) for mask in masks]]
+    return fits[-1] if fits else [], {name: _join(map(len, each)) for name, each in counted.items()}
+
+
 def _layer_masks(found: list[MaskTensor], models: Mapping[str, Kept]) -> tuple[Masks, str]:
-    """The masks of one file's sublayers, all counted on one model, and a note where there is nothing to do."""
+    """The masks of one file's sublayers, and a note where there is nothing to do."""
     path, rows = found[0].path, [len(mask.kept) for mask in found]
     for mask in found:
         if len(mask.kept) and mask.kept.size(1) != 1:
             message = f"{mask.key} has {mask.kept.size(1)} columns, and a sublayer is kept or removed as a whole"
             raise InputError.at(path, message, "give one value a row")
-    references = [_references(mask, models) for mask in found]
-    for name in reversed(references[0]):
-        layers = [each[name] for each in references]
-        if [len(each) for each in layers] == rows:
-            pairs = zip(found, layers, strict=True)
-            masks = {(index, m.unit): kept for m, each in pairs for index, kept in zip(each, m.kept, strict=True)}
-            gone = not all(map(bool, masks.values())) and _left(models, masks) == models[HERE]
-            return masks, f"{path.name} was applied already: every sublayer that it removes is gone" if gone else ""
+    layers, counts = _layers_of_rows(found, models)
+    if layers:
+        pairs = zip(found, layers, strict=True)
+        masks = {(index, m.unit): kept for m, each in pairs for index, kept in zip(each, m.kept, strict=True)}
+        gone = not all(map(bool, masks.values())) and _left(models, masks) == models[HERE]
+        return masks, f"{path.name} was applied already: every sublayer that it removes is gone" if gone else ""
     ones = [int(mask.kept.sum()) for mask in found] if max(rows) <= len(models[INPUT]) else []
     if ones == [len(_layers(mask, models[HERE])) for mask in found]:
         kept = f"it keeps {_join(ones)} of {_join(rows)} sublayers, and so many are left"
         return {}, f"{path.name} was applied already: {kept}"
     keys = _join(dict.fromkeys(mask.key for mask in found))
     keep = f" and keeps {_join(ones)} of them" if ones else ""
-    counts = {name: _join(len(each[name]) for each in references) for name in references[0]}
     raise _unfit(path, f"{keys}: the file has {_join(rows)} rows{keep}", counts)
 
 
 def _fine_masks(mask: MaskTensor, models: Mapping[str, Kept]) -> Masks:
     """The masks of units inside sublayers: each (units of the input model's layer,)."""
-    references, (rows, columns) = _references(mask, models), mask.kept.shape
-    layers = next((found for found in reversed(references.values()) if len(found) == rows), None)
-    if layers is None:
-        counts = {name: len(found) for name, found in references.items()}
-        raise _unfit(mask.path, f"{mask.key} has {rows} rows", counts)
+    path, _, key, unit, kept = mask
+    layers, counts = _layers_of_rows([mask], models)
+    if not layers:
+        raise _unfit(path, f"{key} has {len(kept)} rows", counts)
     # the columns are the units of the model whose widest layer has as many
-    widths = {name: max((len(models[name].units(k, mask.unit)) for k in layers), default=0) for name in (INPUT, HERE)}
-    model = next((models[name] for name, width in widths.items() if width == columns), None)
+    widths = {name: max((len(models[name].units(k, unit)) for k in layers[0]), default=0) for name in (INPUT, HERE)}
+    model = next((models[name] for name, width in widths.items() if width == kept.size(1)), None)
     if model is None:
-        raise _unfit(mask.path, f"{mask.key} has {columns} columns", widths, "units in its widest layer")
+        raise _unfit(path, f"{key} has {kept.size(1)} columns", widths, "units in its widest layer")
     masks = {}
-    for layer, row in zip(layers, mask.kept.tolist(), strict=True):
-        units, whole = model.units(layer, mask.unit), models[INPUT].units(layer, mask.unit)
+    for layer, row in zip(layers[0], kept.tolist(), strict=True):
+        units, whole = model.units(layer, unit), models[INPUT].units(layer, unit)
         if units and any(row[len(units) :]):
-            last = max(compress(range(columns), row))
-            message = f"{mask.key} keeps unit {last} of layer {layer}, which has {len(units)}"
-            raise InputError.at(mask.path, message, "give zeros beyond a layer's width")
+            message = f"{key} keeps unit {max(compress(range(len(row)), row))} of layer {layer}, which has {len(units)}"
+            raise InputError.at(path, message, "give zeros beyond a layer's width")
         if whole:
-            kept = set(compress(units, row))
-            masks[layer, mask.unit] = torch.tensor([unit in kept for unit in whole])
+            stay = set(compress(units, row))
+            masks[layer, unit] = torch.tensor([index in stay for index in whole])
     return masks
 
 
