@@ -109,7 +109,7 @@ def read_mask_tensors(path: Path) -> list[MaskTensor]:
     masks = [found for key, value in content.items() if (found := _mask(path, form, key, _own(value)))]
     if not masks:
         raise InputError.at(path, "masks nothing", KNOWN)
-    return masks
+    return [_binary(mask) for mask in masks]
 
 
 def _own(value: Any) -> Any:
@@ -131,13 +131,17 @@ def _mask(path: Path, form: str, key: Any, values: Any) -> MaskTensor | None:
     if not values.dim():
         raise InputError.at(path, f"{key} is a single number, not one for every sublayer", KNOWN)
     values = values.detach().reshape(len(values), values[0].numel() if len(values) else 0)
-    soft = (~torch.isin(values.float(), torch.tensor([0.0, 1.0]))).nonzero()
+    return MaskTensor(path, form, key, FORMS[form][key], values)
+
+
+def _binary(mask: MaskTensor) -> MaskTensor:
+    soft = (~torch.isin(mask.kept.float(), torch.tensor([0.0, 1.0]))).nonzero()
     if len(soft):
         row, column = soft[0].tolist()
-        first = f"{float(values[row, column]):g} in row {row}, column {column}"
-        message = f"{key} holds {len(soft):,} values other than 0 and 1, the first {first}"
-        raise InputError.at(path, message, "binarize the mask first")
-    return MaskTensor(path, form, key, FORMS[form][key], values.bool())
+        first = f"{float(mask.kept[row, column]):g} in row {row}, column {column}"
+        message = f"{mask.key} holds {len(soft):,} values other than 0 and 1, the first {first}"
+        raise InputError.at(mask.path, message, "binarize the mask first")
+    return mask._replace(kept=mask.kept.bool())
 
 
 def _is_mask(value: object, dtype: torch.dtype | None = None) -> TypeGuard[Tensor]:

@@ -25,13 +25,8 @@ ALL = "the model with all its layers"
 
 
 class Matched(NamedTuple):
-    """What mask files make of a model.
-
-    Attributes:
-        masks: bool, by (layer, unit), over the units of the plan's input model.
-        kept: what is left.
-        notes: what was not applied, and why.
-    """
+    """What mask files make of a model: bool masks over the units of the plan's input model; what is left; and what was
+    not applied, and why."""
 
     masks: Mapping[Key, Tensor]
     kept: Kept
