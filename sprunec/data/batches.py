@@ -20,6 +20,7 @@ from sprunec.data.saved import SavedIds, save_array
 from sprunec.data.tokenizer import Tokenizer, read_tokenizer, save_tokenizer
 from sprunec.errors import InputError
 from sprunec.families.base import Document, Inputs, family_of
+from sprunec.families.base_config import ModelConfig
 
 IGNORED = -100
 
@@ -74,14 +75,14 @@ def answered(tokens: NDArray[np.integer[Any]], context: NDArray[np.bool_], *more
 class Packer:
     """Rows of `width` positions for models of a config; what `base` is, data sets made for its family know."""
 
-    config: Any
+    config: ModelConfig
     width: int
     base: int = 0
 
     @property
     def overhead(self) -> int:
         """Count the positions that a document takes besides its tokens'."""
-        return family_of(self.config).overhead(self.config)
+        return self.config.overhead
 
     @property
     def room(self) -> int:

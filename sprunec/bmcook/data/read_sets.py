@@ -47,9 +47,8 @@ def read_sets(job: Job[Any], held_out: float | Path) -> dict[str, Any]:
 
 
 def _index(job: Job[Any], role: str) -> Index:
-    options = job.options
-    room = options.max_length - options.prompt_length
-    limits = Limits(room, options.vocab_size, options.prompt_types, options.segment_types)
+    options, model = job.options, job.options.of_model
+    limits = Limits(options.room, options.vocab_size, model["prompt_types"], model["segment_types"])
     return make_index(read_set(job.files[role][0].parent, options.block_size), limits)
 
 
@@ -59,7 +58,7 @@ def _checked_tokens(job: Job[Any], name: str, index: Index, role: str) -> int:
     if not len(used):
         message = f"none of the {len(index)} records of the {name} part can be used"
         raise InputError.at(folder, message, "give a larger set, or a larger data.max_length")
-    ids = (int(used["task"].max()) + 1) * options.prompt_length
+    ids = (int(used["task"].max()) + 1) * options.of_model["prompt_length"]
     if options.packed_prompts != PROMPT_TABLE and ids > options.vocab_size:
         message = f"prompt ids up to {ids - 1} are looked up among {options.vocab_size} tokens"
         raise InputError.at(folder, message, f'set data.packed_prompts to "{PROMPT_TABLE}"')
