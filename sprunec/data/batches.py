@@ -80,14 +80,9 @@ class Packer:
     base: int = 0
 
     @property
-    def overhead(self) -> int:
-        """Count the positions that a document takes besides its tokens'."""
-        return self.config.overhead
-
-    @property
     def room(self) -> int:
         """Count the tokens that fit into a row of but one document."""
-        return self.width - self.overhead
+        return self.width - self.config.overhead
 
     def pack(self, rows: Sequence[Sequence[Document]]) -> Batch:
         """Make one row of each list of documents, which fit."""

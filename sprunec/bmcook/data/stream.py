@@ -181,7 +181,7 @@ class LiveData:
     def _lengths(self, records: Records) -> NDArray[np.int64]:
         """Positions that each record takes."""
         tokens: NDArray[np.int64] = records.index["tokens"].astype(np.int64)
-        return tokens + self.packer.overhead
+        return tokens + self.packer.config.overhead
 
 
 def load_live_data(
