@@ -57,9 +57,10 @@ def run(job: Job[FileOptions]) -> dict[str, Any]:
 
 
 def check(node: Node) -> None:
-    from sprunec.bmcook.masks.mask_forms import check_mask_files
+    from sprunec.bmcook.masks.mask_forms import read_mask_tensors
 
-    check_mask_files(node.files["paths"])
+    for path in node.files["paths"]:
+        read_mask_tensors(path)
 
 
 LOAD_MASK = Pass("load-mask", 2, FileOptions, ("model", "source"), "masks", lower=lower, check=check, removes="units")
