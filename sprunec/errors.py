@@ -15,7 +15,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import asdict, dataclass
 from typing import Any, TypeGuard
 
@@ -31,6 +31,11 @@ def show(value: Any, longest: int = 60) -> str:
 def series(words: Sequence[str], conjunction: str) -> str:
     """Join words as in `a, b and c`."""
     return f" {conjunction} ".join(part for part in (", ".join(words[:-1]), words[-1]) if part)
+
+
+def and_more(names: Sized, words: str = "and {} more") -> str:
+    """Count, in brackets, those behind the first, which has been named."""
+    return f" ({words.format(len(names) - 1)})" if len(names) > 1 else ""
 
 
 @dataclass(frozen=True)
