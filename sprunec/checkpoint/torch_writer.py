@@ -20,6 +20,7 @@ import torch
 from torch._utils import _rebuild_tensor_v2
 
 from sprunec.checkpoint.pt_header import LOCAL_HEADER, STORAGES
+from sprunec.checkpoint.safetensors_file import Shape
 from sprunec.checkpoint.writer import WORDS, Output, check_room, write_tensor
 from sprunec.durable import naming
 
@@ -57,18 +58,16 @@ def _put(archive: ZipFile, name: str, content: bytes) -> None:
 
 
 def _pickled(outputs: Mapping[str, Output]) -> bytes:
-    stream = io.BytesIO()
-    views = {name: _View(_Record(output, i)) for i, (name, output) in enumerate(outputs.items())}
+    stream, views = io.BytesIO(), {}
+    for number, (name, output) in enumerate(outputs.items()):
+        kind = getattr(torch, KINDS[WORDS[output.dtype]])
+        views[name] = _View(_Record(("storage", kind, str(number), "cpu", math.prod(output.shape))), output.shape)
     _Pickler(stream, protocol=2).dump(views)
     return stream.getvalue()
 
 
-@dataclass(frozen=True)
-class _Record:
-    """The bytes of one tensor, which a pickle only names."""
-
-    output: Output
-    number: int
+class _Record(tuple[Any, ...]):
+    """The id of a record, which is all that a pickle has of a tensor's bytes."""
 
 
 @dataclass(frozen=True)
@@ -76,16 +75,13 @@ class _View:
     """What a tensor is pickled as."""
 
     record: _Record
+    shape: Shape
 
     def __reduce__(self) -> tuple[Any, ...]:
-        shape = self.record.output.shape
-        strides = tuple(math.prod(shape[dim + 1 :]) for dim in range(len(shape)))
-        return _rebuild_tensor_v2, (self.record, 0, shape, strides, False, OrderedDict())
+        strides = tuple(math.prod(self.shape[dim + 1 :]) for dim in range(len(self.shape)))
+        return _rebuild_tensor_v2, (self.record, 0, self.shape, strides, False, OrderedDict())
 
 
 class _Pickler(pickle.Pickler):
     def persistent_id(self, value: Any) -> Any:
-        if not isinstance(value, _Record):
-            return None
-        kind = getattr(torch, KINDS[WORDS[value.output.dtype]])
-        return "storage", kind, str(value.number), "cpu", math.prod(value.output.shape)
+        return tuple(value) if isinstance(value, _Record) else None
