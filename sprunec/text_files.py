@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any, BinaryIO
 
 from sprunec.errors import Diagnostic, InputError
-from sprunec.file_kinds import JSON, MARKUP, TEXT, binary_kind, foreign, unlike
+from sprunec.file_kinds import JSON, MARKUP, TEXT, foreign
 
 _TABLE = 'write it as JSON lines first, e.g. pandas.read_parquet(FILE).to_json(NEW, orient="records", lines=True)'
 _TABLES = {"parquet": _TABLE, "arrow": _TABLE.replace("parquet", "feather"), "": "give a text file in UTF-8"}
@@ -95,11 +95,7 @@ def read_json(path: Path, wanted: str, hint: str = "") -> Any:
 
 def foreign_text(path: Path, wanted: str, fine: Collection[str], hints: Hints = NO_HINTS) -> InputError | None:
     """Do as `foreign` by the first bytes of a file that should be text; leave the rest of it alone."""
-    try:
-        kind = binary_kind(path)
-    except OSError as error:
-        return InputError.of_disk(path, error)
-    return None if kind in (None, "empty", *fine) else unlike(path, str(kind), wanted, {**_TABLES, **hints})
+    return foreign(path, wanted, {"", "empty", *fine}, {**_TABLES, **hints}, whole=False)
 
 
 def _check_kind(path: Path, wanted: str, fine: Collection[str], hints: Hints) -> None:
