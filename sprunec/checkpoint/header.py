@@ -56,13 +56,10 @@ def open_header(path: Path) -> Header | None:
 
 
 def read_places(path: Path, otherwise: Reader | None = None) -> dict[str, Place]:
-    """Find every tensor of a checkpoint file, of an index, or of a directory that holds one.
+    """Find every tensor of a checkpoint file, of an index, or of a directory that holds one; raises InputError.
 
     Args:
         otherwise: reads what torch has saved in a way that is not known here; without it, `Unknown` is raised.
-
-    Raises:
-        InputError: a file is missing or damaged, or is something else, or the index says otherwise.
     """
     files = weight_files(path)
     index = files.pop(0) if is_index(files[0]) else None
@@ -95,11 +92,7 @@ def _places_in(file: Path, otherwise: Reader | None) -> Mapping[str, Place]:
 
 
 def misfit(wanted: Mapping[str, Shape], given: Mapping[str, Shape], *, exact: bool = True) -> str:
-    """Say what keeps tensors from being those that are wanted, the first of each kind; empty when nothing does.
-
-    Args:
-        exact: others must not be there.
-    """
+    """Say what keeps tensors from being those that are wanted, and no others if `exact`; empty when nothing does."""
     wrong = [name for name in wanted if name in given and given[name] != wanted[name]]
     missing = [name for name in wanted if name not in given]
     extra = [name for name in given if exact and name not in wanted]

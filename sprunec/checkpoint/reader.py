@@ -112,11 +112,7 @@ def runs(indices: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def open_tensors(path: Path) -> Tensors:
-    """Open a checkpoint file, an index, or a directory that holds one; only headers are read.
-
-    Raises:
-        InputError: a file is missing or damaged, or holds anything but named tensors.
-    """
+    """Open a checkpoint file, an index, or a directory that holds one; only headers are read. Raises InputError."""
     return Tensors(read_places(path, _in_torch))
 
 

@@ -25,11 +25,9 @@ _NAMED = re.compile(r"(?:Unsupported (?:global|class)|GLOBAL)[: ]+(?:GLOBAL )?([
 
 
 def load_torch(path: Path) -> Any:
-    """Do as `torch.load(weights_only=True)`, on the CPU.
+    """Do as `torch.load(weights_only=True)`, on the CPU; raises whatever torch finds wrong with a file.
 
-    Raises:
-        Refused: it is compressed, stands for more than it holds, or a tensor has more entries than the file.
-        Exception: whatever torch finds wrong with it.
+    Also Refused: it is compressed, stands for more than it holds, or a tensor has more entries than the file.
     """
     with naming(path):
         check_torch(path)

@@ -31,17 +31,12 @@ PADDING_HEADER = 4
 
 
 def write_pt(outputs: Mapping[str, Output], path: Path) -> None:
-    """Write tensors that are made while they are written.
-
-    Raises:
-        PassError: the disk has no room for them; nothing has been written.
-        OSError: writing failed; what is there is no whole archive.
-    """
+    """Write tensors that are made while they are written; raises as `write_outputs`."""
     needed = sum(output.nbytes for output in outputs.values())
     check_room(path.parent, needed)
     with naming(path, needed), path.open("wb") as file, ZipFile(file, "w") as archive, ThreadPoolExecutor(1) as reader:
-        _put(archive, "data.pkl", _pickled(outputs))
-        _put(archive, "byteorder", b"little")
+        archive.writestr(ZipInfo(f"{ROOT}/data.pkl"), _pickled(outputs))
+        archive.writestr(ZipInfo(f"{ROOT}/byteorder"), b"little")
         for number, (name, output) in enumerate(outputs.items()):
             info, large = ZipInfo(f"{ROOT}/data/{number}"), output.nbytes >= ZIP64_FROM
             # Its bytes begin where a map of them can be used, as torch's do.
@@ -50,11 +45,7 @@ def write_pt(outputs: Mapping[str, Output], path: Path) -> None:
             info.extra = b"FB" + padding.to_bytes(2, "little") + b"Z" * padding
             with archive.open(info, "w", force_zip64=large) as record:
                 write_tensor(record, reader, name, output)
-        _put(archive, "version", b"3\n")
-
-
-def _put(archive: ZipFile, name: str, content: bytes) -> None:
-    archive.writestr(ZipInfo(f"{ROOT}/{name}"), content)
+        archive.writestr(ZipInfo(f"{ROOT}/version"), b"3\n")
 
 
 def _pickled(outputs: Mapping[str, Output]) -> bytes:

@@ -90,9 +90,8 @@ def write_state(state: Mapping[str, Tensor], directory: Path, shard_bytes: int =
 def write_outputs(outputs: Mapping[str, Output], directory: Path, shard_bytes: int = SHARD_BYTES) -> None:
     """Do as `write_state`, with tensors that are made while they are written.
 
-    Raises:
-        PassError: the disk has no room for them; nothing has been written.
-        OSError: writing failed; what is there is no whole file.
+    Raises PassError where the disk has no room, before anything is written, and OSError, where what is there is no
+    whole file.
     """
     total, size, shards = sum(output.nbytes for output in outputs.values()), 0, [list[str]()]
     check_room(directory, total)
@@ -134,27 +133,24 @@ def check_room(directory: Path, needed: int) -> None:
     """Raises PassError unless the disk under `directory` has `needed` bytes, and a little more."""
     free = shutil.disk_usage(directory).free
     if needed + ROOM_TO_SPARE > free:
-        raise PassError(
-            f"{directory}: the weights need {needed / 1e9:.2f} GB and this disk has {free / 1e9:.2f} GB left; "
-            "make room, or give --out on another disk"
-        )
+        sizes = f"the weights need {needed / 1e9:.2f} GB and this disk has {free / 1e9:.2f} GB left"
+        raise PassError(f"{directory}: {sizes}; make room, or give --out on another disk")
 
 
 def _write_file(outputs: Mapping[str, Output], path: Path) -> None:
     # Wide dtypes first, so that every tensor starts at a multiple of its own width.
-    order = sorted(outputs, key=lambda name: -outputs[name].dtype.itemsize)
+    order = dict(sorted(outputs.items(), key=lambda item: -item[1].dtype.itemsize))
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
-    for name in order:
-        output, start = outputs[name], end
-        end += output.nbytes
+    for name, output in order.items():
+        start, end = end, end + output.nbytes
         header[name] = {"dtype": WORDS[output.dtype], "shape": list(output.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with naming(path, 8 + len(text) + end), path.open("wb") as file, ThreadPoolExecutor(1) as reader:
         file.write(len(text).to_bytes(8, "little") + text)
-        for name in order:
-            write_tensor(file, reader, name, outputs[name])
+        for name, output in order.items():
+            write_tensor(file, reader, name, output)
 
 
 def write_tensor(file: IO[bytes], reader: Executor, name: str, output: Output) -> None:
@@ -180,10 +176,7 @@ def adopt_weights(path: Path, directory: Path) -> None:
 
 
 def link_weights(source: Path, directory: Path) -> None:
-    """Give `directory` the weights of an artifact without copying them.
-
-    What is a link to the user's file there is one here; what is the store's own gets a second name.
-    """
+    """Give `directory` an artifact's weights: links to what are the user's files, second names for the store's own."""
     for file in weight_files(source):
         target = directory / file.name
         if file.is_symlink():
