@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from sprunec.checkpoint.mask_notes import steps_warning, weights_warning
+from sprunec.checkpoint.provenance import steps_warning, weights_warning
 from sprunec.durable import write_new
 from sprunec.errors import InputError
 from sprunec.graph.builder import Builder
