@@ -16,15 +16,13 @@ def command() -> None:
         from sprunec.cli import main  # in here, for a signal may come while it is being imported
 
         main()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as end:
+        if isinstance(end, SystemExit) and end.code != INTERRUPTED:
+            raise
+        with suppress(OSError):  # nobody reads any more
+            sys.stdout.flush()
+            sys.stderr.flush()
         os._exit(INTERRUPTED)
-    except SystemExit as end:
-        if end.code == INTERRUPTED:
-            with suppress(OSError):  # nobody reads any more
-                sys.stdout.flush()
-                sys.stderr.flush()
-            os._exit(INTERRUPTED)
-        raise
 
 
 if __name__ == "__main__":
