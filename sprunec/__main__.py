@@ -17,12 +17,13 @@ def command() -> None:
 
         main()
     except (KeyboardInterrupt, SystemExit) as end:
-        if isinstance(end, SystemExit) and end.code != INTERRUPTED:
+        if getattr(end, "code", INTERRUPTED) == INTERRUPTED:
+            with suppress(OSError):  # nobody reads any more
+                sys.stdout.flush()
+                sys.stderr.flush()
+            os._exit(INTERRUPTED)
+        if isinstance(end, SystemExit):
             raise
-        with suppress(OSError):  # nobody reads any more
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

@@ -203,11 +203,11 @@ def gc(
     with output.reporting(as_json, f"cleaning {out}"):
         found = find_garbage(out)
         if not as_json:
-            Console().print(waste_table(found.document(removed=False), dry_run), crop=False)
+            Console().print(waste_table(found, dry_run), crop=False)
         if not dry_run:
             remove_garbage(out, found)
     if as_json:
-        output.print_json(found.document(removed=not dry_run))
+        output.print_json(found | {"removed": not dry_run})
 
 
 def _checked(plan: Path, flags: Flags, strict: bool) -> tuple[Plan, tuple[Diagnostic, ...]]:

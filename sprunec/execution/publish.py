@@ -53,19 +53,16 @@ def _make(
         write_masks(aside / "masks", source, final)
         copy_file(artifacts[roles.origin] / "origin" / "recipe.json", aside / "recipe.json")
     if roles.emitted:
-        for form in (path for path in artifacts[roles.emitted].iterdir() if path.is_dir() and path.name not in failed):
-            _copy(form, aside / "model" / form.name)
+        emitted = artifacts[roles.emitted]
+        for form in (path for path in emitted.iterdir() if path.is_dir() and path.name not in failed):
+            # One by one: the first that fails says which it is, and how.
+            for file in (path for path in form.rglob("*") if path.is_file()):
+                target = aside / "model" / file.relative_to(emitted)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                copy_file(file, target)
             write_origin(aside / "model" / form.name, origin)
     if graph.checkpoint_name is not None:  # what a next plan starts from, in the shape that this one has started from
         write_pt(as_outputs(open_model_tensors(artifacts[roles.full])), aside / graph.checkpoint_name)
-
-
-def _copy(folder: Path, to: Path) -> None:
-    """Copy files one by one: the first that fails says which it is, and how."""
-    for file in (path for path in folder.rglob("*") if path.is_file()):
-        target = to / file.relative_to(folder)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        copy_file(file, target)
 
 
 def unpublish(out: Path) -> None:

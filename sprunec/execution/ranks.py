@@ -11,9 +11,10 @@ import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sprunec.compiler.lower import lower
+from sprunec.engines.world import World
 from sprunec.errors import InputError, PassError
 from sprunec.execution.store import Store
 from sprunec.graph.graph import Graph, Node
@@ -64,7 +65,11 @@ def follow(read: Callable[[], Plan], out: Path | None) -> int:
                     device = str(Place.of(graph.device, "fp32", group).device)
                     group.join(device, graph.engine["timeout"])
                     while (digest := group.next_turn(stop)) is not None:
-                        _train(_node(graph, digest), graph, store, device, group, stop)
+                        node = _node(graph, digest)
+                        with tempfile.TemporaryDirectory(prefix="sprunec-rank-") as scratch:
+                            job = job_of(node, graph, store, Path(scratch), device, group, stop)
+                            with suppress(KeyboardInterrupt):  # all have stopped; rank 0 is still saving
+                                PASSES.home(node.pass_).run(job)
         except KeyboardInterrupt:
             return 0
         except Exception as error:
@@ -79,17 +84,23 @@ def _node(graph: Graph, digest: str) -> Node:
     raise PassError("this process finds another plan or other files than rank 0; run again")
 
 
-def _train(node: Node, graph: Graph, store: Store, device: str, group: ProcessGroup, stop: Callable[[], bool]) -> None:
-    from sprunec.engines.checkpoints import Saves
+def job_of(
+    node: Node,
+    graph: Graph,
+    store: Store,
+    out: Path,
+    device: str,
+    world: World,
+    stop: Callable[[], bool],
+    report: Callable[[dict[str, Any]], None] = lambda event: None,
+) -> Job[Any]:
+    """Hand a pass what it needs; its inputs are in the store."""
+    inputs, saves = {role: store.root / str(graph.node(name).digest) for role, name in node.inputs.items()}, None
+    if node.checkpoint_every is not None:
+        from sprunec.engines.checkpoints import Saves
 
-    inputs = {role: store.root / str(graph.node(name).digest) for role, name in node.inputs.items()}
-    every = node.checkpoint_every
-    saves = None if every is None else Saves(store.partial(node), every, stop, world=group)
-    with tempfile.TemporaryDirectory(prefix="sprunec-rank-") as scratch:
-        out, silent = Path(scratch), lambda event: None
-        job = Job(node.options, inputs, node.files, out, device, silent, saves, graph.engine, group)
-        with suppress(KeyboardInterrupt):  # all have stopped; this one is there until rank 0 has saved
-            PASSES.home(node.pass_).run(job)
+        saves = Saves(store.partial(node), node.checkpoint_every, stop, tell=store.tell, world=world)
+    return Job(node.options, inputs, node.files, out, device, report, saves, graph.engine, world)
 
 
 def explain(group: ProcessGroup, error: BaseException) -> int:

@@ -12,6 +12,8 @@ from typing import Any
 from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.file_digests import MISSING
 
+DESCRIBED = ("name", "pass", "inputs", "gives", "digest", "cached", "steps", "parameters", "about")
+
 
 @dataclass(frozen=True)
 class Node:
@@ -98,33 +100,20 @@ class Graph:
     resolved: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def engine(self) -> Mapping[str, Any]:
+    def engine(self) -> dict[str, Any]:
         """Give the plan's section on what trains, and how."""
-        found: Mapping[str, Any] = self.resolved.get("engine", {})
-        return found
+        return dict(self.resolved.get("engine", {}))
 
     def node(self, name: str) -> Node:
         return next(node for node in self.nodes if node.name == name)
 
     def document(self, cached: Mapping[str, bool]) -> dict[str, Any]:
         """Describe the graph as `schemas/graph.schema.json` does."""
+        known = [vars(n) | {"pass": n.pass_, "cached": cached.get(n.name, False)} for n in self.nodes]
         return {
             "plan": self.plan,
-            "nodes": [
-                {
-                    "name": node.name,
-                    "pass": node.pass_,
-                    "inputs": dict(node.inputs),
-                    "gives": node.gives,
-                    "digest": node.digest,
-                    "cached": cached.get(node.name, False),
-                    "steps": node.steps,
-                    "parameters": node.parameters,
-                    "about": node.about,
-                }
-                for node in self.nodes
-            ],
-            "parameters": {"before": self.parameters[0], "after": self.parameters[1]},
+            "nodes": [{key: node[key] for key in DESCRIBED} | {"inputs": dict(node["inputs"])} for node in known],
+            "parameters": dict(zip(("before", "after"), self.parameters, strict=True)),
             "tokens": self.tokens,
             "flops": self.flops,
         }
