@@ -20,6 +20,7 @@ from sprunec.cli_flags import with_flags
 from sprunec.engines.launch import launch, meet
 from sprunec.engines.world import World, launched
 from sprunec.errors import Diagnostic, InputError, SprunecError
+from sprunec.execution.gc import find_garbage, remove_garbage
 from sprunec.interrupts import INTERRUPTED, interrupts
 from sprunec.plan.bmcook_flags import Flags
 from sprunec.show import output
@@ -198,8 +199,6 @@ def gc(
     debug: Debug = False,
 ) -> None:
     """Remove what no plan in OUT refers to, and what stopped or damaged runs left behind."""
-    from sprunec.execution.gc import find_garbage, remove_garbage
-
     with output.reporting(as_json, f"cleaning {out}"):
         found = find_garbage(out)
         if not as_json:

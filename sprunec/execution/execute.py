@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,7 +19,7 @@ from sprunec.execution.lock import alone
 from sprunec.execution.paths import check_places
 from sprunec.execution.progress import Watcher
 from sprunec.execution.publish import publish, unpublish
-from sprunec.execution.ranks import JOIN, check_shares, job_of
+from sprunec.execution.ranks import JOIN, Stop, check_shares, job_of
 from sprunec.execution.report import Report, versions
 from sprunec.execution.store import Artifact, Store
 from sprunec.file_digests import file_stamp
@@ -33,7 +33,7 @@ def execute(
     graph: Graph,
     out: str | Path,
     watcher: Watcher | None = None,
-    stop: Callable[[], bool] = lambda: False,
+    stop: Stop = lambda: False,
     world: World | None = None,
 ) -> Report:
     """Run what is not in `out`'s store yet; publish masks, recipe and model when all of it is done.
@@ -58,14 +58,17 @@ def execute(
             world.join(device, graph.engine["timeout"])
             for index, node in enumerate(graph.nodes, start=1):
                 run.node(index, node)
-            run.publish()
+            publish(graph, out, run.done, run.report)
         except BaseException as error:
             told = explained(error, f"the run in {out}", out)
+            words = disk_words(told) if isinstance(told, OSError) else str(told) or type(told).__name__
+            status = "comparison-failed" if isinstance(told, ComparisonError) else "failed"
+            ending = ("interrupted", None) if isinstance(told, KeyboardInterrupt) else (status, words)
             with suppress(OSError):  # a disk that takes no report, either: what stopped the run is the error to tell of
-                run.report.end(*_failure(told))
+                run.report.end(*ending)
             raise told from told.__cause__
-        failed = run.report.failed_forms()
-        status = "comparison-failed" if failed else "done" if run.report.on_target() else "target-missed"
+        failed, settled = run.report.failed_forms(), all(row["settled"] for row in run.report.data["budgets"])
+        status = "comparison-failed" if failed else "done" if settled else "target-missed"
         run.report.end(status, "; ".join(failed.values()) or None)
         return run.report
 
@@ -89,14 +92,6 @@ def _check_ready(graph: Graph, world: World) -> str:
     return str(place.device)
 
 
-def _failure(error: BaseException) -> tuple[str, str | None]:
-    """Give the status of a run that an error has ended, and what the report says of it."""
-    if isinstance(error, KeyboardInterrupt):
-        return "interrupted", None
-    message = disk_words(error) if isinstance(error, OSError) else str(error) or type(error).__name__
-    return "comparison-failed" if isinstance(error, ComparisonError) else "failed", message
-
-
 @dataclass
 class Run:
     """A graph on its way, node by node; `done` has the artifact of each that is finished."""
@@ -105,7 +100,7 @@ class Run:
     out: Path
     watcher: Watcher
     device: str
-    stop: Callable[[], bool]
+    stop: Stop
     world: World
 
     def __post_init__(self) -> None:
@@ -192,13 +187,6 @@ class Run:
                 if isinstance(error, OSError):
                     file, why = error.filename2 or error.filename or file, remedied(error)
                 raise PassError(f"{node.name}: {file} cannot be written: {why}") from error
-
-    def publish(self) -> None:
-        """Copy what users look for out of the store."""
-        emitted = self.done.get(self.graph.roles.emitted)
-        made = str(emitted.manifest["made"]) if emitted is not None else None
-        artifacts = {name: artifact.path for name, artifact in self.done.items()}
-        publish(self.graph, self.out, artifacts, self.report.origin(made), self.report.failed_forms())
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -31,7 +30,7 @@ def find_garbage(out: Path) -> dict[str, Any]:
         raise InputError.at(out, message, "give the folder that `sprunec run` worked in, e.g. runs/NAME")
     with alone(out):
         found = _find(out)
-        files = {path: list(_files(path)) for path in found}
+        files = {path: [file.lstat() for file in _files(path)] for path in found}
     # A file with another name elsewhere frees nothing; one with two names in here frees its bytes once.
     links = Counter((status.st_dev, status.st_ino) for each in files.values() for status in each)
     entries, counted = [], set[tuple[int, int]]()
@@ -99,10 +98,5 @@ def _is_aside(path: Path) -> bool:
     return path.name == ".publishing" or re.fullmatch(r"\..+\.\d+", path.name) is not None
 
 
-def _files(path: Path) -> Iterator[os.stat_result]:
-    if path.is_symlink() or not path.is_dir():
-        yield path.lstat()
-        return
-    for place, _, names in os.walk(path):
-        for name in names:
-            yield Path(place, name).lstat()
+def _files(path: Path) -> list[Path]:
+    return [path] if path.is_symlink() else [each for each in (path, *path.rglob("*")) if not each.is_dir()]

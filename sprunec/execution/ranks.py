@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from sprunec.engines.distributed import ProcessGroup
     from sprunec.plan.plan import Plan
 
+Stop = Callable[[], bool]
+Tell = Callable[[dict[str, Any]], None]
 JOIN = "join"  # the first turn: all ranks open the channel of collectives
 
 
@@ -67,7 +69,7 @@ def follow(read: Callable[[], Plan], out: Path | None) -> int:
                     while (digest := group.next_turn(stop)) is not None:
                         node = _node(graph, digest)
                         with tempfile.TemporaryDirectory(prefix="sprunec-rank-") as scratch:
-                            job = job_of(node, graph, store, Path(scratch), device, group, stop)
+                            job = job_of(node, graph, store, Path(scratch), device, group, stop, lambda event: None)
                             with suppress(KeyboardInterrupt):  # all have stopped; rank 0 is still saving
                                 PASSES.home(node.pass_).run(job)
         except KeyboardInterrupt:
@@ -85,14 +87,7 @@ def _node(graph: Graph, digest: str) -> Node:
 
 
 def job_of(
-    node: Node,
-    graph: Graph,
-    store: Store,
-    out: Path,
-    device: str,
-    world: World,
-    stop: Callable[[], bool],
-    report: Callable[[dict[str, Any]], None] = lambda event: None,
+    node: Node, graph: Graph, store: Store, out: Path, device: str, world: World, stop: Stop, report: Tell
 ) -> Job[Any]:
     """Hand a pass what it needs; its inputs are in the store."""
     inputs, saves = {role: store.root / str(graph.node(name).digest) for role, name in node.inputs.items()}, None
@@ -107,9 +102,9 @@ def explain(group: ProcessGroup, error: BaseException) -> int:
     """Have rank 0 tell what this rank has met; only if there is no rank 0 any more this one speaks; the exit code."""
     from sprunec.engines.distributed import lost
 
-    gone = lost(error)
-    message = gone or str(explained(error, "its part of the pass", None))
+    message = gone = lost(error)
     if gone is None:
+        message = str(explained(error, "its part of the pass", None))
         log.debug("rank %d", group.rank, exc_info=error)
         group.complain(message)
     if not group.is_over():

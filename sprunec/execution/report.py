@@ -56,14 +56,14 @@ class Report:
 
     def add(self, node: Node, artifact: Artifact, cached: bool, seconds: float) -> dict[str, Any]:
         """Note that a node is done, and what that says about the run; return its metrics with the node's notes."""
-        metrics, roles = artifact.metrics, self.graph.roles
+        metrics, roles = dict(artifact.manifest["metrics"]), self.graph.roles
         if notes := [*node.notes, *metrics.get("notes", [])]:
             metrics["notes"] = notes
         entry = {"name": node.name, "pass": node.pass_, "digest": node.digest, "cached": cached}
         self.data["passes"].append(entry | {"seconds": seconds, "metrics": metrics})
         if (report := PASSES[node.pass_].report) is not None:
             report(self.data, node, metrics)
-        for role in (role for role, name in roles.models().items() if name == node.name):
+        for role in (role for role, name in roles.models.items() if name == node.name):
             self.data["models"][role] = {key: metrics.get(key) for key in MEASURES}
         if node.name == roles.source:  # what a model weighs is known before, or without, an evaluation
             self.data["models"]["dense"] = NOT_MEASURED | {"parameters": metrics["parameters"]}
@@ -95,14 +95,11 @@ class Report:
         """Tell whether every format that was to be emitted has failed."""
         return set(self.graph.node(self.graph.roles.emitted).options.formats) <= self.failed_forms().keys()
 
-    def on_target(self) -> bool:
-        return all(row["settled"] for row in self.data["budgets"])
-
     def end(self, status: str, error: str | None = None) -> None:
         self.data["status"], self.data["error"] = status, error
         self.save()
 
-    def origin(self, made: str | None) -> dict[str, Any]:
+    def origin(self, made: str) -> dict[str, Any]:
         """Make the note of an emitted model, once all passes are done: see `checkpoint/provenance.py` for the file.
 
         Nothing in it depends on how often the run was stopped, but when the model was `made`.

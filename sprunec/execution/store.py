@@ -30,10 +30,6 @@ class Artifact:
     path: Path
     manifest: Mapping[str, Any]
 
-    @property
-    def metrics(self) -> dict[str, Any]:
-        return dict(self.manifest["metrics"])
-
 
 class Store:
     """A directory of artifacts; several plans may share one.
@@ -111,11 +107,8 @@ class Store:
     def writing(self) -> Iterator[Path]:
         """Make an empty directory aside, gone again unless `keep` took it."""
         self.root.mkdir(parents=True, exist_ok=True)
-        directory = Path(tempfile.mkdtemp(prefix="writing-", dir=self.root))
-        try:
-            yield directory
-        finally:
-            shutil.rmtree(directory, ignore_errors=True)
+        with tempfile.TemporaryDirectory(prefix="writing-", dir=self.root, ignore_cleanup_errors=True) as directory:
+            yield Path(directory)
 
     def keep(self, node: Node, directory: Path, note: Mapping[str, Any], events: str = "") -> Artifact:
         """Write the manifest, with `note` in it, and put a filled directory in its place, in one step.

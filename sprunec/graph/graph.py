@@ -58,7 +58,7 @@ class Roles:
 
     Attributes:
         source: the plan's input model.
-        dense, masked, small: evaluations.
+        models: the evaluations of the dense, the masked and the small model.
         origin: the last cut.
         final: the small model.
         full: it in the input's shape.
@@ -66,17 +66,11 @@ class Roles:
     """
 
     source: str = ""
-    dense: str = ""
-    masked: str = ""
-    small: str = ""
     origin: str = ""
     final: str = ""
     full: str = ""
     emitted: str = ""
-
-    def models(self) -> dict[str, str]:
-        """Give the evaluations by role."""
-        return {"dense": self.dense, "masked": self.masked, "small": self.small}
+    models: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -74,8 +74,9 @@ class Progress(Watcher):
         last_step, last_time = self._printed
         waited = step - last_step >= SHARE_BETWEEN_LINES * steps and now - last_time >= SECONDS_BETWEEN_LINES
         is_due = waited or self._first is None or step == steps
-        self._first = self._first or (step, now)
-        left = time_left(event, self._first, now)
+        # By the pace since the first step seen here: a resumed pass doesn't start at step 1.
+        first, since = self._first = self._first or (step, now)
+        left = f"{duration((now - since) / (step - first) * (steps - step))} left" if step > first else ""
         if self._live is not None:
             self._live.update(live_lines(self._head, event, left))
         elif is_due:
@@ -137,12 +138,6 @@ def metric_words(metrics: Mapping[str, Any]) -> list[str]:
     """Name the metrics that are one number or word."""
     plain = [(name, value) for name, value in metrics.items() if isinstance(value, (int, float, str))]
     return [f"{name.replace('_', ' ')} {number(value)}" for name, value in plain]
-
-
-def time_left(event: Mapping[str, Any], first: tuple[int, float], now: float) -> str:
-    """Go by the pace since the first step seen here: a resumed pass doesn't start at step 1."""
-    steps, seconds = event["step"] - first[0], now - first[1]
-    return f"{duration(seconds / steps * (event['steps'] - event['step']))} left" if steps > 0 else ""
 
 
 def duration(seconds: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from rich import box
 from rich.cells import cell_len
@@ -32,6 +33,9 @@ class Column:
     wraps: bool = False
     readable: int = 0
     rank: int = 0
+
+
+numeric = partial(Column, right=True)
 
 
 class FittedTable:

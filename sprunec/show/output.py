@@ -16,6 +16,7 @@ from sprunec.execution.store import Store, strict_json
 from sprunec.interrupts import Interrupts
 from sprunec.show.console import Progress, print_diagnostics, say
 from sprunec.show.numbers import number
+from sprunec.show.page import write_html
 from sprunec.show.report_words import models_of
 from sprunec.show.tables import graph_table, kept_table, result_table
 from sprunec.unexpected import explained
@@ -55,12 +56,14 @@ def print_failure(error: BaseException, folder: Path | None) -> None:
     if isinstance(error, KeyboardInterrupt):
         wanted = ("status", "interrupted")
         finding = Diagnostic("interrupted", "interrupted", "run the same command again")
+    text, told = "", False
     with suppress(OSError, ValueError, TypeError, AttributeError):
         text = (folder / "report.json").read_text(encoding="utf-8") if folder is not None else "{}"
-        if json.loads(text).get(wanted[0]) == wanted[1]:  # another is of an earlier run in this folder
-            print(text, flush=True)
-            return
-    print_json(diagnostics_document([finding]))
+        told = json.loads(text).get(wanted[0]) == wanted[1]  # else it is of an earlier run in this folder
+    if told:
+        print(text, flush=True)
+    else:
+        print_json(diagnostics_document([finding]))
 
 
 def show(document: Mapping[str, Any], table: Callable[[Mapping[str, Any]], RenderableType], as_json: bool) -> None:
@@ -116,7 +119,6 @@ def reporting(as_json: bool, doing: str, folder: Path | None = None) -> Iterator
 def page_of(folder: Path, progress: Progress, stop: Interrupts, as_json: bool) -> Iterator[None]:
     """Leave a page of the run in OUT, however it ends; say how to go on where it is interrupted."""
     from sprunec.execution.report import mark_interrupted
-    from sprunec.show.page import write_html
 
     told = f"interrupted; what is done is kept: run the same command again to continue in {folder}"
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -51,13 +52,9 @@ def read_events(path: Path) -> list[dict[str, Any]]:
     with naming(path):
         text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     for line in text.splitlines():
-        try:
-            event = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(event, dict) and "node" in event:
-            events.append(event)
-    return events
+        with suppress(ValueError, RecursionError):
+            events.append(json.loads(line))
+    return [event for event in events if isinstance(event, dict) and "node" in event]
 
 
 def page_text(report: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> str:
@@ -97,18 +94,19 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[
 
 def tiles(report: Mapping[str, Any]) -> str:
     """Show the four numbers that people look for first, as far as they are known."""
-    models = models_of(report)
-    dense, small, found = models["dense"], models["small"], list[tuple[str, str]]()
-    found.append((percent(small.get("parameters"), dense.get("parameters")), "of the dense parameters"))
-    if is_finite(dense.get("loss")) and is_finite(small.get("loss")):
-        found.append((f"{small['loss'] - dense['loss']:+.3f}", "held-out loss, small to dense"))
-    faster = ratio_words(small)
-    of = "the speed of dense" if faster.endswith("x") else "speed against dense"
-    found.append((faster, f"{of}, quartiles {ratio_range(small)}"))
-    if report.get("comparison"):
-        apart = number(report["comparison"].get("max_abs_difference"), ".1e", NOT_FINITE)
-        found.append((apart, "max |delta logit|, masked to small"))
-    shown = [f"<div><b>{text(big)}</b><span>{text(of)}</span></div>" for big, of in found if big != NOTHING]
+    dense, _, small = models_of(report).values()
+    known = is_finite(dense.get("loss")) and is_finite(small.get("loss"))
+    faster, compared = ratio_words(small), report.get("comparison")
+    against = "the speed of dense" if faster.endswith("x") else "speed against dense"
+    found = {
+        "of the dense parameters": percent(small.get("parameters"), dense.get("parameters")),
+        "held-out loss, small to dense": f"{small['loss'] - dense['loss']:+.3f}" if known else NOTHING,
+        f"{against}, quartiles {ratio_range(small)}": faster,
+        "max |delta logit|, masked to small": (
+            number(compared.get("max_abs_difference"), ".1e", NOT_FINITE) if compared else NOTHING
+        ),
+    }
+    shown = [f"<div><b>{text(big)}</b><span>{text(of)}</span></div>" for of, big in found.items() if big != NOTHING]
     return f'<div class="tiles">{"".join(shown)}</div>' if shown else ""
 
 

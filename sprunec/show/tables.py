@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from sprunec.show.fitted import Column, FittedTable, Line
+from sprunec.show.fitted import Column, FittedTable, Line, numeric
 from sprunec.show.numbers import ABSENT, NOTHING, UNKNOWN, is_finite, number, percent, plural, powered, rounded
 from sprunec.show.report_words import comparison_lines, kept_layers, missed_lines, model_rows, speed_lines, unit_totals
 
@@ -23,19 +23,16 @@ BAR_CELLS = MAP_CELLS = 16
 def graph_table(document: Mapping[str, Any]) -> RenderableType:
     """List the nodes that `run` would go through, what each gives, and what all of it costs."""
     what, source = Column("what", wraps=True, readable=24), Column("from", wraps=True, readable=9, rank=2)
-    steps, size, digest = Column("steps", right=True, rank=1), Column("size", right=True), Column("digest", rank=3)
-    table = FittedTable(Column("node"), what, source, steps, size, digest, title=f"plan {document['plan']}")
+    amounts = numeric("steps", rank=1), numeric("size"), Column("digest", rank=3)
+    table = FittedTable(Column("node"), what, source, *amounts, title=f"plan {document['plan']}")
     for node in document["nodes"]:
+        # The nodes that this one reads, each once, by number where they have one.
+        sources = ", ".join(re.sub(r"^(\d+)-.*", r"\1", name) for name in dict.fromkeys(node["inputs"].values()))
         stored = " stored" if node["cached"] else ""
         short = "lacks input" if node["digest"] is None else f"{node['digest'][:6]}{stored}"
         sizes = number(node.get("steps")), rounded(node.get("parameters"))
-        table.add(node["name"], node["about"], sources(node), *sizes, short, style="dim" if stored else "")
+        table.add(node["name"], node["about"], sources, *sizes, short, style="dim" if stored else "")
     return Group(table, Line(graph_caption(document), "dim"))
-
-
-def sources(node: Mapping[str, Any]) -> str:
-    """Name the nodes that this one reads, each once, by number where they have one."""
-    return ", ".join(re.sub(r"^(\d+)-.*", r"\1", name) for name in dict.fromkeys(node["inputs"].values()))
 
 
 def graph_caption(document: Mapping[str, Any]) -> str:
@@ -68,8 +65,8 @@ def cost_words(row: Mapping[str, Any]) -> str:
 
 def result_table(report: Mapping[str, Any]) -> RenderableType:
     """Set dense, masked and small side by side, and say how far the last two are apart."""
-    columns = ("model", "parameters", "of dense", "held-out loss", "perplexity", "tokens/s", "speed")
-    table = FittedTable(*(Column(title, right=title != "model", rank=int(title == "perplexity")) for title in columns))
+    before, after = ("parameters", "of dense", "held-out loss"), ("tokens/s", "speed")
+    table = FittedTable(Column("model"), *map(numeric, before), numeric("perplexity", rank=1), *map(numeric, after))
     for cells in model_rows(report):
         table.add(*cells, style="bold" if cells[0] == "small" else "")
     lines = [*comparison_lines(report), *speed_lines(report), *missed_lines(report)]
@@ -78,8 +75,8 @@ def result_table(report: Mapping[str, Any]) -> RenderableType:
 
 def kept_table(report: Mapping[str, Any]) -> RenderableType:
     """List layer by layer what was kept of heads and feed-forward, in the input model's numbering."""
-    heads, dims = Column("heads kept"), Column("dim_ff kept")
-    table = FittedTable(Column("layer", right=True), Column("", wraps=True, rank=1), heads, Column("", rank=2), dims)
+    heads = Column("", wraps=True, rank=1), Column("heads kept")
+    table = FittedTable(numeric("layer"), *heads, Column("", rank=2), Column("dim_ff kept"))
     heads_of, dims_of = unit_totals(report)
     for layer, kept, width in kept_layers(report):
         table.add(str(layer), *kept_cells(kept, heads_of, head_map), *kept_cells(width, dims_of, width_bar))
@@ -119,7 +116,7 @@ def waste_table(document: Mapping[str, Any], dry_run: bool) -> RenderableType:
     if not entries:
         return Line(f"{out}: nothing to remove", wraps=False)
     head = f"{out}: {plural(document.get('bytes'), 'byte')} in {plural(len(entries), 'item')} {verb} removed"
-    table = FittedTable(Column("bytes", right=True), Column("what"), Column("why", wraps=True))
+    table = FittedTable(numeric("bytes"), Column("what"), Column("why", wraps=True))
     for entry in entries:
         name = re.sub("([0-9a-f]{12})[0-9a-f]{52}", r"\1", entry["path"].rpartition("/")[2])
         table.add(number(entry.get("bytes")), name, entry["reason"])
@@ -141,8 +138,7 @@ def inspect_table(document: Mapping[str, Any]) -> RenderableType:
 
 
 def layer_table(layers: Sequence[Mapping[str, Any]]) -> FittedTable:
-    columns = ("layer", "heads x dim_head", "parameters", "dim_ff", "parameters")
-    table = FittedTable(*(Column(title, right=True) for title in columns))
+    table = FittedTable(*map(numeric, ("layer", "heads x dim_head", "parameters", "dim_ff", "parameters")))
     for layer in layers:
         cells = [number(layer.get("index"))]
         for sublayer, sizes in (("attention", ("heads", "dim_head")), ("feed_forward", ("dim_ff",))):
@@ -155,8 +151,7 @@ def layer_table(layers: Sequence[Mapping[str, Any]]) -> FittedTable:
 
 def site_table(sites: Sequence[Mapping[str, Any]]) -> FittedTable:
     """List each kind of unit; places may differ in what one cut saves, so it can be a range."""
-    numbers = (Column(title, right=True) for title in ("units", "places", "one cut saves"))
-    table = FittedTable(Column("what can be cut"), *numbers)
+    table = FittedTable(Column("what can be cut"), *map(numeric, ("units", "places", "one cut saves")))
     for unit in dict.fromkeys(site["unit"] for site in sites):
         same = [site for site in sites if site["unit"] == unit]
         sizes: list[Any] = [site.get("size") for site in same]
