@@ -44,9 +44,8 @@ class FittedTable:
     A row that does not fit in any way runs over the edge unbroken, if the console prints it with `crop=False`.
     """
 
-    def __init__(self, *columns: Column, title: str = "") -> None:
-        self.columns, self.title = columns, title
-        self.rows: list[tuple[tuple[Text, ...], str]] = []
+    def __init__(self, *columns: Column) -> None:
+        self.columns, self.rows = columns, list[tuple[tuple[Text, ...], str]]()
 
     def add(self, *cells: str | Text, style: str = "") -> None:
         """Add one row; plain strings are shown as they are, never read as rich's markup."""
@@ -76,8 +75,6 @@ class FittedTable:
         return widths
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        if self.title:
-            yield Line(self.title, "bold")
         widths = self.fit(options.max_width - 2)  # an empty cell at both edges
         table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, width=_total(widths) + 2)
         for number, width in widths.items():

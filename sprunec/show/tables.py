@@ -24,7 +24,7 @@ def graph_table(document: Mapping[str, Any]) -> RenderableType:
     """List the nodes that `run` would go through, what each gives, and what all of it costs."""
     what, source = Column("what", wraps=True, readable=24), Column("from", wraps=True, readable=9, rank=2)
     amounts = numeric("steps", rank=1), numeric("size"), Column("digest", rank=3)
-    table = FittedTable(Column("node"), what, source, *amounts, title=f"plan {document['plan']}")
+    table = FittedTable(Column("node"), what, source, *amounts)
     for node in document["nodes"]:
         # The nodes that this one reads, each once, by number where they have one.
         sources = ", ".join(re.sub(r"^(\d+)-.*", r"\1", name) for name in dict.fromkeys(node["inputs"].values()))
@@ -32,7 +32,7 @@ def graph_table(document: Mapping[str, Any]) -> RenderableType:
         short = "lacks input" if node["digest"] is None else f"{node['digest'][:6]}{stored}"
         sizes = number(node.get("steps")), rounded(node.get("parameters"))
         table.add(node["name"], node["about"], sources, *sizes, short, style="dim" if stored else "")
-    return Group(table, Line(graph_caption(document), "dim"))
+    return Group(Line(f"plan {document['plan']}", "bold"), table, Line(graph_caption(document), "dim"))
 
 
 def graph_caption(document: Mapping[str, Any]) -> str:
