@@ -65,9 +65,8 @@ def validate(
     from sprunec.plan.plan import check_plan
 
     with output.reporting(as_json, "checking plans"):
-        found = list[Diagnostic]()
-        for path in plans:
-            found += check_plan(path, strict=strict, flags=flags, incomplete=not strict)[1]
+        checks = (check_plan(path, strict=strict, flags=flags, incomplete=not strict)[1] for path in plans)
+        found = [finding for each in checks for finding in each]
     document = output.diagnostics_document(found)
     if as_json:
         output.print_json(document)
@@ -127,8 +126,7 @@ def convert(
     bmcook: Annotated[Path, typer.Argument(help="bmcook.json.")],
     flags: Flags,
     seconds: Annotated[
-        list[Path] | None,
-        typer.Argument(help="l0_pruning.json, one a stage, in order; or sprune.json."),
+        list[Path] | None, typer.Argument(help="l0_pruning.json, one a stage, in order; or sprune.json.")
     ] = None,
     file: Annotated[Path | None, typer.Option("-o", "--output", help="Write the plan there.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="On bad input, too, one JSON document on stdout.")] = False,

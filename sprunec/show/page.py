@@ -112,10 +112,9 @@ def tiles(report: Mapping[str, Any]) -> str:
 
 def models_table(report: Mapping[str, Any]) -> str:
     columns = ["model", "parameters", "of dense", "held-out loss", "perplexity", "tokens/s", "quartiles", "speed"]
-    rows = []
-    for (*cells, faster), model in zip(model_rows(report), models_of(report).values(), strict=True):
-        rows.append((*cells, rate_range(model), faster, ratio_range(model)))
-    return table([*columns, "quartiles"], rows if report.get("models") else (), left=("model",))
+    rows = zip(model_rows(report), models_of(report).values(), strict=True) if report.get("models") else ()
+    cells = [(*words, rate_range(model), faster, ratio_range(model)) for (*words, faster), model in rows]
+    return table([*columns, "quartiles"], cells, left=("model",))
 
 
 def budgets_table(report: Mapping[str, Any]) -> str:

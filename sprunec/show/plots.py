@@ -167,24 +167,20 @@ def speed_chart(report: Mapping[str, Any]) -> str:
 
 def kept_drawings(report: Mapping[str, Any]) -> list[str]:
     """Draw heads as a grid of layers by heads, feed-forward widths as bars."""
-    layers, (heads, width) = kept_layers(report), unit_totals(report)
-    if not layers:
-        return []
-    grid, bars = list[str](), list[str]()
-    for place, (layer, kept, dims) in enumerate(layers):
-        y = 22 * place
-        grid += [words(68, y + 14, f"layer {layer}", "end"), head_row(kept, heads or 0, y)]
-        bars += [words(68, y + 14, f"layer {layer}", "end"), width_row(dims, width, y)]
-    shown = ("Attention heads", heads, "kept heads", grid), ("Feed-forward dims", width, "kept dim_ff", bars)
-    return [
-        f"<h3>{title}, of {number(total, nothing=UNKNOWN)}</h3>{drawing(WIDTH, 22 * len(layers), label, *parts)}"
-        for title, total, label, parts in shown
-    ]
+    layers, found = kept_layers(report), []
+    shown = (("Attention heads", "kept heads", head_row), ("Feed-forward dims", "kept dim_ff", width_row))
+    for kind, ((title, label, draw), total) in enumerate(zip(shown, unit_totals(report), strict=True)):
+        parts = []
+        for place, (layer, *units) in enumerate(layers):
+            y, kept = 22 * place, units[kind]
+            row = words(80, y + 14, kept, "word") if isinstance(kept, str) else draw(kept, total or 0, y)
+            parts += [words(68, y + 14, f"layer {layer}", "end"), row]
+        rows = drawing(WIDTH, 22 * len(layers), label, *parts)
+        found.append(f"<h3>{title}, of {number(total, nothing=UNKNOWN)}</h3>{rows}")
+    return found if layers else []
 
 
-def head_row(heads: Sequence[int] | str, total: int, y: int) -> str:
-    if isinstance(heads, str):
-        return words(80, y + 14, heads, "word")
+def head_row(heads: Sequence[int], total: int, y: int) -> str:
     wide, cells = min(30.0, 800 / max(total, 1)), ""
     for head in range(total):
         kind, done = ("on", "kept") if head in heads else ("off", "cut")
@@ -192,8 +188,6 @@ def head_row(heads: Sequence[int] | str, total: int, y: int) -> str:
     return cells + words(88 + total * wide, y + 14, str(len(set(heads))))
 
 
-def width_row(width: Any, total: int | None, y: int) -> str:
-    if isinstance(width, str):
-        return words(80, y + 14, width, "word")
+def width_row(width: Any, total: int, y: int) -> str:
     full = 800 * width / total if total and is_finite(width) else 0
     return bar("off", 80, y, 800) + bar("on", 80, y, full) + words(888, y + 14, number(width))
