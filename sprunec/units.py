@@ -42,6 +42,7 @@ UNITS = {
         Unit("block", "num_layers", SUBLAYERS, "layers", "layers"),
         Unit("attention", "num_attention", ("attention",), "attention sublayers", "attention sublayers"),
         Unit("feed_forward", "num_feed_forward", ("feed_forward",), "feed-forward sublayers", "feed-forward sublayers"),
+        Unit("kv_group", "num_kv_groups", ("attention",), "key-value groups", "key-value groups a layer", "kv_groups"),
         Unit("head", "num_heads", ("attention",), "heads", "heads per layer", "heads"),
         Unit("dim_head", "dim_head", ("attention",), "dims per head", "dims per head", "dim_head"),
         Unit("dim_ff", "dim_ff", ("feed_forward",), "feed-forward dims", "feed-forward dims per layer", "dim_ff"),
@@ -67,6 +68,11 @@ def sublayers_of(units: Iterable[str]) -> tuple[str, ...]:
     """Give the kinds of sublayers that units are, or lie inside."""
     given = gate_units(units)
     return tuple(kind for kind in SUBLAYERS if any(kind in UNITS[unit].sublayers for unit in given))
+
+
+def group_of(head: int, counts: Mapping[str, int]) -> int:
+    """Tell which key-value group a head is in; heads are laid out group by group, as many in each."""
+    return head // (counts["head"] // counts["kv_group"])
 
 
 class Kept(tuple[Mapping[str, Indices], ...]):
@@ -102,7 +108,7 @@ class Kept(tuple[Mapping[str, Indices], ...]):
         """Apply masks over the units that are left; one that closes all of its units closes their sublayers."""
         left = []
         for number, layer in enumerate(self):
-            here = {unit: masks[(number, unit)] for unit in UNITS if (number, unit) in masks}
+            here = _with_followers({unit: masks[(number, unit)] for unit in UNITS if (number, unit) in masks}, layer)
             gone = sublayers_of(unit for unit, mask in here.items() if not any(mask))
             kept = {unit: indices for unit, indices in layer.items() if INSIDE[unit] not in gone}
             for unit in here.keys() & kept.keys():
@@ -118,12 +124,24 @@ class Kept(tuple[Mapping[str, Indices], ...]):
 
     def to_json(self) -> list[dict[str, list[int] | None]]:
         """Make one object a layer; null where a sublayer is absent."""
-        return [{UNITS[unit].field: list(layer[unit]) if unit in layer else None for unit in INSIDE} for layer in self]
+        units = [unit for unit in INSIDE if unit != "kv_group" or any(unit in layer for layer in self)]
+        return [{UNITS[unit].field: list(layer[unit]) if unit in layer else None for unit in units} for layer in self]
 
     @classmethod
     def from_json(cls, data: Iterable[Mapping[str, Any]]) -> Kept:
         fields = {UNITS[unit].field: unit for unit in INSIDE}
         return cls({fields[key]: tuple(kept) for key, kept in layer.items() if kept is not None} for layer in data)
+
+
+def _with_followers(masks: dict[str, Sequence[bool]], layer: Mapping[str, Indices]) -> dict[str, Sequence[bool]]:
+    """Close the heads of key-value groups that are closed."""
+    if "kv_group" not in masks:
+        return masks
+    counts = {unit: len(indices) for unit, indices in layer.items()}
+    own, groups = masks.get("head", [True] * counts["head"]), masks["kv_group"]
+    return masks | {
+        "head": [bool(own[head]) and bool(groups[group_of(head, counts)]) for head in range(counts["head"])]
+    }
 
 
 class Cut(Kept):

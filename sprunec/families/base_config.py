@@ -114,7 +114,15 @@ def unit_cost(config: ModelConfig, layer: int, unit: str) -> int:
     there = set(UNITS[unit].sublayers) & set(sublayers_of(counts))
     terms = [term for kind in there for term in config.size_terms(layer, kind).items()]
     counted = [(units, each) for units, each in terms if unit not in INSIDE or unit in units]
-    return sum(each * math.prod(counts[other] for other in units if other != unit) for units, each in counted)
+    own = sum(each * math.prod(counts[other] for other in units if other != unit) for units, each in counted)
+    # with a key-value group go its heads
+    return own + counts["head"] // counts["kv_group"] * unit_cost(config, layer, "head") if unit == "kv_group" else own
+
+
+def head_groups(config: ModelConfig, key: Key) -> int:
+    """Tell in how many groups a layer's units lie, each of which keeps as many: heads in key-value groups."""
+    layer, unit = key
+    return config.layers[layer].counts.get("kv_group", 1) if unit == "head" else 1
 
 
 def layer_sizes(config: ModelConfig, units: Collection[str], kept: Mapping[Key, Amount]) -> list[Any]:
@@ -135,6 +143,9 @@ def _layer_size(config: ModelConfig, index: int, counted: Mapping[str, bool], ke
         if kind in counted:
             inside = {unit: n for unit, n in counts.items() if INSIDE[unit] == kind}
             amounts = {unit: kept.get((index, unit), Amount(count, 1)) for unit, count in inside.items()}
+            if (index, "kv_group") in kept and (index, "head") not in kept:
+                groups = amounts["kv_group"]
+                amounts["head"] = Amount(groups.count * (counts["head"] // counts["kv_group"]), groups.some)
             parts = [
                 reduce(mul, (amount.count if unit in units else amount.some for unit, amount in amounts.items())) * each
                 for units, each in config.size_terms(index, kind).items()

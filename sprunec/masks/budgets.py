@@ -14,7 +14,8 @@ Gates and scores are dicts from (layer, unit) to a tensor (units,).
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from operator import itemgetter
 from typing import Any
 
@@ -22,8 +23,8 @@ import torch
 from torch import Tensor
 
 from sprunec.errors import PassError
-from sprunec.families.base_config import ModelConfig, parameters_without, removable, unit_sizes
-from sprunec.masks.granularity import Multiples, Values, groups
+from sprunec.families.base_config import ModelConfig, head_groups, parameters_without, removable, unit_sizes
+from sprunec.masks.granularity import Multiples, Values, groups, with_followers
 from sprunec.masks.size_budget import SizeBudget
 from sprunec.plan.targets import NO_MULTIPLES, most_kept
 from sprunec.units import COUNTED, INSIDE, Key, Unit
@@ -41,6 +42,7 @@ class CountBudget:
         tied: the same units in every layer, the best by the sum of their scores.
         multiple: what is kept of each layer is a multiple of it.
         wanted: what the plan says, where that is above the target; None: the target.
+        within: by key, in how many groups its units lie, each of which keeps as many.
     """
 
     name: str
@@ -53,12 +55,14 @@ class CountBudget:
     tied: bool = False
     multiple: int = 1
     wanted: float | None = None
+    within: Mapping[Key, int] = field(default_factory=dict, hash=False)
 
     @property
     def asked(self) -> float:
         return self.target if self.wanted is None else self.wanted
 
     def expected(self, kept: Values) -> Tensor:
+        kept = with_followers(kept)
         return torch.stack([kept[key].sum() * self._open(kept, key[0]) for key in self.keys]).sum()
 
     def fill(self, scores: Values, decided: Values) -> dict[Key, Tensor]:
@@ -68,9 +72,14 @@ class CountBudget:
         if self.tied and alive:
             ranked = {alive[0]: torch.stack([value.detach().cpu().double() for value in ranked.values()]).sum(0)}
         count = round(self.target) if self.each is None else self.each * len(ranked)
-        whole = [group for key, value in ranked.items() for group in groups(key, value, self.multiple)]
-        for _, key, units in sorted(whole, key=itemgetter(0), reverse=True)[: count // self.multiple]:
-            masks[key][list(units)] = True
+        whole = [g for key, v in ranked.items() for g in groups(key, v, self.multiple, within=self.within.get(key, 1))]
+        for _, key, units in sorted(whole, key=itemgetter(0), reverse=True):
+            open_groups = decided.get((key[0], "kv_group")) if key in self.within else None
+            size = scores[key].numel() // self.within.get(key, 1)
+            there = [unit for unit in units if open_groups is None or bool(open_groups[unit // size])]
+            if len(there) <= count:
+                masks[key][there] = True
+                count -= len(there)
         return masks | {key: masks[alive[0]] for key in alive if self.tied}
 
     def measure(self, config: ModelConfig) -> float:
@@ -128,9 +137,15 @@ def make_budgets(
         left = (1.0 - target["sparsity"]) * float(removable(config, units))
         return (SizeBudget("all", config, units, False, left, multiples),)
     tied = ("head",) if tie_heads else ()
-    kinds = sorted((COUNTED[name] for name in target), key=lambda unit: (unit.name in INSIDE, unit.name in tied))
+    kinds = sorted(
+        (COUNTED[name] for name in target),
+        key=lambda unit: (unit.name in INSIDE, unit.name != "kv_group", unit.name in tied),
+    )
+    within = {key: head_groups(config, key) for key in sizes if head_groups(config, key) > 1}
+    parts = (_count_budgets(sizes, target, unit, budget, multiples, unit.name in tied) for unit in kinds)
     return tuple(
-        each for unit in kinds for each in _count_budgets(sizes, target, unit, budget, multiples, unit.name in tied)
+        replace(each, within={key: within[key] for key in each.keys if key in within})
+        for each in chain.from_iterable(parts)
     )
 
 

@@ -11,8 +11,8 @@ from operator import itemgetter
 import torch
 from torch import Tensor
 
-from sprunec.families.base_config import Amount, ModelConfig, layer_sizes, removable, unit_cost, unit_sizes
-from sprunec.masks.granularity import Group, Multiples, Values, groups, remainder
+from sprunec.families.base_config import Amount, ModelConfig, head_groups, layer_sizes, removable, unit_cost, unit_sizes
+from sprunec.masks.granularity import Group, Multiples, Values, groups, remainder, with_followers
 from sprunec.units import INSIDE, SUBLAYERS, Key, sublayers_of
 
 
@@ -56,7 +56,7 @@ class SizeBudget:
         counted = SUBLAYERS if self.whole else self.units
         with_norm = sublayers_of(unit for unit in counted if unit not in INSIDE)
         amounts = {}
-        for key, value in kept.items():
+        for key, value in with_followers(kept).items():
             value = value.double()
             some = 1.0 - (1.0 - value).prod() if INSIDE.get(key[1]) in with_norm else 1
             amounts[key] = Amount(value.sum(), some)
@@ -71,7 +71,10 @@ class SizeBudget:
         given back. What comes out is at most the target, and less than one smallest unit below it. All of this goes by
         groups of units; those that make no whole group are cut whatever they score.
         """
-        parts = (groups(k, v, self.multiples.get(k[1], 1), worst_first=True) for k, v in scores.items())
+        parts = (
+            groups(k, v, self.multiples.get(k[1], 1), worst_first=True, within=head_groups(self.config, k))
+            for k, v in scores.items()
+        )
         order = sorted(chain.from_iterable(parts), key=itemgetter(0))
         # What a unit weighs depends on what else is cut: a dim counts in all heads that its layer has left, a norm goes
         # with the last unit. So no sum of costs will do, and each count is found by bisection over the size of the
@@ -121,7 +124,10 @@ class SizeBudget:
 
     def _masks(self, scores: Values, gone: Iterable[Group]) -> dict[Key, Tensor]:
         masks = {key: torch.ones(value.numel(), dtype=torch.bool) for key, value in scores.items()}
-        cut = {key: remainder(value, self.multiples.get(key[1], 1)).tolist() for key, value in scores.items()}
+        cut = {
+            key: remainder(value, self.multiples.get(key[1], 1), head_groups(self.config, key)).tolist()
+            for key, value in scores.items()
+        }
         for _, key, units in gone:
             cut[key] += units
         for key, mask in masks.items():

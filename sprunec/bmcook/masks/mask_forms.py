@@ -25,14 +25,15 @@ from sprunec.durable import put_file
 from sprunec.errors import InputError
 from sprunec.masks.mask_tensors import FINE_KEYS, mask_rows, mask_tensors, present
 from sprunec.text_files import read_json
-from sprunec.units import INSIDE, SUBLAYERS, UNITS, Kept
+from sprunec.units import INSIDE, SUBLAYERS, Kept
 
 MOST_LAYERS, MASK_FILE = 100_000, "a mask file"
 CROSS, MODULES = "cross_att_layer_z", "mask_modules"
 # the units that the keys of a dict stand for; the plugin has one for each kind, and the pairs of mask_modules have none
 FORMS: Mapping[str, Mapping[str, str]] = {
     "bmcook": {"self_att_layer_z": "attention", "ffn_layer_z": "feed_forward"} | FINE_KEYS,
-    "plugin": dict(zip(("transformer", "att", "ffn", "num_heads", "dim_head", "dim_ff"), UNITS, strict=True)),
+    "plugin": {"transformer": "block", "att": "attention", "ffn": "feed_forward", "num_heads": "head"}
+    | {unit: unit for unit in ("dim_head", "dim_ff")},
 }
 KNOWN = (
     f"a mask file maps some of {', '.join(key for keys in FORMS.values() for key in keys)} to tensors, where 1 keeps; "
