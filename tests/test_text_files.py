@@ -61,7 +61,7 @@ def shard_index(path: Path) -> Any:
 
 
 def mask(path: Path) -> Any:
-    return [(sheet.unit, sheet.kept().tolist()) for sheet in read_mask_tensors(path.rename(path.with_suffix(".json")))]
+    return [(sheet.unit, sheet.kept.tolist()) for sheet in read_mask_tensors(path.rename(path.with_suffix(".json")))]
 
 
 def plan_content(path: Path) -> Any:
