@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from sprunec.checkpoint.mask_notes import steps_warning, weights_warning
+from sprunec.checkpoint.provenance import steps_warning, weights_warning
 from sprunec.durable import write_new
 from sprunec.errors import InputError
 from sprunec.graph.builder import Builder
@@ -48,9 +48,10 @@ def run(job: Job[FileOptions]) -> dict[str, Any]:
     # The plan ends in a format with one width for all layers: better told now than after the training that follows.
     left = job.config().cut(job.kept(), found.kept)
     for form in (form for form in FORMATS.values() if form.uniform and job.options.even):
-        for _, why, _ in form.obstacles(left):
-            message = f"the format {form.name} can't hold what this mask leaves: {why}"
-            raise InputError.at(paths[0], message, "give an even mask, or emit another format")
+        for code, why, _ in form.obstacles(left):
+            if code == "uneven-layers":
+                message = f"the format {form.name} can't hold what this mask leaves: {why}"
+                raise InputError.at(paths[0], message, "give an even mask, or emit another format")
     write_new(job.out / "kept.json", json.dumps(found.kept.to_json()))
     metrics: dict[str, Any] = {"files": [path.name for path in paths]}
     return metrics | ({"notes": list(found.notes)} if found.notes else {})

@@ -60,9 +60,9 @@ def add(build: Builder) -> str:
     options: dict[str, Any] = {
         "source": data.source,
         "tokenizer": file_digest(data.tokenizer) if isinstance(data.tokenizer, Path) else data.tokenizer,
-        "held_out": _content(data.source, files["held_out"]) if "held_out" in files else data.held_out,
+        "held_out": _digests(files["held_out"]) if "held_out" in files else data.held_out,
         "vocab_size": config.vocab_size,
-        "content": _content(data.source, files.get("paths", ())),
+        "content": _digests(files.get("paths", ())) if data.source != "python-docs" else _documentation(),
         "of_model": card_of(config).data_options(config, data.source),
     }
     if data.source in ROWS_FIT:
@@ -86,11 +86,14 @@ def _data_files(data: DataSource) -> dict[str, tuple[Path, ...]]:
     return {role: paths for role, paths in found.items() if paths}
 
 
-def _content(source: str, paths: tuple[Path, ...]) -> Any:
-    """Identify a text by its files' digests, or by the interpreter's own documentation's."""
-    if source != "python-docs":
-        digests = tuple(file_digest(path) for path in paths)
-        return MISSING if MISSING in digests else digests
+def _digests(paths: tuple[Path, ...]) -> Any:
+    """Identify a text by its files' content."""
+    digests = tuple(file_digest(path) for path in paths)
+    return MISSING if MISSING in digests else digests
+
+
+def _documentation() -> Any:
+    """Identify the interpreter's own documentation."""
     from pydoc_data import topics
 
     return file_digest(Path(topics.__file__))
