@@ -17,8 +17,7 @@ import typer
 from rich.console import Console
 
 from sprunec.cli_flags import with_flags
-from sprunec.engines.launch import meet
-from sprunec.engines.world import World, launched
+from sprunec.engines.world import World, launch, launched, meet
 from sprunec.errors import Diagnostic, InputError, SprunecError
 from sprunec.interrupts import INTERRUPTED, interrupts
 from sprunec.plan.bmcook_flags import Flags
@@ -96,8 +95,6 @@ def run(
 
     chosen, (rank, size) = _out(out, flags.save), launched()
     if devices > 1 and size == 1 and not dry_run:
-        from sprunec.engines.launch import launch
-
         raise typer.Exit(launch(devices, sys.argv[1:]))
     if rank > 0:
         from sprunec.execution.ranks import follow

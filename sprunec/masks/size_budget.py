@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -49,15 +50,15 @@ class SizeBudget:
             raise PassError(f"{self.target:,.0f} is below what is left when every unit of this pass is cut")
         return replace(self, target=min(self.target, self.full), wanted=self.target)
 
-    @property
+    @cached_property
     def keys(self) -> tuple[Key, ...]:
         return tuple(unit_sizes(self.config, self.units))
 
-    @property
+    @cached_property
     def full(self) -> float:
         return float(self.config.parameters() if self.whole else removable(self.config, self.units))
 
-    @property
+    @cached_property
     def unit(self) -> float:
         return float(min(unit_cost(self.config, layer, unit) for layer, unit in self.keys))
 
