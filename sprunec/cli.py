@@ -177,7 +177,7 @@ def make_data(
 ) -> None:
     """Make a CPM-Live data set (version 1) from text, for source "cpm-live" and for CPM-Live itself."""
     from sprunec.bmcook.data.set_writer import make_dataset
-    from sprunec.families.cpm_ant.vocabulary import read_vocabulary
+    from sprunec.families.vocabulary import read_vocabulary
 
     told = [monotonic()]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,14 @@ from sprunec.checkpoint.layouts import CONFIG, is_index
 from sprunec.checkpoint.provenance import describe_origin
 from sprunec.checkpoint.reader import Tensors, open_tensors
 from sprunec.errors import InputError
-from sprunec.families.cpm_ant.config import ModelConfig
-from sprunec.families.cpm_ant.fit import check_dtypes, check_fit, refuse_unused
-from sprunec.families.cpm_ant.head import own_head
-from sprunec.families.cpm_ant.shapes import guess_config
+from sprunec.families.base_config import ModelConfig, removable, unit_cost
+from sprunec.families.cards import card
+from sprunec.families.fit import check_dtypes, check_fit, refuse_unused
+from sprunec.families.head import own_head
 from sprunec.file_kinds import JSON, file_kind, foreign
 from sprunec.plan.model_config import read_config
 from sprunec.rewrite.trace import TracedBlock, traced_shape
+from sprunec.units import INSIDE, SUBLAYERS, UNITS, sublayers_of
 
 HINT = "name a config, safetensors, what torch.save wrote, or a directory of these"
 
@@ -49,13 +49,13 @@ def _guessed(path: Path) -> ModelConfig:
     """Guess the config of weights alone, as much as their shapes tell."""
     tensors = open_tensors(path)
     check_dtypes(tensors, path)
-    return _fitting(guess_config(tensors.shapes(), path), tensors, path)
+    return _fitting(card().guess(tensors.shapes(), path), tensors, path)
 
 
 def _fitting(config: ModelConfig, tensors: Tensors, path: Path) -> ModelConfig:
     """Untie the head from the embedding where the weights have it so, and check that weights and config fit."""
     if config.tie_word_embeddings and own_head(config, tensors) is not None:
-        config = replace(config, tie_word_embeddings=False)
+        config = config.with_head(own=True)
     refuse_unused(check_fit(config, tensors, path), path)
     return config
 
@@ -73,8 +73,8 @@ def describe(config: ModelConfig) -> dict[str, Any]:
     blocks = traced_shape(config)
     return {
         "family": config.family,
-        "parameters": {"total": config.parameters(), "prunable": config.prunable_parameters()},
-        "layers": [_layer(config, index) for index in range(config.num_layers)],
+        "parameters": {"total": config.parameters(), "prunable": removable(config, SUBLAYERS)},
+        "layers": [_layer(config, index) for index in range(len(config.layers))],
         "sites": [site for block in blocks for site in _sites(block)],
     }
 
@@ -87,18 +87,12 @@ def _read(path: Path) -> ModelConfig:
 
 
 def _layer(config: ModelConfig, index: int) -> dict[str, Any]:
-    layer = config.layers[index]
-    attention = {
-        "heads": layer.heads,
-        "dim_head": layer.dim_head,
-        "parameters": config.sublayer_parameters(index, "attention"),
-    }
-    feed_forward = {"dim_ff": layer.dim_ff, "parameters": config.sublayer_parameters(index, "feed_forward")}
-    return {
-        "index": index,
-        "attention": attention if layer.heads else None,
-        "feed_forward": feed_forward if layer.dim_ff else None,
-    }
+    found: dict[str, Any] = {"index": index} | dict.fromkeys(SUBLAYERS)
+    counts = config.layers[index].counts
+    for kind in sublayers_of(counts):
+        sizes = {UNITS[unit].field: count for unit, count in counts.items() if INSIDE[unit] == kind}
+        found[kind] = sizes | {"parameters": unit_cost(config, index, kind)}
+    return found
 
 
 def _sites(block: TracedBlock) -> Iterator[dict[str, Any]]:

@@ -20,7 +20,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from sprunec.errors import Diagnostic, InputError
-from sprunec.families.cpm_ant.head import has_own_head
+from sprunec.families.head import has_own_head
 from sprunec.graph.builder import Builder
 from sprunec.graph.graph import Graph
 from sprunec.passes import compare, compare_format, emit, evaluate, expand, load, measure_speed, read_data
@@ -58,7 +58,7 @@ def with_own_head(plan: Plan) -> Plan:
     """
     model = plan.model
     if model.config.tie_word_embeddings and model.checkpoint and has_own_head(model.config, model.checkpoint):
-        plan = replace(plan, model=replace(model, config=replace(model.config, tie_word_embeddings=False)))
+        plan = replace(plan, model=replace(model, config=model.config.with_head(own=True)))
         for spec in (spec for spec in plan.passes if spec.name == "emit"):
             for form in (FORMATS[name] for name in spec.options["formats"]):
                 for code, why, hint in form.obstacles(plan.model.config):

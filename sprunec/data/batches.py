@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from sprunec.data.saved import SavedIds, save_array
 from sprunec.data.tokenizer import Tokenizer, read_tokenizer, save_tokenizer
 from sprunec.errors import InputError
 from sprunec.families.base import Document, Inputs, family_of
+from sprunec.families.base_config import ModelConfig
 
 IGNORED = -100
 
@@ -67,14 +68,14 @@ def in_use(inputs: Inputs) -> Tensor:
 class Packer:
     """Rows of `width` positions for models of a config; what `base` is, data sets made for its family know."""
 
-    config: Any
+    config: ModelConfig
     width: int
     base: int = 0
 
     @property
     def overhead(self) -> int:
         """Count the positions that a document takes besides its tokens'."""
-        return family_of(self.config).overhead(self.config)
+        return self.config.overhead
 
     @property
     def room(self) -> int:

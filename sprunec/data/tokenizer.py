@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sprunec.durable import read_file, write_new
-from sprunec.families.cpm_ant.vocabulary import Vocabulary
+from sprunec.families.vocabulary import Vocabulary
 
 SPECIAL = ("<pad>", "<unk>")
 UNKNOWN_ID = SPECIAL.index("<unk>")

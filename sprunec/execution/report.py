@@ -14,7 +14,7 @@ from typing import Any
 from sprunec.durable import read_file, write_atomically
 from sprunec.errors import SprunecError
 from sprunec.execution.store import Artifact, strict_json
-from sprunec.families.cpm_ant.config import ModelConfig
+from sprunec.families.cards import read_config
 from sprunec.graph.graph import Graph, Node
 from sprunec.passes.compare_format import COMPARED as FORM_COMPARED
 from sprunec.plan.declared import PASSES
@@ -70,7 +70,7 @@ class Report:
             self.data["kept"] = kept_document(Kept.from_json(json.loads(read_file(artifact.path / "kept.json"))))
             if roles.origin:
                 self.data["models"]["masked"] = NOT_MEASURED | {"parameters": self.graph.parameters[0]}
-                config = ModelConfig.from_dict(json.loads(read_file(artifact.path / "config.json")))
+                config = read_config(json.loads(read_file(artifact.path / "config.json")))
                 self.data["models"]["small"] = NOT_MEASURED | {"parameters": config.parameters()}
 
     def failed(self, node: Node, error: SprunecError) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sprunec.engines.training import Distillation
-from sprunec.families.cpm_ant.config import ModelConfig
+from sprunec.families.base_config import ModelConfig
 from sprunec.file_digests import file_stamp
 from sprunec.graph.graph import Graph, Node, Roles, digest_of, plain
 from sprunec.graph.options import Options

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from sprunec.families.cpm_ant.config import ModelConfig
+from sprunec.families.base_config import ModelConfig
 from sprunec.file_digests import MISSING
 
 

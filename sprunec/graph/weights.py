@@ -16,7 +16,7 @@ from sprunec.checkpoint.header import read_places
 from sprunec.checkpoint.layouts import checkpoint_files
 from sprunec.checkpoint.safetensors_file import Stored
 from sprunec.errors import Diagnostic, InputError
-from sprunec.families.cpm_ant.huggingface_names import parts
+from sprunec.families.cards import card_of
 from sprunec.file_digests import file_digest, known_digest, remember_digest
 from sprunec.plan.plan import Plan
 
@@ -91,7 +91,7 @@ def _is_cut_away(plan: Plan, found: Sequence[NonFinite]) -> bool:
     if not masks or others or any(each.count > len(each.places) for each in found):
         return False
     from sprunec.bmcook.masks.matching import read_masks
-    from sprunec.families.cpm_ant.sizes import everything
+    from sprunec.families.base_config import everything
     from sprunec.rewrite.recipe import make_recipe
     from sprunec.rewrite.trace import traced_shape
 
@@ -103,7 +103,8 @@ def _is_cut_away(plan: Plan, found: Sequence[NonFinite]) -> bool:
     except InputError:
         return False
     recipe = make_recipe(traced_shape(config), kept.inside(whole))
-    own_names = {part.name: name for name, part in parts(config, [each.tensor for each in found]).items()}
+    parts = card_of(config).parts(config, [each.tensor for each in found])
+    own_names = {part.name: name for name, part in parts.items()}
     return all(_is_out(recipe.slices, recipe.removed, own_names.get(each.tensor, ""), each) for each in found)
 
 

@@ -21,9 +21,7 @@ import torch
 from torch import Tensor
 
 from sprunec.errors import PassError
-from sprunec.families.cpm_ant.config import ModelConfig
-from sprunec.families.cpm_ant.sizes import unit_sizes
-from sprunec.families.cpm_ant.uniform import bias_columns
+from sprunec.families.base_config import ModelConfig, unit_sizes
 from sprunec.masks.granularity import Multiples, Values, groups, round_down
 from sprunec.masks.size_budget import SizeBudget
 from sprunec.plan.targets import NO_MULTIPLES
@@ -121,7 +119,7 @@ def make_budgets(
         PassError: heads are to be tied, and layers do not have the same ones; there is nothing left to cut; or cutting
             everything leaves more than the target.
     """
-    if tie_heads and len(bias_columns(config)) > 1:
+    if tie_heads and len(config.head_sets) > 1:
         raise PassError("tie_heads keeps the same heads in all layers, and they have different ones left")
     multiples = {COUNTED[name].name: count for name, count in multiple_of.items()}
     sizes = unit_sizes(config, units)

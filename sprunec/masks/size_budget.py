@@ -10,8 +10,15 @@ import torch
 from torch import Tensor
 
 from sprunec.errors import PassError
-from sprunec.families.cpm_ant.config import ModelConfig
-from sprunec.families.cpm_ant.sizes import Amount, layer_sizes, parameters_without, removable, unit_cost, unit_sizes
+from sprunec.families.base_config import (
+    Amount,
+    ModelConfig,
+    layer_sizes,
+    parameters_without,
+    removable,
+    unit_cost,
+    unit_sizes,
+)
 from sprunec.masks.granularity import Group, Multiples, Values, groups, remainder
 from sprunec.units import INSIDE, SUBLAYERS, Key, sublayers_of
 
@@ -72,7 +79,7 @@ class SizeBudget:
             amounts[key] = Amount(value.sum(), some)
         sizes = layer_sizes(self.config, counted, amounts)
         total = torch.stack([torch.as_tensor(size, dtype=torch.double) for size in sizes]).sum()
-        return total + (self.config.parameters() - self.config.prunable_parameters() if self.whole else 0)
+        return total + (self.config.parameters() - removable(self.config, SUBLAYERS) if self.whole else 0)
 
     def fill(self, scores: Values, decided: Values) -> dict[Key, Tensor]:
         """Cut from the lowest score up, never below the target; then one more, the one that meets it best.

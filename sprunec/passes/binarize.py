@@ -17,7 +17,7 @@ from sprunec.units import COUNTED, INSIDE, Key
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from sprunec.families.cpm_ant.config import ModelConfig
+    from sprunec.families.base_config import ModelConfig
     from sprunec.graph.builder import Builder
     from sprunec.graph.graph import Node
     from sprunec.masks.budgets import Budget

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from sprunec.checkpoint.reader import Tensors
     from sprunec.families.base import Inputs
-    from sprunec.families.cpm_ant.config import ModelConfig
+    from sprunec.families.base_config import ModelConfig
     from sprunec.graph.builder import Builder
     from sprunec.graph.graph import Node
 

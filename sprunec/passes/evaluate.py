@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from sprunec.data.batches import Data
     from sprunec.engines.device import Place
-    from sprunec.families.cpm_ant.config import ModelConfig
+    from sprunec.families.base_config import ModelConfig
     from sprunec.graph.builder import Builder
 
 SAMPLE_PROMPT, SAMPLE_LENGTH, SAMPLE_TEMPERATURE = 48, 80, 0.7

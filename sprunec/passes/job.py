@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from sprunec.engines.world import World
-from sprunec.families.cpm_ant.config import ModelConfig
+from sprunec.families.base_config import ModelConfig
 from sprunec.graph.options import BatchOptions, CalibrationOptions, Options
 from sprunec.units import Cut, Kept
 

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sprunec.checkpoint.layouts import checkpoint_files
 from sprunec.errors import InputError, PassError
-from sprunec.families.cpm_ant.config import ModelConfig
-from sprunec.families.cpm_ant.head import has_own_head
+from sprunec.families.base import family_of
+from sprunec.families.base_config import ModelConfig
+from sprunec.families.cards import read_config
+from sprunec.families.head import has_own_head
 from sprunec.graph.options import Options
 from sprunec.graph.weights import NO_TEACHER, weights_digest
 from sprunec.passes.job import Job
@@ -55,7 +57,7 @@ def add_teacher(build: Builder, path: Path | None) -> str:
     if path is not None and path not in build.teachers:
         own, config = has_own_head(build.config, path), build.config
         if own is not None:  # its head is tied or not by its own file
-            config = replace(config, tie_word_embeddings=not own)
+            config = config.with_head(own=own)
         options = LoadOptions(config=config.to_dict(), checkpoint=weights_digest(path, NO_TEACHER))
         files, size = _checkpoint_files(path), config.parameters()
         build.teachers[path] = build.add("load", options, {}, "teacher", files=files, about=path.name, parameters=size)
@@ -69,11 +71,10 @@ def _checkpoint_files(path: Path) -> dict[str, tuple[Path, ...]]:
 
 
 def run(job: Job[LoadOptions]) -> dict[str, Any]:
-    from sprunec.families.cpm_ant.blocks import build, initialize
-    from sprunec.families.cpm_ant.sizes import everything
+    from sprunec.families.base_config import everything
     from sprunec.families.model_directory import save_model
 
-    config = ModelConfig.from_dict(job.options.config)
+    config = read_config(job.options.config)
     size = config.parameters()
     if "checkpoint" in job.files:
         notes = _take(job.files["checkpoint"][0], config, job.out)
@@ -84,8 +85,9 @@ def run(job: Job[LoadOptions]) -> dict[str, Any]:
             f"a new model of {size:,} parameters needs {4 * size / 1e9:,.1f} GB of memory, and this "
             f"machine has {there / 1e9:,.1f} GB; give a smaller config, or a checkpoint"
         )
-    model = build(config)
-    initialize(model, job.options.seed or 0)
+    family = family_of(config)
+    model = family.build(config)
+    family.initialize(model, job.options.seed or 0)
     save_model(job.out, config, everything(config), model.state_dict())
     return {"parameters": size}
 
@@ -99,12 +101,10 @@ def _take(path: Path, config: ModelConfig, out: Path) -> list[str]:
     """Write the model that a checkpoint holds; return what the user should know about the file."""
     from sprunec.checkpoint.reader import open_tensors
     from sprunec.checkpoint.writer import adopt_weights
-    from sprunec.families.cpm_ant.fit import check_fit, refuse_unused
-    from sprunec.families.cpm_ant.head import own_head
-    from sprunec.families.cpm_ant.huggingface_names import Part, native_shapes, parts
-    from sprunec.families.cpm_ant.scaling import native_outputs
-    from sprunec.families.cpm_ant.shapes import expected_tensors
-    from sprunec.families.cpm_ant.sizes import everything
+    from sprunec.families.base_config import everything
+    from sprunec.families.cards import Part, card_of
+    from sprunec.families.fit import check_fit, refuse_unused
+    from sprunec.families.head import own_head
     from sprunec.families.model_directory import describe, save_outputs
 
     tensors = open_tensors(path)
@@ -115,12 +115,12 @@ def _take(path: Path, config: ModelConfig, out: Path) -> list[str]:
         raise InputError.at(path, message, 'write "tie_word_embeddings": false in the model\'s config')
     if not tensors.is_whole:  # else the plan has been held against the headers, and knows what to ignore
         refuse_unused(unused, path)
-    if all(part == Part(name) for name, part in parts(config, tensors).items()):
+    if all(part == Part(name) for name, part in card_of(config).parts(config, tensors).items()):
         describe(out, config, everything(config))
         adopt_weights(path, out)
     else:
-        save_outputs(out, config, everything(config), native_outputs(config, tensors))
-    extra = sorted(native_shapes(config, tensors.shapes()).keys() - expected_tensors(config).keys())
+        save_outputs(out, config, everything(config), family_of(config).native_outputs(config, tensors))
+    extra = sorted(card_of(config).native_shapes(config, tensors.shapes()).keys() - config.tensors().keys())
     more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
     return [f"{path.name} has {extra[0]}{more}, which the config doesn't name: ignored"] if extra else []
 

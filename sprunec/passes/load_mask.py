@@ -13,7 +13,7 @@ from sprunec.graph.options import Options
 from sprunec.passes import compensate, cut
 from sprunec.passes.job import Job
 from sprunec.plan.declared import Pass
-from sprunec.plan.export_formats import formats_of
+from sprunec.plan.export_formats import FORMATS, formats_of
 
 if TYPE_CHECKING:
     from sprunec.graph.builder import Builder
@@ -47,17 +47,17 @@ def lower(build: Builder, spec: PassSpec) -> None:
 
 def run(job: Job[FileOptions]) -> dict[str, Any]:
     from sprunec.bmcook.masks.matching import read_masks
-    from sprunec.families.cpm_ant.uniform import unevenness
 
     paths = job.files["paths"]
     found = read_masks(paths, job.kept("source"), job.kept())
     if not any(found.kept):
         raise InputError.at(paths[0], "leaves nothing of the model", "keep at least one sublayer")
     # The plan ends in a format with one width for all layers: better told now than after the training that follows.
-    problems = unevenness(job.config().cut(job.kept(), found.kept)) if job.options.even else ()
-    if problems:
-        message = f"the format cpm-live can't hold what this mask leaves: {problems[0]}"
-        raise InputError.at(paths[0], message, "give an even mask, or emit another format")
+    left = job.config().cut(job.kept(), found.kept)
+    for form in (form for form in FORMATS.values() if form.uniform and job.options.even):
+        for _, why, _ in form.obstacles(left):
+            message = f"the format {form.name} can't hold what this mask leaves: {why}"
+            raise InputError.at(paths[0], message, "give an even mask, or emit another format")
     write_new(job.out / "kept.json", json.dumps(found.kept.to_json()))
     metrics: dict[str, Any] = {"files": [path.name for path in paths]}
     return metrics | ({"notes": list(found.notes)} if found.notes else {})

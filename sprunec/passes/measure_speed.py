@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from sprunec.data.batches import Batch
     from sprunec.engines.device import Place
-    from sprunec.families.cpm_ant.config import ModelConfig
+    from sprunec.families.base_config import ModelConfig
     from sprunec.graph.builder import Builder
     from sprunec.graph.graph import Node
 
@@ -86,9 +86,8 @@ def smaller(batch: Batch, config: ModelConfig, place: Place) -> Batch:
 
 
 def _overhead(config: ModelConfig) -> int:
-    from sprunec.families.base import family_of
 
-    return family_of(config).overhead(config)
+    return config.overhead
 
 
 def in_turn(models: Mapping[str, nn.Module], batch: Batch, place: Place) -> dict[str, list[float]]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sprunec.errors import InputError
+from sprunec.families.cards import card_of
 from sprunec.file_digests import MISSING, file_digest
 from sprunec.graph.options import Options
 from sprunec.passes.job import Job
@@ -15,7 +17,7 @@ from sprunec.plan.declared import Pass
 
 if TYPE_CHECKING:
     from sprunec.data.tokenizer import Tokenizer
-    from sprunec.families.cpm_ant.vocabulary import Vocabulary
+    from sprunec.families.vocabulary import Vocabulary
     from sprunec.graph.builder import Builder
     from sprunec.plan.plan import DataSource
 
@@ -28,8 +30,9 @@ class DataOptions(Options):
     """What is read: files by content, a held-out share or the content of its own files, and what bounds tokens.
 
     Attributes:
-        max_length, prompt_length: where how long a row may be decides what is read.
-        prompt_types, segment_types, block_size, order, packed_prompts, vocab: of a cpm-live set.
+        max_length, room: where how long a row may be decides what is read; the tokens that fit into one follow from it.
+        of_model: what else of the model decides what is read.
+        block_size, order, packed_prompts, vocab: of a cpm-live set.
     """
 
     source: str
@@ -38,13 +41,16 @@ class DataOptions(Options):
     vocab_size: int
     content: Any = ()
     max_length: int = 0
-    prompt_length: int = 0
-    prompt_types: int = 0
-    segment_types: int = 0
+    room: int = 0
+    of_model: Mapping[str, int] = field(default_factory=dict)
     block_size: int | None = None
     order: str = ""
     packed_prompts: str = ""
     vocab: str | None = ""
+
+    def document(self) -> dict[str, Any]:
+        found = super().document()
+        return {key: value for key, value in found.items() if key not in ("room", "of_model")} | dict(self.of_model)
 
 
 def add(build: Builder) -> str:
@@ -58,14 +64,14 @@ def add(build: Builder) -> str:
         "held_out": data.held_out,
         "vocab_size": config.vocab_size,
         "content": _content(data.source, files.get("paths", ())),
+        "of_model": card_of(config).data_options(config, data.source),
     }
     if "held_out" in files:
         options["held_out"] = _content(data.source, files["held_out"])
     if data.source in ROWS_FIT:
-        options |= {"max_length": data.max_length, "prompt_length": config.prompt_length}
+        options |= {"max_length": data.max_length, "room": data.max_length - config.overhead}
     if data.source == "cpm-live":
         build.data_files = files
-        options |= {"prompt_types": config.prompt_types, "segment_types": config.segment_types}
         options |= {key: getattr(data, key) for key in ("block_size", "order", "packed_prompts")}
         options["vocab"] = None if data.vocab is None else file_digest(data.vocab)
     return build.add("data", DataOptions(**options), {}, files=files, about=data.source)
@@ -130,9 +136,8 @@ def _pairs(job: Job[DataOptions]) -> dict[str, Any]:
         cut = len(pairs) - round(len(pairs) * held_out)
         pairs, rest = pairs[:cut], pairs[cut:]
     tokenizer = _tokenizer(job, "".join(word for pair in pairs for word in pair), MARKS)
-    room = job.options.max_length - job.options.prompt_length
-    train, dropped, shortened = encode_pairs(pairs, tokenizer, room)
-    kept, also_dropped, also_shortened = encode_pairs(rest, tokenizer, room)
+    train, dropped, shortened = encode_pairs(pairs, tokenizer, job.options.room)
+    kept, also_dropped, also_shortened = encode_pairs(rest, tokenizer, job.options.room)
     check_parts(train, kept, _origins(job))
     save_pairs(job.out, train, kept, tokenizer)
     return {
@@ -180,7 +185,7 @@ def _tokenizer(job: Job[DataOptions], text: str, marks: int) -> Tokenizer:
 
 
 def _vocabulary(job: Job[DataOptions], role: str) -> Vocabulary:
-    from sprunec.families.cpm_ant.vocabulary import read_vocabulary
+    from sprunec.families.vocabulary import read_vocabulary
 
     (path,) = job.files[role]
     vocabulary = read_vocabulary(path)

@@ -40,7 +40,7 @@ def lower(build: Builder, spec: PassSpec) -> None:
 
 def run(job: Job[ScoreOptions]) -> dict[str, Any]:
     from sprunec.engines.loop import language_model_loss
-    from sprunec.families.cpm_ant.sizes import unit_sizes
+    from sprunec.families.base_config import unit_sizes
     from sprunec.masks.mask_tensors import save_scores
     from sprunec.masks.scores import Calibration, Weights, comparable
     from sprunec.rewrite.gating import insert_gates

@@ -44,12 +44,11 @@ def lower(build: Builder, spec: PassSpec) -> None:
 
 def run(job: Job[SparsifyOptions]) -> dict[str, Any]:
     from sprunec.checkpoint.writer import as_outputs
-    from sprunec.families.cpm_ant.shapes import expected_tensors
     from sprunec.families.model_directory import open_model_tensors, save_outputs
     from sprunec.masks.two_four import choose, density, refuse_uneven, save_pattern
 
     config, tensors = job.config(), job.weights()
-    kind, shapes = job.options.pattern, expected_tensors(config)
+    kind, shapes = job.options.pattern, config.tensors()
     targets = targeted(shapes, job.options.tensors)
     if not targets:
         parts = ", ".join(job.options.tensors)

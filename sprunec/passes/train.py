@@ -46,7 +46,7 @@ def add(build: Builder, spec: PassSpec, options: TrainOptions, about: str, suffi
     steps, every = options.steps, spec.options["checkpoint_every"]
     name = build.add(spec.name, options, inputs, suffix, steps=steps, checkpoint_every=every, about=about)
     build.model_steps += steps
-    tokens = steps * options.batch_size * (options.max_length - build.config.prompt_length)
+    tokens = steps * options.batch_size * (options.max_length - build.config.overhead)
     build.tokens += tokens
     build.flops += FLOPS_PER_PARAMETER * float(build.left.parameters) * tokens
     if options.distillation is not None:
@@ -108,7 +108,7 @@ def distiller_of(
         InputError: two states are of different widths, and nothing projects.
     """
     from sprunec.engines.distillation import Distiller, make_projections
-    from sprunec.families.cpm_ant.states import Pair, state_widths
+    from sprunec.families.states import Pair, state_widths
     from sprunec.rewrite.taps import observable
 
     options = job.options.distillation

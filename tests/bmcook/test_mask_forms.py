@@ -19,7 +19,7 @@ from torch import nn
 from sprunec.bmcook.masks.matching import Matched, read_masks
 from sprunec.bmcook.numpy_values import stand_ins
 from sprunec.errors import InputError
-from sprunec.families.cpm_ant.sizes import everything
+from sprunec.families.base_config import everything
 from sprunec.units import Kept
 from tests.conftest import kept_layer, tiny_config
 

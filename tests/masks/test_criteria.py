@@ -11,8 +11,8 @@ from torch import nn
 from sprunec.data.batches import Batch
 from sprunec.engines.device import Place
 from sprunec.engines.loop import language_model_loss
+from sprunec.families.base_config import everything, unit_sizes
 from sprunec.families.cpm_ant.blocks import build, example_inputs
-from sprunec.families.cpm_ant.sizes import everything, unit_sizes
 from sprunec.families.model_directory import empty_model
 from sprunec.masks import scores as scoring
 from sprunec.masks.scores import Calibration, Weights

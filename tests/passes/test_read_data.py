@@ -21,8 +21,9 @@ from tests.helpers.naive import COLUMNS, PROMPT, ROWS, WORDS
 
 def data_job(folder: Path, out: Path, **changes: Any) -> Job:
     out.mkdir()
-    options = {"source": "cpm-live", "held_out": 0.25, "max_length": COLUMNS, "prompt_length": PROMPT}
-    options |= {"vocab_size": WORDS, "prompt_types": 4, "segment_types": 6, "block_size": 1024}
+    options = {"source": "cpm-live", "held_out": 0.25, "max_length": COLUMNS, "room": COLUMNS - PROMPT}
+    options |= {"vocab_size": WORDS, "block_size": 1024}
+    options["of_model"] = {"prompt_length": PROMPT, "prompt_types": 4, "segment_types": 6}
     options |= {"order": "shuffled", "packed_prompts": "text-table", "batch_size": ROWS, "seed": 3} | changes
     files = {"paths": (folder / "meta.bin", *read_set(folder, 1024).paths)}
     return Job(SimpleNamespace(**options), {"data": out}, files, out, "cpu", lambda event: None)

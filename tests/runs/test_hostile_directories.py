@@ -25,7 +25,6 @@ from sprunec.checkpoint.reader import open_tensors, read_state
 from sprunec.compiler.inspect import inspect_model
 from sprunec.errors import InputError, PassError
 from sprunec.families.cpm_ant.config import ModelConfig
-from sprunec.families.cpm_ant.shapes import expected_tensors
 from sprunec.families.model_directory import load
 from sprunec.passes import load as load_pass
 from tests.conftest import tiny_model
@@ -187,7 +186,7 @@ def test_files_of_torch_that_would_fill_memory_or_run(what: str, read: str, bomb
         torch.save({key: Runs(tmp_path / "ran")}, path)
     else:
         path.write_bytes(pickle.dumps({key: Runs(tmp_path / "ran")}))
-    expected = expected_tensors(ModelConfig.from_dict(MODEL))
+    expected = ModelConfig.from_dict(MODEL).tensors()
     uses: dict[str, Callable[[], Any]] = {
         "checkpoint": lambda: load_in(path),
         "masks": lambda: [sheet.kept() for sheet in read_mask_tensors(path)],

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 def read_sets(job: Job[Any], held_out: float | Path) -> dict[str, Any]:
     """Index the training part and the held-out part; the metrics of the pass."""
     options = job.options
-    room = options.max_length - options.prompt_length
-    limits = Limits(room, options.vocab_size, options.prompt_types, options.segment_types)
+    model = options.of_model
+    limits = Limits(options.room, options.vocab_size, model["prompt_types"], model["segment_types"])
     index = _index(job, "paths", limits)
     if isinstance(held_out, Path):
         parts = {"train": (index, "paths"), "held_out": (_index(job, "held_out", limits), "held_out")}
@@ -33,7 +33,7 @@ def read_sets(job: Job[Any], held_out: float | Path) -> dict[str, Any]:
         if not len(tasks):
             message = f"none of the {len(part)} records of the {name} part can be used"
             raise InputError.at(folder, message, "give a larger set, or a larger data.max_length")
-        ids = (int(tasks.max()) + 1) * options.prompt_length
+        ids = (int(tasks.max()) + 1) * model["prompt_length"]
         if options.packed_prompts != PROMPT_TABLE and ids > options.vocab_size:
             message = f"prompt ids up to {ids - 1} are looked up among {options.vocab_size} tokens"
             raise InputError.at(folder, message, f'set data.packed_prompts to "{PROMPT_TABLE}"')

@@ -26,7 +26,7 @@ from sprunec.checkpoint.safe_pickle import Refused
 from sprunec.data.text import json_records
 from sprunec.durable import flush, naming, write_new
 from sprunec.errors import InputError
-from sprunec.families.cpm_ant.vocabulary import Vocabulary
+from sprunec.families.vocabulary import Vocabulary
 from sprunec.text_files import ANY_TEXT, read_lines
 
 DATA = "data_0"

@@ -25,7 +25,8 @@ from sprunec.data.tokenizer import Tokenizer, read_tokenizer
 from sprunec.durable import read_file, write_new
 from sprunec.errors import InputError
 from sprunec.families.base import Document
-from sprunec.families.cpm_ant.config import TEXT_TASK, ModelConfig
+from sprunec.families.base_config import ModelConfig
+from sprunec.families.cpm_ant.config import TEXT_TASK
 
 ABOUT = "set.json"
 STORED, PROMPT_TABLE = "stored", "prompt-table"

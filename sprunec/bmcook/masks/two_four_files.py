@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from sprunec.checkpoint.reader import read_state
+from sprunec.checkpoint.safetensors_file import Shape
 from sprunec.checkpoint.torch_file import load_torch, not_read
 from sprunec.durable import put_file
 from sprunec.errors import InputError
-from sprunec.families.cpm_ant.shapes import Shape, expected_tensors
 from sprunec.families.model_directory import read_config
 from sprunec.masks.two_four import Pattern, load_pattern, refuse_uneven, violation
 
@@ -37,8 +37,8 @@ def write_pattern(directory: Path, path: Path) -> None:
         OSError: it cannot be written; what was there stays.
     """
     pattern, state, config = load_pattern(directory), read_state(directory), read_config(directory)
-    content: dict[str, Any] = {f"{BLOCK}.{index}": [] for index in range(config.num_layers)}
-    for name in expected_tensors(config):
+    content: dict[str, Any] = {f"{BLOCK}.{index}": [] for index in range(len(config.layers))}
+    for name in config.tensors():
         weight, block = state[name], _IN_BLOCK.fullmatch(name)
         mask = pattern[name].to(weight.dtype) if name in pattern else torch.ones_like(weight)
         if block:
