@@ -148,8 +148,7 @@ class Trainer:
         for name, learns in self.beside.items():
             if learns is not None:
                 learns.load(saved[name])
-        event: Event = saved["event"]
-        return event
+        return dict(saved["event"])
 
     def step(self, step: int, batch: Batch) -> Event:
         """Make one update, or none: a step whose loss or gradients are not finite moves nothing but the loss scale.

@@ -5,7 +5,7 @@ Gradients are added over ranks, not averaged: each rank's loss is already divide
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
@@ -82,10 +82,9 @@ def like(tensor: Tensor, model: Tensor) -> Tensor:
     return distribute_tensor(tensor, model.device_mesh, model.placements, src_data_rank=None)
 
 
-def total_norm(gradients: Iterable[Tensor]) -> float:
+def total_norm(gradients: Sequence[Tensor]) -> float:
     """Compute the norm of shards and whole tensors together, over all ranks."""
-    given = list(gradients)
-    groups = [[g for g in given if isinstance(g, DTensor) == sharded] for sharded in (True, False)]
+    groups = [[g for g in gradients if isinstance(g, DTensor) == sharded] for sharded in (True, False)]
     found = [nn.utils.get_total_norm(group) for group in groups if group]
     norms = [(norm.full_tensor() if isinstance(norm, DTensor) else norm).cpu() for norm in found]
     return float(norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms)))

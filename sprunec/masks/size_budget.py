@@ -57,6 +57,8 @@ class SizeBudget:
             raise PassError(f"{self.target:,.0f} is below what is left when every unit of this pass is cut")
         return replace(self, target=min(self.target, self.full), wanted=self.target)
 
+    # These are asked for at every training step.
+
     @cached_property
     def keys(self) -> tuple[Key, ...]:
         return tuple(unit_sizes(self.config, self.units))
