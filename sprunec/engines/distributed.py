@@ -51,7 +51,7 @@ class ProcessGroup(World):
         self._heartbeat = Heartbeat(self.rank, self.size)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._heartbeat.closed.set()
+        self._heartbeat.close()
         if self.rank == 0:
             with suppress(RuntimeError):
                 self._store.set(END, "")
@@ -147,7 +147,7 @@ class ProcessGroup(World):
 
 
 class Heartbeat:
-    """One rank's thread, over a connection of its own to the store that all met at; it beats until `closed` is set."""
+    """One rank's thread, over a connection of its own to the store that all met at."""
 
     def __init__(self, rank: int, size: int) -> None:
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
@@ -156,16 +156,22 @@ class Heartbeat:
         self._others = [other for other in range(size) if other != rank]
         self._heard: dict[int, tuple[int, float]] = {}  # by rank its last beat, and when; machines may start late
         self._ended: float | None = None
-        self.closed = threading.Event()
-        threading.Thread(target=self._run, name="heartbeat", daemon=True).start()
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Beat no more; a thread that is inside of the store when Python ends would abort the process."""
+        self._closed.set()
+        self._thread.join(BEAT)
 
     def _run(self) -> None:
-        while not self.closed.wait(BEAT):
+        while not self._closed.wait(BEAT):
             try:
                 problem = self._beat(time.monotonic())
             except RuntimeError:
                 problem = "the process that keeps the store is gone"
-            if problem is not None and not self.closed.is_set():
+            if problem is not None and not self._closed.is_set():
                 if problem:
                     print(f"error: rank {self._rank}: {problem}; run again to continue", file=sys.stderr, flush=True)
                 os._exit(1)
