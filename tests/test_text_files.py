@@ -13,8 +13,7 @@ import torch
 from sprunec.bmcook.data.set_writer import documents
 from sprunec.bmcook.masks.mask_forms import read_mask_tensors
 from sprunec.checkpoint.layouts import weight_files
-from sprunec.checkpoint.mask_notes import note_path, read_provenance, write_provenance
-from sprunec.checkpoint.provenance import describe_origin, write_origin
+from sprunec.checkpoint.provenance import describe_origin, note_path, read_provenance, write_origin, write_provenance
 from sprunec.checkpoint.writer import write_state
 from sprunec.compiler.inspect import inspect_model
 from sprunec.data.pairs import read_pairs
@@ -61,7 +60,7 @@ def shard_index(path: Path) -> Any:
 
 
 def mask(path: Path) -> Any:
-    return [(sheet.unit, sheet.kept().tolist()) for sheet in read_mask_tensors(path.rename(path.with_suffix(".json")))]
+    return [(sheet.unit, sheet.kept.tolist()) for sheet in read_mask_tensors(path.rename(path.with_suffix(".json")))]
 
 
 def plan_content(path: Path) -> Any:

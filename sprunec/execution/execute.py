@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sprunec.checkpoint.mask_notes import write_provenance
+from sprunec.checkpoint.provenance import write_provenance
 from sprunec.durable import forget
 from sprunec.engines.world import World
 from sprunec.errors import ComparisonError, InputError, PassError, SprunecError, disk_words, remedied

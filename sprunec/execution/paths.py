@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from sprunec.checkpoint.mask_notes import note_path
+from sprunec.checkpoint.provenance import note_path
 from sprunec.errors import InputError
 from sprunec.execution.publish import PUBLISHED
 from sprunec.graph.graph import Graph

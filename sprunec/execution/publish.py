@@ -6,8 +6,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from sprunec.checkpoint.mask_notes import note_weights
-from sprunec.checkpoint.provenance import write_origin
+from sprunec.checkpoint.provenance import note_weights, write_origin
 from sprunec.durable import copy_file, flush, naming, remove
 from sprunec.graph.graph import Graph
 

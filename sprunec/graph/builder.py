@@ -77,8 +77,8 @@ class Builder:
         return kind(**{each.name: known[each.name] for each in fields(kind) if each.name in known})
 
     def add(self, pass_: str, options: Options, inputs: Mapping[str, str], suffix: str = "", **extra: Any) -> str:
-        """Append a node; `extra` are fields of `Node`."""
-        info = PASSES[pass_]
+        """Append a node; inputs without a giver are left out, and `extra` are fields of `Node`."""
+        info, inputs = PASSES[pass_], {role: node for role, node in inputs.items() if node}
         missing = set(info.inputs) - set(inputs)
         assert not missing, f"{pass_} lacks {missing}"
         name = "-".join(part for part in (str(len(self.nodes) + 1), pass_, suffix) if part)
@@ -91,9 +91,6 @@ class Builder:
         extra.setdefault("parameters", self.left.parameters if info.makes_model else None)
         self.nodes[name] = Node(name, pass_, options, inputs, digest, info.output, stamps=stamps, **extra)
         return name
-
-    def data_inputs(self) -> dict[str, str]:
-        return {"data": self.data} if self.data else {}
 
     def masks_digest(self, path: Path) -> str:
         return weights_digest(path, NO_MASK)

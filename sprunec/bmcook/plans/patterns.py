@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sprunec.bmcook.plans.plan_builder import Section, age
-from sprunec.checkpoint.mask_notes import made_by_same
+from sprunec.checkpoint.provenance import made_by_same
 from sprunec.errors import show
 from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.families.detect import TODAY, module_family
