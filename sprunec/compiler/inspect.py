@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,11 @@ def inspect_model(path: Path) -> dict[str, Any]:
         TraceError: the model cannot be traced.
     """
     if os.path.isdir(path):
-        return _directory(path)
+        if not os.path.exists(path / CONFIG):
+            return describe(_guessed(path))
+        config = _fitting(_read(path / CONFIG), open_tensors(path), path)
+        origin = describe_origin(path)
+        return describe(config) | ({"origin": origin} if origin is not None else {})
     if not os.path.exists(path):
         raise InputError.at(path, "there is no such file", "check the path", code="missing-file")
     if not is_index(path):
@@ -43,6 +47,13 @@ def inspect_model(path: Path) -> dict[str, Any]:
         if path.suffix == ".json" or file_kind(path) in JSON:
             return describe(_read(path))
     return describe(_guessed(path))
+
+
+def _read(path: Path) -> ModelConfig:
+    config, found = read_config(str(path))
+    if config is None:
+        raise InputError(*found)
+    return config
 
 
 def _guessed(path: Path) -> ModelConfig:
@@ -60,30 +71,14 @@ def _fitting(config: ModelConfig, tensors: Tensors, path: Path) -> ModelConfig:
     return config
 
 
-def _directory(path: Path) -> dict[str, Any]:
-    if not os.path.exists(path / CONFIG):
-        return describe(_guessed(path))
-    config = _fitting(_read(path / CONFIG), open_tensors(path), path)
-    origin = describe_origin(path)
-    return describe(config) | ({"origin": origin} if origin is not None else {})
-
-
 def describe(config: ModelConfig) -> dict[str, Any]:
     """Describe the model's shape, and the sites that a trace of it on the meta device finds."""
-    blocks = traced_shape(config)
     return {
         "family": config.family,
         "parameters": {"total": config.parameters(), "prunable": removable(config, SUBLAYERS)},
         "layers": [_layer(config, index) for index in range(len(config.layers))],
-        "sites": [site for block in blocks for site in _sites(block)],
+        "sites": [site for block in traced_shape(config) for site in _sites(block)],
     }
-
-
-def _read(path: Path) -> ModelConfig:
-    config, found = read_config(str(path))
-    if config is None:
-        raise InputError(*found)
-    return config
 
 
 def _layer(config: ModelConfig, index: int) -> dict[str, Any]:
@@ -98,25 +93,24 @@ def _layer(config: ModelConfig, index: int) -> dict[str, Any]:
 def _sites(block: TracedBlock) -> Iterator[dict[str, Any]]:
     """List the units inside sublayers, then the sublayers themselves."""
     weighs = {name: tensor.numel() for name, tensor in block.module.named_parameters()}
-    for site in block.sites.values():
-        yield _site(block, site.unit, site.size, site.parameters_each, dict.fromkeys(site.tensors))
+    units: list[tuple[str, int, int, Iterable[tuple[str, int | None]]]] = []
+    units += [
+        (site.unit, site.size, site.parameters_each, dict.fromkeys(site.tensors)) for site in block.sites.values()
+    ]
     for residual in block.forward.residuals:
         parameters = sum(weighs.get(name, 0) for name in residual.tensors)
-        yield _site(block, residual.kind, 1, parameters, [(name, None) for name in residual.tensors])
-
-
-def _site(
-    block: TracedBlock, unit: str, size: int, parameters_each: int, tensors: Collection[tuple[str, int | None]]
-) -> dict[str, Any]:
-    return {
-        "layer": block.index,
-        "block": block.path,
-        "unit": unit,
-        "size": size,
-        "parameters_each": parameters_each,
-        "tensors": [{"name": f"{block.path}.{name}", "dim": dim} for name, dim in tensors],
-        "label": _label([f"{block.path}.{name}" for name, _ in tensors]),
-    }
+        units.append((residual.kind, 1, parameters, [(name, None) for name in residual.tensors]))
+    for unit, size, parameters, places in units:
+        tensors = [{"name": f"{block.path}.{name}", "dim": dim} for name, dim in places]
+        yield {
+            "layer": block.index,
+            "block": block.path,
+            "unit": unit,
+            "size": size,
+            "parameters_each": parameters,
+            "tensors": tensors,
+            "label": _label([str(each["name"]) for each in tensors]),
+        }
 
 
 def _label(names: Iterable[str]) -> str:
