@@ -23,6 +23,7 @@ FLOORS = (
     ("bmcook/data",),
     ("plan",),
     ("engines",),
+    ("rewrite/ops",),
     ("rewrite",),
     ("masks",),
     ("bmcook/masks",),
@@ -40,7 +41,19 @@ FLOORS = (
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 MOST_FILES, MOST_LINES = 18, 260
 GENERIC = (
-    *("checkpoint", "data", "plan", "engines", "rewrite", "masks", "formats", "graph", "passes", "compiler"),
+    *(
+        "checkpoint",
+        "data",
+        "plan",
+        "engines",
+        "rewrite",
+        "rewrite/ops",
+        "masks",
+        "formats",
+        "graph",
+        "passes",
+        "compiler",
+    ),
     *("execution", "show"),
 )
 # What knows CPM-Ant still, and is to be asked of its family instead.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
-from sprunec.rewrite.flow import argument
+from sprunec.rewrite.ops.flow import argument
 from sprunec.rewrite.program import Program, first_output, needed_by
 from sprunec.rewrite.recipe import Keep, dim_indices
 from sprunec.rewrite.trace import TracedBlock

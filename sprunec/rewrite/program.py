@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import fx, nn
 
-from sprunec.rewrite.axes import Groups
-from sprunec.rewrite.compute_ops import RULES
-from sprunec.rewrite.flow import Contraction, Core, Flow, follow
+from sprunec.rewrite.ops.axes import Groups
+from sprunec.rewrite.ops.compute_ops import RULES
+from sprunec.rewrite.ops.flow import Contraction, Core, Flow, follow
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from torch import Tensor
 from sprunec.checkpoint.reader import Tensors, open_tensors, runs
 from sprunec.durable import read_file, write_new
 from sprunec.errors import TraceError
-from sprunec.rewrite.axes import Groups
+from sprunec.rewrite.ops.axes import Groups
 from sprunec.rewrite.program import Program, Residual
 from sprunec.rewrite.slices import select
 from sprunec.rewrite.trace import TracedBlock

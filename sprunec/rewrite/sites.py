@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from sprunec.rewrite.axes import Groups
+from sprunec.rewrite.ops.axes import Groups
 from sprunec.rewrite.program import Program
 
 

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from sprunec.rewrite.axes import Groups
-from sprunec.rewrite.compute_ops import RULES
-from sprunec.rewrite.flow import follow
+from sprunec.rewrite.ops.axes import Groups
+from sprunec.rewrite.ops.compute_ops import RULES
+from sprunec.rewrite.ops.flow import follow
 
 
 class Holder(nn.Module):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sprunec.families.cpm_ant.blocks import build, example_inputs
 from sprunec.families.cpm_ant.sizes import unit_cost
-from sprunec.rewrite.axes import Groups
+from sprunec.rewrite.ops.axes import Groups
 from sprunec.rewrite.sites import factors
 from sprunec.rewrite.trace import TracedBlock, trace, trace_blocks
 from tests.conftest import tiny_config

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from torch import fx
 
-from sprunec.rewrite.axes import Axis, Dim, Layout, fresh, meet, pin, size, unite
-from sprunec.rewrite.flow import Flow, Rule, argument, pin_all, tensor_inputs
-from sprunec.rewrite.shape_ops import concatenate, index_select, item, matrix_transpose, permute, transpose, view
+from sprunec.rewrite.ops.axes import Axis, Dim, Layout, fresh, meet, pin, size, unite
+from sprunec.rewrite.ops.flow import Flow, Rule, argument, pin_all, tensor_inputs
+from sprunec.rewrite.ops.shape_ops import concatenate, index_select, item, matrix_transpose, permute, transpose, view
 
 
 def broadcast(flow: Flow, node: fx.Node) -> Layout:

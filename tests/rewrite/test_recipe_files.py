@@ -18,8 +18,8 @@ from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.families.cpm_ant.shapes import expected_tensors
 from sprunec.families.cpm_ant.sizes import everything
 from sprunec.rewrite.recipe import Recipe
+from sprunec.rewrite.recipe_files import cut_outputs, expand_outputs
 from sprunec.rewrite.slices import common_unit, select
-from sprunec.rewrite.streaming import cut_outputs, expand_outputs
 from sprunec.units import Kept
 from tests.conftest import kept_layer
 

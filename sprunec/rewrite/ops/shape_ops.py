@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from sprunec.rewrite.axes import Axis, Layout, pin, regroup, unite
-from sprunec.rewrite.flow import Flow, argument
+from sprunec.rewrite.ops.axes import Axis, Layout, pin, regroup, unite
+from sprunec.rewrite.ops.flow import Flow, argument
 
 
 def view(flow: Flow, node: fx.Node) -> Layout:
