@@ -73,7 +73,7 @@ def _refit_all(moments: Moments, kept: Cut, soft: Soft) -> int:
     import torch
 
     from sprunec.masks.least_squares import refit
-    from sprunec.rewrite.recipe import keeps
+    from sprunec.rewrite.keep import keeps
 
     count = 0
     for projection, moment in moments.inputs.values():
