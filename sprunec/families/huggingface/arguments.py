@@ -77,7 +77,7 @@ def block_call(block: nn.Module, recorded: Recorded, past: int = 0) -> BlockCall
         cache = next((leaf for leaf in found.values() if _is_cache(leaf)), None)
         if cache is not None and not past:
             raise TraceError("a model whose blocks are graphs takes no cache: call it with use_cache=False")
-        kept = () if cache is None else (cache.layers[recorded.layer].keys, cache.layers[recorded.layer].values)
+        kept = () if cache is None else _layer_past(cache, recorded.layer)
         first = found[order[0]]
         seen = first.shape[1] + (kept[0].shape[-2] if kept else 0)
         given = (found[path] if path in found else _mask(inputs[names[path]], first, seen) for path in order)
@@ -100,6 +100,13 @@ def _name(block: nn.Module, path: Path) -> str:
     if where == 0:
         keys[0] = list(inspect.signature(block.forward).parameters)[int(keys[0])]
     return "_".join(map(str, keys))
+
+
+def _layer_past(cache: Any, layer: int | None) -> tuple[Tensor, Tensor]:
+    held = cache.layers[layer] if layer is not None and layer < len(cache.layers) else None
+    if held is None or held.keys is None:
+        raise TraceError("a block is given a cache that has no past keys and values yet")
+    return held.keys, held.values
 
 
 def _is_cache(leaf: Any) -> bool:
