@@ -16,12 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
+from torch.overrides import TorchFunctionMode
 
 from sprunec.errors import TraceError
 from sprunec.families.block_calls import BlockCall
 from sprunec.rewrite.program import Call
 
 LARGEST_FACTOR = 2**20
+MAKERS = (torch.arange, torch.zeros, torch.ones, torch.full, torch.empty, torch.linspace, torch.tensor)
 
 
 class BlockTracer(fx.Tracer):
@@ -65,18 +67,35 @@ class ShapeProxy(fx.Proxy):
     def __len__(self) -> int:
         return len(self.value)
 
+    def __setitem__(self, *_: Any) -> None:
+        raise TraceError("`setitem` writes into a tensor that is read afterwards")
+
+
+class _Made(TorchFunctionMode):
+    """Brings tensors that code makes out of numbers into the graph, which would hold them as they are otherwise."""
+
+    def __init__(self, tracer: ShapeTracer) -> None:
+        super().__init__()
+        self.tracer = tracer
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in MAKERS and not self.tracer.computing:
+            return self.tracer.create_proxy("call_function", func, args, kwargs or {})
+        return func(*args, **(kwargs or {}))
+
 
 class ShapeTracer(BlockTracer):
     """Traces one way that a block is called."""
 
     def __init__(self, call: BlockCall) -> None:
         super().__init__()
-        self.call = call
+        self.call, self.computing = call, False
         self._tensors, self._shapes = dict[str, Tensor](), dict[fx.Node, torch.Size]()
 
     def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
         self._tensors = dict(root.named_parameters()) | dict(root.named_buffers())
-        graph = super().trace(root)
+        with _Made(self):
+            graph = super().trace(root)
         join_filled(graph, self._shapes)
         for node in graph.nodes:
             if node.op.startswith("call") and not node.users and _writes(node):
@@ -93,7 +112,11 @@ class ShapeTracer(BlockTracer):
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **others: Any) -> Any:
         proxy = super().create_proxy(kind, target, args, kwargs, *rest, **others)
+        self.computing = True
         value = self._value(kind, target, _values(args), _values(kwargs))
+        self.computing = False
+        if target in MAKERS:
+            value = value.to("meta")
         if isinstance(value, Tensor) or (type(value) in (tuple, list) and any(isinstance(v, Tensor) for v in value)):
             vars(proxy)["value"] = value
             self._shapes[proxy.node] = value.shape if isinstance(value, Tensor) else torch.Size()
@@ -113,6 +136,11 @@ class ShapeTracer(BlockTracer):
             if kind == "call_module":
                 return self.root.get_submodule(target).forward(*args, **kwargs)
         return self._tensors[target]
+
+    def create_arg(self, a: Any) -> Any:
+        if isinstance(a, Tensor) and not any(a is each for each in self._tensors.values()):
+            raise TraceError("a tensor that is made while the block runs is no part of its graph")
+        return super().create_arg(a)
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         raise TraceError(f"a value that `{_op(obj.node)}` gives decides what is computed")
