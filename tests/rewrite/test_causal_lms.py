@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from sprunec.families.huggingface.recording import record_calls
+from sprunec.families.huggingface.recording import NEW, record_calls
 from sprunec.rewrite import gating, surgery
+from sprunec.rewrite.recipe import make_recipe
 from sprunec.rewrite.trace import TracedBlock, in_run_dtype, trace_called
 from sprunec.rewrite.verify import given_to_blocks, verify
 from sprunec.units import Cut
@@ -175,3 +176,48 @@ def test_masked_and_cut_models_are_equal_in_float64(name: str, attention: str) -
         assert (wanted - dense).abs().max() > 1e-2, what
         fewer = sum(p.numel() for p in small.parameters()), sum(p.numel() for p in model.parameters())
         assert fewer[0] < fewer[1]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_cut_blocks_decode_with_a_past_as_in_one_forward(name: str) -> None:
+    model = causal_lm(name)
+    calls = record_calls(model)
+    blocks = [in_run_dtype(block) for block in trace_called(model.double(), calls)]
+    given = given_to_blocks(model, blocks, input_ids=token_ids(2, 9), use_cache=False)
+    some = {"kv_group": (1,), "head": (0, 3, 5) if "kv_group" in blocks[0].sites else (1, 2, 5), "dim_ff": (0, 9, 55)}
+    kept = kept_layers(blocks, some, some)
+    for block in blocks:
+        tensors = {f"{block.path}.{key}": tensor for key, tensor in block.tensors().items()}
+        cut = make_recipe([block], kept).cut(tensors)
+        small = surgery.cut_block(block, kept, {key.removeprefix(f"{block.path}."): t for key, t in cut.items()})
+        inputs, call = [t.double() if t.is_floating_point() else t for t in given[block.path][1]], block.calls
+        with torch.no_grad():
+            wanted = small.forward(*inputs)
+            past = [
+                example.new_empty((2, _fewer(block, example, some), 0, example.shape[-1]), device="cpu").double()
+                for example in (call["forward_cached"].inputs[key] for key in ("past_key", "past_value"))
+            ]
+            whole, key, value = small.forward_cached(*inputs, *past)
+            assert (whole - wanted).abs().max() <= 1e-10
+            names, examples = call["forward"].inputs, call["forward_cached"].inputs
+            last = [_last(each, examples[name]) for name, each in zip(names, inputs, strict=True)]
+            found, longer, _ = small.forward_cached(*last, key[:, :, :-1], value[:, :, :-1])
+        assert (found - wanted[:, -1:]).abs().max() <= 1e-10
+        assert longer.shape == key.shape
+
+
+def _fewer(block: TracedBlock, example: Tensor, some: Layer) -> int:
+    """How many heads of keys and values are left: one group of two, or what all heads share, or of six heads.
+
+    Where the past has a key for each head, as Falcon's has, the group that stays keeps two of them.
+    """
+    grouped = "kv_group" in block.sites
+    heads = 2 if grouped else 3 if "head" in block.sites else 6
+    return {1: 1, 2: len(some["kv_group"]) if grouped else 2}.get(example.shape[1], heads)
+
+
+def _last(given: Tensor, example: Tensor) -> Tensor:
+    """The last of the new positions, in whichever dim they are."""
+    for dim, size in enumerate(example.shape):
+        given = given.narrow(dim, given.shape[dim] - 1, 1) if size == NEW else given
+    return given
