@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Hashable, Sequence
 from typing import Any
 
@@ -25,7 +26,7 @@ def block_kinds(called: Sequence[CalledBlock]) -> dict[str, Hashable]:
     return {
         block.path: (
             tuple((name, value) for name, value in constants.items() if name not in numbered),
-            tuple((name, tuple(tensor.shape)) for name, tensor in block.module.state_dict(keep_vars=True).items()),
+            tuple(_shapes(dict(block.module.named_parameters()) | dict(block.module.named_buffers()))),
             tuple((method, call.constants, tuple(_shapes(call.inputs))) for method, call in block.calls.items()),
         )
         for block, constants in zip(called, places, strict=True)
@@ -44,5 +45,12 @@ def _constants(block: nn.Module) -> dict[str, Hashable]:
         for name, value in vars(module).items():
             if not name.startswith("_") and not isinstance(value, Tensor):
                 plain = isinstance(value, int | float | str | bool | None | tuple)
-                found[f"{path}.{name}"] = repr(value) if plain else id(value)
+                found[f"{path}.{name}"] = repr(value) if plain else _code(value)
     return found
+
+
+def _code(value: Any) -> Hashable:
+    """Tell objects apart; partial functions by what they call, and methods by their function."""
+    if isinstance(value, functools.partial):
+        return (_code(value.func), repr(value.args), repr(value.keywords))
+    return id(getattr(value, "__func__", value))

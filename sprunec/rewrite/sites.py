@@ -9,7 +9,6 @@ in those of queries and of the output alone, the same number in every group.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -59,10 +58,10 @@ def find_sites(
 ) -> tuple[dict[str, Site], dict[str, int], tuple[str, ...]]:
     """Find the sites of a block by unit, the sizes of what looks like one but cannot be cut, and notes on why."""
     forward = programs["forward"]
-    kinds = Counter(residual.kind for residual in forward.residuals)
-    notes = [f"{block} has {count} {kind} sublayers; none is cut" for kind, count in sorted(kinds.items()) if count > 1]
-    if notes:
-        return {}, {}, tuple(notes)
+    attentions = sum(residual.kind == "attention" for residual in forward.residuals)
+    if attentions > 1:
+        return {}, {}, (f"{block} has {attentions} attention sublayers; none is cut",)
+    notes: list[str] = []
     parameters = {name: parameter.numel() for name, parameter in module.named_parameters()}
     sites: dict[str, Site] = {}
     fixed: dict[str, int] = {}

@@ -203,6 +203,37 @@ def test_attention_and_mlp_that_are_summed_first_are_two_sublayers() -> None:
         assert (masked(ids) - model(ids)).abs().max() > 1e-3
 
 
+class ThreeSublayers(Unit):
+    """A second feed-forward behind the first one."""
+
+    def __init__(self, inner: int) -> None:
+        super().__init__(24, 4, 40, "chunk")
+        self.rise, self.fall = nn.Linear(24, inner), nn.Linear(inner, 24)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        x = super().forward(x, mask)
+        return x + self.fall(F.gelu(self.rise(x)))
+
+
+@pytest.mark.parametrize("inner", [16, 40])
+def test_three_sublayers_are_cut_where_their_widths_are_alike(inner: int) -> None:
+    model, ids = Strange(depth=1).eval(), torch.randint(0, 50, (2, 7))
+    model.units[0] = ThreeSublayers(inner).eval()
+    (block,) = trace(model, ids)
+    assert block.sublayers() == ("attention", "feed_forward", "feed_forward")
+    assert ("dim_ff" in block.sites) == (inner == 40)
+    if inner == 16:
+        assert block.notes == ("units.0: dim_ff cannot be cut: it has axes of different sizes, [16, 40]",)
+    every = {unit: tuple(range(site.size)) for unit, site in block.sites.items()}
+    some = {"head": (0, 3)} | ({"dim_ff": (2, 30)} if inner == 40 else {"dim_ff": tuple(range(40))})
+    for kept in (every | some, {"head": (0, 1, 2, 3)}, {"dim_ff": tuple(range(40))}):
+        masked, small = copy.deepcopy(model), copy.deepcopy(model)
+        gating.mask(masked, trace(masked, ids), Cut([kept]))
+        surgery.rewrite(small, trace(small, ids), Cut([kept]))
+        assert (masked(ids) - small(ids)).abs().max() < 1e-5
+        assert (masked(ids) - model(ids)).abs().max() > 1e-3
+
+
 class SummedBesides(Unit):
     """What is added together with the attention is of the same norm, and no feed-forward by itself."""
 
