@@ -24,7 +24,6 @@ from measure import BARE, measure
 from models import write_masks
 
 from sprunec.families.cpm_ant.config import ModelConfig
-from sprunec.families.cpm_ant.shapes import expected_tensors
 
 TEN_BILLION = {"dim_model": 4096, "num_heads": 32, "dim_head": 128, "dim_ff": 10240, "num_layers": 48}
 ONE_IN = 16
@@ -33,7 +32,7 @@ ONE_IN = 16
 def write_sparse(path: Path, config: ModelConfig) -> int:
     """A safetensors file whose matrices are mostly holes -> its size in bytes."""
     header, end = {}, 0
-    for name, shape in expected_tensors(config).items():
+    for name, shape in config.tensors().items():
         start, end = end, end + 2 * math.prod(shape)
         header[name] = {"dtype": "F16", "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header).encode()

@@ -36,7 +36,7 @@ import json, sys
 from pathlib import Path
 from sprunec.masks.mask_tensors import write_masks
 from sprunec.families.cpm_ant.config import ModelConfig
-from sprunec.families.cpm_ant.sizes import everything
+from sprunec.families.base_config import everything
 from sprunec.units import Kept
 folder = Path(sys.argv[1])
 config, kept = (json.loads((folder / name).read_text()) for name in ("whole.json", "kept.json"))

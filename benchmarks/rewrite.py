@@ -40,9 +40,8 @@ from measure import BARE, measure, pages_read
 from models import write_masks
 
 from sprunec.checkpoint.safetensors_file import Stored, read_safetensors
+from sprunec.families.base_config import everything
 from sprunec.families.cpm_ant.config import ModelConfig
-from sprunec.families.cpm_ant.shapes import expected_tensors
-from sprunec.families.cpm_ant.sizes import everything
 from sprunec.units import Kept
 
 SHAPE = {"dim_model": 4096, "num_heads": 32, "dim_head": 128, "dim_ff": 10240}
@@ -69,15 +68,15 @@ def prepare(folder: Path, size: float) -> tuple[int, int]:
     (folder / "model" / "kept.json").write_text(json.dumps(everything(config).to_json()))
     (folder / "masks" / "kept.json").write_text(json.dumps(kept.to_json()))
     header, end = {}, 0
-    for name, shape in expected_tensors(config).items():
+    for name, shape in config.tensors().items():
         start, end = end, end + 2 * math.prod(shape)
         header[name] = {"dtype": "F16", "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     _fill(folder / "model" / "model.safetensors", len(text).to_bytes(8, "little") + text, end)
     small = config.cut(everything(config), kept)
-    _fill(folder / "copied", b"", sum(2 * math.prod(shape) for shape in expected_tensors(small).values()))
-    return end, max(2 * math.prod(shape) for shape in expected_tensors(config).values())
+    _fill(folder / "copied", b"", sum(2 * math.prod(shape) for shape in small.tensors().values()))
+    return end, max(2 * math.prod(shape) for shape in config.tensors().values())
 
 
 def _fill(path: Path, head: bytes, size: int) -> None:

@@ -31,9 +31,9 @@ from sprunec.engines.sharding import local
 from sprunec.engines.torch_engine import TorchDriver, TorchEngine
 from sprunec.engines.training import Training
 from sprunec.engines.world import World
+from sprunec.families.base_config import everything
 from sprunec.families.cpm_ant.blocks import build, initialize
 from sprunec.families.cpm_ant.config import ModelConfig
-from sprunec.families.cpm_ant.sizes import everything
 from sprunec.families.model_directory import load_model, save_model
 from sprunec.plan.scale import Cost, Setting, cost
 

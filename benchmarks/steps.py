@@ -22,10 +22,10 @@ from sprunec.engines.device import Place
 from sprunec.engines.loop import fit
 from sprunec.engines.torch_engine import TorchEngine
 from sprunec.engines.training import Training
+from sprunec.families.base_config import everything, unit_sizes
 from sprunec.families.cpm_ant.blocks import build, example_inputs, initialize
 from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.families.cpm_ant.model import CPMAnt
-from sprunec.families.cpm_ant.sizes import everything, unit_sizes
 from sprunec.masks.budgets import make_budgets
 from sprunec.masks.lagrangian import Lagrangian
 from sprunec.masks.learn import GateLearner, start_from

@@ -16,15 +16,14 @@ def command() -> None:
         from sprunec.cli import main  # in here, for a signal may come while it is being imported
 
         main()
-    except KeyboardInterrupt:
-        os._exit(INTERRUPTED)
-    except SystemExit as end:
-        if end.code == INTERRUPTED:
+    except (KeyboardInterrupt, SystemExit) as end:
+        if getattr(end, "code", INTERRUPTED) == INTERRUPTED:
             with suppress(OSError):  # nobody reads any more
                 sys.stdout.flush()
                 sys.stderr.flush()
             os._exit(INTERRUPTED)
-        raise
+        if isinstance(end, SystemExit):
+            raise
 
 
 if __name__ == "__main__":

@@ -17,13 +17,15 @@ import typer
 from rich.console import Console
 
 from sprunec.cli_flags import with_flags
-from sprunec.engines.launch import meet
+from sprunec.engines.launch import launch, meet
 from sprunec.engines.world import World, launched
 from sprunec.errors import Diagnostic, InputError, SprunecError
+from sprunec.execution.gc import find_garbage, remove_garbage
 from sprunec.interrupts import INTERRUPTED, interrupts
 from sprunec.plan.bmcook_flags import Flags
 from sprunec.show import output
-from sprunec.show.console import SECONDS_BETWEEN_LINES, Progress, print_diagnostics
+from sprunec.show.console import SECONDS_BETWEEN_LINES, Progress, print_diagnostics, say
+from sprunec.show.tables import inspect_table, waste_table
 from sprunec.unexpected import explained, log
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+Quiet = Annotated[bool, typer.Option(help="No progress.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 EXIT_CODES = {"done": 0, "target-missed": 4, "comparison-failed": 1}
 
@@ -52,7 +55,7 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an u
 @app.command()
 @with_flags
 def validate(
-    plans: Annotated[list[Path], typer.Argument(help="Plan files, or bmcook.json.", show_default=False)],
+    plans: Annotated[list[Path], typer.Argument(help="Plan files, or bmcook.json.")],
     flags: Flags,
     strict: Annotated[bool, typer.Option(help="A missing checkpoint, data or mask file is an error.")] = False,
     as_json: Json = False,
@@ -62,23 +65,22 @@ def validate(
     from sprunec.plan.plan import check_plan
 
     with output.reporting(as_json, "checking plans"):
-        found = list[Diagnostic]()
-        for path in plans:
-            found += check_plan(path, strict=strict, flags=flags, incomplete=not strict)[1]
+        checks = (check_plan(path, strict=strict, flags=flags, incomplete=not strict)[1] for path in plans)
+        found = [finding for each in checks for finding in each]
     document = output.diagnostics_document(found)
     if as_json:
         output.print_json(document)
     else:
         print_diagnostics(found)
         if document["valid"]:
-            Console().print(f"{len(plans)} valid plan{'s' * (len(plans) > 1)}", highlight=False)
+            say(f"{len(plans)} valid plan{'s' * (len(plans) > 1)}", Console())
     raise typer.Exit(0 if document["valid"] else InputError.exit_code)
 
 
 @app.command()
 @with_flags
 def run(
-    plan: Annotated[Path, typer.Argument(help="A plan file, or bmcook.json.", show_default=False)],
+    plan: Annotated[Path, typer.Argument(help="A plan file, or bmcook.json.")],
     flags: Flags,
     out: Annotated[Path | None, typer.Option(help="Where the run lives; run again there to continue.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the graph, sizes and cost; do nothing.")] = False,
@@ -86,22 +88,20 @@ def run(
     devices: Annotated[
         int, typer.Option(min=1, max=1024, help="Train on so many devices of this machine, a process each.")
     ] = 1,
-    quiet: Annotated[bool, typer.Option(help="No progress.")] = False,
+    quiet: Quiet = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Run a plan; what is already done is not done again."""
     from sprunec.compiler.lower import lower, with_own_head
+    from sprunec.execution.execute import execute
+    from sprunec.execution.ranks import follow
     from sprunec.plan.scale import plan_costs
 
     chosen, (rank, size) = _out(out, flags.save), launched()
     if devices > 1 and size == 1 and not dry_run:
-        from sprunec.engines.launch import launch
-
         raise typer.Exit(launch(devices, sys.argv[1:]))
     if rank > 0:
-        from sprunec.execution.ranks import follow
-
         raise typer.Exit(0 if dry_run else follow(lambda: _checked(plan, flags, strict=True)[0], chosen))
     progress = Progress(quiet=quiet)
     with interrupts(progress.message, alone=size == 1) as stop, World() if dry_run else meet() as world:
@@ -114,8 +114,6 @@ def run(
         if dry_run:
             output.show_graph(graph, folder, costs, as_json)
             return
-        from sprunec.execution.execute import execute
-
         with output.reporting(as_json, f"running {plan}", folder), output.page_of(folder, progress, stop, as_json):
             report = execute(graph, folder, progress, stop, world)
         output.show_report(report, folder, as_json)
@@ -125,11 +123,10 @@ def run(
 @app.command()
 @with_flags
 def convert(
-    bmcook: Annotated[Path, typer.Argument(help="bmcook.json.", show_default=False)],
+    bmcook: Annotated[Path, typer.Argument(help="bmcook.json.")],
     flags: Flags,
     seconds: Annotated[
-        list[Path] | None,
-        typer.Argument(help="l0_pruning.json, one a stage, in order; or sprune.json.", show_default=False),
+        list[Path] | None, typer.Argument(help="l0_pruning.json, one a stage, in order; or sprune.json.")
     ] = None,
     file: Annotated[Path | None, typer.Option("-o", "--output", help="Write the plan there.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="On bad input, too, one JSON document on stdout.")] = False,
@@ -147,7 +144,7 @@ def convert(
 
 @app.command()
 def inspect(
-    model: Annotated[Path, typer.Argument(help="A model config, a checkpoint, or a directory.", show_default=False)],
+    model: Annotated[Path, typer.Argument(help="A model config, a checkpoint, or a directory.")],
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -156,38 +153,31 @@ def inspect(
 
     with output.reporting(as_json, f"inspecting {model}"):
         document = inspect_model(model)
-    if as_json:
-        output.print_json(document)
-    else:
-        from sprunec.show.tables import inspect_table
-
-        Console().print(inspect_table(document), crop=False)
+    output.show(document, inspect_table, as_json)
 
 
 @app.command("make-data")
 def make_data(
-    inputs: Annotated[
-        list[Path], typer.Argument(help="Text, one document a line, or .jsonl with a text.", show_default=False)
-    ],
-    out: Annotated[Path, typer.Option(help="The directory to make.", show_default=False)],
-    vocab: Annotated[Path, typer.Option(help="The vocabulary file, one piece a line.", show_default=False)],
+    inputs: Annotated[list[Path], typer.Argument(help="Text, one document a line, or .jsonl with a text.")],
+    out: Annotated[Path, typer.Option(help="The directory to make.")],
+    vocab: Annotated[Path, typer.Option(help="The vocabulary file, one piece a line.")],
     prompt_length: Annotated[int, typer.Option(min=1, help="Prompt positions of the model.")] = 32,
     max_length: Annotated[int, typer.Option(min=1, help="Positions of a sequence, the prompt's among them.")] = 1024,
     seed: Annotated[int, typer.Option(min=0, help="Of the choice between filling in and going on.")] = 1234,
-    quiet: Annotated[bool, typer.Option(help="No progress.")] = False,
+    quiet: Quiet = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Make a CPM-Live data set (version 1) from text, for source "cpm-live" and for CPM-Live itself."""
     from sprunec.bmcook.data.set_writer import make_dataset
-    from sprunec.families.cpm_ant.vocabulary import read_vocabulary
+    from sprunec.families.vocabulary import read_vocabulary
 
     told = [monotonic()]
 
     def progress(written: Any) -> None:
         if not quiet and monotonic() - told[0] > SECONDS_BETWEEN_LINES:
             told[0] = monotonic()
-            Console(stderr=True).print(f"{written.documents:,} documents read", highlight=False)
+            say(f"{written.documents:,} documents read", Console(stderr=True))
 
     sizes = {"prompt_length": prompt_length, "max_length": max_length, "seed": seed}
     with output.reporting(as_json, f"making {out}"), interrupts(lambda text: None):
@@ -195,30 +185,26 @@ def make_data(
     if as_json:
         output.print_json({"directory": str(out), **asdict(made)})
         return
-    summary = f"{made.documents:,} documents, {made.records:,} records, {made.tokens:,} tokens; left out: "
-    summary += f"{made.tails:,} pieces of under 32 tokens, {made.unknown:,} unknown tokens"
-    Console().print(f"{out}: {summary}", markup=False, highlight=False, soft_wrap=True)
+    summary = f"{out}: {made.documents:,} documents, {made.records:,} records, {made.tokens:,} tokens; left out: "
+    say(summary + f"{made.tails:,} pieces of under 32 tokens, {made.unknown:,} unknown tokens", Console())
 
 
 @app.command()
 def gc(
-    out: Annotated[Path, typer.Argument(help="The folder of runs, e.g. runs/NAME.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="The folder of runs, e.g. runs/NAME.")],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go, and how much it is.")] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Remove what no plan in OUT refers to, and what stopped or damaged runs left behind."""
-    from sprunec.execution.gc import find_garbage, remove_garbage
-    from sprunec.show.tables import waste_table
-
     with output.reporting(as_json, f"cleaning {out}"):
         found = find_garbage(out)
         if not as_json:
-            Console().print(waste_table(found.document(removed=False), dry_run), crop=False)
+            Console().print(waste_table(found, dry_run), crop=False)
         if not dry_run:
             remove_garbage(out, found)
     if as_json:
-        output.print_json(found.document(removed=not dry_run))
+        output.print_json(found | {"removed": not dry_run})
 
 
 def _checked(plan: Path, flags: Flags, strict: bool) -> tuple[Plan, tuple[Diagnostic, ...]]:
@@ -242,9 +228,7 @@ def main() -> None:
     """Run the command; every error becomes one message and an exit code."""
     try:
         app()
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         told = explained(error, " ".join(["sprunec", *sys.argv[1:2]]), None)
         if isinstance(told, KeyboardInterrupt):
             sys.exit(INTERRUPTED)

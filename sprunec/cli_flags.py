@@ -6,7 +6,7 @@ import functools
 import inspect
 import typing
 from collections.abc import Callable
-from dataclasses import Field, fields
+from dataclasses import fields
 from typing import Annotated, Any
 
 import typer
@@ -17,33 +17,24 @@ PANEL = "Flags of BMCook's script, by their names"
 
 
 def with_flags(command: Callable[..., None]) -> Callable[..., None]:
-    """A command whose parameter `flags` is made of options named as the script's flags."""
-    kinds = typing.get_type_hints(Flags)
-    options = [_parameter(each, kinds[each.name]) for each in fields(Flags)]
-    names = [each.name for each in options]
-    own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "flags"]
+    """Make a command whose parameter `flags` is made of options named as the script's flags."""
+    kinds, options = typing.get_type_hints(Flags), {}
+    for each in fields(Flags):
+        names, text = (option(each.name), *each.metadata["names"]), each.metadata["help"]
+        hidden = text.startswith(NO_EFFECT)
+        flag = typer.Option(*names, help=text, rich_help_panel=PANEL, hidden=hidden, show_default=False)
+        options[each.name] = inspect.Parameter(
+            each.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kinds[each.name], flag]
+        )
 
     @functools.wraps(command)
     def wrapper(**given: Any) -> None:
-        flags = Flags(**{name: given.pop(name) for name in names})
+        flags = Flags(**{name: given.pop(name) for name in options})
         command(**given, flags=flags)
 
-    vars(wrapper)["__signature__"] = inspect.Signature(own + options)
-    vars(wrapper).pop("__wrapped__", None)
-    wrapper.__annotations__ = {each.name: each.annotation for each in own + options}
+    own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "flags"]
+    parameters = [*own, *options.values()]
+    vars(wrapper)["__signature__"] = inspect.Signature(parameters)
+    del vars(wrapper)["__wrapped__"]
+    wrapper.__annotations__ = {each.name: each.annotation for each in parameters}
     return wrapper
-
-
-def _parameter(each: Field[Any], kind: Any) -> inspect.Parameter:
-    text = each.metadata["help"]
-    described = typer.Option(
-        option(each.name),
-        *each.metadata["names"],
-        help=text,
-        rich_help_panel=PANEL,
-        hidden=text.startswith(NO_EFFECT),
-        show_default=False,
-    )
-    return inspect.Parameter(
-        each.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, described]
-    )

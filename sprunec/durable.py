@@ -40,17 +40,13 @@ def naming(path: Path, needed: int | None = None) -> Iterator[None]:
 
 
 def read_file(path: Path) -> str:
-    """Read the text of a file in UTF-8.
-
-    Raises:
-        OSError: it cannot be read; says which it is.
-    """
+    """Read the text of a file in UTF-8; an OSError says which it is, as those of all functions below do."""
     with naming(path):
         return path.read_text(encoding="utf-8")
 
 
 def file_sha256(path: Path) -> str:
-    """Hash a file's content; raises OSError as `read_file`."""
+    """Hash a file's content."""
     with naming(path), path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -60,39 +56,27 @@ def read_into(path: Path, spans: Iterable[tuple[int, int]], into: memoryview) ->
 
     Args:
         spans: each from its first byte to behind its last.
-
-    Raises:
-        OSError: it cannot be read, or ends before a part does; says which it is.
     """
-    end = 0
+    done = 0
     with naming(path), path.open("rb", buffering=0) as stream:
         for first, last in spans:
-            start, end = end, end + last - first
             stream.seek(first)
-            while start < end:
-                count = stream.readinto(into[start:end])
-                if not count:
+            end = done + last - first
+            while done < end:
+                if not (count := stream.readinto(into[done:end])):
                     raise OSError(errno.ENODATA, "it has become shorter while it was read")
-                start += count
+                done += count
 
 
 def write_new(path: Path, content: str | bytes) -> None:
-    """Write a file where it stays: a part of something that counts only once all of it is there.
-
-    Raises:
-        OSError: it cannot be written; says which it is, and how large it would be.
-    """
+    """Write a file where it stays: a part of something that counts only once all of it is there."""
     data = content.encode("utf-8") if isinstance(content, str) else content
     with naming(path, len(data)):
         path.write_bytes(data)
 
 
 def copy_file(source: Path, target: Path) -> None:
-    """Copy the content.
-
-    Raises:
-        OSError: one cannot be read, or the other not be written; says which.
-    """
+    """Copy the content; an OSError says which of the two it is about."""
 
     def chunks() -> Iterator[bytes]:
         with naming(source), source.open("rb") as stream:
@@ -121,11 +105,7 @@ def put_in_place(aside: Path, path: Path) -> None:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Put the whole file there, or leave the old one; a link in its place is replaced, not followed.
-
-    Raises:
-        OSError: it cannot be written; what was at `path` is as it was, and nothing is left aside.
-    """
+    """Put the whole file there, or leave the old one, and nothing aside; a link is replaced, not followed."""
     data = content.encode("utf-8") if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}")

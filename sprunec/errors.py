@@ -15,7 +15,8 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, TypeGuard
 
@@ -31,6 +32,11 @@ def show(value: Any, longest: int = 60) -> str:
 def series(words: Sequence[str], conjunction: str) -> str:
     """Join words as in `a, b and c`."""
     return f" {conjunction} ".join(part for part in (", ".join(words[:-1]), words[-1]) if part)
+
+
+def and_more(names: Sized, words: str = "and {} more") -> str:
+    """Count, in brackets, those behind the first, which has been named."""
+    return f" ({words.format(len(names) - 1)})" if len(names) > 1 else ""
 
 
 @dataclass(frozen=True)
@@ -71,11 +77,7 @@ class SprunecError(Exception):
 
 
 class InputError(SprunecError):
-    """A plan or an input file cannot be used.
-
-    Args:
-        diagnostics: all findings, in file order; at least one is an error.
-    """
+    """A plan or an input file cannot be used; `diagnostics` are all findings, in file order, at least one an error."""
 
     exit_code = 3
 
@@ -121,22 +123,15 @@ def remedied(error: OSError, place: object = "") -> str:
 
 
 def _told(error: OSError, place: object) -> tuple[str, str]:
-    words, remedy = error.strerror or str(error), REMEDIES.get(error.errno or 0, "")
-    facts = [*getattr(error, "__notes__", ()), *_room(error, str(error.filename2 or error.filename or place))]
-    return words + (f" ({', '.join(facts)})" if facts else ""), remedy
-
-
-def _room(error: OSError, file: str) -> list[str]:
-    """Say what is free where a file did not fit; nothing where that cannot be told."""
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not file:
-        return []
-    place = os.path.abspath(file)
-    while not os.path.exists(place):
-        place = os.path.dirname(place)
-    try:
-        return [f"{shutil.disk_usage(place).free:,} bytes are free there"]
-    except OSError:
-        return []
+    facts, file = [*getattr(error, "__notes__", ())], str(error.filename2 or error.filename or place)
+    if file and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        there = os.path.abspath(file)
+        while not os.path.exists(there):
+            there = os.path.dirname(there)
+        with suppress(OSError):
+            facts.append(f"{shutil.disk_usage(there).free:,} bytes are free there")
+    words = (error.strerror or str(error)) + (f" ({', '.join(facts)})" if facts else "")
+    return words, REMEDIES.get(error.errno or 0, "")
 
 
 _GONE = (errno.ENOENT, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ENOTCONN, errno.ETIMEDOUT)
@@ -171,11 +166,7 @@ class FormatError(PassError):
 
 
 class ComparisonError(SprunecError):
-    """Two models that should compute the same disagree by more than the tolerance.
-
-    Args:
-        metrics: of the comparison.
-    """
+    """Two models that should compute the same disagree by more than the tolerance, as the comparison's metrics say."""
 
     def __init__(self, message: str, metrics: dict[str, Any]) -> None:
         super().__init__(message)

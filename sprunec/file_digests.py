@@ -15,10 +15,7 @@ _KNOWN: dict[tuple[int, ...], str] = {}
 
 def file_stamp(path: Path) -> tuple[int, int]:
     """Give what changes when a file is written to; zeros if there is none."""
-    if not path.exists():
-        return 0, 0
-    status = path.stat()
-    return status.st_mtime_ns, status.st_size
+    return (path.stat().st_mtime_ns, path.stat().st_size) if path.exists() else (0, 0)
 
 
 def file_digest(path: Path) -> str:
@@ -29,11 +26,9 @@ def file_digest(path: Path) -> str:
         return hashlib.sha256(joined.encode()).hexdigest()
     if not path.is_file():
         return MISSING
-    known = known_digest(path)
-    if known is not None:
-        return known
-    digest = file_sha256(path)
-    remember_digest(path, digest)
+    if (digest := known_digest(path)) is None:
+        digest = file_sha256(path)
+        remember_digest(path, digest)
     return digest
 
 

@@ -22,6 +22,7 @@ HEAD = 1024
 LARGEST_HEADER = 100 * 1024 * 1024
 LARGEST_JSON = 64 * 1024 * 1024
 _AGAIN, _UNPACK = "download it again, with a link to the file itself", "unpack it, and name what was in it"
+_ANEW = "load it in torch, and torch.save its state dict again"
 
 
 class Kind(NamedTuple):
@@ -43,9 +44,7 @@ KINDS: Mapping[str, Kind] = {
     "safetensors": Kind("a safetensors file"),
     "torch": Kind("a PyTorch checkpoint (.pt)"),
     "old torch": Kind(
-        "a PyTorch checkpoint as torch before 1.6 wrote it",
-        "load it in torch, and torch.save its state dict again",
-        rb"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19",
+        "a PyTorch checkpoint as torch before 1.6 wrote it", _ANEW, rb"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
     ),
     "exported": Kind("a program that torch.export wrote (.pt2)"),
     "torchscript": Kind("a TorchScript program", "torch.save the module's state_dict()"),
@@ -54,8 +53,6 @@ KINDS: Mapping[str, Kind] = {
     "lfs": Kind(
         "a Git LFS pointer: the file itself was not fetched", "fetch it with git lfs pull", rb"version https://git-lfs"
     ),
-    "html": Kind("a web page (HTML)", _AGAIN),
-    "xml": Kind("an XML document", _AGAIN),
     "gzip": Kind("a gzip archive", _UNPACK, rb"\x1f\x8b"),
     "xz": Kind("an xz archive", _UNPACK, rb"\xfd7zXZ\x00"),
     "zstd": Kind("a Zstandard archive", _UNPACK, rb"\x28\xb5\x2f\xfd"),
@@ -81,6 +78,8 @@ KINDS: Mapping[str, Kind] = {
     "pickle": Kind("a Python pickle", head=rb"\x80[\x02-\x05]"),
     "tar": Kind("a tar archive", _UNPACK, rb".{257}ustar"),
     "sentencepiece": Kind("a SentencePiece model", head=rb"\n.{0,50}<unk>\x15"),
+    "html": Kind("a web page (HTML)", _AGAIN, rb"(?i)(\xef\xbb\xbf)?\s*<(!doctype html|html|head|body)[\s>]"),
+    "xml": Kind("an XML document", _AGAIN, rb"(\xef\xbb\xbf)?\s*<\?xml"),
     "empty": Kind("empty", "copy or save it again"),
     "zeros": Kind("zero bytes from its beginning on", "copy or download it again", rb"\x00*\Z"),
     "tokenizer": Kind("a tokenizer.json of Hugging Face"),
@@ -97,106 +96,86 @@ TEXT = frozenset({"text", "tokenizer", "index", *JSON})
 SAVED = frozenset({"torch", "old torch", "pickle"})  # what torch.load opens
 MARKUP = frozenset({"html", "xml"})  # text too, but hardly what anybody means
 
-_PRINTED = ("lfs", "pdf", "bzip2", "tar", "sentencepiece")  # else: a text may begin with GIF8
+_PRINTED = ("lfs", "pdf", "bzip2", "tar", "sentencepiece", *MARKUP)  # else: a text may begin with GIF8
 _HEADS = {name: re.compile(kind.head, re.DOTALL) for name, kind in KINDS.items() if kind.head}
-_HTML = re.compile(rb"<(!doctype html|html|head|body)[\s>]", re.IGNORECASE)
 _TABLE_END = b"\x57\xfb\x80\x8b\x24\x75\x47\xdb"  # of the index beside a TensorFlow checkpoint
 # keys of a JSON object that tell it
 _KEYS = {"weight_map": "index", "added_tokens": "tokenizer", "passes": "plan"}
 _KEYS |= dict.fromkeys(("model_type", "dim_model", "hidden_size"), "config")
 
 
-def foreign(path: Path, wanted: str, fine: Collection[str], hints: Mapping[str, str]) -> InputError | None:
+def foreign(
+    path: Path, wanted: str, fine: Collection[str], hints: Mapping[str, str], *, whole: bool = True
+) -> InputError | None:
     """Make the error for a file that cannot be read or is of a kind that its place cannot be; None where it may be it.
 
     Args:
         wanted: what the place is for, with an article.
         fine: the kinds that it may be.
         hints: what to do, by kind; under "" for all those that have no remedy of their own.
+        whole: as in `file_kind`.
     """
     try:
-        kind = file_kind(path)
+        kind = file_kind(path, whole=whole)
     except FileNotFoundError:
         return None  # the reader says best what should be there
     except OSError as error:
         return InputError.of_disk(path, error)
-    return None if kind in fine else unlike(path, kind, wanted, hints)
-
-
-def unlike(path: Path, kind: str, wanted: str, hints: Mapping[str, str]) -> InputError:
-    """Make the error of `foreign` for a kind that is known."""
+    if kind in fine:
+        return None
     hint = hints.get(kind) or KINDS[kind].remedy or hints.get("", "")
     code = "not-utf8" if kind.startswith("utf") else "foreign-file"
     return InputError.at(path, f"this is {KINDS[kind].words}, not {wanted}", hint, code=code)
 
 
-def binary_kind(path: Path) -> str | None:
-    """Tell the kind where first bytes tell it for certain; None for text, and for what is not known.
+def file_kind(path: Path, *, whole: bool = True) -> str:
+    """Tell what a file is, a key of `KINDS`; raises OSError.
 
-    Raises:
-        OSError: it cannot be read.
+    Args:
+        whole: whether JSON is read to its end; else "" is all that is said of text, and of what is not known.
     """
     if os.path.isdir(path):
         return "folder"
-    size = path.stat().st_size
     with naming(path), path.open("rb") as stream:
         head = stream.read(HEAD)
-        stream.seek(max(0, size - len(_TABLE_END)))
-        tail = stream.read()
+        stream.seek(max(0, stream.seek(0, os.SEEK_END) - len(_TABLE_END)))
+        kind = _kind(path, head, stream.read())
+    if kind or not whole:
+        return kind
+    if not head.removeprefix(codecs.BOM_UTF8).lstrip().startswith((b"{", b"[")):
+        return "text" if _is_text(head) else "unknown"
+    with naming(path):
+        content = path.read_bytes() if path.stat().st_size <= LARGEST_JSON else b"[]"
+    try:
+        value: Any = json.loads(content.decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        return "text"  # it does not go on like that
+    return next((name for key, name in _KEYS.items() if isinstance(value, dict) and key in value), "json")
+
+
+def _kind(path: Path, head: bytes, tail: bytes) -> str:
+    """Tell the kind where first or last bytes tell it for certain."""
     if not head:
         return "empty"
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
-        return _zip_kind(path)
+        return _zip_kind(path, head)
     if head[8:9] == b"{" and 2 <= int.from_bytes(head[:8], "little") <= LARGEST_HEADER:
         return "safetensors"
     for name, pattern in _HEADS.items():
         if pattern.match(head) and (name in _PRINTED or not _is_text(head)):
             return name
-    return "tensorflow" if tail == _TABLE_END else _text_kind(head)
-
-
-def _text_kind(head: bytes) -> str | None:
-    """Tell text that shows by its first words or by its zeros what it is."""
-    opening = head.removeprefix(codecs.BOM_UTF8).lstrip()
-    if _HTML.match(opening):
-        return "html"
-    if opening.startswith(b"<?xml"):
-        return "xml"
     # Latin letters of UTF-16 without a mark: every second byte is 0
-    sample = head[: HEAD // 2 * 2]
-    nulls = max(sample[0::2].count(0), sample[1::2].count(0))
-    return "utf-16" if sample.count(0) == nulls and nulls > len(sample) // 4 else None
+    nulls = max(head[0::2].count(0), head[1::2].count(0))
+    latin = head.count(0) == nulls and nulls > len(head) // 4
+    return "tensorflow" if tail == _TABLE_END else "utf-16" if latin else ""
 
 
-def file_kind(path: Path) -> str:
-    """Tell what a file is: a key of `KINDS`.
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    if found := binary_kind(path):
-        return found
-    head = _first(path)
-    if head.removeprefix(codecs.BOM_UTF8).lstrip().startswith((b"{", b"[")):
-        return _json_kind(path)
-    return "text" if _is_text(head) else "unknown"
-
-
-def _is_text(head: bytes) -> bool:
-    """Tell whether it is UTF-8, the last character perhaps cut off, without bytes that no text has."""
-    try:
-        codecs.getincrementaldecoder("utf-8")().decode(head, final=len(head) < HEAD)
-    except UnicodeDecodeError:
-        return False
-    return b"\x00" not in head
-
-
-def _zip_kind(path: Path) -> str:
+def _zip_kind(path: Path, head: bytes) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
     except Exception:  # damaged: its end, with the list of names, is missing
-        return "zip" if b"data.pkl" not in _first(path) else "torch"
+        return "torch" if b"data.pkl" in head else "zip"
     inner = {name.partition("/")[2] for name in names}
     if "archive_format" in inner or "models/model.json" in inner:
         return "exported"
@@ -209,19 +188,10 @@ def _zip_kind(path: Path) -> str:
     return "office" if "[Content_Types].xml" in names else "zip"
 
 
-def _first(path: Path) -> bytes:
-    with naming(path), path.open("rb") as stream:
-        return stream.read(HEAD)
-
-
-def _json_kind(path: Path) -> str:
-    """Tell what begins like JSON: plain text, where it does not go on like that."""
-    if path.stat().st_size > LARGEST_JSON:
-        return "json"
-    with naming(path):
-        content = path.read_bytes()
+def _is_text(head: bytes) -> bool:
+    """Tell whether it is UTF-8, the last character perhaps cut off, without bytes that no text has."""
     try:
-        value: Any = json.loads(content.decode("utf-8-sig"))
-    except (ValueError, RecursionError):
-        return "text"
-    return next((name for key, name in _KEYS.items() if key in value), "json") if isinstance(value, dict) else "json"
+        codecs.getincrementaldecoder("utf-8")().decode(head, final=len(head) < HEAD)
+    except UnicodeDecodeError:
+        return False
+    return b"\x00" not in head

@@ -60,11 +60,7 @@ class Interrupts:
         return self._asked
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """Take a signal, in the main thread.
-
-        Raises:
-            KeyboardInterrupt: the run stops here.
-        """
+        """Take a signal, in the main thread; raises KeyboardInterrupt where the run stops here."""
         again, self._asked = self._asked, True
         if again or not (self._waits() or self._left.is_set()):
             raise KeyboardInterrupt

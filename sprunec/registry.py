@@ -60,7 +60,9 @@ class Registry(Mapping[str, Row], Generic[Row]):
     @cached_property
     def _rows(self) -> dict[str, tuple[Row, ModuleType]]:
         rows: dict[str, tuple[Row, ModuleType]] = {}
-        for module in self._modules():
+        room, others = import_module(self._room), added(self._room)
+        own = [f"{self._room}.{found.name}" for found in pkgutil.iter_modules(getattr(room, "__path__", ()))]
+        for module in (room, *map(import_module, [*own, *others.values()])):
             for row in vars(module).values():
                 if not isinstance(row, self._kind) or rows.get(row.name, (None,))[0] is row:
                     continue
@@ -68,17 +70,10 @@ class Registry(Mapping[str, Row], Generic[Row]):
                     homes = f"{rows[row.name][1].__name__} and {module.__name__}"
                     raise ImportError(f"{self._room}: {homes} both declare {row.name!r}")
                 rows[row.name] = row, module
-        for name, home in added(self._room).items():
+        for name, home in others.items():
             if name not in rows:
                 raise ImportError(f"{self._room}: {home} declares no {name!r}, as its entry point says")
         return rows
-
-    def _modules(self) -> Iterator[ModuleType]:
-        room = import_module(self._room)
-        yield room
-        for found in pkgutil.iter_modules(getattr(room, "__path__", ())):
-            yield import_module(f"{self._room}.{found.name}")
-        yield from map(import_module, added(self._room).values())
 
 
 @cache
@@ -89,8 +84,6 @@ def added(room: str) -> dict[str, str]:
 
 def added_schemas(room: str) -> dict[str, Path]:
     """Say where the schemas of such rows lie, by name; of those that have one."""
-    origins = {name: find_spec(module) for name, module in added(room).items()}
-    paths = {
-        name: Path(spec.origin).with_suffix(".schema.json") for name, spec in origins.items() if spec and spec.origin
-    }
+    specs = ((name, find_spec(module)) for name, module in added(room).items())
+    paths = {name: Path(spec.origin).with_suffix(".schema.json") for name, spec in specs if spec and spec.origin}
     return {name: path for name, path in paths.items() if path.is_file()}

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any, BinaryIO
 
 from sprunec.errors import Diagnostic, InputError
-from sprunec.file_kinds import JSON, MARKUP, TEXT, binary_kind, foreign, unlike
+from sprunec.file_kinds import JSON, MARKUP, TEXT, foreign
 
 _TABLE = 'write it as JSON lines first, e.g. pandas.read_parquet(FILE).to_json(NEW, orient="records", lines=True)'
 _TABLES = {"parquet": _TABLE, "arrow": _TABLE.replace("parquet", "feather"), "": "give a text file in UTF-8"}
@@ -65,11 +65,7 @@ def _pieces(path: Path, *, whole: bool) -> Iterator[str]:
 
 
 def decode(content: bytes, file: object) -> str:
-    """Do as `read_text`, of bytes that have been read from `file`.
-
-    Raises:
-        InputError: they are no UTF-8.
-    """
+    """Do as `read_text`, of bytes that have been read from `file`; raises InputError where they are no UTF-8."""
     try:
         return io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig").read()
     except UnicodeDecodeError:
@@ -77,29 +73,21 @@ def decode(content: bytes, file: object) -> str:
 
 
 def read_json(path: Path, wanted: str, hint: str = "") -> Any:
-    """Read the value in a JSON file.
-
-    Raises:
-        InputError: as `read_text`, or it is not JSON (with line and column), or nested without end.
-    """
+    """Read the value in a JSON file; raises as `read_text`, also where it is none (with line and column)."""
     text = read_text(path, wanted, hints={"": hint})
     try:
         return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, json.JSONDecodeError):
-            message = f"this is not {wanted}: from here on it is no JSON"
-            finding = Diagnostic("syntax", message, hint, file=str(path), line=error.lineno, column=error.colno)
-            raise foreign(path, wanted, TEXT, {"": hint}) or InputError(finding) from None
+    except json.JSONDecodeError as error:
+        message = f"this is not {wanted}: from here on it is no JSON"
+        finding = Diagnostic("syntax", message, hint, file=str(path), line=error.lineno, column=error.colno)
+        raise foreign(path, wanted, TEXT, {"": hint}) or InputError(finding) from None
+    except (ValueError, RecursionError):
         raise InputError.at(path, f"this is not {wanted}: it is nested without end", hint, code="syntax") from None
 
 
 def foreign_text(path: Path, wanted: str, fine: Collection[str], hints: Hints = NO_HINTS) -> InputError | None:
     """Do as `foreign` by the first bytes of a file that should be text; leave the rest of it alone."""
-    try:
-        kind = binary_kind(path)
-    except OSError as error:
-        return InputError.of_disk(path, error)
-    return None if kind in (None, "empty", *fine) else unlike(path, str(kind), wanted, {**_TABLES, **hints})
+    return foreign(path, wanted, {"", "empty", *fine}, {**_TABLES, **hints}, whole=False)
 
 
 def _check_kind(path: Path, wanted: str, fine: Collection[str], hints: Hints) -> None:

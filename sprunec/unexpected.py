@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import traceback
+from contextlib import suppress
 from pathlib import Path
 
 from sprunec.durable import write_atomically
@@ -16,12 +17,7 @@ log = logging.getLogger("sprunec")
 
 
 class UnexpectedError(PassError):
-    """A mistake of this tool or of a library; its cause is the exception itself.
-
-    Args:
-        doing: the pass, and what was being done.
-        error: what went wrong there.
-    """
+    """A mistake of this tool or of a library, while a pass was `doing` something; its cause is the exception itself."""
 
     def __init__(self, doing: str, error: BaseException) -> None:
         super().__init__(f"{doing}: {own_words(error)}")
@@ -60,15 +56,10 @@ def explained(error: BaseException, doing: str, folder: Path | None) -> BaseExce
     if told.file is None:
         text = "".join(traceback.format_exception(told.__cause__ or told))
         log.debug("%s", text)
-        told.file = _keep(text, folder)
+        for place in (None,) if folder is None else (folder, None):  # elsewhere where that takes nothing
+            with suppress(OSError):
+                file = (place or Path(tempfile.mkdtemp(prefix="sprunec-"))) / FILE
+                write_atomically(file, text)
+                told.file = file
+                break
     return told
-
-
-def _keep(text: str, folder: Path | None) -> Path | None:
-    """Write a traceback into `folder`, or elsewhere where that takes nothing; return where, None for nowhere."""
-    try:
-        file = Path(tempfile.mkdtemp(prefix="sprunec-")) / FILE if folder is None else folder / FILE
-        write_atomically(file, text)
-    except OSError:
-        return None if folder is None else _keep(text, None)
-    return file

@@ -28,7 +28,7 @@ from sprunec.cli import app
 from sprunec.compiler.inspect import inspect_model
 from sprunec.data.text import read_text
 from sprunec.errors import InputError
-from sprunec.families.cpm_ant.vocabulary import read_vocabulary
+from sprunec.families.vocabulary import read_vocabulary
 from sprunec.file_kinds import KINDS, file_kind
 from sprunec.plan.plan import check_plan
 from tests.helpers.small_plans import EMIT, MODEL, TRAIN, plan, write

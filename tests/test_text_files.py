@@ -13,17 +13,16 @@ import torch
 from sprunec.bmcook.data.set_writer import documents
 from sprunec.bmcook.masks.mask_forms import read_mask_tensors
 from sprunec.checkpoint.layouts import weight_files
-from sprunec.checkpoint.mask_notes import note_path, read_provenance, write_provenance
-from sprunec.checkpoint.provenance import describe_origin, write_origin
+from sprunec.checkpoint.provenance import describe_origin, note_path, read_provenance, write_origin, write_provenance
 from sprunec.checkpoint.writer import write_state
 from sprunec.compiler.inspect import inspect_model
 from sprunec.data.pairs import read_pairs
 from sprunec.data.text import read_text as read_source_text
 from sprunec.data.text import split_text
 from sprunec.errors import Diagnostic, InputError
-from sprunec.families.cpm_ant.sizes import everything
-from sprunec.families.cpm_ant.vocabulary import read_vocabulary
+from sprunec.families.base_config import everything
 from sprunec.families.model_directory import load, save_model
+from sprunec.families.vocabulary import read_vocabulary
 from sprunec.plan.model_config import read_config
 from sprunec.plan.plan import check_plan, read_plan
 from sprunec.text_files import read_json, read_lines, read_text
@@ -61,7 +60,7 @@ def shard_index(path: Path) -> Any:
 
 
 def mask(path: Path) -> Any:
-    return [(sheet.unit, sheet.kept().tolist()) for sheet in read_mask_tensors(path.rename(path.with_suffix(".json")))]
+    return [(sheet.unit, sheet.kept.tolist()) for sheet in read_mask_tensors(path.rename(path.with_suffix(".json")))]
 
 
 def plan_content(path: Path) -> Any:

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from sprunec.families.cpm_ant.sizes import everything
+from sprunec.families.base_config import everything
 from sprunec.plan.schema import load_schema, properties
 from sprunec.units import COUNTED, INSIDE, SIZE_TARGETS, UNITS, WHOLE, Kept, Key, counting, gate_units, sublayers_of
 from tests.conftest import kept_layer, tiny_config

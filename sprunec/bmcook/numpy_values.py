@@ -13,7 +13,7 @@ import numpy as np
 
 from sprunec.checkpoint.safe_pickle import Refused, brief
 
-NUMBERS = {"b1", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f2", "f4", "f8"}
+NUMBERS = ("b1", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f2", "f4", "f8")
 
 
 class Dtype:
@@ -26,15 +26,15 @@ class Dtype:
         self.order = {"<": "<", ">": ">", "|": "="}[state[1]]
 
     def number(self) -> np.dtype[Any]:
-        if not isinstance(self.code, str) or self.code not in NUMBERS:
+        if self.code not in NUMBERS:
             raise Refused(f"NumPy values of dtype {brief(self.code)}, which are no numbers")
         return np.dtype(self.code).newbyteorder(self.order)  # type: ignore[arg-type]
 
 
 class Array:
-    """An array in a file; `value` once it is filled."""
+    """An array in a file; `value` once it is filled, which a hostile file may never do."""
 
-    value: np.ndarray[Any, Any]
+    value: np.ndarray[Any, Any] | None = None
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, dtype, by_columns, raw = state

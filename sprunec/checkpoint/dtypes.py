@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 
-from sprunec.errors import series
+from sprunec.errors import and_more, series
 
 # safetensors' names of dtypes in torch's; others stay as they are.
 NAMES = (
@@ -45,7 +45,4 @@ def dtype_refusal(dtypes: Mapping[str, str], weights: Collection[str] = ()) -> t
                 hint = f"give what it was made of, or dequantise it and save that as {_FLOATS}"
                 return f"this checkpoint is quantised: it has {name} ({kind})", hint
     wrong = sorted(name for name in weights if name in dtypes and dtypes[name] not in FLOATS)
-    if not wrong:
-        return None
-    more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
-    return f"{wrong[0]}{more} is {dtypes[wrong[0]]}, and weights are floats", SAVE_AS
+    return (f"{wrong[0]}{and_more(wrong)} is {dtypes[wrong[0]]}, and weights are floats", SAVE_AS) if wrong else None

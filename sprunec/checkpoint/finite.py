@@ -15,18 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sprunec.checkpoint.safetensors_file import SIZES, Stored
+from sprunec.checkpoint.safetensors_file import SIZES, Shape, Stored
 from sprunec.durable import naming, read_into
 
 CHUNK_BYTES = 8 * 2**20
 MOST_PLACES = 4096
-# By dtype: unsigned integers of its width, the bits of its exponent, and those of its mantissa.
-BITS: dict[str, tuple[Any, int, int]] = {
-    "F64": (np.uint64, 0x7FF0000000000000, 0x000FFFFFFFFFFFFF),
-    "F32": (np.uint32, 0x7F800000, 0x007FFFFF),
-    "F16": (np.uint16, 0x7C00, 0x03FF),
-    "BF16": (np.uint16, 0x7F80, 0x007F),
-}
+EXPONENTS = {"F64": 0x7FF0000000000000, "F32": 0x7F800000, "F16": 0x7C00, "BF16": 0x7F80}  # the bits of it, by dtype
 
 
 @dataclass(frozen=True)
@@ -53,54 +47,33 @@ class NonFinite:
 
 
 def read_weights(file: Path, places: dict[str, Stored]) -> tuple[str, list[NonFinite]]:
-    """Hash a file, and find which of its tensors are not finite, in one reading.
+    """Hash a file, and find which of its tensors, that lie at `places`, are not finite, in one reading; raises OSError.
 
-    Args:
-        places: where the tensors of this file lie.
-
-    Raises:
-        OSError: it cannot be read.
+    It is read in windows that overlap by the width of a number, so that none is cut in two everywhere.
     """
-    digest, suspects = hashlib.sha256(), set[str]()
-    floats = {name: place for name, place in places.items() if place.dtype in BITS and place.extent}
-    for first, overlap, window in _windows(file):
-        digest.update(window[overlap:])
-        suspects |= {name for name, place in floats.items() if name not in suspects and _has_any(place, first, window)}
-    found = (_located(name, floats[name]) for name in floats if name in suspects)
+    floats = {name: place for name, place in places.items() if place.dtype in EXPONENTS and place.extent}
+    digest, suspects, first = hashlib.sha256(), set[str](), 0
+    buffer = memoryview(bytearray(CHUNK_BYTES + max(SIZES.values())))
+    with naming(file), file.open("rb") as stream:
+        while count := stream.readinto(buffer):
+            window = buffer[:count]
+            digest.update(window[:CHUNK_BYTES])
+            suspects |= {name for name in floats.keys() - suspects if _has_any(floats[name], first, window)}
+            first = stream.seek(first + CHUNK_BYTES)
+    found = (_located(name, place) for name, place in floats.items() if name in suspects)
     return digest.hexdigest(), [each for each in found if each is not None]
 
 
-def _windows(file: Path) -> Iterator[tuple[int, int, memoryview]]:
-    """Read the file in windows: which byte is the first, and how many have been in the window before, too.
-
-    They overlap by the width of a number, so that none is cut in two everywhere.
-    """
-    widest = max(SIZES.values())
-    buffer = memoryview(bytearray(widest + CHUNK_BYTES))
-    overlap, first = 0, 0
-    with naming(file), file.open("rb", buffering=0) as stream:
-        while count := stream.readinto(buffer[overlap : overlap + CHUNK_BYTES]):
-            window = buffer[: overlap + count]
-            yield first, overlap, window
-            kept = min(widest, len(window))
-            first += len(window) - kept
-            buffer[:kept] = bytes(window[-kept:])
-            overlap = kept
-
-
-def _has_any(place: Stored, first: int, data: memoryview) -> bool:
+def _has_any(place: Stored, first: int, window: memoryview) -> bool:
     """Tell whether a number of the tensor within the window is not finite; gaps between its rows count, too."""
     size = SIZES[place.dtype]
-    low = max(0, -((place.start - first) // size)) if first > place.start else 0
-    high = min(place.extent, first + len(data) - place.start) // size
-    if high <= low:
-        return False
-    start = place.start + low * size - first
-    return bool(_all_ones(np.frombuffer(data, BITS[place.dtype][0], high - low, start), place.dtype).any())
+    begin = place.start - first if place.start > first else (place.start - first) % size
+    count = (min(place.start + place.extent - first, len(window)) - begin) // size
+    return count > 0 and bool(_all_ones(np.frombuffer(window, f"u{size}", count, begin), place.dtype).any())
 
 
 def _all_ones(numbers: NDArray[Any], dtype: str) -> NDArray[Any]:
-    known, mask = {"F32": np.float32, "F64": np.float64}.get(dtype), numbers.dtype.type(BITS[dtype][1])
+    known, mask = {"F32": np.float32, "F64": np.float64}.get(dtype), numbers.dtype.type(EXPONENTS[dtype])
     # numpy's own test is twice as fast where it has one
     found: NDArray[Any] = (numbers & mask) == mask if known is None else ~np.isfinite(numbers.view(known))
     return found
@@ -108,39 +81,28 @@ def _all_ones(numbers: NDArray[Any], dtype: str) -> NDArray[Any]:
 
 def _located(name: str, place: Stored) -> NonFinite | None:
     """Count them in the tensor itself, and find where they are."""
-    count, nans, places = 0, 0, list[NDArray[np.int64]]()
-    for first, part in _rows(place):
-        bad = _all_ones(part, place.dtype)
-        if count < MOST_PLACES and bad.any():
-            here = np.argwhere(bad)[: MOST_PLACES - count, : len(place.shape)]
-            here[:, :1] += first
-            places.append(here)
-        count += int(bad.sum())
-        nans += int(((part[bad] & part.dtype.type(BITS[place.dtype][2])) != 0).sum())
-    return NonFinite(place.file, name, count, nans, np.concatenate(places)) if count else None
+    shape, mantissa = place.shape, ~EXPONENTS[place.dtype] & EXPONENTS[place.dtype] - 1
+    if place.strides is not None:  # a dim that repeats one number has it once
+        shape = tuple(size if stride else 1 for size, stride in zip(shape, place.strides, strict=True))
+    count, nans, first, places = 0, 0, 0, list[NDArray[np.int64]]()
+    for part in _numbers(place, shape):
+        bad = np.flatnonzero(_all_ones(part, place.dtype))
+        places.append(bad[: max(0, MOST_PLACES - count)] + first)
+        nans += int(np.count_nonzero(part[bad] & part.dtype.type(mantissa)))
+        count, first = count + len(bad), first + len(part)
+    indices = np.stack(np.unravel_index(np.concatenate(places), shape or (1,)), axis=1)[:, : len(shape)]
+    return NonFinite(place.file, name, count, nans, indices) if count else None
 
 
-def _rows(place: Stored) -> Iterator[tuple[int, NDArray[Any]]]:
-    """Read the tensor's numbers as unsigned integers, some rows at a time, and the number of the first of them.
-
-    Of a tensor that lies in the file with strides all is in memory, a dim that repeats one number once.
-    """
-    shape = place.shape or (1,)
-    width = place.nbytes // shape[0]
-    if place.strides is not None:
-        flat = _read(place, 0, place.extent)
-        shape = tuple(size if stride else 1 for size, stride in zip(place.shape, place.strides, strict=True))
-        strides = [step * flat.itemsize for step in place.strides]
-        yield 0, np.ascontiguousarray(np.lib.stride_tricks.as_strided(flat, shape, strides, writeable=False))
-        return
-    at_once = max(1, CHUNK_BYTES // width)
-    for first in range(0, shape[0], at_once):
-        last = min(first + at_once, shape[0])
-        yield first, _read(place, first * width, last * width).reshape(last - first, *shape[1:])
-
-
-def _read(place: Stored, start: int, end: int) -> NDArray[Any]:
-    """Read bytes of a tensor's extent, as unsigned integers."""
-    found = np.empty(end - start, np.uint8)
-    read_into(place.file, [(place.start + start, place.start + end)], found.data)
-    return found.view(BITS[place.dtype][0])
+def _numbers(place: Stored, shape: Shape) -> Iterator[NDArray[Any]]:
+    """Read a tensor's numbers as unsigned integers, some at a time; of one with strides all is in memory."""
+    at_once = CHUNK_BYTES if place.strides is None else place.extent
+    for start in range(place.start, place.start + place.extent, at_once):
+        end = min(start + at_once, place.start + place.extent)
+        found = np.empty(end - start, np.uint8)
+        read_into(place.file, [(start, end)], found.data)
+        flat = found.view(f"u{SIZES[place.dtype]}")
+        if place.strides is not None:
+            strides = [step * flat.itemsize for step in place.strides]
+            flat = np.lib.stride_tricks.as_strided(flat, shape, strides, writeable=False).ravel()
+        yield flat

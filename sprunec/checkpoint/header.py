@@ -10,8 +10,9 @@ from typing import Any
 from sprunec.checkpoint.dtypes import NAMES
 from sprunec.checkpoint.layouts import check_index, is_index, weight_files
 from sprunec.checkpoint.pt_header import Unknown, read_pt
-from sprunec.checkpoint.safetensors_file import Shape, Stored, check_kind, read_safetensors
-from sprunec.errors import InputError
+from sprunec.checkpoint.safetensors_file import Shape, Stored, read_safetensors
+from sprunec.errors import InputError, and_more
+from sprunec.file_kinds import file_kind, foreign
 
 Place = Any  # `Stored`, or the torch.Tensor itself where only torch could read its file
 Reader = Callable[[Path], Mapping[str, Place]]
@@ -55,14 +56,10 @@ def open_header(path: Path) -> Header | None:
 
 
 def read_places(path: Path, otherwise: Reader | None = None) -> dict[str, Place]:
-    """Find every tensor of a checkpoint file, of an index, or of a directory that holds one.
+    """Find every tensor of a checkpoint file, of an index, or of a directory that holds one; raises InputError.
 
     Args:
-        otherwise: reads what torch has saved in a way that is not known here.
-
-    Raises:
-        Unknown: a file is of that kind, and there is no `otherwise`.
-        InputError: a file is missing or damaged, or is something else, or the index says otherwise.
+        otherwise: reads what torch has saved in a way that is not known here; without it, `Unknown` is raised.
     """
     files = weight_files(path)
     index = files.pop(0) if is_index(files[0]) else None
@@ -76,9 +73,16 @@ def _places_in(file: Path, otherwise: Reader | None) -> Mapping[str, Place]:
     if not os.path.exists(file):
         there = os.path.realpath(file) if file.is_symlink() else file  # the store links to the user's own
         raise InputError.at(there, "there is no such file", "give the path of a checkpoint", code="missing-file")
+    safe = file.suffix == ".safetensors"
+    fine, wanted = ({"safetensors", "unknown"}, "a safetensors file") if safe else ({"torch"}, "a PyTorch checkpoint")
     try:
-        check_kind(file)
-        return read_safetensors(file) if file.suffix == ".safetensors" else read_pt(file)
+        if file_kind(file) == "old torch":
+            wanted = "one as it writes today"
+        hints = {"": "give safetensors, or a state dict that torch.save wrote"}
+        hints |= {"safetensors": f"rename it to {file.stem}.safetensors", "torch": f"rename it to {file.stem}.pt"}
+        if told := foreign(file, wanted, fine, hints):
+            raise told
+        return read_safetensors(file) if safe else read_pt(file)
     except Unknown:
         if otherwise is None:
             raise
@@ -88,25 +92,13 @@ def _places_in(file: Path, otherwise: Reader | None) -> Mapping[str, Place]:
 
 
 def misfit(wanted: Mapping[str, Shape], given: Mapping[str, Shape], *, exact: bool = True) -> str:
-    """Say what keeps tensors from being those that are wanted, the first of each kind; empty when nothing does.
-
-    Args:
-        exact: others must not be there.
-    """
+    """Say what keeps tensors from being those that are wanted, and no others if `exact`; empty when nothing does."""
     wrong = [name for name in wanted if name in given and given[name] != wanted[name]]
     missing = [name for name in wanted if name not in given]
     extra = [name for name in given if exact and name not in wanted]
-    told = []
-    if wrong:
-        shapes = f"{list(given[wrong[0]])} and the config says {list(wanted[wrong[0]])}"
-        told.append(f"{wrong[0]} is {shapes}{_more(wrong, ' differ')}")
-    if missing:
-        told.append(f"no tensor {missing[0]}{_more(missing)}")
-    if extra:
-        told.append(f"{extra[0]}{_more(extra)} is not in the model")
-    return "; ".join(told)
-
-
-def _more(names: list[str], verb: str = "") -> str:
-    and_ = "" if verb else "and "
-    return f" ({and_}{len(names) - 1} more{verb})" if len(names) > 1 else ""
+    told = [
+        f"{name} is {list(given[name])} and the config says {list(wanted[name])}{and_more(wrong, '{} more differ')}"
+        for name in wrong[:1]
+    ]
+    told += [f"no tensor {name}{and_more(missing)}" for name in missing[:1]]
+    return "; ".join(told + [f"{name}{and_more(extra)} is not in the model" for name in extra[:1]])

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from sprunec.errors import InputError
+from sprunec.errors import InputError, and_more
 from sprunec.text_files import read_json
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -24,14 +24,12 @@ SAFETENSORS, TORCH = (".safetensors",), (".bin", ".pt", ".pth", ".ckpt")
 _INDEX = re.compile(r"\.index(\.[\w-]+)?\.json$")
 _SHARD = re.compile(r"-\d+-of-(?!0*1\.)\d+\.\w+$")
 _NO_WEIGHTS = re.compile(r"^(training_args|optimizer|scheduler|scaler|rng_state|random_states|pattern|adapter_model)")
-_ADAPTER = "adapter_config.json"
 
 
 def weight_files(path: Path) -> list[Path]:
     """List the files that a checkpoint is made of: the path, or what a directory or an index names, index first.
 
-    Raises:
-        InputError: a directory has no weights, or several; an index is none, or names files that are not there.
+    Raises InputError for a directory without weights, or with several, and for an index that cannot be followed.
     """
     file = _weights_in(path) if os.path.isdir(path) else path
     return [file, *_shards(file)] if is_index(file) and os.path.exists(file) else [file]
@@ -60,18 +58,20 @@ def _weights_in(directory: Path) -> Path:
     found = _candidates(names)
     if len(found) == 1 and not _SHARD.search(found[0]):
         return directory / found[0]
+    code, message = "several-checkpoints", f"has several checkpoints: {first_names(found)}"
+    remedy = "name the one that is meant"
     if not found:
-        there = f"; there is {first_names(names)}" if names else ": it is empty"
+        code, message = (
+            "no-weights",
+            f"has no weights{f'; there is {first_names(names)}' if names else ': it is empty'}",
+        )
         remedy = f"give a directory with {WEIGHTS}, {BIN} or their shards in it"
-        if _ADAPTER in names:
+        if "adapter_config.json" in names:
             remedy = "this is a PEFT adapter: merge it into its model with merge_and_unload(), and save that"
-        raise InputError.at(directory, f"has no weights{there}", remedy, code="no-weights")
-    if all(_SHARD.search(name) for name in found):
-        message = f"has shards, {first_names(found)}, and no index of them"
-        index = INDEX if found[0].endswith(SAFETENSORS) else BIN_INDEX
-        raise InputError.at(directory, message, f"put their index beside them, {index}", code="no-index")
-    message = f"has several checkpoints: {first_names(found)}"
-    raise InputError.at(directory, message, "name the one that is meant", code="several-checkpoints")
+    elif all(_SHARD.search(name) for name in found):
+        code, message = "no-index", f"has shards, {first_names(found)}, and no index of them"
+        remedy = f"put their index beside them, {INDEX if found[0].endswith(SAFETENSORS) else BIN_INDEX}"
+    raise InputError.at(directory, message, remedy, code)
 
 
 def _names(directory: Path) -> list[str]:
@@ -84,15 +84,11 @@ def _names(directory: Path) -> list[str]:
 def _candidates(names: Iterable[str]) -> list[str]:
     """List the files that may be the checkpoint; more than one where nobody can say which."""
     there = [name for name in names if not _NO_WEIGHTS.match(name)]
-    for group in STANDARD:
-        if found := [name for name in group if name in there]:
-            return found
+    groups = [[name for name in group if name in there] for group in STANDARD]
     for endings in (SAFETENSORS, TORCH):
-        if found := [name for name in there if _INDEX.search(name) and _INDEX.sub("", name).endswith(endings)]:
-            return found
-        if found := [name for name in there if name.endswith(endings)]:
-            return found
-    return []
+        groups.append([name for name in there if _INDEX.search(name) and _INDEX.sub("", name).endswith(endings)])
+        groups.append([name for name in there if name.endswith(endings)])
+    return next(filter(None, groups), [])
 
 
 def first_names(names: Sequence[str], most: int = 8) -> str:
@@ -101,11 +97,7 @@ def first_names(names: Sequence[str], most: int = 8) -> str:
 
 
 def weight_map(index: Path) -> dict[str, str]:
-    """Read in which shard every tensor is.
-
-    Raises:
-        InputError: the file is no index, or names files elsewhere.
-    """
+    """Read in which shard every tensor is; raises InputError for what is no index, or names files elsewhere."""
     hint = "it must have a weight_map"
     content = read_json(index, "an index of shards", hint)
     shards = content.get("weight_map") if isinstance(content, dict) else None
@@ -121,8 +113,8 @@ def weight_map(index: Path) -> dict[str, str]:
 def _shards(index: Path) -> list[Path]:
     shards = sorted(set(weight_map(index).values()))
     if missing := [shard for shard in shards if not os.path.lexists(index.parent / shard)]:
-        message = f"names {first_names(missing)}, which {'are' if len(missing) > 1 else 'is'} not beside it"
-        message += f" ({len(missing)} of {len(shards)} shards)"
+        where = f"{'are' if len(missing) > 1 else 'is'} not beside it ({len(missing)} of {len(shards)} shards)"
+        message = f"names {first_names(missing)}, which {where}"
         raise InputError.at(index, message, "copy or download what is missing", code="missing-file")
     return [index.parent / shard for shard in shards]
 
@@ -131,13 +123,9 @@ def check_index(index: Path, found: Mapping[Path, Iterable[str]]) -> None:
     """Raises InputError where an index and the tensors `found` in its shards disagree."""
     said, hint = weight_map(index), "the index is of another checkpoint: copy both again"
     there = {(name, shard.name) for shard, names in found.items() for name in names}
-    absent = [(name, shard) for name, shard in said.items() if (name, shard) not in there]
-    unsaid = sorted(there - set(said.items()))
-    if absent:
-        name, shard = absent[0]
-        more = f" ({len(absent) - 1} more like it)" if len(absent) > 1 else ""
-        raise InputError.at(index, f"says that {name} is in {shard}, which has no such tensor{more}", hint)
-    if unsaid:
-        name, shard = unsaid[0]
+    if absent := [(name, shard) for name, shard in said.items() if (name, shard) not in there]:
+        more = and_more(absent, "{} more like it")
+        raise InputError.at(index, "says that {} is in {}, which has no such tensor".format(*absent[0]) + more, hint)
+    for name, shard in sorted(there - set(said.items())):
         where = f"says that it is in {said[name]}" if name in said else "does not name it"
         raise InputError.at(index, f"{shard} has {name}, and the index {where}", hint)

@@ -7,6 +7,7 @@ file, or is refused. What torch may write and this does not know is left to `tor
 from __future__ import annotations
 
 import io
+import math
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -17,20 +18,10 @@ from sprunec.checkpoint.safetensors_file import SIZES, Shape, Stored, is_address
 from sprunec.durable import naming
 from sprunec.file_kinds import LARGEST_HEADER
 
-STORAGES = {
-    "DoubleStorage": "F64",
-    "FloatStorage": "F32",
-    "HalfStorage": "F16",
-    "BFloat16Storage": "BF16",
-    "LongStorage": "I64",
-    "IntStorage": "I32",
-    "ShortStorage": "I16",
-    "CharStorage": "I8",
-    "ByteStorage": "U8",
-    "BoolStorage": "BOOL",
-}
+_KINDS = ("Double", "Float", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
+STORAGES = {f"{kind}Storage": dtype for kind, dtype in zip(_KINDS, SIZES, strict=True)}
 LOCAL_HEADER, LITTLE = 30, b"little"
-Records = dict[str, tuple[int, int, str]]
+Records = dict[str, tuple[int, zipfile.ZipInfo]]
 
 
 class Unknown(Exception):  # noqa: N818
@@ -55,23 +46,18 @@ class View(NamedTuple):
 
 
 def read_pt(path: Path) -> dict[str, Stored]:
-    """Find every tensor of a state dict, by name.
-
-    Raises:
-        Unknown: it is something else, or is written in another way.
-        OSError: the file cannot be read.
-    """
+    """Find every tensor of a state dict, by name; raises OSError, and `Unknown` where it is written in another way."""
     try:
         with naming(path), path.open("rb") as file, zipfile.ZipFile(file) as archive:
             records = _records(archive, file, path.stat().st_size)
-            _, length, order = records.get("byteorder", (0, 0, ""))
-            if order and (length != len(LITTLE) or archive.read(order) != LITTLE):
+            _, order = records.get("byteorder", (0, None))
+            if order and (order.file_size != len(LITTLE) or archive.read(order) != LITTLE):
                 raise Unknown("not little-endian")
-            _, size, name = records["data.pkl"]
-            if size > LARGEST_HEADER:
+            _, pickled = records["data.pkl"]
+            if pickled.file_size > LARGEST_HEADER:
                 raise Unknown("a very long pickle")
-            data = archive.read(name)
-        state = load_pickle(io.BytesIO(data), _NAMES, lambda pid: _storage(records, pid))
+            data = archive.read(pickled)
+        state = load_pickle(io.BytesIO(data), _NAMES, lambda pid: _storage(records, *pid))
         if not isinstance(state, dict) or not all(isinstance(view, View) for view in state.values()):
             raise Unknown("no state dict")
         return {str(name): _stored(path, view) for name, view in state.items()}
@@ -82,7 +68,7 @@ def read_pt(path: Path) -> dict[str, Stored]:
 
 
 def _records(archive: zipfile.ZipFile, file: BinaryIO, end: int) -> Records:
-    """Find start, size and full name of every record, by its name below the archive's own folder."""
+    """Find the start of every record's content, by its name below the archive's own folder."""
     found = {}
     for info in archive.infolist():
         if info.compress_type != zipfile.ZIP_STORED:
@@ -92,15 +78,14 @@ def _records(archive: zipfile.ZipFile, file: BinaryIO, end: int) -> Records:
         start = info.header_offset + LOCAL_HEADER + sum(int.from_bytes(head[i : i + 2], "little") for i in (26, 28))
         if len(head) < LOCAL_HEADER or start + info.file_size > end:
             raise Unknown("a record ends behind the file")
-        found[info.filename.partition("/")[2]] = (start, info.file_size, info.filename)
+        found[info.filename.partition("/")[2]] = start, info
     return found
 
 
-def _storage(records: Records, pid: Any) -> Storage:
+def _storage(records: Records, kind: str, dtype: Any, key: str, _: str, count: int) -> Storage:
     """Find the record that a persistent id of torch's names."""
-    kind, dtype, key, _, count = pid
-    start, size, _ = records[f"data/{key}"]
-    if kind != "storage" or dtype not in SIZES or not 0 <= count * SIZES[dtype] <= size:
+    start, record = records[f"data/{key}"]
+    if kind != "storage" or dtype not in SIZES or not 0 <= count * SIZES[dtype] <= record.file_size:
         raise Unknown(f"storage {key}")
     return Storage(dtype, start, count)
 
@@ -119,12 +104,11 @@ def _stored(path: Path, view: View) -> Stored:
         raise Unknown("offsets or strides that no tensor has")
     if not isinstance(view.storage, Storage) or not is_addressable(view.shape):
         raise Unknown("a storage or a shape that no tensor has")
+    sizes = enumerate(zip(view.shape, view.strides, strict=True))
+    is_plain = all(length == 1 or stride == math.prod(view.shape[dim + 1 :]) for dim, (length, stride) in sizes)
     size = SIZES[view.storage.dtype]
-    plain, expected = True, 1
-    for length, stride in zip(reversed(view.shape), reversed(view.strides), strict=True):
-        plain, expected = plain and (stride == expected or length == 1), expected * length
     start = view.storage.start + view.offset * size
-    stored = Stored(path, view.storage.dtype, view.shape, start, None if plain else view.strides)
+    stored = Stored(path, view.storage.dtype, view.shape, start, None if is_plain else view.strides)
     if view.offset * size + stored.extent > view.storage.entries * size:
         raise Unknown("a tensor ends behind its storage")
     return stored

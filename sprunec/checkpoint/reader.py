@@ -15,10 +15,10 @@ from torch import Tensor
 
 from sprunec.checkpoint.dtypes import FIX_NUMBERS, FLOATS, NAMES, SAVE_AS
 from sprunec.checkpoint.header import Header, read_places
-from sprunec.checkpoint.safetensors_file import SIZES, Shape, Stored, unreadable
-from sprunec.checkpoint.torch_file import load_torch, reason
+from sprunec.checkpoint.safetensors_file import SIZES, Shape, Stored
+from sprunec.checkpoint.torch_file import load_torch, not_read
 from sprunec.durable import read_into
-from sprunec.errors import InputError, is_disk
+from sprunec.errors import InputError
 
 DTYPES: dict[str, torch.dtype] = {word: getattr(torch, NAMES[word]) for word in SIZES}
 FLOATING = frozenset(getattr(torch, name) for name in FLOATS)  # what is checked for NaN
@@ -38,8 +38,8 @@ class Tensors(Header, Mapping[str, Tensor]):
 
     def copy(self, name: str) -> Tensor:
         """Read the tensor into memory of its own: it may be written to."""
-        place = self.places[name]
-        return place.clone() if isinstance(place, Tensor) else _read(place)
+        found = self[name]
+        return found.clone() if found is self.places[name] else found
 
     def rows(self, name: str, kept: Sequence[int], buffer: Tensor | None = None) -> Tensor:
         """Copy the entries `kept` along the first dim, in their order; of a file, nothing else is read.
@@ -49,7 +49,10 @@ class Tensors(Header, Mapping[str, Tensor]):
         """
         place = self.places[name]
         if isinstance(place, Tensor) or place.strides is not None:
-            return self._whole(name).index_select(0, torch.tensor(kept, dtype=torch.long))
+            # The last one is kept: its rows may lie between each other, and are asked for in turn.
+            if self._strided is None or self._strided[0] != name:
+                self._strided = name, self[name].detach()
+            return self._strided[1].index_select(0, torch.tensor(kept, dtype=torch.long))
         found = torch.empty((len(kept), *place.shape[1:]), dtype=_dtype(place)) if buffer is None else buffer
         found = found[: len(kept)]
         if found.numel():  # what follows each other is read at once
@@ -57,12 +60,6 @@ class Tensors(Header, Mapping[str, Tensor]):
             spans = [(place.start + first * width, place.start + last * width) for first, last in runs(kept)]
             read_into(place.file, spans, _memory(found))
         return found
-
-    def _whole(self, name: str) -> Tensor:
-        """Keep the last tensor: its rows may lie between each other, and are asked for in turn."""
-        if self._strided is None or self._strided[0] != name:
-            self._strided = (name, self[name].detach())
-        return self._strided[1]
 
     def shape(self, name: str) -> Shape:
         return tuple(self.places[name].shape)
@@ -73,7 +70,7 @@ class Tensors(Header, Mapping[str, Tensor]):
 
     def only(self, names: Iterable[str]) -> Tensors:
         """Choose those of `names` that are here."""
-        return Tensors({name: self.places[name] for name in names if name in self.places})
+        return self.renamed({name: name for name in names})
 
     def renamed(self, names: Mapping[str, str]) -> Tensors:
         """Choose those that are keys of `names`, and call them by their values."""
@@ -104,10 +101,10 @@ def _memory(tensor: Tensor) -> memoryview:
 
 def runs(indices: Sequence[int]) -> list[tuple[int, int]]:
     """List the [first, last + 1) of entries that follow each other."""
-    if isinstance(indices, range) and indices.step == 1:
-        return [(indices.start, indices.stop)] if len(indices) else []
     if not len(indices):
         return []
+    if isinstance(indices, range) and indices.step == 1:
+        return [(indices.start, indices.stop)]
     places = np.asarray(indices)
     breaks = np.flatnonzero(np.diff(places) != 1) + 1
     firsts, lasts = places[np.r_[0, breaks]], places[np.r_[breaks - 1, -1]]
@@ -115,11 +112,7 @@ def runs(indices: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def open_tensors(path: Path) -> Tensors:
-    """Open a checkpoint file, an index, or a directory that holds one; only headers are read.
-
-    Raises:
-        InputError: a file is missing or damaged, or holds anything but named tensors.
-    """
+    """Open a checkpoint file, an index, or a directory that holds one; only headers are read. Raises InputError."""
     return Tensors(read_places(path, _in_torch))
 
 
@@ -128,20 +121,12 @@ def _in_torch(path: Path) -> Mapping[str, Tensor]:
     try:
         state = load_torch(path)
     except Exception as error:  # damaged bytes may fail anywhere in the reader
-        if is_disk(error):
-            raise InputError.of_disk(path, error) from error
-        raise unreadable(path, reason(error)) from error
-    if isinstance(state, dict) and all(isinstance(tensor, Tensor) for tensor in state.values()):
-        _check_numbers(path, state)
-        return state
-    inner = [key for key, value in state.items() if isinstance(value, dict)] if isinstance(state, dict) else []
-    what = f"; {inner[0]!r} in it may be one" if inner else ""
-    raise InputError.at(path, f"is no state dict: it must map names to tensors{what}", "save model.state_dict()")
-
-
-def _check_numbers(path: Path, state: Mapping[str, Tensor]) -> None:
-    """Check for NaN what only torch can read; what lies where a header says is checked while it is hashed."""
-    for name, tensor in state.items():
+        raise not_read(path, "a checkpoint", error, "", "copy or save it again", "bad-checkpoint") from error
+    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        inner = [key for key, value in state.items() if isinstance(value, dict)] if isinstance(state, dict) else []
+        what = f"; {inner[0]!r} in it may be one" if inner else ""
+        raise InputError.at(path, f"is no state dict: it must map names to tensors{what}", "save model.state_dict()")
+    for name, tensor in state.items():  # for NaN, too: what lies where a header says is checked while it is hashed
         if tensor.is_meta:
             raise InputError.at(path, f"{name} has no data: it was saved from torch's meta device", FIX_NUMBERS)
         if not tensor.numel() or tensor.layout is not torch.strided or tensor.dtype not in FLOATING:
@@ -150,13 +135,10 @@ def _check_numbers(path: Path, state: Mapping[str, Tensor]) -> None:
             numbers = "number that is" if len(bad) == 1 else "numbers that are"
             message = f"{name} has {len(bad):,} {numbers} not finite, the first at {bad[0].tolist()}"
             raise InputError.at(path, message, FIX_NUMBERS, code="not-finite")
+    return state
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """Read all tensors of a checkpoint into memory: what is trained or changed must not hang on a file.
-
-    Raises:
-        InputError: as `open_tensors`.
-    """
+    """Read a checkpoint into memory: what is trained or changed must not hang on a file; raises as `open_tensors`."""
     tensors = open_tensors(path)
     return {name: tensors.copy(name) for name in tensors}

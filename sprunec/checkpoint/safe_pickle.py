@@ -50,13 +50,12 @@ def load_pickle(
 ) -> Any:
     """Make one pickled value, and leave the stream right behind it.
 
+    Raises Refused where it is broken, names anything else, or stands for more than it holds.
+
     Args:
         names: what "module.name" stands for. What can be called may be called with anything.
         persistent: what a persistent id stands for; without it there may be none.
         most: opcodes that it may have.
-
-    Raises:
-        Refused: it is broken, names anything else, or stands for more than it holds.
     """
     begin = stream.tell()
     try:
@@ -96,9 +95,7 @@ class _Unpickler(pickle.Unpickler):
 def check_pickle(stream: Stream, most: int = MOST) -> list[int]:
     """Follow one pickle to its end, where the stream is left; return where its frames begin.
 
-    Raises:
-        Refused: it stands for far more than it holds, or asks for bytes.
-        Exception: whatever `pickletools` finds wrong with it.
+    Raises Refused where it stands for far more than it holds, or asks for bytes, and whatever `pickletools` raises.
     """
     root, count, frames = _follow(stream, most)
     found: dict[int, tuple[int, int]] = {}  # by a node's identity: its size and depth; an empty one is of size 1

@@ -1,6 +1,6 @@
 """Files that torch has saved, by anyone, as torch reads them; nothing in them runs, no tensor is larger than its file.
 
-What torch's reader says of a file that it has not read is never repeated: `reason` says why.
+What torch's reader says of a file that it has not read is never repeated: `_reason` says why.
 """
 
 from __future__ import annotations
@@ -25,11 +25,9 @@ _NAMED = re.compile(r"(?:Unsupported (?:global|class)|GLOBAL)[: ]+(?:GLOBAL )?([
 
 
 def load_torch(path: Path) -> Any:
-    """Do as `torch.load(weights_only=True)`, on the CPU.
+    """Do as `torch.load(weights_only=True)`, on the CPU; raises whatever torch finds wrong with a file.
 
-    Raises:
-        Refused: it is compressed, stands for more than it holds, or a tensor has more entries than the file.
-        Exception: whatever torch finds wrong with it.
+    Also Refused: it is compressed, stands for more than it holds, or a tensor has more entries than the file.
     """
     with naming(path):
         check_torch(path)
@@ -67,14 +65,24 @@ def tensors_in(content: Any) -> Iterator[Tensor]:
         seen.add(id(value))
         if isinstance(value, Tensor):
             yield value
-        elif isinstance(value, Mapping):
-            waiting += value.values()
-        elif isinstance(value, list | tuple):
-            waiting += value
+        elif isinstance(value, Mapping | list | tuple):
+            waiting += value.values() if isinstance(value, Mapping) else value
 
 
-def reason(error: Exception) -> str:
-    """Say in a line why a file of torch's was not read."""
+def not_read(path: Path, what: str, error: Exception, hint: str, remedy: str, code: str = "bad-input") -> InputError:
+    """Make the error for a file of tensors on which torch's reader has failed.
+
+    Args:
+        what: it should have been, with an article.
+        hint: what to do where it is of another kind; `remedy`: where it is damaged.
+    """
+    told = InputError.at(path, f"cannot be read as {what}: {_reason(error)}", remedy, code)
+    if is_disk(error):
+        told = InputError.of_disk(path, error)
+    return foreign(path, what, SAVED, {"": hint}) or told
+
+
+def _reason(error: Exception) -> str:
     text = str(error)
     if isinstance(error, Refused):
         return f"it holds {text}"
@@ -84,19 +92,4 @@ def reason(error: Exception) -> str:
         named = _NAMED.search(text)
         what = f"{named[1]}, which is no tensor" if named else "objects that are no tensors"
         return f"it holds {what}; nothing in it was run"
-    if isinstance(error, EOFError):
-        return "it is empty, or cut off"
-    return "it is damaged, or cut off"
-
-
-def not_read(path: Path, what: str, error: Exception, hint: str, remedy: str) -> InputError:
-    """Make the error for a file of tensors on which torch's reader has failed.
-
-    Args:
-        what: it should have been, with an article.
-        hint: what to do where it is of another kind; `remedy`: where it is damaged.
-    """
-    told = InputError.at(path, f"cannot be read as {what}: {reason(error)}", remedy)
-    if is_disk(error):
-        told = InputError.of_disk(path, error)
-    return foreign(path, what, SAVED, {"": hint}) or told
+    return "it is empty, or cut off" if isinstance(error, EOFError) else "it is damaged, or cut off"

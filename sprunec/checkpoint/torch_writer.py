@@ -20,6 +20,7 @@ import torch
 from torch._utils import _rebuild_tensor_v2
 
 from sprunec.checkpoint.pt_header import LOCAL_HEADER, STORAGES
+from sprunec.checkpoint.safetensors_file import Shape
 from sprunec.checkpoint.writer import WORDS, Output, check_room, write_tensor
 from sprunec.durable import naming
 
@@ -30,17 +31,12 @@ PADDING_HEADER = 4
 
 
 def write_pt(outputs: Mapping[str, Output], path: Path) -> None:
-    """Write tensors that are made while they are written.
-
-    Raises:
-        PassError: the disk has no room for them; nothing has been written.
-        OSError: writing failed; what is there is no whole archive.
-    """
+    """Write tensors that are made while they are written; raises as `write_outputs`."""
     needed = sum(output.nbytes for output in outputs.values())
     check_room(path.parent, needed)
     with naming(path, needed), path.open("wb") as file, ZipFile(file, "w") as archive, ThreadPoolExecutor(1) as reader:
-        _put(archive, "data.pkl", _pickled(outputs))
-        _put(archive, "byteorder", b"little")
+        archive.writestr(ZipInfo(f"{ROOT}/data.pkl"), _pickled(outputs))
+        archive.writestr(ZipInfo(f"{ROOT}/byteorder"), b"little")
         for number, (name, output) in enumerate(outputs.items()):
             info, large = ZipInfo(f"{ROOT}/data/{number}"), output.nbytes >= ZIP64_FROM
             # Its bytes begin where a map of them can be used, as torch's do.
@@ -49,26 +45,20 @@ def write_pt(outputs: Mapping[str, Output], path: Path) -> None:
             info.extra = b"FB" + padding.to_bytes(2, "little") + b"Z" * padding
             with archive.open(info, "w", force_zip64=large) as record:
                 write_tensor(record, reader, name, output)
-        _put(archive, "version", b"3\n")
-
-
-def _put(archive: ZipFile, name: str, content: bytes) -> None:
-    archive.writestr(ZipInfo(f"{ROOT}/{name}"), content)
+        archive.writestr(ZipInfo(f"{ROOT}/version"), b"3\n")
 
 
 def _pickled(outputs: Mapping[str, Output]) -> bytes:
-    stream = io.BytesIO()
-    views = {name: _View(_Record(output, i)) for i, (name, output) in enumerate(outputs.items())}
+    stream, views = io.BytesIO(), {}
+    for number, (name, output) in enumerate(outputs.items()):
+        kind = getattr(torch, KINDS[WORDS[output.dtype]])
+        views[name] = _View(_Record(("storage", kind, str(number), "cpu", math.prod(output.shape))), output.shape)
     _Pickler(stream, protocol=2).dump(views)
     return stream.getvalue()
 
 
-@dataclass(frozen=True)
-class _Record:
-    """The bytes of one tensor, which a pickle only names."""
-
-    output: Output
-    number: int
+class _Record(tuple[Any, ...]):
+    """The id of a record, which is all that a pickle has of a tensor's bytes."""
 
 
 @dataclass(frozen=True)
@@ -76,16 +66,13 @@ class _View:
     """What a tensor is pickled as."""
 
     record: _Record
+    shape: Shape
 
     def __reduce__(self) -> tuple[Any, ...]:
-        shape = self.record.output.shape
-        strides = tuple(math.prod(shape[dim + 1 :]) for dim in range(len(shape)))
-        return _rebuild_tensor_v2, (self.record, 0, shape, strides, False, OrderedDict())
+        strides = tuple(math.prod(self.shape[dim + 1 :]) for dim in range(len(self.shape)))
+        return _rebuild_tensor_v2, (self.record, 0, self.shape, strides, False, OrderedDict())
 
 
 class _Pickler(pickle.Pickler):
     def persistent_id(self, value: Any) -> Any:
-        if not isinstance(value, _Record):
-            return None
-        kind = getattr(torch, KINDS[WORDS[value.output.dtype]])
-        return "storage", kind, str(value.number), "cpu", math.prod(value.output.shape)
+        return tuple(value) if isinstance(value, _Record) else None

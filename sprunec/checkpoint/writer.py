@@ -11,7 +11,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,37 +57,29 @@ def as_outputs(state: Mapping[str, Tensor]) -> dict[str, Output]:
 def as_output(state: Mapping[str, Tensor], name: str) -> Output:
     """Make an output of one tensor of a state as it is."""
     if isinstance(state, Tensors):
-        shape, dtype = state.shape(name), state.dtype(name)
-    else:
-        shape, dtype = tuple(state[name].shape), state[name].dtype
-    rows = rows_at_once(shape, dtype)
-
-    def parts() -> Iterator[Tensor]:
-        if not shape:
-            yield state[name]
-            return
-        buffer = buffers(shape, dtype)
-        for first in range(0, shape[0], rows):
-            some = range(first, min(first + rows, shape[0]))
-            if isinstance(state, Tensors):
-                yield state.rows(name, some, next(buffer))
-            else:
-                yield state[name][some.start : some.stop]
-
-    return Output(shape, dtype, parts)
+        return Output(state.shape(name), state.dtype(name), lambda: read_rows(state, name))
+    whole = state[name]
+    at_once = _rows_at_once(whole.shape, whole.dtype)
+    return Output(tuple(whole.shape), whole.dtype, lambda: whole.split(at_once) if whole.dim() else [whole])
 
 
-def rows_at_once(shape: Shape, dtype: torch.dtype) -> int:
-    """Count the rows of a tensor that make a chunk."""
-    return max(1, CHUNK_BYTES // max(1, math.prod(shape[1:]) * dtype.itemsize))
-
-
-def buffers(shape: Shape, dtype: torch.dtype) -> Iterator[Tensor]:
-    """Give where chunks of a tensor's rows may lie in turn: two are in use at a time.
+def read_rows(tensors: Tensors, name: str, rows: Sequence[int] | None = None) -> Iterator[Tensor]:
+    """Read a tensor, or these of its rows, in chunks; only the last two are there at a time.
 
     Fresh memory for each would be cleared by the kernel first.
     """
-    return itertools.cycle(torch.empty((2, min(rows_at_once(shape, dtype), shape[0]), *shape[1:]), dtype=dtype))
+    shape, dtype = tensors.shape(name), tensors.dtype(name)
+    if not shape:
+        yield tensors[name]
+        return
+    at_once, rows = _rows_at_once(shape, dtype), range(shape[0]) if rows is None else rows
+    buffers = itertools.cycle(torch.empty((2, min(at_once, len(rows)), *shape[1:]), dtype=dtype))
+    for first in range(0, len(rows), at_once):
+        yield tensors.rows(name, rows[first : first + at_once], next(buffers))
+
+
+def _rows_at_once(shape: Shape, dtype: torch.dtype) -> int:
+    return max(1, CHUNK_BYTES // max(1, math.prod(shape[1:]) * dtype.itemsize))
 
 
 def write_state(state: Mapping[str, Tensor], directory: Path, shard_bytes: int = SHARD_BYTES) -> None:
@@ -98,13 +90,18 @@ def write_state(state: Mapping[str, Tensor], directory: Path, shard_bytes: int =
 def write_outputs(outputs: Mapping[str, Output], directory: Path, shard_bytes: int = SHARD_BYTES) -> None:
     """Do as `write_state`, with tensors that are made while they are written.
 
-    Raises:
-        PassError: the disk has no room for them; nothing has been written.
-        OSError: writing failed; what is there is no whole file.
+    Raises PassError where the disk has no room, before anything is written, and OSError, where what is there is no
+    whole file.
     """
-    check_room(directory, sum(output.nbytes for output in outputs.values()))
-    shards = list(_shards(outputs, shard_bytes))
-    if len(shards) <= 1:
+    total, size, shards = sum(output.nbytes for output in outputs.values()), 0, [list[str]()]
+    check_room(directory, total)
+    for name, output in outputs.items():
+        if shards[-1] and size + output.nbytes > shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += output.nbytes
+    if len(shards) == 1:
         _write_file(outputs, directory / WEIGHTS)
         return
     weight_map: dict[str, str] = {}
@@ -112,7 +109,7 @@ def write_outputs(outputs: Mapping[str, Output], directory: Path, shard_bytes: i
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         _write_file({name: outputs[name] for name in names}, directory / file)
         weight_map |= dict.fromkeys(names, file)
-    index = {"metadata": {"total_size": sum(output.nbytes for output in outputs.values())}, "weight_map": weight_map}
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     write_new(directory / INDEX, json.dumps(index, indent=1))
 
 
@@ -136,39 +133,24 @@ def check_room(directory: Path, needed: int) -> None:
     """Raises PassError unless the disk under `directory` has `needed` bytes, and a little more."""
     free = shutil.disk_usage(directory).free
     if needed + ROOM_TO_SPARE > free:
-        raise PassError(
-            f"{directory}: the weights need {needed / 1e9:.2f} GB and this disk has {free / 1e9:.2f} GB left; "
-            "make room, or give --out on another disk"
-        )
-
-
-def _shards(outputs: Mapping[str, Output], limit: int) -> Iterator[list[str]]:
-    names: list[str] = []
-    size = 0
-    for name, output in outputs.items():
-        if names and size + output.nbytes > limit:
-            yield names
-            names, size = [], 0
-        names.append(name)
-        size += output.nbytes
-    yield names
+        sizes = f"the weights need {needed / 1e9:.2f} GB and this disk has {free / 1e9:.2f} GB left"
+        raise PassError(f"{directory}: {sizes}; make room, or give --out on another disk")
 
 
 def _write_file(outputs: Mapping[str, Output], path: Path) -> None:
     # Wide dtypes first, so that every tensor starts at a multiple of its own width.
-    order = sorted(outputs, key=lambda name: -outputs[name].dtype.itemsize)
+    order = dict(sorted(outputs.items(), key=lambda item: -item[1].dtype.itemsize))
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
-    for name in order:
-        output, start = outputs[name], end
-        end += output.nbytes
+    for name, output in order.items():
+        start, end = end, end + output.nbytes
         header[name] = {"dtype": WORDS[output.dtype], "shape": list(output.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with naming(path, 8 + len(text) + end), path.open("wb") as file, ThreadPoolExecutor(1) as reader:
         file.write(len(text).to_bytes(8, "little") + text)
-        for name in order:
-            write_tensor(file, reader, name, outputs[name])
+        for name, output in order.items():
+            write_tensor(file, reader, name, output)
 
 
 def write_tensor(file: IO[bytes], reader: Executor, name: str, output: Output) -> None:
@@ -194,10 +176,7 @@ def adopt_weights(path: Path, directory: Path) -> None:
 
 
 def link_weights(source: Path, directory: Path) -> None:
-    """Give `directory` the weights of an artifact without copying them.
-
-    What is a link to the user's file there is one here; what is the store's own gets a second name.
-    """
+    """Give `directory` an artifact's weights: links to what are the user's files, second names for the store's own."""
     for file in weight_files(source):
         target = directory / file.name
         if file.is_symlink():

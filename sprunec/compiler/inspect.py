@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,14 @@ from sprunec.checkpoint.layouts import CONFIG, is_index
 from sprunec.checkpoint.provenance import describe_origin
 from sprunec.checkpoint.reader import Tensors, open_tensors
 from sprunec.errors import InputError
-from sprunec.families.cpm_ant.config import ModelConfig
-from sprunec.families.cpm_ant.fit import check_dtypes, check_fit, refuse_unused
-from sprunec.families.cpm_ant.head import own_head
-from sprunec.families.cpm_ant.shapes import guess_config
+from sprunec.families.base_config import ModelConfig, removable, unit_cost
+from sprunec.families.cards import card
+from sprunec.families.fit import check_dtypes, check_fit, refuse_unused
+from sprunec.families.head import own_head
 from sprunec.file_kinds import JSON, file_kind, foreign
 from sprunec.plan.model_config import read_config
 from sprunec.rewrite.trace import TracedBlock, traced_shape
+from sprunec.units import INSIDE, SUBLAYERS, UNITS, sublayers_of
 
 HINT = "name a config, safetensors, what torch.save wrote, or a directory of these"
 
@@ -32,7 +32,11 @@ def inspect_model(path: Path) -> dict[str, Any]:
         TraceError: the model cannot be traced.
     """
     if os.path.isdir(path):
-        return _directory(path)
+        if not os.path.exists(path / CONFIG):
+            return describe(_guessed(path))
+        config = _fitting(_read(path / CONFIG), open_tensors(path), path)
+        origin = describe_origin(path)
+        return describe(config) | ({"origin": origin} if origin is not None else {})
     if not os.path.exists(path):
         raise InputError.at(path, "there is no such file", "check the path", code="missing-file")
     if not is_index(path):
@@ -45,40 +49,6 @@ def inspect_model(path: Path) -> dict[str, Any]:
     return describe(_guessed(path))
 
 
-def _guessed(path: Path) -> ModelConfig:
-    """Guess the config of weights alone, as much as their shapes tell."""
-    tensors = open_tensors(path)
-    check_dtypes(tensors, path)
-    return _fitting(guess_config(tensors.shapes(), path), tensors, path)
-
-
-def _fitting(config: ModelConfig, tensors: Tensors, path: Path) -> ModelConfig:
-    """Untie the head from the embedding where the weights have it so, and check that weights and config fit."""
-    if config.tie_word_embeddings and own_head(config, tensors) is not None:
-        config = replace(config, tie_word_embeddings=False)
-    refuse_unused(check_fit(config, tensors, path), path)
-    return config
-
-
-def _directory(path: Path) -> dict[str, Any]:
-    if not os.path.exists(path / CONFIG):
-        return describe(_guessed(path))
-    config = _fitting(_read(path / CONFIG), open_tensors(path), path)
-    origin = describe_origin(path)
-    return describe(config) | ({"origin": origin} if origin is not None else {})
-
-
-def describe(config: ModelConfig) -> dict[str, Any]:
-    """Describe the model's shape, and the sites that a trace of it on the meta device finds."""
-    blocks = traced_shape(config)
-    return {
-        "family": config.family,
-        "parameters": {"total": config.parameters(), "prunable": config.prunable_parameters()},
-        "layers": [_layer(config, index) for index in range(config.num_layers)],
-        "sites": [site for block in blocks for site in _sites(block)],
-    }
-
-
 def _read(path: Path) -> ModelConfig:
     config, found = read_config(str(path))
     if config is None:
@@ -86,43 +56,61 @@ def _read(path: Path) -> ModelConfig:
     return config
 
 
-def _layer(config: ModelConfig, index: int) -> dict[str, Any]:
-    layer = config.layers[index]
-    attention = {
-        "heads": layer.heads,
-        "dim_head": layer.dim_head,
-        "parameters": config.sublayer_parameters(index, "attention"),
-    }
-    feed_forward = {"dim_ff": layer.dim_ff, "parameters": config.sublayer_parameters(index, "feed_forward")}
+def _guessed(path: Path) -> ModelConfig:
+    """Guess the config of weights alone, as much as their shapes tell."""
+    tensors = open_tensors(path)
+    check_dtypes(tensors, path)
+    return _fitting(card().guess(tensors.shapes(), path), tensors, path)
+
+
+def _fitting(config: ModelConfig, tensors: Tensors, path: Path) -> ModelConfig:
+    """Untie the head from the embedding where the weights have it so, and check that weights and config fit."""
+    if config.tie_word_embeddings and own_head(config, tensors) is not None:
+        config = config.with_head(own=True)
+    refuse_unused(check_fit(config, tensors, path), path)
+    return config
+
+
+def describe(config: ModelConfig) -> dict[str, Any]:
+    """Describe the model's shape, and the sites that a trace of it on the meta device finds."""
     return {
-        "index": index,
-        "attention": attention if layer.heads else None,
-        "feed_forward": feed_forward if layer.dim_ff else None,
+        "family": config.family,
+        "parameters": {"total": config.parameters(), "prunable": removable(config, SUBLAYERS)},
+        "layers": [_layer(config, index) for index in range(len(config.layers))],
+        "sites": [site for block in traced_shape(config) for site in _sites(block)],
     }
+
+
+def _layer(config: ModelConfig, index: int) -> dict[str, Any]:
+    found: dict[str, Any] = {"index": index} | dict.fromkeys(SUBLAYERS)
+    counts = config.layers[index].counts
+    for kind in sublayers_of(counts):
+        sizes = {UNITS[unit].field: count for unit, count in counts.items() if INSIDE[unit] == kind}
+        found[kind] = sizes | {"parameters": unit_cost(config, index, kind)}
+    return found
 
 
 def _sites(block: TracedBlock) -> Iterator[dict[str, Any]]:
     """List the units inside sublayers, then the sublayers themselves."""
     weighs = {name: tensor.numel() for name, tensor in block.module.named_parameters()}
-    for site in block.sites.values():
-        yield _site(block, site.unit, site.size, site.parameters_each, dict.fromkeys(site.tensors))
+    units: list[tuple[str, int, int, Iterable[tuple[str, int | None]]]] = []
+    units += [
+        (site.unit, site.size, site.parameters_each, dict.fromkeys(site.tensors)) for site in block.sites.values()
+    ]
     for residual in block.forward.residuals:
         parameters = sum(weighs.get(name, 0) for name in residual.tensors)
-        yield _site(block, residual.kind, 1, parameters, [(name, None) for name in residual.tensors])
-
-
-def _site(
-    block: TracedBlock, unit: str, size: int, parameters_each: int, tensors: Collection[tuple[str, int | None]]
-) -> dict[str, Any]:
-    return {
-        "layer": block.index,
-        "block": block.path,
-        "unit": unit,
-        "size": size,
-        "parameters_each": parameters_each,
-        "tensors": [{"name": f"{block.path}.{name}", "dim": dim} for name, dim in tensors],
-        "label": _label([f"{block.path}.{name}" for name, _ in tensors]),
-    }
+        units.append((residual.kind, 1, parameters, [(name, None) for name in residual.tensors]))
+    for unit, size, parameters, places in units:
+        tensors = [{"name": f"{block.path}.{name}", "dim": dim} for name, dim in places]
+        yield {
+            "layer": block.index,
+            "block": block.path,
+            "unit": unit,
+            "size": size,
+            "parameters_each": parameters,
+            "tensors": tensors,
+            "label": _label([str(each["name"]) for each in tensors]),
+        }
 
 
 def _label(names: Iterable[str]) -> str:

@@ -20,11 +20,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from sprunec.errors import Diagnostic, InputError
-from sprunec.families.cpm_ant.head import has_own_head
+from sprunec.families.head import has_own_head
 from sprunec.graph.builder import Builder
 from sprunec.graph.graph import Graph
 from sprunec.passes import compare, compare_format, emit, evaluate, expand, load, measure_speed, read_data
-from sprunec.plan.declared import PASSES, PassSpec
+from sprunec.plan.declared import PASSES
 from sprunec.plan.export_formats import FORMATS
 from sprunec.plan.plan import Plan
 
@@ -58,7 +58,7 @@ def with_own_head(plan: Plan) -> Plan:
     """
     model = plan.model
     if model.config.tie_word_embeddings and model.checkpoint and has_own_head(model.config, model.checkpoint):
-        plan = replace(plan, model=replace(model, config=replace(model.config, tie_word_embeddings=False)))
+        plan = replace(plan, model=replace(model, config=model.config.with_head(own=True)))
         for spec in (spec for spec in plan.passes if spec.name == "emit"):
             for form in (FORMATS[name] for name in spec.options["formats"]):
                 for code, why, hint in form.obstacles(plan.model.config):
@@ -68,40 +68,32 @@ def with_own_head(plan: Plan) -> Plan:
     return plan
 
 
+def _evaluate_dense(build: Builder) -> None:
+    if "dense" not in build.roles.models and build.evaluates():
+        build.roles.models["dense"] = evaluate.add(build, "dense", build.model)
+
+
 def _finish(build: Builder) -> None:
+    """Emit what the passes have left, compare it, measure it beside the dense model, and all speeds together."""
     _evaluate_dense(build)
-    final = masked = build.roles.final = build.model
-    if build.roles.origin:
-        masked = expand.add(build, final) if build.changes_weights() else build.roles.source
-    build.roles.full = masked
-    small = _emitted(build, build.emitting, final) if build.emitting is not None else final
+    roles, emitting = build.roles, build.emitting
+    final = masked = small = roles.final = build.model
+    if roles.origin:
+        masked = expand.add(build, final) if build.changes_weights() else roles.source
+    roles.full = masked
+    if emitting is not None:
+        roles.emitted = emit.add(build, emitting, final)
+        reopened = [name for name in emitting.options["formats"] if FORMATS[name].reopen is not None]
+        for name in reopened:
+            compare_format.add(build, final, roles.emitted, name)
+        # What is compared with the masked one and measured is our own format, where that is emitted.
+        small = final if len(reopened) == len(emitting.options["formats"]) else roles.emitted
     if masked != small:
         compare.add(build, masked, final, small)
-    _evaluate_pruned(build, masked, final, small)
-
-
-def _evaluate_dense(build: Builder) -> None:
-    if not build.roles.dense and build.evaluates():
-        build.roles.dense = evaluate.add(build, "dense", build.model)
-
-
-def _evaluate_pruned(build: Builder, masked: str, masks: str, small: str) -> None:
-    """Measure what is left beside the dense model, and all speeds together."""
     if not build.evaluates():
         return
-    if build.roles.origin:
-        build.roles.masked = evaluate.add(build, "masked", masked, masks)
-    if build.roles.origin or any(PASSES[node.pass_].removes == "weights" for node in build.nodes.values()):
-        build.roles.small = evaluate.add(build, "small", small)
-    measured = {role: name for role, name in build.roles.models().items() if name}
-    measure_speed.add(build, {role: build.nodes[name].inputs["model"] for role, name in measured.items()}, masks)
-
-
-def _emitted(build: Builder, spec: PassSpec, final: str) -> str:
-    """Add all formats -> which node gives the small model that is compared and measured: our own where there is one."""
-    build.roles.emitted = emit.add(build, spec, final)
-    formats = spec.options["formats"]
-    reopened = [name for name in formats if FORMATS[name].reopen is not None]
-    for name in reopened:
-        compare_format.add(build, final, build.roles.emitted, name)
-    return final if len(reopened) == len(formats) else build.roles.emitted
+    if roles.origin:
+        roles.models["masked"] = evaluate.add(build, "masked", masked, final)
+    if roles.origin or any(PASSES[node.pass_].removes == "weights" for node in build.nodes.values()):
+        roles.models["small"] = evaluate.add(build, "small", small)
+    measure_speed.add(build, {role: build.nodes[name].inputs["model"] for role, name in roles.models.items()}, final)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from sprunec.data.saved import SavedIds, save_array
 from sprunec.data.tokenizer import Tokenizer, read_tokenizer, save_tokenizer
 from sprunec.errors import InputError
 from sprunec.families.base import Document, Inputs, family_of
+from sprunec.families.base_config import ModelConfig
 
 IGNORED = -100
 
@@ -63,23 +64,25 @@ def in_use(inputs: Inputs) -> Tensor:
     return inputs["length"][:, None] > torch.arange(width, device=inputs["length"].device)
 
 
+def answered(tokens: NDArray[np.integer[Any]], context: NDArray[np.bool_], *more: Any) -> Document:
+    """Make a document that begins with context, and of which everything else is asked for; `more` as it has it."""
+    targets = np.full(tokens.size, IGNORED, dtype=np.int64)
+    targets[:-1] = np.where(context[1:], IGNORED, tokens[1:])
+    return Document(tokens, context, targets, *more)
+
+
 @dataclass(frozen=True)
 class Packer:
     """Rows of `width` positions for models of a config; what `base` is, data sets made for its family know."""
 
-    config: Any
+    config: ModelConfig
     width: int
     base: int = 0
 
     @property
-    def overhead(self) -> int:
-        """Count the positions that a document takes besides its tokens'."""
-        return family_of(self.config).overhead(self.config)
-
-    @property
     def room(self) -> int:
         """Count the tokens that fit into a row of but one document."""
-        return self.width - self.overhead
+        return self.width - self.config.overhead
 
     def pack(self, rows: Sequence[Sequence[Document]]) -> Batch:
         """Make one row of each list of documents, which fit."""
@@ -96,8 +99,7 @@ class Packer:
             yield self.pack([[document] for document in some])
 
 
-@dataclass(frozen=True)
-class Sample:
+class Sample(NamedTuple):
     """What a model may go on writing from, and the token that it stops behind."""
 
     document: Document
@@ -136,11 +138,7 @@ class TextData:
         return self.packer.pack([[self._window(self.train, start)] for start in starts])
 
     def held_out_batches(self, tokens: int | None = None) -> Iterator[Batch]:
-        """Pack consecutive windows over the held-out part, each target once; a short rest is padded.
-
-        Args:
-            tokens: stop after so many targets, to the window.
-        """
+        """Pack consecutive windows, each target once, until there are so many; a short rest is padded."""
         targets = self.held_out.size - 1
         starts = range(0, min(targets, tokens or targets), self.packer.room)
         return self.packer.batches((self._window(self.held_out, start) for start in starts), self.batch_size)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import Any
 
 import numpy as np
 import torch
 
 from sprunec.data.batches import Batch, Data, Packer
 from sprunec.families.base import Document, family_of
+from sprunec.families.base_config import ModelConfig
 
 # A comparison runs the masked model once and the small one up to five times, in float64 or float32. On two cores these
 # operations take about ten seconds.
@@ -21,14 +21,14 @@ RANDOM_TEXT = 64  # tokens in a row
 STATES = 2**24  # numbers in all hidden states, or in all that blocks are given besides, together
 
 
-def affordable_tokens(config: Any) -> int:
+def affordable_tokens(config: ModelConfig) -> int:
     """Count the tokens that a model of this size is compared on unless a plan says another number."""
-    affordable: int = OPERATIONS // (PER_PARAMETER * config.parameters())
-    return max(LEAST_TOKENS, LEAST_TEXT + family_of(config).overhead(config), affordable)
+    affordable = OPERATIONS // (PER_PARAMETER * config.parameters())
+    return max(LEAST_TOKENS, LEAST_TEXT + config.overhead, affordable)
 
 
 def compared_batches(
-    data: Data | None, config: Any, asked: int | None, most: int = sys.maxsize
+    data: Data | None, config: ModelConfig, asked: int | None, most: int = sys.maxsize
 ) -> Iterator[list[Batch]]:
     """Take held-out text where there is any, else tokens drawn at random.
 
@@ -40,7 +40,7 @@ def compared_batches(
         As many batches at a time as there is room for; in all at most so many positions, the family's own among them,
         and one row at least. More than one such group is only given where the plan asks for a number of tokens.
     """
-    tokens, least = min(most, asked or affordable_tokens(config)), family_of(config).overhead(config) + 1
+    tokens, least = min(most, asked or affordable_tokens(config)), config.overhead + 1
     rows = -(-tokens // (RANDOM_TEXT + least - 1)) if asked else 2
     held_out: Iterable[Batch] = [random_batch(config, rows)] if data is None else data.held_out_batches()
     groups = _groups(_first(held_out if asked else islice(held_out, MOST_BATCHES), tokens, least), config)
@@ -61,7 +61,7 @@ def _first(batches: Iterable[Batch], tokens: int, least: int) -> Iterator[Batch]
         left -= rows * width
 
 
-def _groups(batches: Iterable[Batch], config: Any) -> Iterator[list[Batch]]:
+def _groups(batches: Iterable[Batch], config: ModelConfig) -> Iterator[list[Batch]]:
     """Group batches, or parts of them, by what is held at a time."""
     group: list[Batch] = []
     states = 0
@@ -81,9 +81,9 @@ def _groups(batches: Iterable[Batch], config: Any) -> Iterator[list[Batch]]:
         yield group
 
 
-def random_batch(config: Any, rows: int = 2, text: int = RANDOM_TEXT) -> Batch:
+def random_batch(config: ModelConfig, rows: int = 2, text: int = RANDOM_TEXT) -> Batch:
     """Draw texts at random, always the same; each token is asked for in its own place."""
     draw = torch.Generator().manual_seed(0)
     tokens = torch.randint(config.vocab_size, (rows, text), generator=draw).numpy()
     documents = [[Document(row, np.zeros(text, dtype=bool), row)] for row in tokens]
-    return Packer(config, family_of(config).overhead(config) + text).pack(documents)
+    return Packer(config, config.overhead + text).pack(documents)

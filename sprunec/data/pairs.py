@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sprunec.data.batches import IGNORED, Batch, Packer, Sample, draws
+from sprunec.data.batches import Batch, Packer, Sample, answered, draws
 from sprunec.data.text import json_records
 from sprunec.data.tokenizer import Tokenizer, read_tokenizer, save_tokenizer
 from sprunec.durable import naming
@@ -35,10 +35,7 @@ class Pairs:
 
     def document(self, number: int) -> Document:
         tokens = self.tokens[self.starts[number] : self.starts[number + 1]]
-        context = np.arange(tokens.size) < self.seen[number]
-        targets = np.full(tokens.size, IGNORED, dtype=np.int64)
-        targets[:-1] = np.where(context[1:], IGNORED, tokens[1:])
-        return Document(tokens, context, targets)
+        return answered(tokens, np.arange(tokens.size) < self.seen[number])
 
 
 def read_pairs(paths: Sequence[Path]) -> list[tuple[str, str]]:
@@ -52,8 +49,7 @@ def encode_pairs(pairs: Iterable[tuple[str, str]], tokenizer: Tokenizer, room: i
     Returns:
         the pairs, how many were left out because their target alone is too long, and how many inputs were cut.
     """
-    rows: list[NDArray[np.int32]] = []
-    seen: list[int] = []
+    rows, seen = [np.zeros(0, dtype=np.int32)], []
     dropped = cut = 0
     for before, after in pairs:
         shown, asked = tokenizer.encode(before), tokenizer.encode(after)
@@ -65,9 +61,8 @@ def encode_pairs(pairs: Iterable[tuple[str, str]], tokenizer: Tokenizer, room: i
         shown = shown[max(shown.size - space, 0) :]
         rows.append(np.concatenate([[tokenizer.begin], shown, asked, [tokenizer.end]]).astype(np.int32))
         seen.append(1 + shown.size)
-    starts = np.cumsum([0, *(row.size for row in rows)])
-    tokens = np.concatenate(rows) if rows else np.zeros(0, dtype=np.int32)
-    return Pairs(tokens, starts, np.array(seen, dtype=np.int64)), dropped, cut
+    starts = np.cumsum([row.size for row in rows])
+    return Pairs(np.concatenate(rows), starts, np.array(seen, dtype=np.int64)), dropped, cut
 
 
 @dataclass(frozen=True)
@@ -83,18 +78,13 @@ class PairData:
 
     def batch(self, step: int) -> Batch:
         """Make the global batch of training step `step`."""
-        places = range(step * self.batch_size, (step + 1) * self.batch_size)
-        epochs = {place // len(self.train) for place in places}
-        orders = {epoch: draws(self.seed, epoch).permutation(len(self.train)) for epoch in epochs}
-        numbers = [int(orders[place // len(self.train)][place % len(self.train)]) for place in places]
-        return self.packer.pack([[self.train.document(number)] for number in numbers])
+        first, size = step * self.batch_size, len(self.train)
+        places = [divmod(place, size) for place in range(first, first + self.batch_size)]
+        orders = {epoch: draws(self.seed, epoch).permutation(size) for epoch in {epoch for epoch, _ in places}}
+        return self.packer.pack([[self.train.document(orders[epoch][place])] for epoch, place in places])
 
     def held_out_batches(self, tokens: int | None = None) -> Iterator[Batch]:
-        """Pack the held-out pairs as they are stored.
-
-        Args:
-            tokens: stop after so many targets, to the pair.
-        """
+        """Pack the held-out pairs as they are stored, until there are so many targets."""
         targets = np.diff(self.held_out.starts) - self.held_out.seen
         wanted = len(targets) if tokens is None else int(np.searchsorted(np.cumsum(targets), tokens)) + 1
         documents = map(self.held_out.document, range(min(wanted, len(targets))))

@@ -30,11 +30,7 @@ def load_array(path: Path) -> NDArray[Any]:
 
 
 class SavedIds:
-    """The numbers (n,) that `save_array` wrote, read where they are asked for.
-
-    Attributes:
-        size: how many.
-    """
+    """The numbers (n,) that `save_array` wrote, read where they are asked for; `size` is n."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -46,6 +42,6 @@ class SavedIds:
     def __getitem__(self, some: slice) -> NDArray[Any]:
         first, last, _ = some.indices(self.size)
         found = np.empty(max(0, last - first), self._dtype)
-        width = found.itemsize
-        read_into(self._path, [(self._start + first * width, self._start + last * width)], found.view(np.uint8).data)
+        begin = self._start + first * found.itemsize
+        read_into(self._path, [(begin, begin + found.nbytes)], found.view(np.uint8).data)
         return found

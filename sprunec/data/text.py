@@ -39,21 +39,19 @@ def split_text(text: str, held_out: float | Path, source: str) -> tuple[str, str
 
 def json_records(path: Path, keys: Sequence[str]) -> Iterator[dict[str, str]]:
     """Read the objects of a file of JSON lines; each has a string under every one of `keys`."""
+    hint = "write one object a line, like " + json.dumps(dict.fromkeys(keys, "..."))
     for number, line in enumerate(read_lines(path, "JSON lines"), start=1):
         line = line.removeprefix(MARK)  # where files were joined, each may have had one
-        if line.strip():
-            yield _record(path, number, line, keys)
-
-
-def _record(path: Path, number: int, line: str, keys: Sequence[str]) -> dict[str, str]:
-    try:
-        record = json.loads(line)
-        missing = [key for key in keys if not isinstance(record, dict) or not isinstance(record.get(key), str)]
-        why, column = f"has no `{missing[0]}` string" if missing else "", 1
-    except (json.JSONDecodeError, RecursionError) as error:
-        why = "is nested too deeply" if isinstance(error, RecursionError) else "is not JSON from here on"
-        column = getattr(error, "colno", 1)
-    if why:
-        hint = "write one object a line, like " + json.dumps(dict.fromkeys(keys, "..."))
-        raise InputError(Diagnostic("bad-data", f"this line {why}", hint, file=str(path), line=number, column=column))
-    return {key: record[key] for key in keys}
+        if not line.strip():
+            continue
+        try:
+            record, column = json.loads(line), 1
+            missing = [key for key in keys if not isinstance(record, dict) or not isinstance(record.get(key), str)]
+            why = f"has no `{missing[0]}` string" if missing else ""
+        except (json.JSONDecodeError, RecursionError) as error:
+            why = "is nested too deeply" if isinstance(error, RecursionError) else "is not JSON from here on"
+            column = getattr(error, "colno", 1)
+        if why:
+            told = Diagnostic("bad-data", f"this line {why}", hint, file=str(path), line=number, column=column)
+            raise InputError(told)
+        yield {key: record[key] for key in keys}

@@ -1,4 +1,4 @@
-"""Words from text and back: by characters, or by a vocabulary file."""
+"""Tokens from text and back: by characters, or by a vocabulary file."""
 
 from __future__ import annotations
 
@@ -6,67 +6,44 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sprunec.durable import read_file, write_new
-from sprunec.families.cpm_ant.vocabulary import Vocabulary
+from sprunec.families.vocabulary import Vocabulary
 
 SPECIAL = ("<pad>", "<unk>")
 UNKNOWN_ID = SPECIAL.index("<unk>")
 
 
-class Tokenizer(Protocol):
-    """Text to ids (n,) and back; `begin`, `end` mark a document where one is marked, `unknown` a piece it hasn't."""
-
-    @property
-    def begin(self) -> int: ...
-
-    @property
-    def end(self) -> int: ...
-
-    @property
-    def unknown(self) -> int: ...
-
-    @property
-    def size(self) -> int:
-        """Count the ids that a text may have; the marks of documents may lie above them."""
-
-    def encode(self, text: str) -> NDArray[np.int32]: ...
-
-    def decode(self, ids: Iterable[int]) -> str: ...
-
-    def to_json(self) -> Any: ...
-
-
 @dataclass(frozen=True)
 class Characters:
-    """One id a character, after <pad> 0 and <unk> 1; characters it was not built from are <unk>."""
+    """One id a character, after <pad> 0 and <unk> 1; characters it was not built from are <unk>.
+
+    The marks `begin` and `end` stand behind the characters, whose ids do not depend on whether documents are marked.
+    """
 
     vocabulary: tuple[str, ...]
+    unknown: ClassVar[int] = UNKNOWN_ID
 
     @classmethod
     def build(cls, text: str) -> Characters:
         return cls((*SPECIAL, *sorted(set(text))))
 
     @property
-    def unknown(self) -> int:
-        return UNKNOWN_ID
-
-    @property
     def size(self) -> int:
+        """Count the ids that a text may have."""
         return len(self.vocabulary)
 
     @property
     def begin(self) -> int:
-        """Stand behind the characters, whose ids do not depend on whether documents are marked."""
-        return len(self.vocabulary)
+        return self.size
 
     @property
     def end(self) -> int:
-        return len(self.vocabulary) + 1
+        return self.size + 1
 
     def encode(self, text: str) -> NDArray[np.int32]:
         """Turn text into (characters,) ids."""
@@ -78,10 +55,13 @@ class Characters:
         return np.where(known[place] == codes, place + len(SPECIAL), UNKNOWN_ID).astype(np.int32)
 
     def decode(self, ids: Iterable[int]) -> str:
-        return "".join(self.vocabulary[i] if len(SPECIAL) <= i < len(self.vocabulary) else "\ufffd" for i in ids)
+        return "".join(self.vocabulary[i] if len(SPECIAL) <= i < self.size else "\ufffd" for i in ids)
 
     def to_json(self) -> list[str]:
         return list(self.vocabulary)
+
+
+Tokenizer = Characters | Vocabulary
 
 
 def save_tokenizer(directory: Path, tokenizer: Tokenizer) -> None:

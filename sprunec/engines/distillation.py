@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from sprunec.data.batches import IGNORED, Batch, in_use
 from sprunec.engines.training import Distillation
 from sprunec.errors import InputError
-from sprunec.families.cpm_ant.states import Pair, Point
+from sprunec.families.states import Pair, Point
 
 CHUNK_ELEMENTS = 2**22  # 16 MiB in float32: small beside the logits, and fast on every device
 PROJECTION_STD = 0.02

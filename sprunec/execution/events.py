@@ -6,17 +6,17 @@ come from the store.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from sprunec.durable import naming, write_atomically
+from sprunec.execution.manifest import hashed, unhashed
 from sprunec.execution.store import strict_json
 
-CHECK, DIGITS = "check", 12
+CHECK: dict[str, Any] = {"key": "check", "digits": 12, "indent": None}
 
 
 class Events:
@@ -32,62 +32,51 @@ class Events:
         Args:
             nodes: what the store has of each; None: what the file has of it, without damaged lines.
         """
-        old = self._lines()
-        if old is None and not any(nodes.values()):
-            return
-        found = list[str]()
+        found, old = list[str](), self._lines()
         for name, stored in nodes.items():
             if stored is None:
-                found += _of(old or [], name)
+                found += _of(old, name)
             else:  # the same events, under the name that the node has in this plan
-                found += [_line({**event, "node": name}) for event in map(read_line, stored.splitlines()) if event]
-        if found != old:
-            write_atomically(self.path, "".join(f"{line}\n" for line in found))
+                events = filter(None, map(read_line, stored.splitlines()))
+                found += [hashed({**event, "node": name}, **CHECK) for event in events]
+        self._replace(old, found)
 
     def write(self, event: Mapping[str, Any]) -> None:
         """Append; the first event of a node in this run replaces what an earlier run wrote from that step on."""
         node, step = event["node"], event["step"]
         if node not in self._begun:
             self._begun.add(node)
-            lines, damaged = self._lines() or [], {"node": None}
-            kept = [line for line in lines if (old := read_line(line) or damaged)["node"] != node or old["step"] < step]
-            if kept != lines:
-                write_atomically(self.path, "".join(f"{line}\n" for line in kept))
+            old = self._lines()
+            events = ((line, read_line(line) or {"node": None}) for line in old)
+            self._replace(old, [line for line, found in events if found["node"] != node or found["step"] < step])
         with naming(self.path), open(self.path, "a", encoding="utf-8", opener=_no_link) as stream:
-            stream.write(_line(json.loads(strict_json(event))) + "\n")
+            stream.write(hashed(json.loads(strict_json(event)), **CHECK) + "\n")
 
     def of(self, node: str) -> str:
         """Give a node's lines."""
-        return "".join(f"{line}\n" for line in _of(self._lines() or [], node))
+        return "".join(f"{line}\n" for line in _of(self._lines(), node))
 
-    def _lines(self) -> list[str] | None:
-        """Read the file; None if there is none. One that is a link, to wherever, is not read."""
+    def _lines(self) -> list[str]:
+        """Read the file, if there is one; a link, to wherever, is not read."""
         if self.path.is_symlink() or not self.path.is_file():
-            return None
+            return []
         with naming(self.path):
             return self.path.read_text(encoding="utf-8", errors="replace").removesuffix("\n").split("\n")
+
+    def _replace(self, old: list[str], lines: list[str]) -> None:
+        if lines != old:
+            write_atomically(self.path, "".join(f"{line}\n" for line in lines))
 
 
 def _no_link(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o644)
 
 
-def _line(event: Mapping[str, Any]) -> str:
-    plain = json.dumps(event)
-    return json.dumps({**event, CHECK: hashlib.sha256(plain.encode()).hexdigest()[:DIGITS]})
-
-
 def read_line(line: str) -> dict[str, Any] | None:
     """Read the event of a line that is what was written; None of any other."""
-    try:
-        event = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(event, dict) or CHECK not in event:
-        return None
-    event.pop(CHECK)
-    return event if {"node", "step"} <= event.keys() and _line(event) == line else None
+    event = unhashed(line, **CHECK) or {}
+    return event if {"node", "step"} <= event.keys() else None
 
 
-def _of(lines: list[str], node: str) -> list[str]:
+def _of(lines: Iterable[str], node: str) -> list[str]:
     return [line for line in lines if (read_line(line) or {}).get("node") == node]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sprunec.durable import naming
@@ -25,9 +25,8 @@ def alone(out: Path) -> Iterator[None]:
     except OSError as error:
         raise InputError.of_disk(out, error, "cannot be written to", code="unwritable") from error
     try:
-        if not _try_lock(descriptor, out):
-            holder = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
-            raise PassError(f"{out} is in use by another run, process {holder}; wait for it, or give another --out")
+        with suppress(ImportError):  # not a POSIX system: nothing to lock with
+            _lock(descriptor, out)
         with naming(out / ".lock"):
             os.truncate(descriptor, 0)
             os.write(descriptor, str(os.getpid()).encode())
@@ -36,16 +35,15 @@ def alone(out: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _try_lock(descriptor: int, out: Path) -> bool:
-    try:
-        import fcntl
-    except ImportError:  # not a POSIX system: nothing to lock with
-        return True
+def _lock(descriptor: int, out: Path) -> None:
+    import fcntl
+
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
+    except BlockingIOError as error:
+        holder = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
+        message = f"{out} is in use by another run, process {holder}; wait for it, or give another --out"
+        raise PassError(message) from error
     except OSError as error:
         message = f"cannot be locked, so two runs could spoil each other's work: {error.strerror}"
         raise InputError.at(out, message, "give a folder on another disk with --out") from error
-    return True

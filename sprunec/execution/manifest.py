@@ -14,44 +14,44 @@ from sprunec.durable import naming
 
 MANIFEST = "manifest.json"
 LARGEST = 64 * 1024 * 1024
-OWN_HASH = "sha256"
 
 
-def manifest_text(manifest: Mapping[str, Any]) -> str:
-    """Write the manifest as it stands in the file: last, the hash of all before it."""
-    own = hashlib.sha256(json.dumps(manifest, indent=1).encode()).hexdigest()
-    return json.dumps({**manifest, OWN_HASH: own}, indent=1)
+def hashed(document: Mapping[str, Any], key: str = "sha256", digits: int = 64, indent: int | None = 1) -> str:
+    """Write JSON with, last and under `key`, the hash of all before it."""
+    own = hashlib.sha256(json.dumps(document, indent=indent).encode()).hexdigest()[:digits]
+    return json.dumps({**document, key: own}, indent=indent)
 
 
-def read_manifest(directory: Path, digest: str) -> dict[str, Any] | None:
-    """Read the manifest of the artifact with this digest; None unless it is, to the byte, what was written for it.
-
-    Raises:
-        OSError: it is there and cannot be read: that may pass, and is no reason to make the artifact again.
-    """
-    manifest = read_hashed(directory / MANIFEST)
-    return manifest if manifest and manifest.get("digest") == digest and _is_manifest(manifest) else None
+def unhashed(text: str, key: str = "sha256", digits: int = 64, indent: int | None = 1) -> dict[str, Any] | None:
+    """Read what `hashed` wrote, to the byte; else None."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    has_hash = isinstance(found, dict) and found.pop(key, None) is not None
+    return found if has_hash and text == hashed(found, key, digits, indent) else None
 
 
 def read_hashed(path: Path) -> dict[str, Any] | None:
-    """Read what `manifest_text` wrote, to the byte; else None."""
+    """Read a file of what `hashed` wrote, to the byte; None if it is another, or not there.
+
+    Raises:
+        OSError: it is there and cannot be read: that may pass, and is no reason to make anything again.
+    """
     if not path.is_file() or path.stat().st_size > LARGEST:
         return None
     with naming(path):
-        content = path.read_bytes()
-    try:
-        manifest = json.loads(text := content.decode("utf-8"))
-    except (ValueError, RecursionError):
-        return None
-    has_hash = isinstance(manifest, dict) and manifest.pop(OWN_HASH, None) is not None
-    return manifest if has_hash and text == manifest_text(manifest) else None
+        return unhashed(path.read_bytes().decode("utf-8", errors="replace"))
 
 
-def _is_manifest(manifest: Mapping[str, Any]) -> bool:
+def read_manifest(directory: Path, digest: str) -> dict[str, Any] | None:
+    """Read the manifest of the artifact with this digest; None unless it is what was written for it; see above."""
+    manifest = read_hashed(directory / MANIFEST) or {}
     files = manifest.get("files")
-    if not isinstance(files, dict) or not isinstance(manifest.get("metrics"), dict):
-        return False
-    return all(_is_inside(name) and re.fullmatch("[0-9a-f]{64}", str(digest)) for name, digest in files.items())
+    if manifest.get("digest") != digest or not isinstance(files, dict) or not isinstance(manifest.get("metrics"), dict):
+        return None
+    good = all(_is_inside(name) and re.fullmatch("[0-9a-f]{64}", str(content)) for name, content in files.items())
+    return manifest if good else None
 
 
 def _is_inside(name: str) -> bool:
@@ -62,11 +62,10 @@ def _is_inside(name: str) -> bool:
 
 def unexpected_files(directory: Path, manifest: Mapping[str, Any]) -> Iterator[Path]:
     """List what is in an artifact and no part of it: a name once, and not everything below it."""
-    files = {PurePosixPath(name) for name in (*manifest["files"], MANIFEST)}
+    files = {directory / name for name in (*manifest["files"], MANIFEST)}
     folders = {parent for file in files for parent in file.parents}
     for place, names, others in os.walk(directory):
-        here = PurePosixPath(Path(place).relative_to(directory).as_posix())
-        for name in (*names, *others):
-            if here / name not in files | folders:
-                yield Path(place) / name
-        names[:] = [name for name in names if here / name in folders]
+        for path in (Path(place, name) for name in (*names, *others)):
+            if path not in files and path not in folders:
+                yield path
+        names[:] = [name for name in names if Path(place, name) in folders]

@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from sprunec.checkpoint.mask_notes import note_weights
-from sprunec.checkpoint.provenance import write_origin
+from sprunec.checkpoint.provenance import note_weights, write_origin
 from sprunec.durable import copy_file, flush, naming, remove
 from sprunec.graph.graph import Graph
+
+if TYPE_CHECKING:
+    from sprunec.execution.report import Report
+    from sprunec.execution.store import Artifact
 
 PUBLISHED = ("model", "masks", "recipe.json")
 
 
-def publish(
-    graph: Graph, out: Path, artifacts: Mapping[str, Path], origin: Mapping[str, Any], failed: Collection[str] = ()
-) -> None:
-    """Make everything aside, then put it in place of what an earlier run has published.
-
-    Args:
-        origin: what an emitted model says about where it comes from.
-        failed: the forms that are not published.
-    """
+def publish(graph: Graph, out: Path, done: Mapping[str, Artifact], report: Report) -> None:
+    """Make everything aside, then put it in place of what an earlier run has published."""
     aside = out / ".publishing"
     remove(aside)
     aside.mkdir(parents=True)
     with naming(aside):
-        _make(graph, aside, artifacts, origin, failed)
+        _make(graph, aside, done, report)
     for path in aside.rglob("*"):
         flush(path)
     unpublish(out)
@@ -39,9 +35,7 @@ def publish(
             note_weights(path, out / graph.checkpoint_name)
 
 
-def _make(
-    graph: Graph, aside: Path, artifacts: Mapping[str, Path], origin: Mapping[str, Any], failed: Collection[str]
-) -> None:
+def _make(graph: Graph, aside: Path, done: Mapping[str, Artifact], report: Report) -> None:
     from sprunec.checkpoint.torch_writer import write_pt
     from sprunec.checkpoint.writer import as_outputs
     from sprunec.families.model_directory import open_model_tensors, read_kept
@@ -49,23 +43,21 @@ def _make(
 
     roles = graph.roles
     if roles.origin:
-        source, final = (read_kept(artifacts[name]) for name in (roles.source, roles.final))
+        source, final = (read_kept(done[name].path) for name in (roles.source, roles.final))
         write_masks(aside / "masks", source, final)
-        copy_file(artifacts[roles.origin] / "origin" / "recipe.json", aside / "recipe.json")
+        copy_file(done[roles.origin].path / "origin" / "recipe.json", aside / "recipe.json")
     if roles.emitted:
-        for form in (path for path in artifacts[roles.emitted].iterdir() if path.is_dir() and path.name not in failed):
-            _copy(form, aside / "model" / form.name)
+        emitted, failed = done[roles.emitted].path, report.failed_forms()
+        origin = report.origin(str(done[roles.emitted].manifest["made"]))
+        for form in (path for path in emitted.iterdir() if path.is_dir() and path.name not in failed):
+            # One by one: the first that fails says which it is, and how.
+            for file in (path for path in form.rglob("*") if path.is_file()):
+                target = aside / "model" / file.relative_to(emitted)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                copy_file(file, target)
             write_origin(aside / "model" / form.name, origin)
     if graph.checkpoint_name is not None:  # what a next plan starts from, in the shape that this one has started from
-        write_pt(as_outputs(open_model_tensors(artifacts[roles.full])), aside / graph.checkpoint_name)
-
-
-def _copy(folder: Path, to: Path) -> None:
-    """Copy files one by one: the first that fails says which it is, and how."""
-    for file in (path for path in folder.rglob("*") if path.is_file()):
-        target = to / file.relative_to(folder)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        copy_file(file, target)
+        write_pt(as_outputs(open_model_tensors(done[roles.full].path)), aside / graph.checkpoint_name)
 
 
 def unpublish(out: Path) -> None:

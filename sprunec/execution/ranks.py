@@ -11,9 +11,10 @@ import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sprunec.compiler.lower import lower
+from sprunec.engines.world import World
 from sprunec.errors import InputError, PassError
 from sprunec.execution.store import Store
 from sprunec.graph.graph import Graph, Node
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from sprunec.engines.distributed import ProcessGroup
     from sprunec.plan.plan import Plan
 
+Stop = Callable[[], bool]
+Tell = Callable[[dict[str, Any]], None]
 JOIN = "join"  # the first turn: all ranks open the channel of collectives
 
 
@@ -64,7 +67,11 @@ def follow(read: Callable[[], Plan], out: Path | None) -> int:
                     device = str(Place.of(graph.device, "fp32", group).device)
                     group.join(device, graph.engine["timeout"])
                     while (digest := group.next_turn(stop)) is not None:
-                        _train(_node(graph, digest), graph, store, device, group, stop)
+                        node = _node(graph, digest)
+                        with tempfile.TemporaryDirectory(prefix="sprunec-rank-") as scratch:
+                            job = job_of(node, graph, store, Path(scratch), device, group, stop, lambda event: None)
+                            with suppress(KeyboardInterrupt):  # all have stopped; rank 0 is still saving
+                                PASSES.home(node.pass_).run(job)
         except KeyboardInterrupt:
             return 0
         except Exception as error:
@@ -79,26 +86,25 @@ def _node(graph: Graph, digest: str) -> Node:
     raise PassError("this process finds another plan or other files than rank 0; run again")
 
 
-def _train(node: Node, graph: Graph, store: Store, device: str, group: ProcessGroup, stop: Callable[[], bool]) -> None:
-    from sprunec.engines.checkpoints import Saves
+def job_of(
+    node: Node, graph: Graph, store: Store, out: Path, device: str, world: World, stop: Stop, report: Tell
+) -> Job[Any]:
+    """Hand a pass what it needs; its inputs are in the store."""
+    inputs, saves = {role: store.root / str(graph.node(name).digest) for role, name in node.inputs.items()}, None
+    if node.checkpoint_every is not None:
+        from sprunec.engines.checkpoints import Saves
 
-    inputs = {role: store.root / str(graph.node(name).digest) for role, name in node.inputs.items()}
-    every = node.checkpoint_every
-    saves = None if every is None else Saves(store.partial(node), every, stop, world=group)
-    with tempfile.TemporaryDirectory(prefix="sprunec-rank-") as scratch:
-        out, silent = Path(scratch), lambda event: None
-        job = Job(node.options, inputs, node.files, out, device, silent, saves, graph.engine, group)
-        with suppress(KeyboardInterrupt):  # all have stopped; this one is there until rank 0 has saved
-            PASSES.home(node.pass_).run(job)
+        saves = Saves(store.partial(node), node.checkpoint_every, stop, tell=store.tell, world=world)
+    return Job(node.options, inputs, node.files, out, device, report, saves, graph.engine, world)
 
 
 def explain(group: ProcessGroup, error: BaseException) -> int:
     """Have rank 0 tell what this rank has met; only if there is no rank 0 any more this one speaks; the exit code."""
     from sprunec.engines.distributed import lost
 
-    gone = lost(error)
-    message = gone or str(explained(error, "its part of the pass", None))
+    message = gone = lost(error)
     if gone is None:
+        message = str(explained(error, "its part of the pass", None))
         log.debug("rank %d", group.rank, exc_info=error)
         group.complain(message)
     if not group.is_over():

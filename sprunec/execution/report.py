@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
@@ -14,7 +13,7 @@ from typing import Any
 from sprunec.durable import read_file, write_atomically
 from sprunec.errors import SprunecError
 from sprunec.execution.store import Artifact, strict_json
-from sprunec.families.cpm_ant.config import ModelConfig
+from sprunec.families.cards import read_config
 from sprunec.graph.graph import Graph, Node
 from sprunec.passes.compare_format import COMPARED as FORM_COMPARED
 from sprunec.plan.declared import PASSES
@@ -55,31 +54,37 @@ class Report:
     def status(self) -> str:
         return str(self.data["status"])
 
-    def add(self, node: Node, artifact: Artifact, cached: bool, seconds: float) -> None:
-        """Note that a node is done, and what that says about the run."""
-        metrics, roles = with_notes(node, artifact.metrics), self.graph.roles
+    def add(self, node: Node, artifact: Artifact, cached: bool, seconds: float) -> dict[str, Any]:
+        """Note that a node is done, and what that says about the run; return its metrics with the node's notes."""
+        metrics, roles = dict(artifact.manifest["metrics"]), self.graph.roles
+        if notes := [*node.notes, *metrics.get("notes", [])]:
+            metrics["notes"] = notes
         entry = {"name": node.name, "pass": node.pass_, "digest": node.digest, "cached": cached}
         self.data["passes"].append(entry | {"seconds": seconds, "metrics": metrics})
         if (report := PASSES[node.pass_].report) is not None:
             report(self.data, node, metrics)
-        for role in (role for role, name in roles.models().items() if name == node.name):
+        for role in (role for role, name in roles.models.items() if name == node.name):
             self.data["models"][role] = {key: metrics.get(key) for key in MEASURES}
         if node.name == roles.source:  # what a model weighs is known before, or without, an evaluation
             self.data["models"]["dense"] = NOT_MEASURED | {"parameters": metrics["parameters"]}
         if node.name == roles.final:
-            self.data["kept"] = kept_document(Kept.from_json(json.loads(read_file(artifact.path / "kept.json"))))
+            layers = list(enumerate(Kept.from_json(json.loads(read_file(artifact.path / "kept.json")))))
+            self.data["kept"] = {
+                "attention": {str(i): list(units["head"]) if "head" in units else None for i, units in layers},
+                "feed_forward": {str(i): len(units["dim_ff"]) if "dim_ff" in units else None for i, units in layers},
+            }
             if roles.origin:
                 self.data["models"]["masked"] = NOT_MEASURED | {"parameters": self.graph.parameters[0]}
-                config = ModelConfig.from_dict(json.loads(read_file(artifact.path / "config.json")))
+                config = read_config(json.loads(read_file(artifact.path / "config.json")))
                 self.data["models"]["small"] = NOT_MEASURED | {"parameters": config.parameters()}
+        return metrics
 
     def failed(self, node: Node, error: SprunecError) -> None:
         """Note what a comparison has measured that failed, and why an emitted format is not published."""
         measured, report = getattr(error, "metrics", {}), PASSES[node.pass_].report
         if measured and report is not None:
             report(self.data, node, measured)
-        form = getattr(node.options, "form", None)
-        if form is not None:
+        if (form := getattr(node.options, "form", None)) is not None:
             self.data["formats"][form] = {key: measured.get(key) for key in FORM_COMPARED} | {"error": str(error)}
 
     def failed_forms(self) -> dict[str, str]:
@@ -90,14 +95,11 @@ class Report:
         """Tell whether every format that was to be emitted has failed."""
         return set(self.graph.node(self.graph.roles.emitted).options.formats) <= self.failed_forms().keys()
 
-    def on_target(self) -> bool:
-        return all(row["settled"] for row in self.data["budgets"])
-
     def end(self, status: str, error: str | None = None) -> None:
         self.data["status"], self.data["error"] = status, error
         self.save()
 
-    def origin(self, made: str | None) -> dict[str, Any]:
+    def origin(self, made: str) -> dict[str, Any]:
         """Make the note of an emitted model, once all passes are done: see `checkpoint/provenance.py` for the file.
 
         Nothing in it depends on how often the run was stopped, but when the model was `made`.
@@ -122,20 +124,6 @@ def mark_interrupted(out: Path) -> None:
     with suppress(OSError, ValueError, TypeError):
         report = json.loads(read_file(out / "report.json"))
         write_atomically(out / "report.json", strict_json({**report, "status": "interrupted"}))
-
-
-def with_notes(node: Node, metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Join the metrics' `notes` with what the graph knows about the node."""
-    notes = [*node.notes, *metrics.get("notes", [])]
-    return dict(metrics) | ({"notes": notes} if notes else {})
-
-
-def kept_document(kept: Kept) -> dict[str, Any]:
-    """List heads by index and feed-forward dims by count, by layer; null where the sublayer is absent."""
-    return {
-        "attention": {str(i): list(units["head"]) if "head" in units else None for i, units in enumerate(kept)},
-        "feed_forward": {str(i): len(units["dim_ff"]) if "dim_ff" in units else None for i, units in enumerate(kept)},
-    }
 
 
 def versions() -> dict[str, str]:

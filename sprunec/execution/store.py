@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sprunec.durable import flush, read_file, write_atomically, write_new
-from sprunec.execution.manifest import MANIFEST, manifest_text, read_hashed, read_manifest, unexpected_files
+from sprunec.execution.manifest import MANIFEST, hashed, read_manifest, unexpected_files
 from sprunec.file_digests import file_digest
 from sprunec.graph.graph import Node
 
@@ -30,10 +30,6 @@ class Artifact:
     path: Path
     manifest: Mapping[str, Any]
 
-    @property
-    def metrics(self) -> dict[str, Any]:
-        return dict(self.manifest["metrics"])
-
 
 class Store:
     """A directory of artifacts; several plans may share one.
@@ -43,7 +39,7 @@ class Store:
     """
 
     def __init__(self, root: Path, tell: Callable[[str], None] = lambda text: None) -> None:
-        self.root, self._tell = root, tell
+        self.root, self.tell = root, tell
         self._verified: set[str] = set()
 
     def find(self, node: Node) -> Artifact | None:
@@ -51,11 +47,11 @@ class Store:
 
         A manifest must be what was written, to the byte. What stands beside the files it names is set aside alone.
         """
-        if node.digest is None or not os.path.lexists(self.root / node.digest):
+        if node.digest is None or not os.path.lexists(path := self.root / node.digest):
             return None
-        path = self.root / node.digest
         manifest = None if path.is_symlink() else read_manifest(path, node.digest)
-        if manifest is None or not (node.digest in self._verified or _is_whole(path, manifest)):
+        files = {} if manifest is None or node.digest in self._verified else manifest["files"]
+        if manifest is None or any(file_digest(path / name) != digest for name, digest in files.items()):
             self._set_aside(path, f"{node.name}: its artifact is damaged, and is made again")
             return None
         for file in unexpected_files(path, manifest):
@@ -66,13 +62,13 @@ class Store:
     def _set_aside(self, path: Path, why: str) -> None:
         place = Path(tempfile.mkdtemp(prefix="damaged-", dir=self.root))
         os.replace(path, place / path.name)
-        self._tell(f"{why}; what was there is now in {place}")
+        self.tell(f"{why}; what was there is now in {place}")
 
     def refer(self, plan: str, nodes: Iterable[Node]) -> None:
         """Note which artifacts a plan refers to, instead of what the plan of this name referred to before."""
         digests = [node.digest for node in nodes if node.digest is not None]
         name = hashlib.sha256(plan.encode()).hexdigest()[:16]
-        write_atomically(self.root / PLAN.format(name), manifest_text({"plan": plan, "digests": digests}))
+        write_atomically(self.root / PLAN.format(name), hashed({"plan": plan, "digests": digests}))
 
     def has(self, node: Node) -> bool:
         """Tell whether a node seems done, without verifying it."""
@@ -88,13 +84,12 @@ class Store:
     def mend_events(self, node: Node, lines: str) -> None:
         """Put a node's lines back where they are missing or damaged, if these are the ones."""
         if self._events_hash(node) == hashlib.sha256(lines.encode()).hexdigest():
-            self._tell(f"{node.name}: the store's copy of its events was damaged, and is written again")
+            self.tell(f"{node.name}: the store's copy of its events was damaged, and is written again")
             self._keep_events(str(node.digest), lines)
 
     def _events_hash(self, node: Node) -> str | None:
         """Read the hash in the manifest; None where a node wrote no lines, or is not done."""
-        manifest = read_manifest(self.root / node.digest, node.digest) if node.digest is not None else None
-        return None if manifest is None else manifest.get("events")
+        return (read_manifest(self.root / node.digest, node.digest) or {}).get("events") if node.digest else None
 
     def partial(self, node: Node) -> Path:
         """Say where a node that is not done saves what it has: in a folder of the store's own, never a link."""
@@ -112,11 +107,8 @@ class Store:
     def writing(self) -> Iterator[Path]:
         """Make an empty directory aside, gone again unless `keep` took it."""
         self.root.mkdir(parents=True, exist_ok=True)
-        directory = Path(tempfile.mkdtemp(prefix="writing-", dir=self.root))
-        try:
-            yield directory
-        finally:
-            shutil.rmtree(directory, ignore_errors=True)
+        with tempfile.TemporaryDirectory(prefix="writing-", dir=self.root, ignore_cleanup_errors=True) as directory:
+            yield Path(directory)
 
     def keep(self, node: Node, directory: Path, note: Mapping[str, Any], events: str = "") -> Artifact:
         """Write the manifest, with `note` in it, and put a filled directory in its place, in one step.
@@ -133,7 +125,7 @@ class Store:
             "files": {path.relative_to(directory).as_posix(): file_digest(path) for path in files},
             "events": self._keep_events(node.digest, events) if events else None,
         } | json.loads(strict_json(note))
-        write_new(directory / MANIFEST, manifest_text(manifest))
+        write_new(directory / MANIFEST, hashed(manifest))
         for path in (*directory.rglob("*"), directory):
             flush(path)
         os.chmod(directory, 0o755)
@@ -152,20 +144,6 @@ class Store:
         path = self.root / EVENTS.format(digest=digest)
         write_atomically(path, lines)
         return file_digest(path)
-
-
-def read_references(path: Path) -> set[str] | None:
-    """Read the digests that a plan refers to; None if they are not what was written.
-
-    Raises:
-        OSError: they cannot be read.
-    """
-    found = read_hashed(path)
-    return None if found is None else {str(digest) for digest in found.get("digests", ())}
-
-
-def _is_whole(path: Path, manifest: Mapping[str, Any]) -> bool:
-    return all(file_digest(path / name) == digest for name, digest in manifest["files"].items())
 
 
 def strict_json(document: Any) -> str:

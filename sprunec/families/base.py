@@ -1,17 +1,24 @@
-"""What every family of models says of itself, for the rooms that know none."""
+"""What every family of models says of its code, for the rooms that know none; what needs no torch is on its card."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
+
+from sprunec.families.base_config import ModelConfig
+from sprunec.families.cards import card_of
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-    from torch import Tensor
+    from torch import Tensor, nn
+
+    from sprunec.checkpoint.reader import Tensors
+    from sprunec.checkpoint.writer import Output
 
 Inputs = Mapping[str, "Tensor"]
 Given = tuple["Tensor", "Tensor"]  # hidden states (B, N, D), and what blocks are given besides
@@ -39,10 +46,11 @@ class Document:
 
 @dataclass(frozen=True)
 class Family:
-    """A family's code; `families/<name>/family.py` has it as `FAMILY`.
+    """A family's code; the module that its card names has it as `FAMILY`.
 
     Attributes:
-        overhead: how many positions of its own it adds to a document, by a config.
+        build, initialize: a model on the current default device; its weights, by a seed.
+        native_outputs: (config, tensors of a file) -> the model's, each made when it is written.
         arrange: (config, rows, width, base) -> inputs of its `forward` for rows of documents that fit, and where
             (B, width) their tokens stand; `length` (B,), the positions in use, is among the inputs, and the others are
             (B, width). What `base` is, data sets made for the family know.
@@ -57,11 +65,15 @@ class Family:
         shared, share: modules that make what all blocks are given besides their hidden states; inputs -> that.
         head, leave: modules behind the last block, the weight of the last one with a row a token; hidden states (n, D)
             -> logits, for whatever rows that weight has.
+        write_huggingface: writes an `Emission` as a directory that transformers opens, and says what the report does.
+        huggingface_texts: (config, the directory's config, inputs) -> for each row, what its class can be given of it.
         decode: (model, inputs, steps, text) -> what the first block is given for the longest row of a batch, up to
             `text` tokens: in one go, and with its last `steps` positions one by one; and the empty past to begin with.
     """
 
-    overhead: Callable[[Any], int]
+    build: Callable[[Any], nn.Module]
+    initialize: Callable[[nn.Module, int], None]
+    native_outputs: Callable[[Any, Tensors], dict[str, Output]]
     arrange: Callable[[Any, Sequence[Sequence[Document]], int, int], tuple[dict[str, NDArray[Any]], NDArray[np.bool_]]]
     proceed: Callable[[Any, Document], dict[str, Any]]
     kinds: Callable[[Any], Mapping[str, Any]]
@@ -76,10 +88,12 @@ class Family:
     share: Callable[[Any, Inputs], Tensor]
     head: Callable[[Any], tuple[str, ...]]
     leave: Callable[[Any, Tensor], Tensor]
+    write_huggingface: Callable[[Any, Path], dict[str, Any]]
+    huggingface_texts: Callable[[Any, Mapping[str, Any], Inputs], list[Inputs]]
     decode: Callable[[Any, Inputs, int, int], tuple[Given, list[Given], Past]]
 
 
-def family_of(config: Any) -> Family:
+def family_of(config: ModelConfig) -> Family:
     """Import the code of a config's family, and with it torch."""
-    found: Family = import_module(f"sprunec.families.{config.family.replace('-', '_')}.family").FAMILY
+    found: Family = import_module(card_of(config).code).FAMILY
     return found

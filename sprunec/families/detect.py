@@ -75,6 +75,16 @@ _TOKENS, _PROMPTS, _SEGMENTS = "input_embedding.weight", "prompt_embedding.weigh
 _BY_TABLES = {(True, False, False): "CPM-Bee or CPM-1", (True, True, False): "CPM-3", (True, False, True): "CPM-Ant+"}
 
 
+def is_config(value: Mapping[str, Any]) -> bool:
+    """Tell whether a file describes a model, whosever."""
+    return "dim_model" in value or is_huggingface(value)
+
+
+def is_huggingface(value: Mapping[str, Any]) -> bool:
+    """Tell whether a config follows Hugging Face's conventions, of whatever family."""
+    return "model_type" in value or "architectures" in value
+
+
 def config_family(config: Mapping[str, Any]) -> tuple[str, str] | None:
     """Tell whose config it is by its keys, if it is not CPM-Ant's, and by which key."""
     for family in RELATIVES if "dim_model" in config else FAMILIES:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,14 +16,14 @@ from torch import Tensor, nn
 from sprunec.checkpoint.header import misfit
 from sprunec.checkpoint.provenance import check_files
 from sprunec.checkpoint.reader import Tensors, open_tensors
+from sprunec.checkpoint.safetensors_file import Shape
 from sprunec.checkpoint.writer import Output, write_outputs, write_state
 from sprunec.durable import read_file, write_new
 from sprunec.errors import InputError
-from sprunec.families.cpm_ant.blocks import build
-from sprunec.families.cpm_ant.config import ModelConfig
-from sprunec.families.cpm_ant.fit import check_dtypes
-from sprunec.families.cpm_ant.model import CPMAnt
-from sprunec.families.cpm_ant.shapes import MOST_LAYERS, Shape, expected_tensors
+from sprunec.families import cards
+from sprunec.families.base import family_of
+from sprunec.families.base_config import ModelConfig
+from sprunec.families.fit import check_dtypes
 from sprunec.text_files import read_json
 from sprunec.units import Kept
 
@@ -39,7 +40,7 @@ def save_outputs(directory: Path, config: ModelConfig, kept: Kept, outputs: Mapp
     Raises:
         PassError: the disk has no room for them; nothing has been written.
     """
-    wrong = misfit(expected_tensors(config), {name: output.shape for name, output in outputs.items()})
+    wrong = misfit(config.tensors(), {name: output.shape for name, output in outputs.items()})
     assert not wrong, wrong
     describe(directory, config, kept)
     write_outputs(outputs, directory)
@@ -58,7 +59,7 @@ def open_model_tensors(directory: Path) -> Tensors:
     Raises:
         InputError: a tensor is missing or of another shape.
     """
-    expected, tensors = expected_tensors(read_config(directory)), open_tensors(directory)
+    expected, tensors = read_config(directory).tensors(), open_tensors(directory)
     _check_fit(expected, tensors.shapes(), directory, exact=False)
     return tensors.only(expected)
 
@@ -73,8 +74,8 @@ def read_config(directory: Path) -> ModelConfig:
     path, hint = directory / "config.json", "give a directory that `emit` wrote"
     data = read_json(path, "a model config", hint)
     try:
-        config = None if data.get("num_layers", 0) > MOST_LAYERS else ModelConfig.from_dict(data)
-        why = _wrong(config) if config else f"it says {data['num_layers']} layers, above {MOST_LAYERS}"
+        config = None if data.get("num_layers", 0) > cards.MOST_LAYERS else cards.read_config(data)
+        why = _wrong(config, data) if config else f"it says {data['num_layers']} layers, above {cards.MOST_LAYERS}"
     except (ValueError, TypeError, KeyError, AttributeError):
         config, why = None, "a value in it is of another kind than its key has"
     if config is None or why:
@@ -82,10 +83,10 @@ def read_config(directory: Path) -> ModelConfig:
     return config
 
 
-def _wrong(config: ModelConfig) -> str:
-    if len(config.layers) != config.num_layers:
-        return f"it has {len(config.layers)} layers and says {config.num_layers}"
-    negative = any(size < 0 for layer in config.layers for size in (layer.heads, layer.dim_head, layer.dim_ff))
+def _wrong(config: ModelConfig, data: Mapping[str, Any]) -> str:
+    if len(config.layers) != data.get("num_layers", len(config.layers)):
+        return f"it has {len(config.layers)} layers and says {data['num_layers']}"
+    negative = any(count < 0 for layer in config.layers for count in layer.counts.values())
     return "it has a negative size" if negative else ""
 
 
@@ -93,21 +94,21 @@ def read_kept(directory: Path) -> Kept:
     return Kept.from_json(json.loads(read_file(directory / "kept.json")))
 
 
-def load_model(directory: Path, device: torch.device | str = "cpu") -> CPMAnt:
+def load_model(directory: Path, device: torch.device | str = "cpu") -> nn.Module:
     """Build an artifact's model from `config.json` and fill it with its weights; runs no code from the directory."""
     return _filled(read_config(directory), open_model_tensors(directory), directory).to(device)
 
 
-def _filled(config: ModelConfig, tensors: Tensors, directory: Path) -> CPMAnt:
+def _filled(config: ModelConfig, tensors: Tensors, directory: Path) -> nn.Module:
     """Read a model into memory: what is used for long must not hang on a file. Shapes first: claims take no memory."""
-    _check_fit(expected_tensors(config), tensors.shapes(), directory)
+    _check_fit(config.tensors(), tensors.shapes(), directory)
     check_dtypes(tensors, directory, tensors)
     model = empty_model(config)
     fill(model, {name: tensors.copy(name) for name in tensors}, directory)
     return model
 
 
-def load(path: str | Path, device: torch.device | str = "cpu") -> CPMAnt:
+def load(path: str | Path, device: torch.device | str = "cpu") -> nn.Module:
     """Load an emitted directory, in eval mode, from its config and weights; its `model.py` is never executed.
 
     Raises:
@@ -121,10 +122,10 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> CPMAnt:
     return model.to(device).eval()
 
 
-def empty_model(config: ModelConfig) -> CPMAnt:
+def empty_model(config: ModelConfig) -> nn.Module:
     """Build a model on the meta device: a shape without memory."""
     with torch.device("meta"):
-        return build(config)
+        return family_of(config).build(config)
 
 
 def fill(model: nn.Module, state: Mapping[str, Tensor], source: object) -> None:

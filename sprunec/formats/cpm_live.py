@@ -23,7 +23,7 @@ WEIGHTS, CONFIG = "model.pt", "config.json"
 INSTEAD = 'emit "sprunec" or "huggingface" instead of "cpm-live"'
 
 
-def obstacles(config: ModelConfig) -> Iterator[tuple[str, str, str]]:
+def obstacles(config: Any) -> Iterator[tuple[str, str, str]]:
     """Find what the format cannot say: one config is for all layers, and the head is the embedding."""
     if not config.tie_word_embeddings:
         yield "head-apart", HEAD_APART, INSTEAD
@@ -39,6 +39,7 @@ def write(emission: Emission, directory: Path) -> dict[str, Any]:
     from sprunec.families.model_directory import open_model_tensors
 
     config, state = emission.config, open_model_tensors(emission.model)
+    assert isinstance(config, ModelConfig)
     problems = unevenness(config) if config.tie_word_embeddings else [HEAD_APART]
     if problems:
         raise FormatError(f"the format cpm-live cannot hold this model: {'; '.join(problems)}")
@@ -60,19 +61,20 @@ def read(directory: Path) -> nn.Module:
     return model.eval()
 
 
-def reopen(directory: Path, config: ModelConfig, weights: Tensors) -> Reopened:
+def reopen(directory: Path, config: Any, weights: Tensors) -> Reopened:
     """Open it in float32 arithmetic."""
     import torch
 
     from sprunec.checkpoint.reader import open_tensors
     from sprunec.data.batches import in_use
+    from sprunec.families.cpm_ant.folding import stored_dtype
 
     @torch.no_grad()
     def logits(inputs: list[Inputs]) -> Tensor:
         model = read(directory).float()
         return torch.cat([model(**batch)[0][in_use(batch)] for batch in inputs])
 
-    stored = open_tensors(directory / WEIGHTS).dtype("input_embedding.weight")
+    stored = stored_dtype(open_tensors(directory / WEIGHTS), "keep")
     return Reopened(stored, stored, logits)
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from sprunec.durable import naming
 from sprunec.errors import FormatError
-from sprunec.families.base import Document, family_of
-from sprunec.families.cpm_ant.config import ModelConfig
+from sprunec.families.base import Document
+from sprunec.families.base_config import ModelConfig
 from sprunec.plan.export_formats import Emission, Format, Reopened
 from sprunec.unexpected import own_words
 
@@ -31,7 +31,7 @@ def write(emission: Emission, directory: Path) -> dict[str, Any]:
 
     model, inputs = load_model(emission.model).eval(), example(emission.config)
     rows = torch.export.Dim("rows", min=1)
-    width = torch.export.Dim("columns", min=family_of(emission.config).overhead(emission.config) + LEAST)
+    width = torch.export.Dim("columns", min=emission.config.overhead + LEAST)
     shapes = {name: {0: rows, 1: width} if tensor.dim() == 2 else {0: rows} for name, tensor in inputs.items()}
     try:
         program = torch.export.export(model, tuple(inputs.values()), dynamic_shapes=shapes)
@@ -52,7 +52,7 @@ def example(config: ModelConfig) -> dict[str, Tensor]:
 
     tokens = np.zeros(7, dtype=np.int64)
     document = Document(tokens, tokens == 1, tokens)
-    return Packer(config, family_of(config).overhead(config) + tokens.size).pack([[document]] * 2).inputs
+    return Packer(config, config.overhead + tokens.size).pack([[document]] * 2).inputs
 
 
 def read(directory: Path) -> nn.Module:
@@ -69,7 +69,7 @@ def reopen(directory: Path, config: ModelConfig, weights: Tensors) -> Reopened:
 
     from sprunec.data.batches import in_use
 
-    least, names = family_of(config).overhead(config) + LEAST, tuple(example(config))
+    least, names = config.overhead + LEAST, tuple(example(config))
 
     def wide_enough(batch: Inputs) -> list[Inputs]:
         """Pad what is one token wide: an exported program takes no such rows."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sprunec.engines.training import Distillation
-from sprunec.families.cpm_ant.config import ModelConfig
+from sprunec.families.base_config import ModelConfig
 from sprunec.file_digests import file_stamp
 from sprunec.graph.graph import Graph, Node, Roles, digest_of, plain
 from sprunec.graph.options import Options
@@ -47,7 +47,7 @@ class Builder:
     tokens: int = 0
     flops: float = 0.0
     emitting: PassSpec | None = None
-    data_files: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
+    data_files: dict[str, tuple[Path, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.left = Left.of(self.config)
@@ -55,7 +55,6 @@ class Builder:
 
     @property
     def config(self) -> ModelConfig:
-        """Give the config of the plan's input model."""
         return self.plan.model.config
 
     @property
@@ -69,31 +68,29 @@ class Builder:
         data, plan = self.plan.data, self.plan
         known: dict[str, Any] = {"seed": plan.seed, "precision": plan.engine.precision, "first_step": self.model_steps}
         known |= {} if data is None else {"max_length": data.max_length, "batch_size": data.batch_size}
-        if spec is not None:
-            known |= spec.options
-            if (distillation := known.get("distillation")) is not None:
-                known["distillation"] = Distillation(**{k: v for k, v in distillation.items() if k != "teacher"})
+        known |= {} if spec is None else spec.options
+        if (distillation := known.get("distillation")) is not None:
+            known["distillation"] = Distillation(**{k: v for k, v in distillation.items() if k != "teacher"})
         known |= given
         return kind(**{each.name: known[each.name] for each in fields(kind) if each.name in known})
 
     def add(self, pass_: str, options: Options, inputs: Mapping[str, str], suffix: str = "", **extra: Any) -> str:
-        """Append a node; `extra` are fields of `Node`."""
-        info = PASSES[pass_]
+        """Append a node; inputs without a giver are left out, and `extra` are fields of `Node`."""
+        info, inputs = PASSES[pass_], {role: node for role, node in inputs.items() if node}
         missing = set(info.inputs) - set(inputs)
         assert not missing, f"{pass_} lacks {missing}"
         name = "-".join(part for part in (str(len(self.nodes) + 1), pass_, suffix) if part)
         digests = {role: self.nodes[node].digest for role, node in inputs.items()}
         digest = digest_of(pass_, info.version, options.document(), digests)
-        if "data" in inputs:
-            extra["files"] = {**self.data_files, **extra.get("files", {})}
-        paths = [path for paths in extra.get("files", {}).values() for path in paths]
-        stamps = {path: file_stamp(path) for path in paths}
-        extra.setdefault("parameters", self.left.parameters if info.makes_model else None)
-        self.nodes[name] = Node(name, pass_, options, inputs, digest, info.output, stamps=stamps, **extra)
+        files = (self.data_files if "data" in inputs else {}) | extra.pop("files", {})
+        stamps = {path: file_stamp(path) for paths in files.values() for path in paths}
+        more = {
+            "parameters": self.left.parameters if info.makes_model else None,
+            "files": files,
+            "stamps": stamps,
+        } | extra
+        self.nodes[name] = Node(name, pass_, options, inputs, digest, info.output, **more)
         return name
-
-    def data_inputs(self) -> dict[str, str]:
-        return {"data": self.data} if self.data else {}
 
     def masks_digest(self, path: Path) -> str:
         return weights_digest(path, NO_MASK)
@@ -112,15 +109,6 @@ class Builder:
         return self.plan.evaluate and self.plan.data is not None
 
     def graph(self) -> Graph:
-        sizes = (self.config.parameters(), self.left.parameters)
-        return Graph(
-            self.plan.name,
-            tuple(self.nodes.values()),
-            self.roles,
-            self.plan.engine.device,
-            sizes,
-            self.tokens,
-            self.flops,
-            self.plan.checkpoint_name,
-            plain(self.plan),
-        )
+        plan, sizes = self.plan, (self.config.parameters(), self.left.parameters)
+        amounts = (sizes, self.tokens, self.flops, plan.checkpoint_name)
+        return Graph(plan.name, tuple(self.nodes.values()), self.roles, plan.engine.device, *amounts, plain(plan))

@@ -9,8 +9,10 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from sprunec.families.cpm_ant.config import ModelConfig
+from sprunec.families.base_config import ModelConfig
 from sprunec.file_digests import MISSING
+
+DESCRIBED = ("name", "pass", "inputs", "gives", "digest", "cached", "steps", "parameters", "about")
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Roles:
 
     Attributes:
         source: the plan's input model.
-        dense, masked, small: evaluations.
+        models: the evaluations of the dense, the masked and the small model.
         origin: the last cut.
         final: the small model.
         full: it in the input's shape.
@@ -64,17 +66,11 @@ class Roles:
     """
 
     source: str = ""
-    dense: str = ""
-    masked: str = ""
-    small: str = ""
     origin: str = ""
     final: str = ""
     full: str = ""
     emitted: str = ""
-
-    def models(self) -> dict[str, str]:
-        """Give the evaluations by role."""
-        return {"dense": self.dense, "masked": self.masked, "small": self.small}
+    models: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -98,33 +94,20 @@ class Graph:
     resolved: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def engine(self) -> Mapping[str, Any]:
+    def engine(self) -> dict[str, Any]:
         """Give the plan's section on what trains, and how."""
-        found: Mapping[str, Any] = self.resolved.get("engine", {})
-        return found
+        return dict(self.resolved.get("engine", {}))
 
     def node(self, name: str) -> Node:
         return next(node for node in self.nodes if node.name == name)
 
     def document(self, cached: Mapping[str, bool]) -> dict[str, Any]:
         """Describe the graph as `schemas/graph.schema.json` does."""
+        known = [vars(n) | {"pass": n.pass_, "cached": cached.get(n.name, False)} for n in self.nodes]
         return {
             "plan": self.plan,
-            "nodes": [
-                {
-                    "name": node.name,
-                    "pass": node.pass_,
-                    "inputs": dict(node.inputs),
-                    "gives": node.gives,
-                    "digest": node.digest,
-                    "cached": cached.get(node.name, False),
-                    "steps": node.steps,
-                    "parameters": node.parameters,
-                    "about": node.about,
-                }
-                for node in self.nodes
-            ],
-            "parameters": {"before": self.parameters[0], "after": self.parameters[1]},
+            "nodes": [{key: node[key] for key in DESCRIBED} | {"inputs": dict(node["inputs"])} for node in known],
+            "parameters": dict(zip(("before", "after"), self.parameters, strict=True)),
             "tokens": self.tokens,
             "flops": self.flops,
         }

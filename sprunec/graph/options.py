@@ -17,12 +17,9 @@ class Options:
 
     def document(self) -> dict[str, Any]:
         """List what applies, by name."""
-        found = {}
-        for each in fields(self):
-            default = each.default if each.default_factory is MISSING else each.default_factory()
-            if (value := getattr(self, each.name)) != default:
-                found[each.name] = value
-        return found
+        defaults = {each.name: each.default_factory() for each in fields(self) if each.default_factory is not MISSING}
+        defaults = {each.name: each.default for each in fields(self)} | defaults
+        return {name: value for name, value in vars(self).items() if value != defaults[name]}
 
 
 @dataclass(frozen=True, kw_only=True)

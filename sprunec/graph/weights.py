@@ -6,7 +6,7 @@ A NaN cannot be cut away: the masked model multiplies it by 0, which is NaN agai
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ from sprunec.checkpoint.header import read_places
 from sprunec.checkpoint.layouts import checkpoint_files
 from sprunec.checkpoint.safetensors_file import Stored
 from sprunec.errors import Diagnostic, InputError
-from sprunec.families.cpm_ant.huggingface_names import parts
+from sprunec.families.cards import card_of
 from sprunec.file_digests import file_digest, known_digest, remember_digest
 from sprunec.plan.plan import Plan
 
@@ -55,11 +55,14 @@ def weights_digest(path: Path, about: str = NO_CUT, plan: Plan | None = None) ->
         digests[file], more = _read(file, {name: place for name, place in places.items() if place.file == file})
         found += more
     if found:
-        raise InputError(*_told(found, CUT_AWAY if plan is not None and _is_cut_away(plan, found) else about))
-    if not path.is_dir():
-        return digests[files[0]]
+        hint = f"{FIX_NUMBERS}; {CUT_AWAY if plan is not None and _is_cut_away(plan, found) else about}"
+        told = [Diagnostic("not-finite", str(each), hint, file=str(each.file)) for each in found[:MOST_TOLD]]
+        if len(found) > MOST_TOLD:
+            message = f"{told[-1].message}; {len(found) - MOST_TOLD} more tensors have some"
+            told[-1] = replace(told[-1], message=message)
+        raise InputError(*told)
     joined = "\n".join(f"{file.name} {digest}" for file, digest in digests.items())
-    return hashlib.sha256(joined.encode()).hexdigest()
+    return hashlib.sha256(joined.encode()).hexdigest() if path.is_dir() else digests[files[0]]
 
 
 def _read(file: Path, places: dict[str, Stored]) -> tuple[str, list[NonFinite]]:
@@ -75,15 +78,6 @@ def _read(file: Path, places: dict[str, Stored]) -> tuple[str, list[NonFinite]]:
     return digest, found
 
 
-def _told(found: Sequence[NonFinite], about: str) -> list[Diagnostic]:
-    told = [Diagnostic("not-finite", str(each), f"{FIX_NUMBERS}; {about}", file=str(each.file)) for each in found]
-    rest = len(told) - MOST_TOLD
-    if rest > 0:
-        last = told[MOST_TOLD - 1]
-        told[MOST_TOLD - 1 :] = [replace(last, message=f"{last.message}; {rest} more tensors have some")]
-    return told
-
-
 def _is_cut_away(plan: Plan, found: Sequence[NonFinite]) -> bool:
     """Tell whether none of these numbers is in what is left once every mask of the plan has been applied."""
     masks = [spec for spec in plan.passes if spec.name == "load-mask"]
@@ -91,7 +85,7 @@ def _is_cut_away(plan: Plan, found: Sequence[NonFinite]) -> bool:
     if not masks or others or any(each.count > len(each.places) for each in found):
         return False
     from sprunec.bmcook.masks.matching import read_masks
-    from sprunec.families.cpm_ant.sizes import everything
+    from sprunec.families.base_config import everything
     from sprunec.rewrite.recipe import make_recipe
     from sprunec.rewrite.trace import traced_shape
 
@@ -103,14 +97,13 @@ def _is_cut_away(plan: Plan, found: Sequence[NonFinite]) -> bool:
     except InputError:
         return False
     recipe = make_recipe(traced_shape(config), kept.inside(whole))
-    own_names = {part.name: name for name, part in parts(config, [each.tensor for each in found]).items()}
-    return all(_is_out(recipe.slices, recipe.removed, own_names.get(each.tensor, ""), each) for each in found)
+    parts = card_of(config).parts(config, [each.tensor for each in found])
+    own_names = {part.name: name for name, part in parts.items()}
 
+    def is_out(each: NonFinite) -> bool:
+        name = own_names.get(each.tensor, "")
+        left = {dim: set(indices) for dim, indices in recipe.slices.get(name, {}).items()}
+        places = (any(int(place[dim]) not in left[dim] for dim in left) for place in each.places)
+        return name in recipe.removed or all(places)
 
-def _is_out(
-    slices: Mapping[str, Mapping[int, Sequence[int]]], removed: Sequence[str], name: str, found: NonFinite
-) -> bool:
-    if name in removed:
-        return True
-    kept = {dim: set(indices) for dim, indices in slices.get(name, {}).items()}
-    return all(any(int(place[dim]) not in kept[dim] for dim in kept) for place in found.places)
+    return all(map(is_out, found))

@@ -13,20 +13,19 @@ Gates and scores are dicts from (layer, unit) to a tensor (units,).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sprunec.errors import PassError
-from sprunec.families.cpm_ant.config import ModelConfig
-from sprunec.families.cpm_ant.sizes import unit_sizes
-from sprunec.families.cpm_ant.uniform import bias_columns
-from sprunec.masks.granularity import Multiples, Values, groups, round_down
+from sprunec.families.base_config import ModelConfig, parameters_without, removable, unit_sizes
+from sprunec.masks.granularity import Multiples, Values, groups
 from sprunec.masks.size_budget import SizeBudget
-from sprunec.plan.targets import NO_MULTIPLES
+from sprunec.plan.targets import NO_MULTIPLES, most_kept
 from sprunec.units import COUNTED, INSIDE, Key, Unit
 
 SETTLED_SHARE = 0.02
@@ -65,21 +64,14 @@ class CountBudget:
     def fill(self, scores: Values, decided: Values) -> dict[Key, Tensor]:
         alive = [key for key in self.keys if bool(self._open(decided, key[0]))]
         masks = {key: torch.zeros(scores[key].numel(), dtype=torch.bool) for key in self.keys}
-        if not alive:
-            return masks
         ranked = {key: scores[key] for key in alive}
-        if self.tied:
+        if self.tied and alive:
             ranked = {alive[0]: torch.stack([value.detach().cpu().double() for value in ranked.values()]).sum(0)}
-        best = self._best(ranked, round(self.target) if self.each is None else self.each * len(ranked))
-        return masks | (dict.fromkeys(alive, best[alive[0]]) if self.tied else best)
-
-    def _best(self, scores: Values, count: int) -> dict[Key, Tensor]:
-        """Keep the best `count` units, or as many as make whole groups."""
-        masks = {key: torch.zeros(value.numel(), dtype=torch.bool) for key, value in scores.items()}
-        ranked = [group for key, value in scores.items() for group in groups(key, value, self.multiple)]
-        for _, key, units in sorted(ranked, key=lambda group: group[0], reverse=True)[: count // self.multiple]:
+        count = round(self.target) if self.each is None else self.each * len(ranked)
+        whole = [group for key, value in ranked.items() for group in groups(key, value, self.multiple)]
+        for _, key, units in sorted(whole, key=itemgetter(0), reverse=True)[: count // self.multiple]:
             masks[key][list(units)] = True
-        return masks
+        return masks | {key: masks[alive[0]] for key in alive if self.tied}
 
     def measure(self, config: ModelConfig) -> float:
         sizes = unit_sizes(config, {unit for _, unit in self.keys})
@@ -94,13 +86,13 @@ class CountBudget:
 Budget = CountBudget | SizeBudget
 
 
+def excess(budget: Budget, expected: float) -> float:
+    """Tell how far a size is off its target beyond half a unit or 2% of full, whichever is more; as a share of full."""
+    return (abs(expected - budget.target) - max(0.5 * budget.unit, SETTLED_SHARE * budget.full)) / budget.full
+
+
 def settled(budget: Budget, expected: float) -> bool:
-    """Tell whether a size is within half a unit or 2% of the full size of its target, whichever is more."""
-    return abs(expected - budget.target) <= tolerance(budget)
-
-
-def tolerance(budget: Budget) -> float:
-    return max(0.5 * budget.unit, SETTLED_SHARE * budget.full)
+    return excess(budget, expected) <= 0.0
 
 
 def make_budgets(
@@ -121,49 +113,48 @@ def make_budgets(
         PassError: heads are to be tied, and layers do not have the same ones; there is nothing left to cut; or cutting
             everything leaves more than the target.
     """
-    if tie_heads and len(bias_columns(config)) > 1:
+    if tie_heads and len(config.head_sets) > 1:
         raise PassError("tie_heads keeps the same heads in all layers, and they have different ones left")
     multiples = {COUNTED[name].name: count for name, count in multiple_of.items()}
     sizes = unit_sizes(config, units)
     if not sizes:
         raise PassError(f"the model has no {' and no '.join(units)} left that this pass could cut")
     if "parameters" in target:
-        return (SizeBudget("all", config, units, True, float(target["parameters"]), multiples).within_reach(),)
+        wanted, full = float(target["parameters"]), float(config.parameters())
+        if parameters_without(config, units) > wanted:
+            raise PassError(f"{wanted:,.0f} is below what is left when every unit of this pass is cut")
+        return (SizeBudget("all", config, units, True, min(wanted, full), multiples, wanted),)
     if "sparsity" in target:
-        part = SizeBudget("all", config, units, False, 0.0, multiples)
-        return (replace(part, target=(1.0 - target["sparsity"]) * part.full),)
-    outer_first = sorted((COUNTED[name] for name in target), key=lambda unit: unit.name in INSIDE)
-    budgets = [each for unit in outer_first for each in _count_budgets(sizes, target, unit, budget, multiples)]
-    if not tie_heads:
-        return tuple(budgets)
-    tied = _count_budgets(sizes, target, COUNTED["num_heads"], "global", multiples)
-    rest = [each for each in budgets if each.keys[0][1] != "head"]
-    return (*rest, *(replace(heads, tied=True, unit=float(len(heads.keys))) for heads in tied))
+        left = (1.0 - target["sparsity"]) * float(removable(config, units))
+        return (SizeBudget("all", config, units, False, left, multiples),)
+    tied = ("head",) if tie_heads else ()
+    kinds = sorted((COUNTED[name] for name in target), key=lambda unit: (unit.name in INSIDE, unit.name in tied))
+    return tuple(
+        each for unit in kinds for each in _count_budgets(sizes, target, unit, budget, multiples, unit.name in tied)
+    )
 
 
 def _count_budgets(
-    sizes: Mapping[Key, int], target: Mapping[str, int], unit: Unit, budget: str, multiples: Multiples
-) -> list[CountBudget]:
+    sizes: Mapping[Key, int], target: Mapping[str, int], unit: Unit, budget: str, multiples: Multiples, tied: bool
+) -> Iterator[CountBudget]:
     """Count sublayers and blocks over the model, units inside them by layer or on average over the layers."""
     name, count, multiple = unit.target, target[unit.target], multiples.get(unit.name, 1)
-    keys = tuple(key for key in sizes if key[1] == unit.name)
+    keys, wanted = tuple(key for key in sizes if key[1] == unit.name), float(count)
     full = float(sum(sizes[key] for key in keys))
-    if not keys:
-        return []
-    if unit.name not in INSIDE:
-        behind = () if unit.name == "block" else ("block",)
-        return [CountBudget(name, keys, full, min(float(count), full), behind, wanted=float(count))]
     around = ("block", *unit.sublayers)
-    if budget == "global":
+    if keys and unit.name not in INSIDE:
+        around = () if unit.name == "block" else ("block",)
+        yield CountBudget(name, keys, full, min(wanted, full), around, wanted=wanted)
+    elif keys and (tied or budget == "global"):
         layers = min([len(keys), *(n for key, n in target.items() if COUNTED[key].name in around)])
-        most, asked = sum(round_down(sizes[key], multiple) for key in keys), float(count * layers)
-        return [CountBudget(name, keys, full, min(asked, most), around, count, multiple=multiple, wanted=asked)]
-    budgets = []
-    for key in keys:
-        most = float(round_down(min(count, sizes[key]), multiple))
-        layer, size = f"{name} layer {key[0]}", float(sizes[key])
-        budgets.append(CountBudget(layer, (key,), size, most, around, multiple=multiple, wanted=float(count)))
-    return budgets
+        most, wanted = sum(most_kept(sizes[key], sizes[key], multiple) for key in keys), float(count * layers)
+        size = float(len(keys)) if tied else 1.0
+        yield CountBudget(name, keys, full, min(wanted, most), around, count, size, tied, multiple, wanted)
+    else:
+        for key in keys:
+            layer, most = f"{name} layer {key[0]}", most_kept(sizes[key], count, multiple)
+            size = float(sizes[key])
+            yield CountBudget(layer, (key,), size, float(most), around, multiple=multiple, wanted=wanted)
 
 
 def allocated(budgets: Iterable[Budget], scores: Values) -> tuple[Budget, ...]:

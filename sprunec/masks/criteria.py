@@ -4,24 +4,17 @@ from __future__ import annotations
 
 from functools import partial
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sprunec.plan.declared import Criterion
 
-if TYPE_CHECKING:
-    from torch import Tensor
 
-    from sprunec.units import Key
-
-
-def _score(function: str, given: Any) -> dict[Key, Tensor]:
+def _score(function: str, given: Any) -> Any:
     """Import the arithmetic, and torch with it, when something is scored."""
-    found: dict[Key, Tensor] = getattr(import_module("sprunec.masks.scores"), function)(given)
-    return found
+    return getattr(import_module("sprunec.masks.scores"), function)(given)
 
 
-RANDOM = Criterion("random", partial(_score, "random"), calibrates=False)
-MAGNITUDE = Criterion("magnitude", partial(_score, "magnitude"), calibrates=False)
-TAYLOR = Criterion("taylor", partial(_score, "taylor"))
-ACTIVATION = Criterion("activation", partial(_score, "activation"))
-RECONSTRUCTION = Criterion("reconstruction", partial(_score, "reconstruction"))
+RANDOM, MAGNITUDE = (Criterion(name, partial(_score, name), calibrates=False) for name in ("random", "magnitude"))
+TAYLOR, ACTIVATION, RECONSTRUCTION = (
+    Criterion(name, partial(_score, name)) for name in ("taylor", "activation", "reconstruction")
+)

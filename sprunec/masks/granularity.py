@@ -26,9 +26,9 @@ def groups(key: Key, scores: Tensor, size: int, *, worst_first: bool = False) ->
     values = scores.detach().cpu().double()
     order = torch.sort(values, descending=not worst_first, stable=True).indices
     left_over = len(order) % size
-    whole = order[left_over:] if worst_first else order[: len(order) - left_over]
-    means = values[whole].view(-1, size).mean(1).tolist()
-    return [(mean, key, tuple(units)) for mean, units in zip(means, whole.view(-1, size).tolist(), strict=True)]
+    whole = (order[left_over:] if worst_first else order[: len(order) - left_over]).view(-1, size)
+    rows = zip(values[whole].mean(1).tolist(), whole.tolist(), strict=True)
+    return [(mean, key, tuple(units)) for mean, units in rows]
 
 
 def remainder(scores: Tensor, size: int) -> Tensor:
@@ -44,8 +44,3 @@ def by_kind(scores: Values, change: Callable[[Tensor], Tensor]) -> dict[Key, Ten
         changed = change(torch.cat([scores[key] for key in keys]))
         found |= dict(zip(keys, changed.split([scores[key].numel() for key in keys]), strict=True))
     return found
-
-
-def round_down(count: float, size: int) -> float:
-    """Give the largest number of whole groups that is no more, in units; any count of groups of one."""
-    return count if size == 1 else float(count // size * size)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sprunec.engines.learner import Learner
-from sprunec.masks import gates as hard_concrete
 from sprunec.masks.budgets import Budget, settled
-from sprunec.masks.convergence import Convergence
+from sprunec.masks.gates import GroupAdam, kept_probability, sample, undecided
 from sprunec.masks.granularity import by_kind
-from sprunec.masks.group_adam import GroupAdam
-from sprunec.masks.lagrangian import Lagrangian
+from sprunec.masks.lagrangian import Convergence, Lagrangian
 from sprunec.rewrite.gating import Gates
 from sprunec.units import Key
 
@@ -36,28 +34,24 @@ def start_from(scores: Mapping[Key, Tensor]) -> dict[Key, Tensor]:
 def tie(scores: Mapping[Key, Tensor]) -> dict[Key, Tensor]:
     """Sum the scores of the heads (heads,) over the layers, the same in each; leave those of other units."""
     heads = [value for (_, unit), value in scores.items() if unit == TIED]
-    total = torch.stack(heads).sum(0) if heads else None
-    return {key: total if key[1] == TIED and total is not None else value for key, value in scores.items()}
+    return {key: torch.stack(heads).sum(0) if key[1] == TIED else value for key, value in scores.items()}
 
 
 @torch.no_grad()
-def expected_size(budget: Budget, log_alphas: Mapping[Key, Tensor]) -> float:
-    """Give what is expected of a budget, by how likely each gate is not 0."""
-    return float(budget.expected({key: hard_concrete.kept_probability(value) for key, value in log_alphas.items()}))
+def expected_sizes(budgets: Sequence[Budget], log_alphas: Mapping[Key, Tensor]) -> list[float]:
+    """Give what is expected of each budget, by how likely each gate is not 0."""
+    kept = {key: kept_probability(value) for key, value in log_alphas.items()}
+    return [float(budget.expected(kept)) for budget in budgets]
 
 
-def settling(budget: Budget, log_alphas: Mapping[Key, Tensor]) -> dict[str, Any]:
-    """Say where gates stand on a budget: what they expect of it, whether that is settled, how many are undecided."""
-    expected = expected_size(budget, log_alphas)
-    return {
-        "name": budget.name,
-        "target": budget.target,
-        "expected": expected,
-        "full": budget.full,
-        "distance": abs(expected - budget.target),
-        "settled": settled(budget, expected),
-        "undecided": sum(hard_concrete.undecided(log_alphas[key].detach()) for key in budget.keys),
-    }
+def settling(budgets: Sequence[Budget], log_alphas: Mapping[Key, Tensor]) -> list[dict[str, Any]]:
+    """Say where gates stand on budgets: what they expect of each, whether it is settled, how many are undecided."""
+    return [
+        {"name": budget.name, "target": budget.target, "expected": expected, "full": budget.full}
+        | {"distance": abs(expected - budget.target), "settled": settled(budget, expected)}
+        | {"undecided": sum(undecided(log_alphas[key].detach()) for key in budget.keys)}
+        for budget, expected in zip(budgets, expected_sizes(budgets, log_alphas), strict=True)
+    ]
 
 
 class GateLearner(Learner):
@@ -85,9 +79,9 @@ class GateLearner(Learner):
     ) -> None:
         self.gates, self.lagrangian, self.steps, self.seed, self.device = gates, lagrangian, steps, seed, device
         self.log_alphas = {key: value.clone().requires_grad_() for key, value in log_alphas.items()}
-        if tie_heads:
-            heads = [key for key in self.log_alphas if key[1] == TIED]
-            self.log_alphas |= dict.fromkeys(heads, self.log_alphas[heads[0]])
+        heads = [key for key in self.log_alphas if tie_heads and key[1] == TIED]
+        for key in heads:
+            self.log_alphas[key] = self.log_alphas[heads[0]]
         self._own = list({id(value): value for value in self.log_alphas.values()}.values())
         self.rate, self.stops = rate, stop_when_settled
         self.optimizer = GroupAdam([[value] for value in self._own], rate)  # gates of a layer and kind vie
@@ -100,7 +94,7 @@ class GateLearner(Learner):
     def before(self, step: int, model_step: int) -> None:
         self._step = step
         noise = torch.Generator().manual_seed(self.seed * 1_000_003 + model_step)
-        draws = {id(own): hard_concrete.sample(own, torch.rand(own.shape, generator=noise)) for own in self._own}
+        draws = {id(own): sample(own, torch.rand(own.shape, generator=noise)) for own in self._own}
         for key, log_alpha in self.log_alphas.items():
             self._drawn[key] = draws[id(log_alpha)]
             self._leaves[key] = self._drawn[key].detach().to(self.device).requires_grad_()
@@ -119,7 +113,7 @@ class GateLearner(Learner):
         seen = {key: leaf.grad.cpu().float() * unscale for key, leaf in self._leaves.items() if leaf.grad is not None}
         if seen:  # all at once, since tied layers share a draw
             torch.autograd.backward([self._drawn[key] for key in seen], list(seen.values()))
-        kept = {key: hard_concrete.kept_probability(value) for key, value in self.log_alphas.items()}
+        kept = {key: kept_probability(value) for key, value in self.log_alphas.items()}
         penalty, self._expected = self.lagrangian.penalty(kept, self._step)
         penalty.backward()
 
@@ -139,12 +133,12 @@ class GateLearner(Learner):
         return self._event(step)
 
     def _event(self, step: int) -> dict[str, Any]:
-        first, second = self.lagrangian.multipliers.detach()
-        rows = zip(self.lagrangian.budgets, self._expected, self.lagrangian.targets(step), first, second, strict=True)
+        targets, multipliers = self.lagrangian.targets(step), self.lagrangian.multipliers.tolist()
+        rows = zip(self.lagrangian.budgets, self._expected, targets, *multipliers, strict=True)
         budgets = [
-            {"name": b.name, "expected": e, "target": t, "multiplier1": float(m), "multiplier2": float(n)}
-            | {"distance": abs(e - b.target), "settled": settled(b, e)}
-            for b, e, t, m, n in rows
+            {"name": budget.name, "expected": expected, "target": target, "multiplier1": first, "multiplier2": second}
+            | {"distance": abs(expected - budget.target), "settled": settled(budget, expected)}
+            for budget, expected, target, first, second in rows
         ]
         undecided = self.undecided()
         return {"budgets": budgets, "undecided": undecided} | self.convergence.see(step, self._expected, undecided)
@@ -171,9 +165,9 @@ class GateLearner(Learner):
         self.convergence.load(state.get("convergence", self.convergence.state()))  # older saves have none
 
     def expected(self) -> list[float]:
-        """The expected size of each budget as the log-alphas are now."""
-        return [expected_size(budget, self.log_alphas) for budget in self.lagrangian.budgets]
+        """Give the expected size of each budget as the log-alphas are now."""
+        return expected_sizes(self.lagrangian.budgets, self.log_alphas)
 
     def undecided(self) -> int:
-        """Gates that have not made up their mind."""
-        return sum(hard_concrete.undecided(value.detach()) for value in self.log_alphas.values())
+        """Count the gates that have not made up their mind."""
+        return sum(undecided(value.detach()) for value in self.log_alphas.values())

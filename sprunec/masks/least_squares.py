@@ -43,7 +43,13 @@ def removal_errors(moment: Tensor, weight: Tensor, features: Tensor) -> Tensor:
         unit = int(costs.argmin())
         last = errors[unit] = max(last, float(costs[unit]))
         left[unit] = False
-        _remove(inverse, weight, features[unit])
+        # Out of W and H⁻¹, where its own entries become those of features that do not matter.
+        gone = features[unit]
+        solved = torch.linalg.solve(inverse[gone[:, None], gone], inverse[gone])
+        weight -= weight[:, gone] @ solved
+        inverse -= inverse[:, gone] @ solved
+        weight[:, gone], inverse[gone], inverse[:, gone] = 0.0, 0.0, 0.0
+        inverse[gone, gone] = 1.0
     return errors.float()
 
 
@@ -57,16 +63,6 @@ def _costs(inverse: Tensor, weight: Tensor, features: Tensor) -> Tensor:
     parts = weight[:, features].movedim(1, 0)  # (U, O, M)
     together: Tensor = (torch.linalg.solve(own, parts.mT) * parts.mT).sum((1, 2))
     return together
-
-
-def _remove(inverse: Tensor, weight: Tensor, gone: Tensor) -> None:
-    """Take features out of W and H⁻¹, in place; their own entries become those of features that do not matter."""
-    solved = torch.linalg.solve(inverse[gone[:, None], gone], inverse[gone])
-    weight -= weight[:, gone] @ solved
-    inverse -= inverse[:, gone] @ solved
-    weight[:, gone] = 0.0
-    inverse[gone], inverse[:, gone] = 0.0, 0.0
-    inverse[gone, gone] = 1.0
 
 
 def refit(moment: Tensor, weight: Tensor, kept: Tensor, gate: Tensor | None = None) -> Tensor:

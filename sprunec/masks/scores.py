@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sprunec.data.batches import Batch
 from sprunec.engines.device import Place
+from sprunec.engines.loop import language_model_loss
 from sprunec.masks.calibration import Moments, calibrate
 from sprunec.masks.granularity import by_kind
 from sprunec.masks.least_squares import removal_errors
@@ -42,16 +43,16 @@ class Calibration:
 
     Attributes:
         model: its traced blocks replaced by gated ones, all gates open.
-        loss: of a batch, summed over its targets.
+        loss: (model, batch) -> the loss, summed over the batch's targets.
     """
 
     model: nn.Module
     gates: Gates
     blocks: Sequence[TracedBlock]
     batches: Iterable[Batch]
-    loss: Callable[[nn.Module, Batch], Tensor]
     place: Place
     seed: int
+    loss = staticmethod(language_model_loss)
 
     @property
     def sizes(self) -> Mapping[Key, int]:
@@ -73,8 +74,30 @@ def random(given: Weights | Calibration) -> dict[Key, Tensor]:
 
 def magnitude(given: Weights | Calibration) -> dict[Key, Tensor]:
     """Score by the root mean square of all weights that a unit would take with it (Han et al. 2015, by structure)."""
-    by_index, weights = {block.index: block for block in given.blocks}, given.weights
-    return {(index, unit): _magnitude(by_index[index], unit, weights) for index, unit in given.sizes}
+    by_index, weights, found = {block.index: block for block in given.blocks}, given.weights, dict[Key, Tensor]()
+    for index, unit in given.sizes:
+        block, parts = by_index[index], list[Any]()
+        if unit in block.sites:
+            groups = block.sites[unit].groups["forward"]
+            parts = [(name, dim, group) for group in groups for name, dim in block.forward.groups.holding(group)]
+        else:
+            parts = [(name,) for r in block.forward.residuals if unit in ("block", r.kind) for name in r.tensors]
+        own = block.tensors()
+        energies = [_energy(block, weights, *part) for part in parts if isinstance(own[part[0]], nn.Parameter)]
+        found[(index, unit)] = torch.stack(energies).mean(0).sqrt().reshape(-1)
+    return found
+
+
+def _energy(
+    block: TracedBlock, weights: Mapping[str, Tensor], name: str, dim: int = 0, group: int | None = None
+) -> Tensor:
+    """Give the mean square of a tensor, or (units,) of its slices along a group that one of its dims is made of."""
+    square: Tensor = weights[f"{block.path}.{name}"].detach().float().square()
+    if group is None:
+        return square.mean().cpu()
+    factors = block.forward.groups.tensors[name][dim]
+    square = square.unflatten(dim, [block.forward.groups.sizes[each] for each in factors])
+    return square.mean([d for d in range(square.dim()) if d != dim + factors.index(group)]).cpu()
 
 
 def taylor(given: Calibration) -> dict[Key, Tensor]:
@@ -116,9 +139,7 @@ def reconstruction(given: Calibration) -> dict[Key, Tensor]:
 
     See `least_squares.removal_errors`; a whole sublayer leaves nothing to refit, and counts its energy.
     """
-    return _by_projection(
-        given, lambda moment, weight, features: removal_errors(moment, weight, features) / len(weight)
-    )
+    return _by_projection(given, lambda moment, weight, own: removal_errors(moment, weight, own) / len(weight))
 
 
 def comparable(scores: Mapping[Key, Tensor], target: Mapping[str, Any]) -> dict[Key, Tensor]:
@@ -143,44 +164,20 @@ def _by_projection(given: Calibration, score: Callable[[Tensor, Tensor, Tensor],
     """Score units inside sublayers by the projections that they go into, whole ones by their output."""
     found: dict[Key, Tensor] = {}
     moments = given.moments()
+    shares = {key: energy / max(moments.streams[key], 1e-30) for key, energy in moments.branches.items()}
     for index, unit in given.sizes:
-        kinds = [kind for block, kind in moments.branches if block == index and unit in ("block", kind)]
-        if kinds:
-            found[(index, unit)] = torch.tensor([sum(moments.share(index, kind) for kind in kinds)])
+        whole = [share for (block, kind), share in shares.items() if block == index and unit in ("block", kind)]
+        if whole:
+            found[(index, unit)] = torch.tensor([sum(whole)])
             continue
         # A unit is some features of a projection's input, all those whose place in (outer, units, inner) has its number
         # in the middle: of heads x dim_head a head is one run, a dim one feature in every head. What goes into several
         # projections counts in each; the product of q and k is none, for it sums over no weight.
-        stream = moments.streams[(index, INSIDE[unit])]
-        parts = [score(moment, p.weight, features(units)) for p, moment, units in moments.of_unit(index, unit)]
-        found[(index, unit)] = torch.stack(parts).sum(0).cpu() / stream
+        parts = []
+        for projection, moment in moments.inputs.values():
+            units = projection.units(unit) if projection.block.index == index else None
+            if units is not None:
+                features = torch.arange(math.prod(units)).view(units).movedim(1, 0).flatten(1)  # (units, outer x inner)
+                parts.append(score(moment, projection.weight, features))
+        found[(index, unit)] = torch.stack(parts).sum(0).cpu() / moments.streams[(index, INSIDE[unit])]
     return found
-
-
-def features(units: tuple[int, int, int]) -> Tensor:
-    """(units, outer x inner): where each unit lies in a dim that is (outer, units, inner)."""
-    return torch.arange(math.prod(units)).view(units).movedim(1, 0).flatten(1)
-
-
-def _magnitude(block: TracedBlock, unit: str, weights: Mapping[str, Tensor]) -> Tensor:
-    own = block.tensors()
-    if unit in block.sites:
-        axes, site = block.forward.groups, block.sites[unit]
-        energies = [
-            _energy(weights[f"{block.path}.{name}"], axes.tensors[name][dim], dim, group, axes.sizes)
-            for group in site.groups["forward"]
-            for name, dim in axes.holding(group)
-            if isinstance(own[name], nn.Parameter)
-        ]
-        return torch.stack(energies).mean(0).sqrt()
-    names = [name for r in block.forward.residuals if unit in ("block", r.kind) for name in r.tensors]
-    names = [name for name in names if isinstance(own[name], nn.Parameter)]
-    whole = [weights[f"{block.path}.{name}"].detach().float().square().mean().cpu() for name in names]
-    return torch.stack(whole).mean().sqrt()[None]
-
-
-def _energy(tensor: Tensor, dim_groups: tuple[int, ...], dim: int, group: int, sizes: Mapping[int, int]) -> Tensor:
-    """(units,): the mean square of the slices of one tensor along one factor of one dim."""
-    split: Tensor = tensor.detach().float().square().unflatten(dim, [sizes[g] for g in dim_groups])
-    own = dim + dim_groups.index(group)
-    return split.mean([d for d in range(split.dim()) if d != own]).cpu()

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from itertools import chain
+from operator import itemgetter
 
 import torch
 from torch import Tensor
 
-from sprunec.errors import PassError
-from sprunec.families.cpm_ant.config import ModelConfig
-from sprunec.families.cpm_ant.sizes import Amount, layer_sizes, parameters_without, removable, unit_cost, unit_sizes
+from sprunec.families.base_config import Amount, ModelConfig, layer_sizes, removable, unit_cost, unit_sizes
 from sprunec.masks.granularity import Group, Multiples, Values, groups, remainder
 from sprunec.units import INSIDE, SUBLAYERS, Key, sublayers_of
 
@@ -39,16 +40,6 @@ class SizeBudget:
     def asked(self) -> float:
         return self.target if self.wanted is None else self.wanted
 
-    def within_reach(self) -> SizeBudget:
-        """Hold to the size of all that is there, where more is asked for.
-
-        Raises:
-            PassError: not even cutting everything is enough.
-        """
-        if parameters_without(self.config, self.units) > self.target:
-            raise PassError(f"{self.target:,.0f} is below what is left when every unit of this pass is cut")
-        return replace(self, target=min(self.target, self.full), wanted=self.target)
-
     @property
     def keys(self) -> tuple[Key, ...]:
         return tuple(unit_sizes(self.config, self.units))
@@ -71,7 +62,7 @@ class SizeBudget:
             amounts[key] = Amount(value.sum(), some)
         sizes = layer_sizes(self.config, counted, amounts)
         total = torch.stack([torch.as_tensor(size, dtype=torch.double) for size in sizes]).sum()
-        return total + (self.config.parameters() - self.config.prunable_parameters() if self.whole else 0)
+        return total + (self.config.parameters() - removable(self.config, SUBLAYERS) if self.whole else 0)
 
     def fill(self, scores: Values, decided: Values) -> dict[Key, Tensor]:
         """Cut from the lowest score up, never below the target; then one more, the one that meets it best.
@@ -81,7 +72,7 @@ class SizeBudget:
         groups of units; those that make no whole group are cut whatever they score.
         """
         parts = (groups(k, v, self.multiples.get(k[1], 1), worst_first=True) for k, v in scores.items())
-        order = sorted((group for part in parts for group in part), key=lambda each: each[0])
+        order = sorted(chain.from_iterable(parts), key=itemgetter(0))
         # What a unit weighs depends on what else is cut: a dim counts in all heads that its layer has left, a norm goes
         # with the last unit. So no sum of costs will do, and each count is found by bisection over the size of the
         # whole, which falls with every further cut. Say heads weigh 10 and dims 3, the order is head, dim, head, dim,
@@ -89,13 +80,15 @@ class SizeBudget:
         # another head would overshoot). Then kind by kind, the dearest first, what is left of each in order: no head,
         # one dim (16). Then one more, the one that ends nearest below: a dim (19). Last, what is not needed any more,
         # the best first: 2 may come back, and no unit is so small.
-        gone = self._more(scores, [], order)
-        for alike in self._by_cost(scores):
+        costs = {key: unit_cost(self.config, *key) * self.multiples.get(key[1], 1) for key in scores}
+        kinds = [{key for key in scores if costs[key] == cost} for cost in sorted({*costs.values()}, reverse=True)]
+        gone: list[Group] = []
+        for alike in (set(scores), *kinds):
             taken = set(gone)
             gone = self._more(scores, gone, [each for each in order if each not in taken and each[1] in alike])
         while self._without(scores, gone) > self.target:
             gone.append(self._last(scores, gone, order))
-        for alike in self._by_cost(scores):
+        for alike in kinds:
             gone = self._fewer(scores, gone, alike)
         return self._masks(scores, gone)
 
@@ -108,7 +101,7 @@ class SizeBudget:
 
     def _fewer(self, scores: Values, gone: list[Group], alike: set[Key]) -> list[Group]:
         """Take as many of these units out of `gone`, the best first, as still fit."""
-        best = sorted((group for group in gone if group[1] in alike), key=lambda each: each[0], reverse=True)
+        best = sorted((group for group in gone if group[1] in alike), key=itemgetter(0), reverse=True)
 
         def without(count: int) -> list[Group]:
             back = set(best[:count])
@@ -116,18 +109,9 @@ class SizeBudget:
 
         return without(_most(len(best), lambda n: self._without(scores, without(n)) <= self.target))
 
-    def _by_cost(self, scores: Values) -> list[set[Key]]:
-        """Put the layers' kinds of units that cost alike together, the dearest first."""
-        alike: dict[int, set[Key]] = {}
-        for key in scores:
-            cost = unit_cost(self.config, *key) * self.multiples.get(key[1], 1)
-            alike.setdefault(cost, set()).add(key)
-        return [alike[cost] for cost in sorted(alike, reverse=True)]
-
     def _last(self, scores: Values, gone: list[Group], order: list[Group]) -> Group:
         """Find, of the lowest units of each kind and layer, those whose cut comes nearest below the target."""
-        taken = set(gone)
-        first: dict[Key, Group] = {}
+        taken, first = set(gone), dict[Key, Group]()
         for group in order:
             if group not in taken:
                 first.setdefault(group[1], group)
@@ -149,9 +133,5 @@ class SizeBudget:
 
 
 def _most(limit: int, fits: Callable[[int], bool]) -> int:
-    """Find the largest count up to `limit` for which `fits` holds, by bisection; it holds for 0."""
-    low, high = 0, limit
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle - 1)
-    return low
+    """Find the largest count up to `limit` for which `fits` holds; it holds for 0."""
+    return bisect(range(1, limit + 1), 0, key=lambda count: not fits(count))

@@ -103,22 +103,17 @@ def violation(pattern: str, mask: Tensor) -> str | None:
     A tile may keep one weight less than it could: greedy choices do.
     """
     rows = mask.unflatten(1, (-1, GROUP)).sum(2, dtype=torch.uint8)
-    if pattern == "m4n2_1d":
-        return _place(rows != KEPT, rows, f"of {GROUP} weights", (1, GROUP))
-    columns = mask.unflatten(0, (-1, GROUP)).sum(1, dtype=torch.uint8)
-    tiles = rows.unflatten(0, (-1, GROUP)).sum(1, dtype=torch.uint8)
-    return (
-        _place(rows > KEPT, rows, f"of {GROUP} weights", (1, GROUP))
-        or _place(columns > KEPT, columns, f"of {GROUP} weights in a column", (GROUP, 1))
-        or _place(tiles < LEAST_IN_A_TILE, tiles, f"of the {GROUP * GROUP} weights of a tile", (GROUP, GROUP))
-    )
-
-
-def _place(bad: Tensor, counts: Tensor, of_what: str, step: tuple[int, int]) -> str | None:
-    if not bool(bad.any()):
-        return None
-    row, column = (int(index) for index in bad.nonzero()[0])
-    return f"{int(counts[row, column])} {of_what} from row {row * step[0]}, column {column * step[1]}"
+    tests = [(rows > KEPT if pattern == "m4n2_2d" else rows != KEPT, rows, f"of {GROUP} weights", 1, GROUP)]
+    if pattern == "m4n2_2d":
+        columns = mask.unflatten(0, (-1, GROUP)).sum(1, dtype=torch.uint8)
+        tiles = rows.unflatten(0, (-1, GROUP)).sum(1, dtype=torch.uint8)
+        tests.append((columns > KEPT, columns, f"of {GROUP} weights in a column", GROUP, 1))
+        tests.append((tiles < LEAST_IN_A_TILE, tiles, f"of the {GROUP * GROUP} weights of a tile", GROUP, GROUP))
+    for bad, counts, of_what, height, width in tests:
+        if bool(bad.any()):
+            row, column = bad.nonzero()[0].tolist()
+            return f"{int(counts[row, column])} {of_what} from row {row * height}, column {column * width}"
+    return None
 
 
 def short_tiles(mask: Tensor) -> int:

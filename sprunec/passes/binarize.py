@@ -9,19 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sprunec.durable import write_new
+from sprunec.graph.builder import Builder
+from sprunec.graph.graph import Node
 from sprunec.graph.options import MaskOptions
+from sprunec.passes import cut
 from sprunec.passes.job import Job
-from sprunec.plan.declared import Pass
-from sprunec.units import COUNTED, INSIDE, Key
+from sprunec.plan.declared import Pass, PassSpec
+from sprunec.plan.planned_sizes import short_message
+from sprunec.units import COUNTED, INSIDE, UNITS
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from sprunec.families.cpm_ant.config import ModelConfig
-    from sprunec.graph.builder import Builder
-    from sprunec.graph.graph import Node
     from sprunec.masks.budgets import Budget
-    from sprunec.plan.declared import PassSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,15 +31,17 @@ class BinarizeOptions(MaskOptions):
     learned: bool = False
 
 
-def add(build: Builder, spec: PassSpec, scores: str) -> str:
+def add(build: Builder, spec: PassSpec, scores: str) -> None:
+    """Add masks of what a node has scored, and cut to them."""
     options = build.options(BinarizeOptions, spec, allocation=allocation(spec), learned="gates_for" in spec.options)
-    notes: tuple[str, ...] = ()
+    extra: dict[str, Any] = {"provenance": build.provenance(options.unit, options.target)}
     if options.learned:
-        notes = (f"cut to another target by the gates learned for {target_words(spec, spec.options['gates_for'])}",)
-    writes = {spec.options["mask_form"]: spec.options["save_mask"]} if "save_mask" in spec.options else {}
-    inputs, provenance = {"model": build.model, "scores": scores}, build.provenance(options.unit, options.target)
-    about = target_words(spec)
-    return build.add("binarize", options, inputs, about=about, writes=writes, provenance=provenance, notes=notes)
+        gates_for = target_words(spec, spec.options["gates_for"])
+        extra["notes"] = (f"cut to another target by the gates learned for {gates_for}",)
+    if "save_mask" in spec.options:
+        extra["writes"] = {spec.options["mask_form"]: spec.options["save_mask"]}
+    inputs = {"model": build.model, "scores": scores}
+    cut.add(build, spec, build.add("binarize", options, inputs, about=target_words(spec), **extra), scores)
 
 
 def allocation(spec: PassSpec) -> str:
@@ -49,9 +49,9 @@ def allocation(spec: PassSpec) -> str:
 
     Of sublayers it says which, so that a pass over them alone would have nothing to learn.
     """
-    free = spec.options["budget"] == "global" and not spec.options["tie_heads"]
-    free = free and not set(spec.options["unit"]).isdisjoint(INSIDE)
-    return "scores" if free and spec.options.get("allocation") == "scores" else ""
+    given = spec.options
+    free = given["budget"] == "global" and not given["tie_heads"] and not set(given["unit"]).isdisjoint(INSIDE)
+    return "scores" if free and given.get("allocation") == "scores" else ""
 
 
 def target_words(spec: PassSpec, target: Mapping[str, Any] | None = None) -> str:
@@ -64,6 +64,7 @@ def target_words(spec: PassSpec, target: Mapping[str, Any] | None = None) -> str
 
 def run(job: Job[BinarizeOptions]) -> dict[str, Any]:
     from sprunec.masks.budgets import allocated, fill_all, make_budgets
+    from sprunec.masks.learn import settling
     from sprunec.masks.mask_tensors import START, load_scores
 
     config, options, scores = job.config(), job.options, load_scores(job.inputs["scores"])
@@ -74,39 +75,27 @@ def run(job: Job[BinarizeOptions]) -> dict[str, Any]:
     kept = before.then({key: mask.tolist() for key, mask in fill_all(shared, scores).items()})
     write_new(job.out / "kept.json", json.dumps(kept.to_json()))
     after = config.cut(before, kept)
-    rows = [{"name": b.name, "asked": b.asked, "target": b.target, "got": b.measure(after)} for b in budgets]
-    metrics: dict[str, Any] = {"budgets": rows, "parameters": after.parameters()}
-    metrics |= _distance(budgets, scores, rows) if options.learned else {}
-    short = _shortfalls(config, options, budgets)
-    return metrics | ({"notes": metrics.get("notes", []) + short} if short else {})
+    notes, rows = _shortfalls(options, budgets), list[dict[str, Any]]()
+    rows += [{"name": b.name, "asked": b.asked, "target": b.target, "got": b.measure(after)} for b in budgets]
+    if options.learned:  # how far the gates are from a target that they have not learned
+        rows = [row | soft for row, soft in zip(rows, settling(budgets, scores), strict=True)]
+        worst = max(rows, key=lambda row: abs(row["expected"] - row["target"]) / row["full"])
+        words = f"{worst['name']}: the gates expect {worst['expected']:.2f}, the target is {worst['target']:g}"
+        notes.insert(0, f"{words}; {'settled' if all(row['settled'] for row in rows) else 'not settled'}")
+    return {"budgets": rows, "parameters": after.parameters()} | ({"notes": notes} if notes else {})
 
 
-def _shortfalls(config: ModelConfig, options: BinarizeOptions, budgets: Sequence[Budget]) -> list[str]:
+def _shortfalls(options: BinarizeOptions, budgets: Sequence[Budget]) -> list[str]:
     """Tell what was asked for and is not there."""
-    from sprunec.plan.planned_sizes import short_layers, short_message
-
+    less, counted = [budget for budget in budgets if budget.target < budget.asked], {budget.name for budget in budgets}
     if options.budget == "per-layer":
-        found = []
-        for key, wanted in options.target.items():
-            most = short_layers(config.layers, key, wanted, options.multiple_of.get(key, 1))
-            short = {index: count for index, count in most.items() if count is not None}
-            found += [short_message(key, wanted, short)] if short else []
-        return found
-    counted = {budget.name for budget in budgets}
+        short: dict[str, dict[int, int]] = {key: {} for key in options.target}
+        for budget in less:
+            for layer, unit in budget.keys:
+                short[UNITS[unit].target][layer] = int(budget.target) // len(budget.keys)
+        return [short_message(key, options.target[key], layers) for key, layers in short.items() if layers]
     gone = [f"{key}: the model has none left" for key in options.target if key in COUNTED and key not in counted]
-    less = [f"{b.name}: {b.asked:,.0f} asked for, {b.target:,.0f} can be kept" for b in budgets if b.target < b.asked]
-    return gone + less
-
-
-def _distance(budgets: Sequence[Budget], scores: Mapping[Key, Tensor], rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Measure how far gates that learned another target are from this one, by budget, and in a note."""
-    from sprunec.masks.learn import settling
-
-    soft = [settling(budget, scores) for budget in budgets]
-    worst = max(soft, key=lambda row: abs(row["expected"] - row["target"]) / row["full"])
-    words = f"{worst['name']}: the gates expect {worst['expected']:.2f}, the target is {worst['target']:g}"
-    settled = "settled" if all(row["settled"] for row in soft) else "not settled"
-    return {"budgets": [row | more for row, more in zip(rows, soft, strict=True)], "notes": [f"{words}; {settled}"]}
+    return gone + [f"{b.name}: {b.asked:,.0f} asked for, {b.target:,.0f} can be kept" for b in less]
 
 
 def write(role: str, artifact: Path, inputs: Mapping[str, Path], path: Path) -> None:
@@ -116,8 +105,7 @@ def write(role: str, artifact: Path, inputs: Mapping[str, Path], path: Path) -> 
     from sprunec.masks.mask_tensors import load_scores
 
     units = {unit for _, unit in load_scores(inputs["scores"])}
-    whole, before, after = (read_kept(place) for place in (inputs["source"], inputs["model"], artifact))
-    write_mask(path, role, units, whole, before, after)
+    write_mask(path, role, units, *map(read_kept, (inputs["source"], inputs["model"], artifact)))
 
 
 def report(document: dict[str, Any], node: Node, metrics: Mapping[str, Any]) -> None:

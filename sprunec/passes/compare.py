@@ -7,7 +7,7 @@ opened from disk both ways that users open it: built from its config, and throug
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from sprunec.durable import read_file
 from sprunec.errors import ComparisonError
+from sprunec.families.base import family_of
+from sprunec.graph.builder import Builder
+from sprunec.graph.graph import Node
 from sprunec.graph.options import BatchOptions
 from sprunec.passes.job import Job
 from sprunec.plan.declared import Pass
@@ -23,8 +26,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from sprunec.checkpoint.reader import Tensors
-    from sprunec.graph.builder import Builder
-    from sprunec.graph.graph import Node
 
 IN_FLOAT32 = ("float32_difference", "float32_tolerance", "float32_noise")
 COMPARED = ("max_abs_difference", "tolerance", "tokens", *IN_FLOAT32, "largest_logit")
@@ -40,18 +41,18 @@ class CompareOptions(BatchOptions):
 def add(build: Builder, masked: str, masks: str, small: str) -> None:
     """Add a node that compares two nodes' models."""
     options = build.options(CompareOptions, tokens=build.plan.compare_tokens)
-    inputs = {"masked": masked, "masks": masks, "small": small} | build.data_inputs()
+    inputs = {"masked": masked, "masks": masks, "small": small, "data": build.data}
     build.add("compare", options, inputs, about="masked = small")
 
 
 def run(job: Job[CompareOptions]) -> dict[str, Any]:
     """Raise ComparisonError where the two differ by more than the arithmetic explains."""
     from sprunec.data.compared import compared_batches
-    from sprunec.families.base import family_of
     from sprunec.rewrite.comparison import compare, few_threads
 
-    config, models, found = job.config("masked"), list(_models(job)), []
-    for batches in compared_batches(job.held_out(config), config, job.options.tokens):
+    config, models, found = job.config("masked"), _models(job), []
+    data = job.data(config) if "data" in job.inputs else None
+    for batches in compared_batches(data, config, job.options.tokens):
         with few_threads(config.parameters(), sum(batch.targets.numel() for batch in batches)):
             found.append(compare(family_of(config), models, [batch.inputs for batch in batches], job.place.device))
     worst = max(found, key=lambda metrics: metrics["worst_block_difference"])
@@ -63,36 +64,30 @@ def run(job: Job[CompareOptions]) -> dict[str, Any]:
 
 def check(metrics: dict[str, Any]) -> None:
     """Raise ComparisonError where one of the three differences is above its tolerance, by the worst of them."""
-    block, tokens = metrics["worst_block"], metrics["tokens"]
-    for kind, where in (("", "float64"), ("float32_", "float32")):
-        difference, limit = metrics[f"{kind}difference" if kind else "max_abs_difference"], metrics[f"{kind}tolerance"]
-        if not difference <= limit:
-            raise ComparisonError(
-                f"the rewritten model differs from the masked one by {difference:.3g} in {where} arithmetic on "
-                f"{tokens} tokens, the tolerance is {limit:.3g}; most in block {block}; nothing is emitted",
-                metrics,
-            )
-    if not metrics["worst_block_difference"] <= metrics["worst_block_tolerance"]:
-        raise ComparisonError(
-            f"block {block} of the rewritten model gives hidden states that are "
-            f"{metrics['worst_block_difference']:.3g} from the masked one's for the same input, the tolerance is "
-            f"{metrics['worst_block_tolerance']:.3g}; nothing is emitted",
-            metrics,
-        )
+    differs, block = "the rewritten model differs from the masked one by {0:.3g} in", metrics["worst_block"]
+    limited = f"arithmetic on {metrics['tokens']} tokens, the tolerance is {{1:.3g}}; most in block {block}"
+    states = f"block {block} of the rewritten model gives hidden states that are {{0:.3g}} from the masked one's"
+    for difference, tolerance, words in (
+        ("max_abs_difference", "tolerance", f"{differs} float64 {limited}"),
+        ("float32_difference", "float32_tolerance", f"{differs} float32 {limited}"),
+        ("worst_block_difference", "worst_block_tolerance", f"{states} for the same input, the tolerance is {{1:.3g}}"),
+    ):
+        if not metrics[difference] <= metrics[tolerance]:
+            message = words.format(metrics[difference], metrics[tolerance])
+            raise ComparisonError(f"{message}; nothing is emitted", metrics)
 
 
-def _models(job: Job[CompareOptions]) -> Iterator[tuple[nn.Module, Tensors]]:
+def _models(job: Job[CompareOptions]) -> list[tuple[nn.Module, Tensors]]:
     """Open the masked one, then the small one in both ways: on the meta device, with tensors read when used."""
     from sprunec.checkpoint.reader import open_tensors
     from sprunec.families.model_directory import empty_model
 
     directory, small = job.directory("small"), empty_model(job.config("small"))
-    yield job.mask(empty_model(job.config("masked")), "masked"), job.weights("masked")
+    masked = job.mask(empty_model(job.config("masked")), "masked"), job.weights("masked")
     if directory == job.inputs["small"]:
-        yield small, job.weights("small")
-        return
-    yield small, open_tensors(directory)
-    yield run_code(directory).empty(directory), open_tensors(directory)
+        return [masked, (small, job.weights("small"))]
+    opened = open_tensors(directory)
+    return [masked, (small, opened), (run_code(directory).empty(directory), opened)]
 
 
 def run_code(directory: Path) -> Any:

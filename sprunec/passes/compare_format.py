@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from sprunec.durable import read_file
 from sprunec.errors import ComparisonError, FormatError, PassError
+from sprunec.families.base import family_of
+from sprunec.graph.builder import Builder
+from sprunec.graph.graph import Node
 from sprunec.passes.compare import CompareOptions
 from sprunec.passes.job import Job
 from sprunec.plan.declared import Pass
@@ -25,9 +28,7 @@ if TYPE_CHECKING:
 
     from sprunec.checkpoint.reader import Tensors
     from sprunec.families.base import Inputs
-    from sprunec.families.cpm_ant.config import ModelConfig
-    from sprunec.graph.builder import Builder
-    from sprunec.graph.graph import Node
+    from sprunec.families.base_config import ModelConfig
 
 LOGITS = 2**24  # numbers: what a format says is held as a whole
 TOKENS = 4096  # of the head, at a time
@@ -45,7 +46,7 @@ class FormatOptions(CompareOptions):
 def add(build: Builder, model: str, emitted: str, form: str) -> None:
     """Add a node that compares a format with the model it was made of."""
     options = build.options(FormatOptions, tokens=build.plan.compare_tokens, form=form)
-    inputs = {"model": model, "emitted": emitted} | build.data_inputs()
+    inputs = {"model": model, "emitted": emitted, "data": build.data}
     build.add("compare-format", options, inputs, suffix=form, about="opened again")
 
 
@@ -61,10 +62,8 @@ def run(job: Job[FormatOptions]) -> dict[str, Any]:
     assert reopen is not None, name
     if not directory.is_dir():
         raise FormatError(read_file(job.inputs["emitted"] / f"{name}.txt"))
-    weights = job.weights()
-    opened, data = reopen(directory, config, weights), job.held_out(config)
-    difference = noise = largest_logit = 0.0
-    tokens = 0
+    weights, data = job.weights(), job.data(config) if "data" in job.inputs else None
+    opened, difference, noise, largest_logit, tokens = reopen(directory, config, weights), 0.0, 0.0, 0.0, 0
     for batches in compared_batches(data, config, job.options.tokens, most=LOGITS // config.vocab_size):
         inputs = [each for batch in batches for each in opened.inputs(batch.inputs)]
         said = opened.logits(inputs).double()
@@ -90,7 +89,6 @@ def _logits(config: ModelConfig, weights: Tensors, inputs: list[Inputs], skipped
     """Compute the small model's (n, V), one tensor of it in memory at a time."""
     import torch
 
-    from sprunec.families.base import family_of
     from sprunec.families.model_directory import empty_model
     from sprunec.rewrite.streamed import Streamed
 

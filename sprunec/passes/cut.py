@@ -5,28 +5,21 @@ From file to file, so that a checkpoint of any size goes through; see `rewrite/r
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from sprunec.graph.builder import Builder
 from sprunec.graph.options import Options
-from sprunec.passes import compare
+from sprunec.passes import compare, compensate
 from sprunec.passes.job import Job
-from sprunec.plan.declared import Pass
-
-if TYPE_CHECKING:
-    from sprunec.graph.builder import Builder
-    from sprunec.plan.declared import PassSpec
+from sprunec.plan.declared import Pass, PassSpec
 
 
-def add(build: Builder, masks: str, spec: PassSpec | None = None) -> None:
-    """Cut the newest model to what masks leave.
-
-    Args:
-        spec: the pass whose target says how much that is; None: it is not known yet.
-    """
-    if spec is not None:
+def add(build: Builder, spec: PassSpec, masks: str, scores: str = "") -> None:
+    """Cut the newest model to what masks leave, refitted if their pass says so; they were made of scores."""
+    compensate.add(build, spec, masks, scores)
+    if "target" in spec.options:  # else it is not known yet how much that leaves
         build.left = build.left.planned(*(spec.options[key] for key in ("unit", "target", "multiple_of")))
-    entering, inputs = build.model, {"model": build.model, "masks": masks}
-    inputs |= {"origin": build.roles.origin} if build.roles.origin else {}
+    entering, inputs = build.model, {"model": build.model, "masks": masks, "origin": build.roles.origin}
     small = build.add("rewrite", Options(), inputs, about="slices only")
     if build.changes_weights():  # else the comparison at the end says it all
         compare.add(build, entering, masks, small)
@@ -40,20 +33,18 @@ def run(job: Job[Options]) -> dict[str, Any]:
     from sprunec.rewrite.recipe_files import cut_outputs, expand_outputs
     from sprunec.rewrite.trace import traced_shape
 
-    config, entering = job.config(), job.inputs["model"]
-    recipe, small = make_recipe(traced_shape(config), job.left()), config.cut(job.kept(), job.kept("masks"))
-    tensors = job.weights()
+    config, kept, tensors, linked = job.config(), job.kept("masks"), job.weights(), job.inputs["model"]
+    recipe, small = make_recipe(traced_shape(config), job.left()), config.cut(job.kept(), kept)
     outputs = cut_outputs(recipe, tensors)
     # The last values of all weights in the plan's input shape stay beside the small ones: as a link to where they are
     # already, or made anew where the model has been cut before and trained since.
-    earlier, linked, full, written = Recipe(), entering, tensors, dict[str, Output]()
-    if "origin" in job.inputs:
-        earlier, full = read_origin(job.inputs["origin"])
-        linked = job.inputs["origin"] / "origin"
-        if job.inputs["origin"] != entering:
-            written = expand_outputs(earlier, full, tensors)
+    earlier, full, written = Recipe(), tensors, dict[str, Output]()
+    if (origin := job.inputs.get("origin")) is not None:
+        earlier, full = read_origin(origin)
+        written = expand_outputs(earlier, full, tensors) if origin != linked else {}
+        linked = origin / "origin"
     check_room(job.out, sum(output.nbytes for output in (*outputs.values(), *written.values())))
-    save_outputs(job.out, small, job.kept("masks"), outputs)
+    save_outputs(job.out, small, kept, outputs)
     place = save_recipe(job.out, earlier.then(recipe), full.shapes())
     if written:
         write_outputs(written, place)

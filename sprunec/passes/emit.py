@@ -6,19 +6,16 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sprunec.durable import write_new
 from sprunec.errors import FormatError
 from sprunec.file_digests import file_digest
+from sprunec.graph.builder import Builder
 from sprunec.graph.options import Options
 from sprunec.passes.job import Job
-from sprunec.plan.declared import Pass
+from sprunec.plan.declared import Pass, PassSpec
 from sprunec.plan.export_formats import FORMATS, Emission
-
-if TYPE_CHECKING:
-    from sprunec.graph.builder import Builder
-    from sprunec.plan.declared import PassSpec
 
 
 @dataclass(frozen=True, kw_only=True)

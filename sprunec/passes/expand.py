@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from sprunec.graph.builder import Builder
 from sprunec.graph.options import Options
 from sprunec.passes.job import Job
 from sprunec.plan.declared import Pass
-
-if TYPE_CHECKING:
-    from sprunec.graph.builder import Builder
 
 
 def add(build: Builder, model: str) -> str:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from sprunec.engines.world import World
-from sprunec.families.cpm_ant.config import ModelConfig
+from sprunec.families.base_config import ModelConfig
 from sprunec.graph.options import BatchOptions, CalibrationOptions, Options
-from sprunec.units import Cut, Kept
+from sprunec.units import Cut, Kept, gate_units
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sprunec.data.batches import Batch, Data
     from sprunec.engines.checkpoints import Saves
     from sprunec.engines.device import Place
+    from sprunec.masks.scores import Calibration
     from sprunec.rewrite.trace import TracedBlock
 
 SET_ABOUT = "set.json"  # what the data pass has written about a CPM-Live set
@@ -86,6 +87,16 @@ class Job(Generic[O]):
 
         return traced(model, self.config(name))
 
+    def calibration(self, units: Iterable[str]) -> Calibration:
+        """Load the input's model, trace it, put open gates on its units, and open the batches to calibrate on."""
+        from sprunec.masks.scores import Calibration
+        from sprunec.rewrite.gating import insert_gates
+
+        model, options = self.model(), cast(CalibrationOptions, self.options)
+        blocks = self.traced(model)
+        gates = insert_gates(model, blocks, gate_units(units))
+        return Calibration(model, gates, blocks, self.batches(self.config()), self.place, options.seed)
+
     def kept(self, name: str = "model") -> Kept:
         """Say what an input has left, by the indices of the plan's input model."""
         from sprunec.families.model_directory import read_kept
@@ -103,10 +114,11 @@ class Job(Generic[O]):
         return mask(model, self.traced(model, name), self.left(name))
 
     def save(self, state: Mapping[str, Tensor]) -> None:
-        """Leave a model as the input's with other weights."""
+        """Leave a model as the input's with other weights, without the gates that were put on it."""
         from sprunec.families.model_directory import save_model
 
-        save_model(self.out, self.config(), self.kept(), state)
+        weights = {name: tensor for name, tensor in state.items() if ".gates." not in name}
+        save_model(self.out, self.config(), self.kept(), weights)
 
     def data(self, config: ModelConfig) -> Data:
         """Open what the data pass has made, and the user's own files where that only says where records lie."""
@@ -114,17 +126,14 @@ class Job(Generic[O]):
         from sprunec.data.batches import Packer, load_text_data
 
         directory, options = self.inputs["data"], cast(BatchOptions, self.options)
-        width, order = options.max_length, {"batch_size": options.batch_size, "seed": options.seed}
+        order = {"batch_size": options.batch_size, "seed": options.seed}
         if (directory / SET_ABOUT).exists():
             from sprunec.bmcook.data.stream import load_live_data
 
-            return load_live_data(directory, self.files, config, max_length=width, world=self.world.size, **order)
+            order |= {"max_length": options.max_length, "world": self.world.size}
+            return load_live_data(directory, self.files, config, **order)
         load = pairs.load_pair_data if pairs.has_pairs(directory) else load_text_data
-        return load(directory, Packer(config, width), **order)
-
-    def held_out(self, config: ModelConfig) -> Data | None:
-        """Open the data, if the plan has any."""
-        return self.data(config) if "data" in self.inputs else None
+        return load(directory, Packer(config, options.max_length), **order)
 
     def batches(self, config: ModelConfig) -> Iterator[Batch]:
         """Give the batches to calibrate on: those that training would see next."""

@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sprunec.checkpoint.layouts import checkpoint_files
 from sprunec.errors import InputError, PassError
-from sprunec.families.cpm_ant.config import ModelConfig
-from sprunec.families.cpm_ant.head import has_own_head
+from sprunec.families.base import family_of
+from sprunec.families.base_config import ModelConfig, everything
+from sprunec.families.cards import Part, card_of, read_config
+from sprunec.families.head import has_own_head, own_head
+from sprunec.graph.builder import Builder
 from sprunec.graph.options import Options
 from sprunec.graph.weights import NO_TEACHER, weights_digest
 from sprunec.passes.job import Job
 from sprunec.plan.declared import Pass
-
-if TYPE_CHECKING:
-    from sprunec.graph.builder import Builder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,14 +36,11 @@ class LoadOptions(Options):
 
 def add(build: Builder) -> str:
     """Add the node of the plan's input model."""
-    plan, config = build.plan, build.config
-    options, about = LoadOptions(config=config.to_dict(), seed=plan.seed), "a new model"
-    files: dict[str, tuple[Path, ...]] = {}
-    if plan.model.checkpoint is not None:
-        digest = weights_digest(plan.model.checkpoint, plan=plan)
-        options, about = LoadOptions(config=config.to_dict(), checkpoint=digest), plan.model.checkpoint.name
-        files = _checkpoint_files(plan.model.checkpoint)
-    return build.add("load", options, {}, files=files, about=about)
+    plan, path = build.plan, build.plan.model.checkpoint
+    if path is not None:
+        return _add_file(build, path, build.config, weights_digest(path, plan=plan))
+    options = LoadOptions(config=build.config.to_dict(), seed=plan.seed)
+    return build.add("load", options, {}, about="a new model")
 
 
 def add_teacher(build: Builder, path: Path | None) -> str:
@@ -55,37 +52,36 @@ def add_teacher(build: Builder, path: Path | None) -> str:
     if path is not None and path not in build.teachers:
         own, config = has_own_head(build.config, path), build.config
         if own is not None:  # its head is tied or not by its own file
-            config = replace(config, tie_word_embeddings=not own)
-        options = LoadOptions(config=config.to_dict(), checkpoint=weights_digest(path, NO_TEACHER))
-        files, size = _checkpoint_files(path), config.parameters()
-        build.teachers[path] = build.add("load", options, {}, "teacher", files=files, about=path.name, parameters=size)
+            config = config.with_head(own=own)
+        digest, size = weights_digest(path, NO_TEACHER), config.parameters()
+        build.teachers[path] = _add_file(build, path, config, digest, suffix="teacher", parameters=size)
     return build.teachers[path]
 
 
-def _checkpoint_files(path: Path) -> dict[str, tuple[Path, ...]]:
-    """List what the user has named, and the files that it stands for, so that a change of any is noticed."""
-    files = checkpoint_files(path)
-    return {"checkpoint": (path,)} | ({"weights": files} if files != (path,) else {})
+def _add_file(build: Builder, path: Path, config: ModelConfig, digest: str, **extra: Any) -> str:
+    """Name what the user has, and the files that it stands for, so that a change of any is noticed."""
+    weights = checkpoint_files(path)
+    files = {"checkpoint": (path,)} | ({"weights": weights} if weights != (path,) else {})
+    options = LoadOptions(config=config.to_dict(), checkpoint=digest)
+    return build.add("load", options, {}, files=files, about=path.name, **extra)
 
 
 def run(job: Job[LoadOptions]) -> dict[str, Any]:
-    from sprunec.families.cpm_ant.blocks import build, initialize
-    from sprunec.families.cpm_ant.sizes import everything
     from sprunec.families.model_directory import save_model
 
-    config = ModelConfig.from_dict(job.options.config)
+    config = read_config(job.options.config)
     size = config.parameters()
     if "checkpoint" in job.files:
-        notes = _take(job.files["checkpoint"][0], config, job.out)
-        return {"parameters": size} | ({"notes": notes} if notes else {})
+        return {"parameters": size} | _take(job.files["checkpoint"][0], config, job.out)
     # A config is a few bytes, whatever it claims: refuse a model larger than memory.
     if 4 * size > (there := physical_memory()):
         raise PassError(
             f"a new model of {size:,} parameters needs {4 * size / 1e9:,.1f} GB of memory, and this "
             f"machine has {there / 1e9:,.1f} GB; give a smaller config, or a checkpoint"
         )
-    model = build(config)
-    initialize(model, job.options.seed or 0)
+    family = family_of(config)
+    model = family.build(config)
+    family.initialize(model, job.options.seed or 0)
     save_model(job.out, config, everything(config), model.state_dict())
     return {"parameters": size}
 
@@ -95,16 +91,11 @@ def physical_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _take(path: Path, config: ModelConfig, out: Path) -> list[str]:
-    """Write the model that a checkpoint holds; return what the user should know about the file."""
+def _take(path: Path, config: ModelConfig, out: Path) -> dict[str, Any]:
+    """Write the model that a checkpoint holds; note what the user should know about the file."""
     from sprunec.checkpoint.reader import open_tensors
     from sprunec.checkpoint.writer import adopt_weights
-    from sprunec.families.cpm_ant.fit import check_fit, refuse_unused
-    from sprunec.families.cpm_ant.head import own_head
-    from sprunec.families.cpm_ant.huggingface_names import Part, native_shapes, parts
-    from sprunec.families.cpm_ant.scaling import native_outputs
-    from sprunec.families.cpm_ant.shapes import expected_tensors
-    from sprunec.families.cpm_ant.sizes import everything
+    from sprunec.families.fit import check_fit, refuse_unused
     from sprunec.families.model_directory import describe, save_outputs
 
     tensors = open_tensors(path)
@@ -115,14 +106,16 @@ def _take(path: Path, config: ModelConfig, out: Path) -> list[str]:
         raise InputError.at(path, message, 'write "tie_word_embeddings": false in the model\'s config')
     if not tensors.is_whole:  # else the plan has been held against the headers, and knows what to ignore
         refuse_unused(unused, path)
-    if all(part == Part(name) for name, part in parts(config, tensors).items()):
+    if all(part == Part(name) for name, part in card_of(config).parts(config, tensors).items()):
         describe(out, config, everything(config))
         adopt_weights(path, out)
     else:
-        save_outputs(out, config, everything(config), native_outputs(config, tensors))
-    extra = sorted(native_shapes(config, tensors.shapes()).keys() - expected_tensors(config).keys())
+        save_outputs(out, config, everything(config), family_of(config).native_outputs(config, tensors))
+    extra = sorted(card_of(config).native_shapes(config, tensors.shapes()).keys() - config.tensors().keys())
+    if not extra:
+        return {}
     more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
-    return [f"{path.name} has {extra[0]}{more}, which the config doesn't name: ignored"] if extra else []
+    return {"notes": [f"{path.name} has {extra[0]}{more}, which the config doesn't name: ignored"]}
 
 
 LOAD = Pass("load", 2, LoadOptions, (), "model")

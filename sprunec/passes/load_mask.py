@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from sprunec.checkpoint.mask_notes import steps_warning, weights_warning
+from sprunec.checkpoint.provenance import steps_warning, weights_warning
 from sprunec.durable import write_new
 from sprunec.errors import InputError
+from sprunec.graph.builder import Builder
+from sprunec.graph.graph import Node
 from sprunec.graph.options import Options
-from sprunec.passes import compensate, cut
+from sprunec.passes import cut
 from sprunec.passes.job import Job
-from sprunec.plan.declared import Pass
-from sprunec.plan.export_formats import formats_of
-
-if TYPE_CHECKING:
-    from sprunec.graph.builder import Builder
-    from sprunec.graph.graph import Node
-    from sprunec.plan.declared import PassSpec
+from sprunec.plan.declared import Pass, PassSpec
+from sprunec.plan.export_formats import FORMATS, formats_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,42 +28,40 @@ class FileOptions(Options):
 
 def lower(build: Builder, spec: PassSpec) -> None:
     paths: tuple[Any, ...] = spec.options["path"]
-    content = tuple(build.masks_digest(path) for path in paths)
-    options = build.options(
-        FileOptions, content=content, even=any(form.uniform for form in formats_of(build.plan.passes))
-    )
+    even = any(form.uniform for form in formats_of(build.plan.passes))
+    options = FileOptions(content=tuple(map(build.masks_digest, paths)), even=even)
     warnings = [weights_warning(path, build.checkpoint) for path in paths]
     if any("steps" in each.options for each in build.plan.passes):
         warnings += [steps_warning(path, build.checkpoint, build.plan.model.start_step) for path in paths]
     inputs, about = {"model": build.model, "source": build.roles.source}, ", ".join(path.name for path in paths)
     notes = tuple(filter(None, warnings))
-    masks = build.add("load-mask", options, inputs, files={"paths": paths}, about=about, notes=notes)
-    compensate.add(build, spec, masks)
-    cut.add(build, masks)
+    cut.add(build, spec, build.add("load-mask", options, inputs, files={"paths": paths}, about=about, notes=notes))
 
 
 def run(job: Job[FileOptions]) -> dict[str, Any]:
     from sprunec.bmcook.masks.matching import read_masks
-    from sprunec.families.cpm_ant.uniform import unevenness
 
     paths = job.files["paths"]
     found = read_masks(paths, job.kept("source"), job.kept())
     if not any(found.kept):
         raise InputError.at(paths[0], "leaves nothing of the model", "keep at least one sublayer")
     # The plan ends in a format with one width for all layers: better told now than after the training that follows.
-    problems = unevenness(job.config().cut(job.kept(), found.kept)) if job.options.even else ()
-    if problems:
-        message = f"the format cpm-live can't hold what this mask leaves: {problems[0]}"
-        raise InputError.at(paths[0], message, "give an even mask, or emit another format")
+    left = job.config().cut(job.kept(), found.kept)
+    for form in (form for form in FORMATS.values() if form.uniform and job.options.even):
+        for code, why, _ in form.obstacles(left):
+            if code == "uneven-layers":
+                message = f"the format {form.name} can't hold what this mask leaves: {why}"
+                raise InputError.at(paths[0], message, "give an even mask, or emit another format")
     write_new(job.out / "kept.json", json.dumps(found.kept.to_json()))
     metrics: dict[str, Any] = {"files": [path.name for path in paths]}
     return metrics | ({"notes": list(found.notes)} if found.notes else {})
 
 
 def check(node: Node) -> None:
-    from sprunec.bmcook.masks.mask_forms import check_mask_files
+    from sprunec.bmcook.masks.mask_forms import read_mask_tensors
 
-    check_mask_files(node.files["paths"])
+    for path in node.files["paths"]:
+        read_mask_tensors(path)
 
 
 LOAD_MASK = Pass("load-mask", 2, FileOptions, ("model", "source"), "masks", lower=lower, check=check, removes="units")

@@ -13,6 +13,8 @@ from statistics import quantiles
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from sprunec.graph.builder import Builder
+from sprunec.graph.graph import Node
 from sprunec.graph.options import BatchOptions
 from sprunec.passes.job import Job
 from sprunec.plan.declared import Pass
@@ -22,9 +24,7 @@ if TYPE_CHECKING:
 
     from sprunec.data.batches import Batch
     from sprunec.engines.device import Place
-    from sprunec.families.cpm_ant.config import ModelConfig
-    from sprunec.graph.builder import Builder
-    from sprunec.graph.graph import Node
+    from sprunec.families.base_config import ModelConfig
 
 OPERATIONS = {"cpu": 1e10}  # of one forward of the dense model, which decides how large the batch is
 OPERATIONS_ELSEWHERE = 2e13
@@ -42,22 +42,21 @@ class SpeedOptions(BatchOptions):
 
 def add(build: Builder, models: Mapping[str, str], masks: str) -> None:
     """Add one node for all models that were evaluated: speeds are compared only if measured together."""
-    inputs = {**models, **({"masks": masks} if "masked" in models else {}), **build.data_inputs()}
+    inputs = {**models, "masks": masks if "masked" in models else "", "data": build.data}
     about = f"{', '.join(models)} interleaved" if len(models) > 1 else "tokens per second"
     build.add("measure-speed", build.options(SpeedOptions), inputs, about=about)
 
 
 def run(job: Job[SpeedOptions]) -> dict[str, Any]:
-    place, roles = job.place, [role for role in ("dense", "masked", "small") if role in job.inputs]
-    configs = {role: job.config(role) for role in roles}
+    place, configs = job.place, {role: job.config(role) for role in ("dense", "masked", "small") if role in job.inputs}
     held = sum(config.parameters() for role, config in configs.items() if role != "masked")
     if BYTES * held > place.memory(1):
         note = f"speeds were not measured: {place.device} has no room for the dense and the small model together"
         return {"rounds": 0, "tokens": 0, "models": {}, "notes": [note]}
     batch = smaller(next(job.data(configs["dense"]).held_out_batches()), configs["dense"], place)
     seconds = in_turn(_models(job, configs), batch.to(place.device), place)
-    tokens = int((batch.inputs["length"] - _overhead(configs["dense"])).sum())
-    models = {role: measured(tokens, seconds[role], seconds["dense"], role == "dense") for role in roles}
+    tokens = int((batch.inputs["length"] - configs["dense"].overhead).sum())
+    models = {role: measured(tokens, spent, seconds["dense"], role == "dense") for role, spent in seconds.items()}
     return {"rounds": len(seconds["dense"]), "tokens": tokens, "models": models}
 
 
@@ -65,15 +64,15 @@ def _models(job: Job[SpeedOptions], configs: Mapping[str, ModelConfig]) -> dict[
     """Open all models; the masked one has the dense one's tensors, not a copy, where their shapes are the same."""
     from sprunec.families.model_directory import empty_model, fill
 
-    models: dict[str, nn.Module] = {"dense": job.model("dense")}
-    if "masked" in configs:
-        same = configs["masked"] == configs["dense"]
-        masked: nn.Module = empty_model(configs["masked"]) if same else job.model("masked")
-        if same:
-            fill(masked, models["dense"].state_dict(), job.inputs["dense"])
-        models["masked"] = job.mask(masked, "masked")
-    if "small" in configs:
-        models["small"] = job.model("small")
+    models: dict[str, nn.Module] = {}
+    for role, config in configs.items():
+        if role == "masked" and config == configs["dense"]:
+            models[role] = empty_model(config)
+            fill(models[role], models["dense"].state_dict(), job.inputs["dense"])
+        else:
+            models[role] = job.model(role)
+    if "masked" in models:
+        job.mask(models["masked"], "masked")
     return {role: model.eval() for role, model in models.items()}
 
 
@@ -81,14 +80,8 @@ def smaller(batch: Batch, config: ModelConfig, place: Place) -> Batch:
     """Take as many rows as the operations of one forward allow, of a large model one row cut short, not too short."""
     rows, width = batch.targets.shape
     allowed = int(OPERATIONS.get(place.device.type, OPERATIONS_ELSEWHERE) / (2 * config.parameters()))
-    width = min(width, max(allowed, _overhead(config) + LEAST_TEXT))
+    width = min(width, max(allowed, config.overhead + LEAST_TEXT))
     return batch.part(slice(min(rows, max(allowed // width, 1))), width)
-
-
-def _overhead(config: ModelConfig) -> int:
-    from sprunec.families.base import family_of
-
-    return family_of(config).overhead(config)
 
 
 def in_turn(models: Mapping[str, nn.Module], batch: Batch, place: Place) -> dict[str, list[float]]:

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sprunec.errors import InputError
+from sprunec.families.cards import card_of
 from sprunec.file_digests import MISSING, file_digest
+from sprunec.graph.builder import Builder
 from sprunec.graph.options import Options
 from sprunec.passes.job import Job
 from sprunec.plan.declared import Pass
+from sprunec.plan.plan import DataSource
 
 if TYPE_CHECKING:
     from sprunec.data.tokenizer import Tokenizer
-    from sprunec.families.cpm_ant.vocabulary import Vocabulary
-    from sprunec.graph.builder import Builder
-    from sprunec.plan.plan import DataSource
 
 ROWS_FIT = ("cpm-live", "pairs")  # how long a row may be decides what is read
 MARKS, SHORTEST = 2, 2  # a token, and the one that is asked for
@@ -28,8 +29,9 @@ class DataOptions(Options):
     """What is read: files by content, a held-out share or the content of its own files, and what bounds tokens.
 
     Attributes:
-        max_length, prompt_length: where how long a row may be decides what is read.
-        prompt_types, segment_types, block_size, order, packed_prompts, vocab: of a cpm-live set.
+        max_length, room: where how long a row may be decides what is read; the tokens that fit into one follow from it.
+        of_model: what else of the model decides what is read.
+        block_size, order, packed_prompts, vocab: of a cpm-live set.
     """
 
     source: str
@@ -38,13 +40,16 @@ class DataOptions(Options):
     vocab_size: int
     content: Any = ()
     max_length: int = 0
-    prompt_length: int = 0
-    prompt_types: int = 0
-    segment_types: int = 0
+    room: int = 0
+    of_model: Mapping[str, int] = field(default_factory=dict)
     block_size: int | None = None
     order: str = ""
     packed_prompts: str = ""
     vocab: str | None = ""
+
+    def document(self) -> dict[str, Any]:
+        found = super().document()
+        return {key: value for key, value in found.items() if key not in ("room", "of_model")} | dict(self.of_model)
 
 
 def add(build: Builder) -> str:
@@ -55,17 +60,15 @@ def add(build: Builder) -> str:
     options: dict[str, Any] = {
         "source": data.source,
         "tokenizer": file_digest(data.tokenizer) if isinstance(data.tokenizer, Path) else data.tokenizer,
-        "held_out": data.held_out,
+        "held_out": _digests(files["held_out"]) if "held_out" in files else data.held_out,
         "vocab_size": config.vocab_size,
-        "content": _content(data.source, files.get("paths", ())),
+        "content": _digests(files.get("paths", ())) if data.source != "python-docs" else _documentation(),
+        "of_model": card_of(config).data_options(config, data.source),
     }
-    if "held_out" in files:
-        options["held_out"] = _content(data.source, files["held_out"])
     if data.source in ROWS_FIT:
-        options |= {"max_length": data.max_length, "prompt_length": config.prompt_length}
+        options |= {"max_length": data.max_length, "room": data.max_length - config.overhead}
     if data.source == "cpm-live":
         build.data_files = files
-        options |= {"prompt_types": config.prompt_types, "segment_types": config.segment_types}
         options |= {key: getattr(data, key) for key in ("block_size", "order", "packed_prompts")}
         options["vocab"] = None if data.vocab is None else file_digest(data.vocab)
     return build.add("data", DataOptions(**options), {}, files=files, about=data.source)
@@ -73,66 +76,66 @@ def add(build: Builder) -> str:
 
 def _data_files(data: DataSource) -> dict[str, tuple[Path, ...]]:
     """List the user's files by role; a set's are its meta.bin and what that names."""
-    named = {"paths": data.paths, "held_out": (data.held_out,) if isinstance(data.held_out, Path) else ()}
+    named = {"paths": data.paths, "held_out": (data.held_out,), "tokenizer": (data.tokenizer,), "vocab": (data.vocab,)}
+    found = {role: tuple(p for p in paths if isinstance(p, Path)) for role, paths in named.items()}
     if data.source == "cpm-live":
         from sprunec.bmcook.data.sets import set_files
 
-        sets = ((role, [set_files(path, data.block_size) for path in paths]) for role, paths in named.items())
-        named = {role: tuple(chain.from_iterable(files)) for role, files in sets}
-    named["tokenizer"] = (data.tokenizer,) if isinstance(data.tokenizer, Path) else ()
-    named["vocab"] = () if data.vocab is None else (data.vocab,)
-    return {role: paths for role, paths in named.items() if paths}
+        for role in ("paths", "held_out"):
+            found[role] = tuple(chain.from_iterable(set_files(path, data.block_size) for path in found[role]))
+    return {role: paths for role, paths in found.items() if paths}
 
 
-def _content(source: str, paths: tuple[Path, ...]) -> Any:
-    """Identify a text by its files' digests, or by the interpreter's own documentation's."""
-    if source != "python-docs":
-        digests = tuple(file_digest(path) for path in paths)
-        return MISSING if MISSING in digests else digests
+def _digests(paths: tuple[Path, ...]) -> Any:
+    """Identify a text by its files' content."""
+    digests = tuple(file_digest(path) for path in paths)
+    return MISSING if MISSING in digests else digests
+
+
+def _documentation() -> Any:
+    """Identify the interpreter's own documentation."""
     from pydoc_data import topics
 
     return file_digest(Path(topics.__file__))
 
 
 def run(job: Job[DataOptions]) -> dict[str, Any]:
-    return READERS.get(job.options.source, _text)(job)
+    held_out = job.files["held_out"][0] if "held_out" in job.files else job.options.held_out
+    return READERS.get(job.options.source, _text)(job, held_out)
 
 
-def _text(job: Job[DataOptions]) -> dict[str, Any]:
+def _text(job: Job[DataOptions], held_out: float | Path) -> dict[str, Any]:
     from sprunec.data.batches import save_ids
     from sprunec.data.text import read_text, split_text
 
-    options = job.options
-    text = read_text(options.source, job.files.get("paths", ()))
-    training, rest = split_text(text, _held_out(job), options.source)
-    tokenizer = _tokenizer(job, training, 0)
+    source = job.options.source
+    training, rest = split_text(read_text(source, job.files.get("paths", ())), held_out, source)
+    tokenizer = _tokenizer(job, "tokenizer", training)
     train_ids, rest_ids = tokenizer.encode(training), tokenizer.encode(rest)
     for name, ids, file in zip(("training", "held-out"), (train_ids, rest_ids), _origins(job), strict=True):
         if ids.size < SHORTEST:
             raise InputError.at(file, f"the {name} part has {ids.size} tokens", "give more text")
     save_ids(job.out, train_ids, rest_ids, tokenizer)
-    unknown = float((rest_ids == tokenizer.unknown).mean()) if rest_ids.size else 0.0
     return {
         "training_tokens": int(train_ids.size),
         "held_out_tokens": int(rest_ids.size),
         "vocabulary": tokenizer.size,
-        "unknown_share": unknown,
+        "unknown_share": float((rest_ids == tokenizer.unknown).mean()),
     }
 
 
-def _pairs(job: Job[DataOptions]) -> dict[str, Any]:
+def _pairs(job: Job[DataOptions], held_out: float | Path) -> dict[str, Any]:
     from sprunec.data.pairs import check_parts, encode_pairs, read_pairs, save_pairs
 
-    pairs, held_out = read_pairs(job.files["paths"]), _held_out(job)
+    pairs = read_pairs(job.files["paths"])
     if isinstance(held_out, Path):
         rest = read_pairs([held_out])
     else:
         cut = len(pairs) - round(len(pairs) * held_out)
         pairs, rest = pairs[:cut], pairs[cut:]
-    tokenizer = _tokenizer(job, "".join(word for pair in pairs for word in pair), MARKS)
-    room = job.options.max_length - job.options.prompt_length
-    train, dropped, shortened = encode_pairs(pairs, tokenizer, room)
-    kept, also_dropped, also_shortened = encode_pairs(rest, tokenizer, room)
+    tokenizer = _tokenizer(job, "tokenizer", "".join(chain.from_iterable(pairs)), MARKS)
+    train, dropped, shortened = encode_pairs(pairs, tokenizer, job.options.room)
+    kept, also_dropped, also_shortened = encode_pairs(rest, tokenizer, job.options.room)
     check_parts(train, kept, _origins(job))
     save_pairs(job.out, train, kept, tokenizer)
     return {
@@ -145,21 +148,17 @@ def _pairs(job: Job[DataOptions]) -> dict[str, Any]:
     }
 
 
-def _live(job: Job[DataOptions]) -> dict[str, Any]:
+def _live(job: Job[DataOptions], held_out: float | Path) -> dict[str, Any]:
     from sprunec.bmcook.data.read_sets import read_sets
     from sprunec.data.tokenizer import save_tokenizer
 
-    metrics = read_sets(job, _held_out(job))
+    metrics = read_sets(job, held_out)
     if "vocab" in job.files:
-        save_tokenizer(job.out, _vocabulary(job, "vocab"))
+        save_tokenizer(job.out, _tokenizer(job, "vocab"))
     return metrics
 
 
 READERS = {"pairs": _pairs, "cpm-live": _live}
-
-
-def _held_out(job: Job[DataOptions]) -> float | Path:
-    return job.files["held_out"][0] if "held_out" in job.files else job.options.held_out
 
 
 def _origins(job: Job[DataOptions]) -> tuple[Path, Path]:
@@ -168,30 +167,21 @@ def _origins(job: Job[DataOptions]) -> tuple[Path, Path]:
     return first, job.files.get("held_out", (first,))[0]
 
 
-def _tokenizer(job: Job[DataOptions], text: str, marks: int) -> Tokenizer:
-    """Read the plan's vocabulary file, or take the characters of a text, and so many marks besides."""
-    if "tokenizer" in job.files:
-        return _vocabulary(job, "tokenizer")
+def _tokenizer(job: Job[DataOptions], role: str, text: str = "", marks: int = 0) -> Tokenizer:
+    """Read a vocabulary file of the plan, or take the characters of a text, and so many marks besides."""
     from sprunec.data.tokenizer import Characters
+    from sprunec.families.vocabulary import read_vocabulary
 
-    tokenizer = Characters.build(text)
-    _check_size(job, _origins(job)[0], tokenizer.size + marks, "the text needs", "other text")
-    return tokenizer
-
-
-def _vocabulary(job: Job[DataOptions], role: str) -> Vocabulary:
-    from sprunec.families.cpm_ant.vocabulary import read_vocabulary
-
-    (path,) = job.files[role]
-    vocabulary = read_vocabulary(path)
-    _check_size(job, path, vocabulary.size, "the vocabulary has", "the model's own vocabulary")
-    return vocabulary
-
-
-def _check_size(job: Job[DataOptions], file: Path, tokens: int, what: str, other: str) -> None:
-    if tokens > job.options.vocab_size:
-        message = f"{what} {tokens} tokens, vocab_size is {job.options.vocab_size}"
+    file = job.files.get(role, _origins(job))[0]
+    tokenizer: Tokenizer = read_vocabulary(file) if role in job.files else Characters.build(text)
+    what, other = "the vocabulary has", "the model's own vocabulary"
+    size = tokenizer.size
+    if role not in job.files:
+        what, other, size = "the text needs", "other text", size + marks
+    if size > job.options.vocab_size:
+        message = f"{what} {size} tokens, vocab_size is {job.options.vocab_size}"
         raise InputError.at(file, message, f"raise model.config.vocab_size, or give {other}")
+    return tokenizer
 
 
 DATA = Pass("data", 1, DataOptions, (), "data")

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sprunec.errors import InputError
+from sprunec.graph.builder import Builder
 from sprunec.graph.options import Options
 from sprunec.passes.job import Job
-from sprunec.plan.declared import Pass
+from sprunec.plan.declared import Pass, PassSpec
 from sprunec.plan.sparsity import targeted
 
 if TYPE_CHECKING:
@@ -18,9 +19,7 @@ if TYPE_CHECKING:
 
     from sprunec.checkpoint.reader import Tensors
     from sprunec.checkpoint.writer import Output
-    from sprunec.graph.builder import Builder
     from sprunec.masks.two_four import Pattern
-    from sprunec.plan.declared import PassSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,29 +34,27 @@ class SparsifyOptions(Options):
 def lower(build: Builder, spec: PassSpec) -> None:
     paths: tuple[Path, ...] = spec.options.get("path", ())
     options = build.options(SparsifyOptions, spec, content="".join(build.masks_digest(path) for path in paths))
-    about = ", ".join((options.pattern, *(path.name for path in paths)))
     more: dict[str, Any] = {"files": {"path": paths}} if paths else {}
     more |= {"writes": {"mask": spec.options["save_mask"]}} if "save_mask" in spec.options else {}
+    more["about"] = ", ".join((options.pattern, *(path.name for path in paths)))
     more["provenance"] = build.provenance(options.pattern, options.tensors)
-    build.model = build.add("sparsify", options, {"model": build.model}, about=about, **more)
+    build.model = build.add("sparsify", options, {"model": build.model}, **more)
 
 
 def run(job: Job[SparsifyOptions]) -> dict[str, Any]:
     from sprunec.checkpoint.writer import as_outputs
-    from sprunec.families.cpm_ant.shapes import expected_tensors
     from sprunec.families.model_directory import open_model_tensors, save_outputs
-    from sprunec.masks.two_four import choose, density, refuse_uneven, save_pattern
+    from sprunec.masks.two_four import choose, density, refuse_uneven, save_pattern, short_tiles
 
-    config, tensors = job.config(), job.weights()
-    kind, shapes = job.options.pattern, expected_tensors(config)
-    targets = targeted(shapes, job.options.tensors)
+    config, tensors, kind = job.config(), job.weights(), job.options.pattern
+    targets = targeted(config.tensors(), job.options.tensors)
     if not targets:
         parts = ", ".join(job.options.tensors)
         raise InputError.in_option("tensors", f"no tensor that is left has one of {parts} in its name", "name others")
     if "path" in job.files:
         from sprunec.bmcook.masks.two_four_files import read_mask_file
 
-        pattern = read_mask_file(job.files["path"][0], kind, shapes, targets)
+        pattern = read_mask_file(job.files["path"][0], kind, config.tensors(), targets)
     else:
         for name, shape in targets.items():
             refuse_uneven(kind, name, shape)
@@ -68,7 +65,10 @@ def run(job: Job[SparsifyOptions]) -> dict[str, Any]:
     sparse, before = open_model_tensors(job.out), _size(tensors, pattern)
     retained = _size(sparse, pattern) / before if before else 1.0
     metrics = {"tensors": len(pattern), "density": density(sparse, pattern), "retained": retained}
-    return metrics | {"parameters": config.parameters()} | (_notes(pattern) if kind == "m4n2_2d" else {})
+    short = sum(map(short_tiles, pattern.values())) if kind == "m4n2_2d" else 0
+    tiles = sum(mask.numel() for mask in pattern.values()) // 16
+    notes = {"notes": [f"{short:,} of {tiles:,} tiles keep 7 weights and could keep 8"]} if short else {}
+    return metrics | {"parameters": config.parameters()} | notes
 
 
 def _masked(tensors: Tensors, name: str, mask: Tensor) -> Output:
@@ -83,14 +83,6 @@ def _size(state: Mapping[str, Tensor], pattern: Pattern) -> float:
     import torch
 
     return sum(float(state[name].abs().sum(dtype=torch.float64)) for name in pattern)
-
-
-def _notes(pattern: Pattern) -> dict[str, Any]:
-    from sprunec.masks.two_four import short_tiles
-
-    short = sum(short_tiles(mask) for mask in pattern.values())
-    tiles = sum(mask.numel() for mask in pattern.values()) // 16
-    return {"notes": [f"{short:,} of {tiles:,} tiles keep 7 weights and could keep 8"]} if short else {}
 
 
 def write(role: str, artifact: Path, inputs: Mapping[str, Path], path: Path) -> None:

@@ -8,18 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 from sprunec.engines.training import Distillation, Training
 from sprunec.errors import PassError
+from sprunec.graph.builder import Builder
 from sprunec.graph.options import BatchOptions
 from sprunec.passes import load
 from sprunec.passes.job import Job
-from sprunec.plan.declared import Pass
+from sprunec.plan.declared import Pass, PassSpec
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from sprunec.engines.distillation import Distiller
     from sprunec.engines.torch_engine import TorchEngine
-    from sprunec.graph.builder import Builder
-    from sprunec.plan.declared import PassSpec
     from sprunec.rewrite.trace import TracedBlock
 
 FLOPS_PER_PARAMETER, FLOPS_TO_TEACH = 6, 2
@@ -40,32 +39,27 @@ def lower(build: Builder, spec: PassSpec) -> None:
 
 def add(build: Builder, spec: PassSpec, options: TrainOptions, about: str, suffix: str = "") -> str:
     """Append a node that trains the newest model, and count its steps."""
-    inputs = {"model": build.model, "data": build.data}
-    if options.distillation is not None:
-        inputs["teacher"] = load.add_teacher(build, spec.options["distillation"]["teacher"])
-    steps, every = options.steps, spec.options["checkpoint_every"]
-    name = build.add(spec.name, options, inputs, suffix, steps=steps, checkpoint_every=every, about=about)
-    build.model_steps += steps
-    tokens = steps * options.batch_size * (options.max_length - build.config.prompt_length)
-    build.tokens += tokens
+    inputs, steps, every = {"model": build.model, "data": build.data}, options.steps, spec.options["checkpoint_every"]
+    tokens = steps * options.batch_size * (options.max_length - build.config.overhead)
     build.flops += FLOPS_PER_PARAMETER * float(build.left.parameters) * tokens
     if options.distillation is not None:
+        inputs["teacher"] = load.add_teacher(build, spec.options["distillation"]["teacher"])
         build.flops += FLOPS_TO_TEACH * float(build.config.parameters()) * tokens
-    return name
+    build.tokens += tokens
+    build.model_steps += steps
+    return build.add(spec.name, options, inputs, suffix, steps=steps, checkpoint_every=every, about=about)
 
 
 def run(job: Job[TrainOptions]) -> dict[str, Any]:
     from sprunec.masks.two_four import density, leaks, load_pattern, save_pattern
 
-    engine, config, model = engine_of(job), job.config(), job.model()
-    pattern = load_pattern(job.inputs["model"])
-    distiller, notes = distiller_of(job, model)
-    last, state = fit_weights(job, engine, model, distiller, kept=pattern)
+    engine, model, pattern = engine_of(job), job.model(), load_pattern(job.inputs["model"])
+    last, notes, state = fit_model(job, engine, model, kept=pattern)
     if engine.world.rank != 0:
         return {}
     job.save(state)
-    metrics = {"loss": last["loss"], "steps": last["steps"], "parameters": config.parameters()}
-    metrics |= {"distillation": last["distillation"]} if distiller is not None else {}
+    metrics = {"loss": last["loss"], "steps": last["steps"], "parameters": job.config().parameters()}
+    metrics |= {"distillation": last["distillation"]} if "distillation" in last else {}
     metrics |= {"notes": notes} if notes else {}
     if pattern:  # handed on, once it is sure that it has held
         if moved := leaks(state, pattern):
@@ -75,18 +69,6 @@ def run(job: Job[TrainOptions]) -> dict[str, Any]:
     return metrics
 
 
-def fit_weights(
-    job: Job[TrainOptions], engine: TorchEngine, model: nn.Module, distiller: Distiller | None, **more: Any
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Train a model as the options say; give what the last step said, and the weights."""
-    from sprunec.engines.loop import fit
-
-    batches, first = job.data(job.config()).batch, job.options.first_step
-    more |= {"first_step": first, "report": job.report, "saves": job.saves, "auxiliary_loss": distiller}
-    last = fit(model, batches, job.options, engine, **more)
-    return last, engine.weights(model)
-
-
 def engine_of(job: Job[TrainOptions]) -> TorchEngine:
     """Make what trains; all ranks do."""
     from sprunec.engines.choose import choose_engine
@@ -94,21 +76,33 @@ def engine_of(job: Job[TrainOptions]) -> TorchEngine:
     return choose_engine(job.engine, job.place, job.world, job.options.seed, job.config().parameters())
 
 
-def distiller_of(
-    job: Job[TrainOptions], student: nn.Module, blocks: Sequence[TracedBlock] = ()
-) -> tuple[Distiller | None, list[str]]:
-    """Set up the distillation that the options ask for; say what the user should know about it.
-
-    A pair whose student state was cut away is dropped.
+def fit_model(
+    job: Job[TrainOptions], engine: TorchEngine, model: nn.Module, blocks: Sequence[TracedBlock] = (), **more: Any
+) -> tuple[dict[str, Any], list[str], dict[str, Tensor]]:
+    """Train a model as the options say; give the last step's event, what the user should know, and the weights.
 
     Args:
-        blocks: what was traced of the student before it got its gates.
+        blocks: what was traced of the model before it got gates.
+        more: see `engines.loop.fit`.
+    """
+    from sprunec.engines.loop import fit
+
+    distiller, notes = _distiller(job, model, blocks)
+    more |= {"first_step": job.options.first_step, "report": job.report, "saves": job.saves}
+    last = fit(model, job.data(job.config()).batch, job.options, engine, auxiliary_loss=distiller, **more)
+    return last, notes, engine.weights(model)
+
+
+def _distiller(
+    job: Job[TrainOptions], student: nn.Module, blocks: Sequence[TracedBlock]
+) -> tuple[Distiller | None, list[str]]:
+    """Set up the distillation that the options ask for, and a note on each pair whose student state was cut away.
 
     Raises:
         InputError: two states are of different widths, and nothing projects.
     """
     from sprunec.engines.distillation import Distiller, make_projections
-    from sprunec.families.cpm_ant.states import Pair, state_widths
+    from sprunec.families.states import Pair, state_widths
     from sprunec.rewrite.taps import observable
 
     options = job.options.distillation
@@ -120,8 +114,7 @@ def distiller_of(
     widths = [(pair.student.width(here), pair.teacher.width(there)) for pair in pairs]
     seed, device = job.options.seed, job.place.device
     projections = make_projections(pairs, widths, project=options.project, seed=seed, device=device)
-    teacher = job.model("teacher")
-    seen = observable(student, [pair.student for pair in pairs], blocks)
+    teacher, seen = job.model("teacher"), observable(student, [pair.student for pair in pairs], blocks)
     taught = observable(teacher, [pair.teacher for pair in pairs])
     notes = [f"{pair} is not distilled: {pair.student.module} has been cut" for pair in written if pair not in pairs]
     return Distiller(teacher, options, pairs, seen, taught, projections), notes

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from sprunec.graph.builder import Builder
 from sprunec.graph.options import CalibrationOptions, MaskOptions
-from sprunec.passes import binarize, compensate, cut, train
+from sprunec.passes import binarize, train
 from sprunec.passes.job import Job
-from sprunec.passes.train import INPUTS, TEACHER, TrainOptions, distiller_of, engine_of, fit_weights
-from sprunec.plan.declared import CRITERIA, Pass
-from sprunec.units import gate_units
-
-if TYPE_CHECKING:
-    from sprunec.graph.builder import Builder
-    from sprunec.plan.declared import PassSpec
+from sprunec.passes.train import INPUTS, TEACHER, TrainOptions, engine_of, fit_model
+from sprunec.plan.declared import CRITERIA, Pass, PassSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,55 +27,45 @@ class GateOptions(TrainOptions, CalibrationOptions, MaskOptions):
 def lower(build: Builder, spec: PassSpec) -> None:
     target, given = spec.options.get("gates_for", spec.options["target"]), build.model
     options = build.options(GateOptions, spec, target=target, allocation=binarize.allocation(spec))
-    about = binarize.target_words(spec, target)
-    name = train.add(build, spec, options, about, "-".join(options.unit))
+    name = train.add(build, spec, options, binarize.target_words(spec, target), "-".join(options.unit))
     build.model = name if spec.options["weights"] == "trained" else given
-    masks = binarize.add(build, spec, name)
-    compensate.add(build, spec, masks, name)
-    cut.add(build, masks, spec)
+    binarize.add(build, spec, name)
 
 
 def run(job: Job[GateOptions]) -> dict[str, Any]:
-    from sprunec.engines.loop import language_model_loss
     from sprunec.masks.budgets import allocated, make_budgets
     from sprunec.masks.lagrangian import Lagrangian
     from sprunec.masks.learn import GateLearner, settling, start_from, tie
     from sprunec.masks.mask_tensors import START, save_scores
-    from sprunec.masks.scores import Calibration, comparable
-    from sprunec.rewrite.gating import insert_gates
+    from sprunec.masks.scores import comparable
 
-    engine, config, options, model = engine_of(job), job.config(), job.options, job.model()
-    place, blocks = engine.place, job.traced(model)
-    gates = insert_gates(model, blocks, gate_units(options.unit))
-    given = Calibration(model, gates, blocks, job.batches(config), language_model_loss, place, options.seed)
+    engine, options, given = engine_of(job), job.options, job.calibration(job.options.unit)
     scores = engine.world.broadcast(CRITERIA[options.criterion].score(given))
-    budgets = make_budgets(config, options.unit, options.target, options.budget, options.tie_heads)
+    budgets = make_budgets(job.config(), options.unit, options.target, options.budget, options.tie_heads)
     allocating = comparable(scores, options.target)
     learner = GateLearner(
-        gates,
+        given.gates,
         start_from(tie(scores) if options.tie_heads else scores),
         Lagrangian(allocated(budgets, allocating) if options.allocation else budgets, options.steps, options.ramp),
         steps=options.steps,
         rate=options.mask_learning_rate,
         seed=options.seed,
-        device=place.device,
+        device=engine.place.device,
         tie_heads=options.tie_heads,
         stop_when_settled=options.stop_when_settled,
     )
-    distiller, notes = distiller_of(job, model, blocks)
-    last, state = fit_weights(job, engine, model, distiller, learner=learner)
+    last, notes, state = fit_model(job, engine, given.model, given.blocks, learner=learner)
     if engine.world.rank != 0:
         return {}
-    job.save({name: tensor for name, tensor in state.items() if ".gates." not in name})
+    job.save(state)
     save_scores(job.out, learner.log_alphas)
     if options.allocation:
         save_scores(job.out / START, allocating)
-    rows = [settling(budget, learner.log_alphas) for budget in budgets]
-    metrics = {"loss": last["loss"], "steps": last["step"], "undecided": learner.undecided(), "budgets": rows}
-    metrics |= {"distillation": last["distillation"]} if distiller is not None else {}
-    metrics["planned_steps"] = last["steps"]
     notes += learner.convergence.ending(last["step"], learner.expected())
-    return metrics | ({"notes": notes} if notes else {})
+    rows = settling(budgets, learner.log_alphas)
+    metrics = {"loss": last["loss"], "steps": last["step"], "undecided": learner.undecided(), "budgets": rows}
+    metrics |= {"distillation": last["distillation"]} if "distillation" in last else {}
+    return metrics | {"planned_steps": last["steps"]} | ({"notes": notes} if notes else {})
 
 
 TRAIN_MASK = Pass(

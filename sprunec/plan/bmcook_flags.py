@@ -65,7 +65,7 @@ class Flags:
         "Steps from one save of a training pass to the next.", "/training/checkpoint_every", 500
     )
     batch_size: int | None = _flag("Sequences of a global batch.", "/data/batch_size", 32)
-    max_length: int | None = _flag("Positions of a sequence, the prompt's among them.", "/data/max_length", 512)
+    max_length: int | None = _flag("Positions of a sequence, the model's own among them.", "/data/max_length", 512)
     train_iters: int | None = _flag("Training steps of a stage; 0: prune only.", script=200000)
     start_step: int | None = _flag("Training steps that the checkpoint has had.", "/model/start_step", 0)
     lr: float | None = _flag("The learning rate.", "/training/learning_rate", 0.1)

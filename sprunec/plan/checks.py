@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from sprunec.errors import Diagnostic, InputError, show
-from sprunec.families.cpm_ant.config import ModelConfig
-from sprunec.families.cpm_ant.config_checks import data_findings
+from sprunec.families.base_config import ModelConfig
+from sprunec.families.cards import card_of
 from sprunec.plan.export_formats import formats_fit, heads_tied
 from sprunec.plan.files import saved_masks_fit
 from sprunec.plan.planned_sizes import size_findings
@@ -98,7 +98,7 @@ def data_fits(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnostic]:
     """Check that the model can be given what the data is made of."""
     data = draft.section("data")
     if config is not None and draft.has("data") and "source" in data:
-        yield from map(draft.source.locate, data_findings(config, data))
+        yield from map(draft.source.locate, card_of(config).data_findings(config, data))
 
 
 def data_set_whole(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnostic]:

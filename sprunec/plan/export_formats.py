@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sprunec.errors import Diagnostic, show
-from sprunec.families.cpm_ant.config import ModelConfig
-from sprunec.families.cpm_ant.uniform import bias_columns
+from sprunec.families.base_config import ModelConfig
 from sprunec.plan.declared import PassSpec
 from sprunec.plan.resolve import Draft, Step
 from sprunec.registry import Registry
@@ -107,7 +106,7 @@ def _emitted(draft: Draft) -> Iterator[tuple[Step, list[Format]]]:
 
 def heads_tied(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnostic]:
     """Find `tie_heads` where heads are not counted, or layers have not the same ones left."""
-    alike = config is None or len(bias_columns(config)) < 2
+    alike = config is None or len(config.head_sets) < 2
     for step in draft.steps:
         options = step.options or {}
         heads = "head" in options.get("unit", ())

@@ -11,11 +11,9 @@ from typing import Any
 from sprunec.checkpoint.header import open_header
 from sprunec.checkpoint.layouts import checkpoint_files
 from sprunec.errors import Diagnostic, InputError, show
-from sprunec.families.cpm_ant.config import ModelConfig
-from sprunec.families.cpm_ant.fit import check_fit, refuse_unused
-from sprunec.families.cpm_ant.head import head_and_embedding
-from sprunec.families.cpm_ant.huggingface_names import native_shapes
-from sprunec.families.cpm_ant.shapes import expected_tensors
+from sprunec.families.base_config import ModelConfig
+from sprunec.families.cards import card_of
+from sprunec.families.fit import check_fit, refuse_unused
 from sprunec.families.unused import listed, unused_tensors
 from sprunec.file_kinds import SAVED, TEXT, foreign
 from sprunec.plan.export_formats import package_findings
@@ -101,8 +99,9 @@ def checkpoint_findings(draft: Draft, pointer: str, path: Path, config: ModelCon
         if header is None or config is None:
             return
         # A head may be a copy of the embedding, which `run` finds out; a teacher's config is this one but for the head.
-        tied = head_and_embedding(header) is None and (config.tie_word_embeddings or pointer != "/model/checkpoint")
-        unused = check_fit(replace(config, tie_word_embeddings=tied), header, path, ignore_patterns(draft))
+        its_own = config.tie_word_embeddings or pointer != "/model/checkpoint"
+        tied = its_own and card_of(config).head_names(header) is None
+        unused = check_fit(config.with_head(own=not tied), header, path, ignore_patterns(draft))
         refuse_unused(unused, path)
     except InputError as error:
         yield from retold(draft, pointer, error)
@@ -124,8 +123,8 @@ def idle_patterns(draft: Draft, paths: Collection[Path], config: ModelConfig | N
             return
         if header is None:
             return
-        shapes = native_shapes(config, header.shapes())
-        matched |= unused_tensors(expected_tensors(config), shapes, header.dtypes(), patterns).matched
+        shapes = card_of(config).native_shapes(config, header.shapes())
+        matched |= unused_tensors(config.tensors(), shapes, header.dtypes(), patterns).matched
     for index, pattern in enumerate(patterns):
         if pattern not in matched:
             message = f"{show(pattern)} is the name of no tensor that is left over"

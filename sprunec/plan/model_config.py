@@ -10,10 +10,9 @@ from typing import Any
 
 from sprunec.checkpoint.layouts import BIN, CONFIG, WEIGHTS, has_weights
 from sprunec.errors import Diagnostic, InputError, show
-from sprunec.families.cpm_ant.config import ModelConfig
-from sprunec.families.cpm_ant.config_checks import config_findings, older_key
-from sprunec.families.cpm_ant.huggingface_names import STOCK, is_huggingface, native_keys
-from sprunec.families.detect import TODAY, config_family
+from sprunec.families.base_config import ModelConfig
+from sprunec.families.cards import card
+from sprunec.families.detect import TODAY, config_family, is_huggingface
 from sprunec.file_kinds import foreign
 from sprunec.plan.json_reader import escape
 from sprunec.plan.resolve import Draft
@@ -108,7 +107,7 @@ def read_config(path: str) -> Found:
     if stranger := _foreign_family(source, "", source.value):
         return None, [stranger]
     if is_huggingface(source.value):
-        source = replace(source, value=native_keys(source.value))
+        source = replace(source, value=card().native_keys(source.value))
     found = [_excused(source, finding) for finding in schema_findings(source, "model")]
     return _finish(source, "", source.value, [*source.problems, *(each for each in found if each is not None)])
 
@@ -117,9 +116,9 @@ def _foreign_family(source: Source, prefix: str, value: Mapping[str, Any]) -> Di
     """Refuse a config of another family by name; keys that nobody knows are none."""
     if is_huggingface(value):
         try:
-            native_keys(value)
+            card().native_keys(value)
         except ValueError as error:
-            hint = f'{TODAY}, whose Hugging Face configs have "model_type": "{STOCK}"'
+            hint = f'{TODAY}, whose Hugging Face configs have "model_type": "{card().model_type}"'
             return source.find("foreign-config", f"{prefix}/model_type", str(error), hint)
         return None
     if (found := config_family(value)) is None:
@@ -134,7 +133,7 @@ def _excused(source: Source, finding: Diagnostic) -> Diagnostic | None:
     key = finding.pointer[1:]
     if finding.code != "unknown-key" or "/" in key:
         return finding
-    if (contradiction := older_key(key, source.value.get(key))) is not None:
+    if (contradiction := card().older_key(key, source.value.get(key))) is not None:
         other = replace(finding, code="foreign-config", message=contradiction, hint="this is another model")
         return other if contradiction else None
     hint = finding.hint if finding.hint.startswith("did you mean") else "it is ignored"
@@ -144,10 +143,10 @@ def _excused(source: Source, finding: Diagnostic) -> Diagnostic | None:
 def _finish(source: Source, prefix: str, value: dict[str, Any], found: list[Diagnostic]) -> Found:
     if not any(finding.severity == "error" for finding in found):
         defaults = {key: rule.get("default") for key, rule in properties("model").items()}
-        found = [*found, *(source.locate(each, prefix) for each in config_findings(value, defaults))]
+        found = [*found, *(source.locate(each, prefix) for each in card().config_findings(value, defaults))]
     if any(finding.severity == "error" for finding in found):
         return None, found
-    return ModelConfig.from_dict(_whole_numbers(value)), found
+    return card().config(_whole_numbers(value)), found
 
 
 def _whole_numbers(value: Any) -> Any:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sprunec.errors import InputError, show
+from sprunec.families.detect import is_config
 from sprunec.file_kinds import JSON, foreign
 from sprunec.plan.bmcook_flags import NATIVE, NO_FLAGS, SECTIONS, Flags, is_bmcook, kind_of, option
 from sprunec.plan.json_reader import unescape
@@ -58,7 +59,7 @@ def _other_file(value: Mapping[str, Any]) -> tuple[str, str] | None:
         return message, "name bmcook.json; this one is found beside it"
     if "passes" in value:
         return None
-    if "dim_model" in value:
+    if is_config(value):
         return "this is a model config, not a plan", "look into it with sprunec inspect"
     meant = [near for near in (nearest(name, SECTIONS) for name in value) if near]
     if value and not meant:

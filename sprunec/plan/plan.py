@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from sprunec.errors import Diagnostic, InputError
-from sprunec.families.cpm_ant.config import ModelConfig
+from sprunec.families.base_config import ModelConfig
 from sprunec.plan.bmcook_flags import NO_FLAGS, Flags
 from sprunec.plan.checks import CHECKS
 from sprunec.plan.declared import PASSES, PassSpec

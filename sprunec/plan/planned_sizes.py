@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sprunec.errors import Diagnostic, series, show
-from sprunec.families.cpm_ant.config import LayerShape, ModelConfig
+from sprunec.families.base_config import LayerShape, ModelConfig
 from sprunec.plan.resolve import Draft, Step
 from sprunec.plan.targets import WHOLE_TARGETS, Left, mismatched, most_kept
 from sprunec.units import COUNTED, counting
@@ -99,7 +99,7 @@ class _Check:
         """Tell whether layers lose something only because what they keep is to be a multiple."""
         if key in WHOLE_TARGETS or not self.left.known:
             return False
-        sizes = (getattr(layer, COUNTED[key].field) for layer in self.left.config.layers)
+        sizes = (layer.counts.get(COUNTED[key].name, 0) for layer in self.left.config.layers)
         return any(size % self._multiple_of.get(key, 1) for size in sizes)
 
     def _parameters(self, where: str) -> Iterator[Diagnostic]:
@@ -156,7 +156,7 @@ class _Check:
     def _short_together(self, key: str, wanted: int) -> Iterator[Diagnostic]:
         """Find a mean that whole multiples do not come up to."""
         multiple = self._multiple_of.get(key, 1)
-        sizes = [size for layer in self.left.config.layers if (size := getattr(layer, COUNTED[key].field))]
+        sizes = [size for layer in self.left.config.layers if (size := layer.counts.get(COUNTED[key].name))]
         most, asked = sum(most_kept(size, size, multiple) for size in sizes), wanted * len(sizes)
         if most < asked and self.options["target"].keys().isdisjoint(WHOLE_TARGETS):
             message = f"{wanted} on average make {asked}, and the layers keep at most {most} in multiples of {multiple}"
@@ -166,7 +166,7 @@ class _Check:
 
 def short_layers(layers: Sequence[LayerShape], key: str, wanted: int, multiple: int = 1) -> dict[int, int | None]:
     """Tell what the layers keep that cannot keep `wanted` of a count target; None: they have no such sublayer."""
-    sizes = [getattr(layer, COUNTED[key].field) for layer in layers]
+    sizes = [layer.counts.get(COUNTED[key].name, 0) for layer in layers]
     kept = {index: most_kept(size, wanted, multiple) if size else None for index, size in enumerate(sizes)}
     return {index: most for index, most in kept.items() if most is None or most < wanted}
 

@@ -17,8 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from sprunec.families.cpm_ant.config import ModelConfig
-from sprunec.families.cpm_ant.sizes import unit_cost
+from sprunec.families.base_config import ModelConfig, unit_cost
 from sprunec.plan.declared import PassSpec
 from sprunec.plan.plan import Plan
 
@@ -88,7 +87,7 @@ class Cost:
 def cost(config: ModelConfig, setting: Setting) -> Cost:
     """Estimate the peak of a device's memory in a training step, and its traffic."""
     parameters = config.parameters()
-    blocks = [unit_cost(config, index, "block") for index in range(config.num_layers)]
+    blocks = [unit_cost(config, index, "block") for index in range(len(config.layers))]
     n, outside, share = setting.devices, parameters - sum(blocks), setting.devices if setting.full else 1
     moments = MOMENTS[setting.optimizer] * FLOAT * parameters / share
     working = HALF * sum(blocks) if setting.casts and not setting.recompute else 0.0
@@ -106,20 +105,20 @@ def activations(config: ModelConfig, setting: Setting) -> float:
     Of a token the inputs of products are kept, in what products are taken in; of a norm its input and what it divides,
     in float32; of the attention its scores, in float32; of the loss its logits.
     """
-    tokens, dim = setting.sequences * setting.positions, config.dim_model
-    inside = [block_activations(config, index, setting) for index in range(config.num_layers)]
+    tokens, dim = setting.sequences * setting.positions, config.width
+    inside = [block_activations(config, index, setting) for index in range(len(config.layers))]
     outside = FLOAT * tokens * (config.vocab_size + 3.0 * dim) + 3.0 * FLOAT * tokens * setting.positions
     if not setting.recompute:
         return outside + sum(inside)
-    return outside + FLOAT * tokens * dim * config.num_layers + max(inside, default=0.0)
+    return outside + FLOAT * tokens * dim * len(config.layers) + max(inside, default=0.0)
 
 
 def block_activations(config: ModelConfig, index: int, setting: Setting) -> float:
-    layer, dim, tokens = config.layers[index], config.dim_model, setting.sequences * setting.positions
+    layer, dim, tokens = config.layers[index], config.width, setting.sequences * setting.positions
     # the normed input, and four tensors of the inner width: q, k, v and the context, or both halves of the gated
     # product, what the activation makes of one, and the product
     sublayers = [2 * FLOAT * dim + setting.product * (dim + 4 * inner) for inner in layer.inner.values() if inner]
-    scores = FLOAT * setting.positions * layer.heads
+    scores = FLOAT * setting.positions * layer.counts.get("head", 0)
     return float(tokens * (sum(sublayers) + scores))
 
 

@@ -8,21 +8,18 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from difflib import SequenceMatcher
 from math import gcd
 
+from sprunec.checkpoint.safetensors_file import Shape
 from sprunec.errors import Diagnostic, show
-from sprunec.families.cpm_ant.config import LayerShape, ModelConfig
-from sprunec.families.cpm_ant.shapes import Shape, expected_tensors
+from sprunec.families.base_config import LayerShape, ModelConfig, doubled
 from sprunec.plan.resolve import Draft, Step
 from sprunec.units import INSIDE, UNITS, WHOLE
 
 GROUP = 4
 _LEAST_LIKENESS = 0.6
 _LAYER = re.compile(r"\.\d+\.")  # the number of a layer in a tensor's name
-# a unit inside sublayers: its count target, and its size in a layer's shape
-_SIZES = {unit: (UNITS[unit].target, UNITS[unit].field) for unit in INSIDE}
 
 
 def targeted(shapes: Mapping[str, Shape], parts: Iterable[str]) -> dict[str, Shape]:
@@ -62,7 +59,7 @@ def sparse_findings(draft: Draft, config: ModelConfig | None) -> Iterator[Diagno
 
 def _names(draft: Draft, step: Step, config: ModelConfig) -> Iterator[Diagnostic]:
     """Every part of a name is in a tensor's; a list that names none at all is an error."""
-    shapes, parts = expected_tensors(config), (step.options or {})["tensors"]
+    shapes, parts = config.tensors(), (step.options or {})["tensors"]
     something = bool(targeted(shapes, parts))
     if "tensors" not in step.given:
         if not something:
@@ -95,7 +92,7 @@ def _widths(draft: Draft, step: Step, config: ModelConfig, before: Sequence[Step
     """Widths that are known and no multiple of four; then those that only the run will know."""
     options = step.options or {}
     left, chosen = _left(config, before)
-    shapes, units = targeted(expected_tensors(left), options["tensors"]), _units_by_axis(left)
+    shapes, units = targeted(left.tensors(), options["tensors"]), _units_by_axis(left)
     bad = {n: axis for n, shape in shapes.items() for axis in checked_axes(options["pattern"]) if shape[axis] % GROUP}
     unknown = [name for name, axis in bad.items() if units[name, axis] & chosen]
     wrong = [name for name in bad if name not in unknown]
@@ -120,38 +117,37 @@ def _left(config: ModelConfig, before: Sequence[Step]) -> tuple[ModelConfig, set
 
     What stays is then a divisor of each width: a width is sure to part into fours where that divisor does.
     """
-    layers, chosen = config.layers, dict[str, int]()
+    layers, chosen = list(config.layers), dict[str, int]()
     for step in (each for each in before if not each.name or each.declared.removes == "units"):
         options = step.options or {}
-        for unit, (key, size) in _SIZES.items():
-            if unit not in options.get("unit", _SIZES):
+        for unit in INSIDE:
+            if unit not in options.get("unit", INSIDE):
                 continue
+            key = UNITS[unit].target
             multiple = options.get("multiple_of", {}).get(key, 1)
             if options.get("budget") == "per-layer" and key in options["target"]:
                 most = options["target"][key]
-                layers = _resized(layers, size, multiple, most)
+                layers = _resized(layers, unit, multiple, most)
                 if unit in chosen:
                     chosen[unit] = multiple if multiple > 1 else gcd(chosen[unit], most)
             else:
                 chosen[unit] = multiple
     for unit, divisor in chosen.items():
-        layers = _resized(layers, _SIZES[unit][1], divisor, divisor)
-    return replace(config, layers=layers), set(chosen)
+        layers = _resized(layers, unit, divisor, divisor)
+    return config.with_layers(layers), set(chosen)
 
 
-def _resized(layers: tuple[LayerShape, ...], size: str, multiple: int, most: int) -> tuple[LayerShape, ...]:
-    """Layers with at most so many of one size, in multiples; attention without a head or a dim is none."""
-    sizes = (min(getattr(layer, size), most) // multiple * multiple for layer in layers)
-    resized = (replace(layer, **{size: left}) for layer, left in zip(layers, sizes, strict=True))
-    return tuple(each if each.heads and each.dim_head else replace(each, heads=0, dim_head=0) for each in resized)
+def _resized(layers: Sequence[LayerShape], unit: str, multiple: int, most: int) -> list[LayerShape]:
+    """Layers with at most so many units of one kind, in multiples; attention without a head or a dim is none."""
+    sizes = (min(layer.counts.get(unit, 0), most) // multiple * multiple for layer in layers)
+    return [layer.resized({unit: left}) for layer, left in zip(layers, sizes, strict=True)]
 
 
 def _units_by_axis(config: ModelConfig) -> Mapping[tuple[str, int], set[str]]:
     """The units whose number decides the size of a tensor's axis: it grows when a layer has twice as many."""
-    shapes, found = expected_tensors(config), defaultdict[tuple[str, int], set[str]](set)
-    for unit, (_, size) in _SIZES.items():
-        layers = tuple(replace(layer, **{size: 2 * getattr(layer, size)}) for layer in config.layers)
-        for name, wide in expected_tensors(replace(config, layers=layers)).items():
+    shapes, found = config.tensors(), defaultdict[tuple[str, int], set[str]](set)
+    for unit in INSIDE:
+        for name, wide in doubled(config, unit).tensors().items():
             for axis, (narrow, wider) in enumerate(zip(shapes[name], wide, strict=True)):
                 if narrow != wider:
                     found[name, axis].add(unit)

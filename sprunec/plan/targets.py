@@ -8,8 +8,7 @@ from fractions import Fraction
 from types import MappingProxyType
 from typing import Any
 
-from sprunec.families.cpm_ant.config import LayerShape, ModelConfig
-from sprunec.families.cpm_ant.sizes import parameters_without, removable, unit_sizes
+from sprunec.families.base_config import LayerShape, ModelConfig, parameters_without, removable, unit_sizes
 from sprunec.units import COUNTED, INSIDE, SIZE_TARGETS, UNITS, Unit, counting
 
 Multiples = Mapping[str, int]
@@ -111,23 +110,17 @@ def _cut(config: ModelConfig, target: Mapping[str, Any], budget: str, multiple_o
     by_layer = [COUNTED[key] for key in target if key not in WHOLE_TARGETS]
     if by_layer and budget == "global":
         return None
-    layers = tuple(replace(layer, kept_heads=None) for layer in config.layers)
+    layers = [layer.resized({}) for layer in config.layers]
     for unit in by_layer:
         multiple = multiple_of.get(unit.target, 1)
-        layers = tuple(_trimmed(layer, unit, target[unit.target], multiple) for layer in layers)
+        sizes = (most_kept(layer.counts.get(unit.name, 0), target[unit.target], multiple) for layer in layers)
+        layers = [layer.resized({unit.name: size}) for layer, size in zip(layers, sizes, strict=True)]
     for unit in (UNITS["attention"], UNITS["feed_forward"], UNITS["block"]):
         if unit.target in target:
             if (fewer := _drop(layers, target[unit.target], unit)) is None:
                 return None
             layers = fewer
-    return replace(config, layers=layers)
-
-
-def _trimmed(layer: LayerShape, unit: Unit, wanted: int, multiple: int) -> LayerShape:
-    """Cut one layer to a count; a sublayer left with none of its units is absent."""
-    most = most_kept(getattr(layer, unit.field), wanted, multiple)
-    sizes: dict[str, Any] = {unit.field: most} if most else dict.fromkeys(_fields(unit), 0)
-    return replace(layer, **sizes)
+    return config.with_layers(layers)
 
 
 def most_kept(size: int, wanted: int, multiple: int) -> int:
@@ -135,17 +128,13 @@ def most_kept(size: int, wanted: int, multiple: int) -> int:
     return min(size, wanted) // multiple * multiple
 
 
-def _fields(unit: Unit) -> tuple[str, ...]:
-    """Name the sizes of the sublayers that a unit is, or lies in."""
-    return tuple(UNITS[name].field for name, kind in INSIDE.items() if kind in unit.sublayers)
-
-
-def _drop(layers: tuple[LayerShape, ...], keep: int, unit: Unit) -> tuple[LayerShape, ...] | None:
+def _drop(layers: list[LayerShape], keep: int, unit: Unit) -> list[LayerShape] | None:
     """Drop all but `keep` of these sublayers, if they are alike: then it doesn't matter which ones go."""
-    sizes = [tuple(getattr(layer, field) for field in _fields(unit)) for layer in layers]
+    inside = [name for name, kind in INSIDE.items() if kind in unit.sublayers]
+    sizes = [tuple(layer.counts.get(name, 0) for name in inside) for layer in layers]
     present = [index for index, size in enumerate(sizes) if any(size)]
     if len(present) > keep and len({sizes[index] for index in present}) > 1:
         return None
     gone = set(present[keep:])
-    nothing: dict[str, Any] = dict.fromkeys(_fields(unit), 0)
-    return tuple(replace(layer, **nothing) if index in gone else layer for index, layer in enumerate(layers))
+    nothing = dict.fromkeys(inside, 0)
+    return [layer.resized(nothing) if index in gone else layer for index, layer in enumerate(layers)]

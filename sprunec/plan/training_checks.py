@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any
 
 from sprunec.errors import Diagnostic, show
-from sprunec.families.cpm_ant.config import ModelConfig
-from sprunec.families.cpm_ant.config_checks import PAIRS_HINT, STATES_HINT
-from sprunec.families.cpm_ant.states import Pair, Point, state_widths
+from sprunec.families.base_config import ModelConfig, doubled
+from sprunec.families.cards import card_of
+from sprunec.families.states import Pair, Point, state_widths
 from sprunec.plan.resolve import Draft, Step
-from sprunec.units import INSIDE, UNITS
+from sprunec.units import INSIDE
 
 OTHER_ENGINE = 'or write "name": "torch"'
 # a loss: the options that only it reads
@@ -85,7 +84,7 @@ def distillation_fits(draft: Draft, config: ModelConfig | None) -> Iterator[Diag
         options = step.options or {}
         distillation, pointer = options.get("distillation"), _written(step, "distillation")
         if step.declared.trains and distillation is not None:
-            yield from _losses(draft, distillation, pointer)
+            yield from _losses(draft, distillation, pointer, config)
             if whole and not step.declared.removes and distillation["teacher"] is None:
                 message = f"{step.pointer} comes before anything is cut: the model would be its own teacher"
                 hint = 'give a "teacher", or write "distillation": null in that pass'
@@ -96,7 +95,7 @@ def distillation_fits(draft: Draft, config: ModelConfig | None) -> Iterator[Diag
         cut |= set(options.get("unit", ()))
 
 
-def _losses(draft: Draft, options: Mapping[str, Any], pointer: str) -> Iterator[Diagnostic]:
+def _losses(draft: Draft, options: Mapping[str, Any], pointer: str, config: ModelConfig | None) -> Iterator[Diagnostic]:
     """Check that there is something to learn from the teacher, and no option that nothing reads."""
     if not options["logits"] and not options["hidden"]:
         message = "neither logits nor hidden has a weight above 0: nothing would be learned from the teacher"
@@ -105,7 +104,7 @@ def _losses(draft: Draft, options: Mapping[str, Any], pointer: str) -> Iterator[
         return
     if options["hidden"] and not options["pairs"]:
         message = "hidden needs pairs of states, and there is none"
-        yield draft.source.find("missing-key", f"{pointer}/pairs", message, PAIRS_HINT)
+        yield draft.source.find("missing-key", f"{pointer}/pairs", message, card_of(config).pairs_hint)
     for loss, key in ((loss, key) for loss, keys in _READS.items() for key in keys):
         if not options[loss] and f"{pointer}/{key}" in draft.source.places:
             message = f"{key} is not used without a weight for {loss}"
@@ -124,7 +123,7 @@ def _pairs(
         for name in dict.fromkeys(unknown):
             message = f"the model has no module {show(name)} that is given hidden states"
             close = [show(module) for module in get_close_matches(name, known, n=3)]
-            hint = f"did you mean {' or '.join(close)}?" if close else STATES_HINT
+            hint = f"did you mean {' or '.join(close)}?" if close else card_of(config).states_hint
             yield draft.source.find("unknown-module", place, message, hint)
         if not unknown and not options["project"] and (why := _unlike(pair, config, cut)):
             hint = 'write "project": true, or pair states of one width'
@@ -144,6 +143,4 @@ def _unlike(pair: Pair, config: ModelConfig, cut: Collection[str]) -> str:
 
 def _counts(unit: str, point: Point, config: ModelConfig) -> bool:
     """Tell whether a state's width is made of this unit: it would change with its number."""
-    field = UNITS[unit].field
-    wider = (replace(layer, **{field: 2 * getattr(layer, field)}) for layer in config.layers)
-    return point.width(replace(config, layers=tuple(wider))) != point.width(config)
+    return point.width(doubled(config, unit)) != point.width(config)

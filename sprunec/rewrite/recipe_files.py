@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from torch import Tensor
 
 from sprunec.checkpoint.reader import Tensors
-from sprunec.checkpoint.writer import Output, as_output, buffers, rows_at_once
+from sprunec.checkpoint.writer import Output, as_output, read_rows
 from sprunec.rewrite.recipe import Recipe
 from sprunec.rewrite.slices import Selection
 from sprunec.units import Indices
@@ -22,23 +22,17 @@ def cut_outputs(recipe: Recipe, tensors: Tensors) -> dict[str, Output]:
 
 
 def _cut(name: str, tensors: Tensors, dims: Mapping[int, Indices]) -> Output:
-    whole, dtype = tensors.shape(name), tensors.dtype(name)
-    shape = tuple(len(dims[dim]) if dim in dims else size for dim, size in enumerate(whole))
-    at_once, rows = rows_at_once(whole, dtype), dims.get(0, range(whole[0] if whole else 0))
+    whole = tensors.shape(name)
 
     def parts() -> Iterator[Tensor]:
-        if not shape:
-            yield tensors[name]
-            return
         others = [(dim, Selection.of(kept, whole[dim])) for dim, kept in dims.items() if dim != 0]
-        buffer = buffers((shape[0], *whole[1:]), dtype)
-        for first in range(0, shape[0], at_once):
-            part = tensors.rows(name, rows[first : first + at_once], next(buffer))
+        for part in read_rows(tensors, name, dims.get(0)):
             for dim, selection in others:
                 part = selection(part, dim)
             yield part
 
-    return Output(shape, dtype, parts)
+    shape = tuple(len(dims[dim]) if dim in dims else size for dim, size in enumerate(whole))
+    return Output(shape, tensors.dtype(name), parts)
 
 
 def expand_outputs(recipe: Recipe, full: Tensors, small: Tensors) -> dict[str, Output]:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from torch import fx, nn
 
-from sprunec.families.cpm_ant.states import Point
+from sprunec.families.states import Point
 from sprunec.rewrite.trace import TracedBlock
 
 

@@ -39,18 +39,13 @@ class Progress(Watcher):
 
     def node_started(self, index: int, total: int, name: str) -> None:
         self._head, self._first = f"[{index}/{total}] {name}", None
-        if self._quiet:
-            return
-        if not self._console.is_terminal or self._console.is_dumb_terminal:
+        if self._quiet or not self._console.is_terminal or self._console.is_dumb_terminal:
             self.message(self._head)
             return
-        spinner = Spinner("dots", Text(printable(self._head)))
-        if self._live is None:
-            # Stdout carries the result, perhaps as JSON into a pipe: Live must not catch it.
-            self._live = Live(spinner, console=self._console, transient=True, redirect_stdout=False)
-            self._live.start()
-        else:
-            self._live.update(spinner)
+        # Stdout carries the result, perhaps as JSON into a pipe: Live must not catch it.
+        self._live = self._live or Live(console=self._console, transient=True, redirect_stdout=False)
+        self._live.update(Spinner("dots", Text(printable(self._head))))
+        self._live.start()
 
     def node_finished(
         self, index: int, total: int, name: str, *, cached: bool, seconds: float, metrics: Mapping[str, Any]
@@ -60,32 +55,38 @@ class Progress(Watcher):
         self.close()
         self.message(f"[{index}/{total}] {name}: {words}", "dim" if cached else "")
         for note in metrics.get("notes", ()):
-            self._print(f"note: {note}", "yellow")
+            say(f"note: {note}", self._console, "yellow")
 
     def node_failed(self, index: int, total: int, name: str, error: str) -> None:
         self.close()
-        self._print(f"[{index}/{total}] {name}: {error}", "red")
+        say(f"[{index}/{total}] {name}: {error}", self._console, "red")
 
     def step(self, event: Mapping[str, Any]) -> None:
-        """Tell of one training step; cheap enough to be called at every one."""
+        """Tell of one training step; cheap enough to be called at every one.
+
+        A plain line waits for both some steps and some time since the last one; the first and the last step have one.
+        """
         if self._quiet:
             return
         if event.get("warning"):
-            self._print(f"note: {event['warning']}", "yellow")
-        now = monotonic()
-        is_first = self._first is None
-        self._first = self._first or (event["step"], now)
-        left = time_left(event, self._first, now)
+            say(f"note: {event['warning']}", self._console, "yellow")
+        now, step, steps = monotonic(), event["step"], event["steps"]
+        last_step, last_time = self._printed
+        waited = step - last_step >= SHARE_BETWEEN_LINES * steps and now - last_time >= SECONDS_BETWEEN_LINES
+        is_due = waited or self._first is None or step == steps
+        # By the pace since the first step seen here: a resumed pass doesn't start at step 1.
+        first, since = self._first = self._first or (step, now)
+        left = f"{duration((now - since) / (step - first) * (steps - step))} left" if step > first else ""
         if self._live is not None:
             self._live.update(live_lines(self._head, event, left))
-        elif is_first or self._is_due(event, now):
-            self._printed = (event["step"], now)
-            words = [f"step {event['step']}/{event['steps']}", *step_words(event), left]
+        elif is_due:
+            self._printed = (step, now)
+            words = [f"step {step}/{steps}", *step_words(event), left]
             self.message(f"{self._head}: " + ", ".join(word for word in words if word))
 
     def message(self, text: str, style: str = "") -> None:
         if not self._quiet:
-            self._print(text, style)
+            say(text, self._console, style)
 
     def close(self) -> None:
         """Give the terminal back; harmless when nothing is shown, or twice."""
@@ -93,14 +94,10 @@ class Progress(Watcher):
             self._live.stop()
             self._live = None
 
-    def _is_due(self, event: Mapping[str, Any], now: float) -> bool:
-        """Wait for both some steps and some time since the last line; the last step always has one."""
-        step, when = self._printed
-        enough = event["step"] - step >= SHARE_BETWEEN_LINES * event["steps"]
-        return event["step"] == event["steps"] or (enough and now - when >= SECONDS_BETWEEN_LINES)
 
-    def _print(self, text: str, style: str) -> None:
-        self._console.print(Text(printable(text), style=style), soft_wrap=True, highlight=False)
+def say(words: str | Text, console: Console, style: str = "") -> None:
+    """Print a stranger's words, each line as one, whatever the width, so that paths in it can be copied."""
+    console.print(words if isinstance(words, Text) else Text(printable(words), style), soft_wrap=True, highlight=False)
 
 
 def live_lines(head: str, event: Mapping[str, Any], left: str) -> Group:
@@ -108,8 +105,8 @@ def live_lines(head: str, event: Mapping[str, Any], left: str) -> Group:
     place = f"{event['step']:,}/{event['steps']:,}" + (f"  {left}" if left else "")
     bar = Table.grid(Column(no_wrap=True), Column(ratio=1), Column(no_wrap=True), padding=(0, 1), expand=True)
     roomy = cell_len(head) + cell_len(place) + LEAST_BAR <= 80
-    progress = ProgressBar(total=event["steps"], completed=event["step"])
-    bar.add_row(Text(printable(head) if roomy else "     "), progress, Text(place))
+    lead = Text(printable(head) if roomy else "     ")
+    bar.add_row(lead, ProgressBar(total=event["steps"], completed=event["step"]), Text(place))
     words = Line("      " + "  ".join(step_words(event)), "dim")
     return Group(bar, words) if roomy else Group(Line(head), bar, words)
 
@@ -134,21 +131,13 @@ def distance(budget: Mapping[str, Any]) -> float:
     Infinitely far where it is not known: that is what people should see.
     """
     expected, target = budget.get("expected"), budget.get("target")
-    if not is_finite(expected) or not is_finite(target):
-        return inf
-    return abs(expected - target) / max(abs(target), 1.0)
+    return abs(expected - target) / max(abs(target), 1.0) if is_finite(expected) and is_finite(target) else inf
 
 
 def metric_words(metrics: Mapping[str, Any]) -> list[str]:
     """Name the metrics that are one number or word."""
-    plain = {name: value for name, value in metrics.items() if isinstance(value, (int, float, str))}
-    return [f"{name.replace('_', ' ')} {number(value)}" for name, value in plain.items()]
-
-
-def time_left(event: Mapping[str, Any], first: tuple[int, float], now: float) -> str:
-    """Go by the pace since the first step seen here: a resumed pass doesn't start at step 1."""
-    steps, seconds = event["step"] - first[0], now - first[1]
-    return f"{duration(seconds / steps * (event['steps'] - event['step']))} left" if steps > 0 else ""
+    plain = [(name, value) for name, value in metrics.items() if isinstance(value, (int, float, str))]
+    return [f"{name.replace('_', ' ')} {number(value)}" for name, value in plain]
 
 
 def duration(seconds: Any) -> str:
@@ -165,21 +154,16 @@ def print_diagnostics(diagnostics: Sequence[Diagnostic], console: Console | None
     """Print each finding with its place first, so that terminals and editors link it, then the remedy, then the sum."""
     console = console or Console(stderr=True)
     for diagnostic in diagnostics:
-        console.print(diagnostic_text(diagnostic), soft_wrap=True, highlight=False)
+        say(diagnostic_text(diagnostic), console)
+    amounts = {kind: sum(each.severity == kind for each in diagnostics) for kind in COLOURS}
     if diagnostics:
-        amounts = {kind: sum(each.severity == kind for each in diagnostics) for kind in COLOURS}
-        summary = ", ".join(plural(amount, kind) for kind, amount in amounts.items() if amount)
-        console.print(Text(summary, style="bold"), soft_wrap=True, highlight=False)
+        say(", ".join(plural(amount, kind) for kind, amount in amounts.items() if amount), console, "bold")
 
 
 def diagnostic_text(diagnostic: Diagnostic) -> Text:
     """Write `file:line:col: error: /pointer: message`, and the hint on a line of its own."""
-    place = ":".join(printable(part) for part in (diagnostic.file, diagnostic.line, diagnostic.column) if part)
-    text = Text(f"{place}: " if place else "", style="")
-    text.append(f"{diagnostic.severity}: ", style=COLOURS.get(diagnostic.severity, "bold"))
-    if diagnostic.pointer:
-        text.append(f"{printable(diagnostic.pointer)}: ", style="cyan")
-    text.append(printable(diagnostic.message))
-    if diagnostic.hint:
-        text.append("\n    " + printable(diagnostic.hint).replace("\n", "\n    "), style="dim")
-    return text
+    place, pointer = (f"{part}: " if part else "" for part in (diagnostic.place, diagnostic.pointer))
+    hint = f"\n{diagnostic.hint}".replace("\n", "\n    ") if diagnostic.hint else ""
+    severity = (f"{diagnostic.severity}: ", COLOURS.get(diagnostic.severity, "bold"))
+    parts = ((place, ""), severity, (pointer, "cyan"), (diagnostic.message, ""), (hint, "dim"))
+    return Text.assemble(*((printable(words), style) for words, style in parts))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from rich import box
 from rich.cells import cell_len
@@ -34,55 +35,46 @@ class Column:
     rank: int = 0
 
 
+numeric = partial(Column, right=True)
+
+
 class FittedTable:
     """Rows under columns, in the width that there is when it is printed.
 
     A row that does not fit in any way runs over the edge unbroken, if the console prints it with `crop=False`.
     """
 
-    def __init__(self, *columns: Column, title: str = "") -> None:
-        self.columns, self.title = columns, title
-        self.rows: list[tuple[tuple[Text, ...], str]] = []
+    def __init__(self, *columns: Column) -> None:
+        self.columns, self.rows = columns, list[tuple[tuple[Text, ...], str]]()
 
     def add(self, *cells: str | Text, style: str = "") -> None:
         """Add one row; plain strings are shown as they are, never read as rich's markup."""
-        texts = tuple(cell if isinstance(cell, Text) else Text(printable(cell)) for cell in cells)
-        assert len(texts) == len(self.columns)
-        self.rows.append((texts, style))
+        assert len(cells) == len(self.columns)
+        self.rows.append((tuple(c if isinstance(c, Text) else Text(printable(c)) for c in cells), style))
 
     def fit(self, room: int) -> dict[int, int]:
         """Choose the columns that are shown in so many cells of a terminal, by number, and the width of each.
 
         The first to be given up goes as soon as others would wrap too often, the rest only where a word has no room.
         """
-        widths = {n: self._word(n) for n in range(len(self.columns))}
-        wanted = {n: min(self._full(n), max(width, self.columns[n].readable)) for n, width in widths.items()}
-        for number in sorted((n for n in widths if self.columns[n].rank), key=lambda n: -self.columns[n].rank):
+        widths, full, wanted = dict[int, int](), dict[int, int](), dict[int, int]()
+        for n, column in enumerate(self.columns):
+            title, cells = Text(column.title), [cells[n] for cells, _ in self.rows]
+            # The least width at which no word is broken, and that at which nothing wraps.
+            widths[n] = max([_longest_word(title), *map(_longest_word if column.wraps else _width, cells)])
+            full[n] = max(map(_width, (title, *cells)))
+            wanted[n] = min(full[n], max(widths[n], column.readable))
+        for n in sorted((n for n in widths if self.columns[n].rank), key=lambda n: -self.columns[n].rank):
             if _total(wanted) > room:
-                del widths[number]
+                del widths[n]
             wanted = widths
         left = max(room - _total(widths), 0)
-        needs = {n: self._full(n) - width for n, width in widths.items()}
-        for number in sorted(needs, key=needs.__getitem__):
-            more = min(needs[number], left)
-            widths[number], left = widths[number] + more, left - more
+        for n in sorted(widths, key=lambda n: full[n] - widths[n]):
+            more = min(full[n] - widths[n], left)
+            widths[n], left = widths[n] + more, left - more
         return widths
 
-    def _full(self, number: int) -> int:
-        """Measure the width at which nothing in a column wraps."""
-        return max(map(_width, (Text(self.columns[number].title), *self._cells(number))))
-
-    def _word(self, number: int) -> int:
-        """Measure the least width at which no word of a column is broken."""
-        column, cells = self.columns[number], self._cells(number)
-        return max([_longest_word(Text(column.title)), *map(_longest_word if column.wraps else _width, cells)])
-
-    def _cells(self, number: int) -> list[Text]:
-        return [cells[number] for cells, _ in self.rows]
-
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        if self.title:
-            yield Line(self.title, "bold")
         widths = self.fit(options.max_width - 2)  # an empty cell at both edges
         table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, width=_total(widths) + 2)
         for number, width in widths.items():

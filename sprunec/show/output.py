@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.text import Text
 
 from sprunec.errors import Diagnostic, InputError, disk_words
 from sprunec.execution.store import Store, strict_json
 from sprunec.interrupts import Interrupts
-from sprunec.show.console import Progress, print_diagnostics
+from sprunec.show.console import Progress, print_diagnostics, say
 from sprunec.show.numbers import number
+from sprunec.show.page import write_html
+from sprunec.show.report_words import models_of
 from sprunec.show.tables import graph_table, kept_table, result_table
 from sprunec.unexpected import explained
 
@@ -37,10 +39,8 @@ def print_error(error: BaseException) -> None:
     """Print an error on stderr, on one line, however long, with any brackets in paths as they are."""
     if isinstance(error, InputError):
         print_diagnostics(error.diagnostics)
-        return
-    console = Console(stderr=True)
-    console.print("[red]error:[/red] ", end="")
-    console.print(_message(error), markup=False, highlight=False, soft_wrap=True)
+    else:
+        say(Text.assemble(("error:", "red"), f" {_message(error)}"), Console(stderr=True))
 
 
 def _message(error: BaseException) -> str:
@@ -52,36 +52,31 @@ def print_failure(error: BaseException, folder: Path | None) -> None:
     if isinstance(error, InputError):
         print_json(diagnostics_document(error.diagnostics))
         return
+    wanted, finding = ("error", _message(error)), Diagnostic("failed", _message(error))
     if isinstance(error, KeyboardInterrupt):
-        wanted = {"status": "interrupted"}
+        wanted = ("status", "interrupted")
         finding = Diagnostic("interrupted", "interrupted", "run the same command again")
+    text, told = "", False
+    with suppress(OSError, ValueError, TypeError, AttributeError):
+        text = (folder / "report.json").read_text(encoding="utf-8") if folder is not None else "{}"
+        told = json.loads(text).get(wanted[0]) == wanted[1]  # else it is of an earlier run in this folder
+    if told:
+        print(text, flush=True)
     else:
-        wanted = {"error": _message(error)}
-        finding = Diagnostic("failed", wanted["error"])
-    report = _report_text(folder, wanted) if folder is not None else None
-    if report is None:
         print_json(diagnostics_document([finding]))
+
+
+def show(document: Mapping[str, Any], table: Callable[[Mapping[str, Any]], RenderableType], as_json: bool) -> None:
+    if as_json:
+        print_json(document)
     else:
-        print(report, flush=True)
-
-
-def _report_text(folder: Path, wanted: Mapping[str, str]) -> str | None:
-    """Read a report that says what is wanted; another is of an earlier run in this folder."""
-    try:
-        text = (folder / "report.json").read_text(encoding="utf-8")
-        found = json.loads(text)
-        return text if all(found.get(key) == value for key, value in wanted.items()) else None
-    except (OSError, ValueError, TypeError, AttributeError):
-        return None
+        Console().print(table(document), crop=False)
 
 
 def show_graph(graph: Graph, folder: Path, costs: Sequence[dict[str, Any]], as_json: bool) -> None:
     store = Store(folder / "store")
-    document = graph.document({node.name: store.has(node) for node in graph.nodes}) | {"training": list(costs)}
-    if as_json:
-        print_json(document)
-    else:
-        Console().print(graph_table(document), crop=False)
+    document = graph.document({node.name: store.has(node) for node in graph.nodes})
+    show(document | {"training": list(costs)}, graph_table, as_json)
 
 
 def show_report(report: Report, folder: Path, as_json: bool) -> None:
@@ -90,18 +85,17 @@ def show_report(report: Report, folder: Path, as_json: bool) -> None:
         return
     console = Console()
     if all(entry["cached"] for entry in report.data["passes"]):
-        console.print("every pass was done before; nothing to do", highlight=False)
+        say("every pass was done before; nothing to do", console)
     console.print(kept_table(report.data), crop=False)
     console.print(result_table(report.data), crop=False)
     for name in ("dense", "small"):
-        if sample := (report.data["models"].get(name) or {}).get("sample"):
-            console.print(f"[bold]{name}[/bold] writes: ", end="")
-            console.print(repr(sample), markup=False, highlight=False, soft_wrap=True)
-    console.print(f"report: {folder / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
+        if sample := models_of(report.data)[name].get("sample"):
+            say(Text.assemble((name, "bold"), f" writes: {sample!r}"), console)
+    say(f"report: {folder / 'report.html'}", console)
     for row in (row for row in report.data["budgets"] if not row["settled"]):
         expected, target = (number(row.get(which), form) for which, form in (("expected", ".2f"), ("target", "g")))
         message = f"not settled: {row['pass']}: {row['name']} expected {expected}, target {target}; give it more steps"
-        Console(stderr=True).print(Text(message, "yellow"), highlight=False, soft_wrap=True)
+        say(message, Console(stderr=True), "yellow")
 
 
 @contextmanager
@@ -125,14 +119,12 @@ def reporting(as_json: bool, doing: str, folder: Path | None = None) -> Iterator
 def page_of(folder: Path, progress: Progress, stop: Interrupts, as_json: bool) -> Iterator[None]:
     """Leave a page of the run in OUT, however it ends; say how to go on where it is interrupted."""
     from sprunec.execution.report import mark_interrupted
-    from sprunec.show.page import write_html
 
-    def tell() -> None:
-        progress.message(f"interrupted; what is done is kept: run the same command again to continue in {folder}")
+    told = f"interrupted; what is done is kept: run the same command again to continue in {folder}"
 
     def abandon() -> None:
         mark_interrupted(folder)
-        tell()
+        progress.message(told)
         if as_json:
             print_failure(KeyboardInterrupt(), folder)
 
@@ -142,7 +134,7 @@ def page_of(folder: Path, progress: Progress, stop: Interrupts, as_json: bool) -
     except BaseException as error:
         stop.leave()  # what is left to do is short
         if isinstance(error, KeyboardInterrupt):
-            tell()
+            progress.message(told)
         with suppress(Exception):  # what stopped the run is the error to tell of
             write_html(folder)
         raise

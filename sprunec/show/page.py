@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -16,10 +17,10 @@ from sprunec.show.console import duration, metric_words
 from sprunec.show.numbers import NOT_FINITE, NOTHING, is_finite, number, percent
 from sprunec.show.plots import kept_drawings, loss_chart, mask_charts, speed_chart, text
 from sprunec.show.report_words import (
-    MODELS,
     budget_sizes,
     comparison_lines,
     model_rows,
+    models_of,
     rate_range,
     ratio_range,
     ratio_words,
@@ -33,6 +34,7 @@ STATUS = {
     "target-missed": ("busy", "Done and written, but a mask had not settled on its target."),
     "comparison-failed": ("bad", "The masked and the small model disagree; nothing was written."),
 }
+PASSES, VERSIONS = ("node", "pass", "numbers", "digest"), ("what", "version")  # columns of words, not numbers
 
 
 def write_html(out: Path) -> Path:
@@ -50,45 +52,39 @@ def read_events(path: Path) -> list[dict[str, Any]]:
     with naming(path):
         text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     for line in text.splitlines():
-        try:
-            event = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(event, dict) and "node" in event:
-            events.append(event)
-    return events
+        with suppress(ValueError, RecursionError):
+            events.append(json.loads(line))
+    return [event for event in events if isinstance(event, dict) and "node" in event]
 
 
 def page_text(report: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> str:
     """Write the whole page, top to bottom."""
     plan = report["plan"]
-    tone, words = STATUS.get(report["status"], ("busy", str(report["status"])))
+    tone, status = STATUS.get(report["status"], ("busy", str(report["status"])))
     error = f"<pre>{text(report['error'])}</pre>" if report.get("error") else ""
-    sections = [
-        section("Models", models_table(report), *(f"<p>{text(line)}</p>" for line in comparison_lines(report))),
-        section("Speed", speed_chart(report)),
-        section("Training loss", loss_chart(events)),
-        section("Distillation loss", loss_chart(events, "distillation", "weighted sum of the distillation losses")),
-        section("Size of the masks while they learn", *mask_charts(events)),
-        section("What was kept", *kept_drawings(report)),
-        section("Budgets", budgets_table(report)),
-        section("Samples", *samples(report)),
-        section("Passes", passes_table(report)),
-        section("Versions", versions_table(report)),
-    ]
+    versions = [(name, number(version)) for name, version in (report.get("versions") or {}).items()]
+    said = [(name, model.get("sample")) for name, model in models_of(report).items()]
+    sections = {
+        "Models": [models_table(report), *(f"<p>{text(line)}</p>" for line in comparison_lines(report))],
+        "Speed": [speed_chart(report)],
+        "Training loss": [loss_chart(events)],
+        "Distillation loss": [loss_chart(events, "distillation", "weighted sum of the distillation losses")],
+        "Size of the masks while they learn": mask_charts(events),
+        "What was kept": kept_drawings(report),
+        "Budgets": [budgets_table(report)],
+        "Samples": [f"<h3>{name}</h3><pre>{text(sample)}</pre>" for name, sample in said if sample],
+        "Passes": [passes_table(report)],
+        "Versions": [table(VERSIONS, versions, VERSIONS)],
+    }
+    cards = [f"<section><h2>{title}</h2>{''.join(parts)}</section>" for title, parts in sections.items() if any(parts)]
     return Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8")).substitute(
         title=text(plan.get("name", "run") if isinstance(plan, Mapping) else plan),
-        head=f'<p class="{tone}">{text(words)}</p>{error}{tiles(report)}',
-        sections="".join(sections),
+        head=f'<p class="{tone}">{text(status)}</p>{error}{tiles(report)}',
+        sections="".join(cards),
     )
 
 
-def section(title: str, *parts: str) -> str:
-    """Make a card, or nothing at all where there is nothing to show."""
-    return f"<section><h2>{text(title)}</h2>{''.join(parts)}</section>" if any(parts) else ""
-
-
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[str] = ()) -> str:
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[str]) -> str:
     """Set columns right, as numbers, unless they are named in `left`."""
     align = ["" if column in left else ' class="n"' for column in columns]
     head = "".join(f"<th{a}>{text(c)}</th>" for a, c in zip(align, columns, strict=True))
@@ -98,35 +94,35 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[
 
 def tiles(report: Mapping[str, Any]) -> str:
     """Show the four numbers that people look for first, as far as they are known."""
-    models = report.get("models") or {}
-    dense, small = models.get("dense") or {}, models.get("small") or {}
-    found = [(percent(small.get("parameters"), dense.get("parameters")), "of the dense parameters")]
-    if is_finite(dense.get("loss")) and is_finite(small.get("loss")):
-        found.append((f"{small['loss'] - dense['loss']:+.3f}", "held-out loss, small to dense"))
-    faster = ratio_words(small)
-    of = "the speed of dense" if faster.endswith("x") else "speed against dense"
-    found.append((faster, f"{of}, quartiles {ratio_range(small)}"))
-    if report.get("comparison"):
-        apart = number(report["comparison"].get("max_abs_difference"), ".1e", NOT_FINITE)
-        found.append((apart, "max |delta logit|, masked to small"))
-    shown = [f"<div><b>{text(big)}</b><span>{text(of)}</span></div>" for big, of in found if big != NOTHING]
+    dense, _, small = models_of(report).values()
+    known = is_finite(dense.get("loss")) and is_finite(small.get("loss"))
+    faster, compared = ratio_words(small), report.get("comparison")
+    against = "the speed of dense" if faster.endswith("x") else "speed against dense"
+    found = {
+        "of the dense parameters": percent(small.get("parameters"), dense.get("parameters")),
+        "held-out loss, small to dense": f"{small['loss'] - dense['loss']:+.3f}" if known else NOTHING,
+        f"{against}, quartiles {ratio_range(small)}": faster,
+        "max |delta logit|, masked to small": (
+            number(compared.get("max_abs_difference"), ".1e", NOT_FINITE) if compared else NOTHING
+        ),
+    }
+    shown = [f"<div><b>{text(big)}</b><span>{text(of)}</span></div>" for of, big in found.items() if big != NOTHING]
     return f'<div class="tiles">{"".join(shown)}</div>' if shown else ""
 
 
 def models_table(report: Mapping[str, Any]) -> str:
-    models = report.get("models") or {}
-    columns = ["model", "parameters", "of dense", "held-out loss", "perplexity", "tokens/s"]
-    rows = []
-    for name, *cells, faster in model_rows(report):
-        model = models.get(name) or {}
-        rows.append((name, *cells, rate_range(model), faster, ratio_range(model)))
-    return table([*columns, "quartiles", "speed", "quartiles"], rows, left=("model",)) if models else ""
+    columns = ["model", "parameters", "of dense", "held-out loss", "perplexity", "tokens/s", "quartiles", "speed"]
+    rows = zip(model_rows(report), models_of(report).values(), strict=True) if report.get("models") else ()
+    cells = [(*words, rate_range(model), faster, ratio_range(model)) for (*words, faster), model in rows]
+    return table([*columns, "quartiles"], cells, left=("model",))
 
 
 def budgets_table(report: Mapping[str, Any]) -> str:
-    soft = ("expected", "distance", "undecided", "settled")
-    budgets = report.get("budgets") or ()
-    rows = [(b["pass"], b["name"], *budget_sizes(b), *(number(b.get(key)) for key in soft)) for b in budgets]
+    rows = []
+    for budget in report.get("budgets") or ():
+        asked, got, off = budget_sizes(budget)
+        soft = (number(budget.get(key)) for key in ("expected", "distance", "undecided", "settled"))
+        rows.append((budget["pass"], budget["name"], asked, got, NOTHING if off == "0" else off, *soft))
     columns = ("pass", "budget", "asked", "got", "off by", "expected", "distance", "undecided gates", "settled")
     return table(columns, rows, left=("pass", "budget"))
 
@@ -136,18 +132,7 @@ def passes_table(report: Mapping[str, Any]) -> str:
     rows = []
     for entry in report.get("passes") or ():
         time = "in store" if entry["cached"] else duration(entry.get("seconds"))
-        numbers = ", ".join(metric_words(entry["metrics"]))
-        rows.append((entry["name"], entry["pass"], numbers, entry["digest"][:12], time))
-    return table(("node", "pass", "numbers", "digest", "time"), rows, left=("node", "pass", "numbers", "digest"))
-
-
-def versions_table(report: Mapping[str, Any]) -> str:
-    rows = [(name, number(version)) for name, version in (report.get("versions") or {}).items()]
-    return table(("what", "version"), rows, left=("what", "version"))
-
-
-def samples(report: Mapping[str, Any]) -> list[str]:
-    """Show what each model wrote, where it was asked to."""
-    models = report.get("models") or {}
-    said = [(name, (models.get(name) or {}).get("sample")) for name in MODELS]
-    return [f"<h3>{name}</h3><pre>{text(sample)}</pre>" for name, sample in said if sample]
+        rows.append(
+            (entry["name"], entry["pass"], ", ".join(metric_words(entry["metrics"])), entry["digest"][:12], time)
+        )
+    return table((*PASSES, "time"), rows, PASSES)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from math import floor, log10
 from typing import Any
 
-from sprunec.show.numbers import ABSENT, UNKNOWN, is_finite, number
-from sprunec.show.report_words import kept_layers, quartiles, rate_range, whole
+from sprunec.show.numbers import UNKNOWN, is_finite, number
+from sprunec.show.report_words import kept_layers, models_of, quartiles, rate_range, unit_totals
 
 Points = list[tuple[float, float]]
 Events = Sequence[Mapping[str, Any]]
 
+WIDTH, LEFT, RIGHT = 1000, 52, 16  # of every drawing, and its margins
 SERIES_NAMED = 8  # more budgets than this are told apart by their shade only
 
 
@@ -38,19 +39,15 @@ def bar(kind: str, x: float, y: float, width: float, inside: str = "") -> str:
 
 @dataclass(frozen=True)
 class Axes:
-    """Where numbers lie in a drawing: `left..right` and `low..high` fill the frame inside the margins."""
+    """Where numbers lie in a drawing: `0..right` and `low..high` fill the frame inside the margins."""
 
     right: float
     low: float
     high: float
-    left: float = 0.0
-    width: int = 1000
     height: int = 300
-    margin: int = 52
 
     def x(self, value: float) -> float:
-        share = (value - self.left) / ((self.right - self.left) or 1.0)
-        return round(self.margin + share * (self.width - self.margin - 16), 1)
+        return round(LEFT + value / (self.right or 1.0) * (WIDTH - LEFT - RIGHT), 1)
 
     def y(self, value: float) -> float:
         share = (min(max(value, self.low), self.high) - self.low) / ((self.high - self.low) or 1.0)
@@ -65,10 +62,10 @@ class Axes:
         frame = []
         for tick in ticks(self.low, self.high):
             y = self.y(tick)
-            frame.append(f'<line class="grid" x1="{self.margin}" x2="{self.width - 16}" y1="{y}" y2="{y}"/>')
-            frame.append(words(self.margin - 8, y + 4, f"{tick:g}", "end"))
-        frame += [words(self.x(tick), self.height - 4, f"{tick:g}", "mid") for tick in ticks(self.left, self.right)]
-        return drawing(self.width, self.height, label, *frame, *parts)
+            frame.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
+            frame.append(words(LEFT - 8, y + 4, f"{tick:g}", "end"))
+        frame += [words(self.x(tick), self.height - 4, f"{tick:g}", "mid") for tick in ticks(0.0, self.right)]
+        return drawing(WIDTH, self.height, label, *frame, *parts)
 
 
 def ticks(low: float, high: float) -> list[float]:
@@ -98,9 +95,6 @@ def series(pairs: Iterable[tuple[object, tuple[Any, Any]]]) -> dict[str, Points]
     return found
 
 
-# ---- training
-
-
 def loss_chart(events: Events, loss: str = "loss", unit: str = "nats per target token") -> str:
     """Draw a loss over all steps that the model has had, each pass that has it on a band of its own."""
     curves = series((e["node"], (e.get("model_steps", e.get("step")), e.get(loss))) for e in events)
@@ -109,29 +103,27 @@ def loss_chart(events: Events, loss: str = "loss", unit: str = "nats per target 
         return ""
     # The first steps of a fresh model may lie far above all others; they are drawn at the upper edge.
     high, low = losses[int(0.99 * (len(losses) - 1))], losses[0]
-    axes = Axes(max(p[-1][0] for p in curves.values()), low - 0.05 * (high - low), high)
-    parts = []
+    axes, parts = Axes(max(p[-1][0] for p in curves.values()), low - 0.05 * (high - low), high), []
     for index, (node, points) in enumerate(curves.items()):
-        parts += pass_band(axes, node, points, shaded=index % 2 == 0)
+        start, end = axes.x(points[0][0] - 1), axes.x(points[-1][0])
+        if index % 2 == 0:
+            parts.append(
+                f'<rect class="band" x="{start}" y="20" width="{end - start:.1f}" height="{axes.height - 44}"/>'
+            )
+        fits = max(1, int((end - start) / 6.6))  # letters of 12 px are rarely wider
+        name = node if len(node) <= fits else node[: fits - 1] + "…"
+        parts.append(words((start + end) / 2, 14, f"{text(name)}<title>{text(node)}</title>", "mid"))
         parts += [axes.line(thinned(points, len(losses), most), kind) for kind, most in (("raw", 1000), ("curve", 80))]
     caption = f"<p>{unit.capitalize()} over training steps; bold: means of neighbouring steps.</p>"
     return axes.svg(f"{'training' if loss == 'loss' else loss} loss over steps", *parts) + caption
 
 
-def pass_band(axes: Axes, node: str, points: Points, *, shaded: bool) -> list[str]:
-    start, end = axes.x(points[0][0] - 1), axes.x(points[-1][0])
-    fits = max(1, int((end - start) / 6.6))  # letters of 12 px are rarely wider
-    name = node if len(node) <= fits else node[: fits - 1] + "…"
-    band = f'<rect class="band" x="{start}" y="20" width="{end - start:.1f}" height="{axes.height - 44}"/>'
-    title = words((start + end) / 2, 14, f"{text(name)}<title>{text(node)}</title>", "mid")
-    return [band, title] if shaded else [title]
-
-
 def mask_charts(events: Events) -> list[str]:
     """Draw expected size against target, one drawing for each pass that learns a mask."""
     learning: dict[str, list[Mapping[str, Any]]] = {}
-    for event in (event for event in events if event.get("budgets")):
-        learning.setdefault(str(event["node"]), []).append(event)
+    for event in events:
+        if event.get("budgets"):
+            learning.setdefault(str(event["node"]), []).append(event)
     return [f"<h3>{text(node)}</h3>{mask_chart(node, steps)}" for node, steps in learning.items()]
 
 
@@ -143,61 +135,49 @@ def mask_chart(node: str, events: Events) -> str:
         return ""
     axes = Axes(max(step for step, _ in points), 0.0, max(size for _, size in points) * 1.05, height=240)
     aims = {tuple(thinned(line, len(events), 200)) for line in target.values()}  # equal targets are one line
-    parts = [axes.line(list(line), "target") for line in sorted(aims)]
-    shades = [f"{1 - 0.75 * i / max(len(expected) - 1, 1):.2f}" for i in range(len(expected))]
-    for shade, line in zip(shades, expected.values(), strict=True):
+    parts, legend = [axes.line(list(line), "target") for line in sorted(aims)], ""
+    for index, (name, line) in enumerate(expected.items()):
+        shade = f"{1 - 0.75 * index / max(len(expected) - 1, 1):.2f}"
         parts.append(axes.line(thinned(line, len(events), 200), "curve", f' stroke-opacity="{shade}"'))
-    keys = zip(shades, map(text, expected), strict=True)
-    legend = "".join(f'<span class="key"><i style="opacity:{shade}"></i>{name}</span>' for shade, name in keys)
+        legend += f'<span class="key"><i style="opacity:{shade}"></i>{text(name)}</span>'
     if len(expected) > SERIES_NAMED:
         legend = f"{len(expected)} budgets, paler from first to last; "
     return axes.svg(f"expected size in {node}", *parts) + f"<p>{legend}dashed: target</p>"
 
 
-# ---- results
-
-
 def speed_chart(report: Mapping[str, Any]) -> str:
     """Draw a bar to each model's median speed, and a line from quartile to quartile."""
-    shown = {}
-    for name, model in (report.get("models") or {}).items():
-        spread, speed = quartiles(model or {}), (model or {}).get("tokens_per_second")
-        if spread and is_finite(speed):
-            shown[name] = (speed, *spread, rate_range(model))
-    most = max((max(speed, low, high) for speed, low, high, _ in shown.values()), default=0.0)
+    models, shown = models_of(report), dict[str, tuple[Any, ...]]()
+    for name, model in models.items():
+        if (spread := quartiles(model)) and is_finite(speed := model.get("tokens_per_second")):
+            shown[name] = (speed, *spread)
+    most = max((max(found) for found in shown.values()), default=0.0)
     if not most > 0.0:
         return ""
     parts = []
-    for place, (name, (speed, low, high, spread_words)) in enumerate(shown.items()):
+    for place, (name, (speed, low, high)) in enumerate(shown.items()):
         y, scale = 26 * place, 700 / most
         parts += [words(68, y + 14, text(name), "end"), bar("on", 80, y, scale * speed)]
         ends = f'x1="{80 + scale * low:.1f}" x2="{80 + scale * high:.1f}" y1="{y + 9}" y2="{y + 9}"'
-        parts += [f'<line class="span" {ends}/>', words(790, y + 14, f"{number(speed, ',.0f')} ({spread_words})")]
+        measured = f"{number(speed, ',.0f')} ({rate_range(models[name])})"
+        parts += [f'<line class="span" {ends}/>', words(790, y + 14, measured)]
     caption = "<p>Tokens per second of a forward pass: medians over interleaved rounds; the line: quartiles.</p>"
-    return drawing(1000, 26 * len(shown), "tokens per second", *parts) + caption
+    return drawing(WIDTH, 26 * len(shown), "tokens per second", *parts) + caption
 
 
 def kept_drawings(report: Mapping[str, Any]) -> list[str]:
     """Draw heads as a grid of layers by heads, feed-forward widths as bars."""
-    config, layers = report.get("config") or {}, kept_layers(report)
-    heads, width = whole(config.get("num_heads")), whole(config.get("dim_ff"))
-    if not layers:
-        return []
-    grid = layer_rows("kept heads", [(n, kept) for n, kept, _ in layers], lambda kept, y: head_row(kept, heads or 0, y))
-    bars = layer_rows("kept dim_ff", [(n, kept) for n, _, kept in layers], lambda kept, y: width_row(kept, width, y))
-    return [
-        f"<h3>Attention heads, of {number(heads, nothing=UNKNOWN)}</h3>{grid}",
-        f"<h3>Feed-forward dims, of {number(width, nothing=UNKNOWN)}</h3>{bars}",
-    ]
-
-
-def layer_rows(label: str, rows: Sequence[tuple[int, Any]], draw: Callable[[Any, int], str]) -> str:
-    parts = []
-    for place, (layer, kept) in enumerate(rows):
-        y, word = 22 * place, ABSENT if kept is None else kept
-        parts.append(words(68, y + 14, f"layer {layer}", "end"))
-        parts.append(words(80, y + 14, word, "word") if isinstance(word, str) else draw(kept, y))
-    return drawing(1000, 22 * len(rows), label, *parts)
+    layers, found = kept_layers(report), []
+    shown = (("Attention heads", "kept heads", head_row), ("Feed-forward dims", "kept dim_ff", width_row))
+    for kind, ((title, label, draw), total) in enumerate(zip(shown, unit_totals(report), strict=True)):
+        parts = []
+        for place, (layer, *units) in enumerate(layers):
+            y, kept = 22 * place, units[kind]
+            row = words(80, y + 14, kept, "word") if isinstance(kept, str) else draw(kept, total or 0, y)
+            parts += [words(68, y + 14, f"layer {layer}", "end"), row]
+        rows = drawing(WIDTH, 22 * len(layers), label, *parts)
+        found.append(f"<h3>{title}, of {number(total, nothing=UNKNOWN)}</h3>{rows}")
+    return found if layers else []
 
 
 def head_row(heads: Sequence[int], total: int, y: int) -> str:
@@ -208,6 +188,6 @@ def head_row(heads: Sequence[int], total: int, y: int) -> str:
     return cells + words(88 + total * wide, y + 14, str(len(set(heads))))
 
 
-def width_row(width: Any, total: int | None, y: int) -> str:
+def width_row(width: Any, total: int, y: int) -> str:
     full = 800 * width / total if total and is_finite(width) else 0
     return bar("off", 80, y, 800) + bar("on", 80, y, full) + words(888, y + 14, number(width))

@@ -5,59 +5,57 @@ A ratio of speeds is shown only where its spread leaves no doubt on which side o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sprunec.show.numbers import NOTHING, is_finite, number, percent, plural, powered
+from sprunec.show.numbers import ABSENT, NOTHING, is_finite, number, percent, plural, powered
 
 MODELS = ("dense", "masked", "small")
 MOST_MISSED = 4
 AS_DENSE = (0.9, 1.1)  # quartiles inside tell that there is no difference worth a word
 
 
+def models_of(report: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Give what was measured of each of the three models; nothing of one that was not."""
+    found = report.get("models") or {}
+    return {name: found.get(name) or {} for name in MODELS}
+
+
 def model_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Make one row of seven words for each of the three models; parameters and speed also relative to dense."""
-    models = report.get("models") or {}
-    dense = models.get("dense") or {}
-    rows: list[tuple[str, ...]] = []
-    for name in MODELS:
-        model = models.get(name) or {}
+    models, rows = models_of(report), list[tuple[str, ...]]()
+    for name, model in models.items():
         size, speed = model.get("parameters"), model.get("tokens_per_second")
-        share = percent(size, dense.get("parameters"))
+        share = percent(size, models["dense"].get("parameters"))
         faster = "1.00 x" if name == "dense" and is_finite(speed) else ratio_words(model)
         loss, perplexity = number(model.get("loss"), ".4f"), number(model.get("perplexity"), ".2f")
         rows.append((name, number(size), share, loss, perplexity, number(speed, ",.0f"), faster))
     return rows
 
 
-# ---- what was kept
-
-
 def kept_layers(report: Mapping[str, Any]) -> list[tuple[int, Any, Any]]:
-    """List (layer, heads, dim_ff) in order; None is an absent sublayer, NOTHING one that nobody spoke of."""
+    """List (layer, heads, dim_ff) in order; a word where the sublayer is absent, or nobody spoke of it."""
     kept = report.get("kept") or {}
-    attention, feed_forward = kept.get("attention") or {}, kept.get("feed_forward") or {}
-    layers = sorted({int(layer) for layer in (*attention, *feed_forward)})
-    return [(n, attention.get(str(n), NOTHING), feed_forward.get(str(n), NOTHING)) for n in layers]
+    sublayers = [kept.get(name) or {} for name in ("attention", "feed_forward")]
+    found = []
+    for layer in sorted({int(layer) for sublayer in sublayers for layer in sublayer}):
+        heads, width = (sublayer.get(str(layer), NOTHING) for sublayer in sublayers)
+        found.append((layer, ABSENT if heads is None else heads, ABSENT if width is None else width))
+    return found
 
 
-def whole(value: Any) -> int | None:
-    """Return a count, if it is one."""
-    return int(value) if is_finite(value) else None
-
-
-# ---- comparisons
+def unit_totals(report: Mapping[str, Any]) -> list[int | None]:
+    """Read how many heads and feed-forward dims a layer of the input model has; None where that is not known."""
+    sizes = [(report.get("config") or {}).get(name) for name in ("num_heads", "dim_ff")]
+    return [int(size) if is_finite(size) else None for size in sizes]
 
 
 def comparison_lines(report: Mapping[str, Any]) -> list[str]:
     """Say how far apart masked and small are, and of each emitted format how far it is, or why there is none."""
     lines = [comparison_words(report)]
     for name, found in (report.get("formats") or {}).items():
-        if "error" in found:
-            lines.append(f"{name} is not published: {found['error']}")
-        else:
-            apart, over = f"{_difference(found)} of {found['dtype']}", plural(found.get("tokens"), "token")
-            lines.append(f"{name}, opened again: {apart}, over {over}")
+        failed = f"{name} is not published: {found['error']}" if "error" in found else ""
+        lines.append(failed or f"{name}, opened again: {_difference(found)}")
     return lines
 
 
@@ -65,7 +63,7 @@ def comparison_words(report: Mapping[str, Any]) -> str:
     found = report.get("comparison")
     if not found:
         return "masked and small were not compared"
-    words = f"masked against small: {_difference(found)}, over {plural(found.get('tokens'), 'token')}"
+    words = f"masked against small: {_difference(found)}"
     if "float32_difference" in found:
         single, largest = powered(found["float32_difference"]), powered(found.get("largest_logit"))
         words += f"; in float32 arithmetic {single}, on logits up to {largest}"
@@ -77,63 +75,43 @@ def _difference(found: Mapping[str, Any]) -> str:
     apart, tolerance = found.get("max_abs_difference"), found.get("tolerance")
     verdict = "within" if is_finite(apart) and is_finite(tolerance) and apart <= tolerance else "ABOVE"
     limit = f"{verdict} the tolerance {powered(tolerance)}" if is_finite(tolerance) else "the tolerance is unknown"
-    return f"max |delta logit| {powered(apart)}, {limit}"
-
-
-# ---- sizes
+    of = f" of {found['dtype']}" if "dtype" in found else ""
+    return f"max |delta logit| {powered(apart)}, {limit}{of}, over {plural(found.get('tokens'), 'token')}"
 
 
 def missed_lines(report: Mapping[str, Any]) -> list[str]:
     """Name the budgets whose mask is not exactly of the size that was asked for, or not known to be."""
-    missed = [budget for budget in report.get("budgets") or () if _excess(budget) != 0.0]
-    sizes = [(budget, *budget_sizes(budget)) for budget in missed[:MOST_MISSED]]
-    lines = [f"{budget['pass']}, {budget['name']}: asked {asked}, got {got}" for budget, asked, got, _ in sizes]
+    sizes = [(budget, *budget_sizes(budget)) for budget in report.get("budgets") or ()]
+    missed = [f"{row['pass']}, {row['name']}: asked {asked}, got {got}" for row, asked, got, off in sizes if off != "0"]
     more = len(missed) - MOST_MISSED
-    return [*lines, f"and {plural(more, 'budget')} more"] if more > 0 else lines
+    return missed[:MOST_MISSED] + ([f"and {plural(more, 'budget')} more"] if more > 0 else [])
 
 
-def budget_sizes(budget: Mapping[str, Any]) -> tuple[str, str, str]:
-    """Write what was asked, what was got, and by how much they differ."""
-    excess = _excess(budget)
-    return _size(_asked(budget)), _size(budget.get("got")), _size(excess) if excess else NOTHING
+def budget_sizes(budget: Mapping[str, Any]) -> list[str]:
+    """Write what was asked, what was got, and by how much they differ: "0" only where that is not at all.
+
+    Reports of before the plan's size was told apart from the target have that alone.
+    """
+    asked, got = budget.get("asked", budget.get("target")), budget.get("got")
+    off = float(got) - float(asked) if is_finite(got) and is_finite(asked) else None
+    return [number(size, ",.0f" if is_finite(size) and size == round(size) else ",.1f") for size in (asked, got, off)]
 
 
-def _asked(budget: Mapping[str, Any]) -> Any:
-    """Take the plan's size; reports of before it was told apart from the target have that alone."""
-    return budget.get("asked", budget.get("target"))
+def quartiles(model: Mapping[str, Any]) -> Sequence[float]:
+    """Read those of tokens per second; empty where they are not known."""
+    found = model.get("tokens_per_second_spread") or ()
+    return found if all(map(is_finite, found)) else ()
 
 
-def _excess(budget: Mapping[str, Any]) -> float | None:
-    """Measure what a mask keeps above what was asked for; None where one of the two is unknown."""
-    got, asked = budget.get("got"), _asked(budget)
-    return float(got) - float(asked) if is_finite(got) and is_finite(asked) else None
-
-
-def _size(value: Any) -> str:
-    """Write a target or what became of it: nearly always whole."""
-    return number(value, ",.0f" if is_finite(value) and float(value).is_integer() else ",.1f")
-
-
-# ---- speeds
-
-
-def quartiles(model: Mapping[str, Any]) -> tuple[float, float] | None:
-    """Read those of tokens per second; None where they are not known."""
-    low, high = model.get("tokens_per_second_spread") or (None, None)
-    return (low, high) if is_finite(low) and is_finite(high) else None
-
-
-def relative(model: Mapping[str, Any]) -> tuple[float, float, float] | None:
-    """Read how many times the dense model's speed, and the quartiles; None where they are not known."""
-    found = model.get("relative_speed") or {}
-    ratio, low, high = (found.get(key) for key in ("ratio", "low", "high"))
-    return (ratio, low, high) if is_finite(ratio) and is_finite(low) and is_finite(high) else None
+def relative(model: Mapping[str, Any]) -> Sequence[float]:
+    """Read how many times the dense model's speed, and the quartiles; empty where they are not known."""
+    found: list[Any] = [(model.get("relative_speed") or {}).get(key) for key in ("ratio", "low", "high")]
+    return found if all(map(is_finite, found)) else ()
 
 
 def ratio_words(model: Mapping[str, Any]) -> str:
     """Write `1.80 x` where that says something, else a word."""
-    found = relative(model)
-    if found is None:
+    if not (found := relative(model)):
         return NOTHING
     ratio, low, high = found
     if high - low <= abs(ratio - 1.0):
@@ -141,22 +119,20 @@ def ratio_words(model: Mapping[str, Any]) -> str:
     return "as dense" if AS_DENSE[0] <= low and high <= AS_DENSE[1] else "unclear"
 
 
-def rate_range(model: Mapping[str, Any]) -> str:
-    found = quartiles(model)
-    return NOTHING if found is None else " to ".join(number(each, ",.0f") for each in found)
-
-
 def ratio_range(model: Mapping[str, Any]) -> str:
-    found = relative(model)
-    return NOTHING if found is None else f"{found[1]:.2f} to {found[2]:.2f} x"
+    return "{1:.2f} to {2:.2f} x".format(*found) if (found := relative(model)) else NOTHING
+
+
+def rate_range(model: Mapping[str, Any]) -> str:
+    return " to ".join(number(each, ",.0f") for each in quartiles(model)) or NOTHING
 
 
 def speed_lines(report: Mapping[str, Any]) -> list[str]:
     """Write one line about the spread of what was measured, if anything was."""
     words = []
-    for name, model in (report.get("models") or {}).items():
-        if model and relative(model):
+    for name, model in models_of(report).items():
+        if relative(model):
             words.append(f"{name} {ratio_range(model)} dense")
-        elif model and quartiles(model):
+        elif quartiles(model):
             words.append(f"{name} {rate_range(model)} tokens/s")
     return [f"speeds, quartiles over interleaved rounds: {'; '.join(words)}"] if words else []

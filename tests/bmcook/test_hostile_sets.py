@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import tracemalloc
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sprunec.bmcook.data.arrays import dump_array, parse_array
+from sprunec.bmcook.data.arrays import dump_array, read_array
 from sprunec.checkpoint.safe_pickle import Refused
 from tests.bmcook.test_sets import RECORDS, SIZE, told
 from tests.helpers.live_sets import FileInfo, blocks_of, cpm_live, write_v1
@@ -92,10 +93,10 @@ def test_hostile_meta_is_refused_and_does_nothing(tmp_path: Path, what: str) -> 
 def test_a_name_is_refused_by_name() -> None:
     content = pickle.dumps(Imports())
     with pytest.raises(Refused, match=r"the name numpy.*load"):
-        parse_array(content, 0, len(content))
+        read_array(io.BytesIO(content))
 
 
 def test_a_pickle_without_end_is_given_up_early() -> None:
     content = b"\x80\x04" + b"N" * 3_000_000
     with pytest.raises(Refused, match="more than 200 opcodes"):
-        parse_array(content, 0, len(content))
+        read_array(io.BytesIO(content))

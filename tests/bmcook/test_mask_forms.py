@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import random
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from torch import nn
 from sprunec.bmcook.masks.matching import Matched, read_masks
 from sprunec.bmcook.numpy_values import stand_ins
 from sprunec.errors import InputError
-from sprunec.families.cpm_ant.sizes import everything
+from sprunec.families.base_config import everything
 from sprunec.units import Kept
 from tests.conftest import kept_layer, tiny_config
 
@@ -159,6 +160,19 @@ def test_numpys_own_functions_stay_refused(tmp_path: Path) -> None:
     with pytest.raises(pickle.UnpicklingError):
         torch.load(path, weights_only=True)
     assert not {np.dtype, np.ndarray} & {given for given, _ in stand_ins()}
+
+
+def test_an_array_that_is_never_filled_is_refused(tmp_path: Path) -> None:
+    array = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\x00\x85X\x01\x00\x00\x00btR"
+    path = tmp_path / "mask.pt"
+    torch.save({}, path)
+    with zipfile.ZipFile(path) as archive:
+        records = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in records.items():
+            hostile = name.endswith("data.pkl")
+            archive.writestr(name, b"\x80\x02}X\x07\x00\x00\x00heads_z" + array + b"s." if hostile else content)
+    assert complaint(path) == "heads_z is a Array, not a tensor of 0 and 1"
 
 
 def stretched(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from sprunec.bmcook.masks.matching import Matched, read_masks
 from sprunec.errors import InputError
+from sprunec.families.base_config import everything
 from sprunec.families.cpm_ant.blocks import example_inputs
-from sprunec.families.cpm_ant.sizes import everything
 from sprunec.rewrite.gating import mask
 from sprunec.rewrite.trace import trace_blocks
 from sprunec.units import Kept

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sprunec.bmcook.data.packing import first_fit, make_example
-from sprunec.bmcook.data.records import Status, judge, parse_record
+from sprunec.bmcook.data.records import Status, judge, make_example, parse_record
+from sprunec.bmcook.data.stream import first_fit
 from sprunec.checkpoint.safe_pickle import Refused
 from sprunec.data.batches import draws
 from tests.helpers.naive import COLUMNS, LIMITS, PROMPT, naive_example, naive_rows

@@ -16,7 +16,7 @@ import sprunec
 from sprunec.bmcook.data.set_writer import make_dataset
 from sprunec.cli import app
 from sprunec.errors import InputError
-from sprunec.families.cpm_ant.vocabulary import Vocabulary, read_vocabulary
+from sprunec.families.vocabulary import Vocabulary, read_vocabulary
 from sprunec.plan.schema import validator
 from tests.families.test_vocabulary import PIECES, SPECIAL, file_of
 from tests.helpers.live_sets import blocks_of, read_v1, some_records

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sprunec.bmcook.data.arrays import parse_array
+from sprunec.bmcook.data.arrays import read_array
 from sprunec.bmcook.data.records import Index, Limits, Records, make_index
 from sprunec.bmcook.data.sets import read_set
 from sprunec.errors import InputError
@@ -73,15 +74,17 @@ def test_arrays_of_any_length_and_any_numpy_are_read(count: int, module: str) ->
             old, new = b"\x16numpy._core", bytes([11 + len(module)]) + new
         assert len(old) and old in content
         content = content.replace(old, new, 1)
-        found, end = parse_array(b"??" + content + b"rest", 2, len(content) + 6)
-        assert end == len(content) + 2
+        stream = io.BytesIO(b"??" + content + b"rest")
+        stream.seek(2)
+        found = read_array(stream)
+        assert stream.tell() == len(content) + 2
         assert np.array_equal(found, values)
 
 
 @pytest.mark.parametrize("kind", ["i1", "i2", "<i4", ">i4", ">i8", "u1", "u2", "u4"])
 def test_arrays_of_other_whole_numbers_are_read(kind: str) -> None:
     content = pickle.dumps(np.arange(100).astype(kind))
-    assert parse_array(content, 0, len(content))[0].tolist() == list(range(100))
+    assert read_array(io.BytesIO(content)).tolist() == list(range(100))
 
 
 def test_a_truncated_file_is_named_with_its_sizes(tmp_path: Path) -> None:

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from sprunec.bmcook.data.packing import make_example
-from sprunec.bmcook.data.records import Records, make_index, parse_record
+from sprunec.bmcook.data.records import Records, make_example, make_index, parse_record
 from sprunec.bmcook.data.set_writer import write_dataset
 from sprunec.bmcook.data.sets import read_set
 from sprunec.bmcook.data.stream import HELD_OUT, HELD_OUT_KEY, TRAINING, LiveData, Order

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from sprunec.bmcook.masks.two_four_files import read_mask_file, write_pattern
 from sprunec.errors import InputError
-from sprunec.families.cpm_ant.shapes import expected_tensors
-from sprunec.families.cpm_ant.sizes import everything
+from sprunec.families.base_config import everything
 from sprunec.families.model_directory import save_model
 from sprunec.masks.two_four import Pattern, choose, load_pattern, save_pattern
 from sprunec.plan.sparsity import targeted
@@ -25,7 +24,7 @@ WORDS = ["w_in.w_0", "attention_out", "input_embedding"]
 
 def whole(**changes: Any) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
     """The shapes of all tensors and of the targets; the vocabulary has 97 rows, which only tiles mind."""
-    shapes = expected_tensors(tiny_config(**changes))
+    shapes = tiny_config(**changes).tensors()
     return shapes, targeted(shapes, WORDS)
 
 

@@ -18,7 +18,7 @@ from sprunec.checkpoint.writer import write_state
 from sprunec.cli import main
 from sprunec.compiler.inspect import inspect_model
 from sprunec.errors import InputError
-from sprunec.families.cpm_ant.fit import check_dtypes
+from sprunec.families.fit import check_dtypes
 from sprunec.passes import load
 from sprunec.passes.job import Job
 from sprunec.plan.plan import check_plan, read_plan

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from sprunec.checkpoint.mask_notes import note_path, note_weights, read_provenance, weights_warning, write_provenance
+from sprunec.checkpoint.provenance import note_path, note_weights, read_provenance, weights_warning, write_provenance
 
 ENTERED = "c" * 64
 ABOUT = {"unit": ("head",), "target": {"num_heads": 3}, "checkpoint": ENTERED, "start_step": 5, "steps": 8}

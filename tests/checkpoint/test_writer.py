@@ -34,7 +34,7 @@ from sprunec.checkpoint.writer import (
 )
 from sprunec.durable import naming
 from sprunec.errors import InputError, PassError
-from sprunec.families.cpm_ant.sizes import everything
+from sprunec.families.base_config import everything
 from sprunec.families.model_directory import save_outputs
 from tests.conftest import tiny_config, tiny_model
 

@@ -35,7 +35,7 @@ def pair_file(folder: Path, pairs: list[tuple[str, str]], name: str = "pairs.jso
 def job_of(path: Path, files: dict[str, tuple[Path, ...]] | None = None, **changes: Any) -> Job:
     out = path.parent / f"out{len(list(path.parent.iterdir()))}"
     out.mkdir()
-    options = {"source": "pairs", "held_out": 0.2, "max_length": COLUMNS, "prompt_length": PROMPT}
+    options = {"source": "pairs", "held_out": 0.2, "max_length": COLUMNS, "room": COLUMNS - PROMPT}
     options |= {"vocab_size": TINY["vocab_size"], "batch_size": 3, "seed": 5} | changes
     files = {"paths": (path,)} | (files or {})
     return Job(SimpleNamespace(**options), {"data": out}, files, out, "cpu", lambda event: None)

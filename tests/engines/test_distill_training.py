@@ -21,7 +21,7 @@ from sprunec.engines.distillation import Distiller, make_projections
 from sprunec.engines.loop import fit
 from sprunec.engines.torch_engine import TorchEngine
 from sprunec.errors import InputError
-from sprunec.families.cpm_ant.states import Pair
+from sprunec.families.states import Pair
 from tests.conftest import tiny_model
 from tests.engines.test_loop import CPU, batch, farthest
 from tests.helpers.students import INSIDE, NORM, TRAINING, WIDE, distiller, gradients, loss_of

@@ -14,7 +14,7 @@ from sprunec.engines import distillation as distill
 from sprunec.engines.distillation import Distiller, hidden_difference, soft_cross_entropy
 from sprunec.engines.training import Distillation
 from sprunec.families.cpm_ant.blocks import example_inputs
-from sprunec.families.cpm_ant.states import Pair
+from sprunec.families.states import Pair
 from sprunec.rewrite.gating import insert_gates
 from sprunec.rewrite.taps import observable
 from sprunec.rewrite.trace import trace_blocks

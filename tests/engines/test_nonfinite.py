@@ -20,8 +20,8 @@ from sprunec.engines.loop import Trainer, fit
 from sprunec.engines.nonfinite import MOST_SKIPS, batch_digest
 from sprunec.engines.torch_engine import TorchEngine
 from sprunec.errors import PassError
+from sprunec.families.base_config import unit_sizes
 from sprunec.families.cpm_ant.blocks import example_inputs
-from sprunec.families.cpm_ant.sizes import unit_sizes
 from sprunec.masks.budgets import make_budgets
 from sprunec.masks.lagrangian import Lagrangian
 from sprunec.masks.learn import GateLearner, start_from

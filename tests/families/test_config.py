@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from sprunec.families.base_config import everything, removable, unit_cost
 from sprunec.families.cpm_ant.blocks import build
 from sprunec.families.cpm_ant.config import Divisors, LayerIndices, LayerShape, ModelConfig
-from sprunec.families.cpm_ant.sizes import everything
-from sprunec.units import Kept
+from sprunec.units import SUBLAYERS, Kept
 from tests.conftest import TINY, kept_layer, tiny_config
 
 NO_ATTENTION = {3, 10, 13, 14, 15, 17, 19, 21, 22, 25, 26, 28, 32, 34, 35, 37, 38, 41, 43, 44, 45, 46, 47}
@@ -54,7 +54,7 @@ def _fewer(draw: random.Random, layer: LayerIndices) -> LayerIndices:
 
 def test_the_published_10b_and_1b_sizes() -> None:
     whole = ModelConfig.from_dict(PUBLISHED | {"num_heads": 32, "dim_ff": 10240})
-    assert (whole.parameters(), whole.prunable_parameters()) == (9_391_624_192, 9_261_420_544 - 4096)
+    assert (whole.parameters(), removable(whole, SUBLAYERS)) == (9_391_624_192, 9_261_420_544 - 4096)
     assert one_billion().parameters() == 1_149_865_984
 
 
@@ -82,8 +82,8 @@ def test_counting_agrees_with_the_model_that_is_built(seed: int) -> None:
             sum(p.numel() for p in m.parameters()) if m else 0 for m in (layer.self_att, layer.ffn)
         )
         assert (attention, feed_forward) == (
-            config.sublayer_parameters(index, "attention"),
-            config.sublayer_parameters(index, "feed_forward"),
+            unit_cost(config, index, "attention"),
+            unit_cost(config, index, "feed_forward"),
         )
 
 

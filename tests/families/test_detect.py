@@ -14,7 +14,6 @@ from sprunec.cli import app
 from sprunec.compiler.inspect import inspect_model
 from sprunec.errors import InputError
 from sprunec.families.cpm_ant.config import ModelConfig
-from sprunec.families.cpm_ant.shapes import expected_tensors
 from sprunec.families.detect import config_family, module_family, tensor_family
 from sprunec.plan.bmcook_flags import Flags
 from sprunec.plan.model_config import read_config
@@ -126,7 +125,7 @@ def test_our_own_configs_are_read_whatever_stands_in_them_besides(content: dict[
     assert config_family(content) is None
 
 
-OURS = expected_tensors(ModelConfig.from_dict(MODEL))
+OURS = ModelConfig.from_dict(MODEL).tensors()
 LAYER = "model.layers.0."
 TENSORS: dict[str, tuple[list[str], str]] = {
     "CPM-Bee": ([name for name in OURS if not name.startswith(("prompt", "segment"))], "CPM-Bee or CPM-1"),
@@ -176,7 +175,7 @@ def test_a_checkpoint_is_told_by_its_tensors_everywhere(name: str, tmp_path: Pat
 
 def test_our_own_tensors_are_ours_under_every_name() -> None:
     for config in (MODEL, TINY, MODEL | {"mask_modules": [[True, True]] * 3}):
-        names = list(expected_tensors(ModelConfig.from_dict(config)))
+        names = list(ModelConfig.from_dict(config).tensors())
         for prefix in ("", "module.", "model.", "cpmant.", "_orig_mod."):
             assert tensor_family([prefix + name for name in names]) is None
         assert all(module_family(name.removesuffix(".weight")) is None for name in names)

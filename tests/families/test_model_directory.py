@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from sprunec.checkpoint.reader import open_tensors, read_state
 from sprunec.checkpoint.writer import write_state
 from sprunec.errors import InputError
-from sprunec.families.cpm_ant.sizes import everything
+from sprunec.families.base_config import everything
 from sprunec.families.model_directory import empty_model, fill, load, load_model, read_config, read_kept, save_model
 from tests.conftest import TINY, random_batch, tiny_config, tiny_model
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sprunec.families.cpm_ant.states import Pair, Point, state_widths
+from sprunec.families.states import Pair, Point, state_widths
 from tests.conftest import random_batch, tiny_config, tiny_model
 
 CUT = {
@@ -63,5 +63,5 @@ def test_the_width_of_a_point_is_its_sides() -> None:
 
 
 def test_names_need_no_torch() -> None:
-    code = "import sys, sprunec.families.cpm_ant.states; sys.exit('torch' in sys.modules)"
+    code = "import sys, sprunec.families.states; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

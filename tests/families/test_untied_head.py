@@ -20,16 +20,16 @@ import sprunec
 from sprunec.checkpoint.writer import write_state
 from sprunec.compiler.inspect import inspect_model
 from sprunec.errors import InputError
+from sprunec.families.base_config import everything, removable
 from sprunec.families.cpm_ant.blocks import build, initialize
 from sprunec.families.cpm_ant.config import ModelConfig
-from sprunec.families.cpm_ant.head import has_own_head
 from sprunec.families.cpm_ant.model import CPMAnt
-from sprunec.families.cpm_ant.shapes import expected_tensors
-from sprunec.families.cpm_ant.sizes import everything
+from sprunec.families.head import has_own_head
 from sprunec.families.model_directory import read_config
 from sprunec.passes import load
 from sprunec.passes.job import Job
 from sprunec.plan.plan import check_plan
+from sprunec.units import SUBLAYERS
 from tests.conftest import TINY, random_batch, tiny_config, tiny_model
 from tests.helpers.small_plans import EMIT, TRAIN, artifact, execute, mask_pass, plan, write
 
@@ -71,9 +71,9 @@ def test_config_says_so_only_where_it_is_apart() -> None:
     assert "tie_word_embeddings" not in tied.to_dict() and apart.to_dict()["tie_word_embeddings"] is False
     assert ModelConfig.from_dict(apart.to_dict()) == apart and ModelConfig.from_dict(tied.to_dict()) == tied
     assert apart.parameters() - tied.parameters() == 97 * 24
-    assert apart.prunable_parameters() == tied.prunable_parameters()
+    assert removable(apart, SUBLAYERS) == removable(tied, SUBLAYERS)
     shapes = {name: tuple(tensor.shape) for name, tensor in build(apart).state_dict().items()}
-    assert shapes == expected_tensors(apart)
+    assert shapes == apart.tensors()
     assert sum(map(prod, shapes.values())) == apart.parameters()
     assert apart.cut(everything(apart), everything(apart)) == apart
 

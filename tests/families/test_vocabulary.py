@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from sprunec.errors import InputError
-from sprunec.families.cpm_ant import vocabulary
-from sprunec.families.cpm_ant.vocabulary import Vocabulary, read_vocabulary
+from sprunec.families import vocabulary
+from sprunec.families.vocabulary import Vocabulary, read_vocabulary
 
 SPECIAL = ["<pad>", "<unk>", "<mask>", "<sep>", "</n>", "</_>", "<s>", "</s>", "<d>", "</d>"]
 TEXT = "北京大学的学生在图书馆里读书。\n今天天气很好, we go out 去公园散步!"

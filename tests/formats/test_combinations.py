@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 import sprunec
+from sprunec.families.cpm_ant.huggingface_files import all_context
 from sprunec.families.cpm_ant.huggingface_names import stock_obstacles
 from sprunec.families.cpm_ant.modeling_sprunec import SprunecForCausalLM
 from sprunec.families.cpm_ant.uniform import unevenness
-from sprunec.formats.huggingface import all_context
 from sprunec.passes.compare_format import tolerance
 from tests.conftest import TINY, random_batch, tiny_config
 from tests.helpers.cut_models import DTYPES, Case, cut_config, emitted, masked_model, random_case

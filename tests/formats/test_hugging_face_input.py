@@ -16,7 +16,8 @@ from transformers import CpmAntConfig, CpmAntForCausalLM
 import sprunec
 from sprunec.compiler.inspect import inspect_model
 from sprunec.errors import InputError
-from sprunec.formats.huggingface import all_context, transformers_release
+from sprunec.families.cpm_ant.huggingface_files import all_context
+from sprunec.formats.huggingface import transformers_release
 from sprunec.passes import emit, load
 from sprunec.passes.job import Job
 from sprunec.plan.model_config import read_config

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sprunec.formats.huggingface import all_context, transformers_release
+from sprunec.families.cpm_ant.huggingface_files import all_context
+from sprunec.formats.huggingface import transformers_release
 from sprunec.units import Kept
 from tests.conftest import TINY, kept_layer, random_batch, tiny_config
 from tests.helpers.cut_models import WITHOUT_SPRUNEC, Case, emitted, masked_model

@@ -171,6 +171,6 @@ def test_a_model_without_any_attention_still_writes(tmp_path: Path) -> None:
 
 
 def inputs_of(row: torch.Tensor) -> dict[str, torch.Tensor]:
-    from sprunec.formats.huggingface import all_context
+    from sprunec.families.cpm_ant.huggingface_files import all_context
 
     return all_context(row, tiny_config(), 2, 2)

@@ -14,8 +14,9 @@ from torch import Tensor
 
 import sprunec
 from sprunec.errors import PassError
+from sprunec.families.base_config import everything
 from sprunec.families.cpm_ant.blocks import example_inputs
-from sprunec.families.cpm_ant.sizes import everything
+from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.masks import gates as hard_concrete
 from sprunec.masks.budgets import fill_all, make_budgets
 from sprunec.masks.lagrangian import Lagrangian
@@ -173,7 +174,7 @@ def _broken_factors(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _broken_columns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sprunec.families.cpm_ant.folding.bias_columns", lambda config: [(0, 1, 2)])
+    monkeypatch.setattr(ModelConfig, "head_sets", property(lambda config: [(0, 1, 2)]))
 
 
 @pytest.mark.parametrize("spoil", [_broken_factors, _broken_columns])

@@ -18,10 +18,10 @@ import sprunec
 from sprunec.bmcook.masks.mask_forms import write_mask
 from sprunec.compiler.inspect import inspect_model
 from sprunec.errors import InputError, PassError
+from sprunec.families.base_config import everything
+from sprunec.families.cpm_ant.huggingface_files import all_context
 from sprunec.families.cpm_ant.modeling_sprunec import SprunecForCausalLM
-from sprunec.families.cpm_ant.sizes import everything
 from sprunec.families.model_directory import read_config
-from sprunec.formats.huggingface import all_context
 from sprunec.passes import load
 from sprunec.passes.job import Job
 from sprunec.units import Kept

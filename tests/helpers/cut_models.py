@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from sprunec.families.base_config import everything
 from sprunec.families.cpm_ant.blocks import example_inputs
 from sprunec.families.cpm_ant.config import ModelConfig
-from sprunec.families.cpm_ant.sizes import everything
 from sprunec.families.model_directory import empty_model, save_model
 from sprunec.formats.huggingface import transformers_release
 from sprunec.passes import emit

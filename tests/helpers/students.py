@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sprunec.data.batches import Batch
 from sprunec.engines.distillation import Distiller, make_projections
 from sprunec.engines.training import Distillation, Training
-from sprunec.families.cpm_ant.states import Pair
+from sprunec.families.states import Pair
 from sprunec.rewrite.taps import observable
 from tests.conftest import tiny_config
 from tests.engines.test_loop import CPU, OPTIONS

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sprunec.errors import PassError
+from sprunec.families.base_config import everything, removable, unit_sizes
 from sprunec.families.cpm_ant.config import ModelConfig
-from sprunec.families.cpm_ant.sizes import everything, unit_sizes
 from sprunec.masks.budgets import Budget, CountBudget, fill_all, make_budgets, settled
 from sprunec.masks.size_budget import SizeBudget
-from sprunec.units import Key
+from sprunec.units import SUBLAYERS, Key
 from tests.conftest import tiny_config
 
 UNITS = (
@@ -156,7 +156,7 @@ def test_sparsity_counts_only_what_its_units_can_remove() -> None:
     assert full[("head",)] == full[("dim_head",)] == 3 * 4 * 24 * 24
     assert full[("dim_ff",)] == 3 * 3 * 24 * 40
     assert full[("attention",)] == 3 * (4 * 24 * 24 + 24)
-    assert full[("layer",)] == full[("block",)] == config.prunable_parameters()
+    assert full[("layer",)] == full[("block",)] == removable(config, SUBLAYERS)
 
 
 def test_a_sublayer_without_units_counts_no_norm() -> None:

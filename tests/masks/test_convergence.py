@@ -10,7 +10,7 @@ import pytest
 
 import sprunec
 from sprunec.masks.budgets import CountBudget
-from sprunec.masks.convergence import Convergence
+from sprunec.masks.lagrangian import Convergence
 from tests.helpers.small_plans import EMIT, artifact, mask_pass, plan, write
 from tests.runs.test_resume import Counts, fingerprints
 

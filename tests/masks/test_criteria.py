@@ -11,8 +11,8 @@ from torch import nn
 from sprunec.data.batches import Batch
 from sprunec.engines.device import Place
 from sprunec.engines.loop import language_model_loss
+from sprunec.families.base_config import everything, unit_sizes
 from sprunec.families.cpm_ant.blocks import build, example_inputs
-from sprunec.families.cpm_ant.sizes import everything, unit_sizes
 from sprunec.families.model_directory import empty_model
 from sprunec.masks import scores as scoring
 from sprunec.masks.scores import Calibration, Weights
@@ -49,7 +49,7 @@ def taylor(model: nn.Module, *units: str, batches: int = 2) -> dict:
     gates = insert_gates(model, trace_blocks(model, example_inputs(tiny_config())), gate_units(units))
     inputs = [random_batch(context=False, seed=seed) for seed in range(batches)]
     data = [Batch(each, each["input"].roll(-1, 1)) for each in inputs]
-    return scoring.taylor(Calibration(model, gates, (), data, language_model_loss, CPU, 0))
+    return scoring.taylor(Calibration(model, gates, (), data, CPU, 0))
 
 
 def calibrated(criterion: str, model: nn.Module, *units: str) -> dict:
@@ -57,7 +57,7 @@ def calibrated(criterion: str, model: nn.Module, *units: str) -> dict:
     gates = insert_gates(model, blocks, gate_units(units))
     inputs = [random_batch(context=False, seed=seed) for seed in range(2)]
     data = [Batch(each, each["input"].roll(-1, 1)) for each in inputs]
-    return CRITERIA[criterion].score(Calibration(model, gates, blocks, data, language_model_loss, CPU, 0))
+    return CRITERIA[criterion].score(Calibration(model, gates, blocks, data, CPU, 0))
 
 
 def magnitude(model: nn.Module, *units: str) -> dict:
@@ -104,7 +104,7 @@ def test_activation_of_a_dim_is_the_energy_of_what_it_adds_in_the_stream() -> No
     model, data = tiny_model(), [Batch(inputs, inputs["input"])]
     blocks = trace_blocks(model, example_inputs(tiny_config()))
     gates = insert_gates(model, blocks, ["dim_ff"])
-    given = Calibration(model, gates, blocks, data, language_model_loss, CPU, 0)
+    given = Calibration(model, gates, blocks, data, CPU, 0)
     scores = CRITERIA["activation"].score(given)
     assert float(scores[(1, "dim_ff")][7]) == pytest.approx(float(added), rel=1e-4)
 
@@ -187,7 +187,7 @@ def test_taylor_is_the_change_of_the_loss_when_a_gate_closes_a_little() -> None:
     model, inputs = tiny_model(), random_batch(context=False)
     batch = Batch(inputs, inputs["input"].roll(-1, 1))
     gates = insert_gates(model, trace_blocks(model, example_inputs(tiny_config())), ["head"])
-    scores = scoring.taylor(Calibration(model, gates, (), [batch], language_model_loss, CPU, 0))
+    scores = scoring.taylor(Calibration(model, gates, (), [batch], CPU, 0))
     losses = []
     with torch.no_grad():
         for value in (1.01, 0.99):

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from sprunec.masks.group_adam import GroupAdam
+from sprunec.masks.gates import GroupAdam
 
 
 def gradients(steps: int, size: int) -> torch.Tensor:

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from sprunec.families.base_config import unit_cost, unit_sizes
 from sprunec.families.cpm_ant.config import ModelConfig
-from sprunec.families.cpm_ant.sizes import unit_cost, unit_sizes
 from sprunec.masks.budgets import fill_all, make_budgets
 from sprunec.masks.granularity import groups, remainder
 from sprunec.plan.targets import removable

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from sprunec.cli import main
 from sprunec.errors import PassError
+from sprunec.families.base_config import unit_sizes
 from sprunec.families.cpm_ant.config import ModelConfig
-from sprunec.families.cpm_ant.sizes import unit_sizes
 from sprunec.masks.budgets import Budget, fill_all, make_budgets
 from sprunec.plan.planned_sizes import short_layers, short_message
 from sprunec.plan.schema import validator

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from sprunec.families.base_config import unit_sizes
 from sprunec.families.cpm_ant.config import ModelConfig
-from sprunec.families.cpm_ant.sizes import unit_sizes
 from sprunec.masks.budgets import fill_all, make_budgets
 from sprunec.masks.gates import kept_probability, sample
 from sprunec.masks.lagrangian import Lagrangian

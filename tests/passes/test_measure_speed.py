@@ -61,7 +61,7 @@ def test_what_was_evaluated_is_measured(content: dict[str, Any], measured: set[s
     last = graph.nodes[-1]
     assert (last.pass_, set(last.inputs)) == ("measure-speed", measured)
     for role in {"dense", "masked", "small"} & measured:
-        assert last.inputs[role] == graph.node(graph.roles.models()[role]).inputs["model"]
+        assert last.inputs[role] == graph.node(graph.roles.models[role]).inputs["model"]
 
 
 def test_nothing_is_measured_where_nothing_is_evaluated() -> None:

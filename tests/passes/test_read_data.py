@@ -11,18 +11,22 @@ import pytest
 from sprunec.bmcook.data.set_writer import write_dataset
 from sprunec.bmcook.data.sets import read_set
 from sprunec.bmcook.data.stream import LiveData
+from sprunec.compiler.lower import lower
 from sprunec.errors import InputError
 from sprunec.passes.job import Job
 from sprunec.passes.read_data import run
+from sprunec.plan.plan import read_plan
 from tests.conftest import tiny_config
 from tests.helpers.live_sets import some_records
 from tests.helpers.naive import COLUMNS, PROMPT, ROWS, WORDS
+from tests.helpers.small_plans import TRAIN, plan, write
 
 
 def data_job(folder: Path, out: Path, **changes: Any) -> Job:
     out.mkdir()
-    options = {"source": "cpm-live", "held_out": 0.25, "max_length": COLUMNS, "prompt_length": PROMPT}
-    options |= {"vocab_size": WORDS, "prompt_types": 4, "segment_types": 6, "block_size": 1024}
+    options = {"source": "cpm-live", "held_out": 0.25, "max_length": COLUMNS, "room": COLUMNS - PROMPT}
+    options |= {"vocab_size": WORDS, "block_size": 1024}
+    options["of_model"] = {"prompt_length": PROMPT, "prompt_types": 4, "segment_types": 6}
     options |= {"order": "shuffled", "packed_prompts": "text-table", "batch_size": ROWS, "seed": 3} | changes
     files = {"paths": (folder / "meta.bin", *read_set(folder, 1024).paths)}
     return Job(SimpleNamespace(**options), {"data": out}, files, out, "cpu", lambda event: None)
@@ -101,3 +105,14 @@ def test_text_shorter_than_a_window_names_the_option(tmp_path: Path) -> None:
         InputError, match=r"/data/max_length: error: the training part has 13 tokens, one window needs 36"
     ):
         job.data(tiny_config())
+
+
+def test_a_held_out_file_beside_the_documentation_counts_by_its_content(tmp_path: Path) -> None:
+    def digest(text: str) -> str | None:
+        (tmp_path / "held-out.txt").write_text(text)
+        content = plan(TRAIN)
+        content["data"] |= {"held_out": "held-out.txt"}
+        nodes = lower(read_plan(write(tmp_path, content))).nodes
+        return next(node.digest for node in nodes if node.pass_ == "data")
+
+    assert digest("one text") != digest("another text")

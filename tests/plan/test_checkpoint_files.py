@@ -11,9 +11,10 @@ import pytest
 
 from sprunec.checkpoint.safetensors_file import read_safetensors
 from sprunec.errors import InputError
+from sprunec.families.base_config import removable
 from sprunec.families.cpm_ant.config import ModelConfig
-from sprunec.families.cpm_ant.shapes import expected_tensors
 from sprunec.plan.plan import check_plan
+from sprunec.units import SUBLAYERS
 
 MODEL = Path(__file__).parents[1] / "plans" / "model.json"
 SIZES = json.loads(MODEL.read_text(encoding="utf-8"))
@@ -43,13 +44,14 @@ def findings(folder: Path, shapes: dict[str, tuple[int, ...]], **changes: Any) -
 
 
 def expected(**changes: Any) -> dict[str, tuple[int, ...]]:
-    return expected_tensors(ModelConfig.from_dict(SIZES | changes))
+    return ModelConfig.from_dict(SIZES | changes).tensors()
 
 
 def test_expected_tensors_weigh_what_the_config_says() -> None:
     for changes in ({}, {"mask_modules": [[True, False], [False, True], [True, True]]}, {"tie_word_embeddings": False}):
         config = ModelConfig.from_dict(SIZES | changes)
-        assert sum(prod(shape) for shape in expected_tensors(config).values()) == config.parameters()
+        outside = sum(prod(shape) for name, shape in config.tensors().items() if not name.startswith("encoder.layers."))
+        assert outside + removable(config, SUBLAYERS) == config.parameters()
 
 
 def test_expected_tensors_follow_each_layer() -> None:

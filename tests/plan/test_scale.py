@@ -16,9 +16,9 @@ from torch import Tensor
 from sprunec.data.batches import Batch
 from sprunec.engines.device import Place
 from sprunec.engines.torch_engine import TorchEngine
+from sprunec.families.base_config import unit_cost
 from sprunec.families.cpm_ant.blocks import build, initialize
 from sprunec.families.cpm_ant.config import ModelConfig
-from sprunec.families.cpm_ant.sizes import unit_cost
 from sprunec.plan.plan import read_plan
 from sprunec.plan.scale import Setting, block_activations, cost, plan_costs, shards_by_itself
 from tests.engines.test_loop import TRAINING

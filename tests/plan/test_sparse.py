@@ -11,7 +11,6 @@ import torch
 
 from sprunec.compiler.lower import lower
 from sprunec.families.cpm_ant.config import ModelConfig
-from sprunec.families.cpm_ant.shapes import expected_tensors
 from sprunec.plan.plan import check_plan, read_plan
 from sprunec.plan.sparsity import targeted, uneven
 from tests.helpers.small_plans import MODEL, TINY, plan, write
@@ -129,7 +128,7 @@ def test_an_odd_model_width_is_told_whatever_is_cut(tmp_path: Path) -> None:
 
 
 def test_a_word_names_every_matrix_that_contains_it() -> None:
-    shapes = expected_tensors(ModelConfig.from_dict(TINY))
+    shapes = ModelConfig.from_dict(TINY).tensors()
     assert list(targeted(shapes, ["layers.1.ffn", "input_emb"])) == [
         "input_embedding.weight",
         *(f"encoder.layers.1.ffn.ffn.{part}.weight" for part in ("w_in.w_0", "w_in.w_1", "w_out")),

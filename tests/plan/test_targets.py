@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from sprunec.families.base_config import removable, unit_cost
 from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.plan.targets import Left, mismatched, parameter_count, uncovered
+from sprunec.units import SUBLAYERS
 from tests.helpers.small_plans import TINY
 
 
@@ -65,7 +67,7 @@ def test_size_target_bounds_the_next() -> None:
 
 def test_least_parameters_are_those_of_the_other_units() -> None:
     everything, config = left(), ModelConfig.from_dict(TINY)
-    attention = sum(config.sublayer_parameters(index, "attention") for index in range(3))
+    attention = sum(unit_cost(config, index, "attention") for index in range(3))
     assert everything.least_parameters(("head",)) == everything.parameters - attention
-    assert everything.least_parameters(("layer",)) == everything.parameters - config.prunable_parameters()
-    assert everything.unknown().least_parameters(("head",)) == everything.parameters - config.prunable_parameters()
+    assert everything.least_parameters(("layer",)) == everything.parameters - removable(config, SUBLAYERS)
+    assert everything.unknown().least_parameters(("head",)) == everything.parameters - removable(config, SUBLAYERS)

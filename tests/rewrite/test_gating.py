@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from sprunec.errors import TraceError
+from sprunec.families.base_config import everything
 from sprunec.families.cpm_ant.blocks import example_inputs
-from sprunec.families.cpm_ant.sizes import everything
 from sprunec.rewrite.gating import UNITS, Gates, insert_gates, mask, scale_along
 from sprunec.rewrite.trace import trace, trace_blocks
 from sprunec.units import Cut

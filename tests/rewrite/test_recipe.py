@@ -11,8 +11,8 @@ from torch import Tensor
 
 from sprunec.checkpoint.writer import write_state
 from sprunec.errors import TraceError
+from sprunec.families.base_config import everything
 from sprunec.families.cpm_ant.blocks import build, example_inputs
-from sprunec.families.cpm_ant.sizes import everything
 from sprunec.rewrite.keep import dim_indices
 from sprunec.rewrite.ops.groups import Groups
 from sprunec.rewrite.recipe import Recipe, make_recipe, read_origin, save_recipe

@@ -14,9 +14,8 @@ import torch
 from sprunec.checkpoint import writer as writing
 from sprunec.checkpoint.reader import open_tensors
 from sprunec.checkpoint.writer import write_outputs, write_state
+from sprunec.families.base_config import everything
 from sprunec.families.cpm_ant.config import ModelConfig
-from sprunec.families.cpm_ant.shapes import expected_tensors
-from sprunec.families.cpm_ant.sizes import everything
 from sprunec.rewrite.recipe import Recipe
 from sprunec.rewrite.recipe_files import cut_outputs, expand_outputs
 from sprunec.rewrite.slices import common_unit, select
@@ -105,7 +104,7 @@ print(peak() - bare)
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
 def test_a_rewrite_needs_memory_for_a_tensor_not_for_the_model(tmp_path: Path) -> None:
     config, end, header = ModelConfig.from_dict(LARGE), 0, {}
-    for name, shape in expected_tensors(config).items():
+    for name, shape in config.tensors().items():
         start, end = end, end + 2 * torch.Size(shape).numel()
         header[name] = {"dtype": "F16", "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header).encode()
@@ -119,7 +118,7 @@ def test_a_rewrite_needs_memory_for_a_tensor_not_for_the_model(tmp_path: Path) -
     (tmp_path / "kept.json").write_text(json.dumps(everything(config).to_json()))
     (tmp_path / "masks" / "kept.json").write_text(json.dumps(kept.to_json()))
     done = subprocess.run([sys.executable, "-c", PEAK, str(tmp_path)], capture_output=True, text=True, check=True)
-    largest = max(2 * torch.Size(shape).numel() for shape in expected_tensors(config).values())
+    largest = max(2 * torch.Size(shape).numel() for shape in config.tensors().values())
     assert end > 5e8
     assert int(done.stdout) < 2 * largest + 200e6 < end / 2
-    assert open_tensors(tmp_path / "out").shapes() == expected_tensors(config.cut(everything(config), kept))
+    assert open_tensors(tmp_path / "out").shapes() == config.cut(everything(config), kept).tensors()

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sprunec.families.base_config import unit_cost
 from sprunec.families.cpm_ant.blocks import build, example_inputs
-from sprunec.families.cpm_ant.sizes import unit_cost
 from sprunec.rewrite import gating, surgery
 from sprunec.rewrite.ops.groups import Groups
 from sprunec.rewrite.sites import factors
@@ -77,10 +77,8 @@ def test_what_one_unit_weighs_adds_up_to_its_sublayer() -> None:
     config = tiny_config()
     for block in cpm_blocks():
         each = {unit: site.size * site.parameters_each for unit, site in block.sites.items()}
-        assert (
-            each["head"] == each["dim_head"] == config.sublayer_parameters(block.index, "attention") - config.dim_model
-        )
-        assert each["dim_ff"] == config.sublayer_parameters(block.index, "feed_forward") - config.dim_model
+        assert each["head"] == each["dim_head"] == unit_cost(config, block.index, "attention") - config.dim_model
+        assert each["dim_ff"] == unit_cost(config, block.index, "feed_forward") - config.dim_model
         for unit, site in block.sites.items():
             assert site.parameters_each == unit_cost(config, block.index, unit)
 

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sprunec.errors import TraceError
+from sprunec.families.base_config import everything
 from sprunec.families.cpm_ant.blocks import build, example_inputs
 from sprunec.families.cpm_ant.config import ModelConfig
-from sprunec.families.cpm_ant.sizes import everything
 from sprunec.rewrite import gating, surgery
 from sprunec.rewrite.recipe import make_recipe
 from sprunec.rewrite.trace import trace, trace_blocks

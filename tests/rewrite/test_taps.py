@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from sprunec.families.cpm_ant.blocks import example_inputs
-from sprunec.families.cpm_ant.states import SIDES, Point, state_widths
+from sprunec.families.states import SIDES, Point, state_widths
 from sprunec.rewrite.gating import UNITS, Gates, insert_gates
 from sprunec.rewrite.taps import observable
 from sprunec.rewrite.trace import TracedBlock, trace_blocks

@@ -192,14 +192,14 @@ def test_a_lock_that_is_a_link_does_not_empty_another_file(copy: Path, tmp_path:
 @pytest.mark.parametrize("name", ["../../mine", "/etc/hostname", "a/../../../mine", "", "."])
 def test_a_manifest_that_names_files_elsewhere_is_damaged(name: str, copy: Path) -> None:
     """Though its own hash fits: whoever can write it can hash it."""
-    from sprunec.execution.manifest import manifest_text
+    from sprunec.execution.manifest import hashed
 
     entry = next(e for e in read_report(copy / "out")["passes"] if e["pass"] == "binarize")
     place = copy / "out/store" / entry["digest"]
     manifest = read_manifest(place, entry["digest"])
     assert manifest is not None
     manifest["files"][name] = "0" * 64
-    (place / "manifest.json").write_text(manifest_text(manifest))
+    (place / "manifest.json").write_text(hashed(manifest))
     assert read_manifest(place, entry["digest"]) is None
     assert run(copy).made == [entry["name"]]
 

@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 import sprunec
+from sprunec.families.base_config import everything
 from sprunec.families.cpm_ant.blocks import build, example_inputs, initialize
 from sprunec.families.cpm_ant.config import ModelConfig
-from sprunec.families.cpm_ant.sizes import everything
 from sprunec.families.model_directory import empty_model, save_model
 from sprunec.passes.compare import run_code
 from sprunec.rewrite.gating import mask

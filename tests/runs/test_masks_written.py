@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 import sprunec
 from sprunec.bmcook.masks import mask_forms as files
-from sprunec.checkpoint.mask_notes import read_provenance
+from sprunec.checkpoint.provenance import read_provenance
 from sprunec.errors import InputError, PassError
 from sprunec.execution.progress import Watcher
 from sprunec.families.model_directory import read_kept

@@ -18,10 +18,10 @@ from sprunec.engines.device import Place
 from sprunec.engines.loop import fit, language_model_loss
 from sprunec.engines.torch_engine import TorchEngine
 from sprunec.engines.training import Training
+from sprunec.families.base_config import everything
 from sprunec.families.cpm_ant.blocks import build, initialize
 from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.families.cpm_ant.model import CPMAnt
-from sprunec.families.cpm_ant.sizes import everything
 from sprunec.families.model_directory import load_model, save_model
 from sprunec.masks.budgets import fill_all, make_budgets
 from sprunec.masks.learn import GateLearner

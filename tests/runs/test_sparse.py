@@ -14,7 +14,6 @@ import sprunec
 from sprunec.cli import main
 from sprunec.errors import InputError
 from sprunec.families.cpm_ant.config import ModelConfig
-from sprunec.families.cpm_ant.shapes import expected_tensors
 from sprunec.masks.two_four import leaks, violation
 from sprunec.plan.plan import check_plan
 from tests.helpers.small_plans import EMIT, MODEL, artifact, execute, mask_pass, plan, read_report, write
@@ -108,7 +107,7 @@ def test_the_saved_mask_applied_gives_the_same_weights(sparse: Path, tmp_path: P
 
 def test_a_mask_of_some_tensors_leaves_the_others_dense(tmp_path: Path) -> None:
     first, block = torch.tensor([1.0, 0, 0, 1]).repeat(48, 8), "encoder.layers.0."
-    shapes = expected_tensors(ModelConfig.from_dict(MODEL))
+    shapes = ModelConfig.from_dict(MODEL).tensors()
     masks = {name: first if name == W_0 else torch.ones(shapes[name]) for name in shapes if name.startswith(block)}
     pairs = [(name.removeprefix(block), mask) for name, mask in masks.items()]
     torch.save({"encoder.layers.0": pairs}, tmp_path / "hand.pt")

@@ -6,37 +6,30 @@ that training reads the set itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import io
+from collections.abc import Sequence
 from enum import IntEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sprunec.bmcook.data.arrays import Buffer, Integers, parse_array, parse_payload
-from sprunec.bmcook.data.sets import END, RECORD, Block, DataSet
+from sprunec.bmcook.data.arrays import Integers, parse_payload, read_array
+from sprunec.bmcook.data.sets import END, RECORD, DataSet
 from sprunec.checkpoint.safe_pickle import Refused
+from sprunec.data.batches import answered
 from sprunec.durable import read_into
 from sprunec.errors import InputError
+from sprunec.families.base import Document
 
-MASKED, PREFIX = 0, 1
-REQUIRED_TYPE = {MASKED: 1, PREFIX: 2}
-ANSWER_TYPE = {3: 2, 4: 3, 5: 2, 6: 2}  # which segment is written, and so asked for, by task
+MASKED, PREFIX = 0, 1  # the tasks of segments that are hidden in part, and of one type only; others are asked for whole
+ASKED_TYPE = {MASKED: 1, PREFIX: 2, 3: 2, 4: 3, 5: 2, 6: 2}  # which type of segment is asked for, by task
 OTHER_BLOCKS = "copy the file again; in a set of version 1, see too that data.block_size is the one it was written with"
 OTHER_MODEL = "give a set made for this model, or mask the file in the set"
-ROW = np.dtype(
-    [
-        ("file", "<i4"),
-        ("block", "<i8"),
-        ("offset", "<i8"),  # of the payload, in the file
-        ("size", "<i8"),  # of the payload, in bytes
-        ("tokens", "<i4"),
-        ("task", "<i4"),
-        ("status", "u1"),
-    ]
-)
+# Of each record its file, block, payload (where in the file, and how many bytes), number of tokens, task and status.
+ROW = np.dtype("<i4, <i8, <i8, <i8, <i4, <i4, u1")
+ROW.names = ("file", "block", "offset", "size", "tokens", "task", "status")
 Index = NDArray[Any]
 _LENGTH_BYTES = 4
 
@@ -50,8 +43,7 @@ class Status(IntEnum):
     NOTHING_ASKED = 3
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(NamedTuple):
     """One document: `segments` (n, 3) of length, type and task; `tokens` (sum of lengths,)."""
 
     task: int
@@ -59,8 +51,7 @@ class Record:
     tokens: Integers
 
 
-@dataclass(frozen=True)
-class Limits:
+class Limits(NamedTuple):
     """What a model can take: a text of `room` tokens, and so many token ids, prompts and segment types."""
 
     room: int
@@ -85,39 +76,46 @@ class Records:
         return len(self.index)
 
     def __getitem__(self, number: int) -> Record:
-        row = self.index[number]
-        path, offset, size = self._paths[int(row["file"])], int(row["offset"]), int(row["size"])
+        file, _, offset, size, tokens, *_ = self.index[number].item()
         try:
-            record = parse_record(parse_payload(_read(path, offset, size), 0, size))
-            if record.tokens.size != row["tokens"]:
+            record = parse_record(parse_payload(_read(self._paths[file], offset, size)))
+            if record.tokens.size != tokens:
                 raise Refused(f"{record.tokens.size} tokens")
         except Refused as error:
-            message = f"byte {offset:,}: {error} where a record was of {int(row['tokens'])} tokens"
-            raise InputError.at(path, message, "the set has changed: run again") from error
+            message = f"byte {offset:,}: {error} where a record was of {tokens} tokens"
+            raise InputError.at(self._paths[file], message, "the set has changed: run again") from error
         return record
-
-    def __iter__(self) -> Iterator[Record]:
-        return (self[number] for number in range(len(self)))
 
 
 def make_index(data_set: DataSet, limits: Limits) -> Index:
     """Give one row of `ROW` for each record, in stored order.
 
     Raises:
-        InputError: a file is missing or not whole, or a record is broken or not meant for such a model.
+        InputError: a file is missing or not whole, or a record is broken or not meant for such a model; names the
+            block and the byte.
     """
     data_set.check_files()
     parts = [np.zeros(0, dtype=ROW)]
-    for block in data_set.blocks():
-        rows, path = [], data_set.paths[block.file]
-        for offset, size, values in _arrays(_read(path, block.start, block.size), block, data_set.version, path):
-            try:
-                record = parse_record(values)
-                status = judge(record, limits)
-            except Refused as error:
-                raise InputError.at(path, f"{_at(block, offset)}: a record has {error}", OTHER_MODEL) from error
-            rows.append((block.file, block.number, offset, size, record.tokens.size, record.task, status))
-        parts.append(np.array(rows, dtype=ROW))
+    for file, (info, path) in enumerate(zip(data_set.files, data_set.paths, strict=True)):
+        for block in range(info.block_begin, info.block_end):
+            start, rows = (block - info.block_begin) * info.block_size, []
+            stream = io.BytesIO(_read(path, start, info.block_size))
+            while (mark := stream.read(1)) not in (b"", END):
+                at, told, hint = stream.tell(), "a record holds {}; nothing in it was executed", OTHER_BLOCKS
+                try:
+                    if mark != RECORD:
+                        at, told = at - 1, "byte {} stands where a record or the block's end should be"
+                        raise Refused(f"{mark[0]:#04x}")
+                    offset, values = _payload(stream, data_set.version)
+                    at, told, hint = offset, "a record has {}", OTHER_MODEL
+                    record = parse_record(values)
+                    status = judge(record, limits)
+                except Refused as error:
+                    message = f"block {block}, byte {start + at:,}: {told.format(error)}"
+                    raise InputError.at(path, message, hint) from error
+                size = stream.tell() - offset
+                rows.append((file, block, start + offset, size, record.tokens.size, record.task, status))
+            parts.append(np.array(rows, dtype=ROW))
     return np.concatenate(parts)
 
 
@@ -127,40 +125,15 @@ def _read(path: Path, start: int, size: int) -> bytearray:
     return content
 
 
-def _arrays(buffer: Buffer, block: Block, version: int, path: Path) -> Iterator[tuple[int, int, Integers]]:
-    """The arrays of a block: where each begins in the file, how many bytes it has, and its numbers.
-
-    Raises:
-        InputError: anything else is there; names the block and the byte.
-    """
-    position, end = 0, block.size
-    while position < end and buffer[position] != END:
-        if buffer[position] != RECORD:
-            message = f"byte {buffer[position]:#04x} stands where a record or the block's end should be"
-            raise InputError.at(path, f"{_at(block, block.start + position)}: {message}", OTHER_BLOCKS)
-        position += 1
-        try:
-            start, stop, values = _payload(buffer, position, end, version)
-        except Refused as error:
-            message = f"a record holds {error}; nothing in it was executed"
-            raise InputError.at(path, f"{_at(block, block.start + position)}: {message}", OTHER_BLOCKS) from error
-        yield block.start + start, stop - start, values
-        position = stop
-
-
-def _at(block: Block, byte: int) -> str:
-    return f"block {block.number}, byte {byte:,}"
-
-
-def _payload(buffer: Buffer, start: int, end: int, version: int) -> tuple[int, int, Integers]:
+def _payload(stream: io.BytesIO, version: int) -> tuple[int, Integers]:
+    """Read the array behind a record's mark -> where in the block its payload begins, and its numbers."""
     if version == 1:
-        values, stop = parse_array(buffer, start, end)
-        return start, stop, values
-    length = int.from_bytes(buffer[start : min(start + _LENGTH_BYTES, end)], "little")
-    stop = start + length
-    if length < _LENGTH_BYTES or stop > end:
-        raise Refused(f"{length:,} bytes by its own word, and the block has {end - start:,} left")
-    return start + _LENGTH_BYTES, stop, parse_payload(buffer, start + _LENGTH_BYTES, stop)
+        return stream.tell(), read_array(stream)
+    left = len(stream.getbuffer()) - stream.tell()
+    length = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
+    if not _LENGTH_BYTES <= length <= left:
+        raise Refused(f"{length:,} bytes by its own word, and the block has {left:,} left")
+    return stream.tell(), parse_payload(stream.read(length - _LENGTH_BYTES))
 
 
 def parse_record(values: Integers) -> Record:
@@ -170,35 +143,52 @@ def parse_record(values: Integers) -> Record:
     if count < 1 or head > values.size:
         raise Refused(f"{count} segments in {values.size} numbers")
     segments = values[2:head].reshape(count, 3)
-    if int(segments[:, 0].min()) < 0 or sum(segments[:, 0].tolist()) != values.size - head:
-        raise Refused(f"segments of {segments[:, 0].tolist()[:8]} tokens where {values.size - head} follow")
+    lengths = segments[:, 0].tolist()
+    if min(lengths) < 0 or sum(lengths) != values.size - head:
+        raise Refused(f"segments of {lengths[:8]} tokens where {values.size - head} follow")
     return Record(int(values[0]), segments, values[head:])
 
 
 def judge(record: Record, limits: Limits) -> Status:
     """Tell whether a record is of use. Raises Refused: it is not meant for this model."""
-    _check_known(record, limits)
-    if record.tokens.size > limits.room:
-        return Status.TOO_LONG
-    asked = 0
-    for length, kind, task in record.segments.tolist():
-        if task in REQUIRED_TYPE and length < 2:
-            return Status.SHORT_SEGMENT
-        asked += length - 1 if task in REQUIRED_TYPE or ANSWER_TYPE[task] == kind else 0
-    return Status.USED if asked > 0 else Status.NOTHING_ASKED
-
-
-def _check_known(record: Record, limits: Limits) -> None:
     if not 0 <= record.task < limits.prompt_types:
         raise Refused(f"prompt task {record.task}, and the model has prompt_types {limits.prompt_types}")
-    for _, kind, task in record.segments.tolist():
-        if task not in REQUIRED_TYPE and task not in ANSWER_TYPE:
+    short, asked = False, 0
+    for length, kind, task in record.segments.tolist():
+        if task not in ASKED_TYPE:
             raise Refused(f"segment task {task}, which is none of 0, 1, 3, 4, 5 and 6")
-        if REQUIRED_TYPE.get(task, kind) != kind:
-            raise Refused(f"a segment of task {task} and type {kind}, not {REQUIRED_TYPE[task]}")
+        if task in (MASKED, PREFIX) and kind != ASKED_TYPE[task]:
+            raise Refused(f"a segment of task {task} and type {kind}, not {ASKED_TYPE[task]}")
         if not 0 <= kind < limits.segment_types:
             raise Refused(f"segment type {kind}, and the model has segment_types {limits.segment_types}")
+        short |= task in (MASKED, PREFIX) and length < 2
+        asked += length - 1 if kind == ASKED_TYPE[task] else 0
     tokens = record.tokens
     if tokens.size and not 0 <= int(tokens.min()) <= int(tokens.max()) < limits.vocab_size:
         strange = tokens.max() if int(tokens.min()) >= 0 else tokens.min()
         raise Refused(f"token {strange}, and the model has vocab_size {limits.vocab_size}")
+    if tokens.size > limits.room:
+        return Status.TOO_LONG
+    if short:
+        return Status.SHORT_SEGMENT
+    return Status.USED if asked > 0 else Status.NOTHING_ASKED
+
+
+def make_example(record: Record, draw: np.random.Generator) -> Document:
+    """Draw what is hidden: tokens of masked segments, the ends of prefix segments; answers are hidden whole.
+
+    A hidden token stays what it is in the input; it is only not seen from before it. The first of a segment never is.
+    """
+    context, begin = np.ones(record.tokens.size, dtype=bool), 0
+    for length, kind, task in record.segments.tolist():
+        end = begin + length
+        if task in (MASKED, PREFIX):
+            count = int(draw.integers(1, length))
+            order = (
+                np.argsort(draw.random(length - 1), kind="stable") if task == MASKED else np.arange(length - 1)[::-1]
+            )
+            context[begin + 1 + order[:count]] = False
+        elif kind == ASKED_TYPE[task]:
+            context[begin + 1 : end] = False
+        begin = end
+    return answered(record.tokens, context, record.task, np.repeat(record.segments[:, 1], record.segments[:, 0]))

@@ -9,33 +9,30 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sprunec.checkpoint.safe_pickle import Refused, brief, load_pickle
-from sprunec.errors import Diagnostic, InputError
+from sprunec.errors import Diagnostic, InputError, series
 from sprunec.file_kinds import TEXT, foreign
 from sprunec.text_files import decode
 
 META = "meta.bin"
-RECORD, END = 0x1F, 0x00
+RECORD, END = b"\x1f", b"\0"
 DEFAULT_BLOCK = 16 << 20
-MODULE = "cpm_live.dataset.distributed_dataset"
+MODULE, CLASS, LOADER = "cpm_live.dataset.distributed_dataset", "FileInfo", "_load_from_state"
 ANEW = "copy the set again, or make it with sprunec make-data"
-_ENTRY = {"file_name": str, "block_begin": int, "block_end": int, "nbytes": int, "nlines": int, "mask": int}
-_CLASS, _LOADER = "FileInfo", "_load_from_state"
 
 
-@dataclass(frozen=True)
-class FileInfo:
+class FileInfo(NamedTuple):
     """One file of a set; `block_begin` to `block_end` are its blocks' numbers in the whole set."""
 
-    name: str
+    file_name: str
     block_begin: int
     block_end: int
-    mask: bool
+    nbytes: int
+    nlines: int
+    mask: int
     block_size: int
 
     @property
@@ -43,18 +40,7 @@ class FileInfo:
         return self.block_end - self.block_begin
 
 
-@dataclass(frozen=True)
-class Block:
-    """Where a block lies: in which of the files in use, from which byte on, and its number in the set."""
-
-    file: int
-    number: int
-    start: int
-    size: int
-
-
-@dataclass(frozen=True)
-class DataSet:
+class DataSet(NamedTuple):
     """A set's files in use (masked ones are left out), in the order of their blocks."""
 
     directory: Path
@@ -63,12 +49,7 @@ class DataSet:
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        return tuple(self.directory / info.name for info in self.files)
-
-    def blocks(self) -> Iterator[Block]:
-        for file, info in enumerate(self.files):
-            for index in range(info.blocks):
-                yield Block(file, info.block_begin + index, index * info.block_size, info.block_size)
+        return tuple(self.directory / info.file_name for info in self.files)
 
     def check_files(self) -> None:
         """Raise InputError for a file that is missing or not as long as its blocks."""
@@ -101,18 +82,18 @@ def read_set(directory: Path, block_size: int | None = None) -> DataSet:
         content = meta.read_bytes()
     except OSError as error:
         raise InputError.of_disk(meta, error) from error
-    if content[:1] == b"\x80":
-        version, files = 1, _files_v1(meta, content, DEFAULT_BLOCK if block_size is None else block_size)
-    else:
-        version, files = 2, _files_v2(meta, content)
+    version = 1 if content.startswith(b"\x80") else 2
+    size = DEFAULT_BLOCK if block_size is None else block_size
+    files = _pickled(meta, content, size) if version == 1 else _listed(meta, content)
     begin = 0
     for info in files:
         if info.block_begin != begin or info.blocks < 0 or info.block_size < 1:
-            message = f"{info.name} has blocks {info.block_begin} to {info.block_end}, and should begin at {begin}"
+            message = f"{info.file_name} has blocks {info.block_begin} to {info.block_end}, and should begin at {begin}"
             raise InputError.at(meta, message, "copy the set again")
-        begin = info.block_end
-        if not _is_inside(directory, info.name):
-            message = f"names the file {info.name!r}, which is not inside the directory"
+        begin, name = info.block_end, info.file_name
+        strange = not name or "\0" in name or os.path.isabs(name)
+        if strange or directory.resolve() not in (directory / name).resolve().parents:  # links among them
+            message = f"names the file {name!r}, which is not inside the directory"
             raise InputError.at(meta, message, "put the set's files beside meta.bin")
     return DataSet(directory, version, tuple(info for info in files if not info.mask))
 
@@ -125,30 +106,32 @@ def set_files(directory: Path, block_size: int | None = None) -> tuple[Path, ...
         return (directory / META,)
 
 
-def _files_v1(meta: Path, content: bytes, block_size: int) -> list[FileInfo]:
+def _pickled(meta: Path, content: bytes, block_size: int) -> list[FileInfo]:
+    """Read the list of version 1, where each file is a call of the method `LOADER` of CPM-Live's own class."""
+
     def loaded(version: Any, state: Any) -> FileInfo:
         if version != 1:
-            raise Refused(f"a FileInfo of version {brief(version)}")
-        return _file_info(state, block_size)
+            raise Refused(f"a {CLASS} of version {brief(version)}")
+        return _file_info((*state, block_size) if isinstance(state, tuple) else ())
 
     def attribute(owner: Any, name: Any) -> Any:
-        if (owner, name) != (_CLASS, _LOADER):
+        if (owner, name) != (CLASS, LOADER):
             raise Refused(f"the attribute {brief(name)} of {brief(owner)}")
         return loaded
 
-    names: dict[str, Any] = {f"{home}.getattr": attribute for home in ("builtins", "__builtin__")}
-    names |= {f"{MODULE}.{_CLASS}": _CLASS}
+    names = {"builtins.getattr": attribute, "__builtin__.getattr": attribute, f"{MODULE}.{CLASS}": CLASS}
     try:
         files = load_pickle(io.BytesIO(content), names)
         if not isinstance(files, list) or not all(isinstance(info, FileInfo) for info in files):
-            raise Refused(f"{type(files).__name__}, not a list of {_CLASS}")
+            raise Refused(f"{type(files).__name__}, not a list of {CLASS}")
     except Refused as error:
         message = f"holds {error}, where a list of a set's files should be; nothing in it was executed"
         raise InputError.at(meta, message, ANEW) from error
     return files
 
 
-def _files_v2(meta: Path, content: bytes) -> list[FileInfo]:
+def _listed(meta: Path, content: bytes) -> list[FileInfo]:
+    """Read the lines of version 2."""
     if told := foreign(meta, "the meta.bin of a data set", TEXT, {"": ANEW}):
         raise told
     files = []
@@ -156,24 +139,16 @@ def _files_v2(meta: Path, content: bytes) -> list[FileInfo]:
         if line.strip():
             try:
                 entry = json.loads(line)
-                files.append(_file_info(tuple(entry[key] for key in _ENTRY), entry["block_size"]))
+                files.append(_file_info(tuple(entry[field] for field in FileInfo._fields)))
             except (ValueError, KeyError, TypeError, RecursionError, Refused) as error:
-                message = f"this line is no entry of a data set, which has {', '.join(_ENTRY)} and block_size"
+                message = f"this line is no entry of a data set, which has {series(FileInfo._fields, 'and')}"
                 raise InputError(Diagnostic("bad-data", message, ANEW, file=str(meta), line=number)) from error
     return files
 
 
-def _file_info(state: Any, block_size: Any) -> FileInfo:
-    if not isinstance(state, tuple) or len(state) != len(_ENTRY) or type(block_size) is not int:
+def _file_info(values: tuple[Any, ...]) -> FileInfo:
+    if len(values) != len(FileInfo._fields) or type(values[-1]) is not int:
         raise Refused("an entry of another shape")
-    if not all(isinstance(value, kind) for value, kind in zip(state, _ENTRY.values(), strict=True)):
+    if not isinstance(values[0], str) or not all(isinstance(value, int) for value in values[1:]):
         raise Refused("an entry with values of other types")
-    name, begin, end, _, _, mask = state
-    return FileInfo(name, begin, end, bool(mask), block_size)
-
-
-def _is_inside(directory: Path, name: str) -> bool:
-    """A set reads no file outside its directory, however it is named."""
-    if not name or "\0" in name or os.path.isabs(name):
-        return False
-    return directory.resolve() in (directory / name).resolve().parents
+    return FileInfo(*values)

@@ -9,23 +9,25 @@ is all the state there is, and any step's batch can be made alone.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sprunec.bmcook.data.packing import first_fit, make_example
-from sprunec.bmcook.data.records import Index, Records
+from sprunec.bmcook.data.records import Records, make_example
 from sprunec.data.batches import Batch, Packer, Sample, draws
-from sprunec.data.saved import load_array, save_array
+from sprunec.data.saved import load_array
 from sprunec.data.tokenizer import Tokenizer, read_tokenizer
-from sprunec.durable import read_file, write_new
+from sprunec.durable import read_file
 from sprunec.errors import InputError
 from sprunec.families.base import Document
-from sprunec.families.cpm_ant.config import TEXT_TASK, ModelConfig
+from sprunec.families.base_config import ModelConfig
+from sprunec.families.cpm_ant.config import TEXT_TASK
 
 ABOUT = "set.json"
 STORED, PROMPT_TABLE = "stored", "prompt-table"
@@ -47,26 +49,11 @@ class Order:
         spans = np.stack([bounds[:-1], bounds[1:]], 1)
         self._spans: NDArray[np.int64] = spans[blocks[spans[:, 0]] % share[1] == share[0]]
         self._seed, self._shuffled = seed, shuffled
-        self._epochs: dict[int, NDArray[np.int64]] = {}
         self.size = int((self._spans[:, 1] - self._spans[:, 0]).sum())
+        self.epoch = lru_cache(maxsize=2)(self._epoch)  # a batch may stand in two
 
-    def epoch(self, number: int) -> NDArray[np.int64]:
-        """Give the (size,) records of an epoch; the last two epochs asked for are kept."""
-        if number not in self._epochs:
-            if len(self._epochs) > 1:
-                del self._epochs[next(iter(self._epochs))]
-            self._epochs[number] = self._make(number)
-        return self._epochs[number]
-
-    def after(self, place: int) -> Iterator[int]:
-        """Give the records of the endless order from a place on."""
-        while True:
-            epoch, start = divmod(place, self.size)
-            for record in self.epoch(epoch)[start:]:
-                yield int(record)
-            place += self.size - start
-
-    def _make(self, number: int) -> NDArray[np.int64]:
+    def _epoch(self, number: int) -> NDArray[np.int64]:
+        """Give the (size,) records of an epoch."""
         if not self._shuffled:
             return np.concatenate([np.arange(start, end) for start, end in self._spans])
         parts = []
@@ -75,6 +62,41 @@ class Order:
             parts.append(start + draws(self._seed, number, WITHIN, block).permutation(end - start))
         return np.concatenate(parts)
 
+    def after(self, place: int) -> Iterator[int]:
+        """Give the records of the endless order from a place on."""
+        while True:
+            epoch, start = divmod(place, self.size)
+            yield from map(int, self.epoch(epoch)[start:])
+            place += self.size - start
+
+
+def first_fit(lengths: Iterable[int], rows: int, width: int, shortest: int) -> tuple[list[list[int]], int]:
+    """Put documents, in order, each into the first row where it leaves a position free, until one needs row `rows` + 1.
+
+    Args:
+        lengths: positions of each document, its prompt's among them; at most `width`.
+        shortest: none of them is shorter; a row that cannot take so much is not looked at again.
+
+    Returns:
+        the documents of each row, and how many were placed.
+    """
+    placed: list[list[int]] = []
+    used: list[int] = []
+    open_rows: list[int] = []
+    for number, length in enumerate(lengths):
+        row = next((row for row in open_rows if used[row] + length < width), len(used))
+        if row == rows:
+            break
+        if row == len(used):
+            placed.append([])
+            used.append(0)
+            open_rows.append(row)
+        placed[row].append(number)
+        used[row] += length
+        if used[row] + shortest >= width:
+            open_rows.remove(row)
+    return placed, sum(map(len, placed))
+
 
 class Stream:
     """Sequences packed from an endless order: `rows` of them a step."""
@@ -82,47 +104,41 @@ class Stream:
     def __init__(self, order: Order, lengths: NDArray[np.int64], rows: int, width: int) -> None:
         self._order, self._lengths, self._rows, self._width = order, lengths, rows, width
         self._shortest = int(lengths.min())
-        self._starts = [0]  # of the steps asked for so far, and of the next one: places in the order
+        self._starts = {0: 0}  # by step, those asked for so far and the next one: where it begins in the order
 
     def rows(self, step: int) -> list[list[tuple[int, int]]]:
         """Give each row's documents: their places in the order, and the records there."""
-        while True:
-            known = min(step, len(self._starts) - 1)
+        for known in range(min(step, len(self._starts) - 1), step + 1):
             start = self._starts[known]
             lengths = (int(self._lengths[record]) for record in self._order.after(start))
             placed, count = first_fit(lengths, self._rows, self._width, self._shortest)
-            if known == len(self._starts) - 1:
-                self._starts.append(start + count)
-            if known == step:
-                records = list(islice(self._order.after(start), count))
-                return [[(start + number, records[number]) for number in row] for row in placed]
+            self._starts[known + 1] = start + count
+        records = list(islice(self._order.after(start), count))
+        return [[(start + number, records[number]) for number in row] for row in placed]
 
 
+@dataclass
 class LiveData:
-    """Batches of a set; `world` processes share a stored order by blocks, and a global batch has their
-    sequences in turn."""
+    """Batches of a set; `world` processes share a stored order by blocks, each with its part of a global batch."""
 
-    def __init__(
-        self,
-        train: Records,
-        held_out: Records,
-        tokenizer: Tokenizer | None,
-        packer: Packer,
-        *,
-        batch_size: int,
-        seed: int,
-        order: str = "shuffled",
-        world: int = 1,
-    ) -> None:
-        self.train, self.held_out, self.tokenizer, self.packer = train, held_out, tokenizer, packer
-        self.batch_size, self.seed = batch_size, seed
-        world = world if order == STORED else 1
-        blocks, lengths = train.index["block"].astype(np.int64), self._lengths(train)
-        orders = [Order(blocks, seed, order != STORED, (rank, world)) for rank in range(world)]
-        if batch_size % world or any(order.size == 0 for order in orders):
-            message = f"{world} processes cannot share {batch_size} sequences and the set's blocks alike"
+    train: Records
+    held_out: Records
+    tokenizer: Tokenizer | None
+    packer: Packer
+    batch_size: int
+    seed: int
+    order: str = "shuffled"
+    world: int = 1
+
+    def __post_init__(self) -> None:
+        stored = self.order == STORED
+        world, size = self.world if stored else 1, self.batch_size
+        blocks, lengths = self.train.index["block"].astype(np.int64), self._lengths(self.train)
+        orders = [Order(blocks, self.seed, not stored, (rank, world)) for rank in range(world)]
+        if size % world or any(order.size == 0 for order in orders):
+            message = f"{world} processes cannot share {size} sequences and the set's blocks alike"
             raise InputError.in_option("/data/order", message, 'choose order "shuffled", or fewer processes')
-        self._streams = [Stream(order, lengths, batch_size // world, packer.width) for order in orders]
+        self._streams = [Stream(order, lengths, size // world, self.packer.width) for order in orders]
 
     def batch(self, step: int) -> Batch:
         """Make the global batch of training step `step`."""
@@ -134,21 +150,16 @@ class LiveData:
         return self.packer.pack(rows)
 
     def held_out_batches(self, tokens: int | None = None) -> Iterator[Batch]:
-        """Pack the held-out records in stored order; what is hidden in each is always the same.
-
-        Args:
-            tokens: stop after so many targets, to the record.
-        """
-        lengths, start, asked = self._lengths(self.held_out), 0, 0
+        """Pack the held-out records in stored order, until so many targets; what is hidden is always the same."""
+        lengths, start, left = self._lengths(self.held_out), 0, sys.maxsize if tokens is None else tokens
         shortest = int(lengths.min())
-        while start < len(self.held_out) and (tokens is None or asked < tokens):
+        while start < len(self.held_out) and left > 0:
             placed, count = first_fit(map(int, lengths[start:]), self.batch_size, self.packer.width, shortest)
-            examples = []
-            for number in range(start, start + count):
-                if tokens is not None and asked >= tokens:
-                    break
+            examples: list[Document] = []
+            while len(examples) < count and left > 0:
+                number = start + len(examples)
                 examples.append(make_example(self.held_out[number], draws(HELD_OUT_KEY, number, HELD_OUT)))
-                asked += int((examples[-1].targets >= 0).sum())
+                left -= int((examples[-1].targets >= 0).sum())
             rows = [[examples[place] for place in row if place < len(examples)] for row in placed]
             yield self.packer.pack([row for row in rows if row])
             start += count
@@ -170,38 +181,22 @@ class LiveData:
     def _lengths(self, records: Records) -> NDArray[np.int64]:
         """Positions that each record takes."""
         tokens: NDArray[np.int64] = records.index["tokens"].astype(np.int64)
-        return tokens + self.packer.overhead
-
-
-def save_live_data(directory: Path, parts: Mapping[str, tuple[Index, str]], about: Mapping[str, Any]) -> None:
-    """Keep the indexes of the parts `train` and `held_out`, each with the role of the files it is about."""
-    for part, (index, _) in parts.items():
-        save_array(directory / f"{part}.npy", index)
-    write_new(directory / ABOUT, json.dumps({"roles": {part: role for part, (_, role) in parts.items()}, **about}))
+        return tokens + self.packer.config.overhead
 
 
 def load_live_data(
-    directory: Path,
-    files: Mapping[str, Sequence[Path]],
-    config: ModelConfig,
-    *,
-    max_length: int,
-    batch_size: int,
-    seed: int,
-    world: int,
+    directory: Path, files: Mapping[str, Sequence[Path]], config: ModelConfig, max_length: int, **options: int
 ) -> LiveData:
-    """Open what `save_live_data` wrote.
+    """Open what `read_sets` wrote.
 
     Args:
         files: by role, meta.bin and the set's files.
-        world: how many processes train.
+        options: batch_size, seed, and as `world` how many processes train.
     """
     about = json.loads(read_file(directory / ABOUT))
     train, held_out = (
-        Records(load_array(directory / f"{part}.npy"), files[about["roles"][part]][1:])
-        for part in ("train", "held_out")
+        Records(load_array(directory / f"{part}.npy"), files[role][1:]) for part, role in about["roles"].items()
     )
     tokenizer = read_tokenizer(directory) if (directory / "vocabulary.json").exists() else None
     packer = Packer(config, max_length, config.vocab_size if about["packed_prompts"] == PROMPT_TABLE else 0)
-    shared = {"batch_size": batch_size, "seed": seed, "world": world}
-    return LiveData(train, held_out, tokenizer, packer, order=about["order"], **shared)
+    return LiveData(train, held_out, tokenizer, packer, order=about["order"], **options)

@@ -12,10 +12,9 @@ from __future__ import annotations
 import io
 import json
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor
@@ -26,21 +25,14 @@ from sprunec.durable import put_file
 from sprunec.errors import InputError
 from sprunec.masks.mask_tensors import FINE_KEYS, mask_rows, mask_tensors, present
 from sprunec.text_files import read_json
-from sprunec.units import INSIDE, SUBLAYERS, Kept
+from sprunec.units import INSIDE, SUBLAYERS, UNITS, Kept
 
 MOST_LAYERS, MASK_FILE = 100_000, "a mask file"
-CROSS = "cross_att_layer_z"
-# the units that the keys of a dict stand for; of mask_modules the pairs have no keys
+CROSS, MODULES = "cross_att_layer_z", "mask_modules"
+# the units that the keys of a dict stand for; the plugin has one for each kind, and the pairs of mask_modules have none
 FORMS: Mapping[str, Mapping[str, str]] = {
     "bmcook": {"self_att_layer_z": "attention", "ffn_layer_z": "feed_forward"} | FINE_KEYS,
-    "plugin": {
-        "transformer": "block",
-        "att": "attention",
-        "ffn": "feed_forward",
-        "num_heads": "head",
-        "dim_head": "dim_head",
-        "dim_ff": "dim_ff",
-    },
+    "plugin": dict(zip(("transformer", "att", "ffn", "num_heads", "dim_head", "dim_ff"), UNITS, strict=True)),
 }
 KNOWN = (
     f"a mask file maps some of {', '.join(key for keys in FORMS.values() for key in keys)} to tensors, where 1 keeps; "
@@ -59,7 +51,7 @@ def write_mask(path: Path, form: str, units: Collection[str], whole: Kept, befor
         OSError: the file cannot be written; what was there is as it was.
     """
     content: Any
-    if form == "mask_modules":
+    if form == MODULES:
         content = [[not after.has(index, kind) for kind in SUBLAYERS] for index in range(len(after))]
         if path.suffix == ".json":
             put_file(path, (json.dumps(content) + "\n").encode())
@@ -78,92 +70,51 @@ def write_mask(path: Path, form: str, units: Collection[str], whole: Kept, befor
     put_file(path, buffer.getvalue())
 
 
-@dataclass(frozen=True)
-class MaskTensor:
-    """One mask of a file.
-
-    Attributes:
-        key: its name in the file.
-        form: bmcook, plugin or mask_modules.
-        unit: what is kept or cut.
-        values: (rows,) or (rows, units), perhaps with further axes of length 1; 1 keeps. Not checked yet.
-    """
+class MaskTensor(NamedTuple):
+    """One mask of a file, of a form and under a key: (rows, columns) bool, what is kept of a unit."""
 
     path: Path
-    key: str
     form: str
+    key: str
     unit: str
-    values: Tensor
-
-    @property
-    def rows(self) -> int:
-        return self.values.size(0) if self.values.dim() else 0
-
-    @property
-    def columns(self) -> int:
-        return self.values[0].numel() if self.rows else 0
-
-    def kept(self) -> Tensor:
-        """(rows, columns) bool.
-
-        Raises:
-            InputError: there is anything but 0 and 1.
-        """
-        values = self.values.detach().reshape(self.rows, self.columns)
-        soft = (~torch.isin(values.float(), torch.tensor([0.0, 1.0]))).nonzero()
-        if len(soft):
-            row, column = soft[0].tolist()
-            first = f"{float(values[row, column]):g} in row {row}, column {column}"
-            message = f"{self.key} holds {len(soft):,} values other than 0 and 1, the first {first}"
-            raise InputError.at(self.path, message, "binarize the mask first")
-        return values.bool()
+    kept: Tensor
 
 
 def read_mask_tensors(path: Path) -> list[MaskTensor]:
     """Read all masks of a file.
 
     Raises:
-        InputError: the file cannot be read, or is of none of the forms.
+        InputError: the file cannot be read, is of none of the forms, or holds anything but 0 and 1.
     """
-    content = _load(path)
-    if isinstance(content, Mapping) and "mask_modules" in content:
-        content = content["mask_modules"]
+    if path.suffix == ".json":
+        content = read_json(path, MASK_FILE, KNOWN)
+    else:
+        try:
+            with torch.serialization.safe_globals(stand_ins()):
+                content = load_torch(path)
+        except Exception as error:  # Damaged bytes may fail anywhere in the reader.
+            raise not_read(path, MASK_FILE, error, KNOWN, KNOWN) from error
+    if isinstance(content, Mapping) and MODULES in content:
+        content = content[MODULES]
     content = _own(content)
     if _is_mask(content, torch.bool) and content.dim() == 2 and content.size(0) <= MOST_LAYERS:
         content = list(content)
     if isinstance(content, list | tuple):
         removed = [_pair(path, index, _own(pair)) for index, pair in enumerate(content)]
-        kept = ~torch.tensor(removed, dtype=torch.bool).reshape(-1, 2)
-        return [MaskTensor(path, "mask_modules", "mask_modules", unit, kept[:, i]) for i, unit in enumerate(SUBLAYERS)]
+        kept = ~torch.tensor(removed, dtype=torch.bool).reshape(-1, 2, 1)
+        return [MaskTensor(path, MODULES, MODULES, unit, kept[:, i]) for i, unit in enumerate(SUBLAYERS)]
     if not isinstance(content, Mapping) or not content:
         raise InputError.at(path, f"is no mask file: it holds {_kind(content)}", KNOWN)
     form = "plugin" if set(content) & set(FORMS["plugin"]) else "bmcook"
     masks = [found for key, value in content.items() if (found := _mask(path, form, key, _own(value)))]
     if not masks:
         raise InputError.at(path, "masks nothing", KNOWN)
-    return masks
-
-
-def check_mask_files(paths: Iterable[Path]) -> None:
-    """Raise InputError for a file that holds no masks, or one that is not 0 and 1 throughout."""
-    for mask in (mask for path in paths for mask in read_mask_tensors(path)):
-        if mask.rows:
-            mask.kept()
-
-
-def _load(path: Path) -> Any:
-    if path.suffix == ".json":
-        return read_json(path, MASK_FILE, KNOWN)
-    try:
-        with torch.serialization.safe_globals(stand_ins()):
-            return load_torch(path)
-    except Exception as error:  # Damaged bytes may fail anywhere in the reader.
-        raise not_read(path, MASK_FILE, error, KNOWN, KNOWN) from error
+    return [_binary(mask) for mask in masks]
 
 
 def _own(value: Any) -> Any:
     """Give NumPy's array as a tensor, anything else as it is."""
-    return torch.from_numpy(value.value.copy()) if isinstance(value, Array) else value
+    return torch.from_numpy(value.value.copy()) if isinstance(value, Array) and value.value is not None else value
 
 
 def _mask(path: Path, form: str, key: Any, values: Any) -> MaskTensor | None:
@@ -179,7 +130,18 @@ def _mask(path: Path, form: str, key: Any, values: Any) -> MaskTensor | None:
         raise InputError.at(path, f"{key} is {_kind(values)}, not a tensor of 0 and 1", KNOWN)
     if not values.dim():
         raise InputError.at(path, f"{key} is a single number, not one for every sublayer", KNOWN)
-    return MaskTensor(path, key, form, FORMS[form][key], values)
+    values = values.detach().reshape(len(values), values[0].numel() if len(values) else 0)
+    return MaskTensor(path, form, key, FORMS[form][key], values)
+
+
+def _binary(mask: MaskTensor) -> MaskTensor:
+    soft = (~torch.isin(mask.kept.float(), torch.tensor([0.0, 1.0]))).nonzero()
+    if len(soft):
+        row, column = soft[0].tolist()
+        first = f"{float(mask.kept[row, column]):g} in row {row}, column {column}"
+        message = f"{mask.key} holds {len(soft):,} values other than 0 and 1, the first {first}"
+        raise InputError.at(mask.path, message, "binarize the mask first")
+    return mask._replace(kept=mask.kept.bool())
 
 
 def _is_mask(value: object, dtype: torch.dtype | None = None) -> TypeGuard[Tensor]:
@@ -198,10 +160,9 @@ def _hint(key: Any, form: str) -> str:
 
 
 def _pair(path: Path, index: int, pair: Any) -> list[bool]:
-    values = pair.tolist() if _is_mask(pair) and pair.shape == (2,) else pair
-    if isinstance(values, list | tuple) and len(values) == 2:
-        values = [_own(item) for item in values]
-        values = [item.item() if _is_mask(item) and item.numel() == 1 else item for item in values]
+    items = pair.tolist() if _is_mask(pair) and pair.shape == (2,) else pair
+    if isinstance(items, list | tuple) and len(items) == 2:
+        values = [item.item() if _is_mask(item := _own(each)) and item.numel() == 1 else item for each in items]
         if all(type(value) in (bool, int) and value in (0, 1) for value in values):
             return [bool(value) for value in values]
     message = f"mask_modules holds {_kind(pair)} for layer {index}"

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from sprunec.checkpoint.reader import read_state
+from sprunec.checkpoint.safetensors_file import Shape
 from sprunec.checkpoint.torch_file import load_torch, not_read
 from sprunec.durable import put_file
 from sprunec.errors import InputError
-from sprunec.families.cpm_ant.shapes import Shape, expected_tensors
 from sprunec.families.model_directory import read_config
 from sprunec.masks.two_four import Pattern, load_pattern, refuse_uneven, violation
 
@@ -37,8 +37,8 @@ def write_pattern(directory: Path, path: Path) -> None:
         OSError: it cannot be written; what was there stays.
     """
     pattern, state, config = load_pattern(directory), read_state(directory), read_config(directory)
-    content: dict[str, Any] = {f"{BLOCK}.{index}": [] for index in range(config.num_layers)}
-    for name in expected_tensors(config):
+    content: dict[str, Any] = {f"{BLOCK}.{index}": [] for index in range(len(config.layers))}
+    for name in config.tensors():
         weight, block = state[name], _IN_BLOCK.fullmatch(name)
         mask = pattern[name].to(weight.dtype) if name in pattern else torch.ones_like(weight)
         if block:
@@ -74,7 +74,13 @@ def read_mask_file(path: Path, kind: str, shapes: Mapping[str, Shape], targets: 
         if not bool((found[name] | (mask == 0)).all()):
             message = f"its mask for {name} holds values other than 0 and 1"
             raise InputError.at(path, message, "give a mask, not weights")
-    _check_targets(path, found, targets)
+    sparse = [name for name, mask in found.items() if not bool(mask.all())]
+    if extra := [name for name in sparse if name not in targets]:
+        message = f"makes {extra[0]} sparse, which the pass's tensors do not name"
+        raise InputError.at(path, message, "name it in tensors, or give another mask")
+    if missing := [name for name in targets if name not in sparse]:
+        message = f"has no mask for {missing[0]}, which the pass's tensors name"
+        raise InputError.at(path, message, "name only what the file makes sparse, or take out path")
     for name, shape in targets.items():
         refuse_uneven(kind, name, shape)
         if broken := violation(kind, found[name]):
@@ -103,13 +109,3 @@ def _entries(path: Path) -> Iterator[tuple[str, Tensor]]:
             if not isinstance(mask, Tensor) or mask.layout is not torch.strided or mask.is_meta or mask.is_complex():
                 raise foreign
             yield name, mask.detach()
-
-
-def _check_targets(path: Path, found: Pattern, targets: Mapping[str, Shape]) -> None:
-    """Raise InputError unless the file is about exactly these tensors."""
-    if extra := [name for name, mask in found.items() if name not in targets and not bool(mask.all())]:
-        message = f"makes {extra[0]} sparse, which the pass's tensors do not name"
-        raise InputError.at(path, message, "name it in tensors, or give another mask")
-    if missing := [name for name in targets if name not in found or bool(found[name].all())]:
-        message = f"has no mask for {missing[0]}, which the pass's tensors name"
-        raise InputError.at(path, message, "name only what the file makes sparse, or take out path")

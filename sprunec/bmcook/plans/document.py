@@ -79,6 +79,7 @@ def read_if_there(path: str) -> tuple[ModelConfig | None, bool]:
     if not os.path.isfile(path):
         return None, True
     config = read_config(path)[0]
+    assert config is None or isinstance(config, ModelConfig)
     return config, config is None or read_source(path).value.get("half", True) is not False
 
 

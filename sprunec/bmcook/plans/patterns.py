@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from sprunec.bmcook.plans.plan_builder import Section, age
-from sprunec.checkpoint.mask_notes import made_by_same
+from sprunec.checkpoint.provenance import made_by_same
 from sprunec.errors import show
 from sprunec.families.cpm_ant.config import ModelConfig
-from sprunec.families.cpm_ant.shapes import expected_tensors
 from sprunec.families.detect import TODAY, module_family
 
 PLACEHOLDER = "[placehold]"
@@ -59,7 +58,7 @@ def refuse_families(bmcook: Section) -> None:
 
 def warn_of_unknown_names(pruning: Section, config: ModelConfig) -> None:
     """Warn of parts that are in no tensor's name: the original left those tensors dense in silence."""
-    known = list(expected_tensors(config))
+    known = list(config.tensors())
     for index, part in enumerate(pruning.options.get("pruned_module", [])):
         key = f"pruned_module/{index}"
         if part == PLACEHOLDER:

@@ -18,8 +18,8 @@ from sprunec.bmcook.plans.patterns import PLACEHOLDER, add_pattern, refuse_famil
 from sprunec.bmcook.plans.plan_builder import PlanBuilder, Section
 from sprunec.bmcook.plans.stages import add_stage
 from sprunec.errors import Diagnostic, InputError
+from sprunec.families.base_config import removable
 from sprunec.families.cpm_ant.config import ModelConfig
-from sprunec.families.cpm_ant.sizes import removable
 from sprunec.plan.bmcook_flags import NATIVE, NO_FLAGS, Flags, option
 from sprunec.plan.source import Source
 

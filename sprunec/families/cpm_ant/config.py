@@ -1,4 +1,4 @@
-"""The shape of a CPM-Ant, layer by layer, and what it weighs; needs no torch.
+"""The shape of a CPM-Ant, layer by layer; needs no torch, and nothing else of this package: models bring it along.
 
 A config is CPM-Live's JSON keys plus, for a model that was cut, what differs by layer (`layers`) and the dims whose
 square roots still divide (`divisors`): a cut slices weights and leaves every divisor what it was.
@@ -7,7 +7,7 @@ square roots still divide (`divisors`): a cut slices weights and leaves every di
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -31,11 +31,7 @@ SUBLAYER_TENSORS = {
         "ffn.ffn.w_out": "DI",
     },
 }
-# How many vectors of the model's width a sublayer has once, and for each entry of its inner width.
-VECTORS = {
-    kind: (list(tensors.values()).count("D"), sum("I" in dims for dims in tensors.values()))
-    for kind, tensors in SUBLAYER_TENSORS.items()
-}
+UNITS = {"attention": ("head", "dim_head"), "feed_forward": ("dim_ff",)}
 LayerIndices = Mapping[str, tuple[int, ...]]  # by unit inside a sublayer; absent sublayers have none
 
 
@@ -71,6 +67,13 @@ class LayerShape:
     def inner(self) -> dict[str, int]:
         """How wide each kind of sublayer is inside; 0 where it is absent."""
         return {"attention": self.heads * self.dim_head, "feed_forward": self.dim_ff}
+
+    def resized(self, counts: Mapping[str, int]) -> LayerShape:
+        """Shape the layer with so many units of these kinds; a sublayer left with none of one kind is absent."""
+        sizes = {**self.counts, **counts}
+        heads, dim_head = (sizes.get(unit, 0) for unit in ("head", "dim_head"))
+        there = bool(heads and dim_head)
+        return LayerShape(heads * there, dim_head * there, sizes.get("dim_ff", 0))
 
     @property
     def bias_columns(self) -> tuple[int, ...]:
@@ -157,30 +160,54 @@ class ModelConfig(CpmLiveKeys):
     def bias_rows(self) -> int:
         return self.segment_types**2 + self.position_bias_num_buckets
 
-    def tables(self) -> dict[str, tuple[int, ...]]:
-        """Give name and shape of the tensors outside the layers."""
+    @property
+    def width(self) -> int:
+        return self.dim_model
+
+    @property
+    def overhead(self) -> int:
+        """How many positions of its own the model adds to a document: the prompt."""
+        return self.prompt_length
+
+    @property
+    def head_sets(self) -> list[tuple[int, ...]]:
+        """The distinct sets of columns of the bias table that layers with attention read."""
+        return list(dict.fromkeys(layer.bias_columns for layer in self.layers if layer.heads))
+
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """Give name and shape of every tensor; absent sublayers have none."""
         width = self.dim_model
-        tables = {
+        tensors: dict[str, tuple[int, ...]] = {
             "prompt_embedding.weight": (self.prompt_types * self.prompt_length, width),
             "segment_embedding.weight": (self.segment_types, width),
             "input_embedding.weight": (self.vocab_size, width),
             "position_bias.relative_attention_bias": (self.bias_rows, self.num_heads),
             "encoder.output_layernorm.weight": (width,),
         }
-        return tables if self.tie_word_embeddings else tables | {"lm_head.weight": (self.vocab_size, width)}
-
-    def sublayer_parameters(self, index: int, sublayer: str) -> int:
-        """Count a whole sublayer's, its norm among them; 0 where it is absent."""
-        inner, (once, each) = self.layers[index].inner[sublayer], VECTORS[sublayer]
-        return (once + each * inner) * self.dim_model if inner else 0
-
-    def prunable_parameters(self) -> int:
-        """Count all sublayers' with their norms."""
-        return sum(self.sublayer_parameters(i, kind) for i in range(self.num_layers) for kind in SUBLAYER_TENSORS)
+        tensors |= {} if self.tie_word_embeddings else {"lm_head.weight": (self.vocab_size, width)}
+        for index, layer in enumerate(self.layers):
+            for kind, inner in layer.inner.items():
+                dims = {"D": width, "I": inner}
+                for name, shape in (SUBLAYER_TENSORS[kind] if inner else {}).items():
+                    tensors[f"encoder.layers.{index}.{name}.weight"] = tuple(dims[dim] for dim in shape)
+        return tensors
 
     def parameters(self) -> int:
         """Count all, the embeddings, a head of its own, the bias table and the last norm with them."""
-        return sum(math.prod(shape) for shape in self.tables().values()) + self.prunable_parameters()
+        return sum(map(math.prod, self.tensors().values()))
+
+    def size_terms(self, layer: int, sublayer: str) -> dict[tuple[str, ...], int]:
+        """Count what a sublayer has once, its norm, and for each combination of its units."""
+        shapes = list(SUBLAYER_TENSORS[sublayer].values())
+        each = self.dim_model * sum("I" in shape for shape in shapes)
+        return {(): self.dim_model * shapes.count("D"), UNITS[sublayer]: each}
+
+    def with_layers(self, layers: Iterable[LayerShape]) -> ModelConfig:
+        return replace(self, layers=tuple(layers))
+
+    def with_head(self, *, own: bool) -> ModelConfig:
+        """Give the same model with a head that is not its embedding, or that is."""
+        return replace(self, tie_word_embeddings=not own)
 
     def cut(self, before: Sequence[LayerIndices], after: Sequence[LayerIndices]) -> ModelConfig:
         """Give the config once only `after` is left of `before`."""

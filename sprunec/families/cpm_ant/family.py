@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from sprunec.families.base import Family, Given, Inputs, Past
+from sprunec.families.cpm_ant import huggingface_files, modules
 from sprunec.families.cpm_ant import model as frame
-from sprunec.families.cpm_ant import modules
-from sprunec.families.cpm_ant.blocks import block_kinds, cache_shapes, example_inputs
+from sprunec.families.cpm_ant.blocks import block_kinds, build, cache_shapes, example_inputs, initialize
 from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.families.cpm_ant.inputs import arrange, proceed
 from sprunec.families.cpm_ant.model import CPMAnt
+from sprunec.families.cpm_ant.scaling import native_outputs
 
 VISIBLE = ("length", "context", "segment", "span")  # what decides who sees whom
 
@@ -62,7 +63,9 @@ def decode(model: CPMAnt, inputs: Inputs, steps: int, text: int) -> tuple[Given,
 
 
 FAMILY = Family(
-    overhead=lambda config: config.prompt_length,
+    build=build,
+    initialize=initialize,
+    native_outputs=native_outputs,
     arrange=arrange,
     proceed=proceed,
     kinds=block_kinds,
@@ -77,5 +80,7 @@ FAMILY = Family(
     share=share,
     head=head,
     leave=lambda model, hidden: model.leave(hidden)[0],
+    write_huggingface=huggingface_files.write,
+    huggingface_texts=huggingface_files.texts,
     decode=decode,
 )

@@ -14,7 +14,7 @@ from sprunec.checkpoint.writer import Output, as_output
 from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.families.cpm_ant.huggingface_names import is_scaled
 from sprunec.families.cpm_ant.scaling import scaled
-from sprunec.families.cpm_ant.uniform import bias_columns, fold_factors
+from sprunec.families.cpm_ant.uniform import fold_factors
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 TABLE = "position_bias.relative_attention_bias"
@@ -27,7 +27,7 @@ def folded(config: ModelConfig, state: Tensors, dtype: str, plain_linears: bool 
         dtype: what they are stored in; "keep": what they are.
         plain_linears: fold 1 / sqrt(width) in as well, for linears that do not divide.
     """
-    factors, columns = dict(fold_factors(config)), bias_columns(config)
+    factors, columns = dict(fold_factors(config)), config.head_sets
     outputs = {}
     for name, shape in state.shapes().items():
         factor, kept = factors.get(name, 1.0), None

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
+from sprunec.checkpoint.safetensors_file import Shape
+from sprunec.families.cards import Part
 from sprunec.families.cpm_ant.config import TEXT_SEGMENT, TEXT_TASK, ModelConfig
-from sprunec.families.cpm_ant.shapes import Shape, expected_tensors
 from sprunec.families.cpm_ant.uniform import unevenness
 from sprunec.families.detect import type_family
 
@@ -35,27 +35,6 @@ KEYS = {
     "prompt_length": ("prompt_length", 32),
     "segment_types": ("segment_types", 32),
 }
-
-
-@dataclass(frozen=True)
-class Part:
-    """Where a tensor of ours is in a file: rows `first` to `last` of `name` (None: all of it), times `factor`."""
-
-    name: str
-    factor: float = 1.0
-    rows: tuple[int, int] | None = None
-
-    def shape(self, whole: Shape) -> Shape:
-        """Give the part's shape, of a tensor of shape `whole`; rows that the tensor lacks are not there."""
-        if self.rows is None or not whole:
-            return whole
-        first, last = (min(row, whole[0]) for row in self.rows)
-        return (last - first, *whole[1:])
-
-
-def is_huggingface(data: Mapping[str, Any]) -> bool:
-    """Tell whether a config follows Hugging Face's conventions, of whatever family."""
-    return "model_type" in data or "architectures" in data
 
 
 def native_keys(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -91,7 +70,7 @@ def stock_obstacles(config: ModelConfig) -> list[str]:
 
 def parts(config: ModelConfig, names: Collection[str]) -> dict[str, Part]:
     """Find where every tensor of `config` is in a file with these tensor names; in our own files as it is."""
-    wanted = expected_tensors(config)
+    wanted = config.tensors()
     if any(name.startswith(STOCK_PREFIX) for name in names):
         return dict(_stock_parts(config))
     if any(name.startswith(f"{OWN_PREFIX}encoder.") for name in names):
@@ -112,7 +91,7 @@ def native_shapes(config: ModelConfig, shapes: Mapping[str, Shape]) -> dict[str,
 def _stock_parts(config: ModelConfig) -> Iterator[tuple[str, Part]]:
     tokens, prompts = config.vocab_size, config.prompt_types * config.prompt_length
     rows = {EMBEDDING: (0, tokens), PROMPTS: (tokens, tokens + prompts)}
-    for name, shape in expected_tensors(config).items():
+    for name, shape in config.tensors().items():
         factor = math.sqrt(shape[1]) if is_scaled(name) else 1.0
         if name in rows:
             yield name, Part(STOCK_PREFIX + EMBEDDING, factor, rows[name])
@@ -125,3 +104,9 @@ def _stock_parts(config: ModelConfig) -> Iterator[tuple[str, Part]]:
 def is_scaled(name: str) -> bool:
     """Tell whether Hugging Face's tensor is ours over the root of its width; norms and the bias table are not."""
     return "layernorm" not in name and not name.startswith("position_bias.")
+
+
+def head_names(names: Collection[str]) -> tuple[str, str] | None:
+    """Find the names of a file's head and of its embedding; None where it has no head."""
+    pairs = [(HEAD, STOCK_PREFIX + EMBEDDING), (OWN_PREFIX + HEAD, OWN_PREFIX + EMBEDDING), (HEAD, EMBEDDING)]
+    return next((pair for pair in pairs if all(name in names for name in pair)), None)

@@ -7,8 +7,9 @@ from torch import Tensor
 
 from sprunec.checkpoint.reader import Tensors
 from sprunec.checkpoint.writer import Output
+from sprunec.families.cards import Part
 from sprunec.families.cpm_ant.config import ModelConfig
-from sprunec.families.cpm_ant.huggingface_names import Part, parts
+from sprunec.families.cpm_ant.huggingface_names import parts
 
 
 def scaled(tensor: Tensor, factor: float, dtype: torch.dtype | None = None) -> Tensor:

@@ -1,27 +1,15 @@
-"""The tensors of a CPM-Ant checkpoint, by CPM-Live's names, and the config that they belong to; needs no torch."""
+"""The config that a CPM-Ant's tensors belong to, by CPM-Live's names; needs no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
 
-from sprunec.checkpoint.safetensors_file import Shape as Shape
+from sprunec.checkpoint.safetensors_file import Shape
 from sprunec.errors import InputError
-from sprunec.families.cpm_ant.config import SUBLAYER_TENSORS, ModelConfig
+from sprunec.families.cards import MOST_LAYERS
+from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.families.detect import TODAY, foreign_tensors, remedy
-
-MOST_LAYERS = 4096  # as the schema has it
-
-
-def expected_tensors(config: ModelConfig) -> dict[str, Shape]:
-    """Give name and shape of every tensor; absent sublayers have none."""
-    tensors: dict[str, Shape] = config.tables()
-    for index, layer in enumerate(config.layers):
-        for kind, inner in layer.inner.items():
-            dims = {"D": config.dim_model, "I": inner}
-            for name, shape in (SUBLAYER_TENSORS[kind] if inner else {}).items():
-                tensors[f"encoder.layers.{index}.{name}.weight"] = tuple(dims[dim] for dim in shape)
-    return tensors
 
 
 def guess_config(shapes: Mapping[str, Shape], path: str | Path) -> ModelConfig:
@@ -66,7 +54,7 @@ def guess_config(shapes: Mapping[str, Shape], path: str | Path) -> ModelConfig:
             "mask_modules": [[f"{i}.{part}" not in present for part in ("self_att", "ffn")] for i in range(layers)],
         }
     )
-    for name, shape in expected_tensors(config).items():
+    for name, shape in config.tensors().items():
         if shapes.get(name) != shape:
             message = f"{name} is {shapes.get(name, 'missing')}, by the other tensors it is {shape}"
             raise _no_model(path, message, "inspect the directory of a config and its weights")

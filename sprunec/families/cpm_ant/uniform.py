@@ -20,14 +20,9 @@ def unevenness(config: ModelConfig) -> list[str]:
     """Say what differs from layer to layer; nothing where one width can stand for all those there are."""
     uneven = {size: each for size in LAYER_SIZES if len(each := _distinct(config, size)) > 1}
     found = [f"{size} is {min(each)} in one layer and {max(each)} in another" for size, each in uneven.items()]
-    if not found and len(bias_columns(config)) > 1:
+    if not found and len(config.head_sets) > 1:
         found.append("layers keep different heads, and one column of the position-bias table serves all layers")
     return found
-
-
-def bias_columns(config: ModelConfig) -> list[tuple[int, ...]]:
-    """Give the distinct sets of columns of the bias table that layers with attention read."""
-    return _distinct(config, "bias_columns")
 
 
 def even_config(config: ModelConfig) -> ModelConfig:

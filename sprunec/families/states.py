@@ -1,4 +1,4 @@
-"""The states inside a CPM-Ant that can be watched, by the modules that they enter and leave; needs no torch.
+"""The states inside a model that can be watched, by the modules that they enter and leave; needs no torch.
 
 A *state* is a tensor (B, N, width): B sequences, N positions. `[pre]name` is a module's first input, `[post]name` its
 output.
@@ -9,17 +9,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from sprunec.families.cpm_ant.config import SUBLAYER_TENSORS, ModelConfig
+from sprunec.families.base_config import ModelConfig
+from sprunec.families.cards import Widths, card_of
 
 SIDES = ("pre", "post")
-Widths = tuple[int, int]
 _POINT = r"\[(pre|post)\]([^\[\]:]+)"
 _PAIR = re.compile(rf"{_POINT}:{_POINT}")
-# Modules that hold others of a sublayer, and the dims of what they are given and give, as in `SUBLAYER_TENSORS`.
-_GROUPS = {
-    "attention": {"self_att.self_attention": "D"},
-    "feed_forward": {"ffn": "D", "ffn.ffn": "D", "ffn.ffn.w_in": "ID"},
-}
 
 
 @dataclass(frozen=True)
@@ -64,17 +59,5 @@ class Pair:
 
 
 def state_widths(config: ModelConfig) -> dict[str, Widths]:
-    """Give the widths of first input and output of every module that is given hidden states, and is there.
-
-    Those that only group others (`encoder`, `self_att`) are never called, so they see nothing.
-    """
-    width = config.dim_model
-    found = {"encoder.output_layernorm": (width, width)}
-    for index, layer in enumerate(config.layers):
-        block = f"encoder.layers.{index}"
-        found[block] = (width, width)
-        for kind, inner in layer.inner.items():
-            dims = {"D": width, "I": inner}
-            modules = SUBLAYER_TENSORS[kind] | _GROUPS[kind] if inner else {}
-            found |= {f"{block}.{name}": (dims[shape[-1]], dims[shape[0]]) for name, shape in modules.items()}
-    return found
+    """Give the widths of first input and output of every module that is given hidden states, and is there."""
+    return card_of(config).state_widths(config)

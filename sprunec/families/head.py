@@ -1,13 +1,12 @@
 """Whether a checkpoint's head repeats its embedding, by their bytes in the file; needs no torch.
 
-CPM-Ant projects on the table that it looks tokens up in. Hugging Face's class, and whoever trains the two apart, keeps
-the head as a tensor of its own. That decides what a model weighs, so it must be known before anything is planned.
+A model may project on the table that it looks tokens up in, or keep its head as a tensor of its own. That decides what
+it weighs, so it must be known before anything is planned.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +14,10 @@ from sprunec.checkpoint.header import Header, open_header
 from sprunec.checkpoint.safetensors_file import SIZES, Stored
 from sprunec.durable import read_into
 from sprunec.errors import InputError
-from sprunec.families.cpm_ant.config import ModelConfig
-from sprunec.families.cpm_ant.huggingface_names import EMBEDDING, HEAD, OWN_PREFIX, STOCK_PREFIX
+from sprunec.families.base_config import ModelConfig
+from sprunec.families.cards import card_of
 
 CHUNK_BYTES = 4 * 2**20
-
-
-def head_and_embedding(names: Collection[str]) -> tuple[str, str] | None:
-    """Find the names of a file's head and of its embedding; None where it has no head."""
-    pairs = [(HEAD, STOCK_PREFIX + EMBEDDING), (OWN_PREFIX + HEAD, OWN_PREFIX + EMBEDDING), (HEAD, EMBEDDING)]
-    return next((pair for pair in pairs if all(name in names for name in pair)), None)
 
 
 def has_own_head(config: ModelConfig, path: Path) -> bool | None:
@@ -47,7 +40,7 @@ def own_head(config: ModelConfig, header: Header) -> str | None:
     Args:
         header: with the tensors themselves, where only torch could read a file.
     """
-    if (names := head_and_embedding(header)) is None:
+    if (names := card_of(config).head_names(header)) is None:
         return None
     head, embedding = (header.places[name] for name in names)
     if isinstance(head, Stored) and isinstance(embedding, Stored):

@@ -8,9 +8,8 @@ from pathlib import Path
 from sprunec.checkpoint.dtypes import dtype_refusal
 from sprunec.checkpoint.header import Header, misfit
 from sprunec.errors import InputError
-from sprunec.families.cpm_ant.config import ModelConfig
-from sprunec.families.cpm_ant.huggingface_names import native_shapes, parts
-from sprunec.families.cpm_ant.shapes import expected_tensors
+from sprunec.families.base_config import ModelConfig
+from sprunec.families.cards import card_of
 from sprunec.families.detect import TODAY, foreign_tensors, remedy
 from sprunec.families.unused import Unused, refusal, unused_tensors
 
@@ -28,8 +27,9 @@ def check_fit(config: ModelConfig, header: Header, path: Path, patterns: Iterabl
     Raises:
         InputError: the others are not the model's: another family's, missing, or of another shape or dtype.
     """
-    check_dtypes(header, path, {part.name for part in parts(config, header).values()})
-    expected, shapes = expected_tensors(config), native_shapes(config, header.shapes())
+    about = card_of(config)
+    check_dtypes(header, path, {part.name for part in about.parts(config, header).values()})
+    expected, shapes = config.tensors(), about.native_shapes(config, header.shapes())
     if problem := misfit(expected, shapes, exact=False):
         foreign = foreign_tensors(header)
         message, hint = (f"{foreign}, with {problem}", TODAY) if foreign else (problem, remedy(shapes))

@@ -1,4 +1,4 @@
-"""CPM-Ant's tokenizer: jieba's words, each cut into the longest pieces that a vocabulary file has.
+"""A tokenizer of jieba's words, each cut into the longest pieces that a vocabulary file has.
 
 A vocabulary file has one piece a line; its line is its id. Needs the package jieba (0.42) to encode, not to decode.
 """
@@ -24,7 +24,7 @@ UNKNOWN, BEGIN, END = "<unk>", "<s>", "</s>"
 WRITTEN = {"</n>": "\n", "</_>": " "}
 LONGEST_WORD = 200
 WANTED = "a vocabulary"
-HINTS = {"": "give CPM-Ant's vocabulary: a text file with one piece a line"}
+HINTS = {"": "give the model's own vocabulary: a text file with one piece a line"}
 _REMEMBERED = 1 << 16
 
 
@@ -49,7 +49,7 @@ def vocabulary_lines(path: Path) -> tuple[str, ...]:
             raise foreign(path, WANTED, ("text",), HINTS) or InputError(finding)
         places[piece] = number
     if missing := [special for special in (UNKNOWN, BEGIN, END) if special not in places]:
-        told = InputError.at(path, f"has no line {missing[0]}", "give a vocabulary with CPM-Ant's special pieces")
+        told = InputError.at(path, f"has no line {missing[0]}", "give a vocabulary with these special pieces")
         raise foreign(path, WANTED, ("text",), HINTS) or told
     return tuple(places)
 

@@ -1,0 +1,158 @@
+"""What every family's configs say of a model, and the one arithmetic of its sizes; needs no torch.
+
+A sublayer has parameters for each combination of its units: `size_terms` says how many, and everything that counts
+parameters comes from there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import reduce
+from operator import add, mul
+from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
+
+from sprunec.checkpoint.safetensors_file import Shape
+from sprunec.units import INSIDE, UNITS, Kept, Key, gate_units, sublayers_of
+
+LayerIndices = Mapping[str, tuple[int, ...]]  # by unit inside a sublayer; absent sublayers have none
+# By combination of units. None: what a sublayer has once, such as its norm. ("head", "dim_head"): what each dim of each
+# head has.
+SizeTerms = Mapping[tuple[str, ...], int]
+
+
+class LayerShape(Protocol):
+    """What the sublayers of one layer have."""
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many units of each kind it has; absent sublayers have none."""
+
+    @property
+    def inner(self) -> dict[str, int]:
+        """How wide each kind of sublayer is inside; 0 where it is absent."""
+
+    def resized(self, counts: Mapping[str, int]) -> Self:
+        """Shape the layer with so many units of these kinds; a sublayer left with none of one kind is absent."""
+
+
+@runtime_checkable
+class ModelConfig(Protocol):
+    """A model's shape, of whatever family.
+
+    Attributes:
+        width: of the hidden states.
+        tie_word_embeddings: the head is the table that tokens are looked up in, not a tensor of its own.
+        overhead: how many positions of its own a model adds to a document.
+        head_sets: the distinct sets of heads that layers with attention have.
+    """
+
+    def __hash__(self) -> int: ...
+    @property
+    def family(self) -> str: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def overhead(self) -> int: ...
+    @property
+    def tie_word_embeddings(self) -> bool: ...
+    @property
+    def layers(self) -> Sequence[LayerShape]: ...
+    @property
+    def head_sets(self) -> Sequence[tuple[int, ...]]: ...
+
+    def with_layers(self, layers: Iterable[Any]) -> Self: ...
+
+    def with_head(self, *, own: bool) -> Self:
+        """Give the same model with a head that is not its embedding, or that is."""
+
+    def cut(self, before: Sequence[LayerIndices], after: Sequence[LayerIndices]) -> Self:
+        """Give the config once only `after` is left of `before`; both in the plan's input model's indices."""
+
+    def to_dict(self) -> dict[str, Any]: ...
+
+    def tensors(self) -> dict[str, Shape]:
+        """Give name and shape of every tensor; absent sublayers have none."""
+
+    def parameters(self) -> int:
+        """Count all, those outside the layers with them."""
+
+    def size_terms(self, layer: int, sublayer: str) -> SizeTerms: ...
+
+
+def doubled(config: ModelConfig, unit: str) -> ModelConfig:
+    """Give the same model with twice as many units of one kind: what grows is made of them."""
+    return config.with_layers(layer.resized({unit: 2 * layer.counts.get(unit, 0)}) for layer in config.layers)
+
+
+class Amount(NamedTuple):
+    """So many units of one kind and layer, and how likely there are any: numbers, or tensors that carry gradients."""
+
+    count: Any
+    some: Any
+
+
+def everything(config: ModelConfig) -> Kept:
+    return Kept.all(layer.counts for layer in config.layers)
+
+
+def unit_sizes(config: ModelConfig, units: Iterable[str]) -> dict[Key, int]:
+    """Count the units of each kind that each layer has; layers that have none are left out."""
+    sizes: dict[Key, int] = {}
+    for index, layer in enumerate(config.layers):
+        kinds = sublayers_of(layer.counts)
+        counts = layer.counts | dict.fromkeys((*kinds, "block") if kinds else (), 1)
+        sizes |= {(index, unit): counts[unit] for unit in gate_units(units) if unit in counts}
+    return sizes
+
+
+def unit_cost(config: ModelConfig, layer: int, unit: str) -> int:
+    """Count the parameters of one unit, beside all others that the layer has; a sublayer's norm among its own."""
+    counts = config.layers[layer].counts
+    there = set(UNITS[unit].sublayers) & set(sublayers_of(counts))
+    terms = [term for kind in there for term in config.size_terms(layer, kind).items()]
+    counted = [(units, each) for units, each in terms if unit not in INSIDE or unit in units]
+    return sum(each * math.prod(counts[other] for other in units if other != unit) for units, each in counted)
+
+
+def layer_sizes(config: ModelConfig, units: Collection[str], kept: Mapping[Key, Amount]) -> list[Any]:
+    """Count by layer the parameters that `units` can remove: whole sublayers with norms, or what is inside them.
+
+    Args:
+        kept: how much there is of units; of others there is all.
+    """
+    whole = sublayers_of(unit for unit in units if unit not in INSIDE)
+    counted = {kind: kind in whole for kind in sublayers_of(units)}
+    return [_layer_size(config, index, counted, kept) for index in range(len(config.layers))]
+
+
+def _layer_size(config: ModelConfig, index: int, counted: Mapping[str, bool], kept: Mapping[Key, Amount]) -> Any:
+    """Count those of some kinds of sublayers; True: with what they have once."""
+    sizes, counts = [], config.layers[index].counts
+    for kind in sublayers_of(counts):
+        if kind in counted:
+            inside = {unit: n for unit, n in counts.items() if INSIDE[unit] == kind}
+            amounts = {unit: kept.get((index, unit), Amount(count, 1)) for unit, count in inside.items()}
+            parts = [
+                reduce(mul, (amount.count if unit in units else amount.some for unit, amount in amounts.items())) * each
+                for units, each in config.size_terms(index, kind).items()
+                if units or counted[kind]
+            ]
+            sizes.append(_gated(reduce(add, parts), kept.get((index, kind))))
+    return _gated(reduce(add, sizes), kept.get((index, "block"))) if sizes else 0
+
+
+def _gated(size: Any, gate: Amount | None) -> Any:
+    return size if gate is None else gate.count * size
+
+
+def removable(config: ModelConfig, units: Collection[str]) -> int:
+    """Count the parameters that units can remove."""
+    return sum(layer_sizes(config, units, {}))
+
+
+def parameters_without(config: ModelConfig, units: Iterable[str]) -> int:
+    """Count what stays when every one of these units is cut; a sublayer without units goes with its norm."""
+    return config.parameters() - removable(config, sublayers_of(units))

@@ -1,0 +1,39 @@
+"""CPM-Ant's files and data as the rooms see them that know no family; see `families/cards.py`."""
+
+from __future__ import annotations
+
+from sprunec.families.cards import Card
+from sprunec.families.cpm_ant.config import FAMILY, PAIR_TASK, TEXT_TASK, ModelConfig
+from sprunec.families.cpm_ant.config_checks import PAIRS_HINT, STATES_HINT, config_findings, data_findings, older_key
+from sprunec.families.cpm_ant.huggingface_names import STOCK, head_names, native_keys, native_shapes, parts
+from sprunec.families.cpm_ant.module_states import state_widths
+from sprunec.families.cpm_ant.shapes import guess_config
+
+
+def data_options(config: ModelConfig, source: str) -> dict[str, int]:
+    """Give what decides which records fit, and which prompts and segments there are."""
+    options = {"prompt_length": config.prompt_length} if source in ("pairs", "cpm-live") else {}
+    types = {"prompt_types": config.prompt_types, "segment_types": config.segment_types}
+    return options | (types if source == "cpm-live" else {})
+
+
+CARD = Card(
+    name=FAMILY,
+    code="sprunec.families.cpm_ant.family",
+    config=ModelConfig.from_dict,
+    schema="model",
+    model_type=STOCK,
+    native_keys=native_keys,
+    older_key=older_key,
+    config_findings=config_findings,
+    guess=guess_config,
+    data_findings=data_findings,
+    data_options=data_options,
+    parts=parts,
+    native_shapes=native_shapes,
+    head_names=head_names,
+    state_widths=state_widths,
+    huggingface_options=lambda source: {"task": PAIR_TASK if source == "pairs" else TEXT_TASK},
+    pairs_hint=PAIRS_HINT,
+    states_hint=STATES_HINT,
+)
