@@ -90,11 +90,11 @@ class Kept(tuple[Mapping[str, Indices], ...]):
 
     def has(self, layer: int, unit: str) -> bool:
         """Tell whether a layer has the sublayer that the unit is or lies in, or for blocks any."""
-        return any(INSIDE[each] in UNITS[unit].sublayers for each in self[layer])
+        return any(INSIDE.get(each) in UNITS[unit].sublayers for each in self[layer])
 
     def units(self, layer: int, unit: str) -> Indices:
         """Give the indices of a layer's units of one kind; a sublayer or a block that is there is one unit."""
-        return self[layer].get(unit, ()) if unit in INSIDE else (0,) * self.has(layer, unit)
+        return (0,) * self.has(layer, unit) if unit in WHOLE else self[layer].get(unit, ())
 
     def inside(self, before: Kept) -> Cut:
         """Say the same in the indices of a model that has only `before` left."""

@@ -23,6 +23,7 @@ FLOORS = (
     ("bmcook/data",),
     ("plan",),
     ("engines",),
+    ("rewrite/ops",),
     ("rewrite",),
     ("masks",),
     ("bmcook/masks",),
@@ -40,8 +41,8 @@ FLOORS = (
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 MOST_FILES, MOST_LINES = 18, 260
 GENERIC = (
-    *("checkpoint", "data", "plan", "engines", "rewrite", "masks", "formats", "graph", "passes", "compiler"),
-    *("execution", "show"),
+    *("checkpoint", "data", "plan", "engines", "rewrite", "rewrite/ops", "masks", "formats", "graph", "passes"),
+    *("compiler", "execution", "show"),
 )
 # What may: a format that only this family has, and the masks that every run writes in BMCook's keys.
 OF_A_FAMILY = ("formats/cpm_live.py", "masks/mask_tensors.py")

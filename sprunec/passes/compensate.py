@@ -46,7 +46,7 @@ def add(build: Builder, spec: PassSpec, masks: str, scores: str) -> None:
 def run(job: Job[RefitOptions]) -> dict[str, Any]:
     from sprunec.masks.gates import expected_gate
     from sprunec.masks.mask_tensors import load_scores
-    from sprunec.rewrite.recipe import keeps
+    from sprunec.rewrite.keep import keeps
 
     given, left, count = job.calibration(job.options.unit), job.left(), 0
     # What learned gates are without noise (Louizos, Welling & Kingma 2018, equation 13); nothing after a score.

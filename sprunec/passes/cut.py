@@ -1,6 +1,6 @@
 """Cut the masked-out weights for real: only slices, so the small model computes what the masked one computed.
 
-From file to file, so that a checkpoint of any size goes through; see `rewrite/streaming.py`.
+From file to file, so that a checkpoint of any size goes through; see `rewrite/recipe_files.py`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def run(job: Job[Options]) -> dict[str, Any]:
     from sprunec.checkpoint.writer import Output, check_room, link_weights, write_outputs
     from sprunec.families.model_directory import save_outputs
     from sprunec.rewrite.recipe import Recipe, make_recipe, read_origin, save_recipe
-    from sprunec.rewrite.streaming import cut_outputs, expand_outputs
+    from sprunec.rewrite.recipe_files import cut_outputs, expand_outputs
     from sprunec.rewrite.trace import traced_shape
 
     config, kept, tensors, linked = job.config(), job.kept("masks"), job.weights(), job.inputs["model"]

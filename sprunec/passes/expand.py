@@ -19,7 +19,7 @@ def run(job: Job[Options]) -> dict[str, Any]:
     from sprunec.checkpoint.writer import link_weights
     from sprunec.families.model_directory import describe, save_outputs
     from sprunec.rewrite.recipe import read_origin
-    from sprunec.rewrite.streaming import expand_outputs
+    from sprunec.rewrite.recipe_files import expand_outputs
 
     config, kept = job.config("source"), job.kept("source")
     origin = job.inputs.get("origin")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from sprunec.errors import TraceError
-from sprunec.rewrite.sites import factors
+from sprunec.rewrite.sites import SUBLAYER_OF, factors
 from sprunec.rewrite.surgery import build, index_device
 from sprunec.rewrite.trace import TracedBlock
 from sprunec.units import INSIDE, SUBLAYERS, UNITS, Cut, Key
@@ -56,9 +56,11 @@ def insert_gates(model: nn.Module, blocks: Sequence[TracedBlock], units: Iterabl
 
 def mask(model: nn.Module, blocks: Sequence[TracedBlock], kept: Cut) -> nn.Module:
     """Multiply everything outside `kept` of a model at full size by 0, in place."""
-    gates = insert_gates(model, blocks, (*SUBLAYERS, *INSIDE))
+    gates = insert_gates(model, blocks, (*SUBLAYERS, *SUBLAYER_OF))
     devices = {block.index: index_device(block) for block in blocks}
     for (index, unit), size in gates.sizes.items():
+        if unit in SUBLAYER_OF and unit not in kept[index] and kept.has(index, SUBLAYER_OF[unit]):
+            continue  # nothing is said of them: all stay
         gate = torch.zeros(size, device=devices[index])
         gate[list(kept.units(index, unit))] = 1.0
         gates.set(index, unit, gate)
@@ -71,7 +73,7 @@ def mask(model: nn.Module, blocks: Sequence[TracedBlock], kept: Cut) -> nn.Modul
 
 
 def _size(block: TracedBlock, unit: str) -> int:
-    if unit in INSIDE:
+    if unit in SUBLAYER_OF:
         return block.sites[unit].size if unit in block.sites else 0
     return int(not {*block.sublayers()}.isdisjoint(UNITS[unit].sublayers))
 
@@ -95,12 +97,13 @@ def _gated(block: TracedBlock, sizes: Mapping[str, int]) -> fx.GraphModule:
 
 def _gate_sums(block: TracedBlock, graph: fx.Graph, nodes: Mapping[str, fx.Node], unit: str) -> None:
     """Gate what goes into every sum over the unit's axes."""
-    axes = block.forward.groups
+    axes, site = block.forward.groups, block.sites[unit]
     for contraction in block.forward.contractions:
         node, operand, dim = nodes[contraction.node], nodes[contraction.operand], contraction.dim
-        for group in block.sites[unit].groups["forward"]:
+        for group in site.groups["forward"]:
             if group in axes.values[contraction.operand][dim]:
-                _scale_input(graph, node, operand, unit, dim, *factors(axes, contraction.operand, dim, group))
+                around = factors(axes, contraction.operand, dim, group, site.around.get("forward"))
+                _scale_input(graph, node, operand, unit, dim, *around)
 
 
 def _scale_input(graph: fx.Graph, node: fx.Node, operand: fx.Node, unit: str, dim: int, outer: int, inner: int) -> None:

@@ -5,21 +5,31 @@ A *sublayer* is the branch of a residual add: attention if it holds an attention
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
 from torch import fx, nn
 
-from sprunec.rewrite.axes import Groups
-from sprunec.rewrite.compute_ops import RULES
-from sprunec.rewrite.flow import Contraction, Core, Flow, follow
+from sprunec.rewrite.ops.compute_ops import RULES
+from sprunec.rewrite.ops.flow import Contraction, Core, Flow, follow
+from sprunec.rewrite.ops.groups import Groups
+
+NORMS = ("layer_norm", "rms_norm")
+# What gives the stream back, perhaps in another shape or type.
+SAME = ("to", "float", "type_as", "contiguous", "view", "reshape", "flatten", "dropout", "identity")
 
 
 @dataclass(frozen=True)
 class Residual:
-    """stream + branch: a sublayer. Without it, `add` is `stream`, and `nodes` and `tensors` serve nothing."""
+    """stream + branch: a sublayer. Without it, `add` is `stream`, and `nodes` and `tensors` serve nothing.
+
+    Attributes:
+        beside: of a sublayer that is added to another one of the same stream before both are: the add that does it and
+            its stream. `stream` is the other sublayer then.
+    """
 
     kind: str
     add: str
@@ -27,6 +37,7 @@ class Residual:
     branch: str
     nodes: frozenset[str]
     tensors: tuple[str, ...]
+    beside: tuple[str, str] | tuple[()] = ()
 
 
 @dataclass(frozen=True)
@@ -61,13 +72,12 @@ def read_program(graph: fx.Graph, root: nn.Module, inputs: tuple[Any, ...], call
 def find_residuals(flow: Flow, graph: fx.Graph) -> tuple[Residual, ...]:
     """Find the residual adds on the way from the first placeholder to the first output, in order."""
     start = next(node for node in graph.nodes if node.op == "placeholder")
-    stream, found = {start}, []
+    stream, found = {start}, list[Residual]()
     for node in graph.nodes:
         inputs = [value for value in node.all_input_nodes if flow.is_tensor(value)]
-        if node.op.startswith("call") and flow.op(node) in ("layer_norm", "rms_norm") and inputs[0] in stream:
+        if node.op.startswith("call") and flow.op(node) in (*NORMS, *SAME) and inputs and inputs[0] in stream:
             stream.add(node)
-        joins = node.op.startswith("call") and flow.op(node) == "add" and len(inputs) == 2
-        if not joins or any(flow.shape(value) != flow.shape(start) for value in (node, *inputs)):
+        if not _adds(flow, node) or flow.shape(node)[-1:] != flow.shape(start)[-1:]:
             continue
         # Both sides may be of the stream, as in x + norm(x): the trunk is the one not computed from the other.
         for trunk, branch in (inputs, inputs[::-1]):
@@ -75,9 +85,30 @@ def find_residuals(flow: Flow, graph: fx.Graph) -> tuple[Residual, ...]:
                 residual = _residual(flow, graph, node, trunk, branch)
                 if residual is not None:
                     stream.add(node)
-                    found.append(residual)
+                    found += _side_by_side(flow, graph, residual, branch) or [residual]
                 break
     return tuple(found)
+
+
+def _adds(flow: Flow, node: fx.Node) -> bool:
+    """Tell whether a node adds two tensors of one shape."""
+    inputs = [value for value in node.all_input_nodes if flow.is_tensor(value)]
+    adds = node.op.startswith("call") and flow.op(node) == "add" and len(inputs) == 2
+    return adds and {flow.shape(value) for value in inputs} == {flow.shape(node)}
+
+
+def _side_by_side(flow: Flow, graph: fx.Graph, whole: Residual, branch: fx.Node) -> list[Residual]:
+    """Take a branch apart that is attention + feed-forward, both of the same stream."""
+    while flow.op(branch) in SAME and len(branch.users) == 1:
+        branch = next(value for value in branch.all_input_nodes if flow.is_tensor(value))
+    if not _adds(flow, branch) or len(branch.users) > 1:
+        return []
+    one, other = (value for value in branch.all_input_nodes if flow.is_tensor(value))
+    pairs = ((one, other), (other, one))
+    found = [_residual(flow, graph, branch, beside, each) for beside, each in pairs]
+    terms = [replace(term, beside=(whole.add, whole.stream)) for term in found if term is not None]
+    terms.sort(key=lambda term: term.kind)
+    return terms if [term.kind for term in terms] == ["attention", "feed_forward"] else []
 
 
 def _residual(flow: Flow, graph: fx.Graph, add: fx.Node, stream: fx.Node, branch: fx.Node) -> Residual | None:
@@ -87,9 +118,29 @@ def _residual(flow: Flow, graph: fx.Graph, add: fx.Node, stream: fx.Node, branch
     if not any(contraction.node in names for contraction in flow.contractions):
         return None
     kind = "attention" if any(node in names for node, *_ in flow.cores) else "feed_forward"
+    return Residual(kind, add.name, stream.name, branch.name, names, tuple(_only_used(graph, live)))
+
+
+def detours(residuals: Sequence[Residual]) -> dict[str, str]:
+    """Tell what each add becomes, by name, without some sublayers; the last one first."""
+    together = Counter(residual.beside for residual in residuals if residual.beside)
+    ways = [r.beside if r.beside and together[r.beside] > 1 else (r.add, r.stream) for r in reversed(residuals)]
+    return dict(ways)
+
+
+def dead_tensors(program: Program, absent: Sequence[Residual]) -> set[str]:
+    """Give the tensors that only sublayers use which are left out."""
+    nodes = {node.name: node for node in program.graph.nodes}
+    instead = {nodes[add]: nodes[stream] for add, stream in detours(absent).items()}
+    return set(_only_used(program.graph, needed_by(first_output(program.graph), instead)))
+
+
+def _only_used(graph: fx.Graph, live: set[fx.Node]) -> list[str]:
+    """List the tensors that nodes outside of `live` read alone."""
     alive = {str(node.target) for node in live if node.op == "get_attr"}
-    tensors = dict.fromkeys(str(node.target) for node in dead if node.op == "get_attr")
-    return Residual(kind, add.name, stream.name, branch.name, names, tuple(t for t in tensors if t not in alive))
+    return [
+        name for name in dict.fromkeys(str(n.target) for n in graph.nodes if n.op == "get_attr") if name not in alive
+    ]
 
 
 def first_output(graph: fx.Graph) -> fx.Node:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from sprunec.rewrite.recipe import Keep, dim_indices
+from sprunec.rewrite.keep import Keep, dim_indices, is_cut
 from sprunec.rewrite.sites import factors
 from sprunec.rewrite.trace import TracedBlock
 from sprunec.units import Indices
@@ -45,13 +45,15 @@ class Projection:
         inside = [group for group in self.groups if site is not None and group in site.groups["forward"]]
         if not inside:
             return None
-        axes = self.block.forward.groups
-        outer, inner = factors(axes, self.operand, self.dim, inside[0])
-        return outer, axes.sizes[inside[0]], inner
+        assert site is not None
+        axes, around = self.block.forward.groups, site.around.get("forward")
+        outer, inner = factors(axes, self.operand, self.dim, inside[0], around)
+        return outer, site.size, inner
 
     def kept(self, keep: Keep) -> Indices | None:
         """Tell the inputs that are left where `keep` says what is of each group; None if all are."""
-        return dim_indices(self.block.forward.groups, self.groups, keep) if keep.keys() & set(self.groups) else None
+        groups = self.block.forward.groups
+        return dim_indices(groups, self.groups, keep) if is_cut(groups, self.groups, keep) else None
 
 
 def projections(block: TracedBlock) -> tuple[Projection, ...]:

@@ -20,13 +20,11 @@ from torch import Tensor
 from sprunec.checkpoint.reader import Tensors, open_tensors, runs
 from sprunec.durable import read_file, write_new
 from sprunec.errors import TraceError
-from sprunec.rewrite.axes import Groups
-from sprunec.rewrite.program import Program, Residual
+from sprunec.rewrite.keep import dim_indices, is_cut, keeps
+from sprunec.rewrite.program import Program, Residual, dead_tensors
 from sprunec.rewrite.slices import select
 from sprunec.rewrite.trace import TracedBlock
-from sprunec.units import INSIDE, Cut, Indices
-
-Keep = dict[int, Indices]
+from sprunec.units import Cut, Indices
 
 
 @dataclass(frozen=True)
@@ -92,15 +90,16 @@ def make_recipe(blocks: Iterable[TracedBlock], kept: Cut) -> Recipe:
     slices: dict[str, dict[int, Indices]] = {}
     removed: list[str] = []
     for block in blocks:
-        gone = {f"{block.path}.{name}" for r in absent(block, block.forward, kept) for name in r.tensors}
-        removed += sorted(gone)
-        state = {f"{block.path}.{name}" for name in block.module.state_dict(keep_vars=True)} - gone
-        groups, keep = block.forward.groups, keeps(block, kept, "forward")
+        program, prefix = block.forward, f"{block.path}."
+        gone = dead_tensors(program, absent(block, program, kept))
+        removed += sorted(prefix + name for name in gone)
+        state = set(block.module.state_dict(keep_vars=True)) - gone
+        groups, keep = program.groups, keeps(block, kept, "forward")
         indices = functools.cache(functools.partial(dim_indices, groups, keep=keep))
         for name, dims in groups.tensors.items():
-            cut = {place: indices(dim) for place, dim in enumerate(dims) if keep.keys() & set(dim)}
-            if cut and f"{block.path}.{name}" in state:
-                slices[f"{block.path}.{name}"] = cut
+            cut = {place: indices(dim) for place, dim in enumerate(dims) if is_cut(groups, dim, keep)}
+            if cut and name in state:
+                slices[prefix + name] = cut
     return Recipe(slices, tuple(removed))
 
 
@@ -110,38 +109,11 @@ def absent(block: TracedBlock, program: Program, kept: Cut) -> tuple[Residual, .
     Raises:
         TraceError: the program has other sublayers than the plain forward.
     """
-    found = tuple(residual for residual in program.residuals if not kept.has(block.index, residual.kind))
     wanted = [residual.kind for residual in block.forward.residuals if not kept.has(block.index, residual.kind)]
+    found = tuple(residual for residual in program.residuals if not kept.has(block.index, residual.kind))
     if [residual.kind for residual in found] != wanted:
         raise TraceError(f"{block.path}: its cached forward does not add {' and '.join(wanted)} as its forward does")
     return found
-
-
-def keeps(block: TracedBlock, kept: Cut, method: str) -> Keep:
-    """Give the indices kept by group number, for one method's graph; only of groups that lose something."""
-    result: Keep = {}
-    for unit, indices in kept[block.index].items():
-        if INSIDE[unit] not in block.sublayers():
-            continue
-        site = block.sites.get(unit)
-        if site is None:
-            if len(indices) < block.fixed.get(unit, 0):
-                raise TraceError(f"no {unit} can be cut: {'; '.join(block.notes)}")
-            continue
-        if any(i >= site.size for i in indices):
-            raise TraceError(f"{block.path} has {site.size} {unit} units, asked to keep number {max(indices)}")
-        if len(indices) < site.size:
-            result |= dict.fromkeys(site.groups[method], indices)
-    return result
-
-
-def dim_indices(groups: Groups, dim: Sequence[int], keep: Keep) -> Indices:
-    """Give the kept entries of a dim that is the product of `dim`'s groups."""
-    flat = torch.zeros(1, dtype=torch.long)
-    for group in dim:
-        chosen = torch.tensor(keep.get(group, range(groups.sizes[group])), dtype=torch.long)
-        flat = (flat[:, None] * groups.sizes[group] + chosen[None, :]).flatten()
-    return tuple(flat.tolist())
 
 
 def _put_back(full: Tensor, small: Tensor, dims: Sequence[tuple[int, Indices]]) -> None:

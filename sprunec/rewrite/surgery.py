@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from sprunec.rewrite.edits import bypass, cut_buffers, freeze_sizes, select_shared, set_constants
-from sprunec.rewrite.recipe import absent, keeps, make_recipe
+from sprunec.rewrite.keep import keeps
+from sprunec.rewrite.program import detours
+from sprunec.rewrite.recipe import absent, make_recipe
 from sprunec.rewrite.trace import TracedBlock
 from sprunec.units import Cut
 
@@ -40,8 +42,8 @@ def cut_block(block: TracedBlock, kept: Cut, tensors: Mapping[str, Tensor]) -> f
         set_constants(graphs[method], program, keep)
         attributes |= cut_buffers(block, program, keep)
         attributes |= select_shared(graphs[method], block.forward, keeps(block, kept, "forward"), device)
-        for residual in reversed(absent(block, program, kept)):
-            bypass(graphs[method], residual.add, residual.stream)
+        for add, stream in detours(absent(block, program, kept)).items():
+            bypass(graphs[method], add, stream)
     return build(graphs, attributes, tensors, block)
 
 
@@ -76,8 +78,20 @@ def build(
             # Every graph module has a class of its own, so this adds the method to this block alone.
             setattr(type(module), method, type(fx.GraphModule(attributes, graph)).forward)
     vars(module)["graphs"] = dict(graphs)
+    if "forward" in block.calls:
+        _take_place(module, block)
     for name in buffers:
         owner, _, leaf = name.rpartition(".")
         if name in dict(module.named_buffers()):
             module.get_submodule(owner)._non_persistent_buffers_set.add(leaf)
     return module
+
+
+def _take_place(module: fx.GraphModule, block: TracedBlock) -> None:
+    """Let a graph module be called as its model calls the block: with keywords, tuples and what else there is."""
+    call = block.calls["forward"]
+    module.register_forward_pre_hook(lambda _, args, kwargs: (call.tensors(args, kwargs), {}), with_kwargs=True)
+    module.register_forward_hook(lambda _, __, states: call.result(states))
+    for name, value in vars(block.module).items():
+        if not name.startswith("_") and isinstance(value, int | float | str) and not hasattr(module, name):
+            setattr(module, name, value)  # models ask their blocks for such as the kind of their attention

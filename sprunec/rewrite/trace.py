@@ -7,26 +7,31 @@ cut fits both. Nothing is found by name: sites follow from how axes flow (see `a
 
 from __future__ import annotations
 
+import copy
 import traceback
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
+from sprunec import families
 from sprunec.errors import TraceError
 from sprunec.families.base import family_of
+from sprunec.families.block_calls import BlockCall, CalledBlock
 from sprunec.families.model_directory import empty_model
 from sprunec.families.module_lists import blocks
-from sprunec.rewrite.program import Call, Program, read_program
+from sprunec.rewrite.kinds import block_kinds
+from sprunec.rewrite.program import Program, read_program
 from sprunec.rewrite.sites import Site, find_sites
+from sprunec.rewrite.tracer import BlockTracer, ShapeTracer, follow_dtype
 
-Inputs = Mapping[str, tuple[Any, ...]]
+Inputs = Mapping[str, tuple[Any, ...] | BlockCall]
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,7 @@ class TracedBlock:
         sites: by unit: head, dim_head, dim_ff.
         fixed: by unit, the sizes of what looks like a site but cannot be cut.
         notes: why not.
+        calls: by method, how the model calls the block, where it is of a library's own code.
     """
 
     index: int
@@ -49,6 +55,7 @@ class TracedBlock:
     sites: Mapping[str, Site]
     fixed: Mapping[str, int]
     notes: tuple[str, ...]
+    calls: Mapping[str, BlockCall] = field(default_factory=dict)
 
     @property
     def forward(self) -> Program:
@@ -94,18 +101,53 @@ def trace(model: nn.Module, *inputs: Any) -> tuple[TracedBlock, ...]:
     return trace_blocks(model, {path: {"forward": given} for path, given in seen.items()})
 
 
+def trace_called(model: nn.Module, called: Sequence[CalledBlock]) -> tuple[TracedBlock, ...]:
+    """Trace the blocks of a model that were found on a copy of it; the traced ones hold the model's own modules.
+
+    Raises:
+        TraceError: a block cannot be traced; names the module, the source line, and what it does there.
+    """
+    shapes, kinds = [(block.path, block.module) for block in called], block_kinds(called)
+    for kind in {*kinds.values()}:
+        first, *_, last = [block for block in called if kinds[block.path] == kind] * 2
+        if first is not last and _code(first) != _code(last):  # it computes with its place among the others
+            kinds |= {path: (kind, path) for path, its in kinds.items() if its == kind}
+    found = trace_blocks(model, {block.path: block.calls for block in called}, kinds, shapes)
+    return tuple(
+        replace(block, module=model.get_submodule(block.path), calls=its.calls)
+        for block, its in zip(found, called, strict=True)
+    )
+
+
+def in_run_dtype(block: TracedBlock) -> TracedBlock:
+    """Give a block whose graphs compute all in the type of their input, where they cast to float32 as they were."""
+    programs = {method: replace(each, graph=copy.deepcopy(each.graph)) for method, each in block.programs.items()}
+    for program in programs.values():
+        follow_dtype(program.graph)
+    return replace(block, programs=programs)
+
+
+def _code(block: CalledBlock) -> list[str]:
+    return [str(_traced(block.path, block.module, method, call).graph) for method, call in block.calls.items()]
+
+
 def trace_blocks(
-    model: nn.Module, inputs: Mapping[str, Inputs], kinds: Mapping[str, Hashable] | None = None
+    model: nn.Module,
+    inputs: Mapping[str, Inputs],
+    kinds: Mapping[str, Hashable] | None = None,
+    among: Sequence[tuple[str, nn.Module]] = (),
 ) -> tuple[TracedBlock, ...]:
     """Trace every block that has inputs: by block path, then by method name.
 
     Args:
         kinds: by block path; blocks of one kind have the same code, constants and shapes, and are traced once.
+        among: the model's blocks, where they are not the members of all its module lists.
     """
-    owners = Counter(id(tensor) for _, block in blocks(model) for tensor in {*block.parameters()})
+    every = among or tuple(blocks(model))
+    owners = Counter(id(tensor) for _, block in every for tensor in {*block.parameters()})
     known: dict[Hashable, Mapping[str, Program]] = {}
     found = []
-    for index, (path, block) in enumerate(blocks(model)):
+    for index, (path, block) in enumerate(every):
         if path in inputs:
             kind = path if kinds is None else kinds[path]
             if kind not in known:
@@ -116,46 +158,27 @@ def trace_blocks(
     return tuple(found)
 
 
-def _program(path: str, block: nn.Module, method: str, inputs: Sequence[Any]) -> Program:
-    tracer = BlockTracer()
-    tracer.traced_func_name = method
+def _program(path: str, block: nn.Module, method: str, inputs: Sequence[Any] | BlockCall) -> Program:
+    tracer = _traced(path, block, method, inputs)
+    given = inputs.inputs.values() if isinstance(inputs, BlockCall) else inputs
+    examples = (torch.empty_like(each, device="meta") if isinstance(each, Tensor) else each for each in given)
+    return read_program(tracer.graph, block, tuple(examples), tracer.calls)
+
+
+def _traced(path: str, block: nn.Module, method: str, inputs: Sequence[Any] | BlockCall) -> BlockTracer:
+    tracer = ShapeTracer(inputs) if isinstance(inputs, BlockCall) else BlockTracer()
+    tracer.traced_func_name = "forward" if isinstance(inputs, BlockCall) else method
     try:
-        graph = tracer.trace(block)
+        tracer.trace(block)
     except Exception as error:
         inner = f"{path}.{tracer.current}" if tracer.current else path
         kind = type(block.get_submodule(tracer.current)).__name__
         raise TraceError(f"{inner} ({kind}) cannot be traced {_source_line(error)}: {error}") from error
-    given = (torch.empty_like(each, device="meta") if isinstance(each, Tensor) else each for each in inputs)
-    return read_program(graph, block, tuple(given), tracer.calls)
-
-
-class BlockTracer(fx.Tracer):
-    """Traces down to functions; only torch's own modules without tensors (GELU, Dropout, ...) stay modules.
-
-    What enters and leaves every module is noted, for the graph has no modules; of several calls, the last.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.proxy_buffer_attributes = True
-        self.current = ""
-        self.calls: dict[str, Call] = {}
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return type(m).__module__.startswith("torch.nn") and not any(True for _ in (*m.parameters(), *m.buffers()))
-
-    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        before, self.current = self.current, self.path_of_module(m)
-        result = super().call_module(m, forward, args, kwargs)
-        given = next(iter((*args, *kwargs.values())), None)
-        if isinstance(given, fx.Proxy) and isinstance(result, fx.Proxy):
-            self.calls[self.current] = Call(given.node.name, result.node.name)
-        self.current = before
-        return result
+    return tracer
 
 
 def _source_line(error: Exception) -> str:
     """Find the last line of the model's own source that the error came through."""
-    library = str(Path(torch.__file__).parent)
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((library, __file__))]
+    others = str(Path(torch.__file__).parent), str(Path(__file__).parent), str(Path(families.__file__).parent)
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(others)]
     return f"at {frames[-1].filename}:{frames[-1].lineno} `{frames[-1].line}`" if frames else "as it is"

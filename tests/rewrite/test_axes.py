@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from sprunec.rewrite.axes import Axis, Numbering, fresh, leaves, regroup, unite
+from sprunec.rewrite.ops.axes import Axis, fresh, leaves, regroup, unite
+from sprunec.rewrite.ops.groups import Numbering
 
 
 def test_a_view_splits_a_dim_into_its_factors() -> None:

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from sprunec.rewrite.axes import Groups
-from sprunec.rewrite.compute_ops import RULES
-from sprunec.rewrite.flow import follow
+from sprunec.rewrite.ops.compute_ops import RULES
+from sprunec.rewrite.ops.flow import follow
+from sprunec.rewrite.ops.groups import Groups
 
 
 class Holder(nn.Module):
@@ -69,9 +69,9 @@ PINNING: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "softmax": (lambda y: F.softmax(y, -1), "a softmax is taken over it"),
     "norm": (lambda y: F.layer_norm(y, (12,)), "a norm counts it"),
     "mean": (lambda y: y - y.mean(-1, keepdim=True), "mean counts it"),
-    "slice": (lambda y: F.pad(y[..., :6], (0, 6)), "it is indexed"),
-    "cat": (lambda y: torch.cat([y[..., :4], y[..., 4:]], -1), "it is indexed"),
-    "split": (lambda y: F.pad(torch.split(y, 5, -1)[0], (0, 7)), "it is split unevenly"),
+    "steps": (lambda y: y[..., ::2].repeat(1, 1, 2), "it is taken in steps, as pairs of rotary positions are"),
+    "uneven pieces": (lambda y: F.pad(torch.tensor_split(y, 5, -1)[0], (0, 9)), "it is split unevenly"),
+    "mean of squares": (lambda y: y * y.pow(2).mean(-1, keepdim=True).rsqrt(), "a norm counts it"),
     "no rule": (lambda y: y.flip(-1), "it goes through flip"),
     "sorted": (lambda y: torch.cumsum(y, -1), "it goes through cumsum"),
 }
@@ -83,6 +83,67 @@ def test_ops_that_mix_or_count_an_axis_pin_it(name: str) -> None:
     groups = analyse(lambda m, x: F.linear(op(F.linear(x, m.first)), m.second))
     rows, _ = hidden(groups)
     assert {groups.pinned.get(group) for group in rows} == {reason}
+
+
+SLICING: dict[str, tuple[Callable[[Tensor], Tensor], list[tuple[int, str]]]] = {
+    "slice": (lambda y: F.pad(y[..., :5], (0, 7)), [(5, "it goes through pad"), (7, "")]),
+    "narrow": (lambda y: F.pad(y.narrow(-1, 4, 6), (0, 6)), [(4, ""), (6, "it goes through pad"), (2, "")]),
+    "split": (lambda y: F.pad(torch.split(y, 5, -1)[2], (0, 10)), [(10, ""), (2, "it goes through pad")]),
+    "rows of a list": (lambda y: F.pad(y[..., [-2]], (0, 11)), [(10, ""), (1, "it goes through pad"), (1, "")]),
+    "cat": (
+        lambda y: torch.cat([y[..., :4], y[..., 4:]], -1),
+        [
+            (4, "its parts change places, as those of rotary pairs do"),
+            (8, "its parts change places, as those of rotary pairs do"),
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SLICING)
+def test_slices_make_a_dim_a_sum_of_which_each_term_goes_its_own_way(name: str) -> None:
+    op, terms = SLICING[name]
+    groups = analyse(lambda m, x: F.linear(op(F.linear(x, m.first)), m.second))
+    ((whole,), _) = hidden(groups)
+    assert whole not in groups.pinned
+    assert [(groups.width(term), groups.pinned.get(term[0], "")) for term in groups.sums[whole]] == terms
+
+
+def test_slices_of_slices_and_of_what_is_viewed_meet() -> None:
+    def body(m: Holder, x: Tensor) -> Tensor:
+        y = F.linear(x, m.first)
+        front, back = y[..., :8].unflatten(-1, (4, 2)), y[..., 8:].unflatten(-1, (2, 2))
+        return front[:, :, 1:3] * back
+
+    groups = analyse(body)
+    ((whole,), _) = groups.tensors["first"]
+    (heads, inner), (two, same) = groups.sums[whole]
+    assert [groups.width(term) for term in groups.sums[heads]] == [1, 2, 1]
+    assert groups.sums[heads][1] == (two,)
+    assert inner == same
+    assert groups.inside((whole,)) >= {heads, inner, two}
+
+
+def test_sums_of_the_same_terms_are_paired_term_by_term() -> None:
+    def body(m: Holder, x: Tensor) -> Tensor:
+        y, z = F.linear(x, m.first), F.linear(x, m.first * 2)
+        return y[..., :5].sum() + z[..., 5:].sum() + (y + z).sum()
+
+    groups = analyse(body)
+    ((whole,), _) = groups.tensors["first"]
+    assert [groups.width(term) for term in groups.sums[whole]] == [5, 7]
+
+
+def test_repeated_and_expanded_dims_have_an_axis_of_their_own() -> None:
+    def body(m: Holder, x: Tensor) -> Tensor:
+        y = F.linear(x, m.first)
+        again = y.repeat_interleave(3, dim=-1).unflatten(-1, (12, 3))
+        return again + y[..., None].expand(-1, -1, -1, 3)
+
+    groups = analyse(body)
+    rows, _ = groups.tensors["first"]
+    assert groups.values["repeat_interleave"][2][:-1] == rows
+    assert groups.values["expand"][3] == groups.values["repeat_interleave"][2][-1:]
 
 
 ONES: dict[str, Callable[[Tensor], Tensor]] = {

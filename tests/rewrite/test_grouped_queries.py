@@ -87,25 +87,51 @@ def cut_difference(model: Model, kept: dict[str, tuple[int, ...]]) -> float:
     return float((small(IDS) - wanted).abs().max())
 
 
-WHY = {
-    ("enable_gqa", 2): "8 and 2 of it are paired: not one to one",
-    ("enable_gqa", 4): "8 and 4 of it are paired: not one to one",
-    ("repeat_interleave", 2): "it comes out of repeat_interleave",
-    ("repeat", 4): "it comes out of repeat",
-    ("expand", 2): "it comes out of expand",
-    ("five dims", 2): "it is a product of axes, of sizes [2, 4]",
-    ("five dims", 4): "it is a product of axes, of sizes [4, 2]",
-}
+STYLES = ("enable_gqa", "repeat_interleave", "expand", "five dims")
+ALL = {"head": tuple(range(HEADS)), "dim_head": EVERY, "dim_ff": tuple(range(40))}
 
 
-@pytest.mark.parametrize(("style", "groups"), WHY)
-def test_heads_of_grouped_queries_are_said_not_to_be_cut(style: str, groups: int) -> None:
+@pytest.mark.parametrize("groups", [2, 4])
+@pytest.mark.parametrize("style", STYLES)
+def test_groups_are_cut_in_all_projections_and_heads_in_queries_and_output(style: str, groups: int) -> None:
     torch.manual_seed(0)
     model = Model(style, groups).eval()
+    for block in trace(model, IDS):
+        sites = block.sites
+        assert {unit: site.size for unit, site in sites.items()} == {
+            "kv_group": groups, "head": HEADS, "dim_head": DIM_HEAD, "dim_ff": 40
+        }  # fmt: skip
+        assert {name for name, _ in sites["kv_group"].tensors} == {
+            "q.weight", "q.bias", "k.weight", "k.bias", "v.weight", "v.bias", "out.weight"
+        }  # fmt: skip
+        assert {name for name, _ in sites["head"].tensors} == {"q.weight", "q.bias", "out.weight"}
+        assert sites["head"].parameters_each == 2 * 24 * DIM_HEAD + DIM_HEAD
+        assert sites["kv_group"].parameters_each == (2 * HEADS + 2 * groups) * 24 * DIM_HEAD // groups + DIM_HEAD * (
+            HEADS // groups + 2
+        )
+        assert block.notes == ()
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_every_group_may_keep_other_heads_but_as_many(style: str) -> None:
+    torch.manual_seed(0)
+    model = Model(style, 2).eval()
+    assert cut_difference(model, ALL | {"head": (0, 3, 5, 6)}) < 5e-6
+    assert cut_difference(model, ALL | {"head": (2, 3, 6, 7)}) < 5e-6
+    assert cut_difference(model, ALL | {"kv_group": (1,)}) < 5e-6
+    assert cut_difference(model, ALL | {"kv_group": (0,), "head": (1, 2, 4), "dim_head": (0, 2, 5)}) < 5e-6
+    message = "blocks.0: its groups would keep 1 and 2 heads; each must keep as many, and one at least"
+    with pytest.raises(TraceError, match=message):
+        make_recipe(trace(model, IDS), Cut([ALL | {"head": (0, 3, 5)}] * 2))
+
+
+def test_heads_of_tiled_keys_are_said_not_to_be_cut() -> None:
+    torch.manual_seed(0)
+    model = Model("repeat", 4).eval()
     for index, block in enumerate(trace(model, IDS)):
         assert "head" not in block.sites
         assert block.fixed["head"] == HEADS
-        assert f"blocks.{index}: head cannot be cut: {WHY[style, groups]}" in block.notes
+        assert f"blocks.{index}: head cannot be cut: it comes out of repeat" in block.notes
         assert block.sites["dim_ff"].size == 40
     with pytest.raises(TraceError, match="no head can be cut"):
         make_recipe(trace(model, IDS), Cut([kept_layer((0, 1), EVERY, tuple(range(40)))] * 2))

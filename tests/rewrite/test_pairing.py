@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sprunec.rewrite import axes
-from sprunec.rewrite.axes import LONE, Axis, Dim, fresh, leaves, meet, regroup, size, unite
+from sprunec.rewrite.ops import axes
+from sprunec.rewrite.ops.axes import LONE, Axis, Dim, fresh, leaves, meet, regroup, size, unite
 
 STEPS = 2_000
 Sizes = list[int]

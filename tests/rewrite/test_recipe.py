@@ -13,8 +13,9 @@ from sprunec.checkpoint.writer import write_state
 from sprunec.errors import TraceError
 from sprunec.families.base_config import everything
 from sprunec.families.cpm_ant.blocks import build, example_inputs
-from sprunec.rewrite.axes import Groups
-from sprunec.rewrite.recipe import Recipe, dim_indices, make_recipe, read_origin, save_recipe
+from sprunec.rewrite.keep import dim_indices
+from sprunec.rewrite.ops.groups import Groups
+from sprunec.rewrite.recipe import Recipe, make_recipe, read_origin, save_recipe
 from sprunec.rewrite.trace import trace_blocks
 from sprunec.units import Cut, Kept
 from tests.conftest import kept_layer, tiny_config, tiny_model

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,9 +11,11 @@ from torch import Tensor, nn
 
 from sprunec.families.base_config import unit_cost
 from sprunec.families.cpm_ant.blocks import build, example_inputs
-from sprunec.rewrite.axes import Groups
+from sprunec.rewrite import gating, surgery
+from sprunec.rewrite.ops.groups import Groups
 from sprunec.rewrite.sites import factors
 from sprunec.rewrite.trace import TracedBlock, trace, trace_blocks
+from sprunec.units import Cut
 from tests.conftest import tiny_config
 from tests.helpers.strange import Strange, Unit
 
@@ -180,9 +184,66 @@ class AddedTogether(Unit):
         return x + (self.back(mixed.transpose(1, 2).flatten(2)) + self.down(self.act(self.up(normed))))
 
 
-def test_an_mlp_added_with_the_attention_is_said_not_to_be_cut() -> None:
+def test_attention_and_mlp_that_are_summed_first_are_two_sublayers() -> None:
     model = Strange(depth=1).eval()
     model.units[0] = AddedTogether(24, 4, 40, "chunk").eval()
+    ids = torch.randint(0, 50, (2, 7))
+    (block,) = trace(model, ids)
+    assert block.sublayers() == ("attention", "feed_forward")
+    assert set(block.sites) == {"head", "dim_head", "dim_ff"}
+    assert block.notes == ()
+    every = {unit: tuple(range(site.size)) for unit, site in block.sites.items()}
+    for kept in (every | {"head": (1,), "dim_ff": (0, 7)}, {"dim_ff": every["dim_ff"]}, {"head": (0, 2)}, {}):
+        masked, small = copy.deepcopy(model), copy.deepcopy(model)
+        gating.mask(masked, trace(masked, ids), Cut([kept]))
+        surgery.rewrite(small, trace(small, ids), Cut([kept]))
+        assert (masked(ids) - small(ids)).abs().max() < 1e-5
+        assert (masked(ids) - model(ids)).abs().max() > 1e-3
+
+
+class ThreeSublayers(Unit):
+    """A second feed-forward behind the first one."""
+
+    def __init__(self, inner: int) -> None:
+        super().__init__(24, 4, 40, "chunk")
+        self.rise, self.fall = nn.Linear(24, inner), nn.Linear(inner, 24)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        x = super().forward(x, mask)
+        return x + self.fall(F.gelu(self.rise(x)))
+
+
+@pytest.mark.parametrize("inner", [16, 40])
+def test_three_sublayers_are_cut_where_their_widths_are_alike(inner: int) -> None:
+    model, ids = Strange(depth=1).eval(), torch.randint(0, 50, (2, 7))
+    model.units[0] = ThreeSublayers(inner).eval()
+    (block,) = trace(model, ids)
+    assert block.sublayers() == ("attention", "feed_forward", "feed_forward")
+    assert ("dim_ff" in block.sites) == (inner == 40)
+    if inner == 16:
+        assert block.notes == ("units.0: dim_ff cannot be cut: it has axes of different sizes, [16, 40]",)
+    every = {unit: tuple(range(site.size)) for unit, site in block.sites.items()}
+    some = {"head": (0, 3)} | ({"dim_ff": (2, 30)} if inner == 40 else {"dim_ff": tuple(range(40))})
+    for kept in (every | some, {"head": (0, 1, 2, 3)}, {"dim_ff": tuple(range(40))}):
+        masked, small = copy.deepcopy(model), copy.deepcopy(model)
+        gating.mask(masked, trace(masked, ids), Cut([kept]))
+        surgery.rewrite(small, trace(small, ids), Cut([kept]))
+        assert (masked(ids) - small(ids)).abs().max() < 1e-5
+        assert (masked(ids) - model(ids)).abs().max() > 1e-3
+
+
+class SummedBesides(Unit):
+    """What is added together with the attention is of the same norm, and no feed-forward by itself."""
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        query, key, value = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2).flatten(2)
+        return x + self.back(mixed) * self.down(self.act(self.up(x)))
+
+
+def test_an_mlp_that_scales_the_attention_is_said_not_to_be_cut() -> None:
+    model = Strange(depth=1).eval()
+    model.units[0] = SummedBesides(24, 4, 40, "chunk").eval()
     (block,) = trace(model, torch.randint(0, 50, (2, 7)))
     assert block.sublayers() == ("attention",)
     assert set(block.sites) == {"head", "dim_head"}

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from sprunec.rewrite.axes import Dim, Groups, Layout, Numbering, fresh, pin, size
+from sprunec.rewrite.ops.axes import Dim, Layout, fresh, pin, size
+from sprunec.rewrite.ops.groups import Groups, Numbering
 
 Rule = Callable[["Flow", fx.Node], Layout]
 INPLACE = ("iadd", "isub", "imul", "itruediv")

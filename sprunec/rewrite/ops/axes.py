@@ -1,7 +1,8 @@
 """Which dims of which tensors belong together: axes, split by views and united by the ops they flow through.
 
 A dim of a tensor is a product of axes: the output of a query projection is one dim of heads x dim_head until a view
-splits it. Two axes that an op pairs up become one. What is left at the end are groups of slices, over parameters and
+splits it. An axis may be a sum, too: a fused projection's output is one until slices take queries, keys and values out
+of it. Two axes that an op pairs up become one. What is left at the end are groups of slices, over parameters and
 values, that live or die together. An axis whose entries an op mixes or counts is pinned: it cannot be cut.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 
 Dim = list["Axis"]
 Layout = list[Dim]
@@ -18,11 +19,16 @@ LONE = "an axis of 1 in it is paired with nothing"
 
 
 class Axis:
-    """One factor of a dim; a node of a union-find forest whose roots may be split into smaller axes."""
+    """One factor of a dim; a node of a union-find forest whose roots may be split into smaller axes.
+
+    Attributes:
+        terms: dims that lie behind each other in this axis, where slices have taken it to pieces.
+    """
 
     def __init__(self, size: int, pinned: str = "") -> None:
         self.size = size
         self.pinned = pinned
+        self.terms: Layout = []
         self._parent: Axis | None = None
         self._parts: Dim | None = None
 
@@ -41,19 +47,49 @@ class Axis:
     def pin(self, reason: str) -> None:
         for leaf in self.leaves():
             leaf.pinned = leaf.pinned or reason
+            for term in leaf.terms:
+                pin(term, reason)
 
     def split(self, first: int) -> None:
         """Make this leaf the product (first, size / first)."""
         root = self.root()
         assert root._parts is None
         assert root.size % first == 0
+        with_one = 1 in (first, root.size // first)
+        if root.terms and not with_one:
+            root.pin("it is sliced, and viewed across the slices")
         root._parts = [Axis(first, root.pinned), Axis(root.size // first, root.pinned)]
+        if with_one:
+            root._parts[first == 1].terms = root.terms
+
+    def slice(self, start: int, stop: int) -> Dim:
+        """Make this leaf a sum, and give the part of it between two entries."""
+        root = self.root()
+        if not root.terms:
+            bounds = sorted({0, start, stop, root.size})
+            root.terms = [[Axis(end - begin, root.pinned)] for begin, end in pairwise(bounds)]
+        found, begin = [], 0
+        for term in root.terms:
+            low, high = max(start - begin, 0), min(stop - begin, size(term))
+            if low < high:
+                found.append(piece(term, low, high))
+            begin += size(term)
+        if len(found) == 1:
+            return found[0]
+        whole = Axis(stop - start, root.pinned)
+        whole.terms = found
+        return [whole]
 
     def join(self, other: Axis) -> None:
         mine, others = self.root(), other.root()
-        if mine is not others:
-            mine.pinned = mine.pinned or others.pinned
-            others._parent = mine
+        if mine is others:
+            return
+        if mine.terms and others.terms:
+            _align(mine, others)
+        others._parent, mine.terms = mine, mine.terms or others.terms
+        reason = mine.pinned or others.pinned
+        if reason:
+            mine.pin(reason)
 
 
 def leaves(dim: Iterable[Axis]) -> Dim:
@@ -62,6 +98,24 @@ def leaves(dim: Iterable[Axis]) -> Dim:
 
 def size(dim: Iterable[Axis]) -> int:
     return math.prod(axis.size for axis in dim)
+
+
+def piece(dim: Dim, start: int, stop: int) -> Dim:
+    """Give the part of a dim between two entries: a term of its outermost axis, where they lie between such."""
+    first, *inner = leaves(dim)
+    if (start, stop) == (0, size(dim)):
+        return [first, *inner]
+    if start % size(inner) or stop % size(inner):
+        pin(dim, "a slice cuts across it")
+        return [Axis(stop - start, "a slice cuts across it")]
+    return [*first.slice(start // size(inner), stop // size(inner)), *inner]
+
+
+def _align(ours: Axis, theirs: Axis) -> None:
+    """Unite the terms of two sums, which may begin and end elsewhere."""
+    bounds = {bound for axis in (ours, theirs) for bound in accumulate(map(size, axis.terms), initial=0)}
+    for start, stop in pairwise(sorted(bounds)):
+        unite(ours.slice(start, stop), theirs.slice(start, stop))
 
 
 def fresh(shape: Sequence[int], pinned: str = "") -> Layout:
@@ -171,45 +225,3 @@ def _last_one(layout: Layout) -> Axis:
     same, one = last.leaves()
     layout[-1] = [*before, same]
     return one
-
-
-@dataclass(frozen=True)
-class Groups:
-    """The end of an analysis: every dim as a tuple of group numbers.
-
-    Attributes:
-        values: per graph node name, per dim, the groups whose product the dim is.
-        tensors: the same per parameter or buffer name.
-        sizes: entries of each group.
-        pinned: why a group cannot be cut.
-    """
-
-    values: dict[str, tuple[tuple[int, ...], ...]]
-    tensors: dict[str, tuple[tuple[int, ...], ...]]
-    sizes: dict[int, int]
-    pinned: dict[int, str]
-
-    def holding(self, group: int) -> list[tuple[str, int]]:
-        """Find the (tensor, dim) pairs that `group` is a factor of."""
-        return [(name, place) for name, dims in self.tensors.items() for place, dim in enumerate(dims) if group in dim]
-
-
-@dataclass
-class Numbering:
-    """Gives every root axis a number, in order of first sight, so that two analyses of one graph agree."""
-
-    numbers: dict[Axis, int] = field(default_factory=dict)
-
-    def dim(self, dim: Dim) -> tuple[int, ...]:
-        return tuple(self.numbers.setdefault(leaf, len(self.numbers)) for leaf in leaves(dim))
-
-    def layout(self, layout: Iterable[Dim]) -> tuple[tuple[int, ...], ...]:
-        return tuple(self.dim(dim) for dim in layout)
-
-    def groups(self, values: dict[str, Layout], tensors: dict[str, Layout]) -> Groups:
-        """Close an analysis: tensors are numbered first, so that the values' own axes come last."""
-        numbered_tensors = {name: self.layout(layout) for name, layout in tensors.items()}
-        numbered_values = {name: self.layout(layout) for name, layout in values.items()}
-        sizes = {number: axis.size for axis, number in self.numbers.items()}
-        pinned = {number: axis.pinned for axis, number in self.numbers.items() if axis.pinned}
-        return Groups(numbered_values, numbered_tensors, sizes, pinned)

@@ -17,8 +17,8 @@ from sprunec.checkpoint.writer import write_outputs, write_state
 from sprunec.families.base_config import everything
 from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.rewrite.recipe import Recipe
+from sprunec.rewrite.recipe_files import cut_outputs, expand_outputs
 from sprunec.rewrite.slices import common_unit, select
-from sprunec.rewrite.streaming import cut_outputs, expand_outputs
 from sprunec.units import Kept
 from tests.conftest import kept_layer
 
