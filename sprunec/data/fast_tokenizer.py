@@ -1,0 +1,92 @@
+"""The tokenizer of a Hugging Face directory: its tokenizer.json, run by the package `tokenizers`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sprunec.durable import read_file
+from sprunec.errors import InputError
+
+
+@dataclass(frozen=True)
+class FastTokenizer:
+    """Text to ids and back as the directory's model was trained with, without special tokens.
+
+    Attributes:
+        document: the text of tokenizer.json.
+        marks: the tokens in front of a text and behind it; None: it has none.
+    """
+
+    document: str
+    marks: tuple[str | None, str | None] = (None, None)
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        from tokenizers import Tokenizer
+
+        return Tokenizer.from_str(self.document)
+
+    @property
+    def size(self) -> int:
+        count: int = self._tokenizer.get_vocab_size()
+        return count
+
+    @property
+    def unknown(self) -> int:
+        """Give -1, which is no token: pieces of bytes leave nothing unknown."""
+        return -1
+
+    @property
+    def begin(self) -> int:
+        return self._mark(0)
+
+    @property
+    def end(self) -> int:
+        return self._mark(1)
+
+    def _mark(self, place: int) -> int:
+        token = self.marks[place] or self.marks[1]
+        number: int | None = None if token is None else self._tokenizer.token_to_id(token)
+        if number is None:
+            raise InputError.in_option("/data/tokenizer", "the tokenizer has no token that ends a text", "give another")
+        return number
+
+    def encode(self, text: str) -> NDArray[np.int32]:
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return np.array(ids, dtype=np.int32)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        said: str = self._tokenizer.decode(list(ids), skip_special_tokens=False)
+        return said
+
+    def to_json(self) -> dict[str, Any]:
+        return {"tokenizer": self.document, "marks": list(self.marks)}
+
+
+def read_fast_tokenizer(path: Path) -> FastTokenizer:
+    """Read a tokenizer.json, and of tokenizer_config.json beside it which tokens begin and end a text.
+
+    Raises:
+        InputError: the package is not installed, or it cannot read the file.
+    """
+    beside = path.with_name("tokenizer_config.json")
+    about = json.loads(read_file(beside)) if beside.is_file() else {}
+    names = (about.get("bos_token"), about.get("eos_token"))
+    marks = [name.get("content") if isinstance(name, dict) else name for name in names]
+    tokenizer = FastTokenizer(read_file(path), (marks[0], marks[1]))
+    try:
+        tokenizer.size  # noqa: B018
+    except ImportError as error:
+        message = "a tokenizer.json needs the package tokenizers"
+        raise InputError.in_option("/data/tokenizer", message, "pip install 'sprunec[hf]'") from error
+    except Exception as error:
+        raise InputError.at(path, f"is no tokenizer: {error}", "give the tokenizer.json of the model") from error
+    return tokenizer

@@ -1,0 +1,108 @@
+"""A cut model as a directory that its stock class in `transformers` opens: config edited in place, weights as they are.
+
+One config is for all layers there, so that only layers of one shape fit; those that were removed are left out, and the
+others numbered anew.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sprunec.checkpoint.writer import Output, as_outputs, write_outputs
+from sprunec.durable import copy_file, write_new
+from sprunec.errors import FormatError
+from sprunec.families.base import Inputs
+from sprunec.families.huggingface.layouts import KEYS
+from sprunec.families.huggingface.transformers_config import TransformersConfig
+from sprunec.families.model_directory import open_model_tensors
+from sprunec.units import SUBLAYERS, sublayers_of
+
+if TYPE_CHECKING:
+    from sprunec.plan.export_formats import Emission
+
+
+def obstacles(config: TransformersConfig) -> Iterator[str]:
+    """Say why no stock class can be this model; nothing where one can."""
+    layers = [layer for layer in config.layers if layer.counts]
+    if not layers:
+        yield "it has no layer left"
+        return
+    for unit in {unit: None for layer in layers for unit in layer.counts}:
+        if len(each := {layer.counts.get(unit, 0) for layer in layers}) > 1:
+            yield f"{unit} is {min(each)} in one layer and {max(each)} in another"
+    if lacking := [kind for kind in SUBLAYERS if kind not in sublayers_of(layers[0].counts)]:
+        yield f"its layers have no {lacking[0].replace('_', '-')}"
+    width, heads = config.width, layers[0].heads
+    if not config.layout.uneven_heads and heads * layers[0].dim_head != width:
+        yield f"{config.layout.title}'s class has heads of {width} / heads dims, and {heads} are left"
+    elif not _divides(config) and not _renamed(config):
+        yield f"{config.layout.title}'s class wants as many heads as divide {width}, and {heads} are left"
+
+
+def _divides(config: TransformersConfig) -> bool:
+    """Tell whether the class takes the number of heads: some only one that divides the model's width."""
+    heads = next((layer.heads for layer in config.layers if layer.heads), 1)
+    return config.document["model_type"] not in ("llama", "gemma2", "gemma3_text") or config.width % heads == 0
+
+
+def _renamed(config: TransformersConfig) -> dict[str, Any]:
+    """Give what changes in the config of a Llama whose class refuses its heads: Mistral's computes the same."""
+    biased = any(config.document.get(key) for key in ("attention_bias", "mlp_bias"))
+    if config.document["model_type"] != "llama" or biased or _divides(config):
+        return {}
+    return {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": None}
+
+
+def stock_config(config: TransformersConfig) -> dict[str, Any]:
+    """Edit what config.json says: sizes, lists with an entry a layer."""
+    document, there = dict(config.document), [index for index, layer in enumerate(config.layers) if layer.counts]
+    layer = config.layers[there[0]]
+    sizes = {"L": len(there), "H": layer.heads, "G": layer.kv_groups or layer.heads, "F": layer.dim_ff}
+    if config.layout.uneven_heads:
+        sizes["E"] = layer.dim_head
+    for letter, size in sizes.items():
+        named = [key for key in KEYS[letter] if key in document]
+        if named or letter in "EG":
+            document[named[0] if named else KEYS[letter][0]] = size
+    for key in config.layout.by_layer:
+        if isinstance(document.get(key), list):
+            document[key] = [document[key][index] for index in there]
+    return document | _renamed(config)
+
+
+def stock_tensors(config: TransformersConfig, outputs: Mapping[str, Output]) -> Iterator[tuple[str, Output]]:
+    """Number the layers that are left anew."""
+    there = [index for index, layer in enumerate(config.layers) if layer.counts]
+    blocks = f"{config.layout.blocks}."
+    for name, output in outputs.items():
+        if not name.startswith(blocks):
+            yield name, output
+            continue
+        number, _, rest = name.removeprefix(blocks).partition(".")
+        yield f"{blocks}{there.index(int(number))}.{rest}", output
+
+
+def write(emission: Emission, directory: Path) -> dict[str, Any]:
+    """Raise FormatError where no stock class can be the model."""
+    config = emission.config
+    assert isinstance(config, TransformersConfig)
+    if problems := list(obstacles(config)):
+        raise FormatError(f"the format huggingface cannot hold this model: {'; '.join(problems)}")
+    state = open_model_tensors(emission.model)
+    directory.mkdir()
+    write_outputs(dict(stock_tensors(config, as_outputs(state))), directory)
+    for file in emission.files.get("beside", ()):
+        copy_file(file, directory / file.name)
+    document, dtype = stock_config(config), str(state.dtype(next(iter(state)))).removeprefix("torch.")
+    document |= {"dtype": dtype, "torch_dtype": dtype}
+    write_new(directory / "config.json", json.dumps(document, indent=2))
+    return {"dtype": dtype, "classes": "stock", "why": [], "class": document["architectures"][0]}
+
+
+def texts(config: TransformersConfig, about: Mapping[str, Any], batch: Inputs) -> list[Inputs]:
+    """Take each row of a batch as a text of its own."""
+    rows = zip(batch["input"], batch["length"], strict=True)
+    return [{"input": row[None, : int(length)], "length": length[None]} for row, length in rows]

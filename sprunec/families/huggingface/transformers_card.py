@@ -1,0 +1,107 @@
+"""Files and data of `transformers`' causal language models as the rooms see them that know no family."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from sprunec.checkpoint.safetensors_file import Shape
+from sprunec.errors import Diagnostic, InputError
+from sprunec.families.cards import Card, Part, Widths
+from sprunec.families.huggingface.layouts import LAYOUTS
+from sprunec.families.huggingface.transformers_config import FAMILY, TransformersConfig
+
+
+def native_keys(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Make of a config.json what `TransformersConfig.to_dict` gives.
+
+    Raises:
+        ValueError: its family has no card, or it lacks a size.
+    """
+    kind = document.get("model_type")
+    if kind not in LAYOUTS:
+        text = document.get("text_config")
+        if isinstance(text, Mapping) and text.get("model_type") in LAYOUTS:
+            title = LAYOUTS[text["model_type"]].title
+            raise ValueError(
+                f"this is the config of a model of text and more; its text part, {title}, stands not alone"
+            )
+        raise ValueError(f"this is {kind or 'no known model'}'s config")
+    needs = LAYOUTS[kind].needs
+    whole = LAYOUTS[kind].defaults | document
+    if wrong := [key for key, value in needs.items() if whole.get(key) != value]:
+        raise ValueError(
+            f"its {wrong[0]} is {whole.get(wrong[0])}; {LAYOUTS[kind].title} is known with {needs[wrong[0]]}"
+        )
+    return TransformersConfig.from_source(document).to_dict()
+
+
+def guess(shapes: Mapping[str, Shape], path: Path) -> TransformersConfig:
+    """Raise InputError: weights alone do not say which heads they have."""
+    raise InputError.at(path, "these weights come without a config", "inspect the directory that they are in")
+
+
+def data_findings(config: TransformersConfig, data: Mapping[str, Any]) -> Iterator[Diagnostic]:
+    """Tell rows that are longer than the model's table of positions."""
+    most, asked = config.sizes.get("P"), data.get("max_length")
+    if most is not None and asked is not None and asked > most:
+        message = f"{asked} is above {most}, the positions that the model has"
+        yield Diagnostic("too-long", message, f"give at most {most}", pointer="/data/max_length")
+
+
+def parts(config: TransformersConfig, names: Collection[str]) -> dict[str, Part]:
+    """Find every tensor in a file with these names; older files leave the outermost module's name out."""
+    wanted = config.tensors()
+    outermost = config.layout.blocks.partition(".")[0] + "."
+    bare = not any(name.startswith(outermost) for name in names)
+    return {name: Part(name.removeprefix(outermost) if bare else name) for name in wanted}
+
+
+def native_shapes(config: TransformersConfig, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
+    """Call a file's shapes by the model's names; a tied head's copy is no part of the model."""
+    found = parts(config, shapes)
+    named = {name: shapes[part.name] for name, part in found.items() if part.name in shapes}
+    used = {part.name for part in found.values()} | ({config.layout.head} if config.tie_word_embeddings else set())
+    return named | {name: shape for name, shape in shapes.items() if name not in used}
+
+
+def head_names(names: Collection[str]) -> tuple[str, str] | None:
+    """Find the names of a file's head and of its embedding; None where it has no head."""
+    pairs = [(layout.head, next(iter(layout.tables))) for layout in LAYOUTS.values()]
+    return next((pair for pair in pairs if all(name in names for name in pair)), None)
+
+
+def state_widths(config: TransformersConfig) -> dict[str, Widths]:
+    """Give blocks, and the linears in them: what they are given and give, in this order of dims on disk."""
+    width, found = config.width, dict[str, Widths]()
+    for index, layer in enumerate(config.layers):
+        if layer.counts:
+            found[f"{config.layout.blocks}.{index}"] = (width, width)
+    for name, shape in config.tensors().items():
+        if name.startswith(config.layout.blocks) and len(shape) == 2:
+            found[name.removesuffix(".weight")] = (shape[1], shape[0])
+    return found
+
+
+CARD = Card(
+    name=FAMILY,
+    code="sprunec.families.huggingface.transformers_family",
+    own_code=False,
+    config=TransformersConfig.from_dict,
+    schema="",
+    model_type="",
+    native_keys=native_keys,
+    older_key=lambda key, value: None,
+    config_findings=lambda config, defaults: iter(()),
+    guess=guess,
+    data_findings=data_findings,
+    data_options=lambda config, source: {},
+    parts=parts,
+    native_shapes=native_shapes,
+    head_names=head_names,
+    state_widths=state_widths,
+    huggingface_options=lambda source: {},
+    pairs_hint='add "pairs": ["[post]model.layers.1:[post]model.layers.1"]',
+    states_hint='such modules are "model.layers.0" and the linears in it',
+)

@@ -1,0 +1,179 @@
+"""The code of `transformers`' causal language models as the rooms see it that know no family."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from sprunec.checkpoint.reader import Tensors
+from sprunec.checkpoint.writer import Output
+from sprunec.errors import PassError
+from sprunec.families.base import Document, Entered, Family, Inputs, Past
+from sprunec.families.block_calls import CalledBlock
+from sprunec.families.huggingface import stock_files
+from sprunec.families.huggingface.recording import record_calls
+from sprunec.families.huggingface.transformers_card import parts
+from sprunec.families.huggingface.transformers_config import TransformersConfig
+from sprunec.families.huggingface.whole_model import TransformersModel
+
+
+@contextmanager
+def parameters_on_meta() -> Iterator[None]:
+    """Build modules without memory for their parameters meanwhile; buffers, which no file has, get their values."""
+    register = nn.Module.register_parameter
+
+    def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None and not parameter.is_meta:  # one that is on meta may be tied to this one
+            parameter = nn.Parameter(parameter.to("meta"), parameter.requires_grad)
+        register(module, name, parameter)
+
+    nn.Module.register_parameter = on_meta  # type: ignore[method-assign]
+    try:
+        with torch.device("cpu"):
+            yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+@lru_cache(maxsize=2)
+def _stock(source: str, tied: bool) -> tuple[Any, tuple[CalledBlock, ...]]:
+    """Build the class's own model of a config.json, and see how it calls its blocks."""
+    import json
+
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    document = json.loads(source) | {"tie_word_embeddings": tied, "dtype": "float32", "torch_dtype": "float32"}
+    config = AutoConfig.for_model(**document)
+    with parameters_on_meta():
+        whole = AutoModelForCausalLM.from_config(config, attn_implementation=_attention(document)).float().eval()
+    return whole, record_calls(whole)
+
+
+def _attention(document: Mapping[str, Any]) -> str:
+    """Choose between torch's own attention, and products spelled out where the class has caps or slopes."""
+    return "eager" if document["model_type"] in ("gemma2", "bloom") else "sdpa"
+
+
+def build(config: TransformersConfig) -> TransformersModel:
+    """Build the plan's input model, its parameters on the meta device."""
+    whole, called = _stock(config.source, config.tie_word_embeddings)
+    calls = {block.path: block.calls for block in called}
+    head_name = config.layout.head.removesuffix(".weight")
+    return TransformersModel(copy.deepcopy(whole), calls, cache_shapes(config), head_name)
+
+
+def cache_shapes(config: TransformersConfig) -> list[tuple[int, int] | None]:
+    found: list[tuple[int, int] | None] = []
+    for block, layer in zip(called(config), config.layers, strict=True):
+        past = block.calls["forward_cached"].inputs["past_key"].shape if "forward_cached" in block.calls else None
+        if past is None or not layer.heads:
+            found.append(None)
+            continue
+        # Some classes keep what is for a group, and some what has been repeated for its heads.
+        left = {config.sizes["G"]: layer.kv_groups or layer.heads, config.sizes["H"]: layer.heads}
+        found.append((left.get(past[1], past[1]), past[-1]))
+    return found
+
+
+def called(config: TransformersConfig) -> tuple[CalledBlock, ...]:
+    return _stock(config.source, config.tie_word_embeddings)[1]
+
+
+def initialize(model: nn.Module, seed: int) -> None:
+    """Raise PassError: such models come with their weights."""
+    raise PassError("a model of transformers starts from its weights: name a directory that has them")
+
+
+def native_outputs(config: TransformersConfig, tensors: Tensors) -> dict[str, Output]:
+    """Make the model's tensors out of a file that has all of them."""
+    from sprunec.checkpoint.writer import as_output
+
+    found = {name: (part.name, as_output(tensors, part.name)) for name, part in parts(config, tensors).items()}
+    return {name: output for name, (_, output) in found.items()}
+
+
+def arrange(
+    config: TransformersConfig, rows: Sequence[Sequence[Document]], width: int, base: int = 0
+) -> tuple[dict[str, NDArray[Any]], NDArray[np.bool_]]:
+    """Make inputs, one document after the other in a row, padded on the right, where nothing sees it."""
+    ids, text = np.zeros((len(rows), width), dtype=np.int64), np.zeros((len(rows), width), dtype=bool)
+    lengths = np.zeros(len(rows), dtype=np.int64)
+    for row, documents in enumerate(rows):
+        tokens = np.concatenate([document.tokens for document in documents])
+        ids[row, : tokens.size], text[row, : tokens.size], lengths[row] = tokens, True, tokens.size
+    return {"input": ids, "length": lengths}, text
+
+
+def proceed(config: TransformersConfig, document: Document) -> dict[str, Any]:
+    return {"input": torch.from_numpy(document.tokens.astype(np.int64))[None]}
+
+
+def kinds(config: TransformersConfig) -> dict[str, Any]:
+    """Tell, by path, what decides a block's code: that of the class, and what is left of it."""
+    layers = zip(called(config), config.layers, strict=True)
+    return {block.path: (block.path, layer) for block, layer in layers}
+
+
+def examples(config: TransformersConfig) -> dict[str, dict[str, tuple[Tensor, ...]]]:
+    """Make what each block is given, on the meta device: by block path, then by method."""
+    found = {}
+    for block, layer, cache in zip(called(config), config.layers, cache_shapes(config), strict=True):
+        methods = {}
+        for method, call in block.calls.items():
+            inputs = dict(call.inputs)
+            for name in {"past_key", "past_value"} & inputs.keys():
+                shape = list(inputs[name].shape)
+                shape[1] = cache[0] if cache is not None else shape[1]
+                inputs[name] = torch.empty(shape, dtype=inputs[name].dtype, device="meta")
+            if layer.heads or method == "forward":
+                methods[method] = tuple(inputs.values())
+        found[block.path] = methods
+    return found
+
+
+def looked_up(model: TransformersModel, batches: Iterable[Inputs]) -> dict[str, Tensor]:
+    """List, by table, the rows that batches look up in it."""
+    return {model.table: torch.cat([batch["input"].flatten() for batch in batches])}
+
+
+def decode(model: TransformersModel, inputs: Inputs, steps: int, text: int) -> tuple[Entered, list[Entered], Past]:
+    """Take the longest row: in one go, and its last positions one by one behind the others."""
+    row = int(inputs["length"].argmax())
+    ids = inputs["input"][row : row + 1, : min(int(inputs["length"][row]), text)]
+    parts, start = [], 0
+    for end in range(max(ids.size(1) - steps, 1), ids.size(1) + 1):
+        parts.append(model.enter(ids[:, start:end], past=start))
+        start = end
+    return model.enter(ids), parts, model.empty_pasts(ids)
+
+
+FAMILY = Family(
+    build=build,
+    called=called,
+    initialize=initialize,
+    native_outputs=native_outputs,
+    arrange=arrange,
+    proceed=proceed,
+    kinds=kinds,
+    examples=examples,
+    cache_shapes=cache_shapes,
+    frame=(),
+    frame_class="",
+    row_numbers=lambda config, width: width * config.width,
+    looked_up=looked_up,
+    enter=lambda model, inputs: model.enter(inputs["input"]),
+    entrance=lambda model: model.entrance,
+    head=lambda model: model.exit,
+    leave=lambda model, hidden: model.leave(hidden),
+    write_huggingface=stock_files.write,
+    huggingface_texts=stock_files.texts,
+    decode=decode,
+)

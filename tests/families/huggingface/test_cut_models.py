@@ -1,0 +1,108 @@
+"""Models of transformers as graphs: equal to their classes, whole and cut, at once and token by token."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sprunec.checkpoint.reader import Tensors, open_tensors
+from sprunec.checkpoint.writer import write_state
+from sprunec.families.base import family_of
+from sprunec.families.base_config import everything
+from sprunec.families.cards import native
+from sprunec.families.huggingface.transformers_config import TransformersConfig
+from sprunec.families.model_directory import fill
+from sprunec.rewrite.comparison import compare
+from sprunec.rewrite.gating import mask
+from sprunec.rewrite.recipe import make_recipe
+from sprunec.rewrite.shapes import empty_model, traced, traced_shape
+from sprunec.units import Kept
+from tests.helpers.causal_lms import CONFIGS, causal_lm, token_ids
+
+HEADS = [name for name in CONFIGS if name not in ("olmo2", "minicpm3")]  # a norm over all of them; made in parts
+ATTENTION = ("kv_group", "head", "dim_head")
+ABSENT: dict[str, tuple[int, tuple[str, ...]]] = {
+    "attention": (0, ATTENTION),
+    "feed_forward": (1, ("dim_ff",)),
+    "block": (1, (*ATTENTION, "dim_ff")),
+}
+
+
+def saved(name: str, directory: Path, **changes: Any) -> tuple[Any, TransformersConfig, Tensors]:
+    model = causal_lm(name, **changes)
+    model.save_pretrained(directory)
+    config = TransformersConfig.from_dict(native(json.loads((directory / "config.json").read_text())))
+    return model, config, open_tensors(directory)
+
+
+def graphs(config: TransformersConfig, tensors: Tensors, directory: Path) -> Any:
+    model = empty_model(config)
+    fill(model, {name: tensors.copy(name) for name in tensors}, directory)
+    return model.eval()
+
+
+def fewer(config: TransformersConfig, without: str = "") -> Kept:
+    """Other dims in each layer; of the first layer one group, of the second other heads in each group."""
+    whole, left = everything(config), []
+    for number, layer in enumerate(whole):
+        kept = dict(layer) | {"dim_ff": layer["dim_ff"][1 + number : -9 : 2]}
+        shape = config.layers[number]
+        each = shape.heads // (shape.kv_groups or shape.heads)
+        if config.document["model_type"] not in HEADS:
+            pass
+        elif not shape.kv_groups:
+            kept["head"] = (0, 2, 3) if number == 0 else (1, 4)
+        elif number == 0:
+            kept |= {"kv_group": (1,), "head": (each, each + 2)}
+        else:
+            kept["head"] = tuple(group * each + place for group in (0, 1) for place in (group, 2))
+        left.append(kept)
+    if without:
+        number, units = ABSENT[without]
+        left[number] = {unit: kept for unit, kept in left[number].items() if unit not in units}
+    return Kept(left)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_graphs_compute_what_the_class_computes(name: str, tmp_path: Path) -> None:
+    model, config, tensors = saved(name, tmp_path)
+    ids = token_ids(3, 9)
+    with torch.no_grad():
+        theirs, (ours, _) = model(input_ids=ids, use_cache=False).logits, graphs(config, tensors, tmp_path)(ids)
+    assert (ours - theirs).abs().max() < 2e-5 * theirs.abs().max()
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3_text", "gpt2", "opt", "gpt_neox", "falcon"])
+def test_tokens_are_those_that_the_class_generates(name: str, tmp_path: Path) -> None:
+    model, config, tensors = saved(name, tmp_path)
+    ids, generator = token_ids(1, 7), torch.Generator()
+    theirs = model.generate(ids, max_new_tokens=10, min_new_tokens=10, do_sample=False)[:, 7:]
+    ours = graphs(config, tensors, tmp_path).generate(ids, max_new_tokens=10, temperature=1e-6, generator=generator)
+    assert ours.tolist() == theirs.tolist()
+
+
+@pytest.mark.parametrize("without", ["", *ABSENT])
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name not in ("bloom", "minicpm3")])
+def test_masked_and_small_are_equal(name: str, without: str, tmp_path: Path) -> None:
+    _, config, tensors = saved(name, tmp_path / "dense", num_hidden_layers=2)
+    kept = fewer(config, without)
+    cut, whole = kept.inside(everything(config)), traced_shape(config)
+    state = make_recipe(whole, cut).cut({name: tensors.copy(name) for name in tensors})
+    small = config.cut(everything(config), kept)
+    (tmp_path / "small").mkdir()
+    write_state(state, tmp_path / "small")
+    weights = open_tensors(tmp_path / "small")
+    assert weights.shapes() == small.tensors()
+    full = empty_model(config)
+    masked = mask(full, traced(full, config), cut)
+    inputs: dict[str, Tensor] = {"input": token_ids(3, 9), "length": torch.tensor([9, 9, 5])}
+    models = [(masked, tensors), (empty_model(small), weights)]
+    found = compare(family_of(config), models, [inputs], torch.device("cpu"))
+    assert found["max_abs_difference"] < 1e-6  # norms behind the blocks are the class's own, in float32
+    assert found["worst_block_difference"] < 1e-10
+    assert found["float32_difference"] < found["float32_tolerance"]
