@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from sprunec.checkpoint.writer import Output
 
 Inputs = Mapping[str, "Tensor"]
-Given = tuple["Tensor", "Tensor"]  # hidden states (B, N, D), and what blocks are given besides
+Given = Mapping[str, tuple["Tensor", ...]]  # by block path, what it is given besides its hidden states
+Entered = tuple["Tensor", Given]  # hidden states (B, N, D) in front of the first block, and that
 Past = list["tuple[Tensor, Tensor] | None"]  # by block, keys and values
 
 
@@ -61,8 +62,8 @@ class Family:
             `frame_class(config, layers, cache_shapes)` is the model.
         row_numbers: how many numbers a row of so many positions takes between two blocks, at most.
         looked_up: by embedding, the ids that batches look up in it.
-        enter: inputs -> hidden states (B, N, D) in front of the first block.
-        shared, share: modules that make what all blocks are given besides their hidden states; inputs -> that.
+        enter: inputs -> hidden states in front of the first block, and what blocks are given besides.
+        entrance: modules that take part in that, but for tables that tokens are looked up in.
         head, leave: modules behind the last block, the weight of the last one with a row a token; hidden states (n, D)
             -> logits, for whatever rows that weight has.
         write_huggingface: writes an `Emission` as a directory that transformers opens, and says what the report does.
@@ -83,14 +84,13 @@ class Family:
     frame_class: str
     row_numbers: Callable[[Any, int], int]
     looked_up: Callable[[Any, Iterable[Inputs]], Mapping[str, Tensor]]
-    enter: Callable[[Any, Inputs], Tensor]
-    shared: tuple[str, ...]
-    share: Callable[[Any, Inputs], Tensor]
+    enter: Callable[[Any, Inputs], Entered]
+    entrance: Callable[[Any], tuple[str, ...]]
     head: Callable[[Any], tuple[str, ...]]
     leave: Callable[[Any, Tensor], Tensor]
     write_huggingface: Callable[[Any, Path], dict[str, Any]]
     huggingface_texts: Callable[[Any, Mapping[str, Any], Inputs], list[Inputs]]
-    decode: Callable[[Any, Inputs, int, int], tuple[Given, list[Given], Past]]
+    decode: Callable[[Any, Inputs, int, int], tuple[Entered, list[Entered], Past]]
 
 
 def family_of(config: ModelConfig) -> Family:

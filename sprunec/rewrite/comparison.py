@@ -22,7 +22,7 @@ from sprunec.checkpoint.reader import Tensors
 from sprunec.data.batches import in_use
 from sprunec.data.compared import OPERATIONS, PER_PARAMETER
 from sprunec.errors import PassError
-from sprunec.families.base import Family, Inputs
+from sprunec.families.base import Family, Given, Inputs
 from sprunec.rewrite.streamed import Decoding, Streamed, largest
 
 TOLERANCE = 1e-5
@@ -97,6 +97,16 @@ def _leave(single: Comparison, exact: Comparison) -> float:
     return noise
 
 
+def _twice(tensor: Tensor, rows: int) -> Tensor:
+    """Repeat what blocks are given for each row; what is for all rows alike serves twice as many."""
+    return tensor.repeat(2, *[1] * (tensor.dim() - 1)) if len(tensor) == rows else tensor
+
+
+def _same(one: Given, other: Given) -> bool:
+    pairs = {(id(a), id(b)): (a, b) for path in one for a, b in zip(one[path], other[path], strict=True)}
+    return all(torch.equal(*pair) for pair in pairs.values())
+
+
 class Comparison:
     """A masked model and small ones on their way through the same batches, side by side, in one arithmetic.
 
@@ -117,10 +127,10 @@ class Comparison:
         self.masked.enter()
         for number, small in enumerate(self.smalls):
             small.enter()
-            if all(map(torch.equal, small.shared, self.masked.shared)):
-                small.shared = self.masked.shared  # no second copy of what is large
+            if all(map(_same, small.given, self.masked.given)):
+                small.given = self.masked.given  # no second copy of what is large
             if decode:
-                with small.holding(*small.family.shared), small.embedding():
+                with small.entrance():
                     self._decodings[number] = Decoding(small.family, small.model, small.batches[0], text=DECODED)
 
     def block(self, index: int, local: bool) -> None:
@@ -137,15 +147,16 @@ class Comparison:
                 both = local and small is self.smalls[0]
                 small.hidden = self._both(index, small, wanted) if both else small.through(path)
                 if decoding is not None:
-                    decoding.through(index, small.model.get_submodule(path))
+                    decoding.through(index, path, small.model.get_submodule(path))
         self.masked.hidden = wanted
 
     def _both(self, index: int, small: Streamed, wanted: list[Tensor]) -> list[Tensor]:
         """Run a small model's block on its own states and, in the same call, on the masked one's."""
-        block, found = small.model.get_submodule(small.paths[index]), []
-        states = zip(small.hidden, self.masked.hidden, small.shared, wanted, small.batches, strict=True)
-        for hidden, given, shared, result, batch in states:
-            own, its = block(torch.cat([hidden, given]), shared.repeat(2, 1, 1, 1)).chunk(2)
+        path, found = small.paths[index], []
+        block = small.model.get_submodule(path)
+        states = zip(small.hidden, self.masked.hidden, small.given, wanted, small.batches, strict=True)
+        for hidden, other, given, result, batch in states:
+            own, its = block(torch.cat([hidden, other]), *(_twice(each, len(hidden)) for each in given[path])).chunk(2)
             used = in_use(batch)
             self.largest_state = max(self.largest_state, float(result[used].abs().max()))
             self.local[index] = max(self.local[index], largest(its[used] - result[used]))

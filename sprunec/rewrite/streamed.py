@@ -21,7 +21,7 @@ from sprunec.checkpoint.header import misfit
 from sprunec.checkpoint.reader import Tensors
 from sprunec.data.batches import in_use
 from sprunec.errors import Diagnostic, InputError
-from sprunec.families.base import Family, Inputs
+from sprunec.families.base import Family, Given, Inputs
 from sprunec.families.module_lists import blocks
 
 HELD_BYTES = 32 * 2**20  # a part of up to so many is kept until it is left
@@ -74,7 +74,7 @@ class Streamed:
 
     Attributes:
         hidden: (B, N, D) of each batch, behind the part that it has come through last.
-        shared: of each batch, what all blocks are given besides.
+        given: of each batch, what blocks are given besides.
         paths: of the blocks.
         tokens: how many the head has rows for.
 
@@ -96,7 +96,7 @@ class Streamed:
             raise InputError(Diagnostic("bad-input", f"the weights do not fit the model: {problem}"))
         self.family, self.model, self.batches, self.dtype, self.device = family, model, list(batches), dtype, device
         self.hidden: list[Tensor] = []
-        self.shared: list[Tensor] = []
+        self.given: list[Given] = []
         self.paths = [path for path, _ in blocks(model)]
         self._tensors, self._head = tensors, f"{family.head(model)[-1]}.weight"
         self.tokens = tensors.shape(self._head)[0]
@@ -129,7 +129,7 @@ class Streamed:
         return tensor.to(self.dtype)
 
     @contextmanager
-    def embedding(self) -> Iterator[None]:
+    def entrance(self) -> Iterator[None]:
         """Let the family's `enter` and `decode` work meanwhile, for tokens of the batches."""
         rows = {name: ids.unique().cpu() for name, ids in self.family.looked_up(self.model, self.batches).items()}
 
@@ -140,20 +140,19 @@ class Streamed:
             found[wanted.to(self.device)] = self._cast(self._tensors.rows(name, wanted.tolist()))
             return found
 
-        with with_parameters(self.model, tuple(rows), table):
+        with self.holding(*self.family.entrance(self.model)), with_parameters(self.model, tuple(rows), table):
             yield
 
     def enter(self) -> None:
         """Bring all batches in front of the first block."""
-        with self.embedding():
-            self.hidden = [self.family.enter(self.model, batch) for batch in self.batches]
-        with self.holding(*self.family.shared):
-            self.shared = [self.family.share(self.model, batch) for batch in self.batches]
+        with self.entrance():
+            entered = [self.family.enter(self.model, batch) for batch in self.batches]
+        self.hidden, self.given = [hidden for hidden, _ in entered], [given for _, given in entered]
 
     def through(self, path: str) -> list[Tensor]:
         """Run a block, which must be held; `hidden` stays what it is."""
         block = self.model.get_submodule(path)
-        return [block(hidden, shared) for hidden, shared in zip(self.hidden, self.shared, strict=True)]
+        return [block(hidden, *given[path]) for hidden, given in zip(self.hidden, self.given, strict=True)]
 
     def leave(self, hidden: Tensor, tokens: range) -> Tensor:
         """Turn hidden states (n, D) behind the last block into logits (n, tokens)."""
@@ -198,15 +197,15 @@ class Decoding:
     def __init__(
         self, family: Family, model: nn.Module, inputs: Inputs, steps: int = 2, text: int = sys.maxsize
     ) -> None:
-        (self.whole, self._shared), parts, self._past = family.decode(model, inputs, steps, text)
+        (self.whole, self._given), parts, self._past = family.decode(model, inputs, steps, text)
         self._steps, self._each = [hidden for hidden, _ in parts], [given for _, given in parts]
 
-    def through(self, index: int, block: Any) -> None:
+    def through(self, index: int, path: str, block: Any) -> None:
         """Go through a block, which has its weights."""
-        self.whole = block(self.whole, self._shared)
+        self.whole = block(self.whole, *self._given[path])
         past = self._past[index] or (None, None)
         for number, given in enumerate(self._each):
-            self._steps[number], *past = block.forward_cached(self._steps[number], given, *past)
+            self._steps[number], *past = block.forward_cached(self._steps[number], *given[path], *past)
 
     def both(self) -> tuple[Tensor, Tensor]:
         """Give the hidden states (n, D) that decoding has come to, and those of the full forward."""

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from sprunec.families.base import Family, Given, Inputs, Past
+from sprunec.families.base import Entered, Family, Given, Inputs, Past
 from sprunec.families.cpm_ant import huggingface_files, modules
 from sprunec.families.cpm_ant import model as frame
 from sprunec.families.cpm_ant.blocks import block_kinds, build, cache_shapes, example_inputs, initialize
@@ -15,6 +15,7 @@ from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.families.cpm_ant.inputs import arrange, proceed
 from sprunec.families.cpm_ant.model import CPMAnt
 from sprunec.families.cpm_ant.scaling import native_outputs
+from sprunec.families.module_lists import blocks
 
 VISIBLE = ("length", "context", "segment", "span")  # what decides who sees whom
 
@@ -32,9 +33,14 @@ def looked_up(model: CPMAnt, batches: Iterable[Inputs]) -> dict[str, Tensor]:
     }
 
 
-def share(model: CPMAnt, inputs: Inputs) -> Tensor:
-    """Make the attention bias (B, H, N, N), which all layers read."""
-    return model.full_bias(*(inputs[name] for name in VISIBLE))
+def enter(model: CPMAnt, inputs: Inputs) -> Entered:
+    """Look tokens up, and make the attention bias (B, H, N, N), which all layers read."""
+    bias = model.full_bias(*(inputs[name] for name in VISIBLE))
+    return model.embed(inputs["input"], inputs["segment"]), for_all(model, bias)
+
+
+def for_all(model: CPMAnt, bias: Tensor) -> Given:
+    return {path: (bias,) for path, _ in blocks(model)}
 
 
 def head(model: CPMAnt) -> tuple[str, ...]:
@@ -46,7 +52,7 @@ def row_numbers(config: ModelConfig, width: int) -> int:
     return width * max(config.dim_model, config.num_heads * width)
 
 
-def decode(model: CPMAnt, inputs: Inputs, steps: int, text: int) -> tuple[Given, list[Given], Past]:
+def decode(model: CPMAnt, inputs: Inputs, steps: int, text: int) -> tuple[Entered, list[Entered], Past]:
     """Take the longest row as a text to go on writing: what was visible from before it would make them differ."""
     row, prompt = int(inputs["length"].argmax()), model.prompt_length
     width, device = min(int(inputs["length"][row]), prompt + text), inputs["input"].device
@@ -57,9 +63,10 @@ def decode(model: CPMAnt, inputs: Inputs, steps: int, text: int) -> tuple[Given,
     for end in range(max(width - steps, prompt + 1), width + 1):
         new, seen = one["input"][:, start:end], {name: one[name][:, :end] for name in VISIBLE[1:]}
         hidden = model.embed_new(new, seen["segment"], first=start == 0)
-        parts.append((hidden, model.cached_bias(new.size(1), one["length"] - width + end - prompt, **seen)))
+        bias = model.cached_bias(new.size(1), one["length"] - width + end - prompt, **seen)
+        parts.append((hidden, for_all(model, bias)))
         start = end
-    return (model.embed(one["input"], one["segment"]), share(model, one)), parts, model.empty_past(1)
+    return enter(model, one), parts, model.empty_past(1)
 
 
 FAMILY = Family(
@@ -75,9 +82,8 @@ FAMILY = Family(
     frame_class="CPMAnt",
     row_numbers=row_numbers,
     looked_up=looked_up,
-    enter=lambda model, inputs: model.embed(inputs["input"], inputs["segment"]),
-    shared=("position_bias",),
-    share=share,
+    enter=enter,
+    entrance=lambda model: ("position_bias",),
     head=head,
     leave=lambda model, hidden: model.leave(hidden)[0],
     write_huggingface=huggingface_files.write,
