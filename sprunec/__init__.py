@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sprunec.bmcook.data.set_writer import write_dataset
     from sprunec.compiler.lower import lower
     from sprunec.execution.execute import execute
-    from sprunec.families.model_directory import load
+    from sprunec.models.loading import load
     from sprunec.plan.plan import read_plan
 
 __all__ = ["execute", "load", "lower", "read_plan", "write_dataset"]

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from sprunec.checkpoint.reader import Tensors
     from sprunec.checkpoint.writer import Output
+    from sprunec.families.block_calls import CalledBlock
 
 Inputs = Mapping[str, "Tensor"]
 Given = Mapping[str, tuple["Tensor", ...]]  # by block path, what it is given besides its hidden states
@@ -56,6 +57,8 @@ class Family:
             (B, width) their tokens stand; `length` (B,), the positions in use, is among the inputs, and the others are
             (B, width). What `base` is, data sets made for the family know.
         proceed: (config, document) -> what its `generate` is given to go on behind a document.
+        called: of a library's class, whose `build` makes all blocks of the whole input model: how they are called. They
+            are then traced as they are, and graphs that are cut to the config take their place.
         kinds, examples: by block path, what decides a block's code; what each of its methods is given, on meta.
         cache_shapes: by block, (heads, width) of its keys and values; None without attention.
         frame: modules whose text, without their relative imports, is a model without its blocks. The last one's class
@@ -73,6 +76,7 @@ class Family:
     """
 
     build: Callable[[Any], nn.Module]
+    called: Callable[[Any], Sequence[CalledBlock]] | None
     initialize: Callable[[nn.Module, int], None]
     native_outputs: Callable[[Any, Tensors], dict[str, Output]]
     arrange: Callable[[Any, Sequence[Sequence[Document]], int, int], tuple[dict[str, NDArray[Any]], NDArray[np.bool_]]]

@@ -65,6 +65,10 @@ class ModelConfig(Protocol):
     @property
     def head_sets(self) -> Sequence[tuple[int, ...]]: ...
 
+    @property
+    def uncut(self) -> Self:
+        """The model whose blocks its family's `build` makes, see `families.base`."""
+
     def with_layers(self, layers: Iterable[Any]) -> Self: ...
 
     def with_head(self, *, own: bool) -> Self:

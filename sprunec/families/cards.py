@@ -13,7 +13,10 @@ from sprunec.errors import Diagnostic
 from sprunec.families.base_config import ModelConfig
 
 MOST_LAYERS = 4096  # as the schemas have it
-FAMILIES = {"cpm-ant": "sprunec.families.cpm_ant.card"}  # by a config's `family`, the module of its card
+FAMILIES = {  # by a config's `family`, the module of its card
+    "cpm-ant": "sprunec.families.cpm_ant.card",
+    "huggingface": "sprunec.families.huggingface.transformers_card",
+}
 DEFAULT = "cpm-ant"  # of a config that names no family
 Widths = tuple[int, int]  # of what a module is given first, and of what it gives
 

@@ -10,20 +10,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from sprunec.checkpoint.header import misfit
-from sprunec.checkpoint.provenance import check_files
 from sprunec.checkpoint.reader import Tensors, open_tensors
 from sprunec.checkpoint.safetensors_file import Shape
 from sprunec.checkpoint.writer import Output, write_outputs, write_state
 from sprunec.durable import read_file, write_new
 from sprunec.errors import InputError
 from sprunec.families import cards
-from sprunec.families.base import family_of
 from sprunec.families.base_config import ModelConfig
-from sprunec.families.fit import check_dtypes
 from sprunec.text_files import read_json
 from sprunec.units import Kept
 
@@ -60,11 +56,13 @@ def open_model_tensors(directory: Path) -> Tensors:
         InputError: a tensor is missing or of another shape.
     """
     expected, tensors = read_config(directory).tensors(), open_tensors(directory)
-    _check_fit(expected, tensors.shapes(), directory, exact=False)
+    check_shapes(expected, tensors.shapes(), directory, exact=False)
     return tensors.only(expected)
 
 
-def _check_fit(wanted: Mapping[str, Shape], given: Mapping[str, Shape], source: object, *, exact: bool = True) -> None:
+def check_shapes(
+    wanted: Mapping[str, Shape], given: Mapping[str, Shape], source: object, *, exact: bool = True
+) -> None:
     if wrong := misfit(wanted, given, exact=exact):
         raise InputError.at(source, wrong, "give the checkpoint's own config", code="checkpoint-mismatch")
 
@@ -94,40 +92,6 @@ def read_kept(directory: Path) -> Kept:
     return Kept.from_json(json.loads(read_file(directory / "kept.json")))
 
 
-def load_model(directory: Path, device: torch.device | str = "cpu") -> nn.Module:
-    """Build an artifact's model from `config.json` and fill it with its weights; runs no code from the directory."""
-    return _filled(read_config(directory), open_model_tensors(directory), directory).to(device)
-
-
-def _filled(config: ModelConfig, tensors: Tensors, directory: Path) -> nn.Module:
-    """Read a model into memory: what is used for long must not hang on a file. Shapes first: claims take no memory."""
-    _check_fit(config.tensors(), tensors.shapes(), directory)
-    check_dtypes(tensors, directory, tensors)
-    model = empty_model(config)
-    fill(model, {name: tensors.copy(name) for name in tensors}, directory)
-    return model
-
-
-def load(path: str | Path, device: torch.device | str = "cpu") -> nn.Module:
-    """Load an emitted directory, in eval mode, from its config and weights; its `model.py` is never executed.
-
-    Raises:
-        InputError: the directory holds no such model, or its files do not fit each other, or are not what was emitted.
-    """
-    directory = Path(path)
-    if not (directory / "config.json").is_file():
-        raise InputError.at(directory, "has no config.json", "give a directory that `emit` wrote, OUT/model/sprunec")
-    model = _filled(read_config(directory), open_tensors(directory), directory)
-    check_files(directory)
-    return model.to(device).eval()
-
-
-def empty_model(config: ModelConfig) -> nn.Module:
-    """Build a model on the meta device: a shape without memory."""
-    with torch.device("meta"):
-        return family_of(config).build(config)
-
-
 def fill(model: nn.Module, state: Mapping[str, Tensor], source: object) -> None:
     """Put `state` into a model on the meta device, names and shapes exactly.
 
@@ -136,5 +100,5 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], source: object) -> None:
     """
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     given = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    _check_fit(wanted, given, source)
+    check_shapes(wanted, given, source)
     model.load_state_dict(state, strict=True, assign=True)

@@ -13,7 +13,7 @@ def write(emission: Emission, directory: Path) -> dict[str, Any]:
     from sprunec.checkpoint.layouts import weight_files
     from sprunec.checkpoint.writer import link_weights, write_state
     from sprunec.families.model_directory import describe, open_model_tensors, read_config, read_kept
-    from sprunec.rewrite.model_source import write_model_py
+    from sprunec.models.model_source import write_model_py
 
     kept, everything = read_kept(emission.model), read_kept(emission.source)
     describe(directory, emission.config, kept)

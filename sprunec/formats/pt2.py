@@ -27,7 +27,7 @@ def write(emission: Emission, directory: Path) -> dict[str, Any]:
     import torch
 
     from sprunec.checkpoint.writer import nbytes_in
-    from sprunec.families.model_directory import load_model
+    from sprunec.models.loading import load_model
 
     model, inputs = load_model(emission.model).eval(), example(emission.config)
     rows = torch.export.Dim("rows", min=1)

@@ -86,8 +86,8 @@ def _is_cut_away(plan: Plan, found: Sequence[NonFinite]) -> bool:
         return False
     from sprunec.bmcook.masks.matching import read_masks
     from sprunec.families.base_config import everything
+    from sprunec.models.shapes import traced_shape
     from sprunec.rewrite.recipe import make_recipe
-    from sprunec.rewrite.trace import traced_shape
 
     config = plan.model.config
     whole = kept = everything(config)

@@ -48,7 +48,7 @@ def add(build: Builder, masked: str, masks: str, small: str) -> None:
 def run(job: Job[CompareOptions]) -> dict[str, Any]:
     """Raise ComparisonError where the two differ by more than the arithmetic explains."""
     from sprunec.data.compared import compared_batches
-    from sprunec.rewrite.comparison import compare, few_threads
+    from sprunec.models.comparison import compare, few_threads
 
     config, models, found = job.config("masked"), _models(job), []
     data = job.data(config) if "data" in job.inputs else None
@@ -80,7 +80,7 @@ def check(metrics: dict[str, Any]) -> None:
 def _models(job: Job[CompareOptions]) -> list[tuple[nn.Module, Tensors]]:
     """Open the masked one, then the small one in both ways: on the meta device, with tensors read when used."""
     from sprunec.checkpoint.reader import open_tensors
-    from sprunec.families.model_directory import empty_model
+    from sprunec.models.shapes import empty_model
 
     directory, small = job.directory("small"), empty_model(job.config("small"))
     masked = job.mask(empty_model(job.config("masked")), "masked"), job.weights("masked")

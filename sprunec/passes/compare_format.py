@@ -55,7 +55,7 @@ def run(job: Job[FormatOptions]) -> dict[str, Any]:
     import torch
 
     from sprunec.data.compared import compared_batches
-    from sprunec.rewrite.streamed import largest
+    from sprunec.models.streamed import largest
 
     name, config = job.options.form, job.config()
     directory, reopen = job.inputs["emitted"] / name, FORMATS[name].reopen
@@ -89,8 +89,8 @@ def _logits(config: ModelConfig, weights: Tensors, inputs: list[Inputs], skipped
     """Compute the small model's (n, V), one tensor of it in memory at a time."""
     import torch
 
-    from sprunec.families.model_directory import empty_model
-    from sprunec.rewrite.streamed import Streamed
+    from sprunec.models.shapes import empty_model
+    from sprunec.models.streamed import Streamed
 
     model = Streamed(family_of(config), empty_model(config), weights, inputs, dtype, torch.device("cpu"))
     model.run()
@@ -110,7 +110,7 @@ def tolerance(dtype: torch.dtype, largest_logit: float, noise: float = math.inf)
     """
     import torch
 
-    from sprunec.rewrite.comparison import NOISES, TOLERANCE
+    from sprunec.models.comparison import NOISES, TOLERANCE
 
     least = TOLERANCE * max(1.0, largest_logit)
     if not math.isfinite(noise):

@@ -29,9 +29,9 @@ def add(build: Builder, spec: PassSpec, masks: str, scores: str = "") -> None:
 def run(job: Job[Options]) -> dict[str, Any]:
     from sprunec.checkpoint.writer import Output, check_room, link_weights, write_outputs
     from sprunec.families.model_directory import save_outputs
+    from sprunec.models.shapes import traced_shape
     from sprunec.rewrite.recipe import Recipe, make_recipe, read_origin, save_recipe
     from sprunec.rewrite.recipe_files import cut_outputs, expand_outputs
-    from sprunec.rewrite.trace import traced_shape
 
     config, kept, tensors, linked = job.config(), job.kept("masks"), job.weights(), job.inputs["model"]
     recipe, small = make_recipe(traced_shape(config), job.left()), config.cut(job.kept(), kept)

@@ -71,7 +71,7 @@ class Job(Generic[O]):
 
     def model(self, name: str = "model") -> nn.Module:
         """Load an input's model in float32 to the device."""
-        from sprunec.families.model_directory import load_model
+        from sprunec.models.loading import load_model
 
         return load_model(self.directory(name)).float().to(self.place.device)
 
@@ -83,7 +83,7 @@ class Job(Generic[O]):
 
     def traced(self, model: nn.Module, name: str = "model") -> tuple[TracedBlock, ...]:
         """Trace the blocks of a model that is as an input's."""
-        from sprunec.rewrite.trace import traced
+        from sprunec.models.shapes import traced
 
         return traced(model, self.config(name))
 

@@ -12,7 +12,6 @@ import traceback
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,7 @@ from torch import Tensor, nn
 
 from sprunec import families
 from sprunec.errors import TraceError
-from sprunec.families.base import family_of
 from sprunec.families.block_calls import BlockCall, CalledBlock
-from sprunec.families.model_directory import empty_model
 from sprunec.families.module_lists import blocks
 from sprunec.rewrite.kinds import block_kinds
 from sprunec.rewrite.program import Program, read_program
@@ -67,18 +64,6 @@ class TracedBlock:
 
     def tensors(self) -> dict[str, Tensor]:
         return {name: attrgetter(name)(self.module) for name in self.forward.groups.tensors}
-
-
-@lru_cache(maxsize=4)
-def traced_shape(config: Any) -> tuple[TracedBlock, ...]:
-    """Trace the blocks of a config's model, without weights; once in a run, whoever asks for it."""
-    family = family_of(config)
-    return trace_blocks(empty_model(config), family.examples(config), family.kinds(config))
-
-
-def traced(model: nn.Module, config: Any) -> tuple[TracedBlock, ...]:
-    """The traced blocks of a config, as those of a model that has weights."""
-    return tuple(replace(block, module=model.get_submodule(block.path)) for block in traced_shape(config))
 
 
 def trace(model: nn.Module, *inputs: Any) -> tuple[TracedBlock, ...]:

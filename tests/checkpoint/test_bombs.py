@@ -20,7 +20,7 @@ from sprunec.checkpoint.reader import open_tensors, read_state
 from sprunec.checkpoint.torch_file import check_torch
 from sprunec.compiler.inspect import inspect_model
 from sprunec.errors import InputError
-from sprunec.families.model_directory import load
+from sprunec.models.loading import load
 from sprunec.plan.source import LARGEST_FILE, read_source
 from tests.conftest import tiny_model
 from tests.helpers.small_plans import TINY

@@ -14,10 +14,10 @@ import torch
 from sprunec.data.compared import random_batch
 from sprunec.families.cpm_ant.blocks import build
 from sprunec.families.cpm_ant.config import ModelConfig
-from sprunec.families.model_directory import load_model
+from sprunec.models.comparison import NOISES, TOLERANCE
+from sprunec.models.loading import load_model
 from sprunec.passes import compare_format
 from sprunec.plan.export_formats import Reopened
-from sprunec.rewrite.comparison import NOISES, TOLERANCE
 from tests.helpers.small_plans import MODEL, artifact, execute, plan
 
 SCORE = {"pass": "score-mask", "criterion": "magnitude", "unit": "head", "tie_heads": True, "target": {"num_heads": 2}}

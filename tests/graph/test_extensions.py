@@ -76,8 +76,8 @@ def write(emission, directory):
 def reopen(directory, config, weights):
     import torch
 
-    from sprunec.families.model_directory import load_model
-    from sprunec.rewrite.streamed import in_use
+    from sprunec.models.loading import load_model
+    from sprunec.models.streamed import in_use
 
     model = load_model(directory)
 

@@ -13,10 +13,10 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from sprunec.families.huggingface.recording import NEW, record_calls
+from sprunec.models.verify import given_to_blocks, verify
 from sprunec.rewrite import gating, surgery
 from sprunec.rewrite.recipe import make_recipe
 from sprunec.rewrite.trace import TracedBlock, in_run_dtype, trace_called
-from sprunec.rewrite.verify import given_to_blocks, verify
 from sprunec.units import Cut
 from tests.helpers.causal_lms import CALLS, CONFIGS, causal_lm, token_ids
 

@@ -13,8 +13,8 @@ from torch import Tensor, fx, nn
 
 from sprunec.errors import TraceError
 from sprunec.families.huggingface.recording import BATCH, NEW, PAST, record_calls
+from sprunec.models.verify import given_to_blocks, graph_module, verify
 from sprunec.rewrite.trace import TracedBlock, in_run_dtype, trace_called
-from sprunec.rewrite.verify import given_to_blocks, graph_module, verify
 from tests.helpers.causal_lms import causal_lm, token_ids
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 import sprunec
 from sprunec.data.batches import IGNORED
 from sprunec.families.cpm_ant.config import ModelConfig
-from sprunec.families.model_directory import load_model
+from sprunec.models.loading import load_model
 from sprunec.passes.job import Job
 from tests.helpers.small_plans import EMIT, TRAIN, artifact, execute, mask_pass, plan, read_report, write
 from tests.test_cli import run

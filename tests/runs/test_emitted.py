@@ -18,9 +18,9 @@ from sprunec.families.base_config import everything
 from sprunec.families.cpm_ant.blocks import build, example_inputs, initialize
 from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.families.model_directory import empty_model, save_model
+from sprunec.models.model_source import block_source, write_model_py
 from sprunec.passes.compare import run_code
 from sprunec.rewrite.gating import mask
-from sprunec.rewrite.model_source import block_source, write_model_py
 from sprunec.rewrite.surgery import build as build_module
 from sprunec.rewrite.surgery import rewrite
 from sprunec.rewrite.trace import trace_blocks

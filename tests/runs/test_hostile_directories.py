@@ -25,7 +25,7 @@ from sprunec.checkpoint.reader import open_tensors, read_state
 from sprunec.compiler.inspect import inspect_model
 from sprunec.errors import InputError, PassError
 from sprunec.families.cpm_ant.config import ModelConfig
-from sprunec.families.model_directory import load
+from sprunec.models.loading import load
 from sprunec.passes import load as load_pass
 from tests.conftest import tiny_model
 from tests.helpers.small_plans import MODEL, TINY, TRAIN, execute, plan

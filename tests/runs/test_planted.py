@@ -26,12 +26,12 @@ from sprunec.families.model_directory import load_model, save_model
 from sprunec.masks.budgets import fill_all, make_budgets
 from sprunec.masks.learn import GateLearner
 from sprunec.masks.mask_tensors import load_scores
+from sprunec.models.shapes import traced
 from sprunec.passes import read_data as data_pass
 from sprunec.passes import train_mask
 from sprunec.passes.job import Job
 from sprunec.rewrite.gating import mask
 from sprunec.rewrite.recipe import make_recipe
-from sprunec.rewrite.trace import traced
 from sprunec.units import Kept
 from tests.conftest import kept_layer
 

@@ -202,6 +202,10 @@ class ModelConfig(CpmLiveKeys):
         each = self.dim_model * sum("I" in shape for shape in shapes)
         return {(): self.dim_model * shapes.count("D"), UNITS[sublayer]: each}
 
+    @property
+    def uncut(self) -> ModelConfig:
+        return self
+
     def with_layers(self, layers: Iterable[LayerShape]) -> ModelConfig:
         return replace(self, layers=tuple(layers))
 

@@ -71,6 +71,7 @@ def decode(model: CPMAnt, inputs: Inputs, steps: int, text: int) -> tuple[Entere
 
 FAMILY = Family(
     build=build,
+    called=None,
     initialize=initialize,
     native_outputs=native_outputs,
     arrange=arrange,

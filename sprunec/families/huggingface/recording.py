@@ -36,7 +36,7 @@ def record_calls(model: nn.Module) -> tuple[CalledBlock, ...]:
     shape = on_meta(model)
     cache = DynamicCache()
     try:
-        with torch.no_grad(), _Unread():  # type: ignore[no-untyped-call]
+        with torch.no_grad(), Unread():  # type: ignore[no-untyped-call]
             plain = _record(shape, NEW)
             _record(shape, PAST, cache, 0)
             cached = _record(shape, NEW, cache, PAST)
@@ -126,7 +126,7 @@ def _decoder(model: nn.Module, seen: dict[str, list[Recorded]]) -> list[str]:
     return max(lists, key=lambda found: found[0])[1]
 
 
-class _Unread(TorchDispatchMode):
+class Unread(TorchDispatchMode):
     """Says "no" and 0 where a model asks for a value that a tensor on the meta device does not have.
 
     What is asked before the blocks is whether their mask could be left out, and whether their positions start again.

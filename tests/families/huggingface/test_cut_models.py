@@ -17,10 +17,10 @@ from sprunec.families.base_config import everything
 from sprunec.families.cards import native
 from sprunec.families.huggingface.transformers_config import TransformersConfig
 from sprunec.families.model_directory import fill
-from sprunec.rewrite.comparison import compare
+from sprunec.models.comparison import compare
+from sprunec.models.shapes import empty_model, traced, traced_shape
 from sprunec.rewrite.gating import mask
 from sprunec.rewrite.recipe import make_recipe
-from sprunec.rewrite.shapes import empty_model, traced, traced_shape
 from sprunec.units import Kept
 from tests.helpers.causal_lms import CONFIGS, causal_lm, token_ids
 

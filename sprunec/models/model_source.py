@@ -20,9 +20,9 @@ from torch import fx, nn
 from sprunec.durable import write_new
 from sprunec.errors import TraceError
 from sprunec.families.base import Family, family_of
-from sprunec.families.model_directory import empty_model
+from sprunec.models.shapes import empty_model, traced
 from sprunec.rewrite.surgery import rewrite
-from sprunec.rewrite.trace import TracedBlock, traced
+from sprunec.rewrite.trace import TracedBlock
 from sprunec.units import Cut
 
 # A name used as a value: neither an attribute nor the left side of an assignment or a keyword.

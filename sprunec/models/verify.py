@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sprunec.errors import TraceError
-from sprunec.rewrite.streamed import largest
+from sprunec.models.streamed import largest
 from sprunec.rewrite.surgery import build
 from sprunec.rewrite.trace import TracedBlock
 

@@ -23,7 +23,7 @@ from sprunec.data.batches import in_use
 from sprunec.data.compared import OPERATIONS, PER_PARAMETER
 from sprunec.errors import PassError
 from sprunec.families.base import Family, Given, Inputs
-from sprunec.rewrite.streamed import Decoding, Streamed, largest
+from sprunec.models.streamed import Decoding, Streamed, largest
 
 TOLERANCE = 1e-5
 NOISES = 4.0  # a difference may be so many times the arithmetic's own noise
