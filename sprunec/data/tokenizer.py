@@ -11,6 +11,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from sprunec.data.fast_tokenizer import FastTokenizer
 from sprunec.durable import read_file, write_new
 from sprunec.families.vocabulary import Vocabulary
 
@@ -61,7 +62,7 @@ class Characters:
         return list(self.vocabulary)
 
 
-Tokenizer = Characters | Vocabulary
+Tokenizer = Characters | Vocabulary | FastTokenizer
 
 
 def save_tokenizer(directory: Path, tokenizer: Tokenizer) -> None:
@@ -71,4 +72,8 @@ def save_tokenizer(directory: Path, tokenizer: Tokenizer) -> None:
 def read_tokenizer(directory: Path) -> Tokenizer:
     """Read what `save_tokenizer` wrote."""
     content = json.loads(read_file(directory / "vocabulary.json"))
-    return Vocabulary(tuple(content["pieces"])) if isinstance(content, dict) else Characters(tuple(content))
+    if isinstance(content, list):
+        return Characters(tuple(content))
+    if "pieces" in content:
+        return Vocabulary(tuple(content["pieces"]))
+    return FastTokenizer(content["tokenizer"], tuple(content["marks"]))

@@ -23,6 +23,8 @@ SPEEDS = ("tokens_per_second", "tokens_per_second_spread", "relative_speed")
 MEASURES = ("parameters", "loss", "perplexity", *SPEEDS, "sample")
 NOT_MEASURED: dict[str, Any] = dict.fromkeys(MEASURES)
 
+COUNTED_IN = {"num_heads": "head", "dim_ff": "dim_ff"}  # of the input model, what `kept` is a part of
+
 
 @dataclass
 class Report:
@@ -34,7 +36,10 @@ class Report:
 
     @classmethod
     def start(cls, graph: Graph, out: Path) -> Report:
-        shape = dict(graph.node(graph.roles.source).options.config)
+        layers = read_config(graph.node(graph.roles.source).options.config).layers
+        most = {
+            key: max((layer.counts.get(unit, 0) for layer in layers), default=0) for key, unit in COUNTED_IN.items()
+        }
         data: dict[str, Any] = {
             "status": "running",
             "plan": graph.plan,
@@ -45,7 +50,7 @@ class Report:
             "formats": {},
             "kept": {"attention": {}, "feed_forward": {}},
             "budgets": [],
-            "config": {key: shape[key] for key in ("num_heads", "dim_ff", "num_layers")},
+            "config": most | {"num_layers": len(layers)},
             "error": None,
         }
         return cls(graph, out, data)

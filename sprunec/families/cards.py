@@ -43,8 +43,9 @@ class Card:
 
     Attributes:
         code: the module that has its `FAMILY`, see `families/base.py`.
+        own_code: whether all of its code is in this package, so that a model.py can be made of it.
         config: reads a config in its own keys.
-        schema: the one of these keys.
+        schema: the one of these keys; empty where a library decides what they mean.
         model_type: Hugging Face's name for it.
         native_keys: translates a Hugging Face config into them; raises ValueError for another family's.
         older_key: of a key that the schema lacks, how its value contradicts the family; "" where it does not, None for
@@ -64,6 +65,7 @@ class Card:
 
     name: str
     code: str
+    own_code: bool
     config: Callable[[Mapping[str, Any]], ModelConfig]
     schema: str
     model_type: str
@@ -90,6 +92,21 @@ def card(family: str = DEFAULT) -> Card:
     """
     found: Card = import_module(FAMILIES[family]).CARD
     return found
+
+
+def native(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Translate a Hugging Face config into the keys of the family whose it is.
+
+    Raises:
+        ValueError: it is no known family's; says whose.
+    """
+    why = ValueError()
+    for name in FAMILIES:
+        try:
+            return {"family": name} | card(name).native_keys(document)
+        except ValueError as error:
+            why = error
+    raise why
 
 
 def card_of(config: ModelConfig | None) -> Card:

@@ -26,6 +26,11 @@ if TYPE_CHECKING:
     from sprunec.plan.plan import Plan
 
 NEWEST = 5
+# What users need beside a library's model: its tokenizer, and how it generates.
+BESIDE = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model"),
+    *("vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json", "generation_config.json"),
+)
 OPENED_BY_TRANSFORMERS = """
 import sys, torch
 from transformers import AutoModelForCausalLM
@@ -43,7 +48,10 @@ def options(plan: Plan) -> Options:
     files: dict[str, tuple[Path, ...]] = {}
     if data is not None and (vocabulary := data.tokenizer if isinstance(data.tokenizer, Path) else data.vocab):
         files["vocab"] = (vocabulary,)
-    asked = card_of(plan.model.config).huggingface_options(data.source if data is not None else "")
+    about, directory = card_of(plan.model.config), plan.model.checkpoint
+    asked = about.huggingface_options(data.source if data is not None else "")
+    if not about.own_code and directory is not None:
+        files = {"beside": tuple(path for name in BESIDE if (path := directory / name).is_file())}
     return {"transformers": transformers_release()} | asked, files
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from sprunec.families.base_config import ModelConfig
+from sprunec.families.cards import card_of
 from sprunec.plan.export_formats import Emission, Format
 
 
@@ -25,4 +28,10 @@ def write(emission: Emission, directory: Path) -> dict[str, Any]:
     return {}
 
 
-SPRUNEC = Format("sprunec", write)
+def obstacles(config: ModelConfig) -> Iterator[tuple[str, str, str]]:
+    """Find what keeps a model.py from being made: a library's own code around its blocks."""
+    if not card_of(config).own_code:
+        yield "library-class", "its class is transformers' own", 'emit "huggingface" instead of "sprunec"'
+
+
+SPRUNEC = Format("sprunec", write, obstacles=obstacles)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Hashable
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import nn
@@ -21,7 +20,7 @@ def empty_model(config: ModelConfig) -> nn.Module:
     """Build a model on the meta device: a shape without memory."""
     family = family_of(config)
     with torch.device("meta"):
-        model: Any = family.build(config)
+        model: nn.Module = family.build(config)
     if family.called is None:
         return model
     # A library's class has all layers alike. What of its layers is left decides sizes alone, and not which units these

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -168,12 +168,14 @@ def _origins(job: Job[DataOptions]) -> tuple[Path, Path]:
 
 
 def _tokenizer(job: Job[DataOptions], role: str, text: str = "", marks: int = 0) -> Tokenizer:
-    """Read a vocabulary file of the plan, or take the characters of a text, and so many marks besides."""
+    """Read a file of the plan, or take the characters of a text, and so many marks besides."""
+    from sprunec.data.fast_tokenizer import read_fast_tokenizer
     from sprunec.data.tokenizer import Characters
     from sprunec.families.vocabulary import read_vocabulary
 
     file = job.files.get(role, _origins(job))[0]
-    tokenizer: Tokenizer = read_vocabulary(file) if role in job.files else Characters.build(text)
+    read: Callable[[Path], Tokenizer] = read_fast_tokenizer if file.suffix == ".json" else read_vocabulary
+    tokenizer = read(file) if role in job.files else Characters.build(text)
     what, other = "the vocabulary has", "the model's own vocabulary"
     size = tokenizer.size
     if role not in job.files:

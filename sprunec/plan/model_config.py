@@ -11,7 +11,7 @@ from typing import Any
 from sprunec.checkpoint.layouts import BIN, CONFIG, WEIGHTS, has_weights
 from sprunec.errors import Diagnostic, InputError, show
 from sprunec.families.base_config import ModelConfig
-from sprunec.families.cards import card
+from sprunec.families.cards import DEFAULT, card, native
 from sprunec.families.detect import TODAY, config_family, is_huggingface
 from sprunec.file_kinds import foreign
 from sprunec.plan.json_reader import escape
@@ -100,13 +100,13 @@ def read_config(path: str) -> tuple[ModelConfig | None, list[Diagnostic]]:
     if stranger := _foreign_family(source, "", source.value):
         return None, [stranger]
     if is_huggingface(source.value):
-        source = replace(source, value=card().native_keys(source.value))
-    found = list(source.problems)
-    for finding in schema_findings(source, "model"):
+        source = replace(source, value=native(source.value))
+    found, about = list(source.problems), card(source.value.get("family", DEFAULT))
+    for finding in schema_findings(source, about.schema) if about.schema else ():
         key = finding.pointer[1:]
         if finding.code != "unknown-key" or "/" in key:
             found.append(finding)
-        elif (contradiction := card().older_key(key, source.value.get(key))) is None:
+        elif (contradiction := about.older_key(key, source.value.get(key))) is None:
             hint = finding.hint if finding.hint.startswith("did you mean") else "it is ignored"
             found.append(replace(finding, severity="warning", hint=hint))
         elif contradiction:  # a key of CPM-Live's older files, which are read as long as they describe this family
@@ -119,10 +119,9 @@ def _foreign_family(source: Source, prefix: str, value: Mapping[str, Any]) -> Di
     """Refuse a config of another family by name; keys that nobody knows are none."""
     if is_huggingface(value):
         try:
-            card().native_keys(value)
+            native(value)
         except ValueError as error:
-            hint = f'{TODAY}, whose Hugging Face configs have "model_type": "{card().model_type}"'
-            return source.find("foreign-config", f"{prefix}/model_type", str(error), hint)
+            return source.find("foreign-config", f"{prefix}/model_type", str(error), TODAY)
         return None
     if (found := config_family(value)) is None:
         return None
@@ -135,10 +134,13 @@ def _checked(section: Section) -> ModelConfig | None:
     """Make the config where nothing that is found in it is an error, neither so far nor beyond its schema."""
     if has_errors(section.found):
         return None
-    defaults = {key: rule.get("default") for key, rule in properties("model").items()}
-    for finding in card().config_findings(section.written, defaults):
+    about = card(section.written.get("family", DEFAULT))
+    if not about.schema:
+        return about.config(section.written)
+    defaults = {key: rule.get("default") for key, rule in properties(about.schema).items()}
+    for finding in about.config_findings(section.written, defaults):
         section.locate(finding)
-    return None if has_errors(section.found) else card().config(_whole_numbers(section.written))
+    return None if has_errors(section.found) else about.config(_whole_numbers(section.written))
 
 
 def _whole_numbers(value: Any) -> Any:

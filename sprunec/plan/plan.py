@@ -24,6 +24,7 @@ from sprunec.plan.schema_errors import schema_findings
 from sprunec.plan.source import Source, has_errors
 from sprunec.plan.written_plan import WrittenPlan, as_list
 
+TOKENIZER = "tokenizer.json"
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -46,7 +47,7 @@ class DataSource:
 
     Attributes:
         paths: files; of a cpm-live set its directory.
-        tokenizer: "characters" or a vocabulary file.
+        tokenizer: "characters", a vocabulary file or a tokenizer.json.
         vocab, block_size, order, packed_prompts: of a cpm-live set; others have no use for them.
     """
 
@@ -185,7 +186,15 @@ def _data(plan: WrittenPlan) -> DataSource:
     return DataSource(
         paths=tuple(plan.source.folder / path for path in as_list(section.pop("path", []))),
         held_out=plan.source.folder / held_out if isinstance(held_out, str) else held_out,
-        tokenizer=tokenizer if tokenizer == "characters" else plan.source.folder / tokenizer,
+        tokenizer=_tokenizer(plan, tokenizer),
         vocab=None if vocab is None else plan.source.folder / vocab,
         **section,
     )
+
+
+def _tokenizer(plan: WrittenPlan, named: str) -> str | Path:
+    """Take what the plan names; where it names none, the tokenizer in the model's directory, if it has one."""
+    own = plan.source.folder / str(plan.section("model").written.get("checkpoint", "")) / TOKENIZER
+    if "tokenizer" not in plan.section("data").written and own.is_file():
+        return own
+    return named if named == "characters" else plan.source.folder / named

@@ -20,6 +20,7 @@ def data_options(config: ModelConfig, source: str) -> dict[str, int]:
 CARD = Card(
     name=FAMILY,
     code="sprunec.families.cpm_ant.family",
+    own_code=True,
     config=ModelConfig.from_dict,
     schema="model",
     model_type=STOCK,

@@ -29,7 +29,7 @@ def native_keys(document: Mapping[str, Any]) -> dict[str, Any]:
             )
         raise ValueError(f"this is {kind or 'no known model'}'s config")
     needs = LAYOUTS[kind].needs
-    whole = LAYOUTS[kind].defaults | document
+    whole = {**LAYOUTS[kind].defaults, **document}
     if wrong := [key for key, value in needs.items() if whole.get(key) != value]:
         raise ValueError(
             f"its {wrong[0]} is {whole.get(wrong[0])}; {LAYOUTS[kind].title} is known with {needs[wrong[0]]}"

@@ -84,7 +84,7 @@ class TransformersConfig:
         sizes = read_sizes(layout, document)
         groups = sizes["G"] if sizes["G"] != sizes["H"] else 0
         layer = TransformersLayer(sizes["H"], groups, sizes.get("E", 0), sizes["F"])
-        tied = (layout.defaults | document).get("tie_word_embeddings", False)
+        tied = {**layout.defaults, **document}.get("tie_word_embeddings", False)
         return cls(json.dumps(document), (layer,) * sizes["L"], bool(tied))
 
     @classmethod
@@ -176,13 +176,13 @@ class TransformersConfig:
 
     def _named(self, tensors: Mapping[str, str]) -> dict[str, str]:
         """Leave out those that this config has not."""
-        values = self.layout.defaults | self.document
+        values = {**self.layout.defaults, **self.document}
         split = {name.partition("?"): size for name, size in tensors.items()}
         return {name: size for (name, asks, key), size in split.items() if not asks or values.get(key)}
 
     def _product(self, size: str, counts: Mapping[str, int]) -> Counter[tuple[str, ...]]:
         """Multiply a tensor's dims out: how often each combination of units is in it."""
-        found = Counter({(): 1})
+        found = Counter[tuple[str, ...]]({(): 1})
         for dim in size.split():
             before, found = found, Counter()
             for number, units in self._dim(dim, counts):
@@ -221,7 +221,7 @@ def read_sizes(layout: Layout, document: Mapping[str, Any]) -> dict[str, int]:
     Raises:
         ValueError: it lacks another one, or a size is no positive number.
     """
-    values = layout.defaults | document
+    values = {**layout.defaults, **document}
     found: dict[str, int] = {}
     for letter, keys in {**KEYS, **layout.keys}.items():
         value = next((values[key] for key in keys if values.get(key) is not None), None)

