@@ -34,7 +34,8 @@ from sprunec.engines.world import World
 from sprunec.families.base_config import everything
 from sprunec.families.cpm_ant.blocks import build, initialize
 from sprunec.families.cpm_ant.config import ModelConfig
-from sprunec.families.model_directory import load_model, save_model
+from sprunec.families.model_directory import save_model
+from sprunec.models.loading import load_model
 from sprunec.plan.scale import Cost, Setting, cost
 
 MODES = {"one process": (1, False), "DDP": (2, False), "FSDP2": (2, True)}

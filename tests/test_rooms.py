@@ -25,6 +25,7 @@ FLOORS = (
     ("engines",),
     ("rewrite/ops",),
     ("rewrite",),
+    ("models",),
     ("masks",),
     ("bmcook/masks",),
     ("formats",),
@@ -41,7 +42,19 @@ FLOORS = (
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 MOST_FILES, MOST_LINES = 18, 260
 GENERIC = (
-    *("checkpoint", "data", "plan", "engines", "rewrite", "rewrite/ops", "masks", "formats", "graph", "passes"),
+    *(
+        "checkpoint",
+        "data",
+        "plan",
+        "engines",
+        "rewrite",
+        "rewrite/ops",
+        "models",
+        "masks",
+        "formats",
+        "graph",
+        "passes",
+    ),
     *("compiler", "execution", "show"),
 )
 # What may: a format that only this family has, and the masks that every run writes in BMCook's keys.

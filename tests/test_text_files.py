@@ -21,8 +21,9 @@ from sprunec.data.text import read_text as read_source_text
 from sprunec.data.text import split_text
 from sprunec.errors import Diagnostic, InputError
 from sprunec.families.base_config import everything
-from sprunec.families.model_directory import load, save_model
+from sprunec.families.model_directory import save_model
 from sprunec.families.vocabulary import read_vocabulary
+from sprunec.models.loading import load
 from sprunec.plan.model_config import read_config
 from sprunec.plan.plan import check_plan, read_plan
 from sprunec.text_files import read_json, read_lines, read_text

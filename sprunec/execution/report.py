@@ -37,9 +37,8 @@ class Report:
     @classmethod
     def start(cls, graph: Graph, out: Path) -> Report:
         layers = read_config(graph.node(graph.roles.source).options.config).layers
-        most = {
-            key: max((layer.counts.get(unit, 0) for layer in layers), default=0) for key, unit in COUNTED_IN.items()
-        }
+        counts = {key: [layer.counts.get(unit, 0) for layer in layers] for key, unit in COUNTED_IN.items()}
+        most = {key: max(each, default=0) for key, each in counts.items()}
         data: dict[str, Any] = {
             "status": "running",
             "plan": graph.plan,

@@ -17,7 +17,9 @@ from sprunec.checkpoint.reader import open_tensors, read_state
 from sprunec.checkpoint.writer import write_state
 from sprunec.errors import InputError
 from sprunec.families.base_config import everything
-from sprunec.families.model_directory import empty_model, fill, load, load_model, read_config, read_kept, save_model
+from sprunec.families.model_directory import fill, read_config, read_kept, save_model
+from sprunec.models.loading import load, load_model
+from sprunec.models.shapes import empty_model
 from tests.conftest import TINY, random_batch, tiny_config, tiny_model
 
 State = dict[str, torch.Tensor]

@@ -14,8 +14,9 @@ from torch import nn
 from sprunec.families.base_config import everything
 from sprunec.families.cpm_ant.blocks import example_inputs
 from sprunec.families.cpm_ant.config import ModelConfig
-from sprunec.families.model_directory import empty_model, save_model
+from sprunec.families.model_directory import save_model
 from sprunec.formats.huggingface import transformers_release
+from sprunec.models.shapes import empty_model
 from sprunec.passes import emit
 from sprunec.passes.job import Job
 from sprunec.rewrite.gating import Gates, insert_gates

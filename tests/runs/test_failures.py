@@ -17,7 +17,8 @@ import sprunec
 from sprunec.cli import main
 from sprunec.errors import ComparisonError, InputError, PassError
 from sprunec.execution.progress import Watcher
-from sprunec.rewrite import gating, model_source, surgery
+from sprunec.models import model_source
+from sprunec.rewrite import gating, surgery
 from sprunec.units import Cut
 from tests.helpers.small_plans import (
     EMIT,

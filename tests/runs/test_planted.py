@@ -22,10 +22,11 @@ from sprunec.families.base_config import everything
 from sprunec.families.cpm_ant.blocks import build, initialize
 from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.families.cpm_ant.model import CPMAnt
-from sprunec.families.model_directory import load_model, save_model
+from sprunec.families.model_directory import save_model
 from sprunec.masks.budgets import fill_all, make_budgets
 from sprunec.masks.learn import GateLearner
 from sprunec.masks.mask_tensors import load_scores
+from sprunec.models.loading import load_model
 from sprunec.models.shapes import traced
 from sprunec.passes import read_data as data_pass
 from sprunec.passes import train_mask
