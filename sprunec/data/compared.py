@@ -11,11 +11,11 @@ import torch
 
 from sprunec.data.batches import Batch, Data, Packer
 from sprunec.families.base import Document, family_of
-from sprunec.families.base_config import ModelConfig
+from sprunec.families.base_config import FORWARD, ModelConfig
 
 # A comparison runs the masked model once and the small one up to five times, in float64 or float32. On two cores these
 # operations take about ten seconds.
-OPERATIONS, PER_PARAMETER = 250_000_000_000, 16
+OPERATIONS, PER_PARAMETER = 250_000_000_000, 8 * FORWARD
 LEAST_TOKENS, LEAST_TEXT, MOST_BATCHES = 64, 32, 4
 RANDOM_TEXT = 64  # tokens in a row
 STATES = 2**24  # numbers in all hidden states, or in all that blocks are given besides, together

@@ -17,7 +17,7 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -26,14 +26,12 @@ import torch
 from torch import Tensor, nn
 
 from sprunec.engines.device import Place
-from sprunec.engines.optimizer import in_groups, make_optimizer, one_group
-from sprunec.engines.torch_engine import Masks, TorchDriver, TorchEngine
+from sprunec.engines.torch_engine import Masks, TorchDriver, TorchEngine, make_optimizer
 from sprunec.engines.training import Training
 from sprunec.errors import InputError, PassError
 from sprunec.families.module_lists import blocks
 
 INSTALL = "pip install --no-deps bmtrain==1.0.1 (Python 3.11 or older; --no-deps keeps torch's own NCCL)"
-MODULE = "._module"
 
 
 def check_here(place: Place) -> None:
@@ -82,7 +80,16 @@ class BMTrainEngine(TorchEngine):
     ) -> BMTrainDriver:
         """Raise InputError for what BMTrain would do wrong without a word, else take the model over."""
         check_here(self.place)
-        _refuse(model, training, bool(list(others)), bool(kept), self.offload)
+        optimizer, names = training.optimizer, list(model.named_parameters(remove_duplicate=False))
+        moved = self.offload and optimizer != "adam"
+        problems = {
+            "a weight has two names, and bmtrain would train two of it": len(names) > len(list(model.parameters())),
+            "bmtrain does not hold 2:4 patterns": bool(kept),
+            "bmtrain does not train projections beside the model": bool(list(others)),
+            f'bmtrain has no {optimizer} on the CPU; write "optimizer": "adam", or no offload': moved,
+        }
+        for message in (message for message, found in problems.items() if found):
+            raise InputError.in_option("/engine/name", message, 'or write "name": "torch"', code="engine-cannot")
         start(self.seed)
         return BMTrainDriver(self, self._wrap(model), training)
 
@@ -101,7 +108,7 @@ class BMTrainEngine(TorchEngine):
         return wrapped
 
     def weights(self, model: nn.Module) -> dict[str, Tensor]:
-        whole = {name: self.gather(parameter, parameter.data) for name, parameter in _shards(model)}
+        whole = {plain_name(name): self.gather(part, part.data) for name, part in model.named_parameters()}
         return whole if self.world.rank == 0 else {}
 
     def gather(self, parameter: Any, shard: Tensor) -> Tensor:
@@ -119,11 +126,12 @@ class BMTrainDriver(TorchDriver):
     engine: BMTrainEngine
 
     def __init__(self, engine: BMTrainEngine, model: nn.Module, training: Training) -> None:
-        from bmtrain.optim import OptimManager
+        from bmtrain.optim import AdamOffloadOptimizer, AdamOptimizer, OptimManager
 
         self.engine, self.model, self.training, self.copies = engine, model.train(), training, None
         half = engine.place.dtype == torch.float16
-        self.optimizer = _optimizer(model, training, engine.offload)
+        adam = AdamOffloadOptimizer if engine.offload else AdamOptimizer
+        self.optimizer = make_optimizer(model, training, adam=adam)
         self.manager = OptimManager(loss_scale=training.loss_scale if half else None, grad_scale=1)
         self.manager.add_optimizer(self.optimizer)
 
@@ -139,7 +147,7 @@ class BMTrainDriver(TorchDriver):
         self.manager.backward(loss)
 
     def norm(self) -> float:
-        squares = [p.grad.double().square().sum().item() for _, p in _shards(self.model) if p.grad is not None]
+        squares = [p.grad.double().square().sum().item() for p in self.model.parameters() if p.grad is not None]
         return math.sqrt(self.engine.world.total([sum(squares)])[0]) / self.scale
 
     def step(self, rate: float, norm: float) -> None:
@@ -157,70 +165,40 @@ class BMTrainDriver(TorchDriver):
         self.manager.zero_grad()
 
     def state(self) -> dict[str, Any]:
-        owners = [parameter for _, parameter in _shards(self.model)]
-        moments = one_group(self.optimizer.state_dict())
-        whole = {number: self._whole(owners[number], entries) for number, entries in moments["state"].items()}
         # As `LossScale` has it.
         scaler = {"scale": self.scale, "_growth_tracker": self.manager.steps_since_last_scale} if self.scaled else {}
-        return {"model": self.engine.weights(self.model), "optimizer": moments | {"state": whole}, "scaler": scaler}
-
-    def _whole(self, owner: Any, entries: Mapping[str, Any]) -> dict[str, Any]:
-        """Gather an optimizer's entries of one parameter; what is of its shard's shape is sharded as it is."""
-        found = dict(entries)
-        for key, value in entries.items():
-            if isinstance(value, Tensor) and value.dim() > 0 and value.shape == owner.data.shape:
-                found[key] = self.engine.gather(owner, value)
-        return found
+        moments = self._moments(self.optimizer.state_dict(), lambda owner: owner.data.shape, self.engine.gather)
+        return {"model": self.engine.weights(self.model), "optimizer": moments, "scaler": scaler}
 
     def load(self, state: Mapping[str, Any]) -> None:
         if "shards" in state:
             raise PassError(f'{state["shards"]} is in shards of FSDP2, which bmtrain does not read; go on with "torch"')
-        owners = [parameter for _, parameter in _shards(self.model)]
-        for name, parameter in _shards(self.model):
-            parameter._copy_data(state["model"][name].to(parameter.device))
-        moments = in_groups(state["optimizer"], self.optimizer)
-        parts = {number: _sharded(owners[number], entries) for number, entries in moments["state"].items()}
-        torch.optim.Optimizer.load_state_dict(self.optimizer, moments | {"state": parts})
+        parameters: Any = self.model.named_parameters()
+        for name, parameter in parameters:
+            parameter._copy_data(state["model"][plain_name(name)].to(parameter.device))
+        moments = self._moments(state["optimizer"], lambda owner: owner._original_shape, _shard)
+        torch.optim.Optimizer.load_state_dict(self.optimizer, moments)
         if self.scaled:
             self.manager.loss_scale = state["scaler"]["scale"]
             self.manager.steps_since_last_scale = state["scaler"]["_growth_tracker"]
 
-
-def _shards(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Yield this rank's shards of all parameters, by the plain model's names."""
-    for name, parameter in model.named_parameters():
-        yield name.replace(MODULE, ""), parameter
-
-
-def _sharded(owner: Any, entries: Mapping[str, Any]) -> dict[str, Any]:
-    """Shard an optimizer's whole entries of one parameter as it is sharded."""
-    found, mine = dict(entries), slice(owner._start_partition, owner._end_partition)
-    for key, value in entries.items():
-        if isinstance(value, Tensor) and value.dim() > 0 and value.shape == owner._original_shape:
-            found[key] = value.flatten()[mine].clone().view(owner.data.shape)
-    return found
+    def _moments(
+        self, state: Mapping[str, Any], shape_of: Callable[[Any], torch.Size], convert: Callable[[Any, Tensor], Tensor]
+    ) -> dict[str, Any]:
+        """Convert what an optimizer remembers of each parameter, where that is of its shape and no single number."""
+        owners, found = self._trained(), {}
+        for number, entries in state["state"].items():
+            owner, tensors = owners[number], {key: v for key, v in entries.items() if isinstance(v, Tensor) and v.dim()}
+            alike = {key: value for key, value in tensors.items() if value.shape == shape_of(owner)}
+            found[number] = entries | {key: convert(owner, value) for key, value in alike.items()}
+        return {**state, "state": found}
 
 
-def _optimizer(model: nn.Module, training: Training, offload: bool) -> torch.optim.Optimizer:
-    from bmtrain.optim import AdamOffloadOptimizer, AdamOptimizer
-
-    if training.optimizer != "adam":
-        return make_optimizer(model, training)
-    kind = AdamOffloadOptimizer if offload else AdamOptimizer
-    parameters = [parameter for _, parameter in _shards(model) if parameter.requires_grad]
-    rate, decay = training.learning_rate, training.weight_decay
-    made: torch.optim.Optimizer = kind(parameters, lr=rate, betas=training.betas, weight_decay=decay)
-    return made
+def plain_name(name: str) -> str:
+    """Return a parameter's name in the plain model."""
+    return name.replace("._module", "")
 
 
-def _refuse(model: nn.Module, training: Training, others: bool, patterns: bool, offload: bool) -> None:
-    shared = len(list(model.named_parameters(remove_duplicate=False))) - len(list(model.parameters()))
-    problems = {
-        "a weight has two names, and bmtrain would train two of it": shared > 0,
-        "bmtrain does not hold 2:4 patterns": patterns,
-        "bmtrain does not train projections beside the model": others,
-        f'bmtrain has no {training.optimizer} on the CPU; write "optimizer": "adam", or no offload': offload
-        and training.optimizer != "adam",
-    }
-    for message in (message for message, found in problems.items() if found):
-        raise InputError.in_option("/engine/name", message, 'or write "name": "torch"', code="engine-cannot")
+def _shard(owner: Any, whole: Tensor) -> Tensor:
+    """Cut out of the whole of something what this rank has of its parameter."""
+    return whole.flatten()[owner._start_partition : owner._end_partition].clone().view(owner.data.shape)

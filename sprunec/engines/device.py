@@ -1,17 +1,22 @@
-"""Where tensors live and in which precision they are multiplied."""
+"""Where a pass runs: the device, the precision of products, and the engine that trains."""
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from sprunec.engines.world import World
 from sprunec.errors import InputError
+from sprunec.plan.scale import shards_by_itself
 
+if TYPE_CHECKING:
+    from sprunec.engines.torch_engine import TorchEngine
+
+BMTRAIN = "bmtrain"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -32,27 +37,26 @@ class Place:
         Raises:
             InputError: the device is not here, or all processes would share it.
         """
-        if world is not None and world.size > 1:
-            if device.startswith("cuda:") or device == "mps":
-                message = f"device {device} is one, and several processes train"
-                hint = 'write "device": "cuda": each process takes its own'
-                raise InputError.in_option("/engine/device", message, hint)
-            if device != "cpu" and torch.cuda.is_available():
-                device = f"cuda:{world.local_rank}"
-            elif device == "auto":
-                device = "cpu"
-        elif device == "auto":
+        several = world if world is not None and world.size > 1 else None
+        if several and (device.startswith("cuda:") or device == "mps"):
+            message = f"device {device} is one, and several processes train"
+            hint = 'write "device": "cuda": each process takes its own'
+            raise InputError.in_option("/engine/device", message, hint)
+        if device == "auto":
             device = _best()
+            device = "cpu" if several and device == "mps" else device
+        cuda, count = torch.cuda.is_available(), torch.cuda.device_count()
+        if several and device == "cuda" and cuda:
+            device = f"cuda:{several.local_rank}"
         found = torch.device(device)
-        if not _is_here(found):
+        here = {"cuda": cuda and (found.index is None or found.index < count), "mps": torch.backends.mps.is_available()}
+        if not here.get(found.type, True):
             message = f"device {device} is not on this machine"
             raise InputError.in_option("/engine/device", message, 'use "auto" or "cpu"')
         return cls(found, DTYPES[precision])
 
-    @contextlib.contextmanager
-    def precision(self) -> Iterator[None]:
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            yield
+    def precision(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def memory(self, processes: int) -> float:
         """Return bytes for each of so many processes: of its GPU, or its share of the machine's."""
@@ -65,13 +69,35 @@ class Place:
             torch.cuda.synchronize(self.device)
 
 
-def _is_here(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.is_available() and (device.index is None or device.index < torch.cuda.device_count())
-    return device.type != "mps" or torch.backends.mps.is_available()
-
-
 def _best() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def check_engine(settings: Mapping[str, Any], place: Place) -> None:
+    """Raise InputError if what a plan wants to train with cannot work here."""
+    if settings.get("name") == BMTRAIN:
+        from sprunec.engines.bmtrain_engine import check_here
+
+        check_here(place)
+
+
+def choose_engine(settings: Mapping[str, Any], place: Place, world: World, seed: int, parameters: int) -> TorchEngine:
+    """Make what trains a model of so many parameters; all ranks do it together.
+
+    Args:
+        settings: the plan's section `engine`.
+    """
+    sharding, offload = settings.get("sharding", "auto"), bool(settings.get("offload"))
+    recompute = bool(settings.get("activation_checkpointing"))
+    if settings.get("name") == BMTRAIN:
+        from sprunec.engines.bmtrain_engine import BMTrainEngine
+
+        return BMTrainEngine(place, world, sharding != "none", recompute, offload, seed)
+    from sprunec.engines.torch_engine import TorchEngine
+
+    offload, full = offload and place.device.type != "cpu", sharding == "full"
+    if not offload and world.size > 1 and sharding == "auto":  # as fits rank 0's device
+        full = bool(world.broadcast(shards_by_itself(parameters, place.memory(world.size))))
+    return TorchEngine(place, world, offload or (world.size > 1 and full), recompute, offload)

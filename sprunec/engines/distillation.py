@@ -14,6 +14,8 @@ student's and the teacher's width.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import InitVar, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,21 +31,19 @@ CHUNK_ELEMENTS = 2**22  # 16 MiB in float32: small beside the logits, and fast o
 PROJECTION_STD = 0.02
 SMALLEST_NORM = 1e-6
 
-Places = Mapping[Point, tuple[nn.Module, str]]
+Places = Mapping[Point, tuple[nn.Module, str]]  # the module to watch, and its first input ("pre") or output ("post")
 
 
 class States:
     """The states at some points of a model, kept from its last forward pass until they are taken."""
 
     def __init__(self, places: Places) -> None:
-        """`places`: for each point the module to watch, and whether its first input ("pre") or its output ("post")."""
         self._seen: dict[Point, Tensor] = {}
-        self._handles = [self._watch(point, module, side) for point, (module, side) in places.items()]
+        watched = [(module, partial(self._see, point, side == "pre")) for point, (module, side) in places.items()]
+        self._handles = [module.register_forward_hook(see) for module, see in watched]
 
-    def _watch(self, point: Point, module: nn.Module, side: str) -> Any:
-        if side == "pre":
-            return module.register_forward_pre_hook(lambda _, given: self._seen.__setitem__(point, given[0]))
-        return module.register_forward_hook(lambda _, given, result: self._seen.__setitem__(point, result))
+    def _see(self, point: Point, before: bool, _: nn.Module, given: tuple[Tensor, ...], result: Tensor) -> None:
+        self._seen[point] = given[0] if before else result
 
     def take(self) -> dict[Point, Tensor]:
         """Hand out what was seen, once: states hold the graph of their pass."""
@@ -56,26 +56,25 @@ class States:
             handle.remove()
 
 
+@dataclass
 class Distiller:
     """An auxiliary loss of the training loop: a teacher, the pairs of states, and their projections, which it trains.
 
-    Args:
+    Attributes:
         teacher: on the training's device; put in eval mode, its weights frozen.
         student_places, teacher_places: where the states of `pairs` are to be seen.
         projections: for each pair the weight (S, T) of a linear map without bias of the teacher's state, or None.
     """
 
-    def __init__(
-        self,
-        teacher: nn.Module,
-        weights: Distillation,
-        pairs: Sequence[Pair],
-        student_places: Places,
-        teacher_places: Places,
-        projections: Sequence[nn.Parameter | None],
-    ) -> None:
-        self.teacher, self.weights, self.pairs = teacher.eval().requires_grad_(False), weights, tuple(pairs)
-        self.projections = tuple(projections)
+    teacher: nn.Module
+    weights: Distillation
+    pairs: Sequence[Pair]
+    student_places: InitVar[Places]
+    teacher_places: InitVar[Places]
+    projections: Sequence[nn.Parameter | None]
+
+    def __post_init__(self, student_places: Places, teacher_places: Places) -> None:
+        self.teacher.eval().requires_grad_(False)
         self._students, self._teachers = States(student_places), States(teacher_places)
         self._targets = self._positions = 1
 
@@ -103,8 +102,8 @@ class Distiller:
             total = total + self.weights.logits * entropy / self._targets
         used = in_use(part.inputs)
         for pair, projection in zip(self.pairs, self.projections, strict=True):
-            wanted = teachers[pair.teacher]
-            wanted = wanted if projection is None else F.linear(wanted, projection)
+            state = teachers[pair.teacher]
+            wanted = state if projection is None else F.linear(state, projection)
             difference = hidden_difference(students[pair.student], wanted, used)
             total = total + self.weights.hidden * difference / self._positions
         return total
@@ -136,15 +135,13 @@ def make_projections(
         InputError: two states are of different widths, and nothing projects.
     """
     noise = torch.Generator().manual_seed(seed)
-    found: list[nn.Parameter | None] = []
     for pair, (student, teacher) in zip(pairs, widths, strict=True):
         if not project and student != teacher:
             message = f"{pair}: the student's state is {student} wide, the teacher's {teacher}"
             hint = 'write "project": true, or pair states of one width'
             raise InputError.in_option("/distillation/project", message, hint)
-        weight = torch.randn(student, teacher, generator=noise) * PROJECTION_STD if project else None
-        found.append(None if weight is None else nn.Parameter(weight.to(device)))
-    return found
+    drawn = (torch.randn(size, generator=noise) * PROJECTION_STD for size in widths)
+    return [nn.Parameter(weight.to(device)) for weight in drawn] if project else [None] * len(pairs)
 
 
 def soft_cross_entropy(student: Tensor, teacher: Tensor, asked: Tensor, temperature: float) -> Tensor:
@@ -154,8 +151,8 @@ def soft_cross_entropy(student: Tensor, teacher: Tensor, asked: Tensor, temperat
         student, teacher: logits (B, N, V); the gradient goes to the student's.
         asked: (B, N) bool.
     """
-    positions = asked.flatten().nonzero()[:, 0]
-    total: Tensor = _SoftCrossEntropy.apply(student.flatten(0, 1), teacher.flatten(0, 1), positions, temperature)  # type: ignore[no-untyped-call]
+    chunks = asked.flatten().nonzero()[:, 0].split(max(1, CHUNK_ELEMENTS // student.size(-1)))
+    total: Tensor = _SoftCrossEntropy.apply(student.flatten(0, 1), teacher.flatten(0, 1), chunks, temperature)  # type: ignore[no-untyped-call]
     return total
 
 
@@ -163,27 +160,23 @@ class _SoftCrossEntropy(torch.autograd.Function):
     """Some positions at a time, in float32: (M, V) probabilities are never all there at once, nor kept for backward."""
 
     @staticmethod
-    def forward(ctx: Any, student: Tensor, teacher: Tensor, positions: Tensor, temperature: float) -> Tensor:
-        ctx.save_for_backward(student, teacher, positions)
-        ctx.temperature = temperature
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, chunks: Sequence[Tensor], temperature: float) -> Tensor:
+        ctx.save_for_backward(student, teacher)
+        ctx.chunks, ctx.temperature = chunks, temperature
         total = student.new_zeros((), dtype=torch.float32)
-        for some in positions.split(_chunk(student)):
+        for some in chunks:
             wanted = (teacher[some].float() / temperature).softmax(-1)
             total -= (wanted * (student[some].float() / temperature).log_softmax(-1)).sum()
         return temperature**2 * total
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        student, teacher, positions = ctx.saved_tensors
+        student, teacher = ctx.saved_tensors
         found = torch.zeros_like(student)
-        for some in positions.split(_chunk(student)):
+        for some in ctx.chunks:
             has, wanted = ((x[some].float() / ctx.temperature).softmax(-1) for x in (student, teacher))
             found[some] = ((has - wanted) * (ctx.temperature * gradients[0])).to(found.dtype)
         return found, None, None, None
-
-
-def _chunk(logits: Tensor) -> int:
-    return max(1, CHUNK_ELEMENTS // logits.size(-1))
 
 
 def hidden_difference(student: Tensor, teacher: Tensor, used: Tensor) -> Tensor:

@@ -3,6 +3,9 @@
 Two channels. Collectives (gloo, and NCCL for tensors on CUDA) carry gradients and the numbers of a step. The key-value
 store that the processes met at carries whose turn it is, what went wrong, and everybody's heartbeat. Those who wait for
 their next turn ask the store, so waiting costs nothing and may last; a collective would run into its timeout.
+
+What is blocked in a collective cannot help itself: gloo sees that a peer has closed its connection, but not that it has
+stopped, and NCCL may see neither. So a thread of every rank looks after the others, and ends the process.
 """
 
 from __future__ import annotations
@@ -10,6 +13,8 @@ from __future__ import annotations
 import io
 import os
 import re
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -20,23 +25,26 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import TCPStore
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from sprunec.engines.heartbeat import END, SILENCE, Heartbeat
-from sprunec.engines.world import World
+from sprunec.engines.world import World, launched
 from sprunec.errors import PassError
 
 GRACE = 5.0  # seconds that a rank is given to say why it ends
 MEETING = timedelta(minutes=10)  # until all processes have started
 POLL = 0.05  # seconds between two questions to the store
+BEAT, SILENCE = 1.0, 30.0  # seconds from one heartbeat to the next, and without one until a rank is given up
+LINGER = 15.0  # seconds that a process may go on after rank 0 has let it go
+END = "end"
 
 
 class ProcessGroup(World):
     """The `WORLD_SIZE` processes that torchrun has started."""
 
     def __init__(self) -> None:
-        self.rank, self.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        self.rank, self.size = launched()
         self.local_rank = int(os.environ.get("LOCAL_RANK", self.rank))
         self._store: Any = next(iter(rendezvous("env://", timeout=MEETING)))[0]
         self._turns = 0
@@ -60,19 +68,14 @@ class ProcessGroup(World):
         cuda = torch.device(device).type == "cuda"
         if cuda:
             torch.cuda.set_device(torch.device(device))
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if cuda else "gloo",
-            store=PrefixStore("collectives", self._store),
-            rank=self.rank,
-            world_size=self.size,
-            timeout=timedelta(seconds=timeout),
-        )
+        backend, store = "cpu:gloo,cuda:nccl" if cuda else "gloo", PrefixStore("collectives", self._store)
+        limit = timedelta(seconds=timeout)
+        dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.size, timeout=limit)
 
     def total(self, values: Sequence[float]) -> list[float]:
         found = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(found)
-        totals: list[float] = found.tolist()
-        return totals
+        return list(found.tolist())
 
     def all_reduce(self, tensors: Iterable[Tensor]) -> None:
         for tensor in tensors:
@@ -84,11 +87,9 @@ class ProcessGroup(World):
         if self.rank == 0:
             torch.save(document, written)
         size = int(self.total([float(written.getbuffer().nbytes)])[0])
-        content = torch.zeros(size, dtype=torch.uint8)
-        if self.rank == 0:
-            content = torch.frombuffer(written.getbuffer(), dtype=torch.uint8).clone()
-        dist.broadcast(content, src=0)
-        return torch.load(io.BytesIO(content.numpy().tobytes()), map_location="cpu", weights_only=True)
+        content = bytearray(written.getvalue()) or bytearray(size)
+        dist.broadcast(torch.frombuffer(content, dtype=torch.uint8), src=0)
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
     # --- whose turn it is ---
 
@@ -136,15 +137,57 @@ class ProcessGroup(World):
     def _first_of(self, keys: Sequence[str], patience: float) -> str | None:
         """Return the first of the keys to be in the store; None if none of them is after so many seconds."""
         until = time.monotonic() + patience
-        try:
+        with suppress(RuntimeError):  # nobody keeps the store any more
             while time.monotonic() < until:
                 for key in keys:
                     if self._store.check([key]):
                         return key
                 time.sleep(POLL)
-        except RuntimeError:  # nobody keeps the store any more
-            return None
         return None
+
+
+class Heartbeat:
+    """One rank's thread, over a connection of its own to the store that all met at."""
+
+    def __init__(self, rank: int, size: int) -> None:
+        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        self._store = TCPStore(host, port, is_master=False, timeout=timedelta(seconds=SILENCE))
+        self._rank = rank
+        self._others = [other for other in range(size) if other != rank]
+        self._heard: dict[int, tuple[int, float]] = {}  # by rank its last beat, and when; machines may start late
+        self._ended: float | None = None
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Beat no more; a thread that is inside of the store when Python ends would abort the process."""
+        self._closed.set()
+        self._thread.join(BEAT)
+
+    def _run(self) -> None:
+        while not self._closed.wait(BEAT):
+            try:
+                problem = self._beat(time.monotonic())
+            except RuntimeError:
+                problem = "the process that keeps the store is gone"
+            if problem is not None and not self._closed.is_set():
+                if problem:
+                    print(f"error: rank {self._rank}: {problem}; run again to continue", file=sys.stderr, flush=True)
+                os._exit(1)
+
+    def _beat(self, now: float) -> str | None:
+        """Beat, and say why this process should end, if it should; an empty message where the user has been told."""
+        self._store.add(f"heartbeat/{self._rank}", 1)
+        for rank in self._others:
+            count = self._store.add(f"heartbeat/{rank}", 0)
+            if count and count != self._heard.get(rank, (0, now))[0]:
+                self._heard[rank] = count, now
+        if self._store.check([END]):
+            self._ended = self._ended or now
+            return "" if now - self._ended > LINGER else None
+        silent = [rank for rank, (_, when) in self._heard.items() if now - when > SILENCE]
+        return f"rank {silent[0]} has sent no heartbeat for {SILENCE:.0f} seconds" if silent else None
 
 
 def lost(error: BaseException) -> str | None:

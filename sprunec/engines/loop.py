@@ -6,7 +6,8 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,17 +16,48 @@ from torch import Tensor, nn
 
 from sprunec.data.batches import IGNORED, Batch
 from sprunec.engines.checkpoints import Saves
-from sprunec.engines.learner import Learner
-from sprunec.engines.nonfinite import MOST_SKIPS, Skips, non_finite, non_finite_step, what_is_wrong
+from sprunec.engines.nonfinite import MOST_SKIPS, non_finite, non_finite_step
 from sprunec.engines.training import Training
 from sprunec.errors import PassError
 from sprunec.interrupts import postponed
 
 if TYPE_CHECKING:
     from sprunec.engines.distillation import Distiller
-    from sprunec.engines.torch_engine import TorchEngine
+    from sprunec.engines.torch_engine import TorchDriver, TorchEngine
 
-Report = Callable[[dict[str, Any]], None]
+Event = dict[str, Any]
+
+
+class Learner:
+    """What may learn beside a model's weights, such as gates, the same on every rank; the loop calls it at each step.
+
+    This one learns nothing.
+    """
+
+    def before(self, step: int, model_step: int) -> None: ...
+
+    def gradients(self) -> list[Tensor]:
+        """Return those that have reached it from this rank's sequences; the loop puts their sums in their place."""
+        return []
+
+    def backward(self, unscale: float) -> None: ...
+
+    def after(self, step: int) -> Event:
+        """Move; return what it adds to the event."""
+        return {}
+
+    def skip(self, step: int) -> Event:
+        """Stand still at a step that moves nothing, where `backward` and `after` are left out."""
+        return {}
+
+    def done(self) -> bool:
+        """Say whether nothing is left to learn; asked before each step, it must follow from what `state` holds."""
+        return False
+
+    def state(self) -> dict[str, Any] | None:
+        return None
+
+    def load(self, state: Any) -> None: ...
 
 
 def language_model_loss(model: nn.Module, batch: Batch) -> Tensor:
@@ -46,12 +78,12 @@ def fit(
     engine: TorchEngine,
     *,
     first_step: int,
-    report: Report,
+    report: Callable[[Event], None],
     learner: Learner | None = None,
     saves: Saves | None = None,
     auxiliary_loss: Distiller | None = None,
     kept: Mapping[str, Tensor] | None = None,
-) -> dict[str, Any]:
+) -> Event:
     """Train for `training.steps` steps or until `learner` is done, from the last save if there is one.
 
     All ranks call it alike; `engine.weights(model)` is what was trained.
@@ -71,152 +103,140 @@ def fit(
         KeyboardInterrupt: the run was asked to stop; the pass is saved.
         OSError: the pass cannot be saved.
     """
-    trainer = Trainer(model, training, engine, first_step, learner, auxiliary_loss, kept)
-    start, event = trainer.start(saves.latest() if saves is not None else None)
+    others = auxiliary_loss.parameters() if auxiliary_loss is not None else ()
+    driver = engine.drive(model, training, others, kept)
+    trainer = Trainer(driver, first_step, learner or Learner(), auxiliary_loss, saves)
+    event = trainer.start()
     with postponed() if saves is not None else nullcontext():
-        for step in range(start, training.steps):
+        for step in range(event.get("step", 0), training.steps):
             if trainer.learner.done():
                 break
-            batch = batches(first_step + step)
-            event, wrong = trainer.step(step, batch)
-            if wrong is not None:
-                raise non_finite_step(wrong, first_step + step, batch, saves.last if saves is not None else None)
+            event = trainer.step(step, batches(first_step + step))
             report(event)
             if saves is not None:
-                saves.after_step(step + 1, training.steps, lambda event=event: trainer.state(event))  # type: ignore[misc]
+                saves.after_step(step + 1, training.steps, partial(trainer.state, event))
     if saves is not None:
         saves.settle()
     trainer.check_end()
     return event
 
 
+@dataclass
 class Trainer:
     """A model in training, and what learns beside it: all that changes from step to step."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        training: Training,
-        engine: TorchEngine,
-        first_step: int,
-        learner: Learner | None,
-        auxiliary_loss: Distiller | None,
-        kept: Mapping[str, Tensor] | None,
-    ) -> None:
-        self.training, self.world, self.place = training, engine.world, engine.place
-        self.first_step, self.learner, self.auxiliary = first_step, learner or Learner(), auxiliary_loss
-        others = self.auxiliary.parameters() if self.auxiliary is not None else ()
-        self.driver = engine.drive(model, training, others, kept)
-        self.skips = Skips()
+    driver: TorchDriver
+    first_step: int
+    learner: Learner
+    auxiliary: Distiller | None = None
+    saves: Saves | None = None
+    skips: dict[str, int] = field(default_factory=lambda: {"in_a_row": 0, "total": 0})  # steps that fp16 has left out
 
-    def start(self, saved: dict[str, Any] | None) -> tuple[int, dict[str, Any]]:
-        """Start from a save, or from rank 0's gates: each rank has computed for itself where they begin.
+    def __post_init__(self) -> None:
+        self.training, self.world, self.place = self.driver.training, self.driver.engine.world, self.driver.engine.place
+        self.beside = {"companion": self.learner, "objective": self.auxiliary}  # by the names that saves have for them
 
-        Returns:
-            The steps that are done, and the last one's event.
-        """
+    def start(self) -> Event:
+        """Start from the last save, whose event it returns, or from rank 0's gates: each rank has computed its own."""
         if self.world.size > 1:
             self.learner.load(self.world.broadcast(self.learner.state()))
+        saved = self.saves.latest() if self.saves is not None else None
         if saved is None:
-            return 0, {}
+            return {}
         self.driver.load(saved)
-        self.skips = Skips(**saved["skips"])
-        self.learner.load(saved["companion"])
-        if self.auxiliary is not None:
-            self.auxiliary.load(saved["objective"])
-        return saved["event"]["step"], saved["event"]
+        self.skips = saved["skips"]
+        for name, learns in self.beside.items():
+            if learns is not None:
+                learns.load(saved[name])
+        return dict(saved["event"])
 
-    def step(self, step: int, batch: Batch) -> tuple[dict[str, Any], str | None]:
+    def step(self, step: int, batch: Batch) -> Event:
         """Make one update, or none: a step whose loss or gradients are not finite moves nothing but the loss scale.
 
         Args:
             batch: the global one, wherever it lies.
 
-        Returns:
-            Its event, and what is wrong if training cannot go on.
+        Raises:
+            PassError: training cannot go on.
         """
-        started, rate = time.perf_counter(), self.training.rate(step, self.first_step + step)
-        self.learner.before(step, self.first_step + step)
+        started, model_step = time.perf_counter(), self.first_step + step
+        rate = self.training.rate(step, model_step)
+        self.learner.before(step, model_step)
         losses = self._backward(batch)
         norm, scale = self.driver.norm(), self.driver.scale
-        self.world.all_reduce(self.learner.gradients())
-        loss = sum(losses.values())
-        finite = math.isfinite(loss + norm) and self.learner.finite()
-        wrong = None if finite else self._wrong(loss, norm)
-        moved = self._update(finite, rate, norm, scale) if wrong is None else {}
+        gates, loss = self.learner.gradients(), sum(losses.values())
+        self.world.all_reduce(gates)
+        finite = math.isfinite(loss + norm) and not non_finite(gates)
+        self._count(finite, loss, norm, model_step, batch)
+        if finite:
+            self.learner.backward(1.0 / scale)
+            self.driver.step(rate, norm)
+        self.driver.end(finite)
         self.place.synchronize()
         event = {
             "step": step + 1,
             "steps": self.training.steps,
-            "model_steps": self.first_step + step + 1,
+            "model_steps": model_step + 1,
             **losses,
             "learning_rate": rate,
             "gradient_norm": norm if finite and self.training.clip_grad is not None else None,
             "tokens_per_second": batch.target_count / (time.perf_counter() - started),
         }
-        if wrong is None:
-            event |= self.learner.after(step) if finite else self.learner.skip(step)
-        return event | moved, wrong
+        event |= self.learner.after(step) if finite else self.learner.skip(step)
+        if self.driver.scaled:
+            event |= {"loss_scale": scale, "skipped_steps": self.skips["total"]} | ({} if finite else {"skipped": True})
+        return event
 
     def _backward(self, batch: Batch) -> dict[str, float]:
         """Get gradients of the sum over all targets divided by their number, however sequences are shared out.
 
         Returns the global batch's losses, the language model's and the auxiliary one, by their names in events.
         """
-        auxiliary, count = self.auxiliary, batch.target_count
-        totals = {"loss": 0.0} | ({"distillation": 0.0} if auxiliary is not None else {})
+        auxiliary, totals, count = self.auxiliary, [0.0], batch.target_count
         if auxiliary is not None:
             auxiliary.begin(batch)
+            totals += [0.0]
         parts = batch.split(self.world.size)[self.world.rank].to(self.place.device).split(self.training.accumulate)
         for number, part in enumerate(parts, start=1):
             with self.driver.part(last=number == len(parts)):
                 with self.place.precision():
                     logits = self.driver.forward(part.inputs)
-                    losses = [cross_entropy(logits, part) / count]
-                    losses += [auxiliary.loss(part, logits)] if auxiliary is not None else []
-                self.driver.backward(torch.stack(losses).sum())
-            for name, loss in zip(totals, losses, strict=True):
-                totals[name] += float(loss.detach())
-        return dict(zip(totals, self.world.total(list(totals.values())), strict=True))
+                    shares = [cross_entropy(logits, part) / count]
+                    shares += [auxiliary.loss(part, logits)] if auxiliary is not None else []
+                losses = torch.stack(shares)
+                self.driver.backward(losses.sum())
+            totals = [total + loss for total, loss in zip(totals, losses.tolist(), strict=True)]
+        return dict(zip(("loss", "distillation"), self.world.total(totals), strict=False))
 
-    def _wrong(self, loss: float, norm: float) -> str | None:
-        """Say why to stop at a step that is not finite; None: fp16 leaves it out."""
-        if self.driver.scaled and self.skips.in_a_row + 1 < MOST_SKIPS:
-            return None
-        times = f" {MOST_SKIPS} times in a row, for the last time" if self.driver.scaled else ""
-        return what_is_wrong(loss, norm) + times
-
-    def _update(self, finite: bool, rate: float, norm: float, scale: float) -> dict[str, Any]:
-        """Clip, step, forget the gradients; return what fp16 adds to the event."""
-        if finite:
-            self.learner.backward(1.0 / scale)
-            self.driver.step(rate, norm)
-        self.driver.end(finite)
-        self.skips = self.skips.after(finite)
-        return self.skips.event(finite, scale) if self.driver.scaled else {}
+    def _count(self, finite: bool, loss: float, norm: float, model_step: int, batch: Batch) -> None:
+        """Count the steps that fp16 leaves out; raise PassError at one too many of them, and at any other's first."""
+        in_a_row = 0 if finite else self.skips["in_a_row"] + 1
+        self.skips = {"in_a_row": in_a_row, "total": self.skips["total"] + (not finite)}
+        if finite or (self.driver.scaled and in_a_row < MOST_SKIPS):
+            return
+        times = f"{MOST_SKIPS} times in a row, for the last time " if self.driver.scaled else ""
+        saved = self.saves.last if self.saves is not None else None
+        raise non_finite_step(loss, norm, f"{times}at training step {model_step + 1}", batch, saved)
 
     def check_end(self) -> None:
         """Raise PassError if nothing was trained, or what was is not finite."""
-        if self.skips.total >= self.training.steps:
+        if self.skips["total"] >= self.training.steps:
             message = "in fp16 no step had finite gradients, so nothing was trained"
             raise PassError(f"{message}; lower loss_scale, or choose precision bf16 or fp32")
-        self.check_weights("in the last step")
+        self.state_beside("in the last step")
 
-    def check_weights(self, when: str) -> None:
-        """Raise PassError if what was trained, with what learned beside it, is not finite."""
-        if not self.driver.finite() or non_finite(self._beside()):
-            raise PassError(f"weights became NaN or infinite {when}; lower the learning rate, or clip gradients")
-
-    def state(self, event: dict[str, Any]) -> dict[str, Any]:
+    def state(self, event: Event) -> dict[str, Any]:
         """Return everything that the steps after `event` depend on; noise and data follow from the step's number.
 
         Raises:
             PassError: a weight is not finite; the save before is the last good one.
         """
-        self.check_weights(f"by training step {event['model_steps']}")
-        return {"event": event, **self.driver.state(), "skips": asdict(self.skips), **self._beside()}
+        beside = self.state_beside(f"by training step {event['model_steps']}")
+        return {"event": event, **self.driver.state(), "skips": self.skips, **beside}
 
-    def _beside(self) -> dict[str, Any]:
-        """Collect the state of what learns beside the weights, by the names that saves have for it."""
-        auxiliary = self.auxiliary.state() if self.auxiliary is not None else None
-        return {"companion": self.learner.state(), "objective": auxiliary}
+    def state_beside(self, when: str) -> dict[str, Any]:
+        """Return the state of what learns beside the weights; raise PassError if it is not finite, or they are not."""
+        found = {name: learns.state() if learns is not None else None for name, learns in self.beside.items()}
+        if not self.driver.finite() or non_finite(found):
+            raise PassError(f"weights became NaN or infinite {when}; lower the learning rate, or clip gradients")
+        return found

@@ -1,10 +1,10 @@
-"""Non-finite steps: what is said of one, and how often in a row fp16 may leave one out."""
+"""Non-finite steps: fp16's loss scale, how often in a row it may leave a step out, and what is said of one."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +14,31 @@ from sprunec.checkpoint.torch_file import tensors_in
 from sprunec.data.batches import Batch
 from sprunec.errors import PassError
 
+GROWTH, BACKOFF, INTERVAL = 2.0, 0.5, 2000  # of the loss scale
 MOST_SKIPS = 20  # twenty halvings bring the usual first loss scale, 65536, below 1
 
 
-@dataclass(frozen=True)
-class Skips:
-    """Steps that fp16 left out, of a pass so far."""
+class LossScale:
+    """fp16's dynamic loss scale (Micikevicius et al. 2018): doubles after INTERVAL good steps, halves after a bad one.
 
-    in_a_row: int = 0
-    total: int = 0
+    Which step is bad, all ranks say together; `torch.amp.GradScaler` decides for itself, and takes no mix of sharded
+    and whole gradients.
+    """
 
-    def after(self, finite: bool) -> Skips:
-        return Skips(0, self.total) if finite else Skips(self.in_a_row + 1, self.total + 1)
+    def __init__(self, first: float, *, enabled: bool) -> None:
+        self.enabled, self.value, self._good = enabled, first if enabled else 1.0, 0
 
-    def event(self, finite: bool, scale: float) -> dict[str, Any]:
-        return {"loss_scale": scale, "skipped_steps": self.total} | ({} if finite else {"skipped": True})
+    def update(self, finite: bool) -> None:
+        if self.enabled:
+            self._good = (self._good + 1) % INTERVAL if finite else 0
+            self.value *= BACKOFF if not finite else 1.0 if self._good else GROWTH
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"scale": self.value, "_growth_tracker": self._good} if self.enabled else {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if self.enabled:
+            self.value, self._good = state["scale"], state["_growth_tracker"]
 
 
 def batch_digest(batch: Batch) -> str:
@@ -40,23 +50,14 @@ def batch_digest(batch: Batch) -> str:
     return digest.hexdigest()
 
 
-def what_is_wrong(loss: float, norm: float) -> str:
-    """Name the first of a step's numbers that is not finite."""
-    if not math.isfinite(loss):
-        return f"the loss became {loss}"
-    return f"the gradient norm became {norm}" if not math.isfinite(norm) else "the gradient of a gate became infinite"
-
-
-def non_finite_step(what: str, model_step: int, batch: Batch, saved: Path | None) -> PassError:
-    """Make the error to raise: the step, its batch, and where the last good save is.
-
-    Args:
-        model_step: training steps that the model had before this one.
-    """
+def non_finite_step(loss: float, norm: float, when: str, batch: Batch, saved: Path | None) -> PassError:
+    """Make the error to raise: the first number that is not finite, its batch, and where the last good save is."""
+    numbers = {"the loss": loss, "the gradient norm": norm}
+    bad = [f"{name} became {value}" for name, value in numbers.items() if not math.isfinite(value)]
+    what = bad[0] if bad else "the gradient of a gate became infinite"
     kept = f"the last good save is {saved}" if saved is not None else "nothing had been saved before"
     return PassError(
-        f"{what} at training step {model_step + 1}; lower the learning rate, or clip gradients "
-        f"(batch sha256 {batch_digest(batch)}; {kept})"
+        f"{what} {when}; lower the learning rate, or clip gradients (batch sha256 {batch_digest(batch)}; {kept})"
     )
 
 

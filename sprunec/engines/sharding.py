@@ -5,7 +5,7 @@ Gradients are added over ranks, not averaged: each rank's loss is already divide
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
@@ -51,11 +51,11 @@ def shard(model: nn.Module, place: Place, world_size: int, *, offload: bool) -> 
     """
     if not hasattr(FSDPModule, "set_force_sum_reduction_for_comms"):
         raise PassError('"sharding": "full" needs a newer torch, 2.9 or later; "none" does not')
-    device = place.device
+    kind = place.device.type
     if not dist.is_initialized():  # one process that offloads
-        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
         dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
-    mesh = init_device_mesh(device.type, (world_size,))
+    mesh = init_device_mesh(kind, (world_size,))
     policy = CPUOffloadPolicy() if offload else OffloadPolicy()
     half = place.dtype if place.dtype != torch.float32 else None
     precision = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False)
@@ -74,11 +74,6 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """Return all of a tensor; called by all ranks."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
 def like(tensor: Tensor, model: Tensor) -> Tensor:
     """Shard a whole tensor that all ranks have as `model` is sharded, which is of the same shape."""
     if not isinstance(model, DTensor) or isinstance(tensor, DTensor) or tensor.shape != model.shape:
@@ -87,9 +82,9 @@ def like(tensor: Tensor, model: Tensor) -> Tensor:
     return distribute_tensor(tensor, model.device_mesh, model.placements, src_data_rank=None)
 
 
-def total_norm(gradients: Iterable[Tensor]) -> float:
+def total_norm(gradients: Sequence[Tensor]) -> float:
     """Compute the norm of shards and whole tensors together, over all ranks."""
-    given = list(gradients)
-    groups = [[g for g in given if isinstance(g, DTensor) == sharded] for sharded in (True, False)]
-    norms = [whole(nn.utils.get_total_norm(group)).cpu() for group in groups if group]
+    groups = [[g for g in gradients if isinstance(g, DTensor) == sharded] for sharded in (True, False)]
+    found = [nn.utils.get_total_norm(group) for group in groups if group]
+    norms = [(norm.full_tensor() if isinstance(norm, DTensor) else norm).cpu() for norm in found]
     return float(norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms)))

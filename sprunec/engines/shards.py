@@ -6,11 +6,9 @@ and the index is read by `load_pickle`, which is given no more than the classes 
 
 from __future__ import annotations
 
-import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -45,42 +43,38 @@ MOST_OPCODES = 10**9  # of our own saves; the more ranks, the more of them
 _groups: dict[str, Any] = {}
 
 
-def write_shards(directory: Path, tensors: Mapping[str, Tensor], seal: Callable[[], None]) -> Future[None]:
+class SealingWriter(FileSystemWriter):
+    """Calls `seal`, on rank 0 alone, once all ranks have written; what that raises, all ranks are told."""
+
+    def __init__(self, directory: Path, seal: Callable[[], None]) -> None:
+        super().__init__(str(directory), sync_files=True)
+        self._seal = seal
+
+    def finish(self, metadata: Metadata, results: Any) -> None:
+        super().finish(metadata, results)
+        self._seal()
+
+
+def write_shards(directory: Path, tensors: Mapping[str, Tensor], seal: Callable[[], None]) -> Callable[[], None]:
     """Begin to write, from a copy of the tensors in the CPU's memory; called by all ranks.
 
-    Args:
-        seal: called when all ranks have written.
-
     Returns:
-        What is done then; it raises OSError if a rank could not write.
+        What waits for the end; it raises OSError if a rank could not write.
     """
     if "gloo" not in _groups:  # of its own, for it is used while training uses the others
         _groups["gloo"] = dist.new_group(backend="gloo")
-    writer = FileSystemWriter(str(directory), sync_files=True)
+    writer = SealingWriter(directory, seal)
     begun: Any = async_save(dict(tensors), storage_writer=writer, process_group=_groups["gloo"])
-    ended: Future[None] = Future()
 
-    def end() -> None:
-        try:
-            with naming(directory):
-                _wait(begun)
-            seal()
-        except BaseException as error:
-            ended.set_exception(error)
-        else:
-            ended.set_result(None)
+    def wait() -> None:
+        with naming(directory):
+            try:
+                begun.result()
+            except CheckpointException as error:
+                first = _first(error)
+                raise first if isinstance(first, OSError) else OSError(str(first)) from error
 
-    # No executor's thread, which Python would wait for at its end: this one may hang where another rank is gone.
-    threading.Thread(target=end, daemon=True).start()
-    return ended
-
-
-def _wait(begun: Future[Any]) -> None:
-    try:
-        begun.result()
-    except CheckpointException as error:
-        first = _first(error)
-        raise first if isinstance(first, OSError) else OSError(str(first)) from error
+    return wait
 
 
 def _first(error: CheckpointException) -> BaseException:

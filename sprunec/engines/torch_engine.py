@@ -10,19 +10,18 @@ size of the world changes nothing. Other engines are subclasses: the loop is the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed._composable.checkpoint_activation import checkpoint
-from torch.nn.parallel import DistributedDataParallel
 
 from sprunec.engines.device import Place
-from sprunec.engines.nonfinite import non_finite
-from sprunec.engines.optimizer import LossScale, in_groups, make_optimizer, one_group
+from sprunec.engines.nonfinite import LossScale, non_finite
 from sprunec.engines.sharding import like, local, replicate, shard, total_norm
 from sprunec.engines.training import Training
 from sprunec.engines.world import World
@@ -57,15 +56,10 @@ class TorchEngine:
             model: whole and plain, on this rank's device; its blocks may be graphs with gates. What becomes of it is
                 the engine's: ask `weights` for what was trained, and use the model no more.
             others: what is trained beside it, the same on all ranks.
-            kept: bool masks by parameter name, True where the weight trains; the others stay zero.
+            kept: bool masks by parameter name, True where the weight trains; the others, which a 2:4 pattern has set
+                to zero, stay so whatever the optimizer does.
         """
-        if self.recompute:
-            for _, block in blocks(model):
-                checkpoint(block)
-        if self.full:
-            shard(model, self.place, self.world.size, offload=self.offload)
-        copies = replicate(model, self.place.device) if self.world.size > 1 and not self.full else None
-        return TorchDriver(self, model, copies, training, list(others), kept)
+        return TorchDriver(self, model, training, list(others), kept or {})
 
     def weights(self, model: nn.Module) -> dict[str, Tensor]:
         """Return a driven model's state, whole and plain, by its own names; elsewhere than on rank 0 maybe nothing."""
@@ -77,48 +71,21 @@ class TorchEngine:
         return dict(get_model_state_dict(model, options=options))  # type: ignore[arg-type]
 
 
-class PrunedWeights:
-    """A model's weights that a 2:4 pattern has set to zero: they stay so whatever the optimizer does.
-
-    Args:
-        kept: bool masks by parameter name, True where the weight trains.
-    """
-
-    def __init__(self, model: nn.Module, kept: Masks) -> None:
-        parameters = dict(model.named_parameters())
-        masks = {name: like(mask.to(parameters[name].device), parameters[name]) for name, mask in kept.items()}
-        self._pruned = [(parameters[name], ~local(mask)) for name, mask in masks.items()]
-
-    @torch.no_grad()
-    def zero_gradients(self) -> None:
-        """Before clipping: what will not move counts in no norm and in no moment. Filled, since 0 x infinity is NaN."""
-        for parameter, pruned in self._pruned:
-            if parameter.grad is not None:
-                local(parameter.grad).masked_fill_(pruned, 0.0)
-
-    @torch.no_grad()
-    def zero(self) -> None:
-        """After the step, which decay and momentum may have moved them in."""
-        for parameter, pruned in self._pruned:
-            local(parameter).masked_fill_(pruned, 0.0)
-
-
 class TorchDriver:
     """One model in training; every call is made by all ranks alike."""
 
     def __init__(
-        self,
-        engine: TorchEngine,
-        model: nn.Module,
-        copies: DistributedDataParallel | None,
-        training: Training,
-        others: list[nn.Parameter],
-        kept: Masks | None,
+        self, engine: TorchEngine, model: nn.Module, training: Training, others: list[nn.Parameter], kept: Masks
     ) -> None:
-        self.engine, self.training, self.others = engine, training, others
-        self.model, self.copies = model.train(), copies
+        if engine.recompute:
+            for _, block in blocks(model):
+                checkpoint(block)
+        if engine.full:
+            shard(model, engine.place, engine.world.size, offload=engine.offload)
+        self.engine, self.model, self.training, self.others = engine, model.train(), training, others
+        self.copies = replicate(model, engine.place.device) if engine.world.size > 1 and not engine.full else None
         self.optimizer = make_optimizer(model, training, others)
-        self.pruned = PrunedWeights(model, kept) if kept else None
+        self.pruned = pruned_weights(model, kept)
         self.loss_scale = LossScale(training.loss_scale, enabled=engine.place.dtype == torch.float16)
 
     @property
@@ -131,17 +98,12 @@ class TorchDriver:
         """Whether there is a loss scale, so that a step may be left out."""
         return self.loss_scale.enabled
 
-    @contextmanager
-    def part(self, last: bool) -> Iterator[None]:
+    def part(self, last: bool) -> AbstractContextManager[None]:
         """Surround the forward and backward pass of a part of this rank's sequences; `last`: gradients are then whole.
 
         With shards of weights on each rank, those of gradients are added at once: whole ones are large.
         """
-        if self.copies is not None and not last:
-            with self.copies.no_sync():
-                yield
-        else:
-            yield
+        return nullcontext() if last or self.copies is None else self.copies.no_sync()
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Return logits (B, N, V) of a part."""
@@ -159,15 +121,14 @@ class TorchDriver:
             Their norm over all ranks; not finite if any of them is not.
         """
         self.engine.world.all_reduce([p.grad for p in self.others if p.grad is not None])
-        gradients = [p.grad for p in self._parameters() if p.grad is not None]
+        gradients = [p.grad for p in self._trained() if p.grad is not None]
         if self.scaled:
             for gradient in gradients:
                 gradient.div_(self.scale)
-        if self.pruned is not None:
-            self.pruned.zero_gradients()
+        zero((weight.grad, mask) for weight, mask in self.pruned)  # what will not move counts in no norm and no moment
         return total_norm(gradients)
 
-    def _parameters(self) -> list[nn.Parameter]:
+    def _trained(self) -> list[nn.Parameter]:
         """List what is trained, in the order that the optimizer numbers it in."""
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
@@ -178,8 +139,7 @@ class TorchDriver:
             if self.training.clip_grad is not None:  # a group's tensors are all sharded, or all whole
                 nn.utils.clip_grads_with_norm_(group["params"], self.training.clip_grad, torch.tensor(norm))
         self.optimizer.step()
-        if self.pruned is not None:
-            self.pruned.zero()
+        zero(self.pruned)  # decay and momentum may have moved them
 
     def end(self, finite: bool) -> None:
         """Choose the next loss scale, and forget the gradients, after each step, made or left out."""
@@ -192,45 +152,80 @@ class TorchDriver:
         return not any(self.engine.world.total([float(bad)]))
 
     def state(self) -> dict[str, Any]:
-        """Return weights, moments and loss scale, as `load` takes them.
+        """Return weights, moments and loss scale, as `load` takes them: the same whatever the world.
 
         Plain tensors, of which rank 0's are written; or as `shards`, by name, each rank's shards (DTensors), which are
-        written to a folder, and whose place `load` is then given instead.
+        written to a folder, and whose place `load` is then given instead. Moments are of one group of all parameters.
         """
-        moments, scaler = one_group(self.optimizer.state_dict()), self.loss_scale.state_dict()
+        weights, moments = self.model.state_dict(), self.optimizer.state_dict()
+        groups = [moments["param_groups"][0] | {"params": list(range(len(self._trained())))}]
+        rest = {"scaler": self.loss_scale.state_dict()}
         if not self.engine.full:
-            return {"model": self.model.state_dict(), "optimizer": moments, "scaler": scaler}
-        shards = {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}
+            return {"model": weights, "optimizer": {"state": moments["state"], "param_groups": groups}} | rest
+        shards = {f"model/{name}": tensor for name, tensor in weights.items()}
         for number, entries in moments["state"].items():
             shards |= {f"optimizer/{number}/{key}": value for key, value in entries.items() if value is not None}
-        return {"shards": shards, "groups": moments["param_groups"], "scaler": scaler}
+        return {"shards": shards, "groups": groups} | rest
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on from a state that was saved by a world of any size; every rank is given the same whole state."""
         state = self._read(state) if "shards" in state else state
-        here = self.model.state_dict()
+        here, parameters, (group, *_) = self.model.state_dict(), self._trained(), state["optimizer"]["param_groups"]
         self.model.load_state_dict({name: like(tensor, here[name]) for name, tensor in state["model"].items()})
-        moments, parameters = in_groups(state["optimizer"], self.optimizer), self._parameters()
-        for number, entries in moments["state"].items():
-            for key, value in entries.items():
-                entries[key] = like(value, parameters[number]) if isinstance(value, Tensor) else value
-        self.optimizer.load_state_dict(moments)
+        moments = {
+            number: {k: like(v, parameters[number]) if isinstance(v, Tensor) else v for k, v in entries.items()}
+            for number, entries in state["optimizer"]["state"].items()
+        }
+        groups = [group | {"params": own["params"]} for own in self.optimizer.state_dict()["param_groups"]]
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
         self.loss_scale.load_state_dict(state["scaler"])
 
     def _read(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """Read the state of a folder of shards, as this world shards it."""
         from sprunec.engines.shards import read_shards, shard_sizes
 
-        here, parameters, found = self.model.state_dict(), self._parameters(), dict[str, Tensor]()
-        weights, moments = dict[str, Tensor](), dict[int, dict[str, Tensor]]()
-        for name, about in shard_sizes(state["shards"]).items():
-            kind, _, rest = name.partition("/")
-            number, _, key = rest.partition("/")
-            owner = here[rest] if kind == "model" else parameters[int(number)]
-            tensor = found[name] = torch.empty_like(owner) if owner.shape == about.size else torch.empty(about.size)
-            if kind == "model":
-                weights[rest] = tensor
+        here, parameters, found = self.model.state_dict(), self._trained(), dict[str, Tensor]()
+        weights, moments = dict[str, Tensor](), defaultdict[int, dict[str, Tensor]](dict)
+        for path, about in shard_sizes(state["shards"]).items():
+            kind, name, *key = path.split("/")
+            owner = here[name] if kind == "model" else parameters[int(name)]
+            tensor = found[path] = torch.empty_like(owner) if owner.shape == about.size else torch.empty(about.size)
+            if key:
+                moments[int(name)][key[0]] = tensor
             else:
-                moments.setdefault(int(number), {})[key] = tensor
+                weights[name] = tensor
         read_shards(state["shards"], found)
         return {**state, "model": weights, "optimizer": {"state": moments, "param_groups": state["groups"]}}
+
+
+def make_optimizer(
+    model: nn.Module, training: Training, others: Iterable[nn.Parameter] = (), adam: Any = torch.optim.Adam
+) -> torch.optim.Optimizer:
+    """Make AdamW (Loshchilov & Hutter 2019), Adam with decay as an L2 term, or SGD with the first beta as its momentum.
+
+    Args:
+        others: what is trained beside the model: a group of its own, for it may lie elsewhere.
+        adam: an engine's own Adam.
+    """
+    groups = [[p for p in model.parameters() if p.requires_grad], list(others)]
+    parameters = [{"params": group} for group in groups if group]
+    rate, decay = training.learning_rate, training.weight_decay
+    if training.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=rate, momentum=training.betas[0], weight_decay=decay)
+    kind = torch.optim.AdamW if training.optimizer == "adamw" else adam
+    made: torch.optim.Optimizer = kind(parameters, lr=rate, betas=training.betas, weight_decay=decay)
+    return made
+
+
+def pruned_weights(model: nn.Module, kept: Masks) -> list[tuple[nn.Parameter, Tensor]]:
+    """Pair the weights of a model that have masks with what of this rank's part of them does not train."""
+    pairs = [(model.get_parameter(name), mask) for name, mask in kept.items()]
+    return [(weight, ~local(like(mask.to(weight.device), weight))) for weight, mask in pairs]
+
+
+@torch.no_grad()
+def zero(tensors: Iterable[tuple[Tensor | None, Tensor]]) -> None:
+    """Set each tensor to zero where its mask says so: filled, since 0 x infinity is NaN."""
+    for tensor, mask in tensors:
+        if tensor is not None:
+            local(tensor).masked_fill_(mask, 0.0)

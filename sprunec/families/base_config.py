@@ -15,6 +15,8 @@ from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 from sprunec.checkpoint.safetensors_file import Shape
 from sprunec.units import INSIDE, UNITS, Kept, Key, gate_units, sublayers_of
 
+# Floating-point operations for each parameter and token: forward, and forward and backward (Kaplan et al. 2020).
+FORWARD, TRAINING = 2, 6
 LayerIndices = Mapping[str, tuple[int, ...]]  # by unit inside a sublayer; absent sublayers have none
 # By combination of units. None: what a sublayer has once, such as its norm. ("head", "dim_head"): what each dim of each
 # head has.

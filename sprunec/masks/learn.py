@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sprunec.engines.learner import Learner
+from sprunec.engines.loop import Learner
 from sprunec.masks.budgets import Budget, settled
 from sprunec.masks.gates import GroupAdam, kept_probability, sample, undecided
 from sprunec.masks.granularity import by_kind
@@ -103,10 +103,6 @@ class GateLearner(Learner):
     def gradients(self) -> list[Tensor]:
         """The loss's at the gates, times the loss scale."""
         return [leaf.grad for leaf in self._leaves.values() if leaf.grad is not None]
-
-    def finite(self) -> bool:
-        """Whether the loss's gradients at the gates are."""
-        return all(bool(torch.isfinite(gradient).all()) for gradient in self.gradients())
 
     def backward(self, unscale: float) -> None:
         """Send the language-model loss's gradient, times `unscale`, and the penalty's into the log-alphas."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import chain
 from operator import itemgetter
 
@@ -40,15 +41,17 @@ class SizeBudget:
     def asked(self) -> float:
         return self.target if self.wanted is None else self.wanted
 
-    @property
+    # These are asked for at every training step.
+
+    @cached_property
     def keys(self) -> tuple[Key, ...]:
         return tuple(unit_sizes(self.config, self.units))
 
-    @property
+    @cached_property
     def full(self) -> float:
         return float(self.config.parameters() if self.whole else removable(self.config, self.units))
 
-    @property
+    @cached_property
     def unit(self) -> float:
         return float(min(unit_cost(self.config, layer, unit) for layer, unit in self.keys))
 

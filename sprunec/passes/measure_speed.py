@@ -13,6 +13,7 @@ from statistics import quantiles
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from sprunec.families.base_config import FORWARD
 from sprunec.graph.builder import Builder
 from sprunec.graph.graph import Node
 from sprunec.graph.options import BatchOptions
@@ -79,7 +80,7 @@ def _models(job: Job[SpeedOptions], configs: Mapping[str, ModelConfig]) -> dict[
 def smaller(batch: Batch, config: ModelConfig, place: Place) -> Batch:
     """Take as many rows as the operations of one forward allow, of a large model one row cut short, not too short."""
     rows, width = batch.targets.shape
-    allowed = int(OPERATIONS.get(place.device.type, OPERATIONS_ELSEWHERE) / (2 * config.parameters()))
+    allowed = int(OPERATIONS.get(place.device.type, OPERATIONS_ELSEWHERE) / (FORWARD * config.parameters()))
     width = min(width, max(allowed, config.overhead + LEAST_TEXT))
     return batch.part(slice(min(rows, max(allowed // width, 1))), width)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sprunec.engines.training import Distillation, Training
 from sprunec.errors import PassError
+from sprunec.families.base_config import FORWARD, TRAINING
 from sprunec.graph.builder import Builder
 from sprunec.graph.options import BatchOptions
 from sprunec.passes import load
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from sprunec.engines.distillation import Distiller
     from sprunec.engines.torch_engine import TorchEngine
     from sprunec.rewrite.trace import TracedBlock
-
-FLOPS_PER_PARAMETER, FLOPS_TO_TEACH = 6, 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,10 +40,10 @@ def add(build: Builder, spec: PassSpec, options: TrainOptions, about: str, suffi
     """Append a node that trains the newest model, and count its steps."""
     inputs, steps, every = {"model": build.model, "data": build.data}, options.steps, spec.options["checkpoint_every"]
     tokens = steps * options.batch_size * (options.max_length - build.config.overhead)
-    build.flops += FLOPS_PER_PARAMETER * float(build.left.parameters) * tokens
+    build.flops += TRAINING * float(build.left.parameters) * tokens
     if options.distillation is not None:
         inputs["teacher"] = load.add_teacher(build, spec.options["distillation"]["teacher"])
-        build.flops += FLOPS_TO_TEACH * float(build.config.parameters()) * tokens
+        build.flops += FORWARD * float(build.config.parameters()) * tokens
     build.tokens += tokens
     build.model_steps += steps
     return build.add(spec.name, options, inputs, suffix, steps=steps, checkpoint_every=every, about=about)
@@ -71,7 +70,7 @@ def run(job: Job[TrainOptions]) -> dict[str, Any]:
 
 def engine_of(job: Job[TrainOptions]) -> TorchEngine:
     """Make what trains; all ranks do."""
-    from sprunec.engines.choose import choose_engine
+    from sprunec.engines.device import choose_engine
 
     return choose_engine(job.engine, job.place, job.world, job.options.seed, job.config().parameters())
 

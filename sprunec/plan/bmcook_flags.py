@@ -5,21 +5,16 @@ The flags keep their names, so the script's OPTS move over unchanged. What the f
 
 from __future__ import annotations
 
-import math
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from sprunec.plan.source import Source
+
 NO_EFFECT = "has no effect: "
 SECTIONS = ("distillation", "pruning", "quantization", "MoEfication")
 L0_SECTIONS = ("coarse-grained", "fine-grained")
-
-
-def is_bmcook(value: Mapping[str, Any]) -> bool:
-    """Tell whether a file has BMCook's sections and not a plan's."""
-    return any(name in value for name in SECTIONS) and "passes" not in value
 
 
 def kind_of(value: Mapping[str, Any]) -> str:
@@ -87,16 +82,10 @@ class Flags:
 
     def of(self, name: str) -> Any:
         """Give the value given, or the script's."""
-        given = getattr(self, name)
-        return SCRIPT.get(name) if given is None else given
+        return self.given().get(name, SCRIPT.get(name))
 
     def given(self) -> dict[str, Any]:
         return {each.name: getattr(self, each.name) for each in fields(self) if getattr(self, each.name) is not None}
-
-    def not_finite(self) -> list[str]:
-        """Name the flags whose number is none that JSON has."""
-        given = self.given().items()
-        return [option(name) for name, value in given if isinstance(value, float) and not math.isfinite(value)]
 
     def idle(self) -> list[str]:
         """Tell of the flags that were given and do nothing."""
@@ -108,9 +97,9 @@ class Flags:
         values = {name: value for name, value in self.given().items() if name in NATIVE}
         return {NATIVE[name]: os.path.abspath(value) if name in PATHS else value for name, value in values.items()}
 
-    def foreign_to_native(self) -> list[str]:
-        """Name the flags that a native plan has no place for."""
-        return [option(name) for name in self.given() if name not in NATIVE and name != "save"]
+    def origins(self) -> dict[str, tuple[Source, str]]:
+        """Say of what the flags mean to a native plan, by JSON pointer, that it stands on the command line."""
+        return {NATIVE[name]: (Source(option(name), None), "") for name in self.given() if name in NATIVE}
 
 
 NO_FLAGS = Flags()
@@ -124,8 +113,3 @@ def option(name: str) -> str:
 SCRIPT = {each.name: each.metadata["script"] for each in fields(Flags) if each.metadata["script"] is not None}
 NATIVE = {each.name: each.metadata["pointer"] for each in fields(Flags) if each.metadata["pointer"]}
 PATHS = ("model_config", "load", "data_bin_path", "teacher")
-
-
-def plan_name(save_name: str) -> str:
-    """Make a plan's name from a file's: what a plan's name can't hold becomes a dash."""
-    return re.sub(r"[^A-Za-z0-9._-]", "-", save_name)[:100].lstrip(".") or "bmcook"

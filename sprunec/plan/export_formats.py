@@ -6,15 +6,16 @@ All of it is told before any work: training that ends in a model which the forma
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sprunec.errors import Diagnostic, show
+from sprunec.errors import show
 from sprunec.families.base_config import ModelConfig
 from sprunec.plan.declared import PassSpec
-from sprunec.plan.resolve import Draft, Step
+from sprunec.plan.targets import quoted
+from sprunec.plan.written_plan import WrittenPlan
 from sprunec.registry import Registry
 from sprunec.units import INSIDE, SIZE_TARGETS
 
@@ -98,77 +99,53 @@ def formats_of(passes: Iterable[PassSpec]) -> tuple[Format, ...]:
     return tuple(FORMATS[name] for spec in passes if spec.name == "emit" for name in spec.options["formats"])
 
 
-def _emitted(draft: Draft) -> Iterator[tuple[Step, list[Format]]]:
-    for step in draft.steps:
-        if step.name == "emit" and step.options is not None:
-            yield step, [FORMATS[name] for name in step.options["formats"]]
-
-
-def heads_tied(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnostic]:
+def heads_tied(plan: WrittenPlan) -> None:
     """Find `tie_heads` where heads are not counted, or layers have not the same ones left."""
-    alike = config is None or len(config.head_sets) < 2
-    for step in draft.steps:
-        options = step.options or {}
-        heads = "head" in options.get("unit", ())
-        if options.get("tie_heads"):
-            yield from _tie(draft, step, options, heads, alike)
-        alike = alike and (not heads or bool(options["tie_heads"]))
+    alike = plan.config is None or len(plan.config.head_sets) < 2
+    for step in plan.steps:
+        units, tie = step.options.get("unit", ()), step.options.get("tie_heads")
+        size = [key for key in SIZE_TARGETS if tie and key in step.options["target"]]
+        if tie and "head" not in units:
+            message = f"tie_heads is about heads, and the pass cuts {quoted(units)}"
+            step.error("tie-mismatch", "tie_heads", message, 'remove it, or choose unit "head"')
+        elif size:
+            message = f"tied heads are counted, and {size[0]} leaves their number open"
+            step.error("tie-mismatch", "target", message, "give num_heads")
+        elif tie and not alike:
+            message = "the layers don't have the same heads left to be tied"
+            hint = "tie them in the first pass that cuts heads, or remove it"
+            step.error("tie-mismatch", "tie_heads", message, hint)
+        alike = alike and ("head" not in units or bool(tie))
 
 
-def _tie(draft: Draft, step: Step, options: Any, heads: bool, alike: bool) -> Iterator[Diagnostic]:
-    pointer, size = f"{step.pointer}/tie_heads", [key for key in SIZE_TARGETS if key in options["target"]]
-    if not heads:
-        units = " and ".join(show(unit) for unit in options["unit"])
-        message = f"tie_heads is about heads, and the pass cuts {units}"
-        yield draft.source.find("tie-mismatch", pointer, message, 'remove it, or choose unit "head"')
-    elif size:
-        message = f"tied heads are counted, and {size[0]} leaves their number open"
-        yield draft.source.find("tie-mismatch", f"{step.pointer}/target", message, "give num_heads")
-    elif not alike:
-        message = "the layers don't have the same heads left to be tied"
-        hint = "tie them in the first pass that cuts heads, or remove it"
-        yield draft.source.find("tie-mismatch", pointer, message, hint)
+def formats_fit(plan: WrittenPlan) -> None:
+    """Check that formats can hold the model and what passes leave of it, their packages, and an option of some."""
+    emits = [step for step in plan.valid_steps if step.name == "emit"]
+    emitted = [(step, FORMATS[name]) for step in emits for name in step.options["formats"]]
+    for form in dict.fromkeys(form for _, form in emitted):
+        for code, why, hint in form.obstacles(plan.config) if plan.config is not None else ():
+            plan.error(code, "/model/config", f"the format {form.name} can't hold this model: {why}", hint)
+        for step in plan.valid_steps:
+            if form.uniform and step.declared.by_target and (told := _uneven(step.options)):
+                message = f"{told[0]}, and the format {form.name} has one width for all"
+                step.error("uneven-layers", "", message, f"{told[1]}, or {form.instead}")
+    for step, form in emitted:
+        if "dtype" in step.written and not any(each.folds for _, each in emitted):
+            step.unused("dtype", "dtype is not used without a format that folds factors into its weights")
+        if form.package is not None and find_spec(form.package[0]) is None:
+            message = f"the format {form.name} needs the package {form.package[0]}, which is not installed"
+            tell = step.error if plan.strict else step.warn
+            tell("missing-package", "formats", message, f"pip install '{form.package[1]}'")
 
 
-def formats_fit(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnostic]:
-    """Find what keeps a format from holding the model, or what a pass may leave of it; and options of no use."""
-    emitted = list(_emitted(draft))
-    for form in dict.fromkeys(form for _, forms in emitted for form in forms):
-        for code, why, hint in form.obstacles(config) if config is not None else ():
-            message = f"the format {form.name} can't hold this model: {why}"
-            yield draft.source.find(code, "/model/config", message, hint)
-        for step in draft.steps:
-            if form.uniform and step.declared.by_target and step.options is not None:
-                yield from _uneven(draft, step, step.options, form)
-    for step, _ in emitted:
-        if "dtype" in step.given and not any(form.folds for _, forms in emitted for form in forms):
-            message = "dtype is not used without a format that folds factors into its weights"
-            yield draft.source.warn("unused-option", f"{step.pointer}/dtype", message, "remove it", key=True)
-
-
-def _uneven(draft: Draft, step: Step, options: Mapping[str, Any], form: Format) -> Iterator[Diagnostic]:
-    """Find a pass that may leave unlike layers, where one config must say what all have."""
+def _uneven(options: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Say how a pass may leave unlike layers, where one config must say what all have, and what to do."""
     size = [key for key in SIZE_TARGETS if key in options["target"]]
     inside = [unit for unit in options["unit"] if unit in INSIDE]
-    message, hint = "", ""
     if size and inside:
-        message, hint = f"{size[0]} lets layers keep unlike numbers of {show(inside[0])} units", "give counts"
-    elif "head" in inside and not options["tie_heads"]:
-        message, hint = "each layer keeps heads of its own", 'add "tie_heads": true'
-    elif options["budget"] == "global" and set(inside) - {"head"}:
-        unit = next(unit for unit in inside if unit != "head")
-        message, hint = f'"global" lets layers keep unlike numbers of {show(unit)} units', 'write "budget": "per-layer"'
-    if message:
-        message = f"{message}, and the format {form.name} has one width for all"
-        yield draft.source.find("uneven-layers", step.pointer, message, f"{hint}, or {form.instead}")
-
-
-def package_findings(draft: Draft, strict: bool) -> Iterator[Diagnostic]:
-    """Find packages that a format needs and that are missing: warnings unless `strict`."""
-    for step, forms in _emitted(draft):
-        for form in forms:
-            if form.package is not None and find_spec(form.package[0]) is None:
-                message = f"the format {form.name} needs the package {form.package[0]}, which is not installed"
-                hint = f"pip install '{form.package[1]}'"
-                finding = draft.source.find("missing-package", f"{step.pointer}/formats", message, hint)
-                yield finding if strict else replace(finding, severity="warning")
+        return f"{size[0]} lets layers keep unlike numbers of {show(inside[0])} units", "give counts"
+    if "head" in inside and not options["tie_heads"]:
+        return "each layer keeps heads of its own", 'add "tie_heads": true'
+    if options["budget"] == "global" and (others := [unit for unit in inside if unit != "head"]):
+        return f'"global" lets layers keep unlike numbers of {show(others[0])} units', 'write "budget": "per-layer"'
+    return None

@@ -15,48 +15,44 @@ from sprunec.families.cards import card
 from sprunec.families.detect import TODAY, config_family, is_huggingface
 from sprunec.file_kinds import foreign
 from sprunec.plan.json_reader import escape
-from sprunec.plan.resolve import Draft
 from sprunec.plan.schema import properties
 from sprunec.plan.schema_errors import schema_findings
-from sprunec.plan.source import Source, read_source
+from sprunec.plan.source import Section, Source, has_errors, read_source
+from sprunec.plan.written_plan import WrittenPlan
 
 WANTED, HINT = "a model config", "give the config.json that belongs to the weights"
-PATH_PLACE, CONFIG_PLACE, CHECKPOINT_PLACE = "/model/path", "/model/config", "/model/checkpoint"
-Found = tuple[ModelConfig | None, list[Diagnostic]]
 
 
-def open_directory(source: Source, draft: Draft) -> tuple[Source, list[Diagnostic]]:
+def open_directory(plan: WrittenPlan) -> Source:
     """Put `config` and `checkpoint` as files in the place of a directory, and tell what is wrong with that.
 
     What is found later about these files is told where the plan names the directory.
     """
-    model = source.value.get("model")
-    place = PATH_PLACE if isinstance(model, dict) and "path" in model else CONFIG_PLACE
-    written = model.get(place.rpartition("/")[2]) if isinstance(model, dict) else None
-    if not isinstance(model, dict) or not isinstance(written, str) or not draft.sound("/model"):
-        return source, []
-    directory = draft.folder / written
+    model, source = plan.section("model"), plan.source
+    key = "path" if "path" in model.written else "config"
+    written = model.written.get(key)
+    if not isinstance(written, str) or not plan.is_valid("/model"):
+        return source
+    directory, named = plan.source.folder / written, {"config": os.path.join(written, CONFIG)}
     if not os.path.isdir(directory):
-        return source, [_no_directory(source, directory)] if place == PATH_PLACE else []
+        if key == "path" and os.path.exists(directory):
+            hint = "name the config as config and the weights as checkpoint"
+            model.error("not-a-folder", key, f"{directory} is no directory", hint)
+        elif key == "path":
+            model.error("missing-file", key, f"there is no directory {directory}", "check the path")
+        return source
     if not os.path.isfile(directory / CONFIG):
         hint = "name the directory that has one, or the file itself"
-        return source, [source.find("missing-file", place, f"the directory {directory} has no {CONFIG}", hint)]
-    named, found = {"config": os.path.join(written, CONFIG)}, []
-    if place == PATH_PLACE or ("checkpoint" not in model and has_weights(directory)):
+        model.error("missing-file", key, f"the directory {directory} has no {CONFIG}", hint)
+        return source
+    if key == "path" or ("checkpoint" not in model.written and has_weights(directory)):
         named["checkpoint"] = written
-    elif "checkpoint" not in model:
+    elif "checkpoint" not in model.written:
         message = f"the directory {directory} has no weights: the model is a new one"
-        found = [source.warn("new-model", place, message, f"put {WEIGHTS} or {BIN} into it, or name a checkpoint")]
-    rest = {key: value for key, value in model.items() if key != "path"}
-    origins = {**source.origins, **{f"/model/{key}": (source, place) for key in named}}
-    return replace(source, value=source.value | {"model": rest | named}, origins=origins), found
-
-
-def _no_directory(source: Source, directory: Path) -> Diagnostic:
-    if os.path.exists(directory):
-        message, hint = f"{directory} is no directory", "name the config as config and the weights as checkpoint"
-        return source.find("not-a-folder", PATH_PLACE, message, hint)
-    return source.find("missing-file", PATH_PLACE, f"there is no directory {directory}", "check the path")
+        model.warn("new-model", key, message, f"put {WEIGHTS} or {BIN} into it, or name a checkpoint")
+    rest = {name: value for name, value in model.written.items() if name != "path"}
+    origins = {**source.origins, **{f"/model/{name}": (source, model.at(key)) for name in named}}
+    return replace(source, value=source.value | {"model": rest | named}, origins=origins)
 
 
 def path_as_config(source: Source) -> Source:
@@ -66,37 +62,34 @@ def path_as_config(source: Source) -> Source:
         return source
     moved = {"config" if key == "path" else key: value for key, value in model.items()}
     places, keys = (
-        {CONFIG_PLACE if pointer == PATH_PLACE else pointer: place for pointer, place in marks.items()}
+        {"/model/config" if pointer == "/model/path" else pointer: place for pointer, place in marks.items()}
         for marks in (source.places, source.keys)
     )
     return replace(source, value=source.value | {"model": moved}, places=places, keys=keys)
 
 
-def model_config(draft: Draft, *, incomplete: bool = False) -> Found:
-    """Read the plan's model, with what is wrong about it; a config that isn't there is an error.
-
-    Args:
-        incomplete: unless nobody has named it; sizes are then not checked.
-    """
-    section = draft.source.value.get("model")
-    written = section.get("config") if isinstance(section, dict) else None
-    if isinstance(written, dict) and (stranger := _foreign_family(draft.source, CONFIG_PLACE, written)):
-        return None, [stranger]
-    if not draft.sound(CONFIG_PLACE) or not draft.sound(PATH_PLACE) or not isinstance(written, str | dict):
-        return None, []
-    if isinstance(written, dict):
-        return _finish(draft.source, CONFIG_PLACE, written, [])  # the plan's schema has looked at it already
-    path = str(draft.folder / written)
-    if os.path.exists(path):
-        return read_config(path)
-    message = f"there is no model config {path}"
-    if incomplete and CONFIG_PLACE in draft.source.assumed:
+def model_config(plan: WrittenPlan, *, incomplete: bool = False) -> ModelConfig | None:
+    """Read the plan's model; a config that isn't there is an error, unless `incomplete` and nobody has named it."""
+    model, found, config = plan.section("model"), list[Diagnostic](), None
+    written = model.written.get("config")
+    if isinstance(written, dict) and (stranger := _foreign_family(plan.source, "/model/config", written)):
+        found = [stranger]
+    elif not isinstance(written, str | dict) or not plan.is_valid("/model/config") or not plan.is_valid("/model/path"):
+        pass
+    elif isinstance(written, dict):  # the plan's schema has looked at it already
+        config = _checked(Section(plan.source, found, "/model/config"))
+    elif os.path.exists(path := plan.source.folder / written):
+        config, found = read_config(str(path))
+    elif incomplete and "/model/config" in plan.source.assumed:
         hint = "give it with --model-config; without it sizes are not checked"
-        return None, [draft.source.warn("missing-file", CONFIG_PLACE, message, hint)]
-    return None, [draft.source.find("missing-file", CONFIG_PLACE, message, draft.paths_start)]
+        model.warn("missing-file", "config", f"there is no model config {path}", hint)
+    else:
+        model.error("missing-file", "config", f"there is no model config {path}", plan.paths_start)
+    plan.found += found
+    return config
 
 
-def read_config(path: str) -> Found:
+def read_config(path: str) -> tuple[ModelConfig | None, list[Diagnostic]]:
     """Read a config file, Hugging Face's too; warn of keys beyond ours, since CPM-Live's own files carry some."""
     try:
         source = read_source(path, WANTED, HINT)
@@ -108,8 +101,18 @@ def read_config(path: str) -> Found:
         return None, [stranger]
     if is_huggingface(source.value):
         source = replace(source, value=card().native_keys(source.value))
-    found = [_excused(source, finding) for finding in schema_findings(source, "model")]
-    return _finish(source, "", source.value, [*source.problems, *(each for each in found if each is not None)])
+    found = list(source.problems)
+    for finding in schema_findings(source, "model"):
+        key = finding.pointer[1:]
+        if finding.code != "unknown-key" or "/" in key:
+            found.append(finding)
+        elif (contradiction := card().older_key(key, source.value.get(key))) is None:
+            hint = finding.hint if finding.hint.startswith("did you mean") else "it is ignored"
+            found.append(replace(finding, severity="warning", hint=hint))
+        elif contradiction:  # a key of CPM-Live's older files, which are read as long as they describe this family
+            hint = "this is another model"
+            found.append(replace(finding, code="foreign-config", message=contradiction, hint=hint))
+    return _checked(Section(source, found)), found
 
 
 def _foreign_family(source: Source, prefix: str, value: Mapping[str, Any]) -> Diagnostic | None:
@@ -128,25 +131,14 @@ def _foreign_family(source: Source, prefix: str, value: Mapping[str, Any]) -> Di
     return source.find("foreign-config", f"{prefix}/{escape(key)}", f"this is {name}'s config: {has}", TODAY, key=True)
 
 
-def _excused(source: Source, finding: Diagnostic) -> Diagnostic | None:
-    """Warn of unknown keys, which are ignored; pass an older file's as long as they describe this family."""
-    key = finding.pointer[1:]
-    if finding.code != "unknown-key" or "/" in key:
-        return finding
-    if (contradiction := card().older_key(key, source.value.get(key))) is not None:
-        other = replace(finding, code="foreign-config", message=contradiction, hint="this is another model")
-        return other if contradiction else None
-    hint = finding.hint if finding.hint.startswith("did you mean") else "it is ignored"
-    return replace(finding, severity="warning", hint=hint)
-
-
-def _finish(source: Source, prefix: str, value: dict[str, Any], found: list[Diagnostic]) -> Found:
-    if not any(finding.severity == "error" for finding in found):
-        defaults = {key: rule.get("default") for key, rule in properties("model").items()}
-        found = [*found, *(source.locate(each, prefix) for each in card().config_findings(value, defaults))]
-    if any(finding.severity == "error" for finding in found):
-        return None, found
-    return card().config(_whole_numbers(value)), found
+def _checked(section: Section) -> ModelConfig | None:
+    """Make the config where nothing that is found in it is an error, neither so far nor beyond its schema."""
+    if has_errors(section.found):
+        return None
+    defaults = {key: rule.get("default") for key, rule in properties("model").items()}
+    for finding in card().config_findings(section.written, defaults):
+        section.locate(finding)
+    return None if has_errors(section.found) else card().config(_whole_numbers(section.written))
 
 
 def _whole_numbers(value: Any) -> Any:

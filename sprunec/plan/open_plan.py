@@ -9,13 +9,14 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from sprunec.errors import InputError, show
 from sprunec.families.detect import is_config
 from sprunec.file_kinds import JSON, foreign
-from sprunec.plan.bmcook_flags import NATIVE, NO_FLAGS, SECTIONS, Flags, is_bmcook, kind_of, option
+from sprunec.plan.bmcook_flags import NATIVE, NO_FLAGS, SECTIONS, Flags, kind_of, option
 from sprunec.plan.json_reader import unescape
 from sprunec.plan.model_config import path_as_config
 from sprunec.plan.schema_errors import nearest
@@ -25,31 +26,29 @@ from sprunec.plan.source import Source, read_source
 def read_any(path: str | Path, flags: Flags = NO_FLAGS, seconds: Sequence[str | Path] = ()) -> Source:
     """Read a native plan, with the flags put into it, or make the native plan of BMCook's files.
 
-    Args:
-        seconds: l0_pruning.json files, a stage each.
-
-    Raises:
-        InputError: there is no such plan, or flags that it has no place for.
+    Raise InputError where there is no such plan, or flags that it has no place for. `seconds` are l0_pruning.json
+    files, a stage each.
     """
-    for flag in flags.not_finite():
-        raise InputError.at(flag, "this is no finite number", "give one")
+    for name, value in flags.given().items():
+        if isinstance(value, float) and not isfinite(value):
+            raise InputError.at(option(name), "this is no finite number", "give one")
     source = read_source(path)
     if told := foreign(Path(path), "a plan", {"text", *JSON}, {"": "name a plan, a JSON file"}):
         raise told
-    if is_bmcook(source.value):
+    if "passes" not in source.value and any(name in source.value for name in SECTIONS):
         # By name: that room stands above this one, and only whoever has such a file needs it.
         made: Source = import_module("sprunec.bmcook.plans.stages_to_plan").convert(source, seconds, flags)
         return made
     if other := _other_file(source.value):
         raise InputError(source.find("foreign-file", "", *other))
-    if unused := [*flags.foreign_to_native(), *map(str, seconds)]:
+    foreign_flags = [option(name) for name in flags.given() if name not in NATIVE and name != "save"]
+    if unused := [*foreign_flags, *map(str, seconds)]:
         message = f"{unused[0]} goes with BMCook's bmcook.json, and this is a plan of its own"
         raise InputError(source.find("foreign-flag", "", message, "edit the plan instead"))
     overrides = flags.native_overrides()
     if "/model/config" in overrides or "/model/checkpoint" in overrides:
         source = path_as_config(source)
-    named = {NATIVE[name]: (Source(option(name), None), "") for name in flags.given() if name in NATIVE}
-    return replace(override(source, overrides), origins=named)
+    return replace(override(source, overrides), origins=flags.origins())
 
 
 def _other_file(value: Mapping[str, Any]) -> tuple[str, str] | None:
@@ -69,42 +68,37 @@ def _other_file(value: Mapping[str, Any]) -> tuple[str, str] | None:
 
 
 def override(source: Source, values: Mapping[str, Any]) -> Source:
-    """Put the values into the source; they have no line. Objects on the way are made when absent.
+    """Put the values, which have no line, where their pointers lead; raise InputError where one leads nowhere.
 
-    Raises:
-        InputError: a pointer is no place in the plan.
+    Objects on the way are made when absent.
     """
-    if not values:
-        return source
     document = copy.deepcopy(source.value)
     for pointer, value in values.items():
+        root, *steps = map(unescape, pointer.split("/"))
         try:
-            _put(document, [unescape(step) for step in pointer.split("/")], value)
+            if root or not steps:
+                raise ValueError('write it as "/training/learning_rate"')
+            _put(document, steps, value)
         except ValueError as error:
             message = f"{show(pointer)} is no place in the plan"
             raise InputError.at(source.file, message, str(error), code="bad-override") from None
     places, keys = (
-        {at: place for at, place in marks.items() if not any(at == new or at.startswith(f"{new}/") for new in values)}
+        {at: place for at, place in marks.items() if not any(f"{at}/".startswith(f"{new}/") for new in values)}
         for marks in (source.places, source.keys)
     )
     return replace(source, value=document, places=places | dict.fromkeys(values, (0, 0)), keys=keys)
 
 
 def _put(node: Any, steps: list[str], value: Any) -> None:
-    """Set the value where the steps lead; raise ValueError, which says why not, where they lead nowhere."""
-    root, *way = steps
-    if root or not way:
-        raise ValueError('write it as "/training/learning_rate"')
-    for place, step in enumerate(way, start=1):
-        if isinstance(node, list):
-            if not (step.isascii() and step.isdecimal() and int(step) < len(node)):
-                raise ValueError(f"the list has {len(node)} entries, counted from 0")
-            key: Any = int(step)
-        elif isinstance(node, dict):
-            key = step
-        else:
-            raise ValueError(f"{show(node)} has no entries")
-        if place == len(way):
-            node[key] = value
-        else:
-            node = node[key] if isinstance(node, list) else node.setdefault(key, {})
+    """Set the value where the steps lead; raise ValueError, which says why, where they lead nowhere."""
+    key: Any = steps[0]
+    if isinstance(node, list):
+        if not (key.isascii() and key.isdecimal() and int(key) < len(node)):
+            raise ValueError(f"the list has {len(node)} entries, counted from 0")
+        key = int(key)
+    elif not isinstance(node, dict):
+        raise ValueError(f"{show(node)} has no entries")
+    if steps[1:]:
+        _put(node[key] if isinstance(node, list) else node.setdefault(key, {}), steps[1:], value)
+    else:
+        node[key] = value

@@ -17,13 +17,12 @@ from sprunec.families.base_config import ModelConfig
 from sprunec.plan.bmcook_flags import NO_FLAGS, Flags
 from sprunec.plan.checks import CHECKS
 from sprunec.plan.declared import PASSES, PassSpec
-from sprunec.plan.files import input_findings
 from sprunec.plan.model_config import model_config, open_directory
 from sprunec.plan.open_plan import override, read_any
-from sprunec.plan.resolve import Draft, as_list
 from sprunec.plan.schema import resolve
 from sprunec.plan.schema_errors import schema_findings
-from sprunec.plan.source import Source
+from sprunec.plan.source import Source, has_errors
+from sprunec.plan.written_plan import WrittenPlan, as_list
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -106,14 +105,11 @@ class Plan:
     compare_tokens: int | None = None
 
 
-def read_plan(path: str | Path, overrides: Mapping[str, Any] = NOTHING, flags: Flags = NO_FLAGS) -> Plan:
-    """Read and check a plan; raise InputError with everything that is wrong.
+Checked = tuple[Plan | None, tuple[Diagnostic, ...]]
 
-    Args:
-        path: a native plan, or BMCook's bmcook.json.
-        overrides: values by JSON pointer, put into the plan before it is checked.
-        flags: of BMCook's script.
-    """
+
+def read_plan(path: str | Path, overrides: Mapping[str, Any] = NOTHING, flags: Flags = NO_FLAGS) -> Plan:
+    """Read and check a plan as `check_plan` does; raise InputError with everything that is wrong."""
     plan, found = check_plan(path, overrides=overrides, flags=flags)
     if plan is None:
         raise InputError(*found)
@@ -127,11 +123,14 @@ def check_plan(
     overrides: Mapping[str, Any] = NOTHING,
     flags: Flags = NO_FLAGS,
     incomplete: bool = False,
-) -> tuple[Plan | None, tuple[Diagnostic, ...]]:
+) -> Checked:
     """Find everything, errors first, in file order; the plan is None when there is an error.
 
     Args:
+        path: a native plan, or BMCook's bmcook.json.
         strict: a missing checkpoint, data or mask file is an error.
+        overrides: values by JSON pointer, put into the plan before it is checked.
+        flags: of BMCook's script.
         incomplete: a model config that nobody has named may be missing; the plan is then None without an error.
     """
     try:
@@ -141,22 +140,17 @@ def check_plan(
     return check_source(source, strict=strict, incomplete=incomplete)
 
 
-def check_source(
-    source: Source, *, strict: bool = False, incomplete: bool = False
-) -> tuple[Plan | None, tuple[Diagnostic, ...]]:
+def check_source(source: Source, *, strict: bool = False, incomplete: bool = False) -> Checked:
     """Do as `check_plan` for a plan that is in memory."""
-    if any(finding.severity == "error" for finding in source.problems) and source.origins:
+    if has_errors(source.problems) and source.origins:
         return None, _in_order(source.problems, source.file)  # a plan that could not be made is not looked into
-    found = [*source.problems, *schema_findings(source, "plan")]
-    source, about_directory = open_directory(source, Draft.of(source, found))
-    found += about_directory
-    draft = Draft.of(source, found)
-    config, about_model = model_config(draft, incomplete=incomplete)
-    found += about_model
-    found += [finding for check in CHECKS for finding in check(draft, config)]
-    found += input_findings(draft, config, strict)
-    failed = config is None or any(finding.severity == "error" for finding in found)
-    return None if failed or config is None else _plan(draft, config), _in_order(found, source.file)
+    plan = WrittenPlan(source, [*source.problems, *schema_findings(source, "plan")])
+    plan = WrittenPlan(open_directory(plan), plan.found, strict=strict)
+    plan.config = model_config(plan, incomplete=incomplete)
+    for check in CHECKS:
+        check(plan)
+    failed = plan.config is None or has_errors(plan.found)
+    return None if failed or plan.config is None else _plan(plan, plan.config), _in_order(plan.found, source.file)
 
 
 def _in_order(found: Iterable[Diagnostic], file: str) -> tuple[Diagnostic, ...]:
@@ -166,33 +160,32 @@ def _in_order(found: Iterable[Diagnostic], file: str) -> tuple[Diagnostic, ...]:
     return tuple(sorted(dict.fromkeys(found), key=place))
 
 
-def _plan(draft: Draft, config: ModelConfig) -> Plan:
-    value = draft.source.value
-    passes = tuple(PassSpec(step.name, step.options or NOTHING, step.pointer) for step in draft.steps)
-    checkpoint = value["model"].get("checkpoint")
-    start = None if checkpoint is None else draft.folder / checkpoint
+def _plan(plan: WrittenPlan, config: ModelConfig) -> Plan:
+    model, checkpoint = plan.options("model"), plan.written["model"].get("checkpoint")
+    start = None if checkpoint is None else plan.source.folder / checkpoint
+    passes = tuple(PassSpec(step.name, step.options, step.pointer) for step in plan.steps)
     return Plan(
-        name=value["name"],
-        seed=resolve("plan", value)["seed"],
-        model=ModelSource(config, start, draft.section("model").get("start_step", 0)),
-        data=_data(draft) if draft.has("data") else None,
-        engine=Engine(**draft.section("engine")),
-        evaluate_tokens=draft.section("evaluate")["tokens"],
-        evaluate=draft.has("evaluate") or any(PASSES[spec.name].trains for spec in passes),
+        name=plan.written["name"],
+        seed=resolve("plan", plan.written)["seed"],
+        model=ModelSource(config, start, model.get("start_step", 0)),
+        data=_data(plan) if "data" in plan.written else None,
+        engine=Engine(**plan.options("engine")),
+        evaluate_tokens=plan.options("evaluate")["tokens"],
+        evaluate="evaluate" in plan.written or any(PASSES[spec.name].trains for spec in passes),
         passes=passes,
-        file=Path(draft.source.file),
-        checkpoint_name=draft.section("outputs").get("checkpoint"),
-        compare_tokens=draft.section("compare")["tokens"],
+        file=Path(plan.source.file),
+        checkpoint_name=plan.options("outputs").get("checkpoint"),
+        compare_tokens=plan.options("compare")["tokens"],
     )
 
 
-def _data(draft: Draft) -> DataSource:
-    section = draft.section("data")
+def _data(plan: WrittenPlan) -> DataSource:
+    section = plan.options("data")
     held_out, tokenizer, vocab = section.pop("held_out"), section.pop("tokenizer"), section.pop("vocab", None)
     return DataSource(
-        paths=tuple(draft.folder / path for path in as_list(section.pop("path", []))),
-        held_out=draft.folder / held_out if isinstance(held_out, str) else held_out,
-        tokenizer=tokenizer if tokenizer == "characters" else draft.folder / tokenizer,
-        vocab=None if vocab is None else draft.folder / vocab,
+        paths=tuple(plan.source.folder / path for path in as_list(section.pop("path", []))),
+        held_out=plan.source.folder / held_out if isinstance(held_out, str) else held_out,
+        tokenizer=tokenizer if tokenizer == "characters" else plan.source.folder / tokenizer,
+        vocab=None if vocab is None else plan.source.folder / vocab,
         **section,
     )

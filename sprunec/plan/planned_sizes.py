@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sprunec.errors import Diagnostic, series, show
+from sprunec.errors import series, show
 from sprunec.families.base_config import LayerShape, ModelConfig
-from sprunec.plan.resolve import Draft, Step
-from sprunec.plan.targets import WHOLE_TARGETS, Left, mismatched, most_kept
+from sprunec.plan.source import has_errors
+from sprunec.plan.targets import WHOLE_TARGETS, Left, mismatched, most_kept, quoted
+from sprunec.plan.written_plan import Step, WrittenPlan
 from sprunec.units import COUNTED, counting
 
 MOST_NAMED = 4
@@ -17,18 +18,16 @@ MOST_NAMED = 4
 _SHORT = ("short-layers", "short-of-multiples")
 
 
-def size_findings(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnostic]:
+def sizes_fit(plan: WrittenPlan) -> None:
     """Check what each mask pass asks of the model that reaches it."""
-    if config is None:
+    if plan.config is None:
         return
-    left, cut = Left.of(config), False
-    for step in draft.steps:
-        if step.declared.by_target and step.options is not None:
-            check = _Check(draft, step, step.options, left, "are left at this point" if cut else "the model has")
-            found = list(check.findings(config))
-            yield from found
-            left, cut = check.after([each.pointer for each in found if each.code not in _SHORT]), True
-        elif not step.name or step.declared.removes == "units":
+    left, cut = Left.of(plan.config), False
+    for step in plan.steps:
+        if step.declared.by_target and step.is_valid:
+            left = _Check(step, left, "are left at this point" if cut else "the model has").run(plan.config)
+            cut = True
+        elif not step.is_known or step.declared.removes == "units":
             left, cut = left.unknown(), True
 
 
@@ -36,132 +35,112 @@ def size_findings(draft: Draft, config: ModelConfig | None) -> Iterator[Diagnost
 class _Check:
     """One mask pass, what is left of the model when it comes, and how to say whose that is."""
 
-    draft: Draft
     step: Step
-    options: Mapping[str, Any]
     left: Left
     whose: str
 
-    def findings(self, given: ModelConfig) -> Iterator[Diagnostic]:
-        """Check the pass's targets; `given` is the model as it comes into the plan."""
-        found = [*self._targets("target"), *self._gates(), *self._multiples()]
-        yield from found
-        if not any(each.severity == "error" for each in found):
-            yield from self._short(given)
-
-    def after(self, wrong: list[str]) -> Left:
-        """Give what is left when the pass has done what it can; a wrong target is taken for none."""
-        strangers = mismatched(self.options["unit"], self.options["target"])
-        pointer = f"{self.step.pointer}/target"
-        fine = [key for key in self.options["target"] if key not in strangers and f"{pointer}/{key}" not in wrong]
-        target = {key: self.options["target"][key] for key in fine}
-        return self.left.after(target, self.options["budget"], self._multiple_of)
+    def run(self, given: ModelConfig) -> Left:
+        """Check the pass's targets; give what is left of the plan's `given` model then, a wrong target being none."""
+        before = len(self.step.found)
+        gates, target = self.step.options.get("gates_for"), self.step.options["target"]
+        self._targets("target")
+        if gates is not None and gates.keys() == target.keys():
+            self._targets("gates_for")
+        elif gates is not None:  # what the gates learn is measured as what is cut
+            names = " and ".join(target)
+            message = f"gates_for gives {' and '.join(gates)}, the target {names}"
+            self.step.error("unlike-targets", "gates_for", message, f"give {names} in both", at_key=True)
+        self._multiples()
+        if not has_errors(self.step.found[before:]):
+            self._short(given)
+        wrong = {each.pointer for each in self.step.found[before:] if each.code not in _SHORT}
+        target = {key: n for key, n in self._own("target").items() if self.step.at(f"target/{key}") not in wrong}
+        return self.left.after(target, self.step.options["budget"], self._multiple_of)
 
     @property
     def _multiple_of(self) -> Mapping[str, int]:
-        return self.options.get("multiple_of") or {}
+        return self.step.options.get("multiple_of") or {}
 
-    @property
-    def _units(self) -> str:
-        return " and ".join(show(unit) for unit in self.options["unit"])
+    def _own(self, where: str) -> dict[str, Any]:
+        """Give the targets but for those that count no units of this pass."""
+        strangers = mismatched(self.step.options["unit"], self.step.options[where])
+        return {key: wanted for key, wanted in self.step.options[where].items() if key not in strangers}
 
-    def _counts(self, where: str) -> dict[str, int]:
-        """Give the count targets that count units of this pass."""
-        strangers = mismatched(self.options["unit"], self.options[where])
-        return {key: n for key, n in self.options[where].items() if key in COUNTED and key not in strangers}
-
-    def _gates(self) -> Iterator[Diagnostic]:
-        """Check that what the gates learn is measured as what is cut."""
-        if "gates_for" not in self.options:
-            return
-        if self.options["gates_for"].keys() == self.options["target"].keys():
-            yield from self._targets("gates_for")
-            return
-        names, pointer = " and ".join(self.options["target"]), f"{self.step.pointer}/gates_for"
-        message = f"gates_for gives {' and '.join(self.options['gates_for'])}, the target {names}"
-        yield self.draft.source.find("unlike-targets", pointer, message, f"give {names} in both", key=True)
-
-    def _targets(self, where: str) -> Iterator[Diagnostic]:
-        if "parameters" in self.options[where]:
-            yield from self._parameters(where)
-        for key, wanted in self._counts(where).items():
-            pointer, most = f"{self.step.pointer}/{where}/{key}", self.left.most(key, self.options["budget"])
-            counted = COUNTED[key].counted
+    def _targets(self, where: str) -> None:
+        if "parameters" in self.step.options[where]:
+            self._parameters(where)
+        for key, wanted in ((key, n) for key, n in self._own(where).items() if key in COUNTED):
+            counted, most = COUNTED[key].counted, self.left.most(key, self.step.options["budget"])
+            # layers may lose something only because what they keep is to be a multiple
+            multiple = self._multiple_of.get(key, 1) if where == "target" and self.left.known else 1
             if wanted > most:
                 message = f"{wanted} is above {most}, the {counted} that {self.whose}"
                 hint = f"give less than {most}" if most > 1 else f"take {key} out"
-                yield self.draft.source.find("target-too-large", pointer, message, hint)
-            elif wanted == most and not (where == "target" and self._trims(key)):
-                message = f"{wanted} is the number of {counted} that {self.whose}: nothing would be cut"
-                yield self.draft.source.warn("nothing-to-cut", pointer, message, "give less, or remove the pass")
+                self.step.error("target-too-large", f"{where}/{key}", message, hint)
+            elif wanted == most and not any(size % multiple for size in self._sizes(key)):
+                self._nothing_to_cut(f"{where}/{key}", f"{wanted} is the number of {counted}")
 
-    def _trims(self, key: str) -> bool:
-        """Tell whether layers lose something only because what they keep is to be a multiple."""
-        if key in WHOLE_TARGETS or not self.left.known:
-            return False
-        sizes = (layer.counts.get(COUNTED[key].name, 0) for layer in self.left.config.layers)
-        return any(size % self._multiple_of.get(key, 1) for size in sizes)
+    def _sizes(self, key: str) -> list[int]:
+        """Give what each layer has of what a count target counts; 0 of whole sublayers."""
+        return [layer.counts.get(COUNTED[key].name, 0) for layer in self.left.config.layers]
 
-    def _parameters(self, where: str) -> Iterator[Diagnostic]:
-        wanted, least = self.options[where]["parameters"], self.left.least_parameters(self.options["unit"])
-        most, pointer, source = self.left.parameters, f"{self.step.pointer}/{where}/parameters", self.draft.source
+    def _nothing_to_cut(self, key: str, message: str) -> None:
+        message = f"{message} that {self.whose}: nothing would be cut"
+        self.step.warn("nothing-to-cut", key, message, "give less, or remove the pass")
+
+    def _parameters(self, where: str) -> None:
+        wanted, units = self.step.options[where]["parameters"], self.step.options["unit"]
+        least, most = self.left.least_parameters(units), self.left.parameters
         hint = f"give more than {least:,} and less than {most:,}"
-        written = show(self.step.given[where]["parameters"])
+        key, written = f"{where}/parameters", show(self.step.written[where]["parameters"])
         if wanted > most:
             message = f"{written} is above the {most:,} parameters that {self.whose}"
-            yield source.find("target-too-large", pointer, message, hint)
+            self.step.error("target-too-large", key, message, hint)
         elif wanted < least:
-            message = f"{written} is below the {least:,} parameters that stay when every unit {self._units} is cut"
-            yield source.find("target-too-small", pointer, message, hint)
+            message = f"{written} is below the {least:,} parameters that stay when every unit {quoted(units)} is cut"
+            self.step.error("target-too-small", key, message, hint)
         elif wanted == most and self.left.known:
-            message = f"{written} is the number of parameters that {self.whose}: nothing would be cut"
-            yield source.warn("nothing-to-cut", pointer, message, "give less, or remove the pass")
+            self._nothing_to_cut(key, f"{written} is the number of parameters")
 
-    def _multiples(self) -> Iterator[Diagnostic]:
+    def _multiples(self) -> None:
         """Check that they are about units of the pass, no more than a layer has, and that a count target is one."""
         for name, multiple in self._multiple_of.items():
-            pointer, most = f"{self.step.pointer}/multiple_of/{name}", self.left.counts[name]
-            wanted, source = self.options["target"].get(name, 0), self.draft.source
-            if not set(counting(name)) & set(self.options["unit"]):
-                message = f"{name} is not what this pass cuts: its unit is {self._units}"
+            most, wanted = self.left.counts[name], self.step.options["target"].get(name, 0)
+            if not set(counting(name)) & set(self.step.options["unit"]):
+                message = f"{name} is not what this pass cuts: its unit is {quoted(self.step.options['unit'])}"
                 hint = f"remove it, or add unit {show(COUNTED[name].name)}"
-                yield source.find("unit-mismatch", pointer, message, hint, key=True)
+                self.step.error("unit-mismatch", f"multiple_of/{name}", message, hint, at_key=True)
             elif multiple > most:
                 message = f"{multiple} is above {most}, the most that a layer has here: all would keep none"
-                yield source.find("multiple-too-large", pointer, message, f"give at most {most}")
+                self.step.error("multiple-too-large", f"multiple_of/{name}", message, f"give at most {most}")
             elif wanted % multiple:
                 message = f"{wanted} is not a multiple of {multiple}, and multiple_of asks for one"
                 below = wanted // multiple * multiple
                 hint = f"give {below} or {below + multiple}" if below else f"give {multiple}"
-                yield source.find("uneven-target", f"{self.step.pointer}/target/{name}", message, hint)
+                self.step.error("uneven-target", f"target/{name}", message, hint)
 
-    def _short(self, given: ModelConfig) -> Iterator[Diagnostic]:
-        """Find counts that not every layer, or not all of them together, can keep."""
-        for key, wanted in (self._counts("target") if self.left.known else {}).items():
-            if key in WHOLE_TARGETS:
+    def _short(self, given: ModelConfig) -> None:
+        """Find counts that not every layer, or for a mean not all of them together, can keep."""
+        together = self.step.options["target"].keys().isdisjoint(WHOLE_TARGETS)
+        for key, wanted in self._own("target").items() if self.left.known else ():
+            if key not in COUNTED or key in WHOLE_TARGETS:
                 continue
-            if self.options["budget"] == "global":
-                yield from self._short_together(key, wanted)
+            multiple, sizes = self._multiple_of.get(key, 1), [size for size in self._sizes(key) if size]
+            if self.step.options["budget"] == "global":
+                most, asked = sum(most_kept(size, size, multiple) for size in sizes), wanted * len(sizes)
+                if most < asked and together:
+                    what = f"{wanted} on average make {asked}, and the layers keep at most {most}"
+                    hint = f"give at most {most // len(sizes)}, or a smaller multiple"
+                    self.step.warn("short-of-multiples", f"target/{key}", f"{what} in multiples of {multiple}", hint)
                 continue
-            short = short_layers(self.left.config.layers, key, wanted, self._multiple_of.get(key, 1))
+            short = short_layers(self.left.config.layers, key, wanted, multiple)
             gone = short_layers(given.layers, key, wanted)  # what earlier passes took away needs no word
             short = {index: most for index, most in short.items() if most is not None or gone.get(index, 0) is None}
             if short:
                 least = min((most for most in short.values() if most is not None), default=None)
                 less = f"at most {least}" if least else "a smaller multiple"
                 hint = f'give {less}, or "budget": "global" for a mean' if least is not None else "they stay without"
-                pointer, message = f"{self.step.pointer}/target/{key}", short_message(key, wanted, short)
-                yield self.draft.source.warn("short-layers", pointer, message, hint)
-
-    def _short_together(self, key: str, wanted: int) -> Iterator[Diagnostic]:
-        """Find a mean that whole multiples do not come up to."""
-        multiple = self._multiple_of.get(key, 1)
-        sizes = [size for layer in self.left.config.layers if (size := layer.counts.get(COUNTED[key].name))]
-        most, asked = sum(most_kept(size, size, multiple) for size in sizes), wanted * len(sizes)
-        if most < asked and self.options["target"].keys().isdisjoint(WHOLE_TARGETS):
-            message = f"{wanted} on average make {asked}, and the layers keep at most {most} in multiples of {multiple}"
-            hint = f"give at most {most // len(sizes)}, or a smaller multiple"
-            yield self.draft.source.warn("short-of-multiples", f"{self.step.pointer}/target/{key}", message, hint)
+                self.step.warn("short-layers", f"target/{key}", short_message(key, wanted, short), hint)
 
 
 def short_layers(layers: Sequence[LayerShape], key: str, wanted: int, multiple: int = 1) -> dict[int, int | None]:
@@ -176,15 +155,13 @@ def short_message(key: str, wanted: int, short: Mapping[int, int | None]) -> str
     alike: dict[int | None, list[int]] = {}
     for index, most in short.items():
         alike.setdefault(most, []).append(index)
-    parts = [_keep(indices, key, most) for most, indices in alike.items()]
+    parts, unit = [], COUNTED[key]
+    for most, indices in alike.items():
+        several, rest = len(indices) > 1, len(indices) - MOST_NAMED
+        names = [*map(str, indices[:MOST_NAMED]), *([f"{rest} more"] if rest > 0 else [])]
+        keep = f"{'keep' if several else 'keeps'} {most or 'none'}"
+        if most is None:
+            keep = f"{'have' if several else 'has'} no {unit.sublayers[0].replace('_', '-')}"
+        parts.append(f"layer{'s' if several else ''} {series(names, 'and')} {keep}")
     more = f" and {len(parts) - MOST_NAMED} more numbers" if len(parts) > MOST_NAMED else ""
-    return f"not every layer has {wanted} {COUNTED[key].several}: {', '.join(parts[:MOST_NAMED])}{more}"
-
-
-def _keep(indices: Sequence[int], key: str, most: int | None) -> str:
-    several, more = len(indices) > 1, len(indices) - MOST_NAMED
-    names = [*map(str, indices[:MOST_NAMED]), *([f"{more} more"] if more > 0 else [])]
-    who = f"layer{'s' if several else ''} {series(names, 'and')}"
-    if most is None:
-        return f"{who} {'have' if several else 'has'} no {COUNTED[key].sublayers[0].replace('_', '-')}"
-    return f"{who} {'keep' if several else 'keeps'} {most or 'none'}"
+    return f"not every layer has {wanted} {unit.several}: {', '.join(parts[:MOST_NAMED])}{more}"

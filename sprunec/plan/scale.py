@@ -13,12 +13,10 @@ BMTrain  shards as FSDP2 does, and gathers with 4 bytes in every precision: its 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from sprunec.families.base_config import ModelConfig, unit_cost
-from sprunec.plan.declared import PassSpec
 from sprunec.plan.plan import Plan
 
 FLOAT, HALF = 4, 2
@@ -51,16 +49,6 @@ class Setting:
         """Bytes of a number that is multiplied."""
         return FLOAT if self.precision == "fp32" else HALF
 
-    @property
-    def casts(self) -> bool:
-        """Whether fp32 weights are full, and cast to half precision on their way into products."""
-        return self.product < FLOAT and not self.full
-
-    @property
-    def gathered(self) -> int:
-        """Bytes of a weight of a block that is gathered; BMTrain gathers what it holds, and casts it then."""
-        return FLOAT if self.engine == "bmtrain" else self.product
-
 
 @dataclass(frozen=True)
 class Cost:
@@ -86,17 +74,21 @@ class Cost:
 
 def cost(config: ModelConfig, setting: Setting) -> Cost:
     """Estimate the peak of a device's memory in a training step, and its traffic."""
-    parameters = config.parameters()
+    parameters, n = config.parameters(), setting.devices
     blocks = [unit_cost(config, index, "block") for index in range(len(config.layers))]
-    n, outside, share = setting.devices, parameters - sum(blocks), setting.devices if setting.full else 1
-    moments = MOMENTS[setting.optimizer] * FLOAT * parameters / share
-    working = HALF * sum(blocks) if setting.casts and not setting.recompute else 0.0
-    sent = 2.0 * FLOAT * parameters
+    weights = FLOAT * parameters / (n if setting.full else 1)
+    working, sent = 0.0, 2.0 * FLOAT * parameters
     if setting.full and n > 1:
-        working = 2.0 * FLOAT * outside + (2.0 * setting.gathered + FLOAT) * max(blocks, default=0)
-        sent = (2.0 * setting.gathered + FLOAT) * sum(blocks) + 2.0 * FLOAT * outside
-    weights, taught = FLOAT * parameters / share, float(FLOAT * setting.teacher)
-    return Cost(weights, weights, moments, working + taught, activations(config, setting), (n - 1) / n * sent)
+        # BMTrain gathers what it holds, and casts it then
+        gathered = FLOAT if setting.engine == "bmtrain" else setting.product
+        outside = 2.0 * FLOAT * (parameters - sum(blocks))
+        working = outside + (2.0 * gathered + FLOAT) * max(blocks, default=0)
+        sent = outside + (2.0 * gathered + FLOAT) * sum(blocks)
+    elif setting.product < FLOAT and not setting.full and not setting.recompute:
+        working = HALF * sum(blocks)  # fp32 weights, cast on their way into products
+    working += FLOAT * setting.teacher
+    moments = MOMENTS[setting.optimizer] * weights
+    return Cost(weights, weights, moments, working, activations(config, setting), (n - 1) / n * sent)
 
 
 def activations(config: ModelConfig, setting: Setting) -> float:
@@ -118,8 +110,7 @@ def block_activations(config: ModelConfig, index: int, setting: Setting) -> floa
     # the normed input, and four tensors of the inner width: q, k, v and the context, or both halves of the gated
     # product, what the activation makes of one, and the product
     sublayers = [2 * FLOAT * dim + setting.product * (dim + 4 * inner) for inner in layer.inner.values() if inner]
-    scores = FLOAT * setting.positions * layer.counts.get("head", 0)
-    return float(tokens * (sum(sublayers) + scores))
+    return float(tokens * (sum(sublayers) + FLOAT * setting.positions * layer.counts.get("head", 0)))
 
 
 def shards_by_itself(parameters: int, memory: float) -> bool:
@@ -132,30 +123,27 @@ def plan_costs(plan: Plan, devices: int) -> list[dict[str, Any]]:
 
     The model is taken as it enters the plan, so it is at most so much.
     """
-    passes = [spec for spec in plan.passes if "accumulate" in spec.options]
-    if not passes or plan.data is None:
+    config, data, engine = plan.model.config, plan.data, plan.engine
+    trained = [spec.options for spec in plan.passes if "accumulate" in spec.options]
+    if not trained or data is None:
         return []
-    shardings = ["none", "full"] if plan.engine.sharding == "auto" else [plan.engine.sharding]
     found = []
-    for sharding in shardings if devices > 1 else ["none"]:
-        worst = max(_costs(plan, passes, devices, sharding == "full"), key=lambda each: each.memory)
+    shardings = ("none", "full") if engine.sharding == "auto" else (engine.sharding,)
+    for sharding in shardings if devices > 1 else ("none",):
+        settings = [
+            Setting(
+                devices=devices,
+                full=sharding == "full" or engine.name == "bmtrain",
+                recompute=engine.activation_checkpointing,
+                precision=engine.precision,
+                optimizer=options["optimizer"],
+                sequences=max(1, data.batch_size // devices // options["accumulate"]),
+                positions=data.max_length,
+                teacher=config.parameters() if options["distillation"] is not None else 0,
+                engine=engine.name,
+            )
+            for options in trained
+        ]
+        worst = max((cost(config, setting) for setting in settings), key=lambda each: each.memory)
         found.append({"sharding": sharding, "devices": devices, "memory": worst.memory, "traffic": worst.traffic})
     return found
-
-
-def _costs(plan: Plan, passes: list[PassSpec], devices: int, full: bool) -> Iterator[Cost]:
-    config, data, engine = plan.model.config, plan.data, plan.engine
-    assert data is not None
-    for spec in passes:
-        setting = Setting(
-            devices=devices,
-            full=full or engine.name == "bmtrain",
-            recompute=engine.activation_checkpointing,
-            precision=engine.precision,
-            optimizer=spec.options["optimizer"],
-            sequences=max(1, data.batch_size // devices // spec.options["accumulate"]),
-            positions=data.max_length,
-            teacher=config.parameters() if spec.options["distillation"] is not None else 0,
-            engine=engine.name,
-        )
-        yield cost(config, setting)

@@ -54,36 +54,26 @@ def pass_names() -> tuple[str, ...]:
 
 def properties(schema: str | Schema) -> dict[str, Schema]:
     """Collect all keys that a schema offers, those behind its references too."""
-    return dict(_collect(_follow(_registry()[_uri(schema)].contents if isinstance(schema, str) else schema)))
+    found = _follow(_registry()[_uri(schema)].contents if isinstance(schema, str) else schema)
+    keys = {key: _follow(rule) for key, rule in found.get("properties", {}).items()}
+    for part in found.get("allOf", ()):
+        keys |= properties(part)
+    return keys
 
 
 def resolve(schema: str | Schema, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Fill in the schema's defaults; type and order what is `given` as the schema does."""
-    return {
-        key: _typed(given[key], rule) if key in given else rule["default"]
-        for key, rule in properties(schema).items()
-        if key in given or "default" in rule
-    }
-
-
-def _typed(value: Any, rule: Schema) -> Any:
-    """Take the type that the schema means: 1 and 1.0 are one number."""
-    kinds = rule.get("type", ())
-    kinds = (kinds,) if isinstance(kinds, str) else kinds
-    if isinstance(value, dict) and "properties" in rule:
-        return resolve(rule, value)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return value
-    if "number" in kinds:
-        return float(value)
-    return int(value) if "integer" in kinds and float(value).is_integer() else value
-
-
-def _collect(schema: Schema) -> Iterator[tuple[str, Schema]]:
-    for key, rule in schema.get("properties", {}).items():
-        yield key, _follow(rule)
-    for part in schema.get("allOf", ()):
-        yield from _collect(_follow(part))
+    """Fill in the schema's defaults; order what is `given` as the schema does, with its types: 1 and 1.0 are one."""
+    resolved: dict[str, Any] = {}
+    for key, rule in properties(schema).items():
+        value, kinds = given.get(key), rule.get("type", ())
+        if key in given and isinstance(value, dict) and "properties" in rule:
+            resolved[key] = resolve(rule, value)
+        elif key in given and isinstance(value, int | float) and not isinstance(value, bool):
+            whole = "number" not in kinds and "integer" in kinds and float(value).is_integer()
+            resolved[key] = int(value) if whole else float(value) if "number" in kinds else value
+        elif key in given or "default" in rule:
+            resolved[key] = given.get(key, rule.get("default"))
+    return resolved
 
 
 def _follow(rule: Schema) -> Schema:
@@ -96,7 +86,7 @@ def _follow(rule: Schema) -> Schema:
 @cache
 def _registry() -> Registry[Schema]:
     folder = schema_folder()
-    names = [str(path.relative_to(folder).as_posix())[: -len(_ENDING)] for path in folder.rglob(f"*{_ENDING}")]
+    names = [path.relative_to(folder).as_posix()[: -len(_ENDING)] for path in folder.rglob(f"*{_ENDING}")]
     schemas = {name: load_schema(name) for name in sorted(names)}
     for name, path in added_schemas("sprunec.passes").items():
         schemas[f"passes/{name}"] = json.loads(path.read_text(encoding="utf-8"))

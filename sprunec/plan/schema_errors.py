@@ -6,19 +6,19 @@ and first example, so that the words live in the schema.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from difflib import get_close_matches
-from functools import reduce
-from operator import getitem
 from typing import Any
 
 from jsonschema.exceptions import ValidationError
 
 from sprunec.errors import Diagnostic, series, show
 from sprunec.plan.json_reader import escape
-from sprunec.plan.schema import Schema, properties, validator
+from sprunec.plan.schema import properties, validator
 from sprunec.plan.source import Source
 
+_MISSING = "{} is missing"
 _KINDS = {
     "string": "text",
     "integer": "a whole number",
@@ -30,18 +30,27 @@ _KINDS = {
 }
 
 
-def schema_findings(source: Source, schema: str, prefix: str = "") -> list[Diagnostic]:
-    """Tell everything the schema has against the value at `prefix`, one finding per mistake."""
-    errors = list(validator(schema).iter_errors(reduce(getitem, prefix.split("/")[1:], source.value)))
-    wrong_type = {_pointer(error, prefix) for error in errors if error.validator == "type"}
+def schema_findings(source: Source, schema: str) -> list[Diagnostic]:
+    """Tell everything the schema has against the file's value, one finding per mistake."""
+    errors = [
+        ("".join(f"/{escape(step)}" for step in error.absolute_path), error)
+        for error in validator(schema).iter_errors(source.value)
+    ]
+    wrong_type = {pointer for pointer, error in errors if error.validator == "type"}
     found: dict[tuple[str, str], Diagnostic] = {}
-    for error in errors:
-        pointer = _pointer(error, prefix)
-        if pointer in wrong_type and error.validator != "type":
-            continue
-        for finding in _explain(source, pointer, error):
-            found.setdefault((finding.pointer, finding.message), finding)
-    return _without_echoes(list(found.values()))
+    for pointer, error in errors:
+        if error.validator == "type" or pointer not in wrong_type:
+            for finding in _explain(source, pointer, error):
+                found.setdefault((finding.pointer, finding.message), finding)
+    # What is missing or too much in an object only because a key of it is misspelt is one mistake with that.
+    unknown = {(each.pointer.rpartition("/")[0], each.hint) for each in found.values() if each.code == "unknown-key"}
+    echoes = {(object, _MISSING.format(hint[len("did you mean ") : -1])) for object, hint in unknown}
+    spoiled = {object for object, _ in unknown}
+    return [
+        finding
+        for place, finding in found.items()
+        if place not in echoes and not (finding.code == "bad-combination" and finding.pointer in spoiled)
+    ]
 
 
 def nearest(word: str, known: Any) -> str:
@@ -50,19 +59,6 @@ def nearest(word: str, known: Any) -> str:
     folded = {name.lower().replace("-", "_"): name for name in names}
     close = get_close_matches(word.lower().replace("-", "_"), folded, n=1, cutoff=0.6)
     return folded[close[0]] if close else ""
-
-
-def remedy(rule: Schema) -> str:
-    """Say what to write, from the schema's own words."""
-    if "errorMessage" in rule:
-        return str(rule["errorMessage"])
-    what = str(rule.get("description", "")).partition(";")[0].partition(":")[0].partition(",")[0]
-    example = f"e.g. {show(rule['examples'][0])}" if rule.get("examples") else ""
-    return ", ".join(part for part in (f"give {what}" if what else "", example) if part)
-
-
-def _pointer(error: ValidationError, prefix: str) -> str:
-    return prefix + "".join(f"/{escape(step)}" for step in error.absolute_path)
 
 
 def _explain(source: Source, pointer: str, error: ValidationError) -> Iterator[Diagnostic]:
@@ -75,32 +71,34 @@ def _explain(source: Source, pointer: str, error: ValidationError) -> Iterator[D
             hint = f"did you mean {show(near)}?" if near else f"known keys are {listed}"
             yield source.find("unknown-key", f"{pointer}/{escape(key)}", f"unknown key {show(key)}", hint, key=True)
     elif keyword == "required":
-        yield _missing_key(source, pointer, error)
+        # the validator, with an error for each missing key, names it only in its message
+        key = next(key for key in error.validator_value if error.message.startswith(repr(key)))
+        rule = properties(error.schema).get(key)
+        if not rule:  # required by a branch of the schema that doesn't describe it
+            rule = properties(properties("plan").get(pointer.removeprefix("/"), {})).get(key, {})
+        example = show(rule["examples"][0], 200) if rule.get("examples") else "..."
+        what = str(rule.get("description", "")).partition(";")[0]
+        hint = f'add "{key}": {example}' + (f", {what}" if what else "")
+        yield source.find("missing-key", pointer, _MISSING.format(show(key)), hint)
     else:
         code, message = _described(keyword, error)
-        hint = "name each once" if keyword == "uniqueItems" else _choice(error) or remedy(error.schema)
-        yield source.find(code, pointer, message, hint)
+        yield source.find(code, pointer, message, _hint(keyword, error))
 
 
-def _missing_key(source: Source, pointer: str, error: ValidationError) -> Diagnostic:
-    """Name the missing key, which the validator, with an error for each, names only in its message."""
-    key = next(key for key in error.validator_value if error.message.startswith(repr(key)))
-    rule = properties(error.schema).get(key)
-    if not rule:  # required by a branch of the schema that doesn't describe it
-        rule = properties(properties("plan").get(pointer.removeprefix("/"), {})).get(key, {})
-    example = show(rule["examples"][0], 200) if rule.get("examples") else "..."
-    what = str(rule.get("description", "")).partition(";")[0]
-    hint = f'add "{key}": {example}' + (f", {what}" if what else "")
-    return source.find("missing-key", pointer, f'"{key}" is missing', hint)
-
-
-def _choice(error: ValidationError) -> str:
-    if error.validator not in ("enum", "const"):
-        return ""
-    choices = error.validator_value if error.validator == "enum" else [error.validator_value]
-    if isinstance(error.instance, str) and (near := nearest(error.instance, choices)):
-        return f"did you mean {show(near)}?"
-    return str(error.schema.get("errorMessage") or f"choose {series([show(choice) for choice in choices], 'or')}")
+def _hint(keyword: str, error: ValidationError) -> str:
+    """Say what to write, from the schema's own words."""
+    rule, choices = error.schema, [error.validator_value] if keyword == "const" else error.validator_value
+    if keyword == "uniqueItems":
+        return "name each once"
+    if keyword in ("enum", "const"):
+        if isinstance(error.instance, str) and (near := nearest(error.instance, choices)):
+            return f"did you mean {show(near)}?"
+        return str(rule.get("errorMessage") or f"choose {series([show(choice) for choice in choices], 'or')}")
+    if "errorMessage" in rule:
+        return str(rule["errorMessage"])
+    what = re.split("[;:,]", str(rule.get("description", "")))[0]
+    example = f"e.g. {show(rule['examples'][0])}" if rule.get("examples") else ""
+    return ", ".join(part for part in (f"give {what}" if what else "", example) if part)
 
 
 def _described(keyword: str, error: ValidationError) -> tuple[str, str]:
@@ -121,8 +119,9 @@ def _described(keyword: str, error: ValidationError) -> tuple[str, str]:
         case "minLength" | "maxLength" | "minItems" | "maxItems" | "minProperties":
             side = "more" if keyword.startswith("max") else "fewer"
             what = "characters" if isinstance(value, str) else "entries"
-            more = "out-of-range", f"{shown} has {side} than {limit} {what}"
-            return more if value else ("empty", f"{shown} is empty")
+            return (
+                ("out-of-range", f"{shown} has {side} than {limit} {what}") if value else ("empty", f"{shown} is empty")
+            )
         case "maxProperties":
             return "bad-combination", f"{series(list(value), 'and')} cannot be given together"
         case "pattern":
@@ -132,17 +131,3 @@ def _described(keyword: str, error: ValidationError) -> tuple[str, str]:
         case "not":
             return "bad-combination", f"{shown} does not belong here: {error.schema.get('description', '')}"
     return "bad-value", f"{shown} breaks the rule {keyword} {show(limit)}"
-
-
-def _without_echoes(found: list[Diagnostic]) -> list[Diagnostic]:
-    """Drop what is missing or too much in an object only because a key of it is misspelt: that is one mistake."""
-    unknown = [finding for finding in found if finding.code == "unknown-key"]
-    objects = {finding.pointer.rpartition("/")[0] for finding in unknown}
-    meant = {(f.pointer.rpartition("/")[0], f.hint.removeprefix('did you mean "').removesuffix('"?')) for f in unknown}
-
-    def echo(finding: Diagnostic) -> bool:
-        if finding.code == "missing-key":
-            return (finding.pointer, finding.message.split('"')[1]) in meant
-        return finding.code == "bad-combination" and finding.pointer in objects
-
-    return [finding for finding in found if not echo(finding)]

@@ -1,27 +1,25 @@
-"""Read a JSON file and remember where everything in it stands.
+"""A JSON file with where everything in it stands, and the objects in it that findings are told about.
 
-`read_source(path)` gives the value and, for each JSON pointer, line and column of the value and of its key. What the
-standard parser lets through is refused here: repeated keys, NaN and Infinity, numbers beyond a float, lone surrogates.
+What the standard parser lets through is refused here: repeated keys, NaN and Infinity, numbers beyond a float, lone
+surrogates.
 """
 
 from __future__ import annotations
 
-import re
-from bisect import bisect_right
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 from sprunec.errors import Diagnostic, InputError, show
-from sprunec.plan.json_reader import JsonError, Reader, unescape
+from sprunec.plan.json_reader import Place, Reader
 from sprunec.text_files import read_text
 
 LARGEST_FILE = 1024 * 1024
 _WEIGHTS = 'name it as "checkpoint" in a plan\'s "model", or look into it with sprunec inspect'
 HINTS = {"a plan": dict.fromkeys(("safetensors", "torch", "old torch"), _WEIGHTS)}
 
-Place = tuple[int, int]
 T = TypeVar("T")
 
 
@@ -30,6 +28,7 @@ class Source:
     """One file's value with the places of everything in it; a place is (line, column), from 1.
 
     Attributes:
+        places, keys: of each value and of its key, by JSON pointer.
         problems: what the reader found besides.
         origins: by pointer, where what was not read from this file comes from; of a plan that was made from another
             file "", too.
@@ -55,20 +54,64 @@ class Source:
         """Find where the value (or its key) stands; for what is not written, where the nearest parent does."""
         return self.keys[pointer] if key and pointer in self.keys else _nearest(self.places, pointer) or (0, 0)
 
-    def find(self, code: str, pointer: str, message: str, hint: str = "", *, key: bool = False) -> Diagnostic:
-        """Make an error at the pointer's place, or at the place that the value comes from."""
+    def find(
+        self, code: str, pointer: str, message: str, hint: str = "", *, severity: str = "error", key: bool = False
+    ) -> Diagnostic:
+        """Make a finding at the pointer's place, or at the place that the value comes from."""
         if origin := _nearest(self.origins, pointer):
-            return origin[0].find(code, origin[1], message, hint, key=key)
-        line, column = self.place(pointer, key)
-        return Diagnostic(code, message, hint, "error", self.file, pointer, line, column)
+            return origin[0].find(code, origin[1], message, hint, severity=severity, key=key)
+        return Diagnostic(code, message, hint, severity, self.file, pointer, *self.place(pointer, key))
 
-    def locate(self, finding: Diagnostic, prefix: str = "") -> Diagnostic:
-        """Give a finding that has no file yet its place, at its pointer below `prefix`."""
-        found = self.find(finding.code, prefix + finding.pointer, finding.message, finding.hint)
-        return replace(found, severity=finding.severity)
 
-    def warn(self, code: str, pointer: str, message: str, hint: str = "", *, key: bool = False) -> Diagnostic:
-        return replace(self.find(code, pointer, message, hint, key=key), severity="warning")
+@dataclass(eq=False)
+class Section:
+    """One object of a file, and the list of what is found in it.
+
+    Keys such as `a/b` are paths from the object, `/a` is one from the top of the file, and an empty one the object.
+    """
+
+    source: Source
+    found: list[Diagnostic]
+    pointer: str = ""
+
+    @cached_property
+    def written(self) -> Mapping[str, Any]:
+        """The object as it stands in the file; empty where there is none."""
+        value = self.source.value
+        for step in self.pointer.split("/")[1:]:
+            value = (
+                value[int(step)] if isinstance(value, list) else value.get(step) if isinstance(value, dict) else None
+            )
+        return value if isinstance(value, dict) else {}
+
+    def section(self, key: str) -> Section:
+        """Take an object in this one; what is found there is found here."""
+        return Section(self.source, self.found, self.at(key))
+
+    def at(self, key: str) -> str:
+        return key if key.startswith("/") else f"{self.pointer}/{key}" if key else self.pointer
+
+    def error(
+        self, code: str, key: str, message: str, hint: str = "", *, at_key: bool = False, severity: str = "error"
+    ) -> None:
+        """Tell of an error at a value, or at its key."""
+        self.found.append(self.source.find(code, self.at(key), message, hint, severity=severity, key=at_key))
+
+    def warn(self, code: str, key: str, message: str, hint: str = "", *, at_key: bool = False) -> None:
+        self.error(code, key, message, hint, at_key=at_key, severity="warning")
+
+    def unused(self, key: str, message: str, hint: str = "remove it") -> None:
+        """Warn of a key that nothing reads."""
+        self.warn("unused-option", key, message, hint, at_key=True)
+
+    def locate(self, finding: Diagnostic) -> None:
+        """Tell of a finding that has no file yet, at its pointer in the object."""
+        key = finding.pointer.removeprefix("/")
+        self.error(finding.code, key, finding.message, finding.hint, severity=finding.severity)
+
+
+def has_errors(found: Iterable[Diagnostic]) -> bool:
+    return any(finding.severity == "error" for finding in found)
 
 
 def _nearest(known: Mapping[str, T], pointer: str) -> T | None:
@@ -79,13 +122,10 @@ def _nearest(known: Mapping[str, T], pointer: str) -> T | None:
 
 
 def read_source(path: str | Path, wanted: str = "a plan", hint: str = "name a plan, a JSON file") -> Source:
-    """Read one object in a JSON file.
+    """Read one object in a JSON file; raise InputError, with one diagnostic, when there is nothing to look into.
 
     Args:
         wanted: what the file should be, with an article, and `hint` what to do where it is something else.
-
-    Raises:
-        InputError: with one diagnostic, when there is nothing to look into.
     """
     text = read_text(Path(path), wanted, hints=HINTS.get(wanted, {}) | {"": hint}, largest=LARGEST_FILE)
     source = parse_source(text, str(path))
@@ -99,23 +139,5 @@ def parse_source(text: str, file: str) -> Source:
     """Parse text; raise InputError at the first thing that is not JSON, collect repeated keys in `problems`."""
     if not text.strip():
         raise InputError.at(file, "the file is empty", "write one object: {...}", code="empty-file")
-    reader = Reader(text)
-    starts = [0, *(match.end() for match in re.finditer("\n", text))]
-
-    def place(offset: int) -> Place:
-        line = bisect_right(starts, offset)
-        return line, offset - starts[line - 1] + 1
-
-    try:
-        value = reader.document()
-    except JsonError as stop:
-        line, column = place(stop.offset)
-        raise InputError(Diagnostic(stop.code, stop.message, stop.hint, "error", file, "", line, column)) from None
-    places = {pointer: place(offset) for pointer, offset in reader.starts.items()}
-    keys = {pointer: place(offset) for pointer, offset in reader.keys.items()}
-    repeated = []
-    for pointer, offset in reader.repeated:
-        key, (line, column) = show(unescape(pointer.rpartition("/")[2])), place(offset)
-        message = f"key {key} is given twice, first on line {keys[pointer][0]}"
-        repeated.append(Diagnostic("duplicate-key", message, "keep one of them", "error", file, pointer, line, column))
-    return Source(file, value, places, keys, tuple(repeated), folder=Path(file).parent)
+    reader = Reader(text, file)
+    return Source(file, reader.document(), reader.places, reader.keys, tuple(reader.problems), folder=Path(file).parent)

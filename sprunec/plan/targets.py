@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from types import MappingProxyType
 from typing import Any
 
+from sprunec.errors import show
 from sprunec.families.base_config import LayerShape, ModelConfig, parameters_without, removable, unit_sizes
-from sprunec.units import COUNTED, INSIDE, SIZE_TARGETS, UNITS, Unit, counting
+from sprunec.units import COUNTED, INSIDE, SIZE_TARGETS, UNITS, counting
 
 Multiples = Mapping[str, int]
 NO_MULTIPLES: Multiples = MappingProxyType({})
@@ -28,6 +29,10 @@ def uncovered(units: Iterable[str], target: Collection[str]) -> list[str]:
         return []
     needed = (key for unit in units for key in COUNTED if unit in counting(key))
     return list(dict.fromkeys(key for key in needed if key not in target))
+
+
+def quoted(units: Iterable[str], between: str = " and ") -> str:
+    return between.join(map(show, units))
 
 
 def parameter_count(written: float | str) -> int:
@@ -105,36 +110,29 @@ class Left:
 
 def _cut(config: ModelConfig, target: Mapping[str, Any], budget: str, multiple_of: Multiples) -> ModelConfig | None:
     """Cut the model to count targets; None where the pass itself chooses among unlike units."""
-    if any(size in target for size in SIZE_TARGETS):
-        return None
-    by_layer = [COUNTED[key] for key in target if key not in WHOLE_TARGETS]
-    if by_layer and budget == "global":
+    by_layer = [COUNTED[key] for key in target if key in COUNTED and key not in WHOLE_TARGETS]
+    if any(size in target for size in SIZE_TARGETS) or (by_layer and budget == "global"):
         return None
     layers = [layer.resized({}) for layer in config.layers]
     for unit in by_layer:
-        multiple = multiple_of.get(unit.target, 1)
-        sizes = (most_kept(layer.counts.get(unit.name, 0), target[unit.target], multiple) for layer in layers)
-        layers = [layer.resized({unit.name: size}) for layer, size in zip(layers, sizes, strict=True)]
+        layers = trimmed(layers, unit.name, target[unit.target], multiple_of.get(unit.target, 1))
     for unit in (UNITS["attention"], UNITS["feed_forward"], UNITS["block"]):
-        if unit.target in target:
-            if (fewer := _drop(layers, target[unit.target], unit)) is None:
-                return None
-            layers = fewer
+        nothing = {name: 0 for name, kind in INSIDE.items() if kind in unit.sublayers}
+        sizes = [tuple(layer.counts.get(name, 0) for name in nothing) for layer in layers]
+        present = [index for index, size in enumerate(sizes) if any(size)]
+        keep = target.get(unit.target, len(layers))
+        if len(present) > keep and len({sizes[index] for index in present}) > 1:
+            return None  # were they alike, it would not matter which ones go
+        gone = present[keep:]
+        layers = [layer.resized(nothing) if index in gone else layer for index, layer in enumerate(layers)]
     return config.with_layers(layers)
+
+
+def trimmed(layers: Sequence[LayerShape], unit: str, wanted: int, multiple: int) -> list[LayerShape]:
+    """Cut every layer to a count; a sublayer left with none of its units is absent."""
+    return [layer.resized({unit: most_kept(layer.counts.get(unit, 0), wanted, multiple)}) for layer in layers]
 
 
 def most_kept(size: int, wanted: int, multiple: int) -> int:
     """Tell what a layer of `size` units keeps that is asked for `wanted`, in whole multiples."""
     return min(size, wanted) // multiple * multiple
-
-
-def _drop(layers: list[LayerShape], keep: int, unit: Unit) -> list[LayerShape] | None:
-    """Drop all but `keep` of these sublayers, if they are alike: then it doesn't matter which ones go."""
-    inside = [name for name, kind in INSIDE.items() if kind in unit.sublayers]
-    sizes = [tuple(layer.counts.get(name, 0) for name in inside) for layer in layers]
-    present = [index for index, size in enumerate(sizes) if any(size)]
-    if len(present) > keep and len({sizes[index] for index in present}) > 1:
-        return None
-    gone = set(present[keep:])
-    nothing = dict.fromkeys(inside, 0)
-    return [layer.resized(nothing) if index in gone else layer for index, layer in enumerate(layers)]

@@ -13,13 +13,12 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 from torch.distributed.checkpoint.state_dict_saver import save
 
 import sprunec
-from sprunec.engines.checkpoints import Saves, _folder_digest
+from sprunec.engines.checkpoints import Saves, _digest
 from sprunec.engines.device import Place
 from sprunec.engines.distributed import lost
-from sprunec.engines.launch import exit_code
-from sprunec.engines.optimizer import INTERVAL, LossScale
+from sprunec.engines.nonfinite import INTERVAL, LossScale
 from sprunec.engines.shards import read_shards, shard_sizes
-from sprunec.engines.world import World
+from sprunec.engines.world import World, exit_code
 from sprunec.errors import InputError, PassError
 from sprunec.execution.ranks import check_shares
 from tests.helpers.small_plans import plan, write
@@ -78,7 +77,7 @@ def test_a_damaged_folder_is_not_taken_for_good(folder: Path, tmp_path: Path) ->
     torch.save({"event": {"step": 4}}, folder / "rest.pt")
     partial = tmp_path / "partial"
     partial.mkdir()
-    whole = folder.rename(partial / f"step-000000004-{_folder_digest(folder)}")
+    whole = folder.rename(partial / f"step-000000004-{_digest(folder)}")
     saves = Saves(partial, 5, lambda: False, tell=told.append)
     assert saves.latest() == {"event": {"step": 4}, "shards": whole}
     part = next(whole.glob("*.distcp"))

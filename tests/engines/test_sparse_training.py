@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sprunec.engines.loop import fit
-from sprunec.engines.torch_engine import PrunedWeights
+from sprunec.engines.torch_engine import pruned_weights, zero
 from sprunec.masks.two_four import Pattern, choose, leaks
 from tests.conftest import tiny_model
 from tests.engines.test_loop import CPU, TRAINING, batch
@@ -96,13 +96,14 @@ def test_pruned_weights_do_not_count_in_the_norm_that_is_clipped() -> None:
 def test_an_infinite_gradient_of_a_pruned_weight_is_nothing() -> None:
     layer = nn.Linear(4, 1, bias=False)
     layer.weight.grad = torch.tensor([[float("inf"), 1.0, float("nan"), 2.0]])
-    PrunedWeights(layer, {"weight": torch.tensor([[False, True, False, True]])}).zero_gradients()
+    pruned = pruned_weights(layer, {"weight": torch.tensor([[False, True, False, True]])})
+    zero((weight.grad, mask) for weight, mask in pruned)
     assert layer.weight.grad.tolist() == [[0.0, 1.0, 0.0, 2.0]]
 
 
 def test_a_frozen_weight_has_no_gradient_to_mask() -> None:
     layer = nn.Linear(4, 1, bias=False)
-    pruned = PrunedWeights(layer, {"weight": torch.tensor([[False, True, False, True]])})
-    pruned.zero_gradients()
-    pruned.zero()
+    pruned = pruned_weights(layer, {"weight": torch.tensor([[False, True, False, True]])})
+    zero((weight.grad, mask) for weight, mask in pruned)
+    zero(pruned)
     assert (layer.weight == 0).tolist() == [[True, False, True, False]]

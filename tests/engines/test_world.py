@@ -11,8 +11,7 @@ from torch.distributed import TCPStore
 
 import sprunec
 from sprunec.engines.distributed import ProcessGroup
-from sprunec.engines.launch import meet
-from sprunec.engines.world import World, launched
+from sprunec.engines.world import World, launched, meet
 from sprunec.errors import PassError
 from sprunec.execution.ranks import _node
 from tests.helpers.small_plans import plan, write

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ from sprunec.errors import Diagnostic, InputError
 from sprunec.plan.bmcook_flags import NO_FLAGS, Flags
 from sprunec.plan.open_plan import read_any
 from sprunec.plan.plan import check_source
+from sprunec.plan.source import has_errors
+
+PATHS = ("config", "checkpoint", "path", "save_mask", "teacher")
 
 
 def convert_plan(
@@ -21,22 +25,17 @@ def convert_plan(
 
     Args:
         seconds: l0_pruning.json files, a stage each.
-        output: write the plan there; its relative paths are then those of this file's folder.
-
-    Raises:
-        InputError: the files make no plan, or there is another file at `output`.
+        output: write the plan there, unless another file is; its relative paths are then those of this file's folder.
     """
     source = read_any(path, flags, seconds)
     if not source.is_made:
         raise InputError.at(path, "this is a plan already", "name bmcook.json")
     found = check_source(source, incomplete=True)[1]
-    if any(finding.severity == "error" for finding in found):
+    if has_errors(found):
         raise InputError(*found)
     document: dict[str, Any] = source.value
     if output is not None:
-        from sprunec.bmcook.plans.document import rebase
-
-        document = rebase(document, output.parent)
+        document = _rebased(document, output.parent)
         text = plan_text(document)
         if output.is_dir():
             raise InputError.at(output, "this is a folder", "name a file in it")
@@ -53,3 +52,16 @@ def convert_plan(
 
 def plan_text(document: dict[str, Any]) -> str:
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+
+
+def _rebased(node: Any, folder: Path, key: str = "") -> Any:
+    """Give the plan for a file in `folder`: its relative paths name the same files from there."""
+    if key == "outputs":  # these are names of files in OUT
+        return node
+    if isinstance(node, dict):
+        return {name: _rebased(value, folder, name) for name, value in node.items()}
+    if isinstance(node, list):
+        return [_rebased(value, folder, key) for value in node]
+    if key not in PATHS or os.path.isabs(node):
+        return node
+    return os.path.relpath(os.path.realpath(node), os.path.realpath(folder))

@@ -9,57 +9,59 @@ sprune.json                 main {training_mask, fixed_mask_path, mask_mode, tar
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from sprunec.bmcook.plans.plan_builder import PlanBuilder, Section
+from sprunec.bmcook.plans.plan_builder import BmcookSection, PlanBuilder
 from sprunec.plan.source import Source
 from sprunec.units import INSIDE, UNITS
 
 UNIT = {
-    "transformer": "block",
-    "transformer_layer": "block",
-    "att": "attention",
-    "self_att_layer": "attention",
-    "ffn": "feed_forward",
-    "ffn_layer": "feed_forward",
+    **dict.fromkeys(("transformer", "transformer_layer"), "block"),
+    **dict.fromkeys(("att", "self_att_layer"), "attention"),
+    **dict.fromkeys(("ffn", "ffn_layer"), "feed_forward"),
     "num_heads": "head",
     "dim_head": "dim_head",
     "dim_ff": "dim_ff",
 }
 NOT_HERE = {
-    "cross_att_layer": ("CPM-Ant has no cross attention", "remove it"),
-    "dim_model": ("the width of the residual stream is not cut", "remove it"),
+    "cross_att_layer": "CPM-Ant has no cross attention",
+    "dim_model": "the width of the residual stream is not cut",
 }
 AT_ONCE = "a mask that comes into force bit by bit is not done; it does at once"
 
 
 def add_block(plan: PlanBuilder, source: Source) -> None:
     """Add the passes of the `sprune` block in bmcook.json."""
-    pruning = Section(plan, source, "/pruning", source.value["pruning"])
-    options = pruning.options.get("sprune")
-    if not isinstance(options, dict):
+    section = plan.section(source, "/pruning/sprune")
+    options = section.written
+    if not isinstance(source.value["pruning"].get("sprune"), dict):
         hint = 'add "sprune": {"training_mask": ["num_heads"], "mask_path": "mask.bin", "is_training": true, ...}'
-        pruning.error("missing-key", "", 'mask_method "sprune" needs a "sprune" block', hint)
+        section.error("missing-key", "/pruning", 'mask_method "sprune" needs a "sprune" block', hint)
         return
-    section = Section(plan, source, "/pruning/sprune", options)
-    _warn_of_idle(section)
+    if options.get("start_sparsity"):
+        message = "gates start open, and the target goes from full size to its own: start_sparsity is not used"
+        section.unused("start_sparsity", message, "")
+    if options.get("hard_binarize") is False:
+        section.unused("hard_binarize", "a mask always keeps exactly its target: hard_binarize is not used", "")
+    if (options.get("tuning") or {}).get("iterative"):
+        section.warn("unused-option", "tuning/iterative", AT_ONCE, "write false")
     learns, key = _mode(options)
+    (other,) = {"mask_path", "fixed_mask_path"} - {key}
     path = options.get(key, "")
-    for other in {"mask_path", "fixed_mask_path"} - {key}:
-        if options.get(other) and options[other] != path:
-            message = f"{other} is not used beside {key}, which these keys go with"
-            section.warn("unused-option", other, message, f"write {key}", at_key=True)
+    if options.get(other) and options[other] != path:
+        section.unused(other, f"{other} is not used beside {key}, which these keys go with", f"write {key}")
     if learns:
         units, sparsity = _units(section), options.get("target_sparsity")
         if sparsity is None:
             section.error("missing-key", "", '"target_sparsity" is missing', 'add "target_sparsity": 0.5')
         elif units:
-            given = key == "fixed_mask_path"
-            if given and path:
-                section.load(key)
-            save = "" if given else path
-            entry = {"unit": units, "target": {"sparsity": sparsity}, **({"mask_form": "plugin"} if save else {})}
-            section.learn(entry, save, target__sparsity="target_sparsity", unit="training_mask")
+            entry, save = {"unit": units, "target": {"sparsity": sparsity}}, path
+            if key == "fixed_mask_path":
+                section.load(*([key] if path else ()))
+                save = ""
+            entry |= {"mask_form": "plugin"} if save else {}
+            section.learn(entry, save, {"target/sparsity": "target_sparsity", "unit": "training_mask"})
     elif path:
         section.load(key)
         section.finetune()
@@ -69,29 +71,22 @@ def add_block(plan: PlanBuilder, source: Source) -> None:
 
 def add_structure(plan: PlanBuilder, source: Source) -> None:
     """Add the passes of a whole sprune.json."""
-    main = Section(plan, source, "/main", source.value["main"])
-    options = main.options
-    if options.get("iterational"):
+    main = plan.section(source, "/main")
+    if main.written.get("iterational"):
         main.warn("unused-option", "iterational", AT_ONCE, "write false")
-    if given := bool(options.get("fixed_mask_path")):
+    if given := bool(main.written.get("fixed_mask_path")):
         main.load("fixed_mask_path")
-    if options.get("mask_mode", "train_mask") != "train_mask":
+    if main.written.get("mask_mode", "train_mask") != "train_mask":
         if not given:
             hint = 'add "fixed_mask_path", or write "mask_mode": "train_mask"'
             main.error("missing-key", "", "the mask is fixed, and fixed_mask_path names no file", hint)
         main.finetune()
-        return
-    units = _units(main)
-    target = _target(Section(plan, source, "", source.value), options, units)
-    if units and target:
-        name, value, key = target
-        scope = {} if name == "sparsity" else {"budget": "per-layer"}
-        main.learn({"unit": units, "target": {name: value}, **scope}, "")
-        plan.origins[f"/passes/{len(plan.passes) - 1}/target/{name}"] = (source, f"/{key}")
+    else:
+        _learn_structure(main)
 
 
-def _mode(options: dict[str, Any]) -> tuple[bool, str]:
-    """Whether the mask is learned, and the key that names its file; by whichever keys are there."""
+def _mode(options: Mapping[str, Any]) -> tuple[bool, str]:
+    """Tell whether the mask is learned, and the key that names its file; by whichever keys are there."""
     if "is_training" in options:
         return bool(options["is_training"]), "mask_path"
     if "mode" in options:
@@ -101,49 +96,35 @@ def _mode(options: dict[str, Any]) -> tuple[bool, str]:
     return True, "mask_path"
 
 
-def _units(section: Section) -> list[str]:
-    """Our units for BMCook's, without those that this model has not."""
-    names = section.options.get("training_mask")
+def _units(section: BmcookSection) -> list[str]:
+    """Give our units for BMCook's, without those that this model has not."""
+    names = section.written.get("training_mask")
     if not isinstance(names, list) or not names:
         section.error("missing-key", "", '"training_mask" is missing', 'add "training_mask": ["num_heads"]')
         return []
     for index, name in enumerate(names):
         if name in NOT_HERE:
-            section.warn("unused-option", f"training_mask/{index}", *NOT_HERE[name])
+            section.warn("unused-option", f"training_mask/{index}", NOT_HERE[name], "remove it")
     units = list(dict.fromkeys(UNIT[name] for name in names if name in UNIT))
     if not units:
         section.error("nothing-to-prune", "training_mask", "nothing of this can be pruned", 'write ["num_heads"]')
     return units
 
 
-def _target(whole: Section, main: dict[str, Any], units: list[str]) -> tuple[str, Any, str] | None:
-    """The target of a sprune.json with its value and where it stands; it was called training_mode, then target_mode."""
-    options = whole.options
-    section = next((name for name in ("target_mode", "training_mode") if isinstance(options.get(name), dict)), "")
-    mode = main.get("target_mode") or main.get("training_mode") or "sparsity"
+def _learn_structure(main: BmcookSection) -> None:
+    """Learn to a sprune.json's target, which stands in a section that was called training_mode, then target_mode."""
+    units, options, names = _units(main), main.source.value, ("target_mode", "training_mode")
+    section = next((name for name in names if isinstance(options.get(name), dict)), "")
+    mode = main.written.get("target_mode") or main.written.get("training_mode") or "sparsity"
     mode = "dimension" if mode == "dimention" else mode
-    value, key = options.get(section, {}).get(mode), f"{section}/{mode}"
+    value, key = options.get(section, {}).get(mode), f"/{section}/{mode}"
     if value is None:
         hint = f'add "target_mode": {{"{mode}": {0.67 if mode == "sparsity" else 350}}}'
-        whole.error("missing-key", "", f"there is no {mode} to reach", hint)
-        return None
-    if mode == "sparsity":
-        return "sparsity", value, key
-    if len(units) == 1 and units[0] in INSIDE:
-        return UNITS[units[0]].target, value, key
-    hint = "have training_mask name one of num_heads, dim_head, dim_ff"
-    whole.error("unit-mismatch", key, "a dimension counts one kind of unit", hint)
-    return None
-
-
-def _warn_of_idle(section: Section) -> None:
-    """Options that the original had a use for, and that have none here."""
-    options = section.options
-    if options.get("start_sparsity"):
-        message = "gates start open, and the target goes from full size to its own: start_sparsity is not used"
-        section.warn("unused-option", "start_sparsity", message, at_key=True)
-    if options.get("hard_binarize") is False:
-        message = "a mask always keeps exactly its target: hard_binarize is not used"
-        section.warn("unused-option", "hard_binarize", message, at_key=True)
-    if (options.get("tuning") or {}).get("iterative"):
-        section.warn("unused-option", "tuning/iterative", AT_ONCE, "write false")
+        main.plan.section(main.source).error("missing-key", "", f"there is no {mode} to reach", hint)
+    elif mode != "sparsity" and not (len(units) == 1 and units[0] in INSIDE):
+        hint = "have training_mask name one of num_heads, dim_head, dim_ff"
+        main.error("unit-mismatch", key, "a dimension counts one kind of unit", hint)
+    elif units:
+        target = "sparsity" if mode == "sparsity" else UNITS[units[0]].target
+        scope = {} if mode == "sparsity" else {"budget": "per-layer"}
+        main.learn({"unit": units, "target": {target: value}, **scope}, "", {f"target/{target}": key})

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import os
 
-from sprunec.bmcook.plans.plan_builder import PlanBuilder, Section, age
+from sprunec.bmcook.plans.plan_builder import BmcookSection, PlanBuilder, age
 from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.plan.bmcook_flags import L0_SECTIONS
 from sprunec.plan.source import Source
 
-MADE_LATER = "it is made by a stage that learns it"
 # what a `prune_mode` learns: the unit, what counts it here and in the file, such a count, its own mask, the other one
 MODES = {
     "att": ("head", "num_heads", "target_num_heads", 4, "heads_mask", "dimff_mask"),
@@ -27,43 +26,36 @@ def add_stage(plan: PlanBuilder, source: Source, method: str, config: ModelConfi
     name = method if method in source.value else other
     if name is None:
         message = f'there is no section "{method}", which mask_method in bmcook.json asks for'
-        whole = Section(plan, source, "", source.value)
-        whole.error("missing-key", "", message, f'add "{method}", or change mask_method')
+        plan.section(source).error("missing-key", "", message, f'add "{method}", or change mask_method')
         return
-    options = source.value[name]
-    if not isinstance(options, dict):
+    if not isinstance(source.value[name], dict):
         return  # the schema has said so
-    section = Section(plan, source, f"/{name}", options)
-    if "train_mask" not in options:
+    section = plan.section(source, f"/{name}")
+    if "train_mask" not in section.written:
         section.error("missing-key", "", '"train_mask" is missing', 'add "train_mask": true to learn a mask')
-    elif name == "coarse-grained":
-        _coarse(section)
-    else:
+    elif name == "fine-grained":
         _fine(section, config)
+    elif not section.written["train_mask"]:
+        if section.need("coarse_mask", "results/sprune/2B_layer_mask.pt") is not None:
+            section.load("coarse_mask")
+            section.finetune()
+    elif (sparsity := section.need("target_sparsity", 0.67)) is not None:
+        entry = {"unit": "layer", "target": {"sparsity": sparsity}}
+        origins = {"target/sparsity": "target_sparsity", "save_mask": "coarse_mask"}
+        section.learn(entry, section.written.get("coarse_mask", ""), origins)
 
 
-def _coarse(section: Section) -> None:
-    if section.options["train_mask"]:
-        if (sparsity := section.need("target_sparsity", 0.67)) is not None:
-            entry = {"unit": "layer", "target": {"sparsity": sparsity}}
-            path = section.options.get("coarse_mask", "")
-            section.learn(entry, path, target__sparsity="target_sparsity", save_mask="coarse_mask")
-    elif section.need("coarse_mask", "results/sprune/2B_layer_mask.pt") is not None:
-        section.load("coarse_mask")
-        section.finetune()
-
-
-def _fine(section: Section, config: ModelConfig | None) -> None:
-    options = section.options
+def _fine(section: BmcookSection, config: ModelConfig | None) -> None:
+    options = section.written
     # the original believed the sizes that the file says again, and its masks then had the wrong width
     for key, size in {"num_heads": config.num_heads, "dim_ff": config.dim_ff}.items() if config is not None else ():
         if isinstance(written := options.get(key), int) and written != size:
             message = f"{key} {written} disagrees with the model config, which says {size}"
             hint = "the model config counts; the original made masks of the wrong width"
             section.warn("config-mismatch", key, message, hint)
-    coarse = ["coarse_mask"] if options.get("coarse_mask") else []
+    loaded = ["coarse_mask"] if options.get("coarse_mask") else []
     if not options["train_mask"]:
-        section.load(*coarse, *_fixed_masks(section))
+        section.load(*loaded, *_fixed_masks(section))
         section.finetune()
         return
     if (name := section.need("prune_mode", "att")) not in MODES:
@@ -71,34 +63,29 @@ def _fine(section: Section, config: ModelConfig | None) -> None:
     unit, target, wanted, example, own, other = MODES[name]
     if (count := section.need(wanted, example)) is None:
         return
-    section.load(*coarse, *_other_mask(section, other))
+    if (path := options.get(other)) and not section.plan.has_made(path):  # the mask that this stage doesn't learn
+        if os.path.exists(path):
+            hint = "remove the file if it shouldn't be"
+            section.warn("other-mask", other, f"{path}, made {age(path)}, is in force", hint)
+            loaded.append(other)
+        else:
+            section.not_yet(other)
+    section.load(*loaded)
     if own not in options:
         message = f"{own} is not given, so the mask is only in OUT/masks; the original put it into another file"
         section.warn("no-mask-path", "", message, f"add {own}")
     entry = {"unit": unit, "target": {target: count}, "budget": "per-layer"}
-    section.learn(entry, options.get(own, ""), **{f"target__{target}": wanted, "save_mask": own})
+    section.learn(entry, options.get(own, ""), {f"target/{target}": wanted, "save_mask": own})
 
 
-def _other_mask(section: Section, key: str) -> list[str]:
-    """The key of the mask that this stage doesn't learn, if there is one by now."""
-    path = section.options.get(key, "")
-    if not path or section.plan.has_made(path):
-        return []
-    if not os.path.exists(path):
-        section.warn("no-mask-yet", key, f"there is no {path}: this stage runs without it", MADE_LATER)
-        return []
-    section.warn("other-mask", key, f"{path}, made {age(path)}, is in force", "remove the file if it shouldn't be")
-    return [key]
-
-
-def _fixed_masks(section: Section) -> list[str]:
-    """The keys of both masks, as far as there are files; if there is none, both are asked for."""
-    named = {key: section.options[key] for key in ("heads_mask", "dimff_mask") if section.options.get(key)}
+def _fixed_masks(section: BmcookSection) -> list[str]:
+    """Give the keys of both masks, as far as there are files; if there is none, both are asked for."""
+    named = {key: path for key in ("heads_mask", "dimff_mask") if (path := section.written.get(key))}
     if not named:
         message = "train_mask is false, and neither heads_mask nor dimff_mask is given"
         section.error("missing-key", "", message, 'add "heads_mask": "results/sprune/300M_head_mask.pt"')
     there = [key for key, path in named.items() if section.plan.has_made(path) or os.path.exists(path)]
-    for key, path in named.items():
-        if there and key not in there:
-            section.warn("no-mask-yet", key, f"there is no {path}: this stage runs without it", MADE_LATER)
+    for key in named if there else ():
+        if key not in there:
+            section.not_yet(key)
     return there or list(named)
