@@ -184,7 +184,7 @@ def work(way: str, folder: Path) -> None:
     if way not in ("floor", "copy"):
         import torch  # noqa: F401
     if way == "sprunec":
-        from sprunec.models.shapes import traced_shape
+        from sprunec.models.meta_models import traced_shape
 
         traced_shape(ModelConfig.from_dict({"num_layers": 1}))  # torch loads 800 modules when it first traces
     if way == "torch-pruning":

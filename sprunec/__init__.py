@@ -26,7 +26,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "execute": "sprunec.execution.execute",
-    "load": "sprunec.families.model_directory",
+    "load": "sprunec.models.loading",
     "lower": "sprunec.compiler.lower",
     "read_plan": "sprunec.plan.plan",
     "write_dataset": "sprunec.bmcook.data.set_writer",

@@ -17,7 +17,7 @@ from sprunec.families.cards import card
 from sprunec.families.fit import check_dtypes, check_fit, refuse_unused
 from sprunec.families.head import own_head
 from sprunec.file_kinds import JSON, file_kind, foreign
-from sprunec.models.shapes import traced_shape
+from sprunec.models.meta_models import traced_shape
 from sprunec.plan.model_config import read_config
 from sprunec.rewrite.trace import TracedBlock
 from sprunec.units import INSIDE, SUBLAYERS, UNITS, sublayers_of

@@ -55,7 +55,7 @@ def read(directory: Path) -> nn.Module:
     """Build the model by its config and weights, in eval mode; divisors follow from the widths."""
     from sprunec.checkpoint.reader import read_state
     from sprunec.families.model_directory import fill
-    from sprunec.models.shapes import empty_model
+    from sprunec.models.meta_models import empty_model
 
     model = empty_model(ModelConfig.from_dict(json.loads(read_file(directory / CONFIG))))
     fill(model, read_state(directory / WEIGHTS), directory / WEIGHTS)

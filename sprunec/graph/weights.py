@@ -86,7 +86,7 @@ def _is_cut_away(plan: Plan, found: Sequence[NonFinite]) -> bool:
         return False
     from sprunec.bmcook.masks.matching import read_masks
     from sprunec.families.base_config import everything
-    from sprunec.models.shapes import traced_shape
+    from sprunec.models.meta_models import traced_shape
     from sprunec.rewrite.recipe import make_recipe
 
     config = plan.model.config

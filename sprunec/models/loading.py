@@ -13,7 +13,7 @@ from sprunec.errors import InputError
 from sprunec.families.base_config import ModelConfig
 from sprunec.families.fit import check_dtypes
 from sprunec.families.model_directory import check_shapes, fill, open_model_tensors, read_config
-from sprunec.models.shapes import empty_model
+from sprunec.models.meta_models import empty_model
 
 
 def load_model(directory: Path, device: torch.device | str = "cpu") -> nn.Module:

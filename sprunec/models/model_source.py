@@ -20,7 +20,7 @@ from torch import fx, nn
 from sprunec.durable import write_new
 from sprunec.errors import TraceError
 from sprunec.families.base import Family, family_of
-from sprunec.models.shapes import empty_model, traced
+from sprunec.models.meta_models import empty_model, traced
 from sprunec.rewrite.surgery import rewrite
 from sprunec.rewrite.trace import TracedBlock
 from sprunec.units import Cut

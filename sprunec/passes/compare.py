@@ -80,7 +80,7 @@ def check(metrics: dict[str, Any]) -> None:
 def _models(job: Job[CompareOptions]) -> list[tuple[nn.Module, Tensors]]:
     """Open the masked one, then the small one in both ways: on the meta device, with tensors read when used."""
     from sprunec.checkpoint.reader import open_tensors
-    from sprunec.models.shapes import empty_model
+    from sprunec.models.meta_models import empty_model
 
     directory, small = job.directory("small"), empty_model(job.config("small"))
     masked = job.mask(empty_model(job.config("masked")), "masked"), job.weights("masked")

@@ -89,7 +89,7 @@ def _logits(config: ModelConfig, weights: Tensors, inputs: list[Inputs], skipped
     """Compute the small model's (n, V), one tensor of it in memory at a time."""
     import torch
 
-    from sprunec.models.shapes import empty_model
+    from sprunec.models.meta_models import empty_model
     from sprunec.models.streamed import Streamed
 
     model = Streamed(family_of(config), empty_model(config), weights, inputs, dtype, torch.device("cpu"))

@@ -29,7 +29,7 @@ def add(build: Builder, spec: PassSpec, masks: str, scores: str = "") -> None:
 def run(job: Job[Options]) -> dict[str, Any]:
     from sprunec.checkpoint.writer import Output, check_room, link_weights, write_outputs
     from sprunec.families.model_directory import save_outputs
-    from sprunec.models.shapes import traced_shape
+    from sprunec.models.meta_models import traced_shape
     from sprunec.rewrite.recipe import Recipe, make_recipe, read_origin, save_recipe
     from sprunec.rewrite.recipe_files import cut_outputs, expand_outputs
 

@@ -83,7 +83,7 @@ class Job(Generic[O]):
 
     def traced(self, model: nn.Module, name: str = "model") -> tuple[TracedBlock, ...]:
         """Trace the blocks of a model that is as an input's."""
-        from sprunec.models.shapes import traced
+        from sprunec.models.meta_models import traced
 
         return traced(model, self.config(name))
 

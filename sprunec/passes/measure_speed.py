@@ -64,7 +64,7 @@ def run(job: Job[SpeedOptions]) -> dict[str, Any]:
 def _models(job: Job[SpeedOptions], configs: Mapping[str, ModelConfig]) -> dict[str, nn.Module]:
     """Open all models; the masked one has the dense one's tensors, not a copy, where their shapes are the same."""
     from sprunec.families.model_directory import fill
-    from sprunec.models.shapes import empty_model
+    from sprunec.models.meta_models import empty_model
 
     models: dict[str, nn.Module] = {}
     for role, config in configs.items():

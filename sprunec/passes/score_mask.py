@@ -34,7 +34,7 @@ def run(job: Job[ScoreOptions]) -> dict[str, Any]:
     from sprunec.families.base_config import unit_sizes
     from sprunec.masks.mask_tensors import save_scores
     from sprunec.masks.scores import Weights, comparable
-    from sprunec.models.shapes import traced_shape
+    from sprunec.models.meta_models import traced_shape
 
     options, criterion = job.options, CRITERIA[job.options.criterion]
     if "data" in job.inputs:

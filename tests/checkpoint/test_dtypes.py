@@ -162,7 +162,7 @@ def test_scales_beside_floats_and_other_families_are_told_as_such() -> None:
     words = "these are Llama's tensors (model.layers.0.self_attn.q_proj.qweight)"
     with pytest.raises(InputError) as caught:
         check_dtypes(llama, Path("llama.pt"))
-    assert str(caught.value) == f"llama.pt: error: {words}; sprunec prunes CPM-Ant today"
+    assert str(caught.value).startswith(f"llama.pt: error: {words}; sprunec prunes CPM-Ant")
 
 
 def test_a_teacher_follows_the_same_rule(tmp_path: Path) -> None:

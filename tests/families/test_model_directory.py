@@ -19,7 +19,7 @@ from sprunec.errors import InputError
 from sprunec.families.base_config import everything
 from sprunec.families.model_directory import fill, read_config, read_kept, save_model
 from sprunec.models.loading import load, load_model
-from sprunec.models.shapes import empty_model
+from sprunec.models.meta_models import empty_model
 from tests.conftest import TINY, random_batch, tiny_config, tiny_model
 
 State = dict[str, torch.Tensor]

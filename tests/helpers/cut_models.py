@@ -16,7 +16,7 @@ from sprunec.families.cpm_ant.blocks import example_inputs
 from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.families.model_directory import save_model
 from sprunec.formats.huggingface import transformers_release
-from sprunec.models.shapes import empty_model
+from sprunec.models.meta_models import empty_model
 from sprunec.passes import emit
 from sprunec.passes.job import Job
 from sprunec.rewrite.gating import Gates, insert_gates

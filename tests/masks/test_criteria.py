@@ -15,7 +15,7 @@ from sprunec.families.base_config import everything, unit_sizes
 from sprunec.families.cpm_ant.blocks import build, example_inputs
 from sprunec.masks import scores as scoring
 from sprunec.masks.scores import Calibration, Weights
-from sprunec.models.shapes import empty_model
+from sprunec.models.meta_models import empty_model
 from sprunec.plan.declared import CRITERIA
 from sprunec.rewrite.gating import insert_gates
 from sprunec.rewrite.recipe import make_recipe

@@ -11,7 +11,7 @@ from sprunec.checkpoint.reader import Tensors, open_tensors
 from sprunec.checkpoint.writer import write_state
 from sprunec.families.cpm_ant.family import FAMILY
 from sprunec.models import streamed
-from sprunec.models.shapes import empty_model
+from sprunec.models.meta_models import empty_model
 from sprunec.models.streamed import Streamed
 from tests.conftest import random_batch, tiny_config, tiny_model
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sprunec.errors import TraceError
 from sprunec.families.cpm_ant.blocks import example_inputs
 from sprunec.families.module_lists import blocks
-from sprunec.models.shapes import empty_model
+from sprunec.models.meta_models import empty_model
 from sprunec.rewrite.trace import trace, trace_blocks
 from tests.conftest import random_batch, tiny_config, tiny_model
 from tests.helpers.strange import Strange

@@ -18,8 +18,8 @@ from sprunec.families.base_config import everything
 from sprunec.families.cpm_ant.blocks import build, example_inputs, initialize
 from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.families.model_directory import save_model
+from sprunec.models.meta_models import empty_model
 from sprunec.models.model_source import block_source, write_model_py
-from sprunec.models.shapes import empty_model
 from sprunec.passes.compare import run_code
 from sprunec.rewrite.gating import mask
 from sprunec.rewrite.surgery import build as build_module

@@ -27,7 +27,7 @@ from sprunec.masks.budgets import fill_all, make_budgets
 from sprunec.masks.learn import GateLearner
 from sprunec.masks.mask_tensors import load_scores
 from sprunec.models.loading import load_model
-from sprunec.models.shapes import traced
+from sprunec.models.meta_models import traced
 from sprunec.passes import read_data as data_pass
 from sprunec.passes import train_mask
 from sprunec.passes.job import Job

@@ -15,7 +15,7 @@ from sprunec.checkpoint.writer import Output, as_outputs, write_outputs
 from sprunec.durable import copy_file, write_new
 from sprunec.errors import FormatError
 from sprunec.families.base import Inputs
-from sprunec.families.huggingface.layouts import KEYS
+from sprunec.families.huggingface.tensor_layouts import KEYS
 from sprunec.families.huggingface.transformers_config import TransformersConfig
 from sprunec.families.model_directory import open_model_tensors
 from sprunec.units import SUBLAYERS, sublayers_of

@@ -9,7 +9,8 @@ from typing import Any
 from sprunec.checkpoint.safetensors_file import Shape
 from sprunec.errors import Diagnostic, InputError
 from sprunec.families.cards import Card, Part, Widths
-from sprunec.families.huggingface.layouts import LAYOUTS
+from sprunec.families.detect import type_family
+from sprunec.families.huggingface.model_types import LAYOUTS
 from sprunec.families.huggingface.transformers_config import FAMILY, TransformersConfig
 
 
@@ -27,7 +28,8 @@ def native_keys(document: Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError(
                 f"this is the config of a model of text and more; its text part, {title}, stands not alone"
             )
-        raise ValueError(f"this is {kind or 'no known model'}'s config")
+        classes = ", ".join(map(str, document.get("architectures") or ()))
+        raise ValueError(f"this is {type_family(kind) or kind or classes or 'no known model'}'s config")
     needs = LAYOUTS[kind].needs
     whole = {**LAYOUTS[kind].defaults, **document}
     if wrong := [key for key, value in needs.items() if whole.get(key) != value]:

@@ -17,7 +17,8 @@ from typing import Any
 
 from sprunec.checkpoint.safetensors_file import Shape
 from sprunec.families.base_config import LayerIndices
-from sprunec.families.huggingface.layouts import KEYS, LAYOUTS, UNITS, Layout
+from sprunec.families.huggingface.model_types import LAYOUTS
+from sprunec.families.huggingface.tensor_layouts import KEYS, UNITS, Layout
 from sprunec.units import INSIDE, SUBLAYERS
 
 FAMILY = "huggingface"
@@ -232,6 +233,6 @@ def read_sizes(layout: Layout, document: Mapping[str, Any]) -> dict[str, int]:
         if (value is None and letter == "P") or (letter == "E" and "E" not in "".join(layout.attention.values())):
             continue  # where positions have no table, or a head's dims are of several kinds
         if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{keys[0]} is {json.dumps(value)}, which is no size")
+            raise ValueError(f"this is {layout.title}'s config, and its {keys[0]} is {json.dumps(value)}")
         found[letter] = value
     return found

@@ -18,7 +18,7 @@ from sprunec.families.cards import native
 from sprunec.families.huggingface.transformers_config import TransformersConfig
 from sprunec.families.model_directory import fill
 from sprunec.models.comparison import compare
-from sprunec.models.shapes import empty_model, traced, traced_shape
+from sprunec.models.meta_models import empty_model, traced, traced_shape
 from sprunec.rewrite.gating import mask
 from sprunec.rewrite.recipe import make_recipe
 from sprunec.units import Kept

@@ -11,7 +11,7 @@ import pytest
 from sprunec.checkpoint.reader import open_tensors
 from sprunec.families.base_config import removable, unit_cost
 from sprunec.families.cards import card, native
-from sprunec.families.huggingface.layouts import LAYOUTS
+from sprunec.families.huggingface.model_types import LAYOUTS
 from sprunec.families.huggingface.transformers_config import TransformersConfig
 from sprunec.units import SUBLAYERS
 from tests.helpers.causal_lms import CONFIGS, causal_lm
@@ -61,13 +61,13 @@ def test_biases_are_there_where_the_config_says_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("document", "reason"),
     [
-        ({"model_type": "t5", "d_model": 8}, "this is t5's config"),
+        ({"model_type": "t5", "d_model": 8}, "this is T5's config"),
         (
             {"model_type": "gemma3", "text_config": {"model_type": "gemma3_text"}},
             "its text part, Gemma 3, stands not alone",
         ),
         ({"model_type": "opt", "do_layer_norm_before": False}, "its do_layer_norm_before is False"),
-        ({"model_type": "llama", "hidden_size": 48}, "num_hidden_layers is null, which is no size"),
+        ({"model_type": "llama", "hidden_size": 48}, "this is Llama's config, and its num_hidden_layers is null"),
     ],
 )
 def test_what_no_card_describes_is_refused_with_the_reason(document: dict[str, object], reason: str) -> None:
