@@ -55,6 +55,7 @@ class Card:
         guess: the config that a bare checkpoint's shapes tell; raises InputError.
         data_findings: what a plan's `data` needs and the model lacks; pointers are the plan's.
         data_options: what of the config decides how data of a source is read.
+        fixed_units: units that a model of this config cannot lose, and why.
         parts: by tensor, where it is in a file with tensors of these names.
         native_shapes: a file's shapes by the model's names; what is no part of the model keeps its own.
         head_names: the names of a file's head and of its embedding; None where it has no head.
@@ -75,6 +76,7 @@ class Card:
     guess: Callable[[Mapping[str, Shape], Path], ModelConfig]
     data_findings: Callable[[Any, Mapping[str, Any]], Iterator[Diagnostic]]
     data_options: Callable[[Any, str], dict[str, int]]
+    fixed_units: Callable[[Any], Mapping[str, str]]
     parts: Callable[[Any, Collection[str]], dict[str, Part]]
     native_shapes: Callable[[Any, Mapping[str, Shape]], dict[str, Shape]]
     head_names: Callable[[Collection[str]], tuple[str, str] | None]

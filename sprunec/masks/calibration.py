@@ -48,7 +48,9 @@ def calibrate(model: nn.Module, blocks: Sequence[TracedBlock], batches: Iterable
     used, count, handles = torch.empty(0), 0, []  # (B, N), the positions of a batch that are in use
 
     def add(name: Any, total: Total, dim: int, module: nn.Module, given: Any, result: Tensor) -> None:
-        value = total(result.movedim(dim, -1)[used].flatten(0, -2).float())
+        # some blocks put positions of all rows together: (B, N, ...) or (B·N, ...)
+        rows = result.movedim(dim, -1).reshape(used.numel(), -1, result.size(dim))
+        value = total(rows[used.flatten()].flatten(0, 1).float())
         sums[name] = sums[name] + value if name in sums else value
 
     for block in blocks:

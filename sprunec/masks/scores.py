@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from sprunec.masks.calibration import Moments, calibrate
 from sprunec.masks.granularity import by_kind
 from sprunec.masks.least_squares import removal_errors
 from sprunec.rewrite.gating import Gates
+from sprunec.rewrite.ops.groups import Groups
 from sprunec.rewrite.trace import TracedBlock
 from sprunec.units import INSIDE, SIZE_TARGETS, Key
 
@@ -76,28 +77,44 @@ def magnitude(given: Weights | Calibration) -> dict[Key, Tensor]:
     """Score by the root mean square of all weights that a unit would take with it (Han et al. 2015, by structure)."""
     by_index, weights, found = {block.index: block for block in given.blocks}, given.weights, dict[Key, Tensor]()
     for index, unit in given.sizes:
-        block, parts = by_index[index], list[Any]()
-        if unit in block.sites:
-            groups = block.sites[unit].groups["forward"]
-            parts = [(name, dim, group) for group in groups for name, dim in block.forward.groups.holding(group)]
+        block, energies = by_index[index], list[Tensor]()
+        own, axes, site = block.tensors(), block.forward.groups, block.sites.get(unit)
+        if site is not None:
+            held = [(name, dim, group) for group in site.groups["forward"] for name, dim in axes.holding(group)]
+            for name, dim, group in held:
+                if isinstance(own[name], nn.Parameter):
+                    square, units = _square(block, weights, name), (site.around.get("forward"), group)
+                    energies += _energies(axes, square, dim, axes.tensors[name][dim], units)
         else:
-            parts = [(name,) for r in block.forward.residuals if unit in ("block", r.kind) for name in r.tensors]
-        own = block.tensors()
-        energies = [_energy(block, weights, *part) for part in parts if isinstance(own[part[0]], nn.Parameter)]
-        found[(index, unit)] = torch.stack(energies).mean(0).sqrt().reshape(-1)
+            names = [name for r in block.forward.residuals if unit in ("block", r.kind) for name in r.tensors]
+            energies = [_square(block, weights, name).mean() for name in names if isinstance(own[name], nn.Parameter)]
+        found[(index, unit)] = torch.stack(energies).mean(0).sqrt().reshape(-1).cpu()
     return found
 
 
-def _energy(
-    block: TracedBlock, weights: Mapping[str, Tensor], name: str, dim: int = 0, group: int | None = None
-) -> Tensor:
-    """Give the mean square of a tensor, or (units,) of its slices along a group that one of its dims is made of."""
-    square: Tensor = weights[f"{block.path}.{name}"].detach().float().square()
-    if group is None:
-        return square.mean().cpu()
-    factors = block.forward.groups.tensors[name][dim]
-    square = square.unflatten(dim, [block.forward.groups.sizes[each] for each in factors])
-    return square.mean([d for d in range(square.dim()) if d != dim + factors.index(group)]).cpu()
+def _square(block: TracedBlock, weights: Mapping[str, Tensor], name: str) -> Tensor:
+    return weights[f"{block.path}.{name}"].detach().float().square()
+
+
+def _energies(
+    axes: Groups, square: Tensor, dim: int, factors: tuple[int, ...], units: tuple[int | None, int]
+) -> Iterator[Tensor]:
+    """Give the means (units,) over slices along the groups that number units: the one around them, and their own.
+
+    A dim that is a sum has slices in several of its terms.
+    """
+    square = square.unflatten(dim, [axes.sizes[each] for each in factors])
+    for place, each in enumerate(factors):
+        if each in axes.sums and units[1] in axes.inside([each]):
+            terms = axes.sums[each]
+            for term, part in zip(terms, square.split([axes.width(term) for term in terms], dim + place), strict=True):
+                if units[1] in axes.inside(term):
+                    whole = part.flatten(dim, dim + len(factors) - 1)
+                    yield from _energies(axes, whole, dim, (*factors[:place], *term, *factors[place + 1 :]), units)
+            return
+    own = [dim + factors.index(group) for group in units if group in factors]
+    others = [each for each in range(square.dim()) if each not in own]
+    yield (square.mean(others) if others else square).flatten()
 
 
 def taylor(given: Calibration) -> dict[Key, Tensor]:

@@ -98,8 +98,8 @@ def _leave(single: Comparison, exact: Comparison) -> float:
 
 
 def _twice(tensor: Tensor, rows: int) -> Tensor:
-    """Repeat what blocks are given for each row; what is for all rows alike serves twice as many."""
-    return tensor.repeat(2, *[1] * (tensor.dim() - 1)) if len(tensor) == rows else tensor
+    """Repeat what blocks are given for each row, or for each of its heads; what is for all rows alike serves more."""
+    return tensor.repeat(2, *[1] * (tensor.dim() - 1)) if len(tensor) % rows == 0 else tensor
 
 
 def _same(one: Given, other: Given) -> bool:

@@ -91,10 +91,12 @@ class Job(Generic[O]):
         """Load the input's model, trace it, put open gates on its units, and open the batches to calibrate on."""
         from sprunec.masks.scores import Calibration
         from sprunec.rewrite.gating import insert_gates
+        from sprunec.rewrite.trace import check_cuttable
 
         model, options = self.model(), cast(CalibrationOptions, self.options)
-        blocks = self.traced(model)
-        gates = insert_gates(model, blocks, gate_units(units))
+        blocks, units = self.traced(model), gate_units(units)
+        check_cuttable(blocks, units)
+        gates = insert_gates(model, blocks, units)
         return Calibration(model, gates, blocks, self.batches(self.config()), self.place, options.seed)
 
     def kept(self, name: str = "model") -> Kept:

@@ -35,12 +35,14 @@ def run(job: Job[ScoreOptions]) -> dict[str, Any]:
     from sprunec.masks.mask_tensors import save_scores
     from sprunec.masks.scores import Weights, comparable
     from sprunec.models.meta_models import traced_shape
+    from sprunec.rewrite.trace import check_cuttable
 
     options, criterion = job.options, CRITERIA[job.options.criterion]
     if "data" in job.inputs:
         found = criterion.score(job.calibration(options.unit))
     else:  # with one tensor at a time in memory, so that a checkpoint of any size can be scored
         blocks, sizes = traced_shape(job.config()), unit_sizes(job.config(), options.unit)
+        check_cuttable(blocks, options.unit)
         found = criterion.score(Weights(blocks, sizes, job.weights(), options.seed))
     scores = comparable(found, options.target)
     save_scores(job.out, scores)

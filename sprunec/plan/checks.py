@@ -26,6 +26,11 @@ def units_fit(plan: WrittenPlan) -> None:
         units, target = step.options["unit"], step.options["target"]
         if "layer" in units and (covered := [unit for unit in units if unit in SUBLAYERS]):
             step.error("unit-twice", "unit", f'"layer" covers {quoted(covered)} already', "give one or the other")
+        fixed = card_of(plan.config).fixed_units(plan.config) if plan.config is not None else {}
+        for unit in (unit for unit in units if unit in fixed):
+            step.error(
+                "cannot-cut", "unit", f"{unit} cannot be cut in this model: {fixed[unit]}", "choose another unit"
+            )
         strangers, missing = mismatched(units, target), uncovered(units, target)
         for key in strangers:
             instead = f"give {' and '.join(missing)} instead" if missing else "remove it"
@@ -42,6 +47,14 @@ def budgets_fit(plan: WrittenPlan) -> None:
         size = [f"{key} is about the whole model" for key in step.options["target"] if key in SIZE_TARGETS]
         if why := f"{_unit(whole)} can't be cut in every layer alike" if whole else "".join(size[:1]):
             step.error("budget-mismatch", "budget", f'"per-layer" doesn\'t fit: {why}', 'write "global" or remove it')
+
+
+def weights_given(plan: WrittenPlan) -> None:
+    """Check that a library's model comes with its weights: what a new one starts from is the library's."""
+    model, config = plan.section("model"), plan.config
+    if config is not None and not card_of(config).own_code and "checkpoint" not in model.written:
+        message = "the plan names no weights, and a model of transformers does not start without"
+        model.error("no-weights", "config", message, 'name the directory that has them: "path"')
 
 
 def trained_first(plan: WrittenPlan) -> None:
@@ -120,7 +133,17 @@ def _unit(units: Sequence[str]) -> str:
 
 
 CHECKS: tuple[Callable[[WrittenPlan], None], ...] = (
-    *(units_fit, budgets_fit, sizes_fit, trained_first, sparsify_fits, emit_last, heads_tied, formats_fit),
+    *(
+        units_fit,
+        budgets_fit,
+        sizes_fit,
+        weights_given,
+        trained_first,
+        sparsify_fits,
+        emit_last,
+        heads_tied,
+        formats_fit,
+    ),
     *(data_fits, data_set_whole, training_fits, engine_fits, distillation_fits, batches_used),
     *(saved_masks_fit, idle_patterns, files_there),
 )

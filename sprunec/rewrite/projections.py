@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from sprunec.rewrite.keep import Keep, dim_indices, is_cut
 from sprunec.rewrite.sites import factors
@@ -65,8 +65,15 @@ def projections(block: TracedBlock) -> tuple[Projection, ...]:
         operand, dim = contraction.operand, contraction.dim
         groups = block.forward.groups.values[operand][dim]
         # A weight is the parameter that goes into the sum beside the operand, if there is one.
-        beside = [v for v in nodes[contraction.node].all_input_nodes if v.op == "get_attr" and v.name != operand]
-        for name in (str(node.target) for node in beside if cuttable & set(groups)):
+        beside = [_weight(v) for v in nodes[contraction.node].all_input_nodes if v.name != operand]
+        for name in (str(node.target) for node in beside if node.op == "get_attr" and cuttable & set(groups)):
             if isinstance(tensors.get(name), nn.Parameter) and groups in dims[name]:
                 found.append(Projection(block, operand, dim, name, dims[name].index(groups), groups))
     return tuple(found)
+
+
+def _weight(node: fx.Node) -> fx.Node:
+    """Look through what only turns a weight round."""
+    while node.target in ("t", "transpose", "permute") or (node.target is getattr and node.args[1] in ("T", "mT")):
+        node = node.all_input_nodes[0]
+    return node

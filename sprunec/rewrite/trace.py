@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import traceback
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from pathlib import Path
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from sprunec import families
-from sprunec.errors import TraceError
+from sprunec.errors import PassError, TraceError
 from sprunec.families.block_calls import BlockCall, CalledBlock
 from sprunec.families.module_lists import blocks
 from sprunec.rewrite.kinds import block_kinds
@@ -64,6 +64,17 @@ class TracedBlock:
 
     def tensors(self) -> dict[str, Tensor]:
         return {name: attrgetter(name)(self.module) for name in self.forward.groups.tensors}
+
+
+def check_cuttable(blocks: Iterable[TracedBlock], units: Iterable[str]) -> None:
+    """Raise PassError for a unit that some block has and that cannot be cut there; says why."""
+    for block in blocks:
+        for unit in units:
+            if unit not in block.sites and block.fixed.get(unit):
+                why = next(
+                    (note for note in block.notes if f" {unit} cannot be cut" in note), f"{block.path}: no {unit}"
+                )
+                raise PassError(why)
 
 
 def trace(model: nn.Module, *inputs: Any) -> tuple[TracedBlock, ...]:

@@ -30,6 +30,7 @@ CARD = Card(
     guess=guess_config,
     data_findings=data_findings,
     data_options=data_options,
+    fixed_units=lambda config: {},
     parts=parts,
     native_shapes=native_shapes,
     head_names=head_names,

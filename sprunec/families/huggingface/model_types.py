@@ -181,6 +181,7 @@ LAYOUTS = {
             "R": ("qk_rope_head_dim",),
             "U": ("v_head_dim",),
         },
+        by_depth=("scale_depth",),
         defaults=TIED,
     ),
     "opt": OPT,
@@ -210,6 +211,8 @@ LAYOUTS = {
         | norms("transformer.word_embeddings_layernorm", "transformer.ln_f")
         | {"lm_head.weight": "V D"},
         defaults=TIED,
+        keys={"F": ()},
+        fixed={"head": "its positions' slopes go by head, which is not supported yet"},
         uneven_heads=False,
     ),
     "falcon": Layout(

@@ -7,6 +7,7 @@ others numbered anew.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from sprunec.plan.export_formats import Emission
 
 
+BY_NUMBER = "scale_attn_by_inverse_layer_idx"
+
+
 def obstacles(config: TransformersConfig) -> Iterator[str]:
     """Say why no stock class can be this model; nothing where one can."""
     layers = [layer for layer in config.layers if layer.counts]
@@ -36,6 +40,11 @@ def obstacles(config: TransformersConfig) -> Iterator[str]:
     if lacking := [kind for kind in SUBLAYERS if kind not in sublayers_of(layers[0].counts)]:
         yield f"its layers have no {lacking[0].replace('_', '-')}"
     width, heads = config.width, layers[0].heads
+    gone = next((index for index, layer in enumerate(config.layers) if not layer.counts), len(config.layers))
+    if config.document.get(BY_NUMBER) and any(layer.counts for layer in config.layers[gone:]):
+        yield f"its class divides scores by the number of the layer, and layer {gone} is gone"
+    if config.layout.keys.get("F") == () and layers[0].dim_ff not in (0, 4 * width):
+        yield f"{config.layout.title}'s class has {4 * width} feed-forward dims, and {layers[0].dim_ff} are left"
     if not config.layout.uneven_heads and heads * layers[0].dim_head != width:
         yield f"{config.layout.title}'s class has heads of {width} / heads dims, and {heads} are left"
     elif not _divides(config) and not _renamed(config):
@@ -70,6 +79,8 @@ def stock_config(config: TransformersConfig) -> dict[str, Any]:
     for key in config.layout.by_layer:
         if isinstance(document.get(key), list):
             document[key] = [document[key][index] for index in there]
+    for key in (key for key in config.layout.by_depth if key in document):
+        document[key] *= math.sqrt(len(there) / len(config.layers))
     return document | _renamed(config)
 
 

@@ -38,6 +38,7 @@ class Layout:
         keys: by letter, the keys of a config that may say it; the first one found does.
         defaults: of keys that a config may leave out.
         by_layer: keys whose value is a list with an entry a layer.
+        by_depth: keys whose value grows with the root of the number of layers, as a residual's factor does.
         fixed: units that cannot be cut, and why.
         needs: values of keys without which a model is another one, and has no card.
         uneven_heads: whether the class can have heads of another width than D / H.
@@ -52,6 +53,7 @@ class Layout:
     keys: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     by_layer: tuple[str, ...] = ("layer_types",)
+    by_depth: tuple[str, ...] = ()
     fixed: Mapping[str, str] = field(default_factory=dict)
     needs: Mapping[str, Any] = field(default_factory=dict)
     uneven_heads: bool = True

@@ -99,6 +99,7 @@ CARD = Card(
     guess=guess,
     data_findings=data_findings,
     data_options=lambda config, source: {},
+    fixed_units=lambda config: config.layout.fixed,
     parts=parts,
     native_shapes=native_shapes,
     head_names=head_names,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -67,20 +68,22 @@ def build(config: TransformersConfig) -> TransformersModel:
     """Build the plan's input model, its parameters on the meta device."""
     whole, called = _stock(config.source, config.tie_word_embeddings)
     calls = {block.path: block.calls for block in called}
-    head_name = config.layout.head.removesuffix(".weight")
-    return TransformersModel(copy.deepcopy(whole), calls, cache_shapes(config), head_name)
+    head_name, positions = config.layout.head.removesuffix(".weight"), config.sizes.get("P", sys.maxsize)
+    return TransformersModel(copy.deepcopy(whole), calls, past_shapes(config), head_name, positions)
 
 
-def cache_shapes(config: TransformersConfig) -> list[tuple[int, int] | None]:
-    found: list[tuple[int, int] | None] = []
+def past_shapes(config: TransformersConfig) -> list[tuple[tuple[int, int], tuple[int, int]] | None]:
+    """Give, by block, (groups, dims) of its keys and of its values; None without attention."""
+    found: list[tuple[tuple[int, int], tuple[int, int]] | None] = []
     for block, layer in zip(called(config), config.layers, strict=True):
-        past = block.calls["forward_cached"].inputs["past_key"].shape if "forward_cached" in block.calls else None
-        if past is None or not layer.heads:
+        if "forward_cached" not in block.calls or not layer.heads:
             found.append(None)
             continue
-        # Some classes keep what is for a group, and some what has been repeated for its heads.
+        inputs = block.calls["forward_cached"].inputs
+        key, value = inputs["past_key"].shape, inputs["past_value"].shape
+        # Some classes keep what is for a group, and some what has been repeated for its heads, or what both come from.
         left = {config.sizes["G"]: layer.kv_groups or layer.heads, config.sizes["H"]: layer.heads}
-        found.append((left.get(past[1], past[1]), past[-1]))
+        found.append(((left.get(key[1], key[1]), key[-1]), (left.get(value[1], value[1]), value[-1])))
     return found
 
 
@@ -114,7 +117,7 @@ def arrange(
 
 
 def proceed(config: TransformersConfig, document: Document) -> dict[str, Any]:
-    return {"input": torch.from_numpy(document.tokens.astype(np.int64))[None]}
+    return {"input": torch.from_numpy(document.tokens.astype(np.int64))[None, : config.sizes.get("P")]}
 
 
 def kinds(config: TransformersConfig) -> dict[str, Any]:
@@ -126,14 +129,14 @@ def kinds(config: TransformersConfig) -> dict[str, Any]:
 def examples(config: TransformersConfig) -> dict[str, dict[str, tuple[Tensor, ...]]]:
     """Make what each block is given, on the meta device: by block path, then by method."""
     found = {}
-    for block, layer, cache in zip(called(config), config.layers, cache_shapes(config), strict=True):
+    for block, layer, past in zip(called(config), config.layers, past_shapes(config), strict=True):
         methods = {}
         for method, call in block.calls.items():
-            inputs = dict(call.inputs)
-            for name in {"past_key", "past_value"} & inputs.keys():
-                shape = list(inputs[name].shape)
-                shape[1] = cache[0] if cache is not None else shape[1]
-                inputs[name] = torch.empty(shape, dtype=inputs[name].dtype, device="meta")
+            inputs = {name: each.float() if each.is_floating_point() else each for name, each in call.inputs.items()}
+            if past is not None and "past_key" in inputs:
+                for name, (groups, width) in zip(("past_key", "past_value"), past, strict=True):
+                    batch, _, length, _ = inputs[name].shape
+                    inputs[name] = torch.empty(batch, groups, length, width, device="meta")
             if layer.heads or method == "forward":
                 methods[method] = tuple(inputs.values())
         found[block.path] = methods
@@ -165,7 +168,7 @@ FAMILY = Family(
     proceed=proceed,
     kinds=kinds,
     examples=examples,
-    cache_shapes=cache_shapes,
+    cache_shapes=lambda config: [shapes and shapes[0] for shapes in past_shapes(config)],
     frame=(),
     frame_class="",
     row_numbers=lambda config, width: width * config.width,

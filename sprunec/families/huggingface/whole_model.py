@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
@@ -71,7 +72,8 @@ class TransformersModel(nn.Module):
     Args:
         whole: the model, in which every block's place will be taken by one that takes tensors.
         calls: by block path and method, how the model calls it.
-        cache_shapes: by block, (groups, dims) of its keys and values; None without attention.
+        past_shapes: by block, (groups, dims) of its keys, and of its values; None without attention.
+        positions: how many a text may have.
         head_name: what the head is called on disk, where in memory some releases have another name for it.
 
     Attributes:
@@ -85,11 +87,13 @@ class TransformersModel(nn.Module):
         self,
         whole: Any,
         calls: Mapping[str, Mapping[str, BlockCall]],
-        cache_shapes: Sequence[tuple[int, int] | None],
+        past_shapes: Sequence[Any],
         head_name: str,
+        positions: int,
     ) -> None:
         super().__init__()
-        self.cache_shapes = tuple(cache_shapes)
+        self._accepted = signature(type(whole).forward).parameters
+        self.past_shapes, self.positions = tuple(past_shapes), positions
         head, table = whole.get_output_embeddings(), whole.get_input_embeddings()
         tied = head.weight is table.weight
         if tied:
@@ -145,7 +149,8 @@ class TransformersModel(nn.Module):
         seen: dict[str, tuple[Tensor, ...]] = {}
         method, given = "forward_cached" if past else "forward", {"input_ids": ids, "use_cache": bool(past)}
         if past:
-            given["past_key_values"] = _past(past, len(self.paths), ids.device)
+            name = "cache" if "cache" in self._accepted else "past_key_values"
+            given[name] = _past(past, len(self.paths), ids.device)
 
         def see(path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             call = self._calls[path].get(method, self._calls[path]["forward"])
@@ -200,7 +205,7 @@ class TransformersModel(nn.Module):
         """Draw tokens after a text (1, n) -> the new ones (1, at most max_new_tokens)."""
         pasts = self.empty_pasts(input)
         new, drawn = input, list[Tensor]()
-        for _ in range(max_new_tokens):
+        for _ in range(min(max_new_tokens, self.positions - input.size(1))):
             hidden, given = self.enter(new, past=input.size(1) + len(drawn) - new.size(1))
             for number, path in enumerate(self.paths):
                 past = pasts[number] or (None, None)
@@ -211,13 +216,13 @@ class TransformersModel(nn.Module):
             drawn.append(new)
             if stop is not None and int(new) == stop:
                 break
-        return torch.cat(drawn, 1)
+        return torch.cat([input[:, :0], *drawn], 1)
 
     def empty_pasts(self, ids: Tensor) -> list[Any]:
         """Give each block's keys and values (1, groups, 0, dims) of no position; None where it keeps none."""
         table = next(self.get_submodule(self.table).parameters())
         dtype = table.dtype if table.is_floating_point() else torch.float32
         return [
-            None if shape is None else [torch.empty(1, shape[0], 0, shape[1], dtype=dtype, device=ids.device)] * 2
-            for shape in self.cache_shapes
+            shapes and [torch.empty(1, groups, 0, dims, dtype=dtype, device=ids.device) for groups, dims in shapes]
+            for shapes in self.past_shapes
         ]

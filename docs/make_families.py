@@ -1,0 +1,57 @@
+"""Write docs/families.md, the families and what can be cut in each, from their cards: python docs/make_families.py"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sprunec.families.huggingface.model_types import LAYOUTS
+from sprunec.families.huggingface.tensor_layouts import Layout
+
+HEAD = """# Families
+
+Made from the cards in `sprunec/families/` by `python docs/make_families.py`. A model is told by the `model_type` of its
+`config.json`; its blocks are traced as they are in `transformers`, its own code, so that a family needs a card of a few
+lines and no code. For each one a tiny random model is cut in the tests: the graphs compute what the class computes; the
+masked and the cut model are equal in float64, at once and token by token; and the directory that comes out is opened by
+the stock class again.
+
+**CPM-Ant** is pruned in all its units (`block`, `layer`, `attention`, `feed_forward`, `head`, `dim_head`, `dim_ff`) and
+in every format. Of the families below, `block`, `attention`, `feed_forward`, `dim_ff` and, but where the table says why
+not, `head` and `kv_group` are cut; `head` counts query heads, as many in each key-value group.
+
+| family | `model_type` | key-value groups | what cannot be cut | what its stock class does not open |
+|---|---|---|---|---|
+"""
+TAIL = """
+What a stock class does not open is refused before it is written, with the reason: layers of unlike sizes, a layer
+without one of its sublayers, and what the last column says. Whatever is written is opened again by `transformers` in
+the same run and compared with the cut model, within the noise that the dense model's own arithmetic has.
+
+Not yet: mixtures of experts, models of text and more, training on these models (`train`, `train-mask`, `finetune`),
+layers of unlike sizes, and models larger than memory.
+"""
+SMALL_HEADS = ("llama", "gemma2", "gemma3_text")
+
+
+def families() -> str:
+    """Give the whole page."""
+    return HEAD + "".join(row(name, layout) for name, layout in LAYOUTS.items()) + TAIL
+
+
+def row(name: str, layout: Layout) -> str:
+    grouped = any("G" in size for size in (*layout.attention.values(), *layout.attention))
+    fixed = "; ".join(f"`{unit}`: {why}" for unit, why in layout.fixed.items())
+    cells = (layout.title, f"`{name}`", "yes" if grouped else "", fixed, "; ".join(refused(name, layout)))
+    return f"| {' | '.join(cells)} |\n"
+
+
+def refused(name: str, layout: Layout) -> list[str]:
+    found = [] if layout.uneven_heads else ["fewer heads"]
+    if name in SMALL_HEADS:
+        opens = ", then it is written as Mistral, which computes the same" if name == "llama" else ""
+        found.append(f"heads that do not divide the width{opens}")
+    return found + (["fewer feed-forward dims"] if layout.keys.get("F") == () else [])
+
+
+if __name__ == "__main__":
+    Path(__file__).with_name("families.md").write_text(families(), encoding="utf-8")

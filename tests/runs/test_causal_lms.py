@@ -1,0 +1,184 @@
+"""A model of transformers from a directory to a smaller one of the same class, by a plan."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from sprunec.compiler.lower import lower
+from sprunec.data.text import read_text
+from sprunec.errors import FormatError, InputError
+from sprunec.execution.execute import execute
+from sprunec.models.streamed import largest
+from sprunec.plan.plan import read_plan
+from tests.helpers.causal_lms import CONFIGS, causal_lm, token_ids
+
+VOCABULARY = 300
+SCORED = {"pass": "score-mask", "criterion": "activation", "batches": 2, "budget": "per-layer"}
+LAYERS = {name: {"n_layer": 3} for name in ("gpt2", "gptj", "bloom")} | {
+    "gpt2": {"n_layer": 3, "scale_attn_by_inverse_layer_idx": False},
+    "smollm3": {"num_hidden_layers": 3, "no_rope_layers": [1, 0, 1]},
+}
+EMIT = {"pass": "emit", "formats": ["huggingface"]}
+
+
+def tokenizer() -> Tokenizer:
+    """A small byte-level tokenizer, as Llama's and GPT-2's are."""
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    letters = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=["<|end|>"], initial_alphabet=letters)
+    made.train_from_iterator([read_text("python-docs", ())[:50_000]], trainer)
+    return made
+
+
+def directory(folder: Path, name: str, **changes: Any) -> Path:
+    causal_lm(name, vocab_size=VOCABULARY, **changes).save_pretrained(folder / "dense")
+    tokenizer().save(str(folder / "dense/tokenizer.json"))
+    about = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|end|>", "bos_token": None}
+    (folder / "dense/tokenizer_config.json").write_text(json.dumps(about))
+    return folder / "dense"
+
+
+def run(folder: Path, *passes: dict[str, Any], **data: Any) -> Any:
+    content = {
+        "name": "small",
+        "model": {"path": "dense"},
+        "data": {"source": "python-docs", "max_length": 32, "batch_size": 4} | data,
+        "evaluate": {"tokens": 200},
+        "passes": [*passes, EMIT],
+    }
+    (folder / "plan.json").write_text(json.dumps(content))
+    return execute(lower(read_plan(folder / "plan.json")), folder / "out")
+
+
+def masked_logits(folder: Path, kept: dict[str, Any], ids: torch.Tensor) -> torch.Tensor:
+    """What the dense model says with the weights behind everything that was cut set to zero, by transformers alone."""
+    model = AutoModelForCausalLM.from_pretrained(folder / "dense").double()
+    width = model.config.head_dim
+    for number, layer in enumerate(model.model.layers):
+        heads = torch.zeros(model.config.num_attention_heads, dtype=torch.double)
+        heads[kept["attention"][str(number)]] = 1.0
+        layer.self_attn.o_proj.weight.data *= heads.repeat_interleave(width)
+    with torch.no_grad():
+        return model(input_ids=ids, use_cache=False).logits
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+def test_groups_heads_and_dims_are_cut_and_the_stock_class_opens_the_rest(name: str, tmp_path: Path) -> None:
+    directory(tmp_path, name, num_attention_heads=6, num_key_value_heads=2)
+    report = run(tmp_path, SCORED | {"unit": ["head", "dim_ff"], "target": {"num_heads": 4, "dim_ff": 40}})
+    assert report.status == "done"
+    assert report.data["comparison"]["max_abs_difference"] <= report.data["comparison"]["tolerance"]
+    out = tmp_path / "out/model/huggingface"
+    config = json.loads((out / "config.json").read_text())
+    assert (config["num_attention_heads"], config["num_key_value_heads"], config["head_dim"]) == (4, 2, 10)
+    assert config["intermediate_size"] == 40
+    small = AutoModelForCausalLM.from_pretrained(out)
+    assert sum(parameter.numel() for parameter in small.parameters()) == report.data["models"]["small"]["parameters"]
+    text = "The for statement"
+    ours, theirs = (AutoTokenizer.from_pretrained(each)(text)["input_ids"] for each in (out, tmp_path / "dense"))
+    assert ours == theirs
+
+
+def test_what_is_left_computes_what_the_masked_model_computes(tmp_path: Path) -> None:
+    directory(tmp_path, "qwen3")
+    report = run(tmp_path, SCORED | {"unit": "head", "target": {"num_heads": 4}})
+    ids = token_ids(2, 9)
+    masked = masked_logits(tmp_path, report.data["kept"], ids)
+    with torch.no_grad():
+        small = AutoModelForCausalLM.from_pretrained(tmp_path / "out/model/huggingface").double()
+        assert largest(small(input_ids=ids, use_cache=False).logits - masked) < 1e-5 * float(masked.abs().max())
+
+
+def test_a_group_takes_its_heads_along(tmp_path: Path) -> None:
+    directory(tmp_path, "qwen3", num_hidden_layers=3)
+    report = run(tmp_path, SCORED | {"unit": "kv_group", "target": {"num_kv_groups": 1}, "compensate": "least-squares"})
+    config = json.loads((tmp_path / "out/model/huggingface/config.json").read_text())
+    assert (config["num_attention_heads"], config["num_key_value_heads"]) == (3, 1)
+    for heads in report.data["kept"]["attention"].values():
+        assert heads in ([0, 1, 2], [3, 4, 5])
+
+
+def test_a_removed_block_takes_its_entries_of_lists_along(tmp_path: Path) -> None:
+    directory(tmp_path, "smollm3", num_hidden_layers=4, no_rope_layers=[1, 0, 1, 0])
+    report = run(
+        tmp_path, {"pass": "score-mask", "criterion": "magnitude", "unit": "block", "target": {"num_layers": 3}}
+    )
+    config = json.loads((tmp_path / "out/model/huggingface/config.json").read_text())
+    left = [int(number) for number, heads in report.data["kept"]["attention"].items() if heads is not None]
+    assert config["no_rope_layers"] == [[1, 0, 1, 0][number] for number in left]
+    assert config["num_hidden_layers"] == len(config["layer_types"]) == 3
+
+
+def test_llama_opens_as_mistral_where_its_class_refuses_the_heads(tmp_path: Path) -> None:
+    changes = {"num_attention_heads": 6, "num_key_value_heads": 1, "attention_bias": False}
+    directory(tmp_path, "llama", **changes)
+    run(tmp_path, SCORED | {"unit": "head", "target": {"num_heads": 5}})
+    config = json.loads((tmp_path / "out/model/huggingface/config.json").read_text())
+    assert (config["model_type"], config["sliding_window"], config["num_attention_heads"]) == ("mistral", None, 5)
+
+
+def test_what_no_stock_class_can_be_is_refused_with_the_reason(tmp_path: Path) -> None:
+    directory(tmp_path, "gpt2")
+    with pytest.raises(FormatError, match="GPT-2's class has heads of 48 / heads dims, and 5 are left"):
+        run(tmp_path, SCORED | {"unit": "head", "target": {"num_heads": 5}})
+
+
+def test_a_model_py_is_not_made_of_a_library_s_class(tmp_path: Path) -> None:
+    directory(tmp_path, "llama")
+    content = {"name": "n", "model": {"path": "dense"}, "passes": [{"pass": "emit", "formats": ["sprunec"]}]}
+    (tmp_path / "plan.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="the format sprunec can't hold this model: its class is transformers' own"):
+        read_plan(tmp_path / "plan.json")
+
+
+@pytest.mark.parametrize("name", ["qwen3", "gpt2"])
+def test_gates_are_learned_and_what_is_left_is_trained(name: str, tmp_path: Path) -> None:
+    directory(tmp_path, name)
+    gates = {"pass": "train-mask", "unit": "dim_ff", "target": {"dim_ff": 40}, "budget": "per-layer", "steps": 4}
+    report = run(tmp_path, gates | {"learning_rate": 1e-3}, {"pass": "finetune", "steps": 4, "learning_rate": 1e-3})
+    assert report.status in ("done", "target-missed")  # no gate settles in four steps
+    assert report.data["comparison"]["max_abs_difference"] <= report.data["comparison"]["tolerance"]
+    assert report.data["models"]["small"]["loss"] < report.data["models"]["dense"]["loss"]
+
+
+def test_units_that_the_graph_forbids_are_refused_with_the_reason(tmp_path: Path) -> None:
+    directory(tmp_path, "olmo2")
+    with pytest.raises(InputError, match="head cannot be cut in this model: a norm over all heads counts them"):
+        run(tmp_path, SCORED | {"unit": "head", "target": {"num_heads": 4}})
+
+
+def test_a_new_model_of_a_library_is_refused(tmp_path: Path) -> None:
+    directory(tmp_path, "qwen3")
+    (tmp_path / "dense/model.safetensors").unlink()
+    (tmp_path / "plan.json").write_text(json.dumps({"name": "n", "model": {"config": "dense"}, "passes": [EMIT]}))
+    with pytest.raises(
+        InputError, match="the plan names no weights, and a model of transformers does not start without"
+    ):
+        read_plan(tmp_path / "plan.json")
+
+
+@pytest.mark.parametrize("name", [*CONFIGS])
+def test_every_family_goes_from_directory_to_directory(name: str, tmp_path: Path) -> None:
+    """Fewer feed-forward dims where the class can have them, and a block less."""
+    directory(tmp_path, name, **LAYERS.get(name, {"num_hidden_layers": 3}))
+    dims = {"unit": "dim_ff", "target": {"dim_ff": 40}, "criterion": "magnitude"}
+    blocks = {
+        "pass": "score-mask",
+        "unit": "block",
+        "target": {"num_layers": 2},
+        "criterion": "activation",
+        "batches": 1,
+    }
+    passes = [blocks] if name == "bloom" else [{"pass": "score-mask", "budget": "per-layer"} | dims, blocks]
+    report = run(tmp_path, *passes)
+    assert report.data["comparison"]["max_abs_difference"] <= 1e-5
+    form = report.data["formats"]["huggingface"]
+    assert form["max_abs_difference"] <= form["tolerance"] < 0.01
