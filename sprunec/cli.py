@@ -17,7 +17,8 @@ import typer
 from rich.console import Console
 
 from sprunec.cli_flags import with_flags
-from sprunec.engines.world import World, launch, launched, meet
+from sprunec.engines.launch import launch, meet
+from sprunec.engines.world import World, launched
 from sprunec.errors import Diagnostic, InputError, SprunecError
 from sprunec.execution.gc import find_garbage, remove_garbage
 from sprunec.interrupts import INTERRUPTED, interrupts

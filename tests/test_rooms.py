@@ -72,8 +72,7 @@ def room_of(path: Path) -> str:
     return "families" if room.startswith("families/") else room
 
 
-def imported(path: Path) -> set[str]:
-    """The rooms that a file imports, wherever in the file that is; what only types need is not there at run time."""
+def imported_names(path: Path) -> list[str]:
     tree = ast.parse(path.read_text())
     typing = {
         id(inner)
@@ -87,7 +86,12 @@ def imported(path: Path) -> set[str]:
             names += [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
         elif isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
-    files = [PACKAGE.parent / f"{name.replace('.', '/')}.py" for name in names if name.startswith("sprunec.")]
+    return [name for name in names if name.startswith("sprunec.")]
+
+
+def imported(path: Path) -> set[str]:
+    """The rooms that a file imports, wherever in the file that is."""
+    files = [PACKAGE.parent / f"{name.replace('.', '/')}.py" for name in imported_names(path)]
     return {room_of(file) for file in files if file.is_file()}
 
 
@@ -96,6 +100,20 @@ def test_imports_go_down(path: Path) -> None:
     room = room_of(path)
     up = {other for other in imported(path) - {room} if FLOOR_OF[other] >= FLOOR_OF[room]}
     assert not up, f"{room} imports {sorted(up)}, which stand on its floor or above"
+
+
+def files_imported(path: Path) -> set[Path]:
+    """The files that a file imports, in functions too; what only types need is not there at run time."""
+    return {PACKAGE.parent / f"{name.replace('.', '/')}.py" for name in imported_names(path)} & set(FILES)
+
+
+def test_no_files_import_each_other() -> None:
+    above: dict[Path, set[Path]] = {path: files_imported(path) - {path} for path in FILES}
+    while free := [path for path, others in above.items() if not others]:
+        for path in free:
+            del above[path]
+        above = {path: others - set(free) for path, others in above.items()}
+    assert sorted(str(path.relative_to(PACKAGE)) for path in above) == []
 
 
 def test_every_room_has_a_floor() -> None:

@@ -1,22 +1,15 @@
-"""Where a pass runs: the device, the precision of products, and the engine that trains."""
+"""Where a pass runs: the device, and the precision of products."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import torch
 
 from sprunec.engines.world import World
 from sprunec.errors import InputError
-from sprunec.plan.scale import shards_by_itself
 
-if TYPE_CHECKING:
-    from sprunec.engines.torch_engine import TorchEngine
-
-BMTRAIN = "bmtrain"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -73,31 +66,3 @@ def _best() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def check_engine(settings: Mapping[str, Any], place: Place) -> None:
-    """Raise InputError if what a plan wants to train with cannot work here."""
-    if settings.get("name") == BMTRAIN:
-        from sprunec.engines.bmtrain_engine import check_here
-
-        check_here(place)
-
-
-def choose_engine(settings: Mapping[str, Any], place: Place, world: World, seed: int, parameters: int) -> TorchEngine:
-    """Make what trains a model of so many parameters; all ranks do it together.
-
-    Args:
-        settings: the plan's section `engine`.
-    """
-    sharding, offload = settings.get("sharding", "auto"), bool(settings.get("offload"))
-    recompute = bool(settings.get("activation_checkpointing"))
-    if settings.get("name") == BMTRAIN:
-        from sprunec.engines.bmtrain_engine import BMTrainEngine
-
-        return BMTrainEngine(place, world, sharding != "none", recompute, offload, seed)
-    from sprunec.engines.torch_engine import TorchEngine
-
-    offload, full = offload and place.device.type != "cpu", sharding == "full"
-    if not offload and world.size > 1 and sharding == "auto":  # as fits rank 0's device
-        full = bool(world.broadcast(shards_by_itself(parameters, place.memory(world.size))))
-    return TorchEngine(place, world, offload or (world.size > 1 and full), recompute, offload)

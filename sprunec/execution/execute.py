@@ -75,7 +75,8 @@ def execute(
 
 def _check_ready(graph: Graph, world: World) -> str:
     """Find the device that `auto` means here; raise for what would stop the run later."""
-    from sprunec.engines.device import Place, check_engine
+    from sprunec.engines.choose import check_engine
+    from sprunec.engines.device import Place
 
     for node in graph.nodes:
         for path in (path for paths in node.files.values() for path in paths):

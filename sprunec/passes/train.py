@@ -70,7 +70,7 @@ def run(job: Job[TrainOptions]) -> dict[str, Any]:
 
 def engine_of(job: Job[TrainOptions]) -> TorchEngine:
     """Make what trains; all ranks do."""
-    from sprunec.engines.device import choose_engine
+    from sprunec.engines.choose import choose_engine
 
     return choose_engine(job.engine, job.place, job.world, job.options.seed, job.config().parameters())
 

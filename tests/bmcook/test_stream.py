@@ -150,7 +150,7 @@ def decoding_difference(model: CPMAnt, inputs: dict[str, torch.Tensor]) -> float
     """How far the hidden states of decoding are from those of one forward."""
     decoding = Decoding(FAMILY, model, inputs)
     for index, layer in enumerate(model.encoder.layers):
-        decoding.through(index, layer)
+        decoding.through(index, f"encoder.layers.{index}", layer)
     steps, whole = decoding.both()
     return float((steps - whole).abs().max())
 

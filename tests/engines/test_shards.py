@@ -16,9 +16,10 @@ import sprunec
 from sprunec.engines.checkpoints import Saves, _digest
 from sprunec.engines.device import Place
 from sprunec.engines.distributed import lost
+from sprunec.engines.launch import exit_code
 from sprunec.engines.nonfinite import INTERVAL, LossScale
 from sprunec.engines.shards import read_shards, shard_sizes
-from sprunec.engines.world import World, exit_code
+from sprunec.engines.world import World
 from sprunec.errors import InputError, PassError
 from sprunec.execution.ranks import check_shares
 from tests.helpers.small_plans import plan, write

@@ -11,7 +11,8 @@ from torch.distributed import TCPStore
 
 import sprunec
 from sprunec.engines.distributed import ProcessGroup
-from sprunec.engines.world import World, launched, meet
+from sprunec.engines.launch import meet
+from sprunec.engines.world import World, launched
 from sprunec.errors import PassError
 from sprunec.execution.ranks import _node
 from tests.helpers.small_plans import plan, write

@@ -8,19 +8,19 @@ from typing import Any
 import pytest
 
 from sprunec.graph.options import BatchOptions, Options
-from sprunec.rewrite import trace
+from sprunec.models import meta_models
 from tests.helpers.small_plans import EMIT, TRAIN, execute, mask_pass, plan
 
 
 def test_a_run_traces_a_shape_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trace.traced_shape.cache_clear()
-    real, traced = trace.trace_blocks, []
+    meta_models.traced_shape.cache_clear()
+    real, traced = meta_models.trace_blocks, []
 
     def counted(*arguments: Any) -> Any:
         traced.append(arguments)
         return real(*arguments)
 
-    monkeypatch.setattr(trace, "trace_blocks", counted)
+    monkeypatch.setattr(meta_models, "trace_blocks", counted)
     execute(plan(TRAIN, mask_pass("head", {"num_heads": 3}), EMIT), tmp_path)
     assert len(traced) == 1
 

@@ -1,0 +1,36 @@
+"""Choose what trains, by a plan's section `engine` and where the run is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sprunec.engines.bmtrain_engine import BMTrainEngine, check_here
+from sprunec.engines.device import Place
+from sprunec.engines.torch_engine import TorchEngine
+from sprunec.engines.world import World
+from sprunec.plan.scale import shards_by_itself
+
+BMTRAIN = "bmtrain"
+
+
+def check_engine(settings: Mapping[str, Any], place: Place) -> None:
+    """Raise InputError if what a plan wants to train with cannot work here."""
+    if settings.get("name") == BMTRAIN:
+        check_here(place)
+
+
+def choose_engine(settings: Mapping[str, Any], place: Place, world: World, seed: int, parameters: int) -> TorchEngine:
+    """Make what trains a model of so many parameters; all ranks do it together.
+
+    Args:
+        settings: the plan's section `engine`.
+    """
+    sharding, offload = settings.get("sharding", "auto"), bool(settings.get("offload"))
+    recompute = bool(settings.get("activation_checkpointing"))
+    if settings.get("name") == BMTRAIN:
+        return BMTrainEngine(place, world, sharding != "none", recompute, offload, seed)
+    offload, full = offload and place.device.type != "cpu", sharding == "full"
+    if not offload and world.size > 1 and sharding == "auto":  # as fits rank 0's device
+        full = bool(world.broadcast(shards_by_itself(parameters, place.memory(world.size))))
+    return TorchEngine(place, world, offload or (world.size > 1 and full), recompute, offload)
