@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from sprunec.checkpoint.reader import Tensors
 from sprunec.checkpoint.writer import Output
-from sprunec.errors import PassError
+from sprunec.errors import InputError, PassError
 from sprunec.families.base import Document, Entered, Family, Inputs, Past
 from sprunec.families.block_calls import CalledBlock
 from sprunec.families.huggingface import stock_files
@@ -47,11 +48,16 @@ def parameters_on_meta() -> Iterator[None]:
 
 @lru_cache(maxsize=2)
 def _stock(source: str, tied: bool) -> tuple[Any, tuple[CalledBlock, ...]]:
-    """Build the class's own model of a config.json, and see how it calls its blocks."""
-    import json
+    """Build the class's own model of a config.json, and see how it calls its blocks.
 
-    from transformers import AutoConfig, AutoModelForCausalLM
-
+    Raises:
+        InputError: transformers is not installed.
+    """
+    try:
+        from transformers import AutoConfig, AutoModelForCausalLM
+    except ImportError as error:
+        message = "a model of transformers needs the package transformers"
+        raise InputError.in_option("/model/path", message, "pip install 'sprunec[hf]'") from error
     document = json.loads(source) | {"tie_word_embeddings": tied, "dtype": "float32", "torch_dtype": "float32"}
     config = AutoConfig.for_model(**document)
     with parameters_on_meta():
