@@ -46,7 +46,6 @@ class Card:
         own_code: whether all of its code is in this package, so that a model.py can be made of it.
         config: reads a config in its own keys.
         schema: the one of these keys; empty where a library decides what they mean.
-        model_type: Hugging Face's name for it.
         native_keys: translates a Hugging Face config into them; raises ValueError for another family's.
         older_key: of a key that the schema lacks, how its value contradicts the family; "" where it does not, None for
             no such key.
@@ -69,7 +68,6 @@ class Card:
     own_code: bool
     config: Callable[[Mapping[str, Any]], ModelConfig]
     schema: str
-    model_type: str
     native_keys: Callable[[Mapping[str, Any]], dict[str, Any]]
     older_key: Callable[[str, Any], str | None]
     config_findings: Callable[[Mapping[str, Any], Mapping[str, Any]], Iterator[Diagnostic]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import replace
 from functools import lru_cache
 
@@ -54,7 +54,12 @@ def first_units(whole: ModelConfig, config: ModelConfig) -> Cut:
 def traced_shape(config: ModelConfig) -> tuple[TracedBlock, ...]:
     """Trace the blocks of a config's model, without weights; once in a run, whoever asks for it."""
     family, model = family_of(config), empty_model(config)
-    kinds: dict[str, Hashable] = dict(family.kinds(config))
+    kinds: Mapping[str, Hashable]
+    if family.called is None:
+        kinds = family.kinds(config)
+    else:  # blocks of one kind have one program, and are still alike where as much is left of them
+        pairs = zip(_traced_whole(config.uncut), config.layers, strict=True)
+        kinds = {block.path: (id(block.forward), layer) for block, layer in pairs}
     return trace_blocks(model, family.examples(config), kinds)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sprunec.families.cards import Card
 from sprunec.families.cpm_ant.config import FAMILY, PAIR_TASK, TEXT_TASK, ModelConfig
 from sprunec.families.cpm_ant.config_checks import PAIRS_HINT, STATES_HINT, config_findings, data_findings, older_key
-from sprunec.families.cpm_ant.huggingface_names import STOCK, head_names, native_keys, native_shapes, parts
+from sprunec.families.cpm_ant.huggingface_names import head_names, native_keys, native_shapes, parts
 from sprunec.families.cpm_ant.module_states import state_widths
 from sprunec.families.cpm_ant.shapes import guess_config
 
@@ -23,7 +23,6 @@ CARD = Card(
     own_code=True,
     config=ModelConfig.from_dict,
     schema="model",
-    model_type=STOCK,
     native_keys=native_keys,
     older_key=older_key,
     config_findings=config_findings,

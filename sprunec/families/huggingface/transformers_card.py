@@ -92,7 +92,6 @@ CARD = Card(
     own_code=False,
     config=TransformersConfig.from_dict,
     schema="",
-    model_type="",
     native_keys=native_keys,
     older_key=lambda key, value: None,
     config_findings=lambda config, defaults: iter(()),

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sprunec.checkpoint.reader import Tensors
-from sprunec.checkpoint.writer import Output
+from sprunec.checkpoint.writer import Output, as_output
 from sprunec.errors import InputError, PassError
 from sprunec.families.base import Document, Entered, Family, Inputs, Past
 from sprunec.families.block_calls import CalledBlock
@@ -104,10 +104,7 @@ def initialize(model: nn.Module, seed: int) -> None:
 
 def native_outputs(config: TransformersConfig, tensors: Tensors) -> dict[str, Output]:
     """Make the model's tensors out of a file that has all of them."""
-    from sprunec.checkpoint.writer import as_output
-
-    found = {name: (part.name, as_output(tensors, part.name)) for name, part in parts(config, tensors).items()}
-    return {name: output for name, (_, output) in found.items()}
+    return {name: as_output(tensors, part.name) for name, part in parts(config, tensors).items()}
 
 
 def arrange(
@@ -124,12 +121,6 @@ def arrange(
 
 def proceed(config: TransformersConfig, document: Document) -> dict[str, Any]:
     return {"input": torch.from_numpy(document.tokens.astype(np.int64))[None, : config.sizes.get("P")]}
-
-
-def kinds(config: TransformersConfig) -> dict[str, Any]:
-    """Tell, by path, what decides a block's code: that of the class, and what is left of it."""
-    layers = zip(called(config), config.layers, strict=True)
-    return {block.path: (block.path, layer) for block, layer in layers}
 
 
 def examples(config: TransformersConfig) -> dict[str, dict[str, tuple[Tensor, ...]]]:
@@ -172,7 +163,7 @@ FAMILY = Family(
     native_outputs=native_outputs,
     arrange=arrange,
     proceed=proceed,
-    kinds=kinds,
+    kinds=lambda config: {},
     examples=examples,
     cache_shapes=lambda config: [shapes and shapes[0] for shapes in past_shapes(config)],
     frame=(),
