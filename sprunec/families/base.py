@@ -59,8 +59,8 @@ class Family:
         proceed: (config, document) -> what its `generate` is given to go on behind a document.
         called: of a library's class, whose `build` makes all blocks of the whole input model: how they are called. They
             are then traced as they are, and graphs that are cut to the config take their place.
-        kinds, examples: by block path, what decides a block's code, but of a library's class; what each of its methods is
-            given, on meta.
+        kinds, examples: by block path, what decides a block's code (a library's class says it otherwise); what each of
+            its methods is given, on meta.
         cache_shapes: by block, (heads, width) of its keys and values; None without attention.
         frame: modules whose text, without their relative imports, is a model without its blocks. The last one's class
             `frame_class(config, layers, cache_shapes)` is the model.
