@@ -74,12 +74,19 @@ def _fitting(config: ModelConfig, tensors: Tensors, path: Path) -> ModelConfig:
 
 def describe(config: ModelConfig) -> dict[str, Any]:
     """Describe the model's shape, and the sites that a trace of it on the meta device finds."""
-    return {
+    blocks = traced_shape(config)
+    found = {
         "family": config.family,
         "parameters": {"total": config.parameters(), "prunable": removable(config, SUBLAYERS)},
         "layers": [_layer(config, index) for index in range(len(config.layers))],
-        "sites": [site for block in traced_shape(config) for site in _sites(block)],
+        "sites": [site for block in blocks for site in _sites(block)],
     }
+    places: dict[str, list[int]] = {}
+    for block in blocks:
+        for note in block.notes:
+            places.setdefault(note.removeprefix(block.path).lstrip(": "), []).append(block.index)
+    notes = [{"text": text, "layers": layers} for text, layers in places.items()]
+    return found | ({"notes": notes} if notes else {})
 
 
 def _layer(config: ModelConfig, index: int) -> dict[str, Any]:

@@ -134,7 +134,9 @@ def inspect_table(document: Mapping[str, Any]) -> RenderableType:
     origin = (document.get("origin") or {}).items()
     words = ", ".join(f"{key} {number(value)}" for key, value in origin if not isinstance(value, (dict, list)))
     tables = layer_table(document["layers"]), site_table(document["sites"])
-    return Group(Line(head, "bold"), *tables, *([Line(f"origin: {words}", "dim")] if words else []))
+    notes = [f"{note['text']} ({plural(len(note['layers']), 'layer')})" for note in document.get("notes", ())]
+    lines = [Line(text, "dim") for text in (*notes, *([f"origin: {words}"] if words else []))]
+    return Group(Line(head, "bold"), *tables, *lines)
 
 
 def layer_table(layers: Sequence[Mapping[str, Any]]) -> FittedTable:

@@ -8,15 +8,18 @@ from typing import Any
 
 import pytest
 import torch
+from jsonschema import validate
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from sprunec.compiler.inspect import inspect_model
 from sprunec.compiler.lower import lower
 from sprunec.data.text import read_text
 from sprunec.errors import FormatError, InputError
 from sprunec.execution.execute import execute
 from sprunec.models.streamed import largest
 from sprunec.plan.plan import read_plan
+from sprunec.plan.schema import load_schema
 from tests.helpers.causal_lms import CONFIGS, causal_lm, token_ids
 
 VOCABULARY = 300
@@ -182,3 +185,16 @@ def test_every_family_goes_from_directory_to_directory(name: str, tmp_path: Path
     assert report.data["comparison"]["max_abs_difference"] <= 1e-5
     form = report.data["formats"]["huggingface"]
     assert form["max_abs_difference"] <= form["tolerance"] < 0.01
+
+
+def test_inspect_says_what_cannot_be_cut_and_why(tmp_path: Path) -> None:
+    directory(tmp_path, "olmo2")
+    found = inspect_model(tmp_path / "dense")
+    validate(found, load_schema("inspect"))
+    assert {site["unit"] for site in found["sites"]} == {"dim_ff", "attention", "feed_forward"}
+    (heads,) = (note for note in found["notes"] if note["text"].startswith("head cannot be cut"))
+    assert heads["layers"] == [0, 1]
+    layer = found["layers"][0]
+    assert (layer["attention"]["kv_groups"], layer["attention"]["heads"]) == (2, 6)
+    grouped = inspect_model(directory(tmp_path / "other", "qwen3"))
+    assert {"kv_group", "head", "dim_ff"} <= {site["unit"] for site in grouped["sites"]}
