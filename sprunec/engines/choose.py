@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sprunec.engines.bmtrain_engine import BMTrainEngine, check_here
+from sprunec.engines import bmtrain_engine
 from sprunec.engines.device import Place
 from sprunec.engines.torch_engine import TorchEngine
 from sprunec.engines.world import World
@@ -17,7 +17,7 @@ BMTRAIN = "bmtrain"
 def check_engine(settings: Mapping[str, Any], place: Place) -> None:
     """Raise InputError if what a plan wants to train with cannot work here."""
     if settings.get("name") == BMTRAIN:
-        check_here(place)
+        bmtrain_engine.check_here(place)
 
 
 def choose_engine(settings: Mapping[str, Any], place: Place, world: World, seed: int, parameters: int) -> TorchEngine:
@@ -29,7 +29,7 @@ def choose_engine(settings: Mapping[str, Any], place: Place, world: World, seed:
     sharding, offload = settings.get("sharding", "auto"), bool(settings.get("offload"))
     recompute = bool(settings.get("activation_checkpointing"))
     if settings.get("name") == BMTRAIN:
-        return BMTrainEngine(place, world, sharding != "none", recompute, offload, seed)
+        return bmtrain_engine.BMTrainEngine(place, world, sharding != "none", recompute, offload, seed)
     offload, full = offload and place.device.type != "cpu", sharding == "full"
     if not offload and world.size > 1 and sharding == "auto":  # as fits rank 0's device
         full = bool(world.broadcast(shards_by_itself(parameters, place.memory(world.size))))

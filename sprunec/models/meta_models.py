@@ -11,6 +11,7 @@ from torch import nn
 
 from sprunec.families.base import family_of
 from sprunec.families.base_config import ModelConfig
+from sprunec.models.verify import verify_kinds
 from sprunec.rewrite.surgery import rewrite
 from sprunec.rewrite.trace import TracedBlock, trace_blocks, trace_called
 from sprunec.units import Cut
@@ -32,10 +33,13 @@ def empty_model(config: ModelConfig) -> nn.Module:
 
 @lru_cache(maxsize=2)
 def _traced_whole(config: ModelConfig) -> tuple[TracedBlock, ...]:
+    """Trace a library's blocks, and hold them against their modules: in every run."""
     family = family_of(config)
     assert family.called is not None
     with torch.device("meta"):
-        return trace_called(family.build(config), family.called(config))
+        blocks = trace_called(family.build(config), family.called(config))
+    verify_kinds(blocks)
+    return blocks
 
 
 def first_units(whole: ModelConfig, config: ModelConfig) -> Cut:

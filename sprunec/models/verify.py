@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sprunec.errors import TraceError
+from sprunec.families.block_calls import BlockCall
 from sprunec.models.streamed import largest
 from sprunec.rewrite.surgery import build
 from sprunec.rewrite.trace import TracedBlock
@@ -69,6 +71,53 @@ def verify(blocks: Sequence[TracedBlock], given: Given) -> float:
                         f"{part:.1e} of the largest number apart, where {torch.finfo(theirs.dtype).eps:.0e} is rounding"
                     )
     return worst
+
+
+def verify_kinds(blocks: Sequence[TracedBlock]) -> None:
+    """Hold one block of each kind against its graphs, on weights and inputs drawn at random, with and without a past.
+
+    What a graph computes does not depend on the weights' values, so that those of the model need not be read for it.
+
+    Raises:
+        TraceError: see `verify`.
+    """
+    kinds = {id(block.forward): block for block in reversed(blocks)}
+    for block in kinds.values():
+        drawn = replace(block, module=_with_random_weights(block.module))
+        for method, call in block.calls.items():
+            verify([drawn], {block.path: (method, _random_inputs(call))})
+
+
+def _with_random_weights(module: nn.Module) -> nn.Module:
+    """Copy a module on the meta device: matrices around 0, vectors around 1; buffers as they are."""
+    copied, generator = copy.deepcopy(module), torch.Generator().manual_seed(0)
+    for owner in copied.modules():
+        for name, old in owner.named_parameters(recurse=False):
+            drawn = torch.randn(old.shape, generator=generator)
+            setattr(owner, name, nn.Parameter(drawn * 0.1 if old.dim() > 1 else 1.0 + drawn * 0.1))
+    return copied.eval()
+
+
+def _random_inputs(call: BlockCall) -> tuple[Tensor, ...]:
+    """Draw a few sequences of a few positions; positions and masks are what they are in a text."""
+    alone = {where[0]: size for size, where in call.sizes.items() if len(where) == 1}
+    small = dict(zip(alone.values(), (2, 5, 3), strict=False))  # sequences, positions, those of a past
+    sums = {size: sum(small[alone[each]] for each in where) for size, where in call.sizes.items() if len(where) > 1}
+
+    def resized(size: int) -> int:
+        found = (few * (size // many) for many, few in small.items() if size % many == 0)
+        return sums.get(size) or next(found, size)
+
+    generator, drawn = torch.Generator().manual_seed(0), []
+    for example in call.inputs.values():
+        shape = [resized(size) for size in example.shape]
+        if example.is_floating_point():
+            drawn.append(torch.randn(shape, generator=generator))
+        elif example.dtype == torch.bool:
+            drawn.append(torch.ones(shape, dtype=torch.bool).tril(shape[-1] - shape[-2]))
+        else:
+            drawn.append(torch.arange(shape[-1], dtype=example.dtype).expand(shape))
+    return tuple(drawn)
 
 
 def graph_module(block: TracedBlock) -> Any:
