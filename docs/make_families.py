@@ -27,8 +27,9 @@ What a stock class does not open is refused before it is written, with the reaso
 without one of its sublayers, and what the last column says. Whatever is written is opened again by `transformers` in
 the same run and compared with the cut model, within the noise that the dense model's own arithmetic has.
 
-Not yet: mixtures of experts, models of text and more, training on these models (`train`, `train-mask`, `finetune`),
-layers of unlike sizes, and models larger than memory.
+These models need transformers 5 (CPM-Ant 4.57 or newer). Not yet: mixtures of experts, models of text and more,
+families without a card, layers of unlike sizes, and scoring models larger than memory; training on several processes is
+untried.
 """
 SMALL_HEADS = ("llama", "gemma2", "gemma3_text")
 

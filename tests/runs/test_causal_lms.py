@@ -198,3 +198,10 @@ def test_inspect_says_what_cannot_be_cut_and_why(tmp_path: Path) -> None:
     assert (layer["attention"]["kv_groups"], layer["attention"]["heads"]) == (2, 6)
     grouped = inspect_model(directory(tmp_path / "other", "qwen3"))
     assert {"kv_group", "head", "dim_ff"} <= {site["unit"] for site in grouped["sites"]}
+
+
+def test_a_release_that_is_too_old_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory(tmp_path, "qwen3", intermediate_size=60)  # a config that has not been seen before
+    monkeypatch.setattr("transformers.__version__", "4.57.6")
+    with pytest.raises(InputError, match="needs its release 5, and 4.57.6 is installed"):
+        inspect_model(tmp_path / "dense")

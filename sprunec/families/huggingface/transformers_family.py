@@ -26,6 +26,8 @@ from sprunec.families.huggingface.transformers_card import parts
 from sprunec.families.huggingface.transformers_config import TransformersConfig
 from sprunec.families.huggingface.whole_model import TransformersModel
 
+OLDEST = 5  # before, models ask tensors on the meta device for their values in other ways than `recording` answers
+
 
 @contextmanager
 def parameters_on_meta() -> Iterator[None]:
@@ -51,13 +53,16 @@ def _stock(source: str, tied: bool) -> tuple[Any, tuple[CalledBlock, ...]]:
     """Build the class's own model of a config.json, and see how it calls its blocks.
 
     Raises:
-        InputError: transformers is not installed.
+        InputError: transformers is not installed, or too old.
     """
     try:
-        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers import AutoConfig, AutoModelForCausalLM, __version__
     except ImportError as error:
         message = "a model of transformers needs the package transformers"
         raise InputError.in_option("/model/path", message, "pip install 'sprunec[hf]'") from error
+    if int(__version__.split(".")[0]) < OLDEST:
+        message = f"a model of transformers needs its release {OLDEST}, and {__version__} is installed"
+        raise InputError.in_option("/model/path", message, f"pip install --upgrade 'transformers>={OLDEST}'")
     document = json.loads(source) | {"tie_word_embeddings": tied, "dtype": "float32", "torch_dtype": "float32"}
     config = AutoConfig.for_model(**document)
     with parameters_on_meta():
