@@ -31,7 +31,6 @@ These models need transformers 5 (CPM-Ant 4.57 or newer). Not yet: mixtures of e
 families without a card, layers of unlike sizes, and scoring models larger than memory; training on several processes is
 untried.
 """
-SMALL_HEADS = ("llama", "gemma2", "gemma3_text")
 
 
 def families() -> str:
@@ -48,7 +47,7 @@ def row(name: str, layout: Layout) -> str:
 
 def refused(name: str, layout: Layout) -> list[str]:
     found = [] if layout.uneven_heads else ["fewer heads"]
-    if name in SMALL_HEADS:
+    if layout.heads_divide_width:
         opens = ", then it is written as Mistral, which computes the same" if name == "llama" else ""
         found.append(f"heads that do not divide the width{opens}")
     return found + (["fewer feed-forward dims"] if layout.keys.get("F") == () else [])

@@ -58,6 +58,7 @@ GEMMA2 = LLAMA.but(
         "post_feedforward_layernorm.weight": "D",
     },
     defaults=TIED | {"head_dim": 256},
+    heads_divide_width=True,
 )
 GPT2 = Layout(
     "GPT-2",
@@ -119,7 +120,7 @@ NEOX = Layout(
     uneven_heads=False,
 )
 LAYOUTS = {
-    "llama": LLAMA,
+    "llama": LLAMA.but("Llama", heads_divide_width=True),
     "mistral": LLAMA.but("Mistral"),
     "qwen2": LLAMA.but("Qwen2", attention=biases(QKV, "HE GE GE")),
     "qwen3": QWEN3,

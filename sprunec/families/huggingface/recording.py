@@ -63,6 +63,11 @@ def on_meta(model: nn.Module) -> Any:
     return copy.deepcopy(model, memo).eval()
 
 
+def past_keyword(model: nn.Module) -> str:
+    """Give the name of the argument that takes past keys and values: a release of `transformers` renames it."""
+    return "cache" if "cache" in inspect.signature(type(model).forward).parameters else "past_key_values"
+
+
 def _record(model: Any, length: int, cache: Any = None, past: int = 0) -> dict[str, list[Recorded]]:
     """Run a model on the meta device, and list by path what the members of its module lists were given."""
     seen: dict[str, list[Recorded]] = {}
@@ -72,7 +77,7 @@ def _record(model: Any, length: int, cache: Any = None, past: int = 0) -> dict[s
         # With a mask over positions, and not one that is left out, blocks are given theirs as a tensor.
         "attention_mask": torch.ones(BATCH, past + length, dtype=torch.long, device="meta"),
         "use_cache": cache is not None,
-        "cache" if "cache" in accepted else "past_key_values": cache,
+        past_keyword(model): cache,
     }
     with _listening(model, seen, cache):
         model(**{name: value for name, value in given.items() if name in accepted or "kwargs" in accepted})

@@ -54,7 +54,7 @@ def obstacles(config: TransformersConfig) -> Iterator[str]:
 def _divides(config: TransformersConfig) -> bool:
     """Tell whether the class takes the number of heads: some only one that divides the model's width."""
     heads = next((layer.heads for layer in config.layers if layer.heads), 1)
-    return config.document["model_type"] not in ("llama", "gemma2", "gemma3_text") or config.width % heads == 0
+    return not config.layout.heads_divide_width or config.width % heads == 0
 
 
 def _renamed(config: TransformersConfig) -> dict[str, Any]:

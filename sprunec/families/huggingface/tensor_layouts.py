@@ -42,6 +42,7 @@ class Layout:
         fixed: units that cannot be cut, and why.
         needs: values of keys without which a model is another one, and has no card.
         uneven_heads: whether the class can have heads of another width than D / H.
+        heads_divide_width: whether it refuses a number of heads that D is no multiple of.
     """
 
     title: str
@@ -57,6 +58,7 @@ class Layout:
     fixed: Mapping[str, str] = field(default_factory=dict)
     needs: Mapping[str, Any] = field(default_factory=dict)
     uneven_heads: bool = True
+    heads_divide_width: bool = False
     head: str = "lm_head.weight"
 
     def but(self, title: str, **more: Any) -> Layout:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
-from inspect import signature
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sprunec.families.block_calls import BlockCall
-from sprunec.families.huggingface.recording import Unread
+from sprunec.families.huggingface.recording import Unread, past_keyword
 
 Given = dict[str, tuple[Tensor, ...]]  # by block, what it is given besides its hidden states
 
@@ -92,7 +91,7 @@ class TransformersModel(nn.Module):
         positions: int,
     ) -> None:
         super().__init__()
-        self._accepted = signature(type(whole).forward).parameters
+        self._past_keyword = past_keyword(whole)
         self.past_shapes, self.positions = tuple(past_shapes), positions
         head, table = whole.get_output_embeddings(), whole.get_input_embeddings()
         tied = head.weight is table.weight
@@ -149,8 +148,7 @@ class TransformersModel(nn.Module):
         seen: dict[str, tuple[Tensor, ...]] = {}
         method, given = "forward_cached" if past else "forward", {"input_ids": ids, "use_cache": bool(past)}
         if past:
-            name = "cache" if "cache" in self._accepted else "past_key_values"
-            given[name] = _past(past, len(self.paths), ids.device)
+            given[self._past_keyword] = _past(past, len(self.paths), ids.device)
 
         def see(path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             call = self._calls[path].get(method, self._calls[path]["forward"])
