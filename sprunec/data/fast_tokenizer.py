@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 
 from sprunec.durable import read_file
 from sprunec.errors import InputError
+from sprunec.text_files import read_json
 
 
 @dataclass(frozen=True)
@@ -75,10 +75,9 @@ def read_fast_tokenizer(path: Path) -> FastTokenizer:
     """Read a tokenizer.json, and of tokenizer_config.json beside it which tokens begin and end a text.
 
     Raises:
-        InputError: the package is not installed, or it cannot read the file.
+        InputError: the package is not installed, it cannot read the file, or that beside it is no JSON object.
     """
-    beside = path.with_name("tokenizer_config.json")
-    about = json.loads(read_file(beside)) if beside.is_file() else {}
+    about = _about(path)
     names = (about.get("bos_token"), about.get("eos_token"))
     marks = [name.get("content") if isinstance(name, dict) else name for name in names]
     tokenizer = FastTokenizer(read_file(path), (marks[0], marks[1]))
@@ -90,3 +89,19 @@ def read_fast_tokenizer(path: Path) -> FastTokenizer:
     except Exception as error:
         raise InputError.at(path, f"is no tokenizer: {error}", "give the tokenizer.json of the model") from error
     return tokenizer
+
+
+def tokenizer_files(path: Path) -> tuple[Path, ...]:
+    """List the files that a tokenizer is read from: a tokenizer.json may have its settings beside it."""
+    beside = path.with_name("tokenizer_config.json")
+    return (path, beside) if path.suffix == ".json" and beside.is_file() else (path,)
+
+
+def _about(path: Path) -> dict[str, Any]:
+    """Read what tokenizer_config.json says, if there is one."""
+    for beside in tokenizer_files(path)[1:]:
+        found = read_json(beside, "a tokenizer_config.json", "give the one of the model, or none")
+        if not isinstance(found, dict):
+            raise InputError.at(beside, "is no JSON object", "give the one of the model, or none")
+        return found
+    return {}

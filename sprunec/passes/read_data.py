@@ -45,7 +45,7 @@ class DataOptions(Options):
     block_size: int | None = None
     order: str = ""
     packed_prompts: str = ""
-    vocab: str | None = ""
+    vocab: Any = ""
 
     def document(self) -> dict[str, Any]:
         found = super().document()
@@ -59,7 +59,7 @@ def add(build: Builder) -> str:
     files = _data_files(data)
     options: dict[str, Any] = {
         "source": data.source,
-        "tokenizer": file_digest(data.tokenizer) if isinstance(data.tokenizer, Path) else data.tokenizer,
+        "tokenizer": _digests(files["tokenizer"]) if "tokenizer" in files else data.tokenizer,
         "held_out": _digests(files["held_out"]) if "held_out" in files else data.held_out,
         "vocab_size": config.vocab_size,
         "content": _digests(files.get("paths", ())) if data.source != "python-docs" else _documentation(),
@@ -70,7 +70,7 @@ def add(build: Builder) -> str:
     if data.source == "cpm-live":
         build.data_files = files
         options |= {key: getattr(data, key) for key in ("block_size", "order", "packed_prompts")}
-        options["vocab"] = None if data.vocab is None else file_digest(data.vocab)
+        options["vocab"] = _digests(files["vocab"]) if "vocab" in files else None
     return build.add("data", DataOptions(**options), {}, files=files, about=data.source)
 
 
@@ -78,6 +78,11 @@ def _data_files(data: DataSource) -> dict[str, tuple[Path, ...]]:
     """List the user's files by role; a set's are its meta.bin and what that names."""
     named = {"paths": data.paths, "held_out": (data.held_out,), "tokenizer": (data.tokenizer,), "vocab": (data.vocab,)}
     found = {role: tuple(p for p in paths if isinstance(p, Path)) for role, paths in named.items()}
+    if found["tokenizer"] or found["vocab"]:
+        from sprunec.data.fast_tokenizer import tokenizer_files
+
+        for role in ("tokenizer", "vocab"):
+            found[role] = tuple(chain.from_iterable(map(tokenizer_files, found[role])))
     if data.source == "cpm-live":
         from sprunec.bmcook.data.sets import set_files
 

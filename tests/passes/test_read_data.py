@@ -108,11 +108,36 @@ def test_text_shorter_than_a_window_names_the_option(tmp_path: Path) -> None:
 
 
 def test_a_held_out_file_beside_the_documentation_counts_by_its_content(tmp_path: Path) -> None:
-    def digest(text: str) -> str | None:
-        (tmp_path / "held-out.txt").write_text(text)
-        content = plan(TRAIN)
-        content["data"] |= {"held_out": "held-out.txt"}
-        nodes = lower(read_plan(write(tmp_path, content))).nodes
-        return next(node.digest for node in nodes if node.pass_ == "data")
+    assert data_digest(tmp_path, "held_out", "t.txt", "one text") != data_digest(tmp_path, "held_out", "t.txt", "two")
 
-    assert digest("one text") != digest("another text")
+
+def test_a_vocabulary_counts_by_its_content(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("some text")
+    files = {"source": "text", "path": "a.txt"}
+    one = data_digest(tmp_path, "tokenizer", "vocab.txt", "a\nb", **files)
+    assert one != data_digest(tmp_path, "tokenizer", "vocab.txt", "a\nc", **files)
+
+
+def test_what_stands_beside_a_tokenizer_counts_by_its_content(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("some text")
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "a"}')
+    files = {"source": "text", "path": "a.txt"}
+    one = data_digest(tmp_path, "tokenizer", "tokenizer.json", "{}", **files)
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "b"}')
+    assert one != data_digest(tmp_path, "tokenizer", "tokenizer.json", "{}", **files)
+
+
+def test_the_text_beside_a_held_out_file_counts_by_its_content(tmp_path: Path) -> None:
+    (tmp_path / "held-out.txt").write_text("held out")
+    files = {"source": "text", "held_out": "held-out.txt"}
+    assert data_digest(tmp_path, "path", "a.txt", "more", **files) != data_digest(
+        tmp_path, "path", "a.txt", "less", **files
+    )
+
+
+def data_digest(folder: Path, key: str, name: str, text: str, **data: Any) -> str | None:
+    """Give the digest of the data of a small plan whose `key` names a file with this text."""
+    (folder / name).write_text(text)
+    content = plan(TRAIN)
+    content["data"] |= {key: name} | data
+    return next(node.digest for node in lower(read_plan(write(folder, content))).nodes if node.pass_ == "data")
