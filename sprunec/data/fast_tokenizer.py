@@ -6,14 +6,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from sprunec.durable import read_file
 from sprunec.errors import InputError
 from sprunec.text_files import read_json
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,8 @@ class FastTokenizer:
         return number
 
     def encode(self, text: str) -> NDArray[np.int32]:
+        import numpy as np
+
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return np.array(ids, dtype=np.int32)
 

@@ -59,7 +59,7 @@ def add(build: Builder) -> str:
     files = _data_files(data)
     options: dict[str, Any] = {
         "source": data.source,
-        "tokenizer": _digests(files["tokenizer"]) if "tokenizer" in files else data.tokenizer,
+        "tokenizer": _tokenizer_digest(files["tokenizer"]) if "tokenizer" in files else data.tokenizer,
         "held_out": _digests(files["held_out"]) if "held_out" in files else data.held_out,
         "vocab_size": config.vocab_size,
         "content": _digests(files.get("paths", ())) if data.source != "python-docs" else _documentation(),
@@ -70,7 +70,7 @@ def add(build: Builder) -> str:
     if data.source == "cpm-live":
         build.data_files = files
         options |= {key: getattr(data, key) for key in ("block_size", "order", "packed_prompts")}
-        options["vocab"] = _digests(files["vocab"]) if "vocab" in files else None
+        options["vocab"] = _tokenizer_digest(files["vocab"]) if "vocab" in files else None
     return build.add("data", DataOptions(**options), {}, files=files, about=data.source)
 
 
@@ -95,6 +95,11 @@ def _digests(paths: tuple[Path, ...]) -> Any:
     """Identify a text by its files' content."""
     digests = tuple(file_digest(path) for path in paths)
     return MISSING if MISSING in digests else digests
+
+
+def _tokenizer_digest(paths: tuple[Path, ...]) -> Any:
+    """Identify a tokenizer by its file, and by its settings where they stand in another."""
+    return file_digest(paths[0]) if len(paths) == 1 else _digests(paths)
 
 
 def _documentation() -> Any:
