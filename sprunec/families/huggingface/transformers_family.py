@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import copy
-import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import lru_cache
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,68 +14,19 @@ from torch import Tensor, nn
 
 from sprunec.checkpoint.reader import Tensors
 from sprunec.checkpoint.writer import Output, as_output
-from sprunec.errors import InputError, PassError
+from sprunec.errors import PassError
 from sprunec.families.base import Document, Entered, Family, Inputs, Past
-from sprunec.families.block_calls import CalledBlock
 from sprunec.families.huggingface import stock_files
-from sprunec.families.huggingface.recording import record_calls
+from sprunec.families.huggingface.stock_model import called, stock_model
 from sprunec.families.huggingface.transformers_card import parts
 from sprunec.families.huggingface.transformers_config import TransformersConfig
 from sprunec.families.huggingface.whole_model import TransformersModel
 
-OLDEST = 5  # before, models ask tensors on the meta device for their values in other ways than `recording` answers
-
-
-@contextmanager
-def parameters_on_meta() -> Iterator[None]:
-    """Build modules without memory for their parameters meanwhile; buffers, which no file has, get their values."""
-    register = nn.Module.register_parameter
-
-    def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        if parameter is not None and not parameter.is_meta:  # one that is on meta may be tied to this one
-            parameter = nn.Parameter(parameter.to("meta"), parameter.requires_grad)
-        register(module, name, parameter)
-
-    vars_of_module: Any = nn.Module
-    vars_of_module.register_parameter = on_meta
-    try:
-        with torch.device("cpu"):
-            yield
-    finally:
-        vars_of_module.register_parameter = register
-
-
-@lru_cache(maxsize=2)
-def _stock(source: str, tied: bool) -> tuple[Any, tuple[CalledBlock, ...]]:
-    """Build the class's own model of a config.json, and see how it calls its blocks.
-
-    Raises:
-        InputError: transformers is not installed, or too old.
-    """
-    try:
-        from transformers import AutoConfig, AutoModelForCausalLM, __version__
-    except ImportError as error:
-        message = "a model of transformers needs the package transformers"
-        raise InputError.in_option("/model/path", message, "pip install 'sprunec[hf]'") from error
-    if int(__version__.split(".")[0]) < OLDEST:
-        message = f"a model of transformers needs its release {OLDEST}, and {__version__} is installed"
-        raise InputError.in_option("/model/path", message, f"pip install --upgrade 'transformers>={OLDEST}'")
-    document = json.loads(source) | {"tie_word_embeddings": tied, "dtype": "float32", "torch_dtype": "float32"}
-    config = AutoConfig.for_model(**document)
-    with parameters_on_meta():
-        whole = AutoModelForCausalLM.from_config(config, attn_implementation=_attention(document)).float().eval()
-    return whole, record_calls(whole)
-
-
-def _attention(document: Mapping[str, Any]) -> str:
-    """Choose between torch's own attention, and products spelled out where the class has caps or slopes."""
-    return "eager" if document["model_type"] in ("gemma2", "bloom") else "sdpa"
-
 
 def build(config: TransformersConfig) -> TransformersModel:
     """Build the plan's input model, its parameters on the meta device."""
-    whole, called = _stock(config.source, config.tie_word_embeddings)
-    calls = {block.path: block.calls for block in called}
+    whole = stock_model(config)
+    calls = {block.path: block.calls for block in called(config)}
     head_name, positions = config.layout.head.removesuffix(".weight"), config.sizes.get("P", sys.maxsize)
     return TransformersModel(copy.deepcopy(whole), calls, past_shapes(config), head_name, positions)
 
@@ -96,10 +44,6 @@ def past_shapes(config: TransformersConfig) -> list[tuple[tuple[int, int], tuple
         left = {config.sizes["G"]: layer.kv_groups or layer.heads, config.sizes["H"]: layer.heads}
         found.append(((left.get(key[1], key[1]), key[-1]), (left.get(value[1], value[1]), value[-1])))
     return found
-
-
-def called(config: TransformersConfig) -> tuple[CalledBlock, ...]:
-    return _stock(config.source, config.tie_word_embeddings)[1]
 
 
 def initialize(model: nn.Module, seed: int) -> None:
