@@ -6,6 +6,7 @@ Exit codes: 0 done · 1 a pass failed or the comparison did · 2 usage · 3 inva
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
 from dataclasses import asdict
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from sprunec.checkpoint.hub import fetch_snapshot
 from sprunec.cli_flags import with_flags
 from sprunec.engines.launch import launch, meet
 from sprunec.engines.world import World, launched
@@ -29,6 +31,7 @@ from sprunec.show.tables import inspect_table, waste_table
 from sprunec.unexpected import explained, log
 
 if TYPE_CHECKING:
+    from sprunec.plan.model_config import Fetch
     from sprunec.plan.plan import Plan
 
 app = typer.Typer(
@@ -101,12 +104,13 @@ def run(
     chosen, (rank, size) = _out(out, flags.save), launched()
     if devices > 1 and size == 1 and not dry_run:
         raise typer.Exit(launch(devices, sys.argv[1:]))
+    fetch = functools.partial(fetch_snapshot, quiet=quiet or rank > 0)
     if rank > 0:
-        raise typer.Exit(0 if dry_run else follow(lambda: _checked(plan, flags, strict=True)[0], chosen))
+        raise typer.Exit(0 if dry_run else follow(lambda: _checked(plan, flags, True, fetch)[0], chosen))
     progress = Progress(quiet=quiet)
     with interrupts(progress.message, alone=size == 1) as stop, World() if dry_run else meet() as world:
         with output.reporting(as_json, f"reading {plan}"):
-            checked, found = _checked(plan, flags, strict or not dry_run)
+            checked, found = _checked(plan, flags, strict or not dry_run, None if dry_run else fetch)
             print_diagnostics(found)
             graph = lower(checked)
             costs = plan_costs(with_own_head(checked), max(devices, size)) if dry_run else []
@@ -207,11 +211,11 @@ def gc(
         output.print_json(found | {"removed": not dry_run})
 
 
-def _checked(plan: Path, flags: Flags, strict: bool) -> tuple[Plan, tuple[Diagnostic, ...]]:
+def _checked(plan: Path, flags: Flags, strict: bool, fetch: Fetch | None) -> tuple[Plan, tuple[Diagnostic, ...]]:
     """Read a plan; return it and the warnings. Raise InputError if it, or a file that it names, cannot be used."""
     from sprunec.plan.plan import check_plan
 
-    checked, found = check_plan(plan, strict=strict, flags=flags)
+    checked, found = check_plan(plan, strict=strict, flags=flags, fetch=fetch)
     if checked is None:
         raise InputError(*found)
     return checked, found

@@ -53,6 +53,19 @@ def has_weights(directory: Path) -> bool:
     return bool(_candidates(_names(directory)))
 
 
+def checkpoint_names(names: Iterable[str]) -> list[str]:
+    """Choose, of the names in a directory, those that its checkpoint is made of; of an index also its shards."""
+    there = sorted(names)
+    found = _candidates(there)
+    stems = [_INDEX.sub("", name).rpartition(".") for name in found if _INDEX.search(name)]
+    shards = (name for name in there for stem, _, ending in stems if _is_shard(name, stem, ending))
+    return [*found, *shards]
+
+
+def _is_shard(name: str, stem: str, ending: str) -> bool:
+    return name.startswith(f"{stem}-") and name.endswith(f".{ending}") and _SHARD.search(name) is not None
+
+
 def _weights_in(directory: Path) -> Path:
     names = _names(directory)
     found = _candidates(names)

@@ -8,6 +8,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from sprunec.checkpoint.hub import find_snapshot, hub_cache, is_hub_name
 from sprunec.checkpoint.layouts import CONFIG, is_index
 from sprunec.checkpoint.provenance import describe_origin
 from sprunec.checkpoint.reader import Tensors, open_tensors
@@ -28,10 +29,17 @@ HINT = "name a config, safetensors, what torch.save wrote, or a directory of the
 def inspect_model(path: Path) -> dict[str, Any]:
     """Describe a config, a checkpoint or a directory by the document of `schemas/inspect.schema.json`.
 
+    A model of the hub is looked for, by its name, in the local cache.
+
     Raises:
         InputError: nothing of these, or a checkpoint and a config that do not fit each other.
         TraceError: the model cannot be traced.
     """
+    if not os.path.exists(path) and is_hub_name(str(path)):
+        if (found := find_snapshot(str(path))) is None:
+            message = f"there is no such file, and no model of this name in {hub_cache()}"
+            raise InputError.at(path, message, "check the path, or fetch the model", code="missing-file")
+        path = found
     if os.path.isdir(path):
         if not os.path.exists(path / CONFIG):
             return describe(_guessed(path))

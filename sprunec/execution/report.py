@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from sprunec.checkpoint.hub import snapshot_origin
 from sprunec.durable import read_file, write_atomically
 from sprunec.errors import SprunecError
 from sprunec.execution.store import Artifact, strict_json
@@ -36,7 +37,8 @@ class Report:
 
     @classmethod
     def start(cls, graph: Graph, out: Path) -> Report:
-        layers = read_config(graph.node(graph.roles.source).options.config).layers
+        source = graph.node(graph.roles.source)
+        layers = read_config(source.options.config).layers
         counts = {key: [layer.counts.get(unit, 0) for layer in layers] for key, unit in COUNTED_IN.items()}
         most = {key: max(each, default=0) for key, each in counts.items()}
         data: dict[str, Any] = {
@@ -52,7 +54,8 @@ class Report:
             "config": most | {"num_layers": len(layers)},
             "error": None,
         }
-        return cls(graph, out, data)
+        hub = [origin for path in source.files.get("checkpoint", ()) if (origin := snapshot_origin(path))]
+        return cls(graph, out, data | ({"hub": hub[0]} if hub else {}))
 
     @property
     def status(self) -> str:
@@ -116,7 +119,7 @@ class Report:
             "versions": data["versions"],
             "passes": [{key: entry[key] for key in ("name", "pass", "digest")} for entry in data["passes"]],
             "models": {role: {key: found[key] for key in measured} for role, found in data["models"].items() if found},
-        } | {key: data[key] for key in ("comparison", "formats", "kept", "budgets")}
+        } | {key: data[key] for key in ("comparison", "formats", "kept", "budgets", "hub") if key in data}
         return dict(json.loads(strict_json(note)))
 
     def save(self) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sprunec.checkpoint.hub import MAIN, find_snapshot, hub_cache, is_hub_name, is_whole
 from sprunec.checkpoint.layouts import BIN, CONFIG, WEIGHTS, has_weights
 from sprunec.errors import Diagnostic, InputError, show
 from sprunec.families.base_config import ModelConfig
@@ -21,38 +22,70 @@ from sprunec.plan.source import Section, Source, has_errors, read_source
 from sprunec.plan.written_plan import WrittenPlan
 
 WANTED, HINT = "a model config", "give the config.json that belongs to the weights"
+Fetch = Callable[[str, str], Path]  # a model's name and revision to its directory; raises InputError
 
 
-def open_directory(plan: WrittenPlan) -> Source:
+def open_directory(plan: WrittenPlan, *, incomplete: bool = False, fetch: Fetch | None = None) -> Source:
     """Put `config` and `checkpoint` as files in the place of a directory, and tell what is wrong with that.
 
     What is found later about these files is told where the plan names the directory.
+
+    Args:
+        incomplete: a model of the hub that the cache lacks is but a warning.
+        fetch: gets such a model.
     """
     model, source = plan.section("model"), plan.source
     key = "path" if "path" in model.written else "config"
     written = model.written.get(key)
     if not isinstance(written, str) or not plan.is_valid("/model"):
         return source
-    directory, named = plan.source.folder / written, {"config": os.path.join(written, CONFIG)}
+    directory, weights = source.folder / written, written
+    if is_hub_name(written) and not os.path.exists(directory):
+        if (found := _snapshot(model, key, incomplete=incomplete, fetch=fetch)) is None:
+            return source
+        directory, written = found, str(found)
+        weights = written if is_whole(found) else os.path.join(written, WEIGHTS)  # a file that is not there yet
+    elif "revision" in model.written and os.path.isdir(directory):
+        model.unused("revision", "revision is of a model of the hub, and this one is on the disk")
+    named = {"config": os.path.join(written, CONFIG)}
     if not os.path.isdir(directory):
         if key == "path" and os.path.exists(directory):
             hint = "name the config as config and the weights as checkpoint"
             model.error("not-a-folder", key, f"{directory} is no directory", hint)
         elif key == "path":
-            model.error("missing-file", key, f"there is no directory {directory}", "check the path")
+            hint = "check the path; a model of the hub is named ORGANIZATION/NAME"
+            model.error("missing-file", key, f"there is no directory {directory}", hint)
         return source
     if not os.path.isfile(directory / CONFIG):
         hint = "name the directory that has one, or the file itself"
         model.error("missing-file", key, f"the directory {directory} has no {CONFIG}", hint)
         return source
     if key == "path" or ("checkpoint" not in model.written and has_weights(directory)):
-        named["checkpoint"] = written
+        named["checkpoint"] = weights
     elif "checkpoint" not in model.written:
         message = f"the directory {directory} has no weights: the model is a new one"
         model.warn("new-model", key, message, f"put {WEIGHTS} or {BIN} into it, or name a checkpoint")
-    rest = {name: value for name, value in model.written.items() if name != "path"}
+    rest = {name: value for name, value in model.written.items() if name not in ("path", "revision")}
     origins = {**source.origins, **{f"/model/{name}": (source, model.at(key)) for name in named}}
     return replace(source, value=source.value | {"model": rest | named}, origins=origins)
+
+
+def _snapshot(model: Section, key: str, *, incomplete: bool, fetch: Fetch | None) -> Path | None:
+    """Find a model of the hub in its cache, or fetch it; tell where that cannot be done."""
+    name, revision = model.written[key], model.written.get("revision", MAIN)
+    try:
+        found = find_snapshot(name, revision) if fetch is None else fetch(name, revision)
+    except InputError as error:
+        for told in error.diagnostics:
+            model.error(told.code, key, f"{told.place}: {told.message}", told.hint)
+        return None
+    if found is not None and (found / CONFIG).is_file():
+        return found
+    of = f" of revision {revision}" if "revision" in model.written else ""
+    message = f"{name}{of} is neither a directory here nor a model in {hub_cache()}"
+    hint = "check the name; run, without --dry-run, fetches a model of the hub"
+    model.error("missing-file", key, message, hint, severity="warning" if incomplete else "error")
+    return None
 
 
 def path_as_config(source: Source) -> Source:

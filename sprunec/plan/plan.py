@@ -17,7 +17,7 @@ from sprunec.families.base_config import ModelConfig
 from sprunec.plan.bmcook_flags import NO_FLAGS, Flags
 from sprunec.plan.checks import CHECKS
 from sprunec.plan.declared import PASSES, PassSpec
-from sprunec.plan.model_config import model_config, open_directory
+from sprunec.plan.model_config import Fetch, model_config, open_directory
 from sprunec.plan.open_plan import override, read_any
 from sprunec.plan.schema import resolve
 from sprunec.plan.schema_errors import schema_findings
@@ -124,6 +124,7 @@ def check_plan(
     overrides: Mapping[str, Any] = NOTHING,
     flags: Flags = NO_FLAGS,
     incomplete: bool = False,
+    fetch: Fetch | None = None,
 ) -> Checked:
     """Find everything, errors first, in file order; the plan is None when there is an error.
 
@@ -132,21 +133,26 @@ def check_plan(
         strict: a missing checkpoint, data or mask file is an error.
         overrides: values by JSON pointer, put into the plan before it is checked.
         flags: of BMCook's script.
-        incomplete: a model config that nobody has named may be missing; the plan is then None without an error.
+        incomplete: a model config that nobody has named, or that is still on the hub, may be missing; the plan is then
+            None without an error.
+        fetch: gets a model of the hub that is not here yet; None: that is an error.
     """
     try:
         source = override(read_any(path, flags), overrides)
     except InputError as error:
         return None, error.diagnostics
-    return check_source(source, strict=strict, incomplete=incomplete)
+    return check_source(source, strict=strict, incomplete=incomplete, fetch=fetch)
 
 
-def check_source(source: Source, *, strict: bool = False, incomplete: bool = False) -> Checked:
+def check_source(
+    source: Source, *, strict: bool = False, incomplete: bool = False, fetch: Fetch | None = None
+) -> Checked:
     """Do as `check_plan` for a plan that is in memory."""
     if has_errors(source.problems) and source.origins:
         return None, _in_order(source.problems, source.file)  # a plan that could not be made is not looked into
     plan = WrittenPlan(source, [*source.problems, *schema_findings(source, "plan")])
-    plan = WrittenPlan(open_directory(plan), plan.found, strict=strict)
+    opened = open_directory(plan, incomplete=incomplete, fetch=fetch)
+    plan = WrittenPlan(opened, plan.found, strict=strict)
     plan.config = model_config(plan, incomplete=incomplete)
     for check in CHECKS:
         check(plan)
