@@ -9,7 +9,6 @@ import os
 import re
 from glob import escape
 from pathlib import Path
-from typing import Any
 
 from sprunec.checkpoint.layouts import CONFIG, checkpoint_names, weight_files
 from sprunec.durable import read_file
@@ -85,7 +84,7 @@ def fetch_snapshot(name: str, revision: str = MAIN, *, quiet: bool = False) -> P
 def _fetch(name: str, revision: str, quiet: bool) -> Path:
     """Fetch the config, one checkpoint and the small files beside it, with a bar of progress for each."""
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     if quiet:
         disable_progress_bars()
@@ -100,17 +99,17 @@ def _told(name: str, revision: str, error: Exception) -> InputError:
     if isinstance(error, ModuleNotFoundError):
         message, hint = f"to fetch {name} needs the package huggingface_hub", "pip install 'sprunec[hf]'"
         return InputError.at(name, message, hint, "missing-package")
-    if is_disk(error):
-        return InputError.of_disk(error.filename or hub_cache(), error, f"{name} cannot be fetched")
+    if is_disk(error) and error.filename:
+        return InputError.of_disk(error.filename, error, f"{name} cannot be fetched")
     kinds = {each.__name__ for each in type(error).__mro__}
-    reasons: dict[str, tuple[Any, ...]] = {
+    reasons = {
         "RevisionNotFoundError": (f"the model has no revision {revision}", "give one of its branches, tags or commits"),
         "GatedRepoError": ("the model is gated", "accept its terms on its page, and log in with hf auth login"),
         "RepositoryNotFoundError": ("the hub has no such model", "check the name; for a private one hf auth login"),
     }
-    for kind, told in reasons.items():
+    for kind, (message, hint) in reasons.items():
         if kind in kinds:
-            return InputError.at(name, *told, "not-on-hub")
+            return InputError.at(name, message, hint, "not-on-hub")
     why = (str(error).strip().splitlines() or [type(error).__name__])[0]
     message = f"the model is not in {hub_cache()}, and cannot be fetched: {why}"
     hint = "go online, or copy the model's directory here and name that; HF_HOME says where the cache is"

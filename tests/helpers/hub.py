@@ -54,11 +54,11 @@ def serve_model(directory: Path, name: str = NAME, gated: bool = False) -> Itera
             else:
                 self._answer(404, b"", {"X-Error-Code": "RevisionNotFound"})
 
-        do_HEAD = do_GET
+        do_HEAD = do_GET  # noqa: N815
 
-        def _answer(self, status: int, content: bytes, headers: Mapping[str, str] = {}) -> None:  # noqa: B006
+        def _answer(self, status: int, content: bytes, headers: Mapping[str, str] | None = None) -> None:
             self.send_response(status)
-            for key, value in {"Content-Length": str(len(content)), **headers}.items():
+            for key, value in {"Content-Length": str(len(content)), **(headers or {})}.items():
                 self.send_header(key, value)
             self.end_headers()
             if self.command == "GET":

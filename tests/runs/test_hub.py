@@ -48,7 +48,7 @@ def run(folder: Path, *arguments: str, endpoint: str = NOWHERE, **of_model: Any)
 
 
 def test_run_fetches_what_it_needs_once_and_notes_the_commit(model: Path, tmp_path: Path) -> None:
-    with serve_model(model) as (endpoint, asked):
+    with serve_model(model) as (endpoint, _):
         first = run(tmp_path, "run", endpoint=endpoint)
         assert first.returncode == 0, first.stderr
     snapshot = tmp_path / "home/hub/models--some-org--tiny.model/snapshots" / COMMIT
