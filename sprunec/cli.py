@@ -23,6 +23,7 @@ from sprunec.engines.launch import launch, meet
 from sprunec.engines.world import World, launched
 from sprunec.errors import Diagnostic, InputError, SprunecError
 from sprunec.execution.gc import find_garbage, remove_garbage
+from sprunec.families.own_code import FLAG, trusted
 from sprunec.interrupts import INTERRUPTED, interrupts
 from sprunec.plan.bmcook_flags import Flags
 from sprunec.show import output
@@ -43,6 +44,16 @@ app = typer.Typer(
 )
 Quiet = Annotated[bool, typer.Option(help="No progress.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+
+
+def _trust(context: typer.Context, wanted: bool) -> bool:
+    """Trust what a model's directory brings until the command ends."""
+    context.with_resource(trusted(wanted))
+    return wanted
+
+
+_RUNS_CODE = "Run the Python files that a model's directory brings for its classes."
+TrustCode = Annotated[bool, typer.Option(FLAG, help=_RUNS_CODE, callback=_trust)]
 EXIT_CODES = {"done": 0, "target-missed": 4, "comparison-failed": 1}
 
 
@@ -61,6 +72,7 @@ def validate(
     plans: Annotated[list[Path], typer.Argument(help="Plan files, or bmcook.json.")],
     flags: Flags,
     strict: Annotated[bool, typer.Option(help="A missing checkpoint, data or mask file is an error.")] = False,
+    trust_remote_code: TrustCode = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -92,6 +104,7 @@ def run(
         int, typer.Option(min=1, max=1024, help="Train on so many devices of this machine, a process each.")
     ] = 1,
     quiet: Quiet = False,
+    trust_remote_code: TrustCode = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -149,6 +162,7 @@ def convert(
 @app.command()
 def inspect(
     model: Annotated[Path, typer.Argument(help="A model config, a checkpoint, or a directory.")],
+    trust_remote_code: TrustCode = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:

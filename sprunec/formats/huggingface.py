@@ -16,6 +16,7 @@ from sprunec.errors import FormatError
 from sprunec.families.base import family_of
 from sprunec.families.base_config import ModelConfig
 from sprunec.families.cards import card_of
+from sprunec.families.own_code import code_files
 from sprunec.plan.export_formats import Emission, Format, Options, Reopened
 
 if TYPE_CHECKING:
@@ -51,7 +52,8 @@ def options(plan: Plan) -> Options:
     about, directory = card_of(plan.model.config), plan.model.checkpoint
     asked = about.huggingface_options(data.source if data is not None else "")
     if not about.own_code and directory is not None:
-        files = {"beside": tuple(path for name in BESIDE if (path := directory / name).is_file())}
+        beside = (path for name in BESIDE if (path := directory / name).is_file())
+        files = {"beside": (*beside, *code_files(directory))}
     return {"transformers": transformers_release()} | asked, files
 
 

@@ -40,7 +40,8 @@ def add(build: Builder, spec: PassSpec, model: str) -> str:
     details = {"dtype": spec.options["dtype"]} if any(FORMATS[name].folds for name in formats) else {}
     for name in formats:
         own, given = FORMATS[name].options(build.plan)
-        details |= own | {role: file_digest(path) for role, paths in given.items() for path in paths}
+        digests = {role: tuple(file_digest(path) for path in paths) for role, paths in given.items() if paths}
+        details |= own | {role: each if len(each) > 1 else each[0] for role, each in digests.items()}
         files |= given
     options, inputs = EmitOptions(formats=formats, details=details), {"model": model, "source": build.roles.source}
     return build.add("emit", options, inputs, about=", ".join(formats), files=files)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from sprunec.families.base import family_of
 from sprunec.families.base_config import ModelConfig, everything
 from sprunec.families.cards import Part, card_of, read_config
 from sprunec.families.head import has_own_head, own_head
+from sprunec.families.own_code import code_files
+from sprunec.file_digests import file_digest
 from sprunec.graph.builder import Builder
 from sprunec.graph.options import Options
 from sprunec.graph.weights import NO_TEACHER, weights_digest
@@ -27,10 +29,15 @@ from sprunec.plan.declared import Pass
 
 @dataclass(frozen=True, kw_only=True)
 class LoadOptions(Options):
-    """A config, and the content of a checkpoint or the seed of new weights."""
+    """A config, and the content of a checkpoint or the seed of new weights.
+
+    Attributes:
+        code: by name, the content of the files that the model's own classes are in.
+    """
 
     config: Mapping[str, Any]
     checkpoint: str = ""
+    code: Mapping[str, str] = field(default_factory=dict)
     seed: int | None = None
 
 
@@ -62,7 +69,11 @@ def _add_file(build: Builder, path: Path, config: ModelConfig, digest: str, **ex
     """Name what the user has, and the files that it stands for, so that a change of any is noticed."""
     weights = checkpoint_files(path)
     files = {"checkpoint": (path,)} | ({"weights": weights} if weights != (path,) else {})
-    options = LoadOptions(config=config.to_dict(), checkpoint=digest)
+    code = code_files(path)
+    files |= {"code": code} if code else {}
+    options = LoadOptions(
+        config=config.to_dict(), checkpoint=digest, code={file.name: file_digest(file) for file in code}
+    )
     return build.add("load", options, {}, files=files, about=path.name, **extra)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from sprunec.errors import Diagnostic, InputError, show
 from sprunec.families.base_config import ModelConfig
 from sprunec.families.cards import DEFAULT, card, native
 from sprunec.families.detect import TODAY, config_family, is_huggingface
+from sprunec.families.own_code import FLAG, adopt, brings_code, is_trusted
 from sprunec.file_kinds import foreign
 from sprunec.plan.json_reader import escape
 from sprunec.plan.schema import properties
@@ -130,11 +131,19 @@ def read_config(path: str) -> tuple[ModelConfig | None, list[Diagnostic]]:
         return None, list(error.diagnostics)
     if told := foreign(Path(path), WANTED, {"text", "config", "json"}, {"": HINT}):
         return None, list(told.diagnostics)
+    found = list(source.problems)
+    try:
+        found += _own_code(source)
+    except InputError as error:
+        return None, list(error.diagnostics)
     if stranger := _foreign_family(source, "", source.value):
         return None, [stranger]
     if is_huggingface(source.value):
-        source = replace(source, value=native(source.value))
-    found, about = list(source.problems), card(source.value.get("family", DEFAULT))
+        # What is not used is not carried along: it would name files that are not there.
+        unused = () if is_trusted() else ("auto_map",)
+        value = {key: given for key, given in source.value.items() if key not in unused}
+        source = replace(source, value=native(value))
+    about = card(source.value.get("family", DEFAULT))
     for finding in schema_findings(source, about.schema) if about.schema else ():
         key = finding.pointer[1:]
         if finding.code != "unknown-key" or "/" in key:
@@ -146,6 +155,31 @@ def read_config(path: str) -> tuple[ModelConfig | None, list[Diagnostic]]:
             hint = "this is another model"
             found.append(replace(finding, code="foreign-config", message=contradiction, hint=hint))
     return _checked(Section(source, found)), found
+
+
+def _own_code(source: Source) -> Iterator[Diagnostic]:
+    """Take the classes that a config brings where they are trusted; else the library's, if it has such a family.
+
+    Raises:
+        InputError: it has none, or these cannot be used.
+    """
+    if not brings_code(source.value):
+        return
+    try:
+        known = card(native(source.value)["family"])
+    except ValueError:
+        known = None
+    if known is not None and known.own_code:
+        return  # what it brings is written by us
+    if is_trusted():
+        adopt(Path(source.file).parent, source.value)
+    elif known is None:
+        message = "the model's classes are Python files in its directory, which are not run unless you say so"
+        hint = f"read them, and give {FLAG}, which runs them as you"
+        raise InputError(source.find("remote-code", "/auto_map", message, hint, key=True))
+    else:
+        message = "the model brings classes of its own; those of transformers are used instead"
+        yield source.find("stock-class", "/auto_map", message, f"{FLAG} runs its own", severity="warning", key=True)
 
 
 def _foreign_family(source: Source, prefix: str, value: Mapping[str, Any]) -> Diagnostic | None:
