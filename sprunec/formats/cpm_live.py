@@ -12,6 +12,7 @@ from sprunec.errors import FormatError
 from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.families.cpm_ant.uniform import HEAD_APART, cpm_live_config, even_config, unevenness
 from sprunec.plan.export_formats import Emission, Format, Reopened
+from sprunec.units import INSIDE
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -25,6 +26,9 @@ INSTEAD = 'emit "sprunec" or "huggingface" instead of "cpm-live"'
 
 def obstacles(config: Any) -> Iterator[tuple[str, str, str]]:
     """Find what the format cannot say: one config is for all layers, and the head is the embedding."""
+    if not isinstance(config, ModelConfig):
+        yield "other-family", "it is CPM-Ant's own", INSTEAD
+        return
     if not config.tie_word_embeddings:
         yield "head-apart", HEAD_APART, INSTEAD
     for problem in unevenness(config)[:1]:
@@ -79,4 +83,6 @@ def reopen(directory: Path, config: Any, weights: Tensors) -> Reopened:
     return Reopened(stored, stored, logits)
 
 
-CPM_LIVE = Format("cpm-live", write, reopen, uniform=True, obstacles=obstacles, instead=INSTEAD, folds=True)
+CPM_LIVE = Format(
+    "cpm-live", write, reopen, alike=tuple(INSIDE), same_heads=True, obstacles=obstacles, instead=INSTEAD, folds=True
+)

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,26 +81,30 @@ def reopen(directory: Path, config: ModelConfig, weights: Tensors) -> Reopened:
         return family.huggingface_texts(config, about, batch)
 
     def logits(inputs: list[Inputs]) -> Tensor:
-        found = _opened_apart(directory, [batch["input"][0, skipped:] for batch in inputs], own)
+        rows = [batch["input"][0, skipped:] for batch in inputs]
+        found = opened_apart("huggingface", ["-c", OPENED_BY_TRANSFORMERS], directory, rows, "own" if own else "stock")
         return found[:, : config.vocab_size]  # some classes have rows beyond the tokens
 
     return Reopened(stored, torch.float32 if own else stored, logits, texts, skipped)
 
 
-def _opened_apart(directory: Path, texts: list[Tensor], own: bool) -> Tensor:
-    """Run it in a process of its own, since that runs the directory's code and writes a cache of it."""
+def opened_apart(form: str, script: Sequence[str], directory: Path, texts: Sequence[Tensor], *more: str) -> Tensor:
+    """Run a directory in a process of its own, since that runs its code and writes a cache of it.
+
+    Args:
+        script: what Python runs; it is given the directory, a file of texts (n,), one for their logits, and `more`.
+    """
     import torch
 
     with tempfile.TemporaryDirectory() as folder:
         given, logits = Path(folder) / "texts.pt", Path(folder) / "logits.pt"
         torch.save(texts, given)
-        arguments = map(str, (directory, given, logits, "own" if own else "stock"))
         quiet = {"HF_HOME": folder, "HF_MODULES_CACHE": f"{folder}/modules", "HF_HUB_OFFLINE": "1"}
-        script = [sys.executable, "-P", "-c", OPENED_BY_TRANSFORMERS, *arguments]
-        done = subprocess.run(script, env=os.environ | quiet, capture_output=True, text=True, check=False)
+        command = [sys.executable, "-P", *script, *map(str, (directory, given, logits)), *more]
+        done = subprocess.run(command, env=os.environ | quiet, capture_output=True, text=True, check=False)
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            raise FormatError(f"transformers cannot open the format huggingface: {last}")
+            raise FormatError(f"transformers cannot open the format {form}: {last}")
         return torch.cat([row.float() for row in torch.load(logits, weights_only=True)])
 
 

@@ -17,7 +17,7 @@ from sprunec.plan.declared import PassSpec
 from sprunec.plan.targets import quoted
 from sprunec.plan.written_plan import WrittenPlan
 from sprunec.registry import Registry
-from sprunec.units import INSIDE, SIZE_TARGETS
+from sprunec.units import SIZE_TARGETS
 
 if TYPE_CHECKING:
     import torch
@@ -73,7 +73,8 @@ class Format:
             the report says about it.
         reopen: the directory, by the config and the weights it was made of. None: `compare` opens it as our own.
         package: one that it needs, and how it is installed.
-        uniform: all layers have the same widths, and the same heads.
+        alike: units of which all layers have as many.
+        same_heads: and not as many heads only, but the same ones.
         obstacles: code, reason and remedy of what keeps it from holding a config's model.
         instead: what to emit where it cannot be.
         folds: the weights have factors folded in, and are stored in a dtype of choice.
@@ -84,7 +85,8 @@ class Format:
     write: Callable[[Emission, Path], dict[str, Any]]
     reopen: Callable[[Path, ModelConfig, Tensors], Reopened] | None = None
     package: tuple[str, str] | None = None
-    uniform: bool = False
+    alike: tuple[str, ...] = ()
+    same_heads: bool = False
     obstacles: Callable[[ModelConfig], Iterator[tuple[str, str, str]]] = lambda config: iter(())
     instead: str = ""
     folds: bool = False
@@ -126,8 +128,9 @@ def formats_fit(plan: WrittenPlan) -> None:
         for code, why, hint in form.obstacles(plan.config) if plan.config is not None else ():
             plan.error(code, "/model/config", f"the format {form.name} can't hold this model: {why}", hint)
         for step in plan.valid_steps:
-            if form.uniform and step.declared.by_target and (told := _uneven(step.options)):
-                message = f"{told[0]}, and the format {form.name} has one width for all"
+            if step.declared.by_target and (told := _uneven(step.options, form)):
+                what = "width" if "dim_ff" in form.alike else "number of query heads"
+                message = f"{told[0]}, and the format {form.name} has one {what} for all"
                 step.error("uneven-layers", "", message, f"{told[1]}, or {form.instead}")
     for step, form in emitted:
         if "dtype" in step.written and not any(each.folds for _, each in emitted):
@@ -138,14 +141,15 @@ def formats_fit(plan: WrittenPlan) -> None:
             tell("missing-package", "formats", message, f"pip install '{form.package[1]}'")
 
 
-def _uneven(options: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Say how a pass may leave unlike layers, where one config must say what all have, and what to do."""
+def _uneven(options: Mapping[str, Any], form: Format) -> tuple[str, str] | None:
+    """Say how a pass may leave unlike layers, where a format has something for all of them, and what to do."""
     size = [key for key in SIZE_TARGETS if key in options["target"]]
-    inside = [unit for unit in options["unit"] if unit in INSIDE]
-    if size and inside:
-        return f"{size[0]} lets layers keep unlike numbers of {show(inside[0])} units", "give counts"
-    if "head" in inside and not options["tie_heads"]:
+    units = [unit for unit in options["unit"] if unit in form.alike]
+    if size and units:
+        return f"{size[0]} lets layers keep unlike numbers of {show(units[0])} units", "give counts"
+    if form.same_heads and "head" in units and not options["tie_heads"]:
         return "each layer keeps heads of its own", 'add "tie_heads": true'
-    if options["budget"] == "global" and (others := [unit for unit in inside if unit != "head"]):
-        return f'"global" lets layers keep unlike numbers of {show(others[0])} units', 'write "budget": "per-layer"'
+    counted = [unit for unit in units if unit != "head" or not form.same_heads]
+    if options["budget"] == "global" and counted:
+        return f'"global" lets layers keep unlike numbers of {show(counted[0])} units', 'write "budget": "per-layer"'
     return None

@@ -1,0 +1,50 @@
+"""The format `deci`: a directory in the form of Nemotron-NAS, for vLLM, where the layers of a Llama may differ.
+
+No class of `transformers` opens it: here a reader does that knows nothing but what is in the directory.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sprunec.families.base import family_of
+from sprunec.families.base_config import ModelConfig
+from sprunec.families.huggingface.decilm_files import INSTEAD, obstacles, write
+from sprunec.formats.huggingface import opened_apart, options
+from sprunec.plan.export_formats import Format, Options, Reopened
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sprunec.checkpoint.reader import Tensors
+    from sprunec.families.base import Inputs
+    from sprunec.plan.plan import Plan
+
+
+def beside(plan: Plan) -> Options:
+    """Find the tokenizer and what else goes along."""
+    return {}, options(plan)[1]
+
+
+def reopen(directory: Path, config: ModelConfig, weights: Tensors) -> Reopened:
+    """Open it in float32 by its blocks' configs alone."""
+    import torch
+
+    from sprunec.families.huggingface import decilm_reader
+
+    stored = weights.dtype(next(iter(weights)))
+
+    def logits(inputs: list[Inputs]) -> Tensor:
+        return opened_apart("deci", [decilm_reader.__file__], directory, [batch["input"][0] for batch in inputs])
+
+    def texts(batch: Inputs) -> list[Inputs]:
+        return family_of(config).huggingface_texts(config, {}, batch)
+
+    return Reopened(stored, torch.float32, logits, texts)
+
+
+DECI = Format(
+    "deci", write, reopen, package=("transformers", "sprunec[hf]"), obstacles=obstacles, instead=INSTEAD,
+    alike=("head", "kv_group"), options=beside,
+)  # fmt: skip
