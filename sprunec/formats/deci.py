@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 
 def beside(plan: Plan) -> Options:
-    """Find the tokenizer and what else goes along."""
-    return {}, options(plan)[1]
+    """Find the tokenizer and what else goes along; no code, which would be another class's."""
+    return {}, {role: tuple(f for f in files if f.suffix != ".py") for role, files in options(plan)[1].items()}
 
 
 def reopen(directory: Path, config: ModelConfig, weights: Tensors) -> Reopened:
