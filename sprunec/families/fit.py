@@ -14,11 +14,20 @@ from sprunec.families.detect import TODAY, foreign_tensors, remedy
 from sprunec.families.unused import Unused, refusal, unused_tensors
 
 
-def check_dtypes(header: Header, path: Path, weights: Collection[str] = ()) -> None:
-    """Raises InputError where `weights`, the tensors that a model takes, are no floats, or it is quantised."""
+def check_dtypes(header: Header, path: Path, weights: Collection[str] = (), config: ModelConfig | None = None) -> None:
+    """Raises InputError where `weights`, the tensors that a model takes, are no floats, or it is quantised.
+
+    Args:
+        config: what the file should be; None: our own family's.
+    """
     if told := dtype_refusal(header.dtypes(), weights):
-        foreign = foreign_tensors(header)
+        foreign = _foreign(header, config)
         raise InputError.at(path, *((foreign, TODAY) if foreign else told), code="checkpoint-dtype")
+
+
+def _foreign(header: Header, config: ModelConfig | None) -> str | None:
+    """Say whose tensors these are, if they are not of our own family and should be."""
+    return foreign_tensors(header) if card_of(config).own_code else None
 
 
 def check_fit(config: ModelConfig, header: Header, path: Path, patterns: Iterable[str] = ()) -> Unused:
@@ -28,10 +37,10 @@ def check_fit(config: ModelConfig, header: Header, path: Path, patterns: Iterabl
         InputError: the others are not the model's: another family's, missing, or of another shape or dtype.
     """
     about = card_of(config)
-    check_dtypes(header, path, {part.name for part in about.parts(config, header).values()})
+    check_dtypes(header, path, {part.name for part in about.parts(config, header).values()}, config)
     expected, shapes = config.tensors(), about.native_shapes(config, header.shapes())
     if problem := misfit(expected, shapes, exact=False):
-        foreign = foreign_tensors(header)
+        foreign = _foreign(header, config)
         message, hint = (f"{foreign}, with {problem}", TODAY) if foreign else (problem, remedy(shapes))
         raise InputError.at(path, message, hint, code="checkpoint-mismatch")
     return unused_tensors(expected, shapes, header.dtypes(), patterns)

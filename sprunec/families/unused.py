@@ -9,8 +9,9 @@ from fnmatch import fnmatchcase
 from sprunec.checkpoint.layouts import first_names
 from sprunec.checkpoint.safetensors_file import Shape
 
-# Buffers that follow from a config, whoever has saved them.
-HARMLESS = ("*.inv_freq", "inv_freq", "*position_ids", "*num_batches_tracked")
+# Buffers that follow from a config, whoever has saved them; and attention's mask, which older classes saved as a bias.
+HARMLESS = ("*.inv_freq", "inv_freq", "*position_ids", "*num_batches_tracked", "*.masked_bias")
+CAUSAL_MASK = ("*attn.bias", "*attention.bias")
 WHOLE_NUMBERS = ("int", "uint", "bool")
 
 
@@ -41,13 +42,22 @@ def unused_tensors(
         patterns: as shells have them; what they name is the user's to answer for.
     """
     extra = [name for name in shapes if name not in expected and not dtypes[name].startswith(WHOLE_NUMBERS)]
-    extra = [name for name in extra if not any(fnmatchcase(name, pattern) for pattern in HARMLESS)]
+    extra = [name for name in extra if not _is_named(name, HARMLESS) and not _is_mask(name, shapes[name])]
     matching = {name: [pattern for pattern in patterns if fnmatchcase(name, pattern)] for name in extra}
     return Unused(
         tuple(name for name in extra if not matching[name]),
         tuple(name for name in extra if matching[name]),
         frozenset(pattern for found in matching.values() for pattern in found),
     )
+
+
+def _is_named(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _is_mask(name: str, shape: Shape) -> bool:
+    """Tell whether a bias is of (1, 1, N, N): what a position may see, of any batch and head."""
+    return _is_named(name, CAUSAL_MASK) and len(shape) == 4 and shape[:2] == (1, 1) and shape[2] == shape[3]
 
 
 def refusal(names: tuple[str, ...]) -> tuple[str, str]:

@@ -11,7 +11,10 @@ from sprunec.errors import Diagnostic, InputError
 from sprunec.families.cards import Card, Part, Widths
 from sprunec.families.detect import type_family
 from sprunec.families.huggingface.model_types import LAYOUTS
+from sprunec.families.huggingface.tensor_layouts import Layout
 from sprunec.families.huggingface.transformers_config import FAMILY, TransformersConfig
+
+TEXT_PARTS = ("text_config", "llm_config", "language_config")  # of models of text and more
 
 
 def native_keys(document: Mapping[str, Any]) -> dict[str, Any]:
@@ -22,12 +25,12 @@ def native_keys(document: Mapping[str, Any]) -> dict[str, Any]:
     """
     kind = document.get("model_type")
     if kind not in LAYOUTS:
-        text = document.get("text_config")
-        if isinstance(text, Mapping) and text.get("model_type") in LAYOUTS:
-            title = LAYOUTS[text["model_type"]].title
-            raise ValueError(
-                f"this is the config of a model of text and more; its text part, {title}, stands not alone"
-            )
+        part = next((document[key] for key in TEXT_PARTS if isinstance(document.get(key), Mapping)), None)
+        if part is not None:
+            known = LAYOUTS.get(part.get("model_type"))
+            title = known.title if known else part.get("model_type") or "a language model"
+            what = f"{kind or 'an unknown kind'}, a model of text and more, whose text part is {title}"
+            raise ValueError(f"this is the config of {what}: save the text part alone, with a config of its own")
         classes = ", ".join(map(str, document.get("architectures") or ()))
         raise ValueError(f"this is {type_family(kind) or kind or classes or 'no known model'}'s config")
     needs = LAYOUTS[kind].needs
@@ -52,10 +55,15 @@ def data_findings(config: TransformersConfig, data: Mapping[str, Any]) -> Iterat
         yield Diagnostic("too-long", message, f"give at most {most}", pointer="/data/max_length")
 
 
+def _outermost(layout: Layout) -> str:
+    """Give the name of the module that everything but the head is in; some files leave it out."""
+    return layout.blocks.partition(".")[0] + "."
+
+
 def parts(config: TransformersConfig, names: Collection[str]) -> dict[str, Part]:
     """Find every tensor in a file with these names; older files leave the outermost module's name out."""
     wanted = config.tensors()
-    outermost = config.layout.blocks.partition(".")[0] + "."
+    outermost = _outermost(config.layout)
     bare = not any(name.startswith(outermost) for name in names)
     return {name: Part(name.removeprefix(outermost) if bare else name) for name in wanted}
 
@@ -70,7 +78,9 @@ def native_shapes(config: TransformersConfig, shapes: Mapping[str, Shape]) -> di
 
 def head_names(names: Collection[str]) -> tuple[str, str] | None:
     """Find the names of a file's head and of its embedding; None where it has no head."""
-    pairs = [(layout.head, next(iter(layout.tables))) for layout in LAYOUTS.values()]
+    tables = [(layout, next(iter(layout.tables))) for layout in LAYOUTS.values()]
+    pairs = [(layout.head, table) for layout, table in tables]
+    pairs += [(layout.head, table.removeprefix(_outermost(layout))) for layout, table in tables]
     return next((pair for pair in pairs if all(name in names for name in pair)), None)
 
 

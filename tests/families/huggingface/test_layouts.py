@@ -64,7 +64,13 @@ def test_biases_are_there_where_the_config_says_so(tmp_path: Path) -> None:
         ({"model_type": "t5", "d_model": 8}, "this is T5's config"),
         (
             {"model_type": "gemma3", "text_config": {"model_type": "gemma3_text"}},
-            "its text part, Gemma 3, stands not alone",
+            "the config of gemma3, a model of text and more, whose text part is Gemma 3: save the text part alone",
+        ),
+        ({"model_type": "internvl", "llm_config": {"model_type": "llama"}}, "whose text part is Llama"),
+        ({"model_type": "llama4", "text_config": {"model_type": "llama4_text"}}, "whose text part is llama4_text"),
+        (
+            {"architectures": ["X"], "language_config": {}},
+            "an unknown kind, a model of .* text part is a language model",
         ),
         ({"model_type": "opt", "do_layer_norm_before": False}, "its do_layer_norm_before is False"),
         ({"model_type": "llama", "hidden_size": 48}, "this is Llama's config, and its num_hidden_layers is null"),
