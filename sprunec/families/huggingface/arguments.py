@@ -13,6 +13,7 @@ from torch.utils._pytree import SequenceKey, tree_flatten_with_path, tree_leaves
 
 from sprunec.errors import TraceError
 from sprunec.families.block_calls import BlockCall
+from sprunec.families.huggingface.causal_mask import CausalMask
 
 Path = tuple[Any, ...]
 
@@ -117,9 +118,8 @@ def _mask(example: Tensor, hidden: Tensor, length: int) -> Tensor:
     """Spell out the causal mask that a model leaves out where nothing else is to be masked."""
     if example.dim() != 4:
         raise TraceError("a block is not given all of the tensors that it was given when it was traced")
-    new = hidden.shape[1]
-    seen = torch.ones(new, length, dtype=torch.bool, device=hidden.device).tril(length - new)[None, None]
+    mask = CausalMask.of(hidden.shape[1], length, hidden.device)
     if example.dtype == torch.bool:
-        return seen
+        return mask
     lowest = torch.finfo(hidden.dtype).min
-    return torch.zeros(seen.shape, dtype=hidden.dtype, device=hidden.device).masked_fill(~seen, lowest)
+    return torch.zeros(mask.shape, dtype=hidden.dtype, device=hidden.device).masked_fill(~mask, lowest)
