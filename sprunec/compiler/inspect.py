@@ -14,7 +14,7 @@ from sprunec.checkpoint.provenance import describe_origin
 from sprunec.checkpoint.reader import Tensors, open_tensors
 from sprunec.errors import InputError
 from sprunec.families.base_config import ModelConfig, removable, unit_cost
-from sprunec.families.cards import card
+from sprunec.families.cards import card, card_of
 from sprunec.families.fit import check_dtypes, check_fit, refuse_unused
 from sprunec.families.head import own_head
 from sprunec.file_kinds import JSON, file_kind, foreign
@@ -86,6 +86,7 @@ def describe(config: ModelConfig) -> dict[str, Any]:
     found = {
         "family": config.family,
         "parameters": {"total": config.parameters(), "prunable": removable(config, SUBLAYERS)},
+        "cache_bytes_per_token": card_of(config).cache_bytes(config),
         "layers": [_layer(config, index) for index in range(len(config.layers))],
         "sites": [site for block in blocks for site in _sites(block)],
     }

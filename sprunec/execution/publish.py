@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from sprunec.checkpoint.provenance import note_weights, write_origin
 from sprunec.durable import copy_file, flush, naming, remove
+from sprunec.execution.model_card import put_card
 from sprunec.graph.graph import Graph
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def publish(graph: Graph, out: Path, done: Mapping[str, Artifact], report: Repor
 def _make(graph: Graph, aside: Path, done: Mapping[str, Artifact], report: Report) -> None:
     from sprunec.checkpoint.torch_writer import write_pt
     from sprunec.checkpoint.writer import as_outputs
-    from sprunec.families.model_directory import open_model_tensors, read_kept
+    from sprunec.families.model_directory import open_model_tensors, read_config, read_kept
     from sprunec.masks.mask_tensors import write_masks
 
     roles = graph.roles
@@ -49,12 +50,14 @@ def _make(graph: Graph, aside: Path, done: Mapping[str, Artifact], report: Repor
     if roles.emitted:
         emitted, failed = done[roles.emitted].path, report.failed_forms()
         origin = report.origin(str(done[roles.emitted].manifest["made"]))
+        configs = tuple(read_config(done[name].path) for name in (roles.source, roles.final))
         for form in (path for path in emitted.iterdir() if path.is_dir() and path.name not in failed):
             # One by one: the first that fails says which it is, and how.
             for file in (path for path in form.rglob("*") if path.is_file()):
                 target = aside / "model" / file.relative_to(emitted)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 copy_file(file, target)
+            put_card(aside / "model" / form.name, origin, configs)
             write_origin(aside / "model" / form.name, origin)
     if graph.checkpoint_name is not None:  # what a next plan starts from, in the shape that this one has started from
         write_pt(as_outputs(open_model_tensors(done[roles.full].path)), aside / graph.checkpoint_name)

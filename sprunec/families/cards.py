@@ -59,6 +59,8 @@ class Card:
         native_shapes: a file's shapes by the model's names; what is no part of the model keeps its own.
         head_names: the names of a file's head and of its embedding; None where it has no head.
         state_widths: of every module that is given hidden states, and is there.
+        cache_bytes: of a token's keys and values, in the type that the config names, else in one of 16 bits; None where
+            that is not known.
         huggingface_options: by the source of the data, what else decides how the model is written for transformers.
         pairs_hint, states_hint: how a plan pairs states, and names modules.
     """
@@ -79,6 +81,7 @@ class Card:
     native_shapes: Callable[[Any, Mapping[str, Shape]], dict[str, Shape]]
     head_names: Callable[[Collection[str]], tuple[str, str] | None]
     state_widths: Callable[[Any], dict[str, Widths]]
+    cache_bytes: Callable[[Any], int | None]
     huggingface_options: Callable[[str], dict[str, Any]]
     pairs_hint: str
     states_hint: str

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from sprunec.families.base import family_of
 from sprunec.families.base_config import ModelConfig
 from sprunec.families.huggingface.decilm_files import INSTEAD, obstacles, write
-from sprunec.formats.huggingface import opened_apart, options
-from sprunec.plan.export_formats import Format, Options, Reopened
+from sprunec.formats.huggingface import PLACE, opened_apart, options
+from sprunec.plan.export_formats import Format, Opening, Options, Reopened
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,7 +44,16 @@ def reopen(directory: Path, config: ModelConfig, weights: Tensors) -> Reopened:
     return Reopened(stored, torch.float32, logits, texts)
 
 
+def opening(directory: Path) -> Opening:
+    """Say how vLLM is given the directory."""
+    code = "from vllm import LLM", "", f'model = LLM("{PLACE}", trust_remote_code=True)'
+    remark = (
+        "It has the key names, and was read again by the rules, of vLLM's loader of DeciLMs; vLLM itself was not run."
+    )
+    return Opening("vllm", code, remark)
+
+
 DECI = Format(
     "deci", write, reopen, package=("transformers", "sprunec[hf]"), obstacles=obstacles, instead=INSTEAD,
-    alike=("head", "kv_group"), options=beside,
+    alike=("head", "kv_group"), opening=opening, options=beside,
 )  # fmt: skip

@@ -18,7 +18,7 @@ from sprunec.families.base import family_of
 from sprunec.families.base_config import ModelConfig
 from sprunec.families.cards import card_of
 from sprunec.families.own_code import code_files
-from sprunec.plan.export_formats import Emission, Format, Options, Reopened
+from sprunec.plan.export_formats import Emission, Format, Opening, Options, Reopened
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from sprunec.plan.plan import Plan
 
 NEWEST = 5
+PLACE = "path/to/this/directory"
 # What users need beside a library's model: its tokenizer, and how it generates.
 BESIDE = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model"),
@@ -108,4 +109,22 @@ def opened_apart(form: str, script: Sequence[str], directory: Path, texts: Seque
         return torch.cat([row.float() for row in torch.load(logits, weights_only=True)])
 
 
-HUGGINGFACE = Format("huggingface", write, reopen, package=("transformers", "sprunec[hf]"), folds=True, options=options)
+def opening(directory: Path) -> Opening:
+    """Say how the directory is opened, with its own classes if it has any, and its tokenizer if it has one."""
+    own = "auto_map" in json.loads(read_file(directory / "config.json"))
+    loads = {"AutoModelForCausalLM": "model"}
+    loads |= {"AutoTokenizer": "tokenizer"} if (directory / "tokenizer_config.json").is_file() else {}
+    trusting = ", trust_remote_code=True" if own else ""
+    code = (f'{name} = {auto}.from_pretrained("{PLACE}"{trusting})' for auto, name in loads.items())
+    return Opening("transformers", (f"from transformers import {', '.join(loads)}", "", *code))
+
+
+HUGGINGFACE = Format(
+    "huggingface",
+    write,
+    reopen,
+    package=("transformers", "sprunec[hf]"),
+    folds=True,
+    opening=opening,
+    options=options,
+)

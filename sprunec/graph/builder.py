@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from sprunec.engines.training import Distillation
 from sprunec.families.base_config import ModelConfig
+from sprunec.families.cards import card_of
 from sprunec.file_digests import file_stamp
 from sprunec.graph.graph import Graph, Node, Roles, digest_of, plain
 from sprunec.graph.options import Options
@@ -110,5 +111,6 @@ class Builder:
 
     def graph(self) -> Graph:
         plan, sizes = self.plan, (self.config.parameters(), self.left.parameters)
-        amounts = (sizes, self.tokens, self.flops, plan.checkpoint_name)
+        caches = [card_of(config).cache_bytes(config) for config in (self.config, self.left.config)]
+        amounts = (sizes, (caches[0], caches[1]), self.tokens, self.flops, plan.checkpoint_name)
         return Graph(plan.name, tuple(self.nodes.values()), self.roles, plan.engine.device, *amounts, plain(plan))

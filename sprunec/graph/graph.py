@@ -12,6 +12,7 @@ from typing import Any
 from sprunec.families.base_config import ModelConfig
 from sprunec.file_digests import MISSING
 
+SIDES = ("before", "after")
 DESCRIBED = ("name", "pass", "inputs", "gives", "digest", "cached", "steps", "parameters", "about")
 
 
@@ -78,6 +79,7 @@ class Graph:
     """Nodes in an order in which every input comes before its use.
 
     Attributes:
+        parameters, cache_bytes: before and after; at most so many when layers may come out different.
         tokens: training targets in all.
         checkpoint_name: the file in OUT that `full` is written to.
         resolved: the plan with every default filled in; the emitted model carries it.
@@ -88,6 +90,7 @@ class Graph:
     roles: Roles
     device: str
     parameters: tuple[int, int]
+    cache_bytes: tuple[int | None, int | None]
     tokens: int
     flops: float
     checkpoint_name: str | None = None
@@ -107,7 +110,8 @@ class Graph:
         return {
             "plan": self.plan,
             "nodes": [{key: node[key] for key in DESCRIBED} | {"inputs": dict(node["inputs"])} for node in known],
-            "parameters": dict(zip(("before", "after"), self.parameters, strict=True)),
+            "parameters": dict(zip(SIDES, self.parameters, strict=True)),
+            "cache_bytes_per_token": dict(zip(SIDES, self.cache_bytes, strict=True)),
             "tokens": self.tokens,
             "flops": self.flops,
         }

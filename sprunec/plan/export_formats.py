@@ -65,6 +65,21 @@ class Reopened:
 
 
 @dataclass(frozen=True)
+class Opening:
+    """How users open a directory, which its model card says.
+
+    Attributes:
+        library: that does it, as the hub calls it.
+        code: lines of Python.
+        remark: what else is to be known.
+    """
+
+    library: str
+    code: tuple[str, ...]
+    remark: str = ""
+
+
+@dataclass(frozen=True)
 class Format:
     """One export format; a file in `formats/` has it, whose import brings no torch.
 
@@ -78,6 +93,7 @@ class Format:
         obstacles: code, reason and remedy of what keeps it from holding a config's model.
         instead: what to emit where it cannot be.
         folds: the weights have factors folded in, and are stored in a dtype of choice.
+        opening: of a directory, what its model card says of it; None: it has no card.
         options: of a Plan, what decides what it holds besides the weights and the dtype, and the files that go into it.
     """
 
@@ -90,6 +106,7 @@ class Format:
     obstacles: Callable[[ModelConfig], Iterator[tuple[str, str, str]]] = lambda config: iter(())
     instead: str = ""
     folds: bool = False
+    opening: Callable[[Path], Opening] | None = None
     options: Callable[[Any], Options] = lambda plan: ({}, {})
 
 

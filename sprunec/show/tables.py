@@ -37,12 +37,14 @@ def graph_table(document: Mapping[str, Any]) -> RenderableType:
 
 def graph_caption(document: Mapping[str, Any]) -> str:
     before, after = (document["parameters"].get(side) for side in ("before", "after"))
+    caches = [(document.get("cache_bytes_per_token") or {}).get(side) for side in ("before", "after")]
     nodes = document["nodes"]
     unready = sum(node["digest"] is None for node in nodes)
     lacking = f", {unready} lacking input" if unready else ""
     lines = [
         f"{plural(len(nodes), 'node')}, {sum(node['cached'] for node in nodes)} already in the store{lacking}",
         f"parameters {number(before)} -> {number(after)} ({percent(after, before)})",
+        f"key-value cache {' -> '.join(number(each, nothing=UNKNOWN) for each in caches)} bytes a token",
         f"{plural(document.get('tokens'), 'training token')}, "
         f"about {powered(document.get('flops'))} floating-point operations",
     ]
@@ -131,18 +133,23 @@ def inspect_table(document: Mapping[str, Any]) -> RenderableType:
     total, prunable = (document["parameters"].get(what) for what in ("total", "prunable"))
     share = percent(prunable, total)
     head = f"{document['family']}: {plural(total, 'parameter')}, {number(prunable)} prunable ({share})"
+    cache = f"key-value cache: {plural(document.get('cache_bytes_per_token'), 'byte')} a token"
     origin = (document.get("origin") or {}).items()
     words = ", ".join(f"{key} {number(value)}" for key, value in origin if not isinstance(value, (dict, list)))
     tables = layer_table(document["layers"]), site_table(document["sites"])
     notes = [f"{note['text']} ({plural(len(note['layers']), 'layer')})" for note in document.get("notes", ())]
     lines = [Line(text, "dim") for text in (*notes, *([f"origin: {words}"] if words else []))]
-    return Group(Line(head, "bold"), *tables, *lines)
+    return Group(Line(head, "bold"), Line(cache), *tables, *lines)
 
 
 def layer_table(layers: Sequence[Mapping[str, Any]]) -> FittedTable:
-    table = FittedTable(*map(numeric, ("layer", "heads x dim_head", "parameters", "dim_ff", "parameters")))
+    """List the layers, with their groups where a model has fewer of them than heads."""
+    grouped = any("kv_groups" in (layer["attention"] or {}) for layer in layers)
+    heads = *(["kv_groups"] if grouped else []), "heads x dim_head"
+    table = FittedTable(*map(numeric, ("layer", *heads, "parameters", "dim_ff", "parameters")))
     for layer in layers:
         cells = [number(layer.get("index"))]
+        cells += [number((layer["attention"] or {}).get("kv_groups"))] if grouped else []
         for sublayer, sizes in (("attention", ("heads", "dim_head")), ("feed_forward", ("dim_ff",))):
             found = layer[sublayer]
             size = " x ".join(number(found.get(key)) for key in sizes) if found else ABSENT

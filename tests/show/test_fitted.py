@@ -206,6 +206,7 @@ def test_no_word_of_a_model_is_broken(width: int) -> None:
     document = {
         "family": "cpm-ant",
         "parameters": {"total": 10_234_567_890, "prunable": 9_876_543_210},
+        "cache_bytes_per_token": 1_234_567,
         "layers": [
             {"index": n, "attention": attention if n % 3 else None, "feed_forward": feed_forward if n % 5 else None}
             for n in range(48)

@@ -29,6 +29,7 @@ GRAPH: dict[str, Any] = {
         node("3-rewrite", {"model": "2-train", "masks": "2-train"}, "model", "heads 16 -> 4", parameters=531_200),
     ],
     "parameters": {"before": 1_062_400, "after": 531_200},
+    "cache_bytes_per_token": {"before": 4096, "after": None},
     "tokens": 614_400,
     "flops": 3.9e12,
     "training": [
@@ -40,6 +41,7 @@ GRAPH: dict[str, Any] = {
 INSPECT: dict[str, Any] = {
     "family": "cpm-ant",
     "parameters": {"total": 1_062_400, "prunable": 525_312},
+    "cache_bytes_per_token": 1024,
     "layers": [
         {
             "index": 0,
@@ -108,9 +110,10 @@ def test_graph_table_shows_each_node_and_the_cost() -> None:
     assert row(lines, "1-load") == "1-load cpm-ant, 4 layers - 1.06 M ab12cd stored"
     assert row(lines, "2-train") == "2-train dense 1 300 1.06 M lacks input"
     assert row(lines, "3-rewrite") == "3-rewrite heads 16 -> 4 2 - 531 k ab12cd"
-    assert lines[-5:] == [
+    assert lines[-6:] == [
         "3 nodes, 1 already in the store, 1 lacking input",
         "parameters 1,062,400 -> 531,200 (50.0 %)",
+        "key-value cache 4,096 -> unknown bytes a token",
         "614,400 training tokens, about 3.9e+12 floating-point operations",
         "each of 2 devices with all of the model (DDP): about 34.2 GB, sends 6.90 GB a step",
         "each of 2 devices with a part of the model (FSDP2): about 19.9 GB, sends 6.91 GB a step",
@@ -163,11 +166,21 @@ def test_kept_table_counts_heads_that_are_too_many_to_draw() -> None:
 def test_inspect_table_shows_layers_and_what_can_be_cut() -> None:
     lines = rendered(tables.inspect_table(INSPECT))
     assert lines[0] == "cpm-ant: 1,062,400 parameters, 525,312 prunable (49.4 %)"
+    assert lines[1] == "key-value cache: 1,024 bytes a token"
     assert row(lines, "0") == "0 16 x 16 131,200 256 98,432"
     assert row(lines, "1") == "1 absent - 128 49,280"
     assert row(lines, "head") == "head 16 1 8,192 parameters"
     assert row(lines, "dim_ff") == "dim_ff 384 2 256 to 384 parameters"
     assert lines[-1] == "origin: plan quickstart"
+
+
+def test_inspect_table_shows_groups_of_models_that_have_some() -> None:
+    first, second = INSPECT["layers"]
+    grouped = {**first, "attention": {"kv_groups": 4, **first["attention"]}}
+    lines = rendered(tables.inspect_table({**INSPECT, "layers": [grouped, second]}))
+    assert row(lines, "layer") == "layer kv_groups heads x dim_head parameters dim_ff parameters"
+    assert row(lines, "0") == "0 4 16 x 16 131,200 256 98,432"
+    assert row(lines, "1") == "1 - absent - 128 49,280"
 
 
 def test_text_of_a_stranger_cannot_drive_the_terminal() -> None:

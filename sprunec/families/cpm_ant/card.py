@@ -17,6 +17,12 @@ def data_options(config: ModelConfig, source: str) -> dict[str, int]:
     return options | (types if source == "cpm-live" else {})
 
 
+def cache_bytes(config: ModelConfig) -> int:
+    """Count what keys and values of a token take at 16 bits, in the layers that have attention."""
+    heads = (layer.counts for layer in config.layers)
+    return sum(2 * 2 * each.get("head", 0) * each.get("dim_head", 0) for each in heads)
+
+
 CARD = Card(
     name=FAMILY,
     code="sprunec.families.cpm_ant.family",
@@ -34,6 +40,7 @@ CARD = Card(
     native_shapes=native_shapes,
     head_names=head_names,
     state_widths=state_widths,
+    cache_bytes=cache_bytes,
     huggingface_options=lambda source: {"task": PAIR_TASK if source == "pairs" else TEXT_TASK},
     pairs_hint=PAIRS_HINT,
     states_hint=STATES_HINT,

@@ -183,6 +183,7 @@ LAYOUTS = {
             "U": ("v_head_dim",),
         },
         by_depth=("scale_depth",),
+        cache="K+R",
         defaults=TIED,
     ),
     "opt": OPT,
@@ -228,6 +229,7 @@ LAYOUTS = {
         tables={"transformer.word_embeddings.weight": "V D"} | norms("transformer.ln_f") | {"lm_head.weight": "V D"},
         defaults=TIED,
         uneven_heads=False,
+        cache="2HE",
         needs={"new_decoder_architecture": True},
     ),
 }

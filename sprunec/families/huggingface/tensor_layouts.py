@@ -40,6 +40,7 @@ class Layout:
         by_layer: keys whose value is a list with an entry a layer.
         by_depth: keys whose value grows with the root of the number of layers, as a residual's factor does.
         fixed: units that cannot be cut, and why.
+        cache: how many numbers a token's keys and values are, as a sum of letters.
         needs: values of keys without which a model is another one, and has no card.
         uneven_heads: whether the class can have heads of another width than D / H.
         heads_divide_width: whether it refuses a number of heads that D is no multiple of.
@@ -56,6 +57,7 @@ class Layout:
     by_layer: tuple[str, ...] = ("layer_types",)
     by_depth: tuple[str, ...] = ()
     fixed: Mapping[str, str] = field(default_factory=dict)
+    cache: str = "2GE"
     needs: Mapping[str, Any] = field(default_factory=dict)
     uneven_heads: bool = True
     heads_divide_width: bool = False

@@ -15,6 +15,7 @@ from sprunec.families.huggingface.tensor_layouts import Layout
 from sprunec.families.huggingface.transformers_config import FAMILY, TransformersConfig
 
 TEXT_PARTS = ("text_config", "llm_config", "language_config")  # of models of text and more
+ITEM_BYTES = {"float64": 8, "float32": 4}
 
 
 def native_keys(document: Mapping[str, Any]) -> dict[str, Any]:
@@ -96,6 +97,15 @@ def state_widths(config: TransformersConfig) -> dict[str, Widths]:
     return found
 
 
+def cache_bytes(config: TransformersConfig) -> int | None:
+    """Count what keys and values of a token take, as the class itself caches them; a window is not looked at."""
+    asked, layers = config.layout.cache, [layer.counts for layer in config.layers if layer.heads]
+    if "E" in asked and any("dim_head" not in counts for counts in layers):
+        return None
+    dtype = config.document.get("dtype") or config.document.get("torch_dtype")
+    return sum(config.shape(asked, counts)[0] for counts in layers) * ITEM_BYTES.get(str(dtype), 2)
+
+
 CARD = Card(
     name=FAMILY,
     code="sprunec.families.huggingface.transformers_family",
@@ -113,6 +123,7 @@ CARD = Card(
     native_shapes=native_shapes,
     head_names=head_names,
     state_widths=state_widths,
+    cache_bytes=cache_bytes,
     huggingface_options=lambda source: {},
     pairs_hint='add "pairs": ["[post]model.layers.1:[post]model.layers.1"]',
     states_hint='such modules are "model.layers.0" and the linears in it',

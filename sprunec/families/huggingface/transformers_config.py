@@ -152,11 +152,11 @@ class TransformersConfig:
         tables = self._named(self.layout.tables)
         if self.tie_word_embeddings:
             del tables[self.layout.head]
-        found = {name: self._shape(size, {}) for name, size in tables.items()}
+        found = {name: self.shape(size, {}) for name, size in tables.items()}
         for index, layer in enumerate(self.layers):
             parts = {name: size for part in self.parts(index) for name, size in self._named(part).items()}
             block = f"{self.layout.blocks}.{index}"
-            found |= {f"{block}.{name}": self._shape(size, layer.counts) for name, size in parts.items()}
+            found |= {f"{block}.{name}": self.shape(size, layer.counts) for name, size in parts.items()}
         return found
 
     def parts(self, index: int) -> list[Mapping[str, str]]:
@@ -191,7 +191,8 @@ class TransformersConfig:
                     found[tuple(sorted((*others, *units)))] += count * number
         return found
 
-    def _shape(self, size: str, counts: Mapping[str, int]) -> Shape:
+    def shape(self, size: str, counts: Mapping[str, int]) -> Shape:
+        """Put a layer's counts in the place of letters."""
         dims = (
             [n * math.prod(counts[unit] for unit in units) for n, units in self._dim(d, counts)] for d in size.split()
         )
