@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ from sprunec.text_files import read_json
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+DOCUMENTS = 256  # that are encoded together
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,19 @@ class FastTokenizer:
 
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return np.array(ids, dtype=np.int32)
+
+    def encode_documents(self, documents: Iterable[str]) -> NDArray[np.int32]:
+        """Turn documents into (tokens,) ids, between them the token that ends a text, else a newline."""
+        import numpy as np
+
+        ends = self._tokenizer.token_to_id(self.marks[1]) if self.marks[1] else None
+        between = self.encode("\n") if ends is None else np.array([ends], dtype=np.int32)
+        left = iter(documents)
+        parts: list[NDArray[np.int32]] = []
+        while some := list(islice(left, DOCUMENTS)):
+            for found in self._tokenizer.encode_batch(some, add_special_tokens=False):
+                parts += [between, np.array(found.ids, dtype=np.int32)]
+        return np.concatenate(parts[1:] or [between[:0]])
 
     def decode(self, ids: Iterable[int]) -> str:
         said: str = self._tokenizer.decode(list(ids), skip_special_tokens=False)

@@ -18,10 +18,16 @@ from sprunec.plan.declared import Pass
 from sprunec.plan.plan import DataSource
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from sprunec.data.tokenizer import Tokenizer
+
+    Ids = NDArray[np.int32]
 
 ROWS_FIT = ("cpm-live", "pairs")  # how long a row may be decides what is read
 MARKS, SHORTEST = 2, 2  # a token, and the one that is asked for
+END_TOKEN = "end token"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +37,8 @@ class DataOptions(Options):
     Attributes:
         max_length, room: where how long a row may be decides what is read; the tokens that fit into one follow from it.
         of_model: what else of the model decides what is read.
+        column: of Parquet tables.
+        between: "end token" where it stands between documents; else that is a newline.
         block_size, order, packed_prompts, vocab: of a cpm-live set.
     """
 
@@ -42,6 +50,8 @@ class DataOptions(Options):
     max_length: int = 0
     room: int = 0
     of_model: Mapping[str, int] = field(default_factory=dict)
+    column: str = ""
+    between: str = ""
     block_size: int | None = None
     order: str = ""
     packed_prompts: str = ""
@@ -65,6 +75,10 @@ def add(build: Builder) -> str:
         "content": _digests(files.get("paths", ())) if data.source != "python-docs" else _documentation(),
         "of_model": card_of(config).data_options(config, data.source),
     }
+    if data.source == "parquet":
+        options["column"] = data.column
+    if _has_documents(data) and isinstance(data.tokenizer, Path) and data.tokenizer.suffix == ".json":
+        options["between"] = END_TOKEN
     if data.source in ROWS_FIT:
         options |= {"max_length": data.max_length, "room": data.max_length - config.overhead}
     if data.source == "cpm-live":
@@ -72,6 +86,11 @@ def add(build: Builder) -> str:
         options |= {key: getattr(data, key) for key in ("block_size", "order", "packed_prompts")}
         options["vocab"] = _tokenizer_digest(files["vocab"]) if "vocab" in files else None
     return build.add("data", DataOptions(**options), {}, files=files, about=data.source)
+
+
+def _has_documents(data: DataSource) -> bool:
+    """Tell whether a text may have several documents."""
+    return data.source in ("jsonl", "parquet") or (data.source == "text" and len(data.paths) > 1)
 
 
 def _data_files(data: DataSource) -> dict[str, tuple[Path, ...]]:
@@ -118,10 +137,13 @@ def _text(job: Job[DataOptions], held_out: float | Path) -> dict[str, Any]:
     from sprunec.data.batches import save_ids
     from sprunec.data.text import read_text, split_text
 
-    source = job.options.source
-    training, rest = split_text(read_text(source, job.files.get("paths", ())), held_out, source)
-    tokenizer = _tokenizer(job, "tokenizer", training)
-    train_ids, rest_ids = tokenizer.encode(training), tokenizer.encode(rest)
+    source, column = job.options.source, job.options.column
+    if job.options.between == END_TOKEN:
+        tokenizer, train_ids, rest_ids = _documents(job, held_out)
+    else:
+        training, rest = split_text(read_text(source, job.files.get("paths", ()), column), held_out, source, column)
+        tokenizer = _tokenizer(job, "tokenizer", training)
+        train_ids, rest_ids = tokenizer.encode(training), tokenizer.encode(rest)
     for name, ids, file in zip(("training", "held-out"), (train_ids, rest_ids), _origins(job), strict=True):
         if ids.size < SHORTEST:
             raise InputError.at(file, f"the {name} part has {ids.size} tokens", "give more text")
@@ -132,6 +154,25 @@ def _text(job: Job[DataOptions], held_out: float | Path) -> dict[str, Any]:
         "vocabulary": tokenizer.size,
         "unknown_share": float((rest_ids == tokenizer.unknown).mean()),
     }
+
+
+def _documents(job: Job[DataOptions], held_out: float | Path) -> tuple[Tokenizer, Ids, Ids]:
+    """Encode documents while they are read, both parts; more often than once, but never all in memory."""
+    from sprunec.data.fast_tokenizer import FastTokenizer
+    from sprunec.data.text import held_out_source, part_of, read_documents
+
+    source, paths, column = job.options.source, job.files["paths"], job.options.column
+    tokenizer, cut = _tokenizer(job, "tokenizer"), None
+    assert isinstance(tokenizer, FastTokenizer)
+    if not isinstance(held_out, Path):
+        size = sum(map(len, read_documents(source, paths, column)))
+        cut = size - round(size * held_out)
+    training = part_of(read_documents(source, paths, column), 0, cut)
+    if isinstance(held_out, Path):
+        rest = part_of(read_documents(held_out_source(source), [held_out], column), 0)
+    else:
+        rest = part_of(read_documents(source, paths, column), cut or 0)
+    return tokenizer, tokenizer.encode_documents(training), tokenizer.encode_documents(rest)
 
 
 def _pairs(job: Job[DataOptions], held_out: float | Path) -> dict[str, Any]:

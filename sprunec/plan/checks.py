@@ -7,7 +7,10 @@ already is passed over, so one mistake is told once.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 
+from sprunec.checkpoint.hub import TOKENIZER
+from sprunec.data.parquet import INSTALL, PACKAGE
 from sprunec.errors import InputError, show
 from sprunec.families.cards import card_of
 from sprunec.plan.export_formats import formats_fit, heads_tied
@@ -89,6 +92,9 @@ def data_fits(plan: WrittenPlan) -> None:
         if config is not None and "source" in data:
             for finding in card_of(config).data_findings(config, data):
                 plan.locate(finding)
+        if data.get("source") == "parquet" and find_spec(PACKAGE) is None:
+            tell = plan.error if plan.strict else plan.warn
+            tell("missing-package", "/data/source", f"Parquet tables need the package {PACKAGE}", INSTALL)
         return
     needing = [
         (step.at("pass"), step.name)
@@ -99,6 +105,17 @@ def data_fits(plan: WrittenPlan) -> None:
     for pointer, name in needing[:1]:
         message = f"{name} needs data, and the plan names none"
         plan.error("missing-data", pointer, message, 'add "data": {"source": "python-docs"}')
+
+
+def tokenizer_there(plan: WrittenPlan) -> None:
+    """Warn where a library's model, which has learned tokens, would be given characters that nobody asked for."""
+    model, data, config = plan.section("model").written, plan.section("data").written, plan.config
+    if config is None or card_of(config).own_code or not data or "tokenizer" in data or "checkpoint" not in model:
+        return
+    directory = plan.source.folder / model["checkpoint"]
+    if directory.exists() and not (directory / TOKENIZER).is_file():
+        message = f"{directory} has no {TOKENIZER}: text is read by characters, which this model has not learned"
+        plan.warn("no-tokenizer", "/data", message, 'name a tokenizer: "tokenizer"')
 
 
 def data_set_whole(plan: WrittenPlan) -> None:
@@ -145,6 +162,6 @@ CHECKS: tuple[Callable[[WrittenPlan], None], ...] = (
         heads_tied,
         formats_fit,
     ),
-    *(data_fits, data_set_whole, training_fits, engine_fits, distillation_fits, batches_used),
+    *(data_fits, tokenizer_there, data_set_whole, training_fits, engine_fits, distillation_fits, batches_used),
     *(saved_masks_fit, idle_patterns, files_there),
 )

@@ -26,7 +26,7 @@ NOTE = ".json"
 
 def files_there(plan: WrittenPlan) -> None:
     """Check that what the plan names is there, and is what it is named as; a missing file may be made before a run."""
-    lines = plan.options("data").get("source") in ("jsonl", "pairs")
+    source = plan.options("data").get("source")
     for pointer, path, what in named_files(plan):
         if pointer in plan.source.assumed and not plan.strict:
             continue  # that nobody has given it has been told
@@ -40,8 +40,17 @@ def files_there(plan: WrittenPlan) -> None:
         elif what == "mask file":
             _retell(plan, pointer, foreign(path, "a mask file", TEXT if path.suffix == ".json" else SAVED, MASK_HINTS))
         elif what not in ("data set", "file of the data set"):  # what is inside a set, `data_set_whole` tells
-            wanted = "a vocabulary" if what == "vocabulary file" else "JSON lines" if lines else "text"
-            _retell(plan, pointer, foreign_text(path, wanted, ANY_TEXT if wanted == "text" else TEXT))
+            _retell(plan, pointer, _foreign_data(path, "vocabulary" if what == "vocabulary file" else source))
+
+
+def _foreign_data(path: Path, source: Any) -> InputError | None:
+    """Make the error for a data file that its source cannot be."""
+    if source == "parquet":
+        hint = 'choose "source": "text" or "jsonl" for text'
+        return foreign(path, "a Parquet table", {"parquet"}, {"": hint})
+    wanted = {"vocabulary": "a vocabulary", "jsonl": "JSON lines", "pairs": "JSON lines"}.get(source, "text")
+    hints = {"parquet": 'choose "source": "parquet"'} if source in ("text", "jsonl") else {}
+    return foreign_text(path, wanted, ANY_TEXT if wanted == "text" else TEXT, hints)
 
 
 def named_files(plan: WrittenPlan) -> Iterator[tuple[str, Path, str]]:
@@ -58,7 +67,7 @@ def named_files(plan: WrittenPlan) -> Iterator[tuple[str, Path, str]]:
                 named.append((f"/data/{key}", meta, "data set"))
                 named += [(f"/data/{key}", path, "file of the data set") for path in files]
     named += [
-        ("/data/path", data.get("path") if source in ("text", "jsonl", "pairs") else None, "data file"),
+        ("/data/path", data.get("path") if source in ("text", "jsonl", "parquet", "pairs") else None, "data file"),
         ("/data/held_out", data.get("held_out") if source != "cpm-live" else None, "held-out file"),
         ("/data/vocab", data.get("vocab"), "vocabulary file"),
         ("/data/tokenizer", tokenizer if tokenizer != "characters" else None, "vocabulary file"),

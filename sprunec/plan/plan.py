@@ -12,6 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from sprunec.checkpoint.hub import TOKENIZER
 from sprunec.errors import Diagnostic, InputError
 from sprunec.families.base_config import ModelConfig
 from sprunec.plan.bmcook_flags import NO_FLAGS, Flags
@@ -24,7 +25,6 @@ from sprunec.plan.schema_errors import schema_findings
 from sprunec.plan.source import Source, has_errors
 from sprunec.plan.written_plan import WrittenPlan, as_list
 
-TOKENIZER = "tokenizer.json"
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -48,6 +48,7 @@ class DataSource:
     Attributes:
         paths: files; of a cpm-live set its directory.
         tokenizer: "characters", a vocabulary file or a tokenizer.json.
+        column: of Parquet tables.
         vocab, block_size, order, packed_prompts: of a cpm-live set; others have no use for them.
     """
 
@@ -61,6 +62,7 @@ class DataSource:
     block_size: int
     order: str
     packed_prompts: str
+    column: str = "text"
 
 
 @dataclass(frozen=True)
@@ -200,7 +202,9 @@ def _data(plan: WrittenPlan) -> DataSource:
 
 def _tokenizer(plan: WrittenPlan, named: str) -> str | Path:
     """Take what the plan names; where it names none, the tokenizer in the model's directory, if it has one."""
-    own = plan.source.folder / str(plan.section("model").written.get("checkpoint", "")) / TOKENIZER
-    if "tokenizer" not in plan.section("data").written and own.is_file():
-        return own
+    checkpoint = plan.section("model").written.get("checkpoint")
+    if "tokenizer" not in plan.section("data").written and checkpoint is not None:
+        own: Path = plan.source.folder / checkpoint / TOKENIZER
+        if own.is_file():
+            return own
     return named if named == "characters" else plan.source.folder / named

@@ -36,7 +36,7 @@ def job_of(path: Path, files: dict[str, tuple[Path, ...]] | None = None, **chang
     out = path.parent / f"out{len(list(path.parent.iterdir()))}"
     out.mkdir()
     options = {"source": "pairs", "held_out": 0.2, "max_length": COLUMNS, "room": COLUMNS - PROMPT}
-    options |= {"vocab_size": TINY["vocab_size"], "batch_size": 3, "seed": 5} | changes
+    options |= {"vocab_size": TINY["vocab_size"], "batch_size": 3, "seed": 5, "column": "", "between": ""} | changes
     files = {"paths": (path,)} | (files or {})
     return Job(SimpleNamespace(**options), {"data": out}, files, out, "cpu", lambda event: None)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sprunec.data.text import read_text, split_text
+from sprunec.data.text import part_of, read_text, split_text
 from sprunec.errors import Diagnostic, InputError
 
 
@@ -99,3 +99,16 @@ def test_a_held_out_file_is_read_as_its_source(tmp_path: Path) -> None:
     records = lines(tmp_path / "h.jsonl", '{"text": "held out"}')
     assert split_text("all", plain, "python-docs") == ("all", "held out\n")
     assert split_text("all", records, "jsonl") == ("all", "held out")
+
+
+@pytest.mark.parametrize("first", [0, 2, 3, 5, 9])
+@pytest.mark.parametrize("last", [None, 0, 3, 4, 9, 20])
+def test_a_part_of_documents_is_that_part_of_them_one_behind_the_other(first: int, last: int | None) -> None:
+    documents = ["abc", "", "de", "fghi"]
+    found = list(part_of(documents, first, last))
+    assert "".join(found) == "abcdefghi"[first:last]
+    assert "" not in found
+
+
+def test_parts_keep_their_documents_apart() -> None:
+    assert list(part_of(["abc", "de", "fghi"], 2, 6)) == ["c", "de", "f"]
