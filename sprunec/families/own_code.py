@@ -38,8 +38,6 @@ def trusted(wanted: bool = True) -> Iterator[None]:
             _folders.remove(folder)
             _take_modules()
             sys.modules.update(before)
-            with suppress(ValueError):
-                sys.path.remove(folder)
 
 
 def is_trusted() -> bool:
@@ -103,6 +101,8 @@ def _register(directory: Path, kind: Any, config: str | None, model: str) -> Non
         AutoModelForCausalLM.register(CONFIG_MAPPING[kind], load(model, directory), exist_ok=True)
     finally:
         dynamic_module_utils.HF_MODULES_CACHE = cache
+        with suppress(ValueError):  # from here on the packages in `sys.modules` know where they are
+            sys.path.remove(_folders[-1])
 
 
 def _take_modules() -> dict[str, Any]:

@@ -77,6 +77,17 @@ def test_a_directory_of_the_same_name_has_classes_of_its_own(own: Path, tmp_path
     assert found == [2.0, 3.0, 2.0]
 
 
+def test_what_a_class_imports_late_is_found_without_a_path(own: Path) -> None:
+    late = "    def say(self):\n        from .configuration_own import OwnConfig as late\n        return late\n"
+    (own / "modeling_own.py").write_text(MODELING + late)
+    before = [*sys.path]
+    with trusted():
+        adopt(own, document(own))
+        assert sys.path == before
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**document(own)))
+        assert model.say() is type(model.config)
+
+
 def test_a_class_of_the_library_s_may_have_another_s_config(own: Path) -> None:
     changed = document(own) | {"model_type": "llama", "auto_map": {"AutoModelForCausalLM": "modeling_own.OfLlama"}}
     code = "from transformers import LlamaForCausalLM\nclass OfLlama(LlamaForCausalLM): ..."
