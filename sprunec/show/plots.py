@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from math import floor, log10
@@ -166,16 +166,20 @@ def speed_chart(report: Mapping[str, Any]) -> str:
 
 
 def kept_drawings(report: Mapping[str, Any]) -> list[str]:
-    """Draw heads as a grid of layers by heads, feed-forward widths as bars."""
+    """Draw heads as a grid of layers by heads, feed-forward widths as bars; say of what was not cut that it was not."""
     layers, found = kept_layers(report), []
-    shown = (("Attention heads", "kept heads", head_row), ("Feed-forward dims", "kept dim_ff", width_row))
-    for kind, ((title, label, draw), total) in enumerate(zip(shown, unit_totals(report), strict=True)):
+    shown: Sequence[tuple[str, str, Callable[[Any, int, int], str]]]
+    shown = (("heads", "Attention heads", head_row), ("dims", "Feed-forward dims", width_row))
+    for kind, ((units, title, draw), total) in enumerate(zip(shown, unit_totals(report), strict=True), start=1):
+        kept = {layer[0]: layer[kind] for layer in layers}
+        if total and all((len(k) if isinstance(k, list) else k) == total for k in kept.values()):
+            found.append(f"<h3>{title}</h3><p>All {number(total)} {units} in every layer.</p>")
+            continue
         parts = []
-        for place, (layer, *units) in enumerate(layers):
-            y, kept = 22 * place, units[kind]
-            row = words(80, y + 14, kept, "word") if isinstance(kept, str) else draw(kept, total or 0, y)
+        for y, (layer, left) in zip(range(0, 22 * len(kept), 22), kept.items(), strict=True):
+            row = words(80, y + 14, left, "word") if isinstance(left, str) else draw(left, total or 0, y)
             parts += [words(68, y + 14, f"layer {layer}", "end"), row]
-        rows = drawing(WIDTH, 22 * len(layers), label, *parts)
+        rows = drawing(WIDTH, 22 * len(kept), f"kept {units}", *parts)
         found.append(f"<h3>{title}, of {number(total, nothing=UNKNOWN)}</h3>{rows}")
     return found if layers else []
 

@@ -226,6 +226,22 @@ def test_the_drawings_show_all_passes_layers_and_heads(tmp_path: Path) -> None:
     assert all("absent" in "".join(drawing.itertext()) for drawing in (heads, widths))
 
 
+def test_only_what_was_cut_is_drawn(tmp_path: Path) -> None:
+    report = fake_report()
+    before = [each.attrib["aria-label"] for each in drawings(written(tmp_path, report))]
+    assert before[-2:] == ["kept heads", "kept dims"]
+    report["kept"]["attention"] = {str(layer): [*range(16)] for layer in range(4)}
+    page = written(tmp_path, report)
+    assert [each.attrib["aria-label"] for each in drawings(page)] == [*before[:-2], "kept dims"]
+    assert "All 16 heads in every layer." in Outline(page).text
+    report["kept"]["feed_forward"] = dict.fromkeys("0123", 256)
+    page = written(tmp_path, report)
+    assert [each.attrib["aria-label"] for each in drawings(page)] == before[:-2]
+    assert "All 256 dims in every layer." in Outline(page).text
+    report["kept"]["attention"]["2"] = None
+    assert "absent" in "".join(drawings(written(tmp_path, report))[-1].itertext())
+
+
 def test_hostile_text_stays_text(tmp_path: Path) -> None:
     evil = "</title><script>alert('x')</script>\x00\ud800"
     report, events = fake_report(), fake_events()
