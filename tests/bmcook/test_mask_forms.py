@@ -162,17 +162,27 @@ def test_numpys_own_functions_stay_refused(tmp_path: Path) -> None:
     assert not {np.dtype, np.ndarray} & {given for given, _ in stand_ins()}
 
 
-def test_an_array_that_is_never_filled_is_refused(tmp_path: Path) -> None:
-    array = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\x00\x85X\x01\x00\x00\x00btR"
+UNFILLED = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\x00\x85X\x01\x00\x00\x00btR"
+
+
+@pytest.mark.parametrize(
+    ("pickled", "message"),
+    [
+        (b"}X\x07\x00\x00\x00heads_z" + UNFILLED + b"s", "heads_z is a Array, not a tensor of 0 and 1"),
+        (b"}X\x0b\x00\x00\x00ffn_layer_z" + UNFILLED + b"s", "ffn_layer_z is a Array, not a tensor of 0 and 1"),
+        (UNFILLED, "is no mask file: it holds a Array"),
+        (b"](" + UNFILLED * 3 + b"e", "mask_modules holds a Array for layer 0"),
+    ],
+)
+def test_an_array_that_is_never_filled_is_refused(pickled: bytes, message: str, tmp_path: Path) -> None:
     path = tmp_path / "mask.pt"
     torch.save({}, path)
     with zipfile.ZipFile(path) as archive:
         records = {name: archive.read(name) for name in archive.namelist()}
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in records.items():
-            hostile = name.endswith("data.pkl")
-            archive.writestr(name, b"\x80\x02}X\x07\x00\x00\x00heads_z" + array + b"s." if hostile else content)
-    assert complaint(path) == "heads_z is a Array, not a tensor of 0 and 1"
+            archive.writestr(name, b"\x80\x02" + pickled + b"." if name.endswith("data.pkl") else content)
+    assert message in complaint(path)
 
 
 def stretched(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> torch.Tensor:
