@@ -50,7 +50,7 @@ def refused(name: str, layout: Layout) -> list[str]:
     if layout.heads_divide_width:
         opens = ", then it is written as Mistral, which computes the same" if name == "llama" else ""
         found.append(f"heads that do not divide the width{opens}")
-    return found + (["fewer feed-forward dims"] if layout.keys.get("F") == () else [])
+    return found + ([] if layout.uneven_dims else ["fewer feed-forward dims"])
 
 
 if __name__ == "__main__":

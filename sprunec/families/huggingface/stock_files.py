@@ -43,7 +43,7 @@ def obstacles(config: TransformersConfig) -> Iterator[str]:
     gone = next((index for index, layer in enumerate(config.layers) if not layer.counts), len(config.layers))
     if config.document.get(BY_NUMBER) and any(layer.counts for layer in config.layers[gone:]):
         yield f"its class divides scores by the number of the layer, and layer {gone} is gone"
-    if config.layout.keys.get("F") == () and layers[0].dim_ff not in (0, 4 * width):
+    if not config.layout.uneven_dims and layers[0].dim_ff not in (0, 4 * width):
         yield f"{config.layout.title}'s class has {4 * width} feed-forward dims, and {layers[0].dim_ff} are left"
     if not config.layout.uneven_heads and heads * layers[0].dim_head != width:
         yield f"{config.layout.title}'s class has heads of {width} / heads dims, and {heads} are left"

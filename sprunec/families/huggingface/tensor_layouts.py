@@ -63,6 +63,11 @@ class Layout:
     heads_divide_width: bool = False
     head: str = "lm_head.weight"
 
+    @property
+    def uneven_dims(self) -> bool:
+        """Whether the class can have another number of feed-forward dims than 4 D: its config has a key for it."""
+        return self.keys.get("F") != ()
+
     def but(self, title: str, **more: Any) -> Layout:
         """Make a relative's layout: mappings are added to those here, where None takes an entry away."""
         merged = {name: {**getattr(self, name), **value} for name, value in more.items() if isinstance(value, dict)}
