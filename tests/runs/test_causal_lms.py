@@ -61,6 +61,12 @@ def run(folder: Path, *passes: dict[str, Any], **data: Any) -> Any:
     return execute(lower(read_plan(folder / "plan.json")), folder / "out")
 
 
+def config_of_small(folder: Path) -> dict[str, Any]:
+    """The config.json that a run has emitted."""
+    found: dict[str, Any] = json.loads((folder / "out/model/huggingface/config.json").read_text())
+    return found
+
+
 def masked_logits(folder: Path, kept: dict[str, Any], ids: torch.Tensor) -> torch.Tensor:
     """What the dense model says with the weights behind everything that was cut set to zero, by transformers alone."""
     model = AutoModelForCausalLM.from_pretrained(folder / "dense").double()
@@ -80,7 +86,7 @@ def test_groups_heads_and_dims_are_cut_and_the_stock_class_opens_the_rest(name: 
     assert report.status == "done"
     assert report.data["comparison"]["max_abs_difference"] <= report.data["comparison"]["tolerance"]
     out = tmp_path / "out/model/huggingface"
-    config = json.loads((out / "config.json").read_text())
+    config = config_of_small(tmp_path)
     assert (config["num_attention_heads"], config["num_key_value_heads"], config["head_dim"]) == (4, 2, 10)
     assert config["intermediate_size"] == 40
     small = AutoModelForCausalLM.from_pretrained(out)
@@ -103,7 +109,7 @@ def test_what_is_left_computes_what_the_masked_model_computes(tmp_path: Path) ->
 def test_a_group_takes_its_heads_along(tmp_path: Path) -> None:
     directory(tmp_path, "qwen3", num_hidden_layers=3)
     report = run(tmp_path, SCORED | {"unit": "kv_group", "target": {"num_kv_groups": 1}, "compensate": "least-squares"})
-    config = json.loads((tmp_path / "out/model/huggingface/config.json").read_text())
+    config = config_of_small(tmp_path)
     assert (config["num_attention_heads"], config["num_key_value_heads"]) == (3, 1)
     for heads in report.data["kept"]["attention"].values():
         assert heads in ([0, 1, 2], [3, 4, 5])
@@ -114,7 +120,7 @@ def test_a_removed_block_takes_its_entries_of_lists_along(tmp_path: Path) -> Non
     report = run(
         tmp_path, {"pass": "score-mask", "criterion": "magnitude", "unit": "block", "target": {"num_layers": 3}}
     )
-    config = json.loads((tmp_path / "out/model/huggingface/config.json").read_text())
+    config = config_of_small(tmp_path)
     left = [int(number) for number, heads in report.data["kept"]["attention"].items() if heads is not None]
     assert config["no_rope_layers"] == [[1, 0, 1, 0][number] for number in left]
     assert config["num_hidden_layers"] == len(config["layer_types"]) == 3
@@ -124,7 +130,7 @@ def test_llama_opens_as_mistral_where_its_class_refuses_the_heads(tmp_path: Path
     changes = {"num_attention_heads": 6, "num_key_value_heads": 1, "attention_bias": False}
     directory(tmp_path, "llama", **changes)
     run(tmp_path, SCORED | {"unit": "head", "target": {"num_heads": 5}})
-    config = json.loads((tmp_path / "out/model/huggingface/config.json").read_text())
+    config = config_of_small(tmp_path)
     assert (config["model_type"], config["sliding_window"], config["num_attention_heads"]) == ("mistral", None, 5)
 
 
