@@ -44,3 +44,10 @@ class CalledBlock:
     path: str
     module: nn.Module
     calls: Mapping[str, BlockCall]
+
+
+def hand_on(block: nn.Module, other: nn.Module) -> None:
+    """Let what takes a block's place answer as it does: models ask their blocks for such as the kind of attention."""
+    for name, value in vars(block).items():
+        if not name.startswith("_") and isinstance(value, int | float | str) and not hasattr(other, name):
+            setattr(other, name, value)

@@ -38,7 +38,8 @@ OPENED_BY_TRANSFORMERS = """
 import sys, torch
 from transformers import AutoModelForCausalLM
 directory, texts, logits, own = sys.argv[1:]
-model = AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=own == "own").float().eval()
+how = {"trust_remote_code": own == "own", "attn_implementation": "eager"}  # others leave parts out in some releases
+model = AutoModelForCausalLM.from_pretrained(directory, **how).float().eval()
 with torch.no_grad():
     rows = [model(input_ids=row[None], use_cache=False).logits for row in torch.load(texts, weights_only=True)]
 torch.save([row[0] for row in rows], logits)

@@ -202,12 +202,12 @@ def _checked(section: Section) -> ModelConfig | None:
     if has_errors(section.found):
         return None
     about = card(section.written.get("family", DEFAULT))
-    if not about.schema:
-        return about.config(section.written)
-    defaults = {key: rule.get("default") for key, rule in properties(about.schema).items()}
-    for finding in about.config_findings(section.written, defaults):
+    rules = properties(about.schema) if about.schema else {}
+    for finding in about.config_findings(section.written, {key: rule.get("default") for key, rule in rules.items()}):
         section.locate(finding)
-    return None if has_errors(section.found) else about.config(_whole_numbers(section.written))
+    if has_errors(section.found):
+        return None
+    return about.config(_whole_numbers(section.written) if about.schema else section.written)
 
 
 def _whole_numbers(value: Any) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from sprunec.families.block_calls import hand_on
 from sprunec.rewrite.edits import bypass, cut_buffers, freeze_sizes, select_shared, set_constants
 from sprunec.rewrite.keep import keeps
 from sprunec.rewrite.program import detours
@@ -78,6 +79,7 @@ def build(
             # Every graph module has a class of its own, so this adds the method to this block alone.
             setattr(type(module), method, type(fx.GraphModule(attributes, graph)).forward)
     vars(module)["graphs"] = dict(graphs)
+    hand_on(block.module, module)
     if "forward" in block.calls:
         _take_place(module, block)
     for name in buffers:
@@ -92,6 +94,3 @@ def _take_place(module: fx.GraphModule, block: TracedBlock) -> None:
     call = block.calls["forward"]
     module.register_forward_pre_hook(lambda _, args, kwargs: (call.tensors(args, kwargs), {}), with_kwargs=True)
     module.register_forward_hook(lambda _, __, states: call.result(states))
-    for name, value in vars(block.module).items():
-        if not name.startswith("_") and isinstance(value, int | float | str) and not hasattr(module, name):
-            setattr(module, name, value)  # models ask their blocks for such as the kind of their attention

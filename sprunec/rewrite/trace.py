@@ -7,7 +7,6 @@ cut fits both. Nothing is found by name: sites follow from how axes flow (see `a
 
 from __future__ import annotations
 
-import copy
 import traceback
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -26,7 +25,7 @@ from sprunec.families.module_lists import blocks
 from sprunec.rewrite.kinds import block_kinds
 from sprunec.rewrite.program import Program, read_program
 from sprunec.rewrite.sites import Site, find_sites
-from sprunec.rewrite.tracer import BlockTracer, ShapeTracer, follow_dtype
+from sprunec.rewrite.tracer import BlockTracer, ShapeTracer
 
 Inputs = Mapping[str, tuple[Any, ...] | BlockCall]
 
@@ -113,14 +112,6 @@ def trace_called(model: nn.Module, called: Sequence[CalledBlock]) -> tuple[Trace
         replace(block, module=model.get_submodule(block.path), calls=its.calls)
         for block, its in zip(found, called, strict=True)
     )
-
-
-def in_run_dtype(block: TracedBlock) -> TracedBlock:
-    """Give a block whose graphs compute all in the type of their input, where they cast to float32 as they were."""
-    programs = {method: replace(each, graph=copy.deepcopy(each.graph)) for method, each in block.programs.items()}
-    for program in programs.values():
-        follow_dtype(program.graph)
-    return replace(block, programs=programs)
 
 
 def _code(block: CalledBlock) -> list[str]:

@@ -3,7 +3,8 @@
 Blocks of any library ask for the shapes of what they compute: they unpack them, branch on them and put them into views.
 A *shape proxy* carries its value on the meta device and answers from it, so that all of this is numbers. Which of these
 numbers are the batch's and the length's is seen by their size, and the graph reads them off its inputs. Likewise for
-the type: a block is traced in one that its code does not name, and what has it follows the inputs.
+the type: a block is traced in one that its code does not name, and what has it follows the inputs. What code casts to
+float32, as in norms, softmax and rotary positions, is float64 where the inputs are, so that such a run is exact.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from sprunec.errors import TraceError
 from sprunec.families.block_calls import BlockCall
+from sprunec.families.library_code import autocast_anywhere
 from sprunec.rewrite.program import Call
 
 LARGEST_FACTOR = 2**20
@@ -93,8 +95,8 @@ class ShapeTracer(BlockTracer):
         self._tensors, self._shapes = dict[str, Tensor](), dict[fx.Node, torch.Size]()
 
     def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
-        self._tensors = dict(root.named_parameters()) | dict(root.named_buffers())
-        with _Made(self):
+        self._tensors = dict(root.named_parameters()) | dict(root.named_buffers()) | tensor_attributes(root)
+        with autocast_anywhere(), _Made(self):
             graph = super().trace(root)
         join_filled(graph, self._shapes)
         for node in graph.nodes:
@@ -149,6 +151,12 @@ class ShapeTracer(BlockTracer):
         return iter([obj[place] for place in range(len(obj))])
 
 
+def tensor_attributes(root: nn.Module) -> dict[str, Tensor]:
+    """Name the tensors that modules hold which are neither parameters nor buffers, as some hold their tables."""
+    modules = ((f"{path}.".lstrip("."), module) for path, module in root.named_modules())
+    return {prefix + k: v for prefix, module in modules for k, v in vars(module).items() if isinstance(v, Tensor)}
+
+
 def _op(node: fx.Node) -> str:
     return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
 
@@ -183,6 +191,8 @@ def read_off_inputs(graph: fx.Graph, call: BlockCall) -> None:
     """Put sizes, type and device of the inputs where a graph has those of the examples that it was traced with."""
     reader = _Reader(graph, call)
     for node in list(graph.nodes):
+        if node.op == "call_method" and node.target == "float":
+            node.target, node.args = "to", (*node.args, torch.float32)
         if node.op not in ("placeholder", "output") and node not in reader.made:
             node.args = map_aggregate(node.args, reader.read)
             node.kwargs = map_aggregate(node.kwargs, reader.read)
@@ -205,6 +215,8 @@ class _Reader:
             return self._node("device", getattr, self._first, "device")
         if leaf is self._dtype:
             return self._node("dtype", getattr, self._first, "dtype")
+        if leaf is torch.float32:  # what a norm or a softmax casts to is no less than that, and float64 in such a run
+            return self._node("wide", torch.promote_types, self.read(self._dtype), torch.float32)
         return leaf if isinstance(leaf, bool) or not isinstance(leaf, int) else self._number(leaf)
 
     def _number(self, number: int) -> Any:
@@ -235,19 +247,3 @@ class _Reader:
             self.made.add(self._last)
         return self._known[key]
 
-
-def follow_dtype(graph: fx.Graph) -> None:
-    """Make what a graph casts to float32, as in norms, softmax and rotary positions, have the type of its input."""
-    inputs = [node for node in graph.nodes if node.op == "placeholder"]
-    with graph.inserting_after(inputs[-1]):
-        dtype = graph.call_function(getattr, (inputs[0], "dtype"))
-    for node in graph.nodes:
-        if node.op == "call_method" and node.target == "float":
-            node.target, node.args = "to", (node.args[0], dtype)
-        elif node is not dtype:
-            node.args, node.kwargs = (
-                map_aggregate(each, lambda leaf: dtype if leaf is torch.float32 else leaf)
-                for each in (node.args, node.kwargs)
-            )
-    if not dtype.users:
-        graph.erase_node(dtype)

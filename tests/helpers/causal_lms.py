@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
 
 VOCABULARY = 97
 IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "vocab_size": VOCABULARY}
@@ -21,7 +21,14 @@ LATENT = {
     "num_key_value_heads": 6, "q_lora_rank": 20, "kv_lora_rank": 12, "qk_nope_head_dim": 6, "qk_rope_head_dim": 4,
     "v_head_dim": 9,
 }  # fmt: skip
-CONFIGS: dict[str, dict[str, Any]] = {
+
+
+def supports_sdpa(name: str) -> bool:
+    """Release 4.57 has no GPT-J with it."""
+    return bool(MODEL_FOR_CAUSAL_LM_MAPPING[CONFIG_MAPPING[name]]._supports_sdpa)
+
+
+EVERY: dict[str, dict[str, Any]] = {
     "llama": {**GROUPED, **WIDE, "attention_bias": True},
     "mistral": {**GROUPED, **WIDE, "sliding_window": 8},
     "qwen2": GROUPED,
@@ -48,7 +55,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "new_decoder_architecture": True, **IDS,
     },
 }  # fmt: skip
-EAGER_ONLY = ("gemma2", "bloom")
+CONFIGS = {name: sizes for name, sizes in EVERY.items() if name in CONFIG_MAPPING}  # release 4.57 has no MiniCPM3
+EAGER_ONLY = [name for name in CONFIGS if name in ("gemma2", "bloom") or not supports_sdpa(name)]
 CALLS = [(name, how) for name in CONFIGS for how in ("eager", "sdpa") if how == "eager" or name not in EAGER_ONLY]
 
 

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from sprunec.families.huggingface.recording import NEW, record_calls
+from sprunec.families.huggingface.recording import NEW, past_keyword, record_calls
 from sprunec.models.verify import given_to_blocks, verify
 from sprunec.rewrite import gating, surgery
 from sprunec.rewrite.recipe import make_recipe
-from sprunec.rewrite.trace import TracedBlock, in_run_dtype, trace_called
+from sprunec.rewrite.trace import TracedBlock, trace_called
 from sprunec.units import Cut
 from tests.helpers.causal_lms import CALLS, CONFIGS, causal_lm, token_ids
 
@@ -76,8 +76,9 @@ def test_graphs_with_a_past_compute_what_their_modules_do(name: str, attention: 
     blocks = traced(model)
     for cache, batch, new, past in ((DynamicCache(config=model.config), 2, 3, 14), (DynamicCache(), 1, 1, 5)):
         with torch.no_grad():
-            model(input_ids=token_ids(batch, past), use_cache=True, cache=cache)
-        given = given_to_blocks(model, blocks, input_ids=token_ids(batch, new), use_cache=True, cache=cache)
+            model(input_ids=token_ids(batch, past), use_cache=True, **{past_keyword(model): cache})
+        kept = {"use_cache": True, past_keyword(model): cache}
+        given = given_to_blocks(model, blocks, input_ids=token_ids(batch, new), **kept)
         assert {method for method, _ in given.values()} == {"forward_cached"}
         # Of one query, the library lets sdpa take heads for positions, which sums in another order.
         assert verify(blocks, given) <= (0.0 if attention == "eager" or new > 1 else 1e-6)
@@ -159,7 +160,7 @@ CUTS: dict[str, tuple[dict[str, tuple[int, ...] | None], ...]] = {
 def test_masked_and_cut_models_are_equal_in_float64(name: str, attention: str) -> None:
     model, ids = causal_lm(name, attention), token_ids(2, 9)
     calls = record_calls(model)
-    blocks = [in_run_dtype(block) for block in trace_called(model.double(), calls)]
+    blocks = trace_called(model.double(), calls)
     dense = states(model, ids)
     for what, changes in CUTS.items():
         if what in ("kv_group", "head", "dim_head") and what not in blocks[0].sites:
@@ -182,7 +183,7 @@ def test_masked_and_cut_models_are_equal_in_float64(name: str, attention: str) -
 def test_cut_blocks_decode_with_a_past_as_in_one_forward(name: str) -> None:
     model = causal_lm(name)
     calls = record_calls(model)
-    blocks = [in_run_dtype(block) for block in trace_called(model.double(), calls)]
+    blocks = trace_called(model.double(), calls)
     given = given_to_blocks(model, blocks, input_ids=token_ids(2, 9), use_cache=False)
     some = {"kv_group": (1,), "head": (0, 3, 5) if "kv_group" in blocks[0].sites else (1, 2, 5), "dim_ff": (0, 9, 55)}
     kept = kept_layers(blocks, some, some)

@@ -17,6 +17,7 @@ from sprunec.compiler.lower import lower
 from sprunec.data.text import read_text
 from sprunec.errors import FormatError, InputError
 from sprunec.execution.execute import execute
+from sprunec.families.huggingface import releases
 from sprunec.models.streamed import largest
 from sprunec.plan.plan import read_plan
 from sprunec.plan.schema import load_schema
@@ -207,7 +208,22 @@ def test_inspect_says_what_cannot_be_cut_and_why(tmp_path: Path) -> None:
 
 
 def test_a_release_that_is_too_old_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    directory(tmp_path, "qwen3", intermediate_size=60)  # a config that has not been seen before
-    monkeypatch.setattr("transformers.__version__", "4.57.6")
-    with pytest.raises(InputError, match="needs its release 5, and 4.57.6 is installed"):
+    directory(tmp_path, "qwen3")
+    monkeypatch.setattr(releases, "version", lambda _: "4.56.2")
+    with pytest.raises(InputError, match=r"config.json:\d+:\d+: .*needs its release 4.57, and 4.56.2 is installed"):
         inspect_model(tmp_path / "dense")
+
+
+def test_a_config_that_the_release_would_misread_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What release 5 writes of rotary positions, release 4 passes over: it takes base 10,000 instead."""
+    path = directory(tmp_path, "qwen3") / "config.json"
+    document = json.loads(path.read_text())
+    plain = {key: value for key, value in document.items() if key not in ("rope_parameters", "rope_scaling")}
+    path.write_text(json.dumps(plain | {"rope_theta": 5e5}))
+    monkeypatch.setattr(releases, "version", lambda _: "4.57.6")
+    assert inspect_model(tmp_path / "dense")["parameters"]["total"] > 0
+    path.write_text(json.dumps(plain | {"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}}))
+    with pytest.raises(InputError, match=r"/rope_parameters: .*transformers 4.57.6 passes over rope_parameters"):
+        run(tmp_path)
+    monkeypatch.setattr(releases, "version", lambda _: "5.0.0rc1")
+    assert inspect_model(tmp_path / "dense")["parameters"]["total"] > 0

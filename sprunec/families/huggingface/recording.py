@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from sprunec.errors import TraceError
 from sprunec.families.block_calls import CalledBlock
 from sprunec.families.huggingface.arguments import Recorded, block_call
+from sprunec.families.library_code import values_unread
 
 BATCH, NEW, PAST = 10007, 20011, 30011
 OWN_TYPE = torch.bfloat16  # nothing asks for it by name, so what has it in the copy follows the run's own type
@@ -36,7 +36,7 @@ def record_calls(model: nn.Module) -> tuple[CalledBlock, ...]:
     shape = on_meta(model)
     cache = DynamicCache()
     try:
-        with torch.no_grad(), Unread():  # type: ignore[no-untyped-call]
+        with values_unread():
             plain = _record(shape, NEW)
             _record(shape, PAST, cache, 0)
             cached = _record(shape, NEW, cache, PAST)
@@ -57,8 +57,11 @@ def on_meta(model: nn.Module) -> Any:
     tensors = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
     memo: dict[int, Any] = {}
     for tensor in (*model.parameters(), *model.buffers(), *tensors):
-        dtype = OWN_TYPE if tensor.is_floating_point() else tensor.dtype
-        empty = torch.empty_like(tensor, device="meta", dtype=dtype)
+        dtype, shape = OWN_TYPE if tensor.is_floating_point() else tensor.dtype, tensor.shape
+        if dtype == torch.bool and tensor.dim() > 1 and shape[-1] == shape[-2]:
+            # A table of which position sees which, for no more of them than a text may have; it is sliced.
+            shape = torch.Size((*shape[:-2], PAST + NEW, PAST + NEW))
+        empty = torch.empty(shape, device="meta", dtype=dtype)
         memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
     return copy.deepcopy(model, memo).eval()
 
@@ -129,15 +132,3 @@ def _decoder(model: nn.Module, seen: dict[str, list[Recorded]]) -> list[str]:
     if not lists:
         raise TraceError(f"{type(model).__name__} has no list of modules that runs once for each of its members")
     return max(lists, key=lambda found: found[0])[1]
-
-
-class Unread(TorchDispatchMode):
-    """Says "no" and 0 where a model asks for a value that a tensor on the meta device does not have.
-
-    What is asked before the blocks is whether their mask could be left out, and whether their positions start again.
-    """
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
-            return torch.zeros((), dtype=args[0].dtype).item()
-        return func(*args, **(kwargs or {}))

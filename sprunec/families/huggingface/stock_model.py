@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
@@ -15,8 +15,6 @@ from sprunec.errors import InputError
 from sprunec.families.block_calls import CalledBlock
 from sprunec.families.huggingface.recording import record_calls
 from sprunec.families.huggingface.transformers_config import TransformersConfig
-
-OLDEST = 5  # before, models ask tensors on the meta device for their values in other ways than `recording` answers
 
 
 @contextmanager
@@ -43,26 +41,29 @@ def _built(source: str, tied: bool) -> tuple[Any, tuple[CalledBlock, ...]]:
     """Build the class's own model of a config.json, and see how it calls its blocks.
 
     Raises:
-        InputError: transformers is not installed, or too old.
+        InputError: transformers is not installed, or does not have the class.
     """
     try:
-        from transformers import AutoConfig, AutoModelForCausalLM, __version__
+        from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, __version__
     except ImportError as error:
         message = "a model of transformers needs the package transformers"
         raise InputError.in_option("/model/path", message, "pip install 'sprunec[hf]'") from error
-    if int(__version__.split(".")[0]) < OLDEST:
-        message = f"a model of transformers needs its release {OLDEST}, and {__version__} is installed"
-        raise InputError.in_option("/model/path", message, f"pip install --upgrade 'transformers>={OLDEST}'")
     document = json.loads(source) | {"tie_word_embeddings": tied, "dtype": "float32", "torch_dtype": "float32"}
+    if (kind := document["model_type"]) not in CONFIG_MAPPING:
+        message = f"transformers {__version__}, which is installed, has no {kind}"
+        raise InputError.in_option("/model/path", message, "pip install --upgrade transformers")
     config = AutoConfig.for_model(**document)
     with parameters_on_meta():
-        whole = AutoModelForCausalLM.from_config(config, attn_implementation=_attention(document)).float().eval()
+        whole = AutoModelForCausalLM.from_config(config, attn_implementation=_attention(config)).float().eval()
     return whole, record_calls(whole)
 
 
-def _attention(document: Mapping[str, Any]) -> str:
-    """Choose between torch's own attention, and products spelled out where the class has caps or slopes."""
-    return "eager" if document["model_type"] in ("gemma2", "bloom") else "sdpa"
+def _attention(config: Any) -> str:
+    """Choose torch's own attention, or products spelled out: where the class has no other, or leaves its caps out."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    able = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]._supports_sdpa
+    return "sdpa" if able and not getattr(config, "attn_logit_softcapping", None) else "eager"
 
 
 def stock_model(config: TransformersConfig) -> Any:

@@ -11,6 +11,7 @@ from sprunec.errors import Diagnostic, InputError
 from sprunec.families.cards import Card, Part, Widths
 from sprunec.families.detect import type_family
 from sprunec.families.huggingface.model_types import LAYOUTS
+from sprunec.families.huggingface.releases import config_findings
 from sprunec.families.huggingface.tensor_layouts import Layout
 from sprunec.families.huggingface.transformers_config import FAMILY, TransformersConfig
 
@@ -114,7 +115,7 @@ CARD = Card(
     schema="",
     native_keys=native_keys,
     older_key=lambda key, value: None,
-    config_findings=lambda config, defaults: iter(()),
+    config_findings=config_findings,
     guess=guess,
     data_findings=data_findings,
     data_options=lambda config, source: {},

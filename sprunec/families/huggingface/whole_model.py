@@ -8,7 +8,7 @@ what comes behind the last one.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
 from typing import Any
 
@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sprunec.families.block_calls import BlockCall
-from sprunec.families.huggingface.recording import Unread, past_keyword
+from sprunec.families.block_calls import BlockCall, hand_on
+from sprunec.families.huggingface.recording import past_keyword
+from sprunec.families.library_code import InFloat64, values_unread
 
 Given = dict[str, tuple[Tensor, ...]]  # by block, what it is given besides its hidden states
 
@@ -52,14 +53,8 @@ class _StandIn(nn.Module):
 
     def __init__(self, block: nn.Module, see: Callable[[tuple[Any, ...], dict[str, Any]], Any]) -> None:
         super().__init__()
-        self._block, self._see = [block], see
-
-    def __getattr__(self, name: str) -> Any:
-        """Answer as the block does: some classes ask theirs for the kind of attention that it has."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(self._block[0], name)
+        self._see = see
+        hand_on(block, self)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self._see(args, kwargs)
@@ -116,7 +111,7 @@ class TransformersModel(nn.Module):
             if next(module.parameters(recurse=False), None) is not None and not name.startswith(tuple(self.paths))
         ]
         try:
-            with torch.no_grad(), Unread():  # type: ignore[no-untyped-call]
+            with values_unread():
                 hidden, _ = self.enter(torch.zeros(1, 1, dtype=torch.long, device="meta"))
                 in_front = len(ran)
                 self.leave(hidden[0])
@@ -128,13 +123,16 @@ class TransformersModel(nn.Module):
         return entrance, tuple(name for name in ran[in_front:] if name not in (*entrance, self.table))
 
     @contextmanager
-    def _without_blocks(self, see: Callable[[str, tuple[Any, ...], dict[str, Any]], Any]) -> Iterator[Any]:
-        """Let the class's own code run meanwhile, with stand-ins for its blocks."""
+    def _without_blocks(
+        self, see: Callable[[str, tuple[Any, ...], dict[str, Any]], Any], dtype: torch.dtype
+    ) -> Iterator[Any]:
+        """Let the class's own code run meanwhile, with stand-ins for its blocks; in a run in float64 all of it."""
         blocks = {path: self.get_submodule(path) for path in self.paths}
         try:
             for path, block in blocks.items():
                 self.set_submodule(path, _StandIn(block, partial(see, path)))
-            yield self._whole[0]
+            with InFloat64() if dtype == torch.float64 else nullcontext():  # type: ignore[no-untyped-call]
+                yield self._whole[0]
         finally:
             for path, block in blocks.items():
                 self.set_submodule(path, block)
@@ -158,7 +156,7 @@ class TransformersModel(nn.Module):
                 raise _Entered
             return call.result(seen[path][0])
 
-        with self._without_blocks(see) as whole, suppress(_Entered):
+        with self._without_blocks(see, self._dtype) as whole, suppress(_Entered):
             whole(**given)
         first = next(iter(seen.values()))[0]
         return first, {path: found[1:] for path, found in seen.items()}
@@ -178,8 +176,8 @@ class TransformersModel(nn.Module):
         before = [parameter for name in self.entrance for parameter in self.get_submodule(name).parameters()]
         device = before[0].device if before else "meta"
         nothing = torch.zeros(hidden.size(0), 1, hidden.size(1), dtype=hidden.dtype, device=device)
-        with self._without_blocks(see) as whole, in_front:
-            in_front.enter_context(Unread())  # type: ignore[no-untyped-call]
+        with self._without_blocks(see, hidden.dtype) as whole, in_front:
+            in_front.enter_context(values_unread())
             logits: Tensor = whole(inputs_embeds=nothing, use_cache=False).logits
         return logits[:, 0]
 
@@ -218,9 +216,14 @@ class TransformersModel(nn.Module):
 
     def empty_pasts(self, ids: Tensor) -> list[Any]:
         """Give each block's keys and values (1, groups, 0, dims) of no position; None where it keeps none."""
-        table = next(self.get_submodule(self.table).parameters())
-        dtype = table.dtype if table.is_floating_point() else torch.float32
+        like = {"dtype": self._dtype, "device": ids.device}
         return [
-            shapes and [torch.empty(1, groups, 0, dims, dtype=dtype, device=ids.device) for groups, dims in shapes]
+            shapes and [torch.empty(1, groups, 0, dims, **like) for groups, dims in shapes]
             for shapes in self.past_shapes
         ]
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        """The type that the model computes in: that of its table, unless this is whole numbers."""
+        table = next(self.get_submodule(self.table).parameters())
+        return table.dtype if table.is_floating_point() else torch.float32

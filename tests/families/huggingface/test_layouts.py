@@ -14,7 +14,7 @@ from sprunec.families.cards import card, native
 from sprunec.families.huggingface.model_types import LAYOUTS
 from sprunec.families.huggingface.transformers_config import TransformersConfig
 from sprunec.units import SUBLAYERS
-from tests.helpers.causal_lms import CONFIGS, causal_lm
+from tests.helpers.causal_lms import CONFIGS, EVERY, causal_lm
 
 
 def saved(name: str, directory: Path, **changes: object) -> TransformersConfig:
@@ -23,17 +23,17 @@ def saved(name: str, directory: Path, **changes: object) -> TransformersConfig:
 
 
 def test_every_card_has_a_tiny_model() -> None:
-    assert LAYOUTS.keys() == CONFIGS.keys()
+    assert LAYOUTS.keys() == EVERY.keys()
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("name", CONFIGS)
 def test_tensors_are_those_of_the_file(name: str, tmp_path: Path) -> None:
     config = saved(name, tmp_path)
     assert config.tensors() == open_tensors(tmp_path).shapes()
     assert TransformersConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("name", CONFIGS)
 def test_sizes_of_sublayers_add_up_to_what_lies_in_blocks(name: str, tmp_path: Path) -> None:
     config = saved(name, tmp_path)
     inside = {key: shape for key, shape in config.tensors().items() if key.startswith(config.layout.blocks)}
