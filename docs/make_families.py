@@ -27,7 +27,9 @@ What a stock class does not open is refused before it is written, with the reaso
 without one of its sublayers, and what the last column says. Whatever is written is opened again by `transformers` in
 the same run and compared with the cut model, within the noise that the dense model's own arithmetic has.
 
-These models need transformers 5 (CPM-Ant 4.57 or newer). Not yet: mixtures of experts, models of text and more,
+These models need transformers 4.57 or newer: MiniCPM3 its release 5, and so does a `config.json` that release 5 has
+written, whose rotary positions (`rope_parameters`) 4.57 would pass over. Weights in float32, bfloat16 or float16 stay what
+they are. Not yet: mixtures of experts, models of text and more,
 families without a card, layers of unlike sizes, and scoring models larger than memory; training on several processes is
 untried.
 """

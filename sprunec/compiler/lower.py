@@ -1,7 +1,7 @@
 """Lower a plan to an execution graph: intent in, every step spelled out.
 
     user writes      lowering makes of it
-    (model, data) -> load, data, and an evaluation of the dense model
+    (model, data) -> load, data, and an evaluation of the dense model; verify-trace, where its code is a library's
     train         -> train
     train-mask    -> train-mask, binarize, rewrite, compare
     score-mask    -> score-mask, binarize, rewrite, compare
@@ -23,7 +23,17 @@ from sprunec.errors import Diagnostic, InputError
 from sprunec.families.head import has_own_head
 from sprunec.graph.builder import Builder
 from sprunec.graph.graph import Graph
-from sprunec.passes import compare, compare_format, emit, evaluate, expand, load, measure_speed, read_data
+from sprunec.passes import (
+    compare,
+    compare_format,
+    emit,
+    evaluate,
+    expand,
+    load,
+    measure_speed,
+    read_data,
+    verify_trace,
+)
 from sprunec.plan.declared import PASSES
 from sprunec.plan.export_formats import FORMATS
 from sprunec.plan.plan import Plan
@@ -39,6 +49,7 @@ def lower(plan: Plan) -> Graph:
     if plan.data is not None:
         build.data = read_data.add(build)
     build.model = build.roles.source = load.add(build)
+    verify_trace.add(build, build.model)
     for spec in plan.passes:
         info = PASSES[spec.name]
         assert info.lower is not None

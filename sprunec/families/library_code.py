@@ -34,7 +34,7 @@ def values_unread() -> Iterator[None]:
 
 @contextmanager
 def autocast_anywhere() -> Iterator[None]:
-    """Let code switch autocasting off meanwhile on the device of its tensors, which torch refuses of the meta device."""
+    """Let code switch autocasting off meanwhile on its tensors' device, which torch refuses of the meta device."""
     autocast: Any = torch.autocast
 
     def unless_meta(device_type: str, *args: Any, **kwargs: Any) -> Any:

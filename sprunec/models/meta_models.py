@@ -26,13 +26,13 @@ def empty_model(config: ModelConfig) -> nn.Module:
         return model
     # A library's class has all layers alike. What of its layers is left decides sizes alone, and not which units these
     # are; so the first ones stand for any.
-    whole = _traced_whole(config.uncut)
+    whole = traced_whole(config.uncut)
     blocks = [replace(block, module=model.get_submodule(block.path), calls={}) for block in whole]
     return rewrite(model, blocks, first_units(config.uncut, config))
 
 
 @lru_cache(maxsize=2)
-def _traced_whole(config: ModelConfig) -> tuple[TracedBlock, ...]:
+def traced_whole(config: ModelConfig) -> tuple[TracedBlock, ...]:
     """Trace a library's blocks, and hold them against their modules: in every run."""
     family = family_of(config)
     assert family.called is not None
@@ -62,7 +62,7 @@ def traced_shape(config: ModelConfig) -> tuple[TracedBlock, ...]:
     if family.called is None:
         kinds = family.kinds(config)
     else:  # blocks of one kind have one program, and are still alike where as much is left of them
-        pairs = zip(_traced_whole(config.uncut), config.layers, strict=True)
+        pairs = zip(traced_whole(config.uncut), config.layers, strict=True)
         kinds = {block.path: (id(block.forward), layer) for block, layer in pairs}
     return trace_blocks(model, family.examples(config), kinds)
 

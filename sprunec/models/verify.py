@@ -3,73 +3,57 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+import sys
+import traceback
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
 
 from sprunec.errors import TraceError
 from sprunec.families.block_calls import BlockCall
-from sprunec.models.streamed import largest
+from sprunec.models.streamed import Streamed, largest
 from sprunec.rewrite.surgery import build
-from sprunec.rewrite.trace import TracedBlock
+from sprunec.rewrite.trace import TracedBlock, source_line
 
-Given = Mapping[str, tuple[str, tuple[Tensor, ...]]]  # by block path, which method is called, and its inputs
 NOISE = 64  # times the arithmetic's step at the largest number that comes out
 
 
-@torch.no_grad()
-def given_to_blocks(model: nn.Module, blocks: Sequence[TracedBlock], **inputs: Any) -> Given:
-    """Run a model, and list by path which method its call of each block is, and that method's inputs."""
-    found: dict[str, tuple[str, tuple[Tensor, ...]]] = {}
-
-    def note(block: TracedBlock, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        method = next(method for method, call in block.calls.items() if call.takes(args, kwargs))
-        found[block.path] = method, block.calls[method].tensors(args, kwargs)
-
-    handles = [
-        block.module.register_forward_pre_hook(
-            lambda _, args, kwargs, block=block: note(block, args, kwargs), with_kwargs=True
-        )
-        for block in blocks
-    ]
-    try:
-        model(**inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found
+def first_of_kinds(blocks: Sequence[TracedBlock]) -> list[TracedBlock]:
+    """List one block, the first, of each of those that were traced together."""
+    return sorted({id(block.forward): block for block in reversed(blocks)}.values(), key=lambda block: block.index)
 
 
 @torch.no_grad()
-def verify(blocks: Sequence[TracedBlock], given: Given) -> float:
-    """Compute each block by its module and by its graph, on inputs as given and on random hidden states as large.
+def verify(block: TracedBlock, method: str, inputs: Sequence[Tensor], graph: Any = None) -> float:
+    """Compute a block by its module and by its graph, on inputs as given and on random hidden states as large.
+
+    Args:
+        graph: a module that has the block's graphs; None: one is made over the block's own tensors.
 
     Returns:
         The largest difference of all, as a part of the largest number that comes out of the block.
 
     Raises:
-        TraceError: they are further apart than rounding explains; names the block.
+        TraceError: they are further apart than rounding explains; names the module and the line where they part.
     """
-    worst = 0.0
-    for block in blocks:
-        method, inputs = given[block.path]
-        graph = graph_module(block)
-        hidden, *others = inputs
-        random = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(0)).to(hidden) * hidden.std()
-        for states in (hidden, random):
-            wanted = _tensors(block.calls[method].run(block.module, states, *others))
-            found = _tensors(getattr(graph, method)(states, *others))
-            for ours, theirs in zip(found, wanted, strict=True):
-                part = largest(ours - theirs) / max(float(theirs.abs().max()), 1e-30)
-                worst = max(worst, part)
-                if part > NOISE * torch.finfo(theirs.dtype).eps:
-                    raise TraceError(
-                        f"{block.path}: its traced graph computes something else than its module: "
-                        f"{part:.1e} of the largest number apart, where {torch.finfo(theirs.dtype).eps:.0e} is rounding"
-                    )
+    worst, graph = 0.0, graph_module(block) if graph is None else graph
+    hidden, *others = inputs
+    random = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(0)).to(hidden) * hidden.std()
+    for states in (hidden, random):
+        wanted = _tensors(block.calls[method].run(block.module, states, *others))
+        found = _tensors(getattr(graph, method)(states, *others))
+        part = max(_part(ours, theirs) for ours, theirs in zip(found, wanted, strict=True))
+        if part > (rounding := NOISE * torch.finfo(hidden.dtype).eps):
+            where = _parting(block, method, graph, (states, *others))
+            raise TraceError(
+                f"{where}: its traced graph computes something else than its module: "
+                f"{part:.1e} of the largest number apart, where {rounding:.0e} may be rounding"
+            )
+        worst = max(worst, part)
     return worst
 
 
@@ -81,11 +65,87 @@ def verify_kinds(blocks: Sequence[TracedBlock]) -> None:
     Raises:
         TraceError: see `verify`.
     """
-    kinds = {id(block.forward): block for block in reversed(blocks)}
-    for block in kinds.values():
+    for block in first_of_kinds(blocks):
         drawn = replace(block, module=_with_random_weights(block.module))
         for method, call in block.calls.items():
-            verify([drawn], {block.path: (method, _random_inputs(call))})
+            verify(drawn, method, _random_inputs(call))
+
+
+@torch.no_grad()
+def verify_weights(blocks: Sequence[TracedBlock], own: Streamed, graphs: Streamed) -> dict[int, float]:
+    """Hold one block of each kind against its graph on a model's own weights, and on what its text comes to there.
+
+    Args:
+        own, graphs: the model with its library's modules, and with their graphs in the places of these.
+
+    Returns:
+        By block, the largest difference, as a part of the largest number that comes out of it.
+
+    Raises:
+        TraceError: see `verify`.
+    """
+    kinds, found = {block.path: block for block in first_of_kinds(blocks)}, dict[int, float]()
+    graphs.enter()
+    for path in graphs.paths[: 1 + max(block.index for block in kinds.values())]:
+        with graphs.holding(path):
+            if path in kinds:
+                graph, inputs = graphs.model.get_submodule(path), zip(graphs.hidden, graphs.given, strict=True)
+                with own.holding(path):
+                    block = replace(kinds[path], module=own.model.get_submodule(path))
+                    parts = [verify(block, "forward", (hidden, *given[path]), graph) for hidden, given in inputs]
+                found[block.index] = max(parts)
+            graphs.hidden = graphs.through(path)
+    return found
+
+
+def _part(ours: Tensor, theirs: Tensor) -> float:
+    return largest(ours - theirs) / max(float(theirs.abs().max()), 1e-30)
+
+
+def _parting(block: TracedBlock, method: str, graph: Any, inputs: Sequence[Tensor]) -> str:
+    """Name the module of a block, and the line of its source, that first gives what its graph nowhere has."""
+    with _Values() as wanted:
+        block.calls[method].run(block.module, *inputs)
+    ours = _Nodes(graph, graph=vars(graph)["graphs"][method])
+    ours.run(*inputs)
+    names = {module: name for name, module in block.module.named_modules()}
+    limit = NOISE * torch.finfo(inputs[0].dtype).eps
+    for value, frames, owners in wanted.seen:
+        if not any(each.shape == value.shape and _part(each, value) <= limit for each in ours.seen):
+            module = next((owner for owner in owners if owner in names), block.module)
+            path = f"{block.path}.{names[module]}".removesuffix(".")
+            return f"{path} ({type(module).__name__}) {source_line(frames)}"
+    return f"{block.path} ({type(block.module).__name__})"
+
+
+class _Values(TorchFunctionMode):
+    """Notes the numbers that every operation gives, the frames that it is called from, and the modules in these."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[Tensor, Sequence[traceback.FrameSummary], Sequence[Any]]] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        value = func(*args, **(kwargs or {}))
+        if isinstance(value, Tensor) and value.is_floating_point() and value.numel():
+            owners = [frame.f_locals.get("self") for frame, _ in traceback.walk_stack(sys._getframe(1))]
+            modules = [each for each in owners if isinstance(each, nn.Module)]
+            self.seen.append((value, traceback.extract_stack(), modules))
+        return value
+
+
+class _Nodes(fx.Interpreter):
+    """Notes the numbers that every node gives."""
+
+    def __init__(self, module: Any, graph: fx.Graph) -> None:
+        super().__init__(module, graph=graph)
+        self.seen: list[Tensor] = []
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if isinstance(value, Tensor) and value.is_floating_point() and value.numel():
+            self.seen.append(value)
+        return value
 
 
 def _with_random_weights(module: nn.Module) -> nn.Module:

@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sprunec import families
 from sprunec.errors import PassError, TraceError
 from sprunec.families.block_calls import BlockCall, CalledBlock
 from sprunec.families.module_lists import blocks
@@ -159,13 +158,13 @@ def _traced(path: str, block: nn.Module, method: str, inputs: Sequence[Any] | Bl
         tracer.trace(block)
     except Exception as error:
         inner = f"{path}.{tracer.current}" if tracer.current else path
-        kind = type(block.get_submodule(tracer.current)).__name__
-        raise TraceError(f"{inner} ({kind}) cannot be traced {_source_line(error)}: {error}") from error
+        kind, frames = type(block.get_submodule(tracer.current)).__name__, traceback.extract_tb(error.__traceback__)
+        raise TraceError(f"{inner} ({kind}) cannot be traced {source_line(frames)}: {error}") from error
     return tracer
 
 
-def _source_line(error: Exception) -> str:
-    """Find the last line of the model's own source that the error came through."""
-    others = str(Path(torch.__file__).parent), str(Path(__file__).parent), str(Path(families.__file__).parent)
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(others)]
-    return f"at {frames[-1].filename}:{frames[-1].lineno} `{frames[-1].line}`" if frames else "as it is"
+def source_line(frames: Sequence[traceback.FrameSummary]) -> str:
+    """Find the last line of a model's own source among those that are, or were, being run."""
+    others = str(Path(torch.__file__).parent), str(Path(__file__).parents[1])
+    own = [frame for frame in frames if not frame.filename.startswith(others)]
+    return f"at {own[-1].filename}:{own[-1].lineno} `{own[-1].line}`" if own else "as it is"

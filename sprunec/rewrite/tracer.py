@@ -246,4 +246,3 @@ class _Reader:
                 self._last = self._known[key] = self._graph.create_node(kind, target, args)
             self.made.add(self._last)
         return self._known[key]
-

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 import operator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from torch import fx
 
 from sprunec.errors import TraceError
 from sprunec.families.huggingface.recording import record_calls
-from sprunec.models import meta_models
+from sprunec.models import meta_models, verify
 from sprunec.models.verify import verify_kinds
 from sprunec.rewrite.trace import TracedBlock, trace_called
 from tests.helpers.causal_lms import CONFIGS, causal_lm
@@ -25,16 +27,20 @@ def traced(name: str) -> tuple[TracedBlock, ...]:
     return trace_called(model, record_calls(model))
 
 
-def with_another_sum(block: TracedBlock, method: str) -> TracedBlock:
-    """The block with a graph that adds something else than its module."""
+def with_another(block: TracedBlock, method: str, *ops: object) -> TracedBlock:
+    """The block with a graph that takes 1.01 times what the last of such ops gives."""
     program = block.programs[method]
     graph: fx.Graph = copy.deepcopy(program.graph)
-    *_, add = (node for node in graph.nodes if node.target in (operator.add, torch.add, "add"))
-    with graph.inserting_after(add):
-        wrong = graph.call_function(operator.mul, (add, 1.01))
-    add.replace_all_uses_with(wrong)
-    wrong.args = (add, 1.01)
+    *_, op = (node for node in graph.nodes if node.target in ops)
+    with graph.inserting_after(op):
+        wrong = graph.call_function(operator.mul, (op, 1.01))
+    op.replace_all_uses_with(wrong)
+    wrong.args = (op, 1.01)
     return replace(block, programs={**block.programs, method: replace(program, graph=graph)})
+
+
+SUM = (operator.add, torch.add, "add")
+ACTIVATION = (torch.nn.functional.silu,)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -47,18 +53,63 @@ def test_graphs_of_all_families_hold(name: str) -> None:
 def test_a_graph_that_computes_something_else_is_refused(name: str, method: str) -> None:
     first, *others = traced(name)
     with pytest.raises(TraceError, match="its traced graph computes something else than its module"):
-        verify_kinds([with_another_sum(first, method), *others])
+        verify_kinds([with_another(first, method, *SUM), *others])
 
 
-def test_a_run_refuses_such_a_graph_before_it_cuts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    meta_models._traced_whole.cache_clear()
-    meta_models.traced_shape.cache_clear()
+@pytest.fixture
+def with_wrong_graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     real = trace_called
+    wrong = [meta_models.traced_whole.cache_clear, meta_models.traced_shape.cache_clear]
+    for clear in wrong:
+        clear()
     monkeypatch.setattr(
-        meta_models, "trace_called", lambda *given: [with_another_sum(b, "forward") for b in real(*given)]
+        meta_models, "trace_called", lambda *given: [with_another(b, "forward", *ACTIVATION) for b in real(*given)]
     )
+    yield
+    for clear in wrong:
+        clear()
+
+
+WHERE = r"model\.layers\.0\.mlp \(Qwen3MLP\) at .*modeling_qwen3.py:\d+ `.*act_fn.*`: its traced graph computes"
+
+
+def test_a_run_refuses_such_a_graph_before_it_cuts(tmp_path: Path, with_wrong_graphs: None) -> None:
     directory(tmp_path, "qwen3")
-    with pytest.raises(TraceError, match="computes something else"):
+    with pytest.raises(TraceError, match=WHERE):
         run(tmp_path, SCORED | {"unit": "dim_ff", "target": {"dim_ff": 40}})
     assert not (tmp_path / "out/model").exists()
-    meta_models._traced_whole.cache_clear()
+
+
+def test_graphs_are_held_against_their_modules_on_the_models_own_weights_and_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory(tmp_path, "smollm3")
+    seen: list[tuple[int, torch.Tensor, float]] = []
+    real = verify.verify
+
+    def noted(block: TracedBlock, method: str, inputs: Sequence[torch.Tensor], graph: object = None) -> float:
+        weights = torch.cat([each.detach().flatten() for each in block.module.parameters()])
+        seen.append((block.index, inputs[0], float(weights.double().sum())))
+        return real(block, method, inputs, graph)
+
+    monkeypatch.setattr(verify, "verify", noted)
+    (found,) = (each for each in run(tmp_path).data["passes"] if each["pass"] == "verify-trace")
+    metrics = found["metrics"]
+    assert metrics["blocks"].keys() == {"0", "1"}  # of which one has rotary positions, and the other none
+    assert max(metrics["blocks"].values()) == metrics["max_relative_difference"] <= metrics["tolerance"] < 1e-4
+    assert metrics["tokens"] == 64
+    model = causal_lm("smollm3", vocab_size=300)
+    for index, hidden, total in seen[-2:]:
+        own = torch.cat([each.detach().flatten() for each in model.model.layers[index].parameters()])
+        assert hidden.shape[:2] == (2, 32) and total == float(own.double().sum())
+
+
+def test_a_difference_that_only_its_own_weights_show_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_wrong_graphs: None
+) -> None:
+    monkeypatch.setattr(meta_models, "verify_kinds", lambda blocks: None)
+    directory(tmp_path, "qwen3")
+    with pytest.raises(TraceError, match=WHERE):
+        run(tmp_path, SCORED | {"unit": "dim_ff", "target": {"dim_ff": 40}})
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert report["status"] == "failed" and [each["pass"] for each in report["passes"]] == ["data", "load"]

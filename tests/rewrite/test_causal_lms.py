@@ -13,12 +13,12 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from sprunec.families.huggingface.recording import NEW, past_keyword, record_calls
-from sprunec.models.verify import given_to_blocks, verify
 from sprunec.rewrite import gating, surgery
 from sprunec.rewrite.recipe import make_recipe
 from sprunec.rewrite.trace import TracedBlock, trace_called
 from sprunec.units import Cut
 from tests.helpers.causal_lms import CALLS, CONFIGS, causal_lm, token_ids
+from tests.helpers.given_blocks import given_to_blocks, verify_all
 
 Layer = dict[str, tuple[int, ...]]
 GROUPED = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "smollm3", "granite", "starcoder2",
@@ -63,11 +63,11 @@ def test_graphs_compute_what_their_modules_do_at_any_batch_and_length(name: str,
     for batch, length in ((3, 7), (2, 13), (1, 1)):
         given = given_to_blocks(model, blocks, input_ids=token_ids(batch, length), use_cache=False)
         assert {method for method, _ in given.values()} == {"forward"}
-        assert verify(blocks, given) == 0.0
+        assert verify_all(blocks, given) == 0.0
     padded = torch.ones(2, 9, dtype=torch.long)
     padded[0, :4] = 0
     given = given_to_blocks(model, blocks, input_ids=token_ids(2, 9), attention_mask=padded, use_cache=False)
-    assert verify(blocks, given) == 0.0
+    assert verify_all(blocks, given) == 0.0
 
 
 @pytest.mark.parametrize(("name", "attention"), CALLS)
@@ -81,7 +81,7 @@ def test_graphs_with_a_past_compute_what_their_modules_do(name: str, attention: 
         given = given_to_blocks(model, blocks, input_ids=token_ids(batch, new), **kept)
         assert {method for method, _ in given.values()} == {"forward_cached"}
         # Of one query, the library lets sdpa take heads for positions, which sums in another order.
-        assert verify(blocks, given) <= (0.0 if attention == "eager" or new > 1 else 1e-6)
+        assert verify_all(blocks, given) <= (0.0 if attention == "eager" or new > 1 else 1e-6)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

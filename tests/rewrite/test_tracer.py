@@ -13,9 +13,10 @@ from torch import Tensor, fx, nn
 
 from sprunec.errors import TraceError
 from sprunec.families.huggingface.recording import BATCH, NEW, PAST, record_calls
-from sprunec.models.verify import given_to_blocks, graph_module, verify
+from sprunec.models.verify import graph_module
 from sprunec.rewrite.trace import TracedBlock, trace_called
 from tests.helpers.causal_lms import causal_lm, token_ids
+from tests.helpers.given_blocks import given_to_blocks, verify_all
 
 
 class Block(nn.Module):
@@ -83,7 +84,7 @@ def test_one_graph_serves_all_sizes(name: str) -> None:
     assert not [number for number in numbers for size in (BATCH, NEW, PAST) if number % size == 0]
     for batch, length in ((3, 7), (1, 1), (2, 40)):
         ids = torch.randint(0, 50, (batch, length))
-        assert verify(blocks, given_to_blocks(model, blocks, input_ids=ids)) == 0.0
+        assert verify_all(blocks, given_to_blocks(model, blocks, input_ids=ids)) == 0.0
 
 
 def test_what_the_model_gives_its_blocks_is_named_after_their_signature() -> None:
@@ -138,11 +139,12 @@ def test_a_write_in_place_is_refused_with_its_op() -> None:
 
 
 def test_a_graph_that_computes_something_else_is_refused() -> None:
-    model = Model(lambda m, y: y if y.shape[1] > 3 else -y)  # a length decides, which no graph shows
+    model = Model(lambda m, y: y if y.shape[1] > 3 else y.neg())  # a length decides, which no graph shows
     blocks = traced(model)
-    assert verify(blocks, given_to_blocks(model, blocks, input_ids=torch.ones(2, 5, dtype=torch.long))) == 0.0
-    with pytest.raises(TraceError, match=r"^parts\.0: its traced graph computes something else than its module"):
-        verify(blocks, given_to_blocks(model, blocks, input_ids=torch.ones(2, 2, dtype=torch.long)))
+    assert verify_all(blocks, given_to_blocks(model, blocks, input_ids=torch.ones(2, 5, dtype=torch.long))) == 0.0
+    where = rf"^parts\.0 \(Block\) at {__file__}:\d+ `.*else y.neg.*`: its traced graph computes something else"
+    with pytest.raises(TraceError, match=where):
+        verify_all(blocks, given_to_blocks(model, blocks, input_ids=torch.ones(2, 2, dtype=torch.long)))
 
 
 def test_a_model_without_a_list_of_blocks_is_refused() -> None:

@@ -27,6 +27,7 @@ CARD = Card(
     name=FAMILY,
     code="sprunec.families.cpm_ant.family",
     own_code=True,
+    library=lambda: "",
     config=ModelConfig.from_dict,
     schema="model",
     native_keys=native_keys,

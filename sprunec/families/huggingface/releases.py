@@ -42,4 +42,5 @@ def config_findings(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> I
         for key, (known, harmless) in PASSED_OVER.items():
             if config["config"].get(key) not in harmless and older(release, known):
                 message = f"transformers {release} passes over {key}, and would compute something else without a word"
-                yield Diagnostic("too-old", message, f"pip install --upgrade 'transformers>={known}'", pointer=f"/{key}")
+                remedy = f"pip install --upgrade 'transformers>={known}'"
+                yield Diagnostic("too-old", message, remedy, pointer=f"/{key}")

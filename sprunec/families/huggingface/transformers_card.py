@@ -11,7 +11,7 @@ from sprunec.errors import Diagnostic, InputError
 from sprunec.families.cards import Card, Part, Widths
 from sprunec.families.detect import type_family
 from sprunec.families.huggingface.model_types import LAYOUTS
-from sprunec.families.huggingface.releases import config_findings
+from sprunec.families.huggingface.releases import config_findings, installed
 from sprunec.families.huggingface.tensor_layouts import Layout
 from sprunec.families.huggingface.transformers_config import FAMILY, TransformersConfig
 
@@ -111,6 +111,7 @@ CARD = Card(
     name=FAMILY,
     code="sprunec.families.huggingface.transformers_family",
     own_code=False,
+    library=installed,
     config=TransformersConfig.from_dict,
     schema="",
     native_keys=native_keys,

@@ -16,11 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sprunec.families.base import Given
 from sprunec.families.block_calls import BlockCall, hand_on
 from sprunec.families.huggingface.recording import past_keyword
 from sprunec.families.library_code import InFloat64, values_unread
-
-Given = dict[str, tuple[Tensor, ...]]  # by block, what it is given besides its hidden states
 
 
 class TiedHead(nn.Module):
@@ -131,7 +130,7 @@ class TransformersModel(nn.Module):
         try:
             for path, block in blocks.items():
                 self.set_submodule(path, _StandIn(block, partial(see, path)))
-            with InFloat64() if dtype == torch.float64 else nullcontext():  # type: ignore[no-untyped-call]
+            with InFloat64() if dtype == torch.float64 else nullcontext():
                 yield self._whole[0]
         finally:
             for path, block in blocks.items():
@@ -216,7 +215,7 @@ class TransformersModel(nn.Module):
 
     def empty_pasts(self, ids: Tensor) -> list[Any]:
         """Give each block's keys and values (1, groups, 0, dims) of no position; None where it keeps none."""
-        like = {"dtype": self._dtype, "device": ids.device}
+        like: dict[str, Any] = {"dtype": self._dtype, "device": ids.device}
         return [
             shapes and [torch.empty(1, groups, 0, dims, **like) for groups, dims in shapes]
             for shapes in self.past_shapes

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from sprunec.families.huggingface.causal_mask import CausalMask
 from sprunec.families.huggingface.recording import record_calls
-from sprunec.models.verify import given_to_blocks, graph_module
+from sprunec.models.verify import graph_module
 from sprunec.rewrite.trace import trace_called
 from tests.helpers.causal_lms import causal_lm, token_ids
+from tests.helpers.given_blocks import given_to_blocks
 
 LOWER = [[True, False, False], [True, True, False], [True, True, True]]
 
