@@ -28,10 +28,9 @@ without one of its sublayers, and what the last column says. Whatever is written
 the same run and compared with the cut model, within the noise that the dense model's own arithmetic has.
 
 These models need transformers 4.57 or newer: MiniCPM3 its release 5, and so does a `config.json` that release 5 has
-written, whose rotary positions (`rope_parameters`) 4.57 would pass over. Weights in float32, bfloat16 or float16 stay what
-they are. Not yet: mixtures of experts, models of text and more,
-families without a card, layers of unlike sizes, and scoring models larger than memory; training on several processes is
-untried.
+written, whose rotary positions (`rope_parameters`) 4.57 would pass over. Weights in float32, bfloat16 or float16 stay
+what they are. Not yet: mixtures of experts, models of text and more, families without a card, layers of unlike sizes,
+and scoring models larger than memory; training on several processes is untried.
 """
 
 
