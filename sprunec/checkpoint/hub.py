@@ -18,7 +18,16 @@ MAIN, TOKENIZER = "main", "tokenizer.json"
 _PART = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?"
 _NAME = re.compile(rf"(?!.*(?:--|\.\.)){_PART}/{_PART}")
 _COMMIT = re.compile("[0-9a-f]{40}")
-_TEXTS = (".json", ".txt", ".jinja", ".py", "tokenizer.model")  # a model's small files
+_TEXTS = (
+    ".json",
+    ".txt",
+    ".jinja",
+    ".py",
+    "tokenizer.model",
+    "README.md",
+    "LICENSE",
+    "NOTICE",
+)  # a model's small files
 
 
 def is_hub_name(text: str) -> bool:

@@ -26,15 +26,18 @@ TAGS = ("pruned", "sprunec")
 _ENTRY = re.compile(r"""^(license|license_name|license_link):[ \t]*["']?([^\s"'\[\]{}]+)["']?[ \t]*$""", re.MULTILINE)
 
 
-def put_card(directory: Path, note: Mapping[str, Any], models: Sequence[ModelConfig]) -> None:
+def put_card(
+    directory: Path, note: Mapping[str, Any], written: Mapping[str, Any], models: Sequence[ModelConfig]
+) -> None:
     """Write the card of a directory, if its format has one.
 
     Args:
         note: see `Report.origin`.
+        written: what the format has said of it.
         models: the one that entered the plan, and what is left of it.
     """
     if (opening := FORMATS[directory.name].opening) is not None:
-        write_new(directory / CARD, model_card(note, directory.name, opening(directory), *models))
+        write_new(directory / CARD, model_card(note, directory.name, opening(directory, written), *models))
 
 
 def model_card(note: Mapping[str, Any], form: str, opening: Opening, before: ModelConfig, after: ModelConfig) -> str:

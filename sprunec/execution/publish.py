@@ -57,7 +57,8 @@ def _make(graph: Graph, aside: Path, done: Mapping[str, Artifact], report: Repor
                 target = aside / "model" / file.relative_to(emitted)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 copy_file(file, target)
-            put_card(aside / "model" / form.name, origin, configs)
+            written = done[roles.emitted].manifest["metrics"]["forms"][form.name]
+            put_card(aside / "model" / form.name, origin, written, configs)
             write_origin(aside / "model" / form.name, origin)
     if graph.checkpoint_name is not None:  # what a next plan starts from, in the shape that this one has started from
         write_pt(as_outputs(open_model_tensors(done[roles.full].path)), aside / graph.checkpoint_name)

@@ -5,8 +5,9 @@ No class of `transformers` opens it: here a reader does that knows nothing but w
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sprunec.families.base import family_of
 from sprunec.families.base_config import ModelConfig
@@ -44,13 +45,11 @@ def reopen(directory: Path, config: ModelConfig, weights: Tensors) -> Reopened:
     return Reopened(stored, torch.float32, logits, texts)
 
 
-def opening(directory: Path) -> Opening:
+def opening(directory: Path, about: Mapping[str, Any]) -> Opening:
     """Say how vLLM is given the directory."""
     code = "from vllm import LLM", "", f'model = LLM("{PLACE}", trust_remote_code=True)'
-    remark = (
-        "It has the key names, and was read again by the rules, of vLLM's loader of DeciLMs; vLLM itself was not run."
-    )
-    return Opening("vllm", code, remark)
+    remark = "It was read again by the rules of vLLM's loader of DeciLMs; vLLM itself was not run."
+    return Opening("vllm", code, " ".join([remark, *(f"In it {each}." for each in about["why"])]))
 
 
 DECI = Format(

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,10 +29,11 @@ if TYPE_CHECKING:
 
 NEWEST = 5
 PLACE = "path/to/this/directory"
-# What users need beside a library's model: its tokenizer, and how it generates.
+# What users need beside a library's model: its tokenizer, how it generates, and what they may do with it.
 BESIDE = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model"),
     *("vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json", "generation_config.json"),
+    *("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "NOTICE.txt"),
 )
 OPENED_BY_TRANSFORMERS = """
 import sys, torch
@@ -110,14 +111,15 @@ def opened_apart(form: str, script: Sequence[str], directory: Path, texts: Seque
         return torch.cat([row.float() for row in torch.load(logits, weights_only=True)])
 
 
-def opening(directory: Path) -> Opening:
+def opening(directory: Path, about: Mapping[str, Any]) -> Opening:
     """Say how the directory is opened, with its own classes if it has any, and its tokenizer if it has one."""
     own = "auto_map" in json.loads(read_file(directory / "config.json"))
     loads = {"AutoModelForCausalLM": "model"}
     loads |= {"AutoTokenizer": "tokenizer"} if (directory / "tokenizer_config.json").is_file() else {}
     trusting = ", trust_remote_code=True" if own else ""
     code = (f'{name} = {auto}.from_pretrained("{PLACE}"{trusting})' for auto, name in loads.items())
-    return Opening("transformers", (f"from transformers import {', '.join(loads)}", "", *code))
+    why = f"It brings its own code, since no class of transformers can be it: {'; '.join(about['why'])}." if own else ""
+    return Opening("transformers", (f"from transformers import {', '.join(loads)}", "", *code), why)
 
 
 HUGGINGFACE = Format(

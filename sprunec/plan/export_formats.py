@@ -93,7 +93,7 @@ class Format:
         obstacles: code, reason and remedy of what keeps it from holding a config's model.
         instead: what to emit where it cannot be.
         folds: the weights have factors folded in, and are stored in a dtype of choice.
-        opening: of a directory, what its model card says of it; None: it has no card.
+        opening: of a directory, and what `write` has returned, what its model card says of it; None: it has no card.
         options: of a Plan, what decides what it holds besides the weights and the dtype, and the files that go into it.
     """
 
@@ -106,7 +106,7 @@ class Format:
     obstacles: Callable[[ModelConfig], Iterator[tuple[str, str, str]]] = lambda config: iter(())
     instead: str = ""
     folds: bool = False
-    opening: Callable[[Path], Opening] | None = None
+    opening: Callable[[Path, Mapping[str, Any]], Opening] | None = None
     options: Callable[[Any], Options] = lambda plan: ({}, {})
 
 

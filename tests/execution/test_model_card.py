@@ -118,6 +118,7 @@ def test_cpm_ant_has_one_too_and_says_whose_code_runs(tmp_path: Path) -> None:
     text = card(tmp_path)
     assert front_matter(text) == {"library_name": "transformers", "tags": ["pruned", "sprunec"]}
     assert "# small, pruned" in text and "trust_remote_code=True" in text
+    assert "It brings its own code, since no class of transformers can be it: " in text
     assert not (tmp_path / "out/model/sprunec/README.md").exists()
 
 

@@ -139,20 +139,16 @@ def test_every_multiple_has_a_factor_that_says_it() -> None:
         assert width_of(block["ffn"], width) == inner
 
 
-def test_rotary_bases_of_either_release_are_told_in_the_keys_of_both() -> None:
-    scaled = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0}
-    new = {"rope_parameters": {**scaled, "rope_theta": 5e5}}
-    old = {"rope_theta": 5e5, "rope_scaling": scaled}
-    for given in (new, old):
-        assert decilm_files.rotary(given) == {
-            "rope_parameters": {**scaled, "rope_theta": 5e5}, "rope_theta": 5e5, "rope_scaling": scaled
-        }  # fmt: skip
-    assert decilm_files.rotary({"rope_scaling": {"type": "linear", "factor": 2.0}})["rope_scaling"] == {
-        "rope_type": "linear", "factor": 2.0
-    }  # fmt: skip
-    assert decilm_files.rotary({}) == {
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0}, "rope_theta": 10_000.0
-    }  # fmt: skip
+def test_rotary_bases_of_either_release_are_told_alike() -> None:
+    scaled, most = {"rope_type": "llama3", "factor": 8.0}, {"max_position_embeddings": 64}
+    trained = {"original_max_position_embeddings": 64}
+    for given in ({"rope_parameters": {**scaled, "rope_theta": 5e5}}, {"rope_theta": 5e5, "rope_scaling": scaled}):
+        found = decilm_files.rotary(given | most)
+        assert found == {"rope_parameters": {**scaled, **trained, "rope_theta": 5e5}, "rope_theta": 5e5}
+    older = decilm_files.rotary({"rope_scaling": {"type": "linear", "factor": 2.0}} | most)
+    assert older["rope_parameters"] == {"rope_type": "linear", "factor": 2.0, "rope_theta": 10_000.0}
+    usual = {"rope_type": "default", "rope_theta": 10_000.0}
+    assert decilm_files.rotary(most) == {"rope_parameters": usual, "rope_theta": 10_000.0}
 
 
 def planned(folder: Path, *passes: dict[str, Any]) -> Path:
@@ -179,6 +175,47 @@ def test_a_run_compares_it_and_config_and_tokenizer_are_there(
     config = AutoConfig.from_pretrained(out, trust_remote_code=True)
     assert sum(not block.attention.no_op for block in config.block_configs) >= 2
     assert (out / "tokenizer.json").read_bytes() == (given / "tokenizer.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+        {"rope_type": "linear", "factor": 2.0},
+        {"rope_type": "yarn", "factor": 4.0},
+    ],
+    ids=lambda scaling: str(scaling["rope_type"]),
+)
+def test_scaled_positions_are_those_of_the_class(
+    scaling: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    parameters = {**scaling, "rope_theta": 1000.0, "original_max_position_embeddings": 16}
+    model, ids = tiny("llama", rope_parameters=parameters), token_ids(1, 40)[0]
+    out = exported(model, CASES["ragged"], tmp_path)
+    masked, plain = (
+        masked_logits(tmp_path / "dense", CASES["ragged"], ids),
+        json.loads((out / "config.json").read_text()),
+    )
+    with torch.no_grad():
+        assert (decilm_reader.opened(out)(ids) - masked).abs().max() < 1e-4 * masked.abs().max()
+        plain["rope_parameters"]["rope_type"] = "default"
+        (out / "config.json").write_text(json.dumps(plain))
+        assert (decilm_reader.opened(out)(ids) - masked).abs().max() > 1e-2 * masked.abs().max()
+
+
+def test_a_run_without_attention_in_front_says_what_was_added(tmp_path: Path) -> None:
+    directory(tmp_path, "llama", **(GROUPED | PLAIN["llama"]))
+    (tmp_path / "gone.json").write_text(json.dumps([[True, False], [False, False], [False, True]]))
+    path = planned(tmp_path, {"pass": "load-mask", "path": "gone.json"})
+    report = execute(lower(read_plan(path)), tmp_path / "out")
+    form, out = report.data["formats"]["deci"], tmp_path / "out/model/deci"
+    assert report.status == "done" and form["max_abs_difference"] <= form["tolerance"]
+    blocks = json.loads((out / "config.json").read_text())["block_configs"]
+    assert [(block["attention"]["no_op"], block["ffn"]["no_op"]) for block in blocks] == [
+        (False, False), (False, False), (False, True)
+    ]  # fmt: skip
+    assert "In it the first layer has attention whose weights are zeros." in (out / "README.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def test_run_fetches_what_it_needs_once_and_notes_the_commit(model: Path, tmp_pa
         first = run(tmp_path, "run", endpoint=endpoint)
         assert first.returncode == 0, first.stderr
     snapshot = tmp_path / "home/hub/models--some-org--tiny.model/snapshots" / COMMIT
-    assert sorted(file.name for file in snapshot.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(file.name for file in snapshot.iterdir()) == ["README.md", "config.json", "model.safetensors"]
     assert "100%" in first.stderr  # progress
     report = read_report(tmp_path / "out")
     validate(report, load_schema("report"))

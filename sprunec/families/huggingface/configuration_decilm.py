@@ -35,4 +35,8 @@ class DeciLMConfig(PretrainedConfig):
         self.block_configs = [
             Section({name: Section(section) for name, section in block.items()}) for block in block_configs
         ]
+        rest.pop("rope_scaling", None)  # `rope_parameters` says all of it
         super().__init__(**rest)
+        if not hasattr(PretrainedConfig, "rope_scaling"):  # releases before 5 ask for it
+            parameters = dict(getattr(self, "rope_parameters", None) or {})
+            self.rope_scaling = parameters if parameters.get("rope_type", "default") != "default" else None

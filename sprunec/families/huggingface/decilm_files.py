@@ -45,6 +45,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 }
 COPIED = ("vocab_size", "hidden_size", "bos_token_id", "eos_token_id", "pad_token_id", *DEFAULTS["llama"])
 ROTARY_BASE = 10_000.0
+SCALED_FROM = ("llama3", "yarn", "longrope")  # ways to turn positions that ask for the length that was trained on
 INSTEAD = 'emit "huggingface" instead of "deci"'
 
 
@@ -95,7 +96,7 @@ def write(emission: Emission, directory: Path) -> dict[str, Any]:
 
 
 def decilm_config(config: TransformersConfig) -> dict[str, Any]:
-    """Say what config.json says; both releases of transformers, 4 and 5, find their keys in it."""
+    """Say what config.json says."""
     about, layers = _about(config), _entered(config)
     document = {key: about[key] for key in COPIED if key in about}
     sizes = {"num_hidden_layers": len(layers), "num_attention_heads": layers[0].heads, "head_dim": layers[0].dim_head}
@@ -105,14 +106,13 @@ def decilm_config(config: TransformersConfig) -> dict[str, Any]:
 
 
 def rotary(about: Mapping[str, Any]) -> dict[str, Any]:
-    """Say how positions are turned, in the keys of transformers 4 and of 5; a config has either."""
+    """Say how positions are turned, of a config of either release, as both read it by the config's class."""
     given = dict(about.get("rope_parameters") or about.get("rope_scaling") or {})
     kind = given.pop("type", "default")
     parameters = {"rope_type": kind, "rope_theta": about.get("rope_theta", ROTARY_BASE)} | given
-    base = parameters["rope_theta"]
-    scaling = {key: value for key, value in parameters.items() if key != "rope_theta"}
-    older = {"rope_theta": base} | ({"rope_scaling": scaling} if parameters["rope_type"] != "default" else {})
-    return {"rope_parameters": parameters} | older
+    if parameters["rope_type"] in SCALED_FROM:
+        parameters = {"original_max_position_embeddings": about["max_position_embeddings"]} | parameters
+    return {"rope_parameters": parameters, "rope_theta": parameters["rope_theta"]}
 
 
 def _blocks(layers: list[TransformersLayer], width: int) -> list[dict[str, Any]]:
