@@ -96,9 +96,13 @@ def _register(directory: Path, kind: Any, config: str | None, model: str) -> Non
     cache, dynamic_module_utils.HF_MODULES_CACHE = dynamic_module_utils.HF_MODULES_CACHE, _folders[-1]
     try:
         load = dynamic_module_utils.get_class_from_dynamic_module
+        model_class = load(model, directory)
         if config is not None:
-            AutoConfig.register(kind, load(config, directory), exist_ok=True)
-        AutoModelForCausalLM.register(CONFIG_MAPPING[kind], load(model, directory), exist_ok=True)
+            config_class, imported = load(config, directory), getattr(model_class, "config_class", None)
+            # Each file is imported with its own copy of what it imports; the model asks for the one that it knows.
+            same = imported is not None and imported.__name__ == config_class.__name__
+            AutoConfig.register(kind, imported if same else config_class, exist_ok=True)
+        AutoModelForCausalLM.register(CONFIG_MAPPING[kind], model_class, exist_ok=True)
     finally:
         dynamic_module_utils.HF_MODULES_CACHE = cache
         with suppress(ValueError):  # from here on the packages in `sys.modules` know where they are
