@@ -18,7 +18,7 @@ from sprunec.errors import InputError
 
 FLAG = "--trust-remote-code"
 CONFIG_CLASS, MODEL_CLASS = "AutoConfig", "AutoModelForCausalLM"
-_MODULES = "transformers_modules"  # the package that the library imports such files as
+MODULES = "transformers_modules"  # the package that the library imports such files as
 _folders: list[str] = []  # where their copies are, for as long as directories are trusted
 _adopted: dict[Path, tuple[Path, ...]] = {}
 
@@ -111,5 +111,5 @@ def _register(directory: Path, kind: Any, config: str | None, model: str) -> Non
 
 def _take_modules() -> dict[str, Any]:
     """Take away what has been imported of directories: another one's package has another place."""
-    names = [name for name in sys.modules if name == _MODULES or name.startswith(f"{_MODULES}.")]
+    names = [name for name in sys.modules if name == MODULES or name.startswith(f"{MODULES}.")]
     return {name: sys.modules.pop(name) for name in names}
