@@ -72,8 +72,13 @@ def open_directory(plan: WrittenPlan, *, incomplete: bool = False, fetch: Fetch 
 
 
 def _snapshot(model: Section, key: str, *, incomplete: bool, fetch: Fetch | None) -> Path | None:
-    """Find a model of the hub in its cache, or fetch it; tell where that cannot be done."""
+    """Find a model of the hub in its cache, or fetch it; tell where that cannot be done.
+
+    A config may be named so where other weights stand beside it; what is not cached is then a file that is missing.
+    """
     name, revision = model.written[key], model.written.get("revision", MAIN)
+    if key == "config":
+        return find_snapshot(name, revision)
     try:
         found = find_snapshot(name, revision) if fetch is None else fetch(name, revision)
     except InputError as error:

@@ -17,6 +17,7 @@ from sprunec.checkpoint.layouts import checkpoint_names
 from sprunec.compiler.inspect import inspect_model
 from sprunec.compiler.lower import lower
 from sprunec.errors import InputError
+from sprunec.plan.bmcook_flags import Flags
 from sprunec.plan.plan import check_plan, read_plan
 from tests.helpers.hub import COMMIT, NAME, cache_model
 from tests.helpers.small_plans import EMIT, MODEL, plan, save_weights, write
@@ -120,6 +121,22 @@ def test_what_is_not_cached_is_a_warning_until_it_is_needed(dense: Path) -> None
     cache_model(hub_cache(), dense)
     missing = missing.replace("model is", "model of revision v2 is")
     assert told(dense.parent, path=NAME, revision="v2") == [("warning", "/model/path", missing)]
+
+
+def test_the_tokenizer_is_the_cached_model_s(dense: Path) -> None:
+    (dense / "tokenizer.json").write_text("{}")
+    snapshot = cache_model(hub_cache(), dense)
+    data = read_plan(write(dense.parent, plan(HALF, EMIT, model={"path": NAME}))).data
+    assert data is not None and data.tokenizer == snapshot / "tokenizer.json"
+
+
+def test_flags_put_other_weights_beside_a_cached_config(dense: Path) -> None:
+    path = write(dense.parent, plan(HALF, EMIT, model={"path": NAME}))
+    flags = Flags(load=str(dense.parent / "dense.pt"))
+    missing = f"there is no model config {dense.parent / NAME}"
+    assert [each.message for each in check_plan(path, flags=flags)[1]] == [missing]
+    cache_model(hub_cache(), dense)
+    assert read_plan(path, flags=flags).model.checkpoint == dense.parent / "dense.pt"
 
 
 def test_a_config_without_weights_is_enough_to_look(dense: Path) -> None:
