@@ -16,7 +16,7 @@ from sprunec.families.cpm_ant.model import CPMAnt
 from tests.helpers.small_plans import TINY, execute, guide
 
 # BMTrain has wheels up to Python 3.11, and is no part of what all tests need.
-collect_ignore = [] if find_spec("bmtrain") else ["engines/test_bmtrain.py"]
+collect_ignore = [] if find_spec("bmtrain") else ["engines/test_bmtrain.py", "engines/test_bmtrain_blocks.py"]
 
 
 def tiny_config(**changes: Any) -> ModelConfig:
