@@ -96,12 +96,14 @@ def _register(directory: Path, kind: Any, config: str | None, model: str) -> Non
     cache, dynamic_module_utils.HF_MODULES_CACHE = dynamic_module_utils.HF_MODULES_CACHE, _folders[-1]
     try:
         load = dynamic_module_utils.get_class_from_dynamic_module
+        # Release 5 imports each file with its own copy of what it imports, release 4 the first one again if it is asked
+        # for later. The model goes by the config class that it knows.
+        config_class = None if config is None else load(config, directory)
         model_class = load(model, directory)
-        if config is not None:
-            config_class, imported = load(config, directory), getattr(model_class, "config_class", None)
-            # Each file is imported with its own copy of what it imports; the model asks for the one that it knows.
-            same = imported is not None and imported.__name__ == config_class.__name__
-            AutoConfig.register(kind, imported if same else config_class, exist_ok=True)
+        if config_class is not None:
+            known = getattr(model_class, "config_class", None)
+            same = known is not None and known.__name__ == config_class.__name__
+            AutoConfig.register(kind, known if same else config_class, exist_ok=True)
         AutoModelForCausalLM.register(CONFIG_MAPPING[kind], model_class, exist_ok=True)
     finally:
         dynamic_module_utils.HF_MODULES_CACHE = cache

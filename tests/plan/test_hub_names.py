@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -58,7 +59,7 @@ def test_names_are_those_that_the_hub_allows(name: str, fits: bool) -> None:
     assert is_hub_name(name) == fits
     if fits:
         validate_repo_id(name)
-    elif name.count("/") == 1 and name[0] not in "./~" and not name.endswith("/"):
+    elif re.fullmatch(r"[\w.-]+/[\w.-]+", name, re.ASCII) and name[0] != ".":
         with pytest.raises(HFValidationError):
             validate_repo_id(name)
 
