@@ -190,8 +190,8 @@ def test_scaled_positions_are_those_of_the_class(
     scaling: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
-    parameters = {**scaling, "rope_theta": 1000.0, "original_max_position_embeddings": 16}
-    model, ids = tiny("llama", rope_parameters=parameters), token_ids(1, 40)[0]
+    older = {"rope_theta": 1000.0, "rope_scaling": {**scaling, "original_max_position_embeddings": 16}}
+    model, ids = tiny("llama", **older), token_ids(1, 40)[0]
     out = exported(model, CASES["ragged"], tmp_path)
     masked, plain = (
         masked_logits(tmp_path / "dense", CASES["ragged"], ids),

@@ -14,8 +14,10 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+# All four are imported here: releases before 5 copy nothing else beside this file.
 from .blocks import build
 from .config import ModelConfig
+from .model import CPMAnt
 from .modules import visible_pairs
 
 IGNORED = -100
@@ -61,7 +63,7 @@ class SprunecForCausalLM(PreTrainedModel, GenerationMixin):
     def __init__(self, config: SprunecConfig) -> None:
         super().__init__(config)
         shape = ModelConfig.from_dict(config.cpm_ant)
-        self.model = build(shape)
+        self.model: CPMAnt = build(shape)
         # The heads' columns of the bias table are not kept as buffers: loading makes new ones, without their values.
         self.columns = [layer.kept_heads for layer in shape.layers]
         blocks: list[Any] = list(self.model.encoder.layers)
