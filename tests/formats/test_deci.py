@@ -80,6 +80,19 @@ def test_the_loader_makes_of_it_what_the_masked_class_computes(
     assert (ours - masked).abs().max() < 1e-4 * masked.abs().max()
 
 
+def test_heads_need_not_divide_the_width(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Llama's own config refuses such a number; this one says how wide a head is."""
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    model, ids = tiny("llama", num_attention_heads=6, num_key_value_heads=1), token_ids(1, 11)[0]
+    kept = Kept(layer((0,), heads, WIDE) for heads in ((0, 1, 2, 3, 5), (1, 2, 3, 4, 5), (0, 1, 2, 4, 5)))
+    out = exported(model, kept, tmp_path)
+    masked = masked_logits(tmp_path / "dense", kept, ids)
+    assert json.loads((out / "config.json").read_text())["num_attention_heads"] == 5
+    with torch.no_grad():
+        assert (decilm_reader.opened(out)(ids) - masked).abs().max() < 1e-4 * masked.abs().max()
+    assert (Loaded(out).logits(ids) - masked).abs().max() < 1e-5 * masked.abs().max()
+
+
 def test_blocks_say_what_each_layer_has(tmp_path: Path) -> None:
     about = json.loads((exported(tiny("llama"), without(2, *ATTENTION), tmp_path) / "config.json").read_text())
     assert (about["model_type"], about["architectures"]) == ("nemotron-nas", ["DeciLMForCausalLM"])
