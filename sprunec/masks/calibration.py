@@ -1,6 +1,6 @@
 """What calibration batches show of a model's inside: second moments of what goes into projections, and energies.
 
-Letters in shapes: B sequences, N positions, C features, what a projection sums over.
+Letters in shapes: B sequences, N positions, n positions in use, C features, what a projection sums over.
 """
 
 from __future__ import annotations
@@ -48,9 +48,7 @@ def calibrate(model: nn.Module, blocks: Sequence[TracedBlock], batches: Iterable
     used, count, handles = torch.empty(0), 0, []  # (B, N), the positions of a batch that are in use
 
     def add(name: Any, total: Total, dim: int, module: nn.Module, given: Any, result: Tensor) -> None:
-        # some blocks put positions of all rows together: (B, N, ...) or (B·N, ...)
-        rows = result.movedim(dim, -1).reshape(used.numel(), -1, result.size(dim))
-        value = total(rows[used.flatten()].flatten(0, 1).float())
+        value = total(rows_in_use(result, dim, used))
         sums[name] = sums[name] + value if name in sums else value
 
     for block in blocks:
@@ -71,10 +69,22 @@ def calibrate(model: nn.Module, blocks: Sequence[TracedBlock], batches: Iterable
     return Moments({key: (weight, sums[key] / count) for key, weight in weights.items()}, branches, streams)
 
 
+def rows_in_use(result: Tensor, dim: int, used: Tensor) -> Tensor:
+    """Take what a block computes at the positions in use (B, N), with its features from `dim`: (n, C), float32."""
+    # some blocks put positions of all rows together: (B, N, ...) or (B·N, ...)
+    rows = result.movedim(dim, -1).reshape(used.numel(), -1, result.size(dim))
+    return rows[used.flatten()].flatten(0, 1).float()
+
+
+def second_moment(rows: Tensor) -> Tensor:
+    """Sum x xᵀ over rows (n, C)."""
+    return rows.T @ rows
+
+
 def _watched(block: TracedBlock, weights: Mapping[Key, Projection]) -> Iterator[tuple[str, Any, Total, int]]:
     """Name the nodes to watch, what is added up of each under which name, and the dim that holds their features."""
     for key, projection in weights.items():
-        yield projection.operand, key, lambda x: x.T @ x, projection.dim
+        yield projection.operand, key, second_moment, projection.dim
     for residual in block.forward.residuals:
         for part, node in zip(PARTS, (residual.branch, residual.add), strict=True):
             yield node, (part, block.index, residual.kind), lambda x: x.square().mean(-1).sum(), -1

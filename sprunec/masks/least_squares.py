@@ -14,11 +14,11 @@ from torch import Tensor
 DAMP = 0.01
 
 
-def damped(moment: Tensor) -> Tensor:
+def damped(moment: Tensor, share: float) -> Tensor:
     """Add a share of its mean diagonal to H (C, C), in float64, so that few batches do not fit noise."""
     exact = moment.double() if moment.device.type != "mps" else moment.cpu().double()
     mean = exact.diagonal().mean().clamp(min=1e-30)
-    return exact + DAMP * mean * torch.eye(len(exact), dtype=exact.dtype, device=exact.device)
+    return exact + share * mean * torch.eye(len(exact), dtype=exact.dtype, device=exact.device)
 
 
 def removal_errors(moment: Tensor, weight: Tensor, features: Tensor) -> Tensor:
@@ -35,7 +35,7 @@ def removal_errors(moment: Tensor, weight: Tensor, features: Tensor) -> Tensor:
     Returns:
         (U,) on the CPU, rising in the order of removal; the last one left counts as the rest.
     """
-    inverse, left = torch.linalg.inv(damped(moment)), torch.ones(len(features), dtype=torch.bool)
+    inverse, left = torch.linalg.inv(damped(moment, DAMP)), torch.ones(len(features), dtype=torch.bool)
     weight, features = weight.to(inverse).clone(), features.to(inverse.device)
     errors, last = torch.zeros(len(features), dtype=torch.double), 0.0
     for _ in range(len(features)):
@@ -65,19 +65,23 @@ def _costs(inverse: Tensor, weight: Tensor, features: Tensor) -> Tensor:
     return together
 
 
-def refit(moment: Tensor, weight: Tensor, kept: Tensor, gate: Tensor | None = None) -> Tensor:
+def refit(moment: Tensor, weight: Tensor, kept: Tensor, gate: Tensor | None = None, *, ridge: float) -> Tensor:
     """Fit the weight of the kept features that comes nearest to the output of all.
+
+    It minimises the mean of |W x - W' x_K|² + r |W' - W_K|² over inputs x: a ridge regression toward what the weight
+    was. One toward zero does worse than no refit.
 
     Args:
         moment: (C, C).
         weight: (O, C).
         kept: (K,) features.
         gate: (C,), what each feature of the output that is wanted counts; None: 1.
+        ridge: r, as a share of the mean of H's diagonal.
 
     Returns:
-        (O, K) in the weight's dtype; damping draws it to what it was.
+        (O, K) in the weight's dtype.
     """
-    whole = damped(moment)
+    whole = damped(moment, ridge)
     wanted = weight.to(whole) if gate is None else weight.to(whole) * gate.to(whole)
     kept = kept.to(whole.device)
     fitted: Tensor = torch.linalg.solve(whole[kept[:, None], kept], whole[kept] @ wanted.T).T

@@ -102,13 +102,13 @@ class Streamed:
         self.tokens = tensors.shape(self._head)[0]
 
     @contextmanager
-    def holding(self, *parts: str) -> Iterator[None]:
-        """Give the named modules their weights meanwhile."""
+    def holding(self, *parts: str, whole: bool = False) -> Iterator[None]:
+        """Give the named modules their weights meanwhile; large ones in parts, unless they are wanted whole."""
         tops = [self.model.get_submodule(part) for part in parts]
         for top in tops:
             move_buffers(top, self.device)
         size = sum(parameter.numel() for top in tops for parameter in top.parameters()) * self.dtype.itemsize
-        with with_parameters(self.model, parts, self._weight if size <= HELD_BYTES else self._streamed):
+        with with_parameters(self.model, parts, self._weight if whole or size <= HELD_BYTES else self._streamed):
             yield
 
     def _weight(self, name: str) -> Any:

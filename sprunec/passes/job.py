@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 SET_ABOUT = "set.json"  # what the data pass has written about a CPM-Live set
 
 O = TypeVar("O", bound=Options, covariant=True)  # noqa: E741
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Job(Generic[O]):
         files: the user's own files, by role.
         out: an empty directory; what is in it when `run` returns is the artifact.
         device: where to work; it must not change the result.
-        report: takes an event a training step.
+        report: takes an event a step.
         saves: where a training pass is saved while it runs; None: it is not.
         engine: the plan's choice of what trains, and how; no more than the device does it change the result.
         world: the processes that train. Only rank 0 has something to leave in `out`.
@@ -136,6 +137,12 @@ class Job(Generic[O]):
             return load_live_data(directory, self.files, config, **order)
         load = pairs.load_pair_data if pairs.has_pairs(directory) else load_text_data
         return load(directory, Packer(config, options.max_length), **order)
+
+    def steps(self, parts: Iterable[T], total: int) -> Iterator[T]:
+        """Go through the parts of a pass that does not train, and tell of each that is done."""
+        for number, part in enumerate(parts, start=1):
+            yield part
+            self.report({"step": number, "steps": total})
 
     def batches(self, config: ModelConfig) -> Iterator[Batch]:
         """Give the batches to calibrate on: those that training would see next."""

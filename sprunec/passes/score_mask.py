@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sprunec.graph.builder import Builder
@@ -38,8 +38,9 @@ def run(job: Job[ScoreOptions]) -> dict[str, Any]:
     from sprunec.rewrite.trace import check_cuttable
 
     options, criterion = job.options, CRITERIA[job.options.criterion]
-    if "data" in job.inputs:
-        found = criterion.score(job.calibration(options.unit))
+    if isinstance(options, CalibratedOptions):
+        given = job.calibration(options.unit)
+        found = criterion.score(replace(given, batches=job.steps(given.batches, options.batches)))
     else:  # with one tensor at a time in memory, so that a checkpoint of any size can be scored
         blocks, sizes = traced_shape(job.config()), unit_sizes(job.config(), options.unit)
         check_cuttable(blocks, options.unit)

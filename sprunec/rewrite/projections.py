@@ -36,8 +36,11 @@ class Projection:
     @property
     def weight(self) -> Tensor:
         """(outputs, inputs), a view; the inputs are what is summed over."""
-        weight: Tensor = self.block.tensors()[self.tensor].detach().movedim(self.along, -1)
-        return weight.flatten(0, -2)
+        return self.columns(self.block.tensors()[self.tensor].detach())
+
+    def columns(self, tensor: Tensor) -> Tensor:
+        """See a tensor of the weight's shape as (outputs, inputs), a view."""
+        return tensor.movedim(self.along, -1).flatten(0, -2)
 
     def units(self, unit: str) -> tuple[int, int, int] | None:
         """Tell how the inputs are (outer, units, inner) of one kind of unit; None if none of it is in them."""

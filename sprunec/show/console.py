@@ -112,7 +112,7 @@ def live_lines(head: str, event: Mapping[str, Any], left: str) -> Group:
 
 
 def step_words(event: Mapping[str, Any]) -> list[str]:
-    words = [f"loss {number(event.get('loss'), '.3f')}"]
+    words = [f"loss {number(event['loss'], '.3f')}"] if "loss" in event else []
     words += [f"distillation {number(event['distillation'], '.3f')}"] if "distillation" in event else []
     if budgets := event.get("budgets"):
         worst = max(budgets, key=distance)

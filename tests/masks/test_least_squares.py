@@ -11,10 +11,12 @@ from torch import Tensor
 from sprunec.masks import least_squares
 from sprunec.masks.least_squares import refit, removal_errors
 
+HARDLY = 1e-9
+
 
 @pytest.fixture(autouse=True)
 def hardly_damped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(least_squares, "DAMP", 1e-9)
+    monkeypatch.setattr(least_squares, "DAMP", HARDLY)
 
 
 def data(columns: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -35,20 +37,32 @@ def test_refit_is_the_least_squares_solution_on_the_data() -> None:
     inputs, moment, weight = data(8)
     kept = [0, 3, 4, 7]
     wanted, _ = best_fit(inputs, inputs @ weight.T, kept)
-    assert torch.allclose(refit(moment, weight, torch.tensor(kept)), wanted, atol=1e-6)
+    assert torch.allclose(refit(moment, weight, torch.tensor(kept), ridge=HARDLY), wanted, atol=1e-6)
+
+
+def test_a_ridge_draws_to_the_old_weight() -> None:
+    """By the data: more rows, whose inputs are one feature each and whose output is what the old weight gives."""
+    inputs, moment, weight = data(8)
+    kept, ridge = [0, 3, 4, 7], 0.3
+    strength = (200 * ridge * moment.diagonal().mean()).sqrt()
+    more, rows = strength * torch.eye(4, dtype=torch.double), strength * weight[:, kept].T
+    wanted = torch.linalg.lstsq(torch.cat([inputs[:, kept], more]), torch.cat([inputs @ weight.T, rows])).solution.T
+    assert torch.allclose(refit(moment, weight, torch.tensor(kept), ridge=ridge), wanted, atol=1e-9)
 
 
 def test_refit_aims_at_what_gated_columns_gave() -> None:
     inputs, moment, weight = data(6)
     gate = torch.tensor([1.0, 0.5, 0.0, 1.0, 0.2, 0.0], dtype=torch.double)
     wanted, _ = best_fit(inputs, (inputs * gate) @ weight.T, [0, 1, 3])
-    assert torch.allclose(refit(moment, weight, torch.tensor([0, 1, 3]), gate), wanted, atol=1e-6)
+    assert torch.allclose(refit(moment, weight, torch.tensor([0, 1, 3]), gate, ridge=HARDLY), wanted, atol=1e-6)
 
 
 def test_columns_whose_gates_are_already_the_mask_keep_their_weights() -> None:
     _, moment, weight = data(6)
     gate = torch.tensor([1.0, 0.0, 1.0, 1.0, 0.0, 0.0], dtype=torch.double)
-    assert torch.allclose(refit(moment, weight, torch.tensor([0, 2, 3]), gate), weight[:, [0, 2, 3]], atol=1e-6)
+    assert torch.allclose(
+        refit(moment, weight, torch.tensor([0, 2, 3]), gate, ridge=HARDLY), weight[:, [0, 2, 3]], atol=1e-6
+    )
 
 
 def test_the_cheapest_unit_goes_first_and_errors_are_the_datas_own() -> None:
