@@ -18,9 +18,10 @@ BARE = [sys.executable, "-c", "import torch"]
 
 @dataclass(frozen=True)
 class Measured:
-    """seconds, and bytes of memory."""
+    """seconds, those of the processor, and bytes of memory."""
 
     seconds: float
+    cpu: float
     peak: int
     code: int
 
@@ -31,7 +32,9 @@ def measure(command: Sequence[object], cwd: Path | None = None) -> Measured:
     process = subprocess.Popen([str(part) for part in command], cwd=cwd)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
-    return Measured(time.perf_counter() - started, usage.ru_maxrss * 1024, process.returncode)
+    return Measured(
+        time.perf_counter() - started, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, process.returncode
+    )
 
 
 def pages_read(paths: Sequence[Path]) -> None:

@@ -16,10 +16,12 @@ import pytest
 
 from sprunec.cli import main
 from sprunec.plan.schema import validator
+from tests.helpers.hub import SMOLLM2, cache_config
 from tests.helpers.small_plans import EMIT, MODEL, TRAIN, guide, mask_pass, plan, write
 
 ROOT = Path(__file__).parent.parent
 BAD = sorted((ROOT / "tests" / "plans" / "bad").glob("*.json"))
+SHIPPED = [path for path in sorted((ROOT / "plans").glob("*.json")) if '"passes"' in path.read_text()]
 
 
 def run(*arguments: object) -> int:
@@ -79,10 +81,15 @@ def test_the_guides_example_at_true_size(capsys: pytest.CaptureFixture[str]) -> 
     assert all(node["digest"] is None for node in document["nodes"])  # its checkpoint is not here
 
 
-@pytest.mark.parametrize("path", [*sorted((ROOT / "plans").glob("*to*.json")), ROOT / "plans" / "quickstart.json"])
-def test_shipped_plans_are_valid_and_lower(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_plans_are_valid_and_lower(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     assert run("validate", path) == 0
-    assert run("run", path, "--dry-run", "--out", tmp_path) == 0
+    cache_config(tmp_path / "hub", *SMOLLM2)
+    assert run("validate", path) == 0
+    assert run("run", path, "--dry-run", "--out", tmp_path / "out") == 0
     assert "nodes, 0 already in the store" in capsys.readouterr().out
 
 

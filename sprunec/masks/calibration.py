@@ -5,7 +5,8 @@ Letters in shapes: B sequences, N positions, n positions in use, C features, wha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -29,8 +30,8 @@ class Moments:
     """Means over all positions in use.
 
     Attributes:
-        inputs: by block and tensor name, a projection and the mean of x xᵀ (C, C) of what goes into it, before any
-            gate; float32, on the device.
+        inputs: by block and tensor name, a projection that units go into and the mean of x xᵀ (C, C) of what goes into
+            it, before any gate; float32, on the device.
         branches, streams: by block and kind of sublayer, the mean square of what it adds, and of the sum.
     """
 
@@ -39,8 +40,18 @@ class Moments:
     streams: dict[Key, float]
 
 
+class _Seen(Exception):  # noqa: N818
+    """Ends a run behind the last block: nothing is measured of the logits, which are large."""
+
+
+def _end(*_: Any) -> None:
+    raise _Seen
+
+
 @torch.no_grad()
-def calibrate(model: nn.Module, blocks: Sequence[TracedBlock], batches: Iterable[Batch], place: Place) -> Moments:
+def calibrate(
+    model: nn.Module, blocks: Sequence[TracedBlock], units: Collection[str], batches: Iterable[Batch], place: Place
+) -> Moments:
     """Run batches through a model whose traced blocks were replaced by gated ones; left in eval mode."""
     model.eval()
     weights: dict[Key, Projection] = {}
@@ -53,14 +64,16 @@ def calibrate(model: nn.Module, blocks: Sequence[TracedBlock], batches: Iterable
 
     for block in blocks:
         if isinstance(holder := model.get_submodule(block.path), fx.GraphModule):
-            here = {(block.index, projection.tensor): projection for projection in projections(block)}
+            found = [each for each in projections(block) if any(each.units(unit) for unit in units)]
+            here = {(block.index, projection.tensor): projection for projection in found}
             weights |= here
             for node, *what in _watched(block, here):
                 handles.append(tap(holder, node).register_forward_hook(partial(add, *what)))
+    handles.append(model.get_submodule(blocks[-1].path).register_forward_hook(_end))
     for batch in (batch.to(place.device) for batch in batches):
         used = in_use(batch.inputs)
         count += int(used.sum())
-        with Place(place.device, torch.float32).precision():
+        with Place(place.device, torch.float32).precision(), suppress(_Seen):
             model(**batch.inputs)
     for handle in handles:
         handle.remove()

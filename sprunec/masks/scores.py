@@ -64,7 +64,7 @@ class Calibration:
         return self.model.state_dict()
 
     def moments(self) -> Moments:
-        return calibrate(self.model, self.blocks, self.batches, self.place)
+        return calibrate(self.model, self.blocks, {unit for _, unit in self.sizes}, self.batches, self.place)
 
 
 def random(given: Weights | Calibration) -> dict[Key, Tensor]:

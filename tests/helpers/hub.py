@@ -10,9 +10,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 NAME = "some-org/tiny.model"
+SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct", {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 576, "intermediate_size": 1536,
+    "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 49152,
+    "max_position_embeddings": 8192, "rms_norm_eps": 1e-05, "rope_theta": 100000, "tie_word_embeddings": True,
+}  # fmt: skip
 
 
 def cache_model(hub: Path, directory: Path, *, revision: str = "main", commit: str = COMMIT, name: str = NAME) -> Path:
@@ -27,6 +33,13 @@ def cache_model(hub: Path, directory: Path, *, revision: str = "main", commit: s
         blob.write_bytes(file.read_bytes())
         (snapshot / file.name).symlink_to(os.path.relpath(blob, snapshot))
     return snapshot
+
+
+def cache_config(hub: Path, name: str, config: Mapping[str, Any]) -> None:
+    """Put a model's config into a cache, and nothing else of it."""
+    (directory := hub / "config").mkdir(parents=True)
+    (directory / "config.json").write_text(json.dumps(config))
+    cache_model(hub, directory, name=name)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import pytest
 from sprunec.families.cpm_ant.config import LayerShape
 from sprunec.plan.declared import PassSpec
 from sprunec.plan.plan import DataSource, Engine, Plan, check_plan, read_plan
+from tests.helpers.hub import SMOLLM2, cache_config
 
 ROOT = Path(__file__).parents[2]
 GOOD = ROOT / "tests" / "plans" / "good"
@@ -28,7 +29,9 @@ def options(plan: Plan, index: int) -> Any:
 
 
 @pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
-def test_plan_has_no_errors(path: Path) -> None:
+def test_plan_has_no_errors(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    cache_config(tmp_path, *SMOLLM2)
     plan, found = check_plan(path)
     assert [str(finding) for finding in found if finding.code != "missing-file"] == []
     assert plan is not None
@@ -72,6 +75,7 @@ def test_score_masks_without_training() -> None:
         "tie_heads": False,
         "multiple_of": {},
         "compensate": None,
+        "ridge": 0.1,
     }
     assert options(plan, 1)["budget"] == "global"
     assert options(plan, 2)["target"] == {"parameters": 12500}
@@ -107,7 +111,7 @@ def test_defaults_of_absent_sections() -> None:
     assert plan.model.checkpoint is None
     assert plan.engine == Engine("torch", "auto", "fp32")
     assert (plan.seed, plan.evaluate, plan.evaluate_tokens) == (1234, False, None)
-    loaded = {"path": (GOOD / "../mask.json",), "compensate": None, "batches": 8}
+    loaded = {"path": (GOOD / "../mask.json",), "compensate": None, "ridge": 0.1, "batches": 8}
     assert plan.passes[0] == PassSpec("load-mask", MappingProxyType(loaded), "/passes/0")
 
 
