@@ -109,6 +109,15 @@ def test_activation_of_a_dim_is_the_energy_of_what_it_adds_in_the_stream() -> No
     assert float(scores[(1, "dim_ff")][7]) == pytest.approx(float(added), rel=1e-4)
 
 
+def test_what_measures_blocks_computes_no_logits() -> None:
+    model, ended = tiny_model(), list[object]()
+    model.register_forward_hook(lambda *given: ended.append(given))
+    calibrated("activation", model, "head")
+    assert not ended
+    model(**random_batch())
+    assert ended
+
+
 @pytest.mark.parametrize("criterion", ["activation", "reconstruction"])
 def test_a_sublayer_counts_by_its_share_of_the_stream(criterion: str) -> None:
     model = tiny_model()

@@ -47,10 +47,15 @@ def folder(smollm2: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
     shutil.rmtree(made)
 
 
-@pytest.mark.parametrize(("way", "most"), [("dims: sprunec", 18.6), ("groups: sprunec", 21.4)])
-def test_a_cut_and_refitted_model_is_hardly_worse(smollm2: Any, folder: Path, way: str, most: float) -> None:
-    """The dense one's perplexity is 16.18, and that of dims cut by the weights' magnitude 404,634."""
-    path = smollm2.write_plan(folder, smollm2.PLANS[way] | {"batches": 1})
+@pytest.mark.parametrize(
+    ("way", "batches", "most"),
+    [("dims: sprunec", 1, 18.6), pytest.param("groups: sprunec", 4, 21.4, marks=pytest.mark.slow)],
+)
+def test_a_cut_and_refitted_model_is_hardly_worse(
+    smollm2: Any, folder: Path, way: str, batches: int, most: float
+) -> None:
+    """The dense one's perplexity is 16.18; a batch has 2,048 tokens."""
+    path = smollm2.write_plan(folder, smollm2.PLANS[way] | {"batches": batches})
     content = json.loads(path.read_text())
     del content["evaluate"]  # here, by transformers
     path.write_text(json.dumps(content))
