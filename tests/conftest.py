@@ -13,6 +13,7 @@ import torch
 from sprunec.families.cpm_ant.blocks import build, initialize
 from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.families.cpm_ant.model import CPMAnt
+from tests.helpers.hub import SMOLLM2, cache_config
 from tests.helpers.small_plans import TINY, execute, guide
 
 # BMTrain has wheels up to Python 3.11, and is no part of what all tests need.
@@ -81,3 +82,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("guide")
     execute(guide(), directory)
     return directory / "out"
+
+
+@pytest.fixture
+def cached_configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the hub's cache have the config of the model that a shipped plan names, and no weights."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    cache_config(tmp_path / "hub", *SMOLLM2)

@@ -11,7 +11,6 @@ import pytest
 from sprunec.families.cpm_ant.config import LayerShape
 from sprunec.plan.declared import PassSpec
 from sprunec.plan.plan import DataSource, Engine, Plan, check_plan, read_plan
-from tests.helpers.hub import SMOLLM2, cache_config
 
 ROOT = Path(__file__).parents[2]
 GOOD = ROOT / "tests" / "plans" / "good"
@@ -28,10 +27,9 @@ def options(plan: Plan, index: int) -> Any:
     return plain(plan.passes[index].options)
 
 
+@pytest.mark.usefixtures("cached_configs")
 @pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
-def test_plan_has_no_errors(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    cache_config(tmp_path, *SMOLLM2)
+def test_plan_has_no_errors(path: Path) -> None:
     plan, found = check_plan(path)
     assert [str(finding) for finding in found if finding.code != "missing-file"] == []
     assert plan is not None

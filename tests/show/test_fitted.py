@@ -111,6 +111,7 @@ def long_plan(folder: Path, checkpoint: str = "weights.bin") -> Path:
     return path
 
 
+@pytest.mark.usefixtures("cached_configs")
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
 def test_no_word_of_a_plans_graph_is_broken(path: Path, width: int) -> None:
