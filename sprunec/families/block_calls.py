@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from sprunec.registry import Registry
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -51,3 +53,32 @@ def hand_on(block: nn.Module, other: nn.Module) -> None:
     for name, value in vars(block).items():
         if not name.startswith("_") and isinstance(value, int | float | str) and not hasattr(other, name):
             setattr(other, name, value)
+
+
+Terms = tuple[tuple[int, tuple[str, ...]], ...]  # a dim: the sum of numbers times units
+
+
+@dataclass(frozen=True)
+class BlockUnits:
+    """What a block's tensors are made of, as its graph says.
+
+    Attributes:
+        counts: how many units of each kind it has.
+        tensors: by kind of sublayer, and "" for what several share: names, and of each dim the terms.
+        fixed: units that cannot be cut, and why.
+    """
+
+    counts: Mapping[str, int]
+    tensors: Mapping[str, Mapping[str, tuple[Terms, ...]]]
+    fixed: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class UnitReader:
+    """How units are found in blocks that nothing is known of."""
+
+    name: str
+    read: Callable[[Sequence[CalledBlock]], tuple[BlockUnits, ...]]
+
+
+UNIT_READERS = Registry(UnitReader, "sprunec.rewrite.block_units")

@@ -37,7 +37,8 @@ def reopen(directory: Path, config: ModelConfig, weights: Tensors) -> Reopened:
     stored = weights.dtype(next(iter(weights)))
 
     def logits(inputs: list[Inputs]) -> Tensor:
-        return opened_apart("deci", [decilm_reader.__file__], directory, [batch["input"][0] for batch in inputs])
+        rows = [batch["input"][0] for batch in inputs]
+        return torch.cat(opened_apart("deci", [decilm_reader.__file__], directory, rows))
 
     def texts(batch: Inputs) -> list[Inputs]:
         return family_of(config).huggingface_texts(config, {}, batch)

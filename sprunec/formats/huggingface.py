@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -17,7 +18,7 @@ from sprunec.errors import FormatError
 from sprunec.families.base import family_of
 from sprunec.families.base_config import ModelConfig
 from sprunec.families.cards import card_of
-from sprunec.families.own_code import code_files
+from sprunec.families.own_code import MODULES, code_files
 from sprunec.plan.export_formats import Emission, Format, Opening, Options, Reopened
 
 if TYPE_CHECKING:
@@ -35,15 +36,24 @@ BESIDE = (
     *("vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json", "generation_config.json"),
     *("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "NOTICE.txt"),
 )
+STEPS = 4  # positions of a text that are decoded one by one
 OPENED_BY_TRANSFORMERS = """
 import sys, torch
 from transformers import AutoModelForCausalLM
-directory, texts, logits, own = sys.argv[1:]
+directory, texts, logits, own, steps = sys.argv[1:]
 how = {"trust_remote_code": own == "own", "attn_implementation": "eager"}  # others leave parts out in some releases
-model = AutoModelForCausalLM.from_pretrained(directory, **how).float().eval()
+model = AutoModelForCausalLM.from_pretrained(directory, **how, dtype=torch.float32).eval()
+texts, found, decoded = torch.load(texts, weights_only=True), [], []
 with torch.no_grad():
-    rows = [model(input_ids=row[None], use_cache=False).logits for row in torch.load(texts, weights_only=True)]
-torch.save([row[0] for row in rows], logits)
+    rows = [model(input_ids=row[None], use_cache=False).logits[0] for row in texts]
+    longest, past = max(range(len(texts)), key=lambda row: len(texts[row])), None
+    first = max(len(texts[longest]) - int(steps), 1)
+    for part in texts[longest].tensor_split([*range(first, len(texts[longest]))]) if int(steps) else ():
+        said = model(input_ids=part[None], past_key_values=past, use_cache=True)
+        past = said.past_key_values
+        decoded.append(said.logits[0])
+gap = float((torch.cat(decoded) - rows[longest]).abs().max()) if decoded else 0.0
+torch.save({"logits": rows, "gap": gap}, logits)
 """
 
 
@@ -83,32 +93,40 @@ def reopen(directory: Path, config: ModelConfig, weights: Tensors) -> Reopened:
     def texts(batch: Inputs) -> list[Inputs]:
         return family.huggingface_texts(config, about, batch)
 
+    gaps, steps = list[float](), 0 if card_of(config).own_code or not any(family.cache_shapes(config)) else STEPS
+
     def logits(inputs: list[Inputs]) -> Tensor:
-        rows = [batch["input"][0, skipped:] for batch in inputs]
-        found = opened_apart("huggingface", ["-c", OPENED_BY_TRANSFORMERS], directory, rows, "own" if own else "stock")
-        return found[:, : config.vocab_size]  # some classes have rows beyond the tokens
+        rows, script = [batch["input"][0, skipped:] for batch in inputs], ["-c", OPENED_BY_TRANSFORMERS]
+        said = opened_apart("huggingface", script, directory, rows, "own" if own else "stock", str(steps))
+        gaps.append(said["gap"])
+        # some classes have rows beyond the tokens
+        return torch.cat(said["logits"])[:, : config.vocab_size]
 
-    return Reopened(stored, torch.float32 if own else stored, logits, texts, skipped)
+    folded = card_of(config).own_code and not own  # whose factors have been rounded to the stored dtype
+    return Reopened(stored, stored if folded else torch.float32, logits, texts, skipped, gaps)
 
 
-def opened_apart(form: str, script: Sequence[str], directory: Path, texts: Sequence[Tensor], *more: str) -> Tensor:
+def opened_apart(form: str, script: Sequence[str], directory: Path, texts: Sequence[Tensor], *more: str) -> Any:
     """Run a directory in a process of its own, since that runs its code and writes a cache of it.
 
     Args:
-        script: what Python runs; it is given the directory, a file of texts (n,), one for their logits, and `more`.
+        script: what Python runs; it is given the directory, a file of texts (n,), one for what it finds, and `more`.
     """
     import torch
 
     with tempfile.TemporaryDirectory() as folder:
-        given, logits = Path(folder) / "texts.pt", Path(folder) / "logits.pt"
+        given, found = Path(folder) / "texts.pt", Path(folder) / "found.pt"
         torch.save(texts, given)
         quiet = {"HF_HOME": folder, "HF_MODULES_CACHE": f"{folder}/modules", "HF_HUB_OFFLINE": "1"}
-        command = [sys.executable, "-P", *script, *map(str, (directory, given, logits)), *more]
+        # What this process has a class from, but for directories: the one that is opened has its own code.
+        quiet["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if not (Path(path) / MODULES).is_dir())
+        command = [sys.executable, "-P", *script, *map(str, (directory, given, found)), *more]
         done = subprocess.run(command, env=os.environ | quiet, capture_output=True, text=True, check=False)
         if done.returncode:
-            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            lines = done.stderr.strip().splitlines() or ["no message"]
+            last = next((line for line in reversed(lines) if re.match(r"[\w.]*(Error|Exception)\b", line)), lines[-1])
             raise FormatError(f"transformers cannot open the format {form}: {last}")
-        return torch.cat([row.float() for row in torch.load(logits, weights_only=True)])
+        return torch.load(found, weights_only=True)
 
 
 def opening(directory: Path, about: Mapping[str, Any]) -> Opening:

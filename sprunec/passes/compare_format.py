@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 LOGITS = 2**24  # numbers: what a format says is held as a whole
 TOKENS = 4096  # of the head, at a time
 EPSILONS = 4.0
-COMPARED = ("max_abs_difference", "tolerance", "noise", "tokens", "dtype")
+COMPARED = ("max_abs_difference", "tolerance", "noise", "tokens", "dtype", "decoding_difference")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +78,10 @@ def run(job: Job[FormatOptions]) -> dict[str, Any]:
     limit, stored = tolerance(opened.arithmetic, largest_logit, noise), str(opened.stored).removeprefix("torch.")
     metrics = {"form": name, "tolerance": limit, "tokens": tokens, "dtype": stored}
     metrics |= {"max_abs_difference": difference, "noise": noise, "largest_logit": largest_logit}
+    if not (gap := max(opened.gaps, default=0.0)) <= limit:
+        message = f"the format {name} generates with past keys and values what is {gap:.3g} from what it says in one go"
+        raise ComparisonError(f"{message}, where {limit:.3g} may be; it is not emitted", metrics)
+    metrics |= {"decoding_difference": gap} if opened.gaps else {}
     if not difference <= limit:
         message = f"the format {name} differs from the model it was made of by {difference:.3g} on {tokens} tokens"
         message = f"{message}, the tolerance of {stored} is {limit:.3g}; it is not emitted"

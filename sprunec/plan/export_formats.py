@@ -6,7 +6,7 @@ All of it is told before any work: training that ends in a model which the forma
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,6 +55,8 @@ class Reopened:
         logits: what it says to inputs, (n, V).
         inputs: for a batch, those that it can be given.
         skipped: how many of the first positions of each row it gives no logits for.
+        gaps: once `logits` has been called, how far a text's logits, with the last positions one by one behind past
+            keys and values, were from those in one go; empty where that is not compared.
     """
 
     stored: torch.dtype
@@ -62,6 +64,7 @@ class Reopened:
     logits: Callable[[list[Inputs]], Tensor]
     inputs: Callable[[Inputs], list[Inputs]] = lambda batch: [batch]
     skipped: int = 0
+    gaps: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -65,8 +65,8 @@ def find_sites(
     parameters = {name: parameter.numel() for name, parameter in module.named_parameters()}
     sites: dict[str, Site] = {}
     fixed: dict[str, int] = {}
-    candidates = _candidates(forward)
-    for unit, candidate in candidates.items():
+    found = candidates(forward)
+    for unit, candidate in found.items():
         reason = _obstacle(forward, candidate, set(parameters), shared)
         if reason:
             notes.append(f"{block}: {unit} cannot be cut: {reason}")
@@ -74,14 +74,15 @@ def find_sites(
         else:
             sites[unit] = _site(block, unit, candidate, programs, parameters)
     # An attention sublayer may hold sums over units of some other kind, as in x + (attention + mlp).
-    known = {group for candidate in candidates.values() for group in candidate.groups} | forward.groups.pinned.keys()
+    known = {group for candidate in found.values() for group in candidate.groups} | forward.groups.pinned.keys()
     known |= {group for core in forward.cores for dim in (*core.heads, core.scored, core.mixed) for group in dim}
     if not known.issuperset(_summed_over(forward, "attention")):
         notes.append(f"{block}: what is added together with the attention cannot be cut by itself")
     return sites, fixed, tuple(notes)
 
 
-def _candidates(program: Program) -> dict[str, Candidate]:
+def candidates(program: Program) -> dict[str, Candidate]:
+    """Find by unit what looks like one in a block's graph."""
     found: dict[str, Candidate] = {}
     owned, sizes = _owned(program), program.groups.sizes
     for core in program.cores:

@@ -95,8 +95,11 @@ def trace(model: nn.Module, *inputs: Any) -> tuple[TracedBlock, ...]:
     return trace_blocks(model, {path: {"forward": given} for path, given in seen.items()})
 
 
-def trace_called(model: nn.Module, called: Sequence[CalledBlock]) -> tuple[TracedBlock, ...]:
+def trace_called(model: nn.Module | None, called: Sequence[CalledBlock]) -> tuple[TracedBlock, ...]:
     """Trace the blocks of a model that were found on a copy of it; the traced ones hold the model's own modules.
+
+    Args:
+        model: None: the traced ones hold those of the copy.
 
     Raises:
         TraceError: a block cannot be traced; names the module, the source line, and what it does there.
@@ -106,9 +109,9 @@ def trace_called(model: nn.Module, called: Sequence[CalledBlock]) -> tuple[Trace
         first, *_, last = [block for block in called if kinds[block.path] == kind] * 2
         if first is not last and _code(first) != _code(last):  # it computes with its place among the others
             kinds |= {path: (kind, path) for path, its in kinds.items() if its == kind}
-    found = trace_blocks(model, {block.path: block.calls for block in called}, kinds, shapes)
+    found = trace_blocks(called[0].module, {block.path: block.calls for block in called}, kinds, shapes)
     return tuple(
-        replace(block, module=model.get_submodule(block.path), calls=its.calls)
+        replace(block, module=its.module if model is None else model.get_submodule(block.path), calls=its.calls)
         for block, its in zip(found, called, strict=True)
     )
 

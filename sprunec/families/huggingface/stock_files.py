@@ -16,6 +16,7 @@ from sprunec.checkpoint.writer import Output, as_outputs, write_outputs
 from sprunec.durable import copy_file, write_new
 from sprunec.errors import FormatError
 from sprunec.families.base import Inputs
+from sprunec.families.huggingface.ragged_files import MODELING, head_name, modeling_source, ragged_config
 from sprunec.families.huggingface.tensor_layouts import KEYS
 from sprunec.families.huggingface.transformers_config import TransformersConfig
 from sprunec.families.model_directory import open_model_tensors
@@ -29,20 +30,25 @@ BY_NUMBER = "scale_attn_by_inverse_layer_idx"
 
 
 def obstacles(config: TransformersConfig) -> Iterator[str]:
+    """Say why no class, of whatever layers, can be this model; nothing where one can."""
+    if not any(layer.heads for layer in config.layers):
+        yield "it has no attention left"
+    gone = next((index for index, layer in enumerate(config.layers) if not layer.counts), len(config.layers))
+    if config.document.get(BY_NUMBER) and any(layer.counts for layer in config.layers[gone:]):
+        yield f"its class divides scores by the number of the layer, and layer {gone} is gone"
+
+
+def unlike(config: TransformersConfig) -> Iterator[str]:
     """Say why no stock class can be this model; nothing where one can."""
+    if config.traced:
+        yield f"{config.layout.title} is read as it is, and not as a known family"
     layers = [layer for layer in config.layers if layer.counts]
-    if not layers:
-        yield "it has no layer left"
-        return
     for unit in {unit: None for layer in layers for unit in layer.counts}:
         if len(each := {layer.counts.get(unit, 0) for layer in layers}) > 1:
             yield f"{unit} is {min(each)} in one layer and {max(each)} in another"
     if lacking := [kind for kind in SUBLAYERS if kind not in sublayers_of(layers[0].counts)]:
         yield f"its layers have no {lacking[0].replace('_', '-')}"
     width, heads = config.width, layers[0].heads
-    gone = next((index for index, layer in enumerate(config.layers) if not layer.counts), len(config.layers))
-    if config.document.get(BY_NUMBER) and any(layer.counts for layer in config.layers[gone:]):
-        yield f"its class divides scores by the number of the layer, and layer {gone} is gone"
     if not config.layout.uneven_dims and layers[0].dim_ff not in (0, 4 * width):
         yield f"{config.layout.title}'s class has {4 * width} feed-forward dims, and {layers[0].dim_ff} are left"
     if not config.layout.uneven_heads and heads * layers[0].dim_head != width:
@@ -67,21 +73,29 @@ def _renamed(config: TransformersConfig) -> dict[str, Any]:
 
 def stock_config(config: TransformersConfig) -> dict[str, Any]:
     """Edit what config.json says: sizes, lists with an entry a layer."""
-    document, there = dict(config.document), [index for index, layer in enumerate(config.layers) if layer.counts]
-    layer = config.layers[there[0]]
-    sizes = {"L": len(there), "H": layer.heads, "G": layer.kv_groups or layer.heads, "F": layer.dim_ff}
+    layer = next(layer for layer in config.layers if layer.counts)
+    sizes = {"H": layer.heads, "G": layer.kv_groups or layer.heads, "F": layer.dim_ff}
     if config.layout.uneven_heads:
         sizes["E"] = layer.dim_head
+    document = shorter_config(config)
     for letter, size in sizes.items():
         named = [key for key in KEYS[letter] if key in document]
         if named or letter in "EG":
             document[named[0] if named else KEYS[letter][0]] = size
+    return document | _renamed(config)
+
+
+def shorter_config(config: TransformersConfig) -> dict[str, Any]:
+    """Edit what config.json says about the number of layers, and of each one."""
+    document, there = dict(config.document), [index for index, layer in enumerate(config.layers) if layer.counts]
+    keys = {**KEYS, **config.layout.keys}["L"]
+    document[next((key for key in keys if key in document), keys[0])] = len(there)
     for key in config.layout.by_layer:
         if isinstance(document.get(key), list):
             document[key] = [document[key][index] for index in there]
     for key in (key for key in config.layout.by_depth if key in document):
         document[key] *= math.sqrt(len(there) / len(config.layers))
-    return document | _renamed(config)
+    return document
 
 
 def stock_tensors(config: TransformersConfig, outputs: Mapping[str, Output]) -> Iterator[tuple[str, Output]]:
@@ -102,15 +116,21 @@ def write(emission: Emission, directory: Path) -> dict[str, Any]:
     assert isinstance(config, TransformersConfig)
     if problems := list(obstacles(config)):
         raise FormatError(f"the format huggingface cannot hold this model: {'; '.join(problems)}")
-    state = open_model_tensors(emission.model)
+    why, state = list(unlike(config)), open_model_tensors(emission.model)
+    document = ragged_config(config, shorter_config(config)) if why else stock_config(config)
+    outputs = dict(stock_tensors(config, as_outputs(state)))
     directory.mkdir()
-    write_outputs(dict(stock_tensors(config, as_outputs(state))), directory)
+    if why:
+        write_new(directory / f"{MODELING}.py", modeling_source(config))
+        if config.layout.head in outputs:  # a release renames it for its own class alone
+            outputs[head_name(config)] = outputs.pop(config.layout.head)
+    write_outputs(outputs, directory)
     for file in emission.files.get("beside", ()):
         copy_file(file, directory / file.name)
-    document, dtype = stock_config(config), str(state.dtype(next(iter(state)))).removeprefix("torch.")
+    dtype = str(state.dtype(next(iter(state)))).removeprefix("torch.")
     document |= {"dtype": dtype, "torch_dtype": dtype}
     write_new(directory / "config.json", json.dumps(document, indent=2))
-    return {"dtype": dtype, "classes": "stock", "why": [], "class": document["architectures"][0]}
+    return {"dtype": dtype, "classes": "own" if why else "stock", "why": why, "class": document["architectures"][0]}
 
 
 def texts(config: TransformersConfig, about: Mapping[str, Any], batch: Inputs) -> list[Inputs]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -14,7 +15,9 @@ from torch import nn
 from sprunec.errors import InputError
 from sprunec.families.block_calls import CalledBlock
 from sprunec.families.huggingface.recording import record_calls
-from sprunec.families.huggingface.transformers_config import TransformersConfig
+
+if TYPE_CHECKING:
+    from sprunec.families.huggingface.transformers_config import TransformersConfig
 
 
 @contextmanager
@@ -37,40 +40,64 @@ def parameters_on_meta() -> Iterator[None]:
 
 
 @lru_cache(maxsize=2)
-def _built(source: str, tied: bool) -> tuple[Any, tuple[CalledBlock, ...]]:
+def built_model(source: str, tied: bool | None) -> tuple[Any, tuple[CalledBlock, ...]]:
     """Build the class's own model of a config.json, and see how it calls its blocks.
+
+    Args:
+        tied: whether its head is its embedding; None: as the config says.
 
     Raises:
         InputError: transformers is not installed, or does not have the class.
+        ValueError: it has no causal language model of this kind.
     """
     try:
-        from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, __version__
+        from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, __version__
     except ImportError as error:
         message = "a model of transformers needs the package transformers"
         raise InputError.in_option("/model/path", message, "pip install 'sprunec[hf]'") from error
-    document = json.loads(source) | {"tie_word_embeddings": tied, "dtype": "float32", "torch_dtype": "float32"}
+    document = json.loads(source) | {"dtype": "float32", "torch_dtype": "float32"}
     if (kind := document["model_type"]) not in CONFIG_MAPPING:
         message = f"transformers {__version__}, which is installed, has no {kind}"
         raise InputError.in_option("/model/path", message, "pip install --upgrade transformers")
-    config = AutoConfig.for_model(**document)
-    with parameters_on_meta():
-        whole = AutoModelForCausalLM.from_config(config, attn_implementation=_attention(config)).float().eval()
+    known = AutoConfig.for_model(**document | ({} if tied is None else {"tie_word_embeddings": tied}))
+    if type(known) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ValueError("it is no causal language model")
+    whole = build_stock(known)
     return whole, record_calls(whole)
 
 
-def _attention(config: Any) -> str:
-    """Choose torch's own attention, or products spelled out: where the class has no other, or leaves its caps out."""
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+def build_stock(known: Any) -> Any:
+    """Build the model of a config of `transformers`, its parameters on the meta device."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
-    able = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]._supports_sdpa
-    return "sdpa" if able and not getattr(config, "attn_logit_softcapping", None) else "eager"
+    # Torch's own attention; products spelled out where a class has no other, or would leave its caps out.
+    capped, able = (
+        getattr(known, "attn_logit_softcapping", None),
+        MODEL_FOR_CAUSAL_LM_MAPPING[type(known)]._supports_sdpa,
+    )
+    attention = "sdpa" if able and not capped else "eager"
+    with parameters_on_meta():
+        return AutoModelForCausalLM.from_config(known, attn_implementation=attention).float().eval()
+
+
+def build_block(known: Any, block: CalledBlock, index: int, changes: Mapping[str, int]) -> nn.Module | None:
+    """Build a block by a config with some other sizes, on the meta device; None where its class refuses them."""
+    changed = copy.copy(known)
+    try:
+        for key, size in changes.items():
+            setattr(changed, key, size)
+        with torch.device("meta"):
+            found: nn.Module = type(block.module)(changed, index)
+    except Exception:  # whatever a class says of sizes that it cannot have
+        return None
+    return found
 
 
 def stock_model(config: TransformersConfig) -> Any:
     """Give the class's own model of the plan's input model; whoever changes it copies it."""
-    return _built(config.source, config.tie_word_embeddings)[0]
+    return built_model(config.source, config.tie_word_embeddings)[0]
 
 
 def called(config: TransformersConfig) -> tuple[CalledBlock, ...]:
     """List its blocks, and how it calls them."""
-    return _built(config.source, config.tie_word_embeddings)[1]
+    return built_model(config.source, config.tie_word_embeddings)[1]

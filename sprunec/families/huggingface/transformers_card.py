@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +35,7 @@ def native_keys(document: Mapping[str, Any]) -> dict[str, Any]:
             title = known.title if known else part.get("model_type") or "a language model"
             what = f"{kind or 'an unknown kind'}, a model of text and more, whose text part is {title}"
             raise ValueError(f"this is the config of {what}: save the text part alone, with a config of its own")
-        classes = ", ".join(map(str, document.get("architectures") or ()))
-        raise ValueError(f"this is {type_family(kind) or kind or classes or 'no known model'}'s config")
+        return _traced(document)
     needs = LAYOUTS[kind].needs
     whole = {**LAYOUTS[kind].defaults, **document}
     if wrong := [key for key, value in needs.items() if whole.get(key) != value]:
@@ -42,6 +43,24 @@ def native_keys(document: Mapping[str, Any]) -> dict[str, Any]:
             f"its {wrong[0]} is {whole.get(wrong[0])}; {LAYOUTS[kind].title} is known with {needs[wrong[0]]}"
         )
     return TransformersConfig.from_source(document).to_dict()
+
+
+def _traced(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Read the config of a class that no row describes: all else is in the class itself.
+
+    Raises:
+        ValueError: transformers has no such class, or it cannot be traced.
+    """
+    kind, classes = document.get("model_type"), ", ".join(map(str, document.get("architectures") or ()))
+    what = f"this is {type_family(kind) or kind or classes or 'no known model'}'s config"
+    if not kind or find_spec("transformers") is None:
+        raise ValueError(what)
+    from sprunec.families.huggingface.traced_layout import read_layout
+
+    try:
+        return TransformersConfig.from_source(document, read_layout(json.dumps(document))).to_dict()
+    except ValueError as error:
+        raise ValueError(f"{what}, and {error}") from None
 
 
 def guess(shapes: Mapping[str, Shape], path: Path) -> TransformersConfig:

@@ -62,25 +62,33 @@ class TransformersLayer:
 
 @dataclass(frozen=True)
 class TransformersConfig:
-    """A model of `transformers` that has a card.
+    """A model of `transformers`.
 
     Attributes:
         source: config.json's text.
         layers: one for each layer of the plan's input model; one without sublayers has been removed.
+        traced: of a class that has no row in `model_types.py`, what has been found in it, as JSON.
     """
 
     source: str
     layers: tuple[TransformersLayer, ...]
     tie_word_embeddings: bool
+    traced: str = ""
     family: str = FAMILY
 
     @classmethod
-    def from_source(cls, document: Mapping[str, Any]) -> TransformersConfig:
+    def from_source(cls, document: Mapping[str, Any], traced: Mapping[str, Any] | None = None) -> TransformersConfig:
         """Read what config.json says.
+
+        Args:
+            traced: what `traced_layout` says of its class, where no row does.
 
         Raises:
             ValueError: it lacks a size.
         """
+        if traced:
+            layers = tuple(TransformersLayer(**layer) for layer in traced["layers"])
+            return cls(json.dumps(document), layers, traced["tied"], json.dumps(traced))
         layout = LAYOUTS[document["model_type"]]
         sizes = read_sizes(layout, document)
         groups = sizes["G"] if sizes["G"] != sizes["H"] else 0
@@ -92,12 +100,15 @@ class TransformersConfig:
     def from_dict(cls, data: Mapping[str, Any]) -> TransformersConfig:
         """Read what `to_dict` has written."""
         layers = tuple(TransformersLayer(**layer) for layer in data["layers"])
-        return cls(json.dumps(data["config"]), layers, data["tie_word_embeddings"])
+        traced = data.get("traced")
+        return cls(
+            json.dumps(data["config"]), layers, data["tie_word_embeddings"], json.dumps(traced) if traced else ""
+        )
 
     def to_dict(self) -> dict[str, Any]:
         layers = [vars(layer) for layer in self.layers]
-        tied = self.tie_word_embeddings
-        return {"family": FAMILY, "tie_word_embeddings": tied, "layers": layers, "config": self.document}
+        found = {"family": FAMILY, "tie_word_embeddings": self.tie_word_embeddings, "layers": layers}
+        return found | ({"traced": self.found} if self.traced else {}) | {"config": self.document}
 
     @cached_property
     def document(self) -> dict[str, Any]:
@@ -105,14 +116,19 @@ class TransformersConfig:
         found: dict[str, Any] = json.loads(self.source)
         return found
 
-    @property
+    @cached_property
+    def found(self) -> dict[str, Any]:
+        """What has been found in a class without a row of data; nothing of one that has."""
+        return dict(json.loads(self.traced)) if self.traced else {}
+
+    @cached_property
     def layout(self) -> Layout:
-        return LAYOUTS[self.document["model_type"]]
+        return Layout(**self.found["layout"]) if self.traced else LAYOUTS[self.document["model_type"]]
 
     @cached_property
     def sizes(self) -> dict[str, int]:
-        """The sizes of the plan's input model, by letter."""
-        return read_sizes(self.layout, self.document)
+        """The sizes of the plan's input model, by letter; those of layers, only where all have one."""
+        return self.found["sizes"] if self.traced else read_sizes(self.layout, self.document)
 
     @property
     def width(self) -> int:
@@ -133,7 +149,8 @@ class TransformersConfig:
     @property
     def uncut(self) -> TransformersConfig:
         """The whole input model."""
-        return TransformersConfig.from_source(self.document).with_head(own=not self.tie_word_embeddings)
+        whole = TransformersConfig.from_source(self.document, self.found)
+        return whole.with_head(own=not self.tie_word_embeddings)
 
     def with_layers(self, layers: Iterable[TransformersLayer]) -> TransformersConfig:
         return replace(self, layers=tuple(layers))

@@ -34,14 +34,14 @@ def build(config: TransformersConfig) -> TransformersModel:
 def past_shapes(config: TransformersConfig) -> list[tuple[tuple[int, int], tuple[int, int]] | None]:
     """Give, by block, (groups, dims) of its keys and of its values; None without attention."""
     found: list[tuple[tuple[int, int], tuple[int, int]] | None] = []
-    for block, layer in zip(called(config), config.layers, strict=True):
+    for block, layer, whole in zip(called(config), config.layers, config.uncut.layers, strict=True):
         if "forward_cached" not in block.calls or not layer.heads:
             found.append(None)
             continue
         inputs = block.calls["forward_cached"].inputs
         key, value = inputs["past_key"].shape, inputs["past_value"].shape
         # Some classes keep what is for a group, and some what has been repeated for its heads, or what both come from.
-        left = {config.sizes["G"]: layer.kv_groups or layer.heads, config.sizes["H"]: layer.heads}
+        left = {whole.kv_groups or whole.heads: layer.kv_groups or layer.heads, whole.heads: layer.heads}
         found.append(((left.get(key[1], key[1]), key[-1]), (left.get(value[1], value[1]), value[-1])))
     return found
 
