@@ -30,7 +30,8 @@ def trusted(wanted: bool = True) -> Iterator[None]:
         yield
         return
     with tempfile.TemporaryDirectory(prefix="sprunec-code-", ignore_cleanup_errors=True) as folder:
-        before = _take_modules()
+        before, elsewhere = _take_modules(), [path for path in sys.path if (Path(path) / MODULES).is_dir()]
+        sys.path[:] = [path for path in sys.path if path not in elsewhere]
         _folders.append(folder)
         try:
             yield
@@ -38,6 +39,7 @@ def trusted(wanted: bool = True) -> Iterator[None]:
             _folders.remove(folder)
             _take_modules()
             sys.modules.update(before)
+            sys.path += elsewhere
 
 
 def is_trusted() -> bool:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 LOGITS = 2**24  # numbers: what a format says is held as a whole
 TOKENS = 4096  # of the head, at a time
 EPSILONS = 4.0
-COMPARED = ("max_abs_difference", "tolerance", "noise", "tokens", "dtype", "decoding_difference")
+COMPARED = ("max_abs_difference", "tolerance", "noise", "tokens", "dtype")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +124,7 @@ def tolerance(dtype: torch.dtype, largest_logit: float, noise: float = math.inf)
 
 def report(document: dict[str, Any], node: Node, metrics: Mapping[str, Any]) -> None:
     """Add to what the report says of a format; what an artifact of an earlier release does not know stays out."""
-    found = {key: metrics[key] for key in COMPARED if key in metrics}
+    found = {key: metrics[key] for key in (*COMPARED, "decoding_difference") if key in metrics}
     document["formats"][metrics["form"]] = document["formats"].get(metrics["form"], {}) | found
 
 
