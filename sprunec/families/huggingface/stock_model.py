@@ -56,6 +56,7 @@ def built_model(source: str, tied: bool | None) -> tuple[Any, tuple[CalledBlock,
         message = "a model of transformers needs the package transformers"
         raise InputError.in_option("/model/path", message, "pip install 'sprunec[hf]'") from error
     document = json.loads(source) | {"dtype": "float32", "torch_dtype": "float32"}
+    document.pop("auto_map", None)  # what is trusted of it has been registered
     if (kind := document["model_type"]) not in CONFIG_MAPPING:
         message = f"transformers {__version__}, which is installed, has no {kind}"
         raise InputError.in_option("/model/path", message, "pip install --upgrade transformers")
