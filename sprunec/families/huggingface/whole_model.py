@@ -161,31 +161,32 @@ class TransformersModel(nn.Module):
         return first, {path: found[1:] for path, found in seen.items()}
 
     def leave(self, hidden: Tensor) -> Tensor:
-        """Turn hidden states (n, D) behind the last block into logits (n, V)."""
+        """Turn hidden states (n, D), or (B, N, D), behind the last block into logits (n, V), or (B, N, V)."""
         last, in_front = self.paths[-1], ExitStack()
+        rows = hidden if hidden.dim() == 3 else hidden[:, None]
 
         def see(path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             call = self._calls[path]["forward"]
             if path == last:
                 in_front.close()
-                return call.result(hidden[:, None])
+                return call.result(rows)
             return call.result(call.tensors(args, kwargs)[0])
 
         # What stands in front of the blocks has no part in it, and need not have its weights.
         before = [parameter for name in self.entrance for parameter in self.get_submodule(name).parameters()]
         device = before[0].device if before else "meta"
-        nothing = torch.zeros(hidden.size(0), 1, hidden.size(1), dtype=hidden.dtype, device=device)
+        nothing = torch.zeros(rows.shape, dtype=hidden.dtype, device=device)
         with self._without_blocks(see, hidden.dtype) as whole, in_front:
             in_front.enter_context(values_unread())
             logits: Tensor = whole(inputs_embeds=nothing, use_cache=False).logits
-        return logits[:, 0]
+        return logits if rows is hidden else logits[:, 0]
 
     def forward(self, input: Tensor, length: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Give logits (B, N, V) and the hidden states in front of the last norm; what is padded stands on the right."""
         hidden, given = self.enter(input)
         for path in self.paths:
             hidden = self.get_submodule(path)(hidden, *given[path])
-        return self.leave(hidden.flatten(0, 1)).unflatten(0, hidden.shape[:2]), hidden
+        return self.leave(hidden), hidden
 
     @torch.no_grad()
     def generate(

@@ -1,0 +1,37 @@
+"""What stands around the blocks: logits of rows and of sequences, and how models in training hand them over."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from sprunec.engines.torch_engine import TorchEngine
+from tests.engines.test_loop import CPU
+from tests.families.huggingface.test_cut_models import graphs, saved
+from tests.helpers.causal_lms import CONFIGS, token_ids
+from tests.helpers.stock_training import learn
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_logits_of_sequences_are_those_of_their_rows(name: str, tmp_path: Path) -> None:
+    own, config, tensors = saved(name, tmp_path)
+    model, ids = graphs(config, tensors, tmp_path), token_ids(2, 11)
+    logits, hidden = model(ids)
+    rows = model.leave(hidden.flatten(0, 1)).unflatten(0, (2, 11))
+    assert logits.shape == rows.shape == (2, 11, config.document["vocab_size"])
+    torch.testing.assert_close(logits, rows, atol=1e-6 * float(rows.detach().abs().max()), rtol=0.0)
+    with torch.no_grad():
+        torch.testing.assert_close(logits, own(input_ids=ids, use_cache=False).logits, atol=1e-4, rtol=1e-5)
+    # FSDP2 warns of a view: what is added to it in place would lose gradients. A head with a bias gives one itself.
+    assert logits._is_view() == (name == "gptj")
+
+
+@pytest.mark.parametrize("name", ["qwen3", "gpt_neox", "gemma3_text"])
+def test_blocks_computed_again_train_as_those_that_are_kept(name: str, tmp_path: Path) -> None:
+    losses, gates, weights = learn(CPU, name, tmp_path)
+    found, its, again = learn(TorchEngine(CPU.place, recompute=True), name, tmp_path)
+    assert losses == found and losses[-1] < losses[0] - 0.1
+    assert all(torch.equal(gates[key], value) for key, value in its.items())
+    assert all(torch.equal(weights[key], value) for key, value in again.items())
