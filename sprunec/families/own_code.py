@@ -74,8 +74,7 @@ def adopt(directory: Path, document: Mapping[str, Any]) -> None:
     try:
         _register(directory, document.get("model_type"), classes[CONFIG_CLASS], classes[MODEL_CLASS])
     except (Exception, SystemExit) as error:  # whatever its code does
-        why = (str(error).strip().splitlines() or [""])[0]
-        message = f"the model's own code cannot be used: {type(error).__name__}: {why}"
+        message = f"the model's own code cannot be used: {type(error).__name__}: {' '.join(str(error).split())}"
         raise InputError.at(directory / CONFIG, message, "mend it, or install what it needs", "remote-code") from error
     _adopted[directory.resolve()] = tuple(sorted(directory.glob("*.py")))
 

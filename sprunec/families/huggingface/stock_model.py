@@ -47,7 +47,7 @@ def built_model(source: str, tied: bool | None) -> tuple[Any, tuple[CalledBlock,
         tied: whether its head is its embedding; None: as the config says.
 
     Raises:
-        InputError: transformers is not installed, or does not have the class.
+        InputError: transformers is not installed, does not have the class, or this refuses the config.
         ValueError: it has no causal language model of this kind.
     """
     try:
@@ -60,11 +60,26 @@ def built_model(source: str, tied: bool | None) -> tuple[Any, tuple[CalledBlock,
     if (kind := document["model_type"]) not in CONFIG_MAPPING:
         message = f"transformers {__version__}, which is installed, has no {kind}"
         raise InputError.in_option("/model/path", message, "pip install --upgrade transformers")
-    known = AutoConfig.for_model(**document | ({} if tied is None else {"tie_word_embeddings": tied}))
+    with _refusals():
+        known = AutoConfig.for_model(**document | ({} if tied is None else {"tie_word_embeddings": tied}))
     if type(known) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ValueError("it is no causal language model")
-    whole = build_stock(known)
+    with _refusals():
+        whole = build_stock(known)
     return whole, record_calls(whole)
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Make one error of whatever a class has against its config.json."""
+    try:
+        yield
+    except Exception as error:
+        message = (
+            f"its class cannot be built from its config.json: {type(error).__name__}: {' '.join(str(error).split())}"
+        )
+        hint = "give the config.json that belongs to the weights"
+        raise InputError.in_option("/model/path", message, hint, "bad-config") from error
 
 
 def build_stock(known: Any) -> Any:
