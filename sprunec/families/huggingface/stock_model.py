@@ -93,7 +93,11 @@ def build_stock(known: Any) -> Any:
     )
     attention = "sdpa" if able and not capped else "eager"
     with parameters_on_meta():
-        return AutoModelForCausalLM.from_config(known, attn_implementation=attention).float().eval()
+        whole = AutoModelForCausalLM.from_config(known, attn_implementation=attention).float().eval()
+    for module in whole.modules():
+        if isinstance(module, nn.Dropout):  # its noise is no function of seed and step, as all else in training is
+            module.p = 0.0
+    return whole
 
 
 def build_block(known: Any, block: CalledBlock, index: int, changes: Mapping[str, int]) -> nn.Module | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,27 @@ def test_logits_of_sequences_are_those_of_their_rows(name: str, tmp_path: Path) 
         torch.testing.assert_close(logits, own(input_ids=ids, use_cache=False).logits, atol=1e-4, rtol=1e-5)
     # FSDP2 warns of a view: what is added to it in place would lose gradients. A head with a bias gives one itself.
     assert logits._is_view() == (name == "gptj")
+
+
+DROPPING = {
+    "gpt2": {"embd_pdrop": 0.5, "resid_pdrop": 0.5, "attn_pdrop": 0.5},
+    "gptj": {"embd_pdrop": 0.5, "resid_pdrop": 0.5, "attn_pdrop": 0.5},
+    "gpt_neox": {"hidden_dropout": 0.5, "attention_dropout": 0.5},
+    "phi3": {"embd_pdrop": 0.5, "resid_pdrop": 0.5, "attention_dropout": 0.5},
+    "opt": {"dropout": 0.5, "attention_dropout": 0.5},
+    "bloom": {"hidden_dropout": 0.5, "attention_dropout": 0.5},
+}
+
+
+@pytest.mark.parametrize("name", DROPPING)
+def test_training_draws_nothing_so_that_it_goes_on_to_the_same_bytes(name: str, tmp_path: Path) -> None:
+    own, config, tensors = saved(name, tmp_path, **DROPPING[name])
+    model, ids = graphs(config, tensors, tmp_path), token_ids(2, 11)
+    wanted = model(ids)[0]
+    assert not torch.equal(own.train()(input_ids=ids).logits, own(input_ids=ids).logits)
+    assert torch.equal(model.train()(ids)[0], wanted)
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert {key: written[key] for key in DROPPING[name]} == DROPPING[name]  # whoever trains it on may drop again
 
 
 @pytest.mark.parametrize("name", ["qwen3", "gpt_neox", "gemma3_text"])
