@@ -137,7 +137,7 @@ def test_inspect_names_a_tensor_that_does_not_fit(theirs: Path) -> None:
 def test_another_family_is_named(theirs: Path) -> None:
     config = json.loads((theirs / "config.json").read_text())
     (theirs / "config.json").write_text(json.dumps(config | {"model_type": "t5"}))
-    with pytest.raises(InputError, match="this is T5's config; sprunec prunes CPM-Ant"):
+    with pytest.raises(InputError, match="this is T5's config, and it is no causal language model"):
         inspect_model(theirs)
 
 
