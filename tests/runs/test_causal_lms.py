@@ -135,10 +135,24 @@ def test_llama_opens_as_mistral_where_its_class_refuses_the_heads(tmp_path: Path
     assert (config["model_type"], config["sliding_window"], config["num_attention_heads"]) == ("mistral", None, 5)
 
 
-def test_what_no_stock_class_can_be_is_refused_with_the_reason(tmp_path: Path) -> None:
-    directory(tmp_path, "gpt2")
-    with pytest.raises(FormatError, match="GPT-2's class has heads of 48 / heads dims, and 5 are left"):
-        run(tmp_path, SCORED | {"unit": "head", "target": {"num_heads": 5}})
+def test_what_no_stock_class_can_be_is_its_own_class_layer_by_layer(tmp_path: Path) -> None:
+    directory(tmp_path, "gpt2", scale_attn_by_inverse_layer_idx=False)
+    report = run(tmp_path, SCORED | {"unit": "head", "target": {"num_heads": 5}})
+    form = report.data["formats"]["huggingface"]
+    assert max(form["max_abs_difference"], form["decoding_difference"]) <= form["tolerance"] < 0.01
+    out = tmp_path / "out/model/huggingface"
+    with pytest.raises(ValueError, match="trust_remote_code=True"):
+        AutoModelForCausalLM.from_pretrained(out, trust_remote_code=False)
+    layers = json.loads((out / "config.json").read_text())["pruned"]["layers"]
+    assert [layer["config"] for layer in layers] == [{"num_attention_heads": 5, "hidden_size": 40}] * 2
+    assert layers[0]["shapes"]["attn.c_attn.weight"] == [48, 120]
+
+
+def test_a_model_that_counts_its_layers_loses_none(tmp_path: Path) -> None:
+    directory(tmp_path, "gpt2", n_layer=3)  # with scores that are divided by the layer's number
+    blocks = {"pass": "score-mask", "criterion": "magnitude", "unit": "block", "target": {"num_layers": 2}}
+    with pytest.raises(FormatError, match="its class divides scores by the number of the layer, and layer . is gone"):
+        run(tmp_path, blocks)
 
 
 def test_a_model_py_is_not_made_of_a_library_s_class(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from sprunec.checkpoint.safetensors_file import Shape
 from sprunec.errors import FormatError
 from sprunec.families.block_calls import CalledBlock
 from sprunec.families.huggingface.stock_model import build_block, called, stock_model
@@ -33,7 +34,8 @@ def ragged_config(config: TransformersConfig, document: Mapping[str, Any]) -> di
     """
     there = [index for index, layer in enumerate(config.layers) if layer.counts]
     attending = [bool(config.layers[index].heads) for index in there]
-    layers = [_layer(config, index) for index in there]
+    before, after = config.uncut.tensors(), config.tensors()
+    layers = [_layer(config, index, before, after) for index in there]
     for about, slot in zip(layers, cache_slots(attending), strict=True):
         about["cache"] = slot
     changed = dict(document)
@@ -83,12 +85,13 @@ def cache_slots(attending: Sequence[bool]) -> list[int]:
     return [kinds.index(index) if has else index for index, has in enumerate(attending)]
 
 
-def _layer(config: TransformersConfig, index: int) -> dict[str, Any]:
-    """Say how the class builds one layer."""
+def _layer(
+    config: TransformersConfig, index: int, before: Mapping[str, Shape], after: Mapping[str, Shape]
+) -> dict[str, Any]:
+    """Say how the class builds one layer; `before` and `after` are the model's tensors, uncut and cut."""
     block, blocks = called(config)[index], config.layout.blocks
     names = {name: f"{blocks}.{index}.{name}" for name in dict(block.module.named_parameters())}
-    wanted = {name: shape for name, whole in names.items() if (shape := config.tensors().get(whole)) is not None}
-    before = config.uncut.tensors()
+    wanted = {name: after[whole] for name, whole in names.items() if whole in after}
     changed = [
         (name, dim)
         for name in wanted.keys() & {each.partition("?")[0] for each in config.layout.attention}
