@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from measure import Measured, measure
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from sprunec import lower, read_plan
+from sprunec import read_plan
 from sprunec.data.batches import Packer, load_text_data
 
 ROOT = Path(__file__).parent.parent
@@ -129,10 +129,10 @@ def parameters(directory: Path) -> int:
 
 def calibration(folder: Path) -> torch.Tensor:
     """Give the tokens (batches, 4, 512) that the plan's score and refit look at; its run must have been."""
-    plan = read_plan(write_plan(folder, {}))
-    data = next(node for node in lower(plan).nodes if node.pass_ == "data")
-    store = folder / "runs/dims/store" / str(data.digest)
-    batches = load_text_data(store, Packer(plan.model.config, WINDOW), batch_size=4, seed=plan.seed)
+    plan, out = read_plan(write_plan(folder, {})), folder / "runs/dims"
+    entries = json.loads((out / "report.json").read_text(encoding="utf-8"))["passes"]
+    data = next(out / "store" / entry["digest"] for entry in entries if entry["pass"] == "data")
+    batches = load_text_data(data, Packer(plan.model.config, WINDOW), batch_size=4, seed=plan.seed)
     return torch.stack([batches.batch(step).inputs["input"] for step in range(BATCHES)])
 
 
