@@ -56,6 +56,7 @@ EVERY: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 CONFIGS = {name: sizes for name, sizes in EVERY.items() if name in CONFIG_MAPPING}  # release 4.57 has no MiniCPM3
+PLAIN: dict[str, dict[str, Any]] = {"gpt2": {"scale_attn_by_inverse_layer_idx": False}}  # what 4.57 would pass over
 EAGER_ONLY = [name for name in CONFIGS if name in ("gemma2", "bloom") or not supports_sdpa(name)]
 CALLS = [(name, how) for name in CONFIGS for how in ("eager", "sdpa") if how == "eager" or name not in EAGER_ONLY]
 

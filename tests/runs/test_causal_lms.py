@@ -21,7 +21,7 @@ from sprunec.families.huggingface import releases
 from sprunec.models.streamed import largest
 from sprunec.plan.plan import read_plan
 from sprunec.plan.schema import load_schema
-from tests.helpers.causal_lms import CONFIGS, causal_lm, token_ids
+from tests.helpers.causal_lms import CONFIGS, PLAIN, causal_lm, token_ids
 
 VOCABULARY = 300
 SCORED = {"pass": "score-mask", "criterion": "activation", "batches": 2, "budget": "per-layer"}
@@ -39,9 +39,6 @@ def tokenizer() -> Tokenizer:
     trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=["<|end|>"], initial_alphabet=letters)
     made.train_from_iterator([read_text("python-docs", ())[:50_000]], trainer)
     return made
-
-
-PLAIN = {"gpt2": {"scale_attn_by_inverse_layer_idx": False}}  # which release 4.57 would pass over
 
 
 def directory(folder: Path, name: str, dtype: torch.dtype = torch.float32, **changes: Any) -> Path:

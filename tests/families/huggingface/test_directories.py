@@ -20,7 +20,7 @@ from sprunec.families.model_directory import open_model_tensors
 from sprunec.passes.job import Job
 from sprunec.passes.load import LoadOptions, run
 from sprunec.plan.plan import check_plan, read_plan
-from tests.helpers.causal_lms import causal_lm
+from tests.helpers.causal_lms import CONFIGS, PLAIN, causal_lm
 from tests.helpers.small_plans import plan, write
 
 EMIT = {"pass": "emit", "formats": ["huggingface"]}
@@ -38,7 +38,7 @@ def state_of(model: Any, folder: Path) -> State:
 
 def directory(folder: Path, name: str, save: Callable[[State, Path], None], **changes: Any) -> State:
     """Write a family's model as `save` does; give what is in it."""
-    model = causal_lm(name, **changes)
+    model = causal_lm(name, **PLAIN.get(name, {}) | changes)
     state = state_of(model, folder / "as saved")
     (folder / "dense").mkdir()
     (folder / "dense/config.json").write_text((folder / "as saved/config.json").read_text())
@@ -91,7 +91,7 @@ def test_a_layout_s_tensors_are_loaded_as_they_are(layout: str, dtype: torch.dty
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("name", CONFIGS)
 def test_the_outermost_module_s_name_may_be_missing(name: str, tied: bool, tmp_path: Path) -> None:
     """As in files that the model without a head has written, with or without the head beside it."""
     outermost = LAYOUTS[name].blocks.partition(".")[0] + "."

@@ -47,7 +47,8 @@ def emitted(folder: Path, name: str, dtype: torch.dtype) -> tuple[TransformersCo
     save_model(folder / "small", small, kept, cut)
     write(Emission(folder / "small", folder / "dense", small, {}, {}), folder / "out")
     # Loaded in bfloat16, some classes round factors of theirs too, such as Gemma's of embeddings.
-    reopened = AutoModelForCausalLM.from_pretrained(folder / "out", trust_remote_code=True, dtype=torch.float32)
+    how = {"trust_remote_code": True, "dtype": torch.float32, "attn_implementation": "eager"}
+    reopened = AutoModelForCausalLM.from_pretrained(folder / "out", **how)
     return small, reopened.eval()
 
 

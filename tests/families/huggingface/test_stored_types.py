@@ -23,9 +23,9 @@ from sprunec.plan.export_formats import Emission
 from sprunec.rewrite.gating import mask
 from sprunec.rewrite.recipe import make_recipe
 from sprunec.units import Kept
-from tests.helpers.causal_lms import CONFIGS, token_ids
+from tests.helpers.causal_lms import CONFIGS, PLAIN, token_ids
 from tests.helpers.cut_lms import graphs, saved
-from tests.runs.test_causal_lms import LAYERS, PLAIN
+from tests.runs.test_causal_lms import LAYERS
 
 CUTS = {unit: (unit,) for unit in ("block", "kv_group", "head", "dim_ff")} | {"all": ("block", "kv_group", "dim_ff")}
 STORED = [(name, torch.bfloat16) for name in CONFIGS] + [(name, torch.float16) for name in ("qwen3", "gpt2")]
