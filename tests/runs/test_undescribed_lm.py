@@ -23,14 +23,10 @@ SCORED = {"pass": "score-mask", "criterion": "magnitude"}
 def by_hand(model: Any) -> OwnForCausalLM:
     """Give a Qwen3's weights to the class that has other names for all of them."""
     config = model.config
-    own = OwnForCausalLM(
-        OwnConfig(
-            depth=config.num_hidden_layers,
-            vocab_size=config.vocab_size,
-            normed=True,
-            turns=config.rope_parameters["rope_theta"],
-        )
-    )
+    rotary = config.to_dict()  # release 4 has its base beside, and 5 in a section
+    turns = rotary.get("rope_theta") or rotary["rope_parameters"]["rope_theta"]
+    sizes = {"depth": config.num_hidden_layers, "vocab_size": config.vocab_size}
+    own = OwnForCausalLM(OwnConfig(**sizes, normed=True, turns=turns))
     state = {"words.weight": model.model.embed_tokens.weight, "top.gain": model.model.norm.weight}
     state["say.weight"] = model.lm_head.weight
     for number, layer in enumerate(model.model.layers):
