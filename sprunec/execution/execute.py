@@ -152,7 +152,8 @@ class Run:
         world = self.world if PASSES[node.pass_].trains else World()
 
         def tell(event: dict[str, Any]) -> None:
-            self.events.write({"node": node.name, **event})
+            if PASSES[node.pass_].trains:
+                self.events.write({"node": node.name, **event})
             self.watcher.step(event)
 
         with self.store.writing() as directory:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,7 @@ def trusted(wanted: bool = True) -> Iterator[None]:
         yield
         return
     with tempfile.TemporaryDirectory(prefix="sprunec-code-", ignore_cleanup_errors=True) as folder:
-        before, elsewhere = _take_modules(), [path for path in sys.path if (Path(path) / MODULES).is_dir()]
-        sys.path[:] = [path for path in sys.path if path not in elsewhere]
+        before = _take_modules()
         _folders.append(folder)
         try:
             yield
@@ -39,7 +38,6 @@ def trusted(wanted: bool = True) -> Iterator[None]:
             _folders.remove(folder)
             _take_modules()
             sys.modules.update(before)
-            sys.path += elsewhere
 
 
 def is_trusted() -> bool:
@@ -95,6 +93,8 @@ def _register(directory: Path, kind: Any, config: str | None, model: str) -> Non
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     cache, dynamic_module_utils.HF_MODULES_CACHE = dynamic_module_utils.HF_MODULES_CACHE, _folders[-1]
+    before = [*sys.path]
+    sys.path[:] = [path for path in before if not (Path(path) / MODULES).is_dir()]  # the user's own cache
     try:
         load = dynamic_module_utils.get_class_from_dynamic_module
         # Release 5 imports each file with its own copy of what it imports, release 4 the first one again if it is asked
@@ -108,8 +108,7 @@ def _register(directory: Path, kind: Any, config: str | None, model: str) -> Non
         AutoModelForCausalLM.register(CONFIG_MAPPING[kind], model_class, exist_ok=True)
     finally:
         dynamic_module_utils.HF_MODULES_CACHE = cache
-        with suppress(ValueError):  # from here on the packages in `sys.modules` know where they are
-            sys.path.remove(_folders[-1])
+        sys.path[:] = before  # from here on the packages in `sys.modules` know where they are
 
 
 def _take_modules() -> dict[str, Any]:

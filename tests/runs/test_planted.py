@@ -71,7 +71,7 @@ NOISE = 0.3
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("data")
-    options = {"source": "python-docs", "held_out": 0.1, "vocab_size": 128}
+    options = {"source": "python-docs", "held_out": 0.1, "vocab_size": 128, "column": "", "between": ""}
     data_pass.run(job(options, {}, out))
     return out
 
