@@ -32,7 +32,7 @@ class OwnConfig(PretrainedConfig):
         self.channels, self.depth, self.queries, self.groups = channels, depth, queries, groups
         self.per_head, self.inner, self.vocab_size, self.normed = per_head, inner, vocab_size, normed
         self.turns = turns
-        super().__init__(**kwargs)
+        super().__init__(**{"tie_word_embeddings": False} | kwargs)  # in release 4 the default is that it is
 
 
 def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
