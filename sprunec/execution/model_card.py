@@ -45,7 +45,7 @@ def model_card(note: Mapping[str, Any], form: str, opening: Opening, before: Mod
     plan, base = note["plan"], _base(note)
     checkpoint = plan["model"]["checkpoint"]
     licence = read_licence(Path(checkpoint)) if checkpoint is not None else {}
-    front = {"library_name": opening.library, **({"base_model": base} if base else {}), **licence}
+    front = {"library_name": opening.package, **({"base_model": base} if base else {}), **licence}
     head = ["---", *(f"{key}: {json.dumps(value)}" for key, value in front.items())]
     head += ["tags:", *(f"- {tag}" for tag in TAGS), "---"]
     dtype = note["formats"].get(form, {}).get("dtype")

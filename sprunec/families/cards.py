@@ -44,7 +44,7 @@ class Card:
     Attributes:
         code: the module that has its `FAMILY`, see `families/base.py`.
         own_code: whether all of its code is in this package, so that a model.py can be made of it.
-        library: the installed release of what has its code else; empty where there is none.
+        code_release: the installed release of what has its code else; empty where there is none.
         config: reads a config in its own keys.
         schema: the one of these keys; empty where a library decides what they mean.
         native_keys: translates a Hugging Face config into them; raises ValueError for another family's.
@@ -69,7 +69,7 @@ class Card:
     name: str
     code: str
     own_code: bool
-    library: Callable[[], str]
+    code_release: Callable[[], str]
     config: Callable[[Mapping[str, Any]], ModelConfig]
     schema: str
     native_keys: Callable[[Mapping[str, Any]], dict[str, Any]]

@@ -28,9 +28,9 @@ class VerifyOptions(BatchOptions):
 
 def add(build: Builder, model: str) -> None:
     """Add a node that looks at a node's model, where its code is a library's."""
-    if library := card_of(build.config).library():
+    if release := card_of(build.config).code_release():
         inputs, about = {"model": model, "data": build.data}, "graphs = modules"
-        build.add("verify-trace", build.options(VerifyOptions, library=library), inputs, about=about)
+        build.add("verify-trace", build.options(VerifyOptions, library=release), inputs, about=about)
 
 
 def run(job: Job[VerifyOptions]) -> dict[str, Any]:

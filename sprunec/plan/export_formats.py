@@ -72,12 +72,12 @@ class Opening:
     """How users open a directory, which its model card says.
 
     Attributes:
-        library: that does it, as the hub calls it.
+        package: that does it, as the hub calls it.
         code: lines of Python.
         remark: what else is to be known.
     """
 
-    library: str
+    package: str
     code: tuple[str, ...]
     remark: str = ""
 

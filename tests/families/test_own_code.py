@@ -113,13 +113,30 @@ def test_nothing_is_left_behind(own: Path, tmp_path: Path) -> None:
         "assert sys.path == before and not [name for name in sys.modules if 'transformers_modules' in name]\n"
     )
     (tmp_path / "tmp").mkdir()
-    about = {"HF_HOME": str(tmp_path / "home"), "HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path / "tmp")}
+    about = {"HF_HOME": str(tmp_path / "cached"), "HOME": str(tmp_path / "cached"), "TMPDIR": str(tmp_path / "tmp")}
     about = os.environ | about | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     about.pop("HF_MODULES_CACHE", None)
     done = subprocess.run([sys.executable, "-c", code, own], env=about, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert not list((tmp_path / "tmp").iterdir())
-    assert not list((tmp_path / "home").rglob("*modul*"))
+    assert not list((tmp_path / "cached").rglob("*modul*"))
+
+
+@pytest.mark.parametrize("place", [0, 1, None], ids=["first", "behind one", "last"])
+def test_code_in_the_user_s_own_cache_hides_no_other(place: int | None, own: Path, tmp_path: Path) -> None:
+    """Wherever that cache is among the paths, and whether or not it has been imported from."""
+    (tmp_path / "cache/transformers_modules").mkdir(parents=True)
+    (tmp_path / "cache/transformers_modules/__init__.py").touch()
+    before = [*sys.path]
+    sys.path.insert(len(before) if place is None else place, str(tmp_path / "cache"))
+    paths = [*sys.path]
+    try:
+        with trusted():
+            adopt(own, document(own))
+            assert AutoModelForCausalLM.from_config(AutoConfig.for_model(**document(own))).factor == 2.0
+        assert sys.path == paths
+    finally:
+        sys.path[:] = before
 
 
 @pytest.mark.parametrize(
@@ -183,10 +200,10 @@ def test_the_command_line_alone_trusts(own: Path, tmp_path: Path) -> None:
     path = write(tmp_path, plan(*PASSES, model={"path": "dense"}))
     commands = (["validate", path], ["run", path, "--out", tmp_path / "out"], ["inspect", own])
     for command in (*commands, [*commands[0], FLAG], [*commands[2], FLAG]):
-        about = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
+        about = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "cached")}
         whole = [sys.executable, "-m", "sprunec", *map(str, command)]
         done = subprocess.run(whole, env=about, capture_output=True, text=True, check=False)
         assert ("which are not run unless you say so" in done.stderr) == (FLAG not in command), done.stderr
         assert "Traceback" not in done.stderr
         assert done.returncode == (0 if FLAG in command else 3), done.stderr
-    assert not (tmp_path / "home").exists() or not list((tmp_path / "home").rglob("*modul*"))
+    assert not (tmp_path / "cached").exists() or not list((tmp_path / "cached").rglob("*modul*"))

@@ -51,7 +51,7 @@ torch.save([program(*rows)[0] for rows in given], found)
 def run_alone(script: str, directory: Path, given: object, folder: Path) -> object:
     torch.save(given, folder / "given.pt")
     command = [sys.executable, "-c", OPENED_ALONE + script, directory, folder / "given.pt", folder / "found.pt"]
-    quiet = {"HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    quiet = {"HF_HOME": str(folder / "cached"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     subprocess.run([str(part) for part in command], check=True, cwd=folder, env=os.environ | quiet)
     return torch.load(folder / "found.pt", weights_only=True)
 

@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def dense(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("HF_HUB_CACHE", raising=False)
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cached"))
     directory = tmp_path / "dense"
     directory.mkdir()
     save_file(torch.load(save_weights(tmp_path / "dense.pt"), weights_only=True), directory / "model.safetensors")
@@ -116,7 +116,7 @@ def test_a_directory_of_that_name_comes_first(dense: Path) -> None:
 
 
 def test_what_is_not_cached_is_a_warning_until_it_is_needed(dense: Path) -> None:
-    missing = "some-org/tiny.model is neither a directory here nor a model in ~/home/hub"
+    missing = "some-org/tiny.model is neither a directory here nor a model in ~/cached/hub"
     assert told(dense.parent, path=NAME) == [("warning", "/model/path", missing)]
     assert told(dense.parent, incomplete=False, path=NAME) == [("error", "/model/path", missing)]
     cache_model(hub_cache(), dense)
@@ -165,7 +165,7 @@ def test_what_is_no_name_and_no_revision_is_told(dense: Path, model: Any, pointe
 
 
 def test_inspect_takes_a_cached_model(dense: Path) -> None:
-    with pytest.raises(InputError, match=r"no such file, and no model of this name in .*home/hub"):
+    with pytest.raises(InputError, match=r"no such file, and no model of this name in .*cached/hub"):
         inspect_model(Path(NAME))
     cache_model(hub_cache(), dense)
     assert inspect_model(Path(NAME))["layers"] == inspect_model(dense)["layers"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -77,3 +78,22 @@ def test_a_sublayer_that_goes_leaves_nothing_to_refit(folder: Path) -> None:
     found = report(folder, {**cut, "compensate": "least-squares"})
     assert [p["metrics"]["refitted"] for p in found["passes"] if p["pass"] == "compensate"] == [0]
     assert sum(heads is None for heads in found["kept"]["attention"].values()) == 1
+
+
+@pytest.mark.parametrize(
+    "without_training",
+    [
+        {"criterion": "magnitude"},
+        {"criterion": "activation", "compensate": "least-squares"},
+        {"criterion": "taylor"},
+        {"criterion": "reconstruction"},
+    ],
+    ids=lambda options: "+".join(options.values()),
+)
+def test_events_are_of_training_steps_and_have_a_loss(folder: Path, without_training: dict[str, str]) -> None:
+    """Scores and refits show their steps on the console, and write none."""
+    found = report(folder, {"pass": "score-mask", **without_training, **CUT})
+    events = [json.loads(line) for line in (folder / "out/events.jsonl").read_text().splitlines()]
+    (trained,) = (entry["name"] for entry in found["passes"] if entry["pass"] == "train")
+    assert [(event["node"], event["step"]) for event in events] == [(trained, step) for step in range(1, 151)]
+    assert all(isinstance(event["loss"], float) for event in events)

@@ -41,7 +41,7 @@ def run(folder: Path, *arguments: str, endpoint: str = NOWHERE, **of_model: Any)
     path = write(folder, plan(HALF, EMIT, model={"path": NAME} | of_model))
     command = [sys.executable, "-m", "sprunec", *arguments, str(path)]
     command += ["--out", str(folder / "out")] if arguments[0] == "run" else []
-    about = {"HF_HOME": str(folder / "home"), "HF_ENDPOINT": endpoint, "HF_HUB_DISABLE_XET": "1"}
+    about = {"HF_HOME": str(folder / "cached"), "HF_ENDPOINT": endpoint, "HF_HUB_DISABLE_XET": "1"}
     about |= {"PYTHONPATH": str(Path(__file__).parents[2])}
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     return subprocess.run(command, env=inherited | about, capture_output=True, text=True, check=False, cwd=folder)
@@ -51,7 +51,7 @@ def test_run_fetches_what_it_needs_once_and_notes_the_commit(model: Path, tmp_pa
     with serve_model(model) as (endpoint, _):
         first = run(tmp_path, "run", endpoint=endpoint)
         assert first.returncode == 0, first.stderr
-    snapshot = tmp_path / "home/hub/models--some-org--tiny.model/snapshots" / COMMIT
+    snapshot = tmp_path / "cached/hub/models--some-org--tiny.model/snapshots" / COMMIT
     assert sorted(file.name for file in snapshot.iterdir()) == ["README.md", "config.json", "model.safetensors"]
     assert "100%" in first.stderr  # progress
     report = read_report(tmp_path / "out")
@@ -96,7 +96,7 @@ def test_what_cannot_be_fetched_is_one_error(
 
 
 def test_a_cached_model_needs_no_network(model: Path, tmp_path: Path) -> None:
-    cache_model(tmp_path / "home/hub", model, revision="v1.0")
+    cache_model(tmp_path / "cached/hub", model, revision="v1.0")
     assert run(tmp_path, "run").returncode == 3
     done = run(tmp_path, "run", revision="v1.0")
     assert done.returncode == 0, done.stderr

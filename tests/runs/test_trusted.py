@@ -29,7 +29,7 @@ def test_every_process_has_the_classes_and_they_go_along(tmp_path: Path) -> None
         "passes": [MASK, {"pass": "emit", "formats": ["huggingface"]}],
     }
     (tmp_path / "plan.json").write_text(json.dumps(content))
-    about = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "HF_HOME": str(tmp_path / "home")}
+    about = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "HF_HOME": str(tmp_path / "cached")}
     command = [sys.executable, "-m", "sprunec", "run", str(tmp_path / "plan.json"), FLAG, "--devices", "2"]
     command += ["--out", str(tmp_path / "out"), "--quiet"]
     done = subprocess.run(command, env=about, capture_output=True, text=True, check=False)

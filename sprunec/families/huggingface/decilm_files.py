@@ -9,7 +9,6 @@ No torch is imported to ask what it can be.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sprunec.checkpoint.safetensors_file import Shape
-from sprunec.durable import copy_file, write_new
+from sprunec.durable import copy_file
 from sprunec.errors import FormatError
 from sprunec.families.huggingface.transformers_config import TransformersConfig, TransformersLayer
 
@@ -76,22 +75,17 @@ def _about(config: TransformersConfig) -> dict[str, Any]:
 
 def write(emission: Emission, directory: Path) -> dict[str, Any]:
     """Raise FormatError where such a model cannot be what was cut."""
-    from sprunec.checkpoint.writer import write_outputs
+    from sprunec.families.huggingface.stock_files import write_files
     from sprunec.families.model_directory import open_model_tensors
 
     config = emission.config
     if problems := [why for _, why, _ in obstacles(config)]:
         raise FormatError(f"the format deci cannot hold this model: {'; '.join(problems)}")
     assert isinstance(config, TransformersConfig)
-    state = open_model_tensors(emission.model)
-    dtype = str(state.dtype(next(iter(state)))).removeprefix("torch.")
-    directory.mkdir()
-    write_outputs(dict(decilm_tensors(config, state)), directory)
-    for file in (*emission.files.get("beside", ()), Path(__file__).with_name(f"{CODE}.py")):
-        copy_file(file, directory / file.name)
-    document = decilm_config(config) | {"dtype": dtype, "torch_dtype": dtype}
-    write_new(directory / "config.json", json.dumps(document, indent=2))
-    added = [] if _left(config)[0].heads else ["the first layer has attention whose weights are zeros"]
+    document, outputs = decilm_config(config), dict(decilm_tensors(config, open_model_tensors(emission.model)))
+    dtype, code = write_files(emission, directory, document, outputs), Path(__file__).with_name(f"{CODE}.py")
+    copy_file(code, directory / code.name)
+    added = [] if config.layers[config.left[0]].heads else ["the first layer has attention whose weights are zeros"]
     return {"dtype": dtype, "why": added, "class": document["architectures"][0]}
 
 
@@ -130,13 +124,9 @@ def _blocks(layers: list[TransformersLayer], width: int) -> list[dict[str, Any]]
     return found
 
 
-def _left(config: TransformersConfig) -> list[TransformersLayer]:
-    return [layer for layer in config.layers if layer.counts]
-
-
 def _entered(config: TransformersConfig) -> list[TransformersLayer]:
     """Give the layers that are left, the first one with attention in any case: one group, that takes least."""
-    first, *others = _left(config)
+    first, *others = (config.layers[index] for index in config.left)
     full = next(layer for layer in (first, *others) if layer.heads)
     return [first if first.heads else replace(full, kv_groups=1, dim_ff=first.dim_ff), *others]
 
@@ -145,7 +135,7 @@ def decilm_tensors(config: TransformersConfig, state: Tensors) -> Iterator[tuple
     """Number the layers that are left anew; what is not there is zeros."""
     from sprunec.checkpoint.writer import Output, as_output
 
-    there = [index for index, layer in enumerate(config.layers) if layer.counts]
+    there = config.left
     blocks, dtype = f"{config.layout.blocks}.", state.dtype(next(iter(state)))
     for name, shape in config.with_layers(_entered(config)).tensors().items():
         number, _, rest = name.removeprefix(blocks).partition(".")

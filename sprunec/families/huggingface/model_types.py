@@ -47,7 +47,6 @@ QWEN3 = LLAMA.but(
     "Qwen3",
     attention={"self_attn.q_norm.weight": "E", "self_attn.k_norm.weight": "E"},
     defaults={"head_dim": 128},
-    by_layer=("layer_types",),
 )
 GEMMA2 = LLAMA.but(
     "Gemma 2",

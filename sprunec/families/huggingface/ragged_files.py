@@ -32,7 +32,7 @@ def ragged_config(config: TransformersConfig, document: Mapping[str, Any]) -> di
     Raises:
         FormatError: the class cannot build a layer of such sizes.
     """
-    there = [index for index, layer in enumerate(config.layers) if layer.counts]
+    there = config.left
     attending = [bool(config.layers[index].heads) for index in there]
     before, after = config.uncut.tensors(), config.tensors()
     layers = [_layer(config, index, before, after) for index in there]

@@ -33,8 +33,8 @@ def obstacles(config: TransformersConfig) -> Iterator[str]:
     """Say why no class, of whatever layers, can be this model; nothing where one can."""
     if not any(layer.heads for layer in config.layers):
         yield "it has no attention left"
-    gone = next((index for index, layer in enumerate(config.layers) if not layer.counts), len(config.layers))
-    if config.document.get(BY_NUMBER) and any(layer.counts for layer in config.layers[gone:]):
+    gone = next((number for number, index in enumerate(config.left) if number != index), None)
+    if config.document.get(BY_NUMBER) and gone is not None:
         yield f"its class divides scores by the number of the layer, and layer {gone} is gone"
 
 
@@ -42,7 +42,7 @@ def unlike(config: TransformersConfig) -> Iterator[str]:
     """Say why no stock class can be this model; nothing where one can."""
     if config.traced:
         yield f"{config.layout.title} is read as it is, and not as a known family"
-    layers = [layer for layer in config.layers if layer.counts]
+    layers = [config.layers[index] for index in config.left]
     for unit in {unit: None for layer in layers for unit in layer.counts}:
         if len(each := {layer.counts.get(unit, 0) for layer in layers}) > 1:
             yield f"{unit} is {min(each)} in one layer and {max(each)} in another"
@@ -73,7 +73,7 @@ def _renamed(config: TransformersConfig) -> dict[str, Any]:
 
 def stock_config(config: TransformersConfig) -> dict[str, Any]:
     """Edit what config.json says: sizes, lists with an entry a layer."""
-    layer = next(layer for layer in config.layers if layer.counts)
+    layer = config.layers[config.left[0]]
     sizes = {"H": layer.heads, "G": layer.kv_groups or layer.heads, "F": layer.dim_ff}
     if config.layout.uneven_heads:
         sizes["E"] = layer.dim_head
@@ -87,7 +87,7 @@ def stock_config(config: TransformersConfig) -> dict[str, Any]:
 
 def shorter_config(config: TransformersConfig) -> dict[str, Any]:
     """Edit what config.json says about the number of layers, and of each one."""
-    document, there = dict(config.document), [index for index, layer in enumerate(config.layers) if layer.counts]
+    document, there = dict(config.document), config.left
     keys = {**KEYS, **config.layout.keys}["L"]
     document[next((key for key in keys if key in document), keys[0])] = len(there)
     for key in config.layout.by_layer:
@@ -95,13 +95,14 @@ def shorter_config(config: TransformersConfig) -> dict[str, Any]:
             document[key] = [document[key][index] for index in there]
     for key in (key for key in config.layout.by_depth if key in document):
         document[key] *= math.sqrt(len(there) / len(config.layers))
+    if {**config.layout.defaults, **document}.get("tie_word_embeddings", False) != config.tie_word_embeddings:
+        document["tie_word_embeddings"] = config.tie_word_embeddings  # the weights say otherwise
     return document
 
 
 def stock_tensors(config: TransformersConfig, outputs: Mapping[str, Output]) -> Iterator[tuple[str, Output]]:
     """Number the layers that are left anew."""
-    there = [index for index, layer in enumerate(config.layers) if layer.counts]
-    blocks = f"{config.layout.blocks}."
+    there, blocks = config.left, f"{config.layout.blocks}."
     for name, output in outputs.items():
         if not name.startswith(blocks):
             yield name, output
@@ -111,7 +112,11 @@ def stock_tensors(config: TransformersConfig, outputs: Mapping[str, Output]) -> 
 
 
 def write(emission: Emission, directory: Path) -> dict[str, Any]:
-    """Raise FormatError where no stock class can be the model."""
+    """Write it for its stock class, or where that cannot be it for one of its own.
+
+    Raises:
+        FormatError: no class can be it.
+    """
     config = emission.config
     assert isinstance(config, TransformersConfig)
     if problems := list(obstacles(config)):
@@ -119,18 +124,23 @@ def write(emission: Emission, directory: Path) -> dict[str, Any]:
     why, state = list(unlike(config)), open_model_tensors(emission.model)
     document = ragged_config(config, shorter_config(config)) if why else stock_config(config)
     outputs = dict(stock_tensors(config, as_outputs(state)))
-    directory.mkdir()
+    if why and config.layout.head in outputs:  # a release renames it for its own class alone
+        outputs[head_name(config)] = outputs.pop(config.layout.head)
+    dtype = write_files(emission, directory, document, outputs)
     if why:
         write_new(directory / f"{MODELING}.py", modeling_source(config))
-        if config.layout.head in outputs:  # a release renames it for its own class alone
-            outputs[head_name(config)] = outputs.pop(config.layout.head)
+    return {"dtype": dtype, "classes": "own" if why else "stock", "why": why, "class": document["architectures"][0]}
+
+
+def write_files(emission: Emission, directory: Path, document: Mapping[str, Any], outputs: Mapping[str, Output]) -> str:
+    """Write a config.json, weights, and what goes along with them -> what the weights are stored in."""
+    directory.mkdir()
     write_outputs(outputs, directory)
     for file in emission.files.get("beside", ()):
         copy_file(file, directory / file.name)
-    dtype = str(state.dtype(next(iter(state)))).removeprefix("torch.")
-    document |= {"dtype": dtype, "torch_dtype": dtype}
-    write_new(directory / "config.json", json.dumps(document, indent=2))
-    return {"dtype": dtype, "classes": "own" if why else "stock", "why": why, "class": document["architectures"][0]}
+    dtype = str(next(iter(outputs.values())).dtype).removeprefix("torch.")
+    write_new(directory / "config.json", json.dumps({**document, "dtype": dtype, "torch_dtype": dtype}, indent=2))
+    return dtype
 
 
 def texts(config: TransformersConfig, about: Mapping[str, Any], batch: Inputs) -> list[Inputs]:

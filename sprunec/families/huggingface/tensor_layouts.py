@@ -7,6 +7,7 @@ values. A name that ends in `?key` is there only where that key of the config is
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -73,3 +74,25 @@ class Layout:
         merged = {name: {**getattr(self, name), **value} for name, value in more.items() if isinstance(value, dict)}
         left = {name: {key: v for key, v in value.items() if v is not None} for name, value in merged.items()}
         return replace(self, title=title, **(more | left))
+
+
+def read_sizes(layout: Layout, document: Mapping[str, Any]) -> dict[str, int]:
+    """Read sizes by letter; where a config does not say them: as many groups as heads, dims D / H, 4 D feed-forward.
+
+    Raises:
+        ValueError: it lacks another one, or a size is no positive number.
+    """
+    values = {**layout.defaults, **document}
+    found: dict[str, int] = {}
+    for letter, keys in {**KEYS, **layout.keys}.items():
+        value = next((values[key] for key in keys if values.get(key) is not None), None)
+        if value is None and letter == "E":
+            value = found["D"] // found["H"]
+        elif value is None and letter in "GF":
+            value = found["H"] if letter == "G" else 4 * found["D"]
+        if (value is None and letter == "P") or (letter == "E" and "E" not in "".join(layout.attention.values())):
+            continue  # where positions have no table, or a head's dims are of several kinds
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"this is {layout.title}'s config, and its {keys[0]} is {json.dumps(value)}")
+        found[letter] = value
+    return found

@@ -110,12 +110,12 @@ def _keys(known: Any, block: CalledBlock, numbers: Mapping[str, int]) -> dict[st
         keys = [*(key for key in KEYS[letter] if key in values), *values]
         alike = (key for key in keys if values[key] == counts.get(letter) and (key,) not in found.values())
         counts_it = _counts_blocks if letter == "L" else _changes_block
-        found[letter] = next(((key,) for key in alike if counts_it(known, block, {key: 2 * values[key]})), ())
+        found[letter] = next(((key,) for key in alike if counts_it(known, block, key, 2 * values[key])), ())
     return found
 
 
-def _changes_block(known: Any, block: CalledBlock, changes: Mapping[str, int]) -> bool:
-    changed, plain = (build_block(known, block, 0, each) for each in (changes, {}))
+def _changes_block(known: Any, block: CalledBlock, key: str, number: int) -> bool:
+    changed, plain = (build_block(known, block, 0, changes) for changes in ({key: number}, {}))
     return changed is not None and plain is not None and _looks(changed) != _looks(plain)
 
 
@@ -127,12 +127,12 @@ def _looks(block: nn.Module) -> dict[str, Any]:
     return found
 
 
-def _counts_blocks(known: Any, block: CalledBlock, changes: Mapping[str, int]) -> bool:
-    ((_, number),) = changes.items()
+def _counts_blocks(known: Any, block: CalledBlock, key: str, number: int) -> bool:
     changed = copy.copy(known)
-    for key, value in {**changes, **{key: 2 * each for key, each in _lists(known, number // 2).items()}}.items():
-        setattr(changed, key, value)
     try:
+        for name, value in _lists(known, number // 2).items():
+            setattr(changed, name, 2 * value)
+        setattr(changed, key, number)
         blocks = build_stock(changed).get_submodule(block.path.rpartition(".")[0])
     except Exception:  # whatever a class says of sizes that it cannot have
         return False

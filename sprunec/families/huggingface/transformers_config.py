@@ -18,7 +18,7 @@ from typing import Any
 from sprunec.checkpoint.safetensors_file import Shape
 from sprunec.families.base_config import LayerIndices
 from sprunec.families.huggingface.model_types import LAYOUTS
-from sprunec.families.huggingface.tensor_layouts import KEYS, UNITS, Layout
+from sprunec.families.huggingface.tensor_layouts import UNITS, Layout, read_sizes
 from sprunec.units import INSIDE, SUBLAYERS
 
 FAMILY = "huggingface"
@@ -152,6 +152,11 @@ class TransformersConfig:
         whole = TransformersConfig.from_source(self.document, self.found)
         return whole.with_head(own=not self.tie_word_embeddings)
 
+    @property
+    def left(self) -> list[int]:
+        """The layers that have not been removed, by their numbers in the plan's input model."""
+        return [index for index, layer in enumerate(self.layers) if layer.counts]
+
     def with_layers(self, layers: Iterable[TransformersLayer]) -> TransformersConfig:
         return replace(self, layers=tuple(layers))
 
@@ -232,25 +237,3 @@ class TransformersConfig:
                     number *= self.sizes[letter]
             terms.append((number, tuple(units)))
         return terms
-
-
-def read_sizes(layout: Layout, document: Mapping[str, Any]) -> dict[str, int]:
-    """Read sizes by letter; where a config does not say them: as many groups as heads, dims D / H, 4 D feed-forward.
-
-    Raises:
-        ValueError: it lacks another one, or a size is no positive number.
-    """
-    values = {**layout.defaults, **document}
-    found: dict[str, int] = {}
-    for letter, keys in {**KEYS, **layout.keys}.items():
-        value = next((values[key] for key in keys if values.get(key) is not None), None)
-        if value is None and letter == "E":
-            value = found["D"] // found["H"]
-        elif value is None and letter in "GF":
-            value = found["H"] if letter == "G" else 4 * found["D"]
-        if (value is None and letter == "P") or (letter == "E" and "E" not in "".join(layout.attention.values())):
-            continue  # where positions have no table, or a head's dims are of several kinds
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"this is {layout.title}'s config, and its {keys[0]} is {json.dumps(value)}")
-        found[letter] = value
-    return found

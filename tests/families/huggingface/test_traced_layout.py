@@ -10,8 +10,9 @@ from transformers import AutoConfig
 
 from sprunec.families.cards import native
 from sprunec.families.huggingface.model_types import LAYOUTS
+from sprunec.families.huggingface.tensor_layouts import KEYS
 from sprunec.families.huggingface.traced_layout import read_layout
-from sprunec.families.huggingface.transformers_config import KEYS, TransformersConfig
+from sprunec.families.huggingface.transformers_config import TransformersConfig
 from tests.helpers.causal_lms import CONFIGS
 from tests.helpers.undescribed_lm import OwnConfig
 
