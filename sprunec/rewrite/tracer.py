@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from sprunec.errors import TraceError
 from sprunec.families.block_calls import BlockCall
-from sprunec.families.library_code import autocast_anywhere
+from sprunec.families.torch_modes import autocast_anywhere
 from sprunec.rewrite.program import Call
 
 LARGEST_FACTOR = 2**20

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from sprunec.errors import TraceError
 from sprunec.families.block_calls import CalledBlock
 from sprunec.families.huggingface.arguments import Recorded, block_call
-from sprunec.families.library_code import values_unread
+from sprunec.families.torch_modes import values_unread
 
 BATCH, NEW, PAST = 10007, 20011, 30011
 OWN_TYPE = torch.bfloat16  # nothing asks for it by name, so what has it in the copy follows the run's own type

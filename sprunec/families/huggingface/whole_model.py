@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from sprunec.families.base import Given
 from sprunec.families.block_calls import BlockCall, hand_on
 from sprunec.families.huggingface.recording import past_keyword
-from sprunec.families.library_code import InFloat64, values_unread
+from sprunec.families.torch_modes import InFloat64, values_unread
 
 
 class TiedHead(nn.Module):
