@@ -103,7 +103,7 @@ def reopen(directory: Path, config: ModelConfig, weights: Tensors) -> Reopened:
         return torch.cat(said["logits"])[:, : config.vocab_size]
 
     folded = card_of(config).own_code and not own  # whose factors have been rounded to the stored dtype
-    return Reopened(stored, stored if folded else torch.float32, logits, texts, skipped, gaps)
+    return Reopened(stored, stored if folded else torch.float32, logits, texts, skipped, gaps, own)
 
 
 def opened_apart(form: str, script: Sequence[str], directory: Path, texts: Sequence[Tensor], *more: str) -> Any:

@@ -34,6 +34,7 @@ LOGITS = 2**24  # numbers: what a format says is held as a whole
 TOKENS = 4096  # of the head, at a time
 EPSILONS = 4.0
 COMPARED = ("max_abs_difference", "tolerance", "noise", "tokens", "dtype")
+SOME = ("decoding_difference", "own_code")  # of formats that have past keys and values, or bring classes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +83,7 @@ def run(job: Job[FormatOptions]) -> dict[str, Any]:
         message = f"the format {name} generates with past keys and values what is {gap:.3g} from what it says in one go"
         raise ComparisonError(f"{message}, where {limit:.3g} may be; it is not emitted", metrics)
     metrics |= {"decoding_difference": gap} if opened.gaps else {}
+    metrics |= {"own_code": True} if opened.own_code else {}
     if not difference <= limit:
         message = f"the format {name} differs from the model it was made of by {difference:.3g} on {tokens} tokens"
         message = f"{message}, the tolerance of {stored} is {limit:.3g}; it is not emitted"
@@ -124,7 +126,7 @@ def tolerance(dtype: torch.dtype, largest_logit: float, noise: float = math.inf)
 
 def report(document: dict[str, Any], node: Node, metrics: Mapping[str, Any]) -> None:
     """Add to what the report says of a format; what an artifact of an earlier release does not know stays out."""
-    found = {key: metrics[key] for key in (*COMPARED, "decoding_difference") if key in metrics}
+    found = {key: metrics[key] for key in (*COMPARED, *SOME) if key in metrics}
     document["formats"][metrics["form"]] = document["formats"].get(metrics["form"], {}) | found
 
 

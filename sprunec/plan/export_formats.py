@@ -57,6 +57,7 @@ class Reopened:
         skipped: how many of the first positions of each row it gives no logits for.
         gaps: once `logits` has been called, how far a text's logits, with the last positions one by one behind past
             keys and values, were from those in one go; empty where that is not compared.
+        own_code: it brings classes of its own, which only those run who trust it.
     """
 
     stored: torch.dtype
@@ -65,6 +66,7 @@ class Reopened:
     inputs: Callable[[Inputs], list[Inputs]] = lambda batch: [batch]
     skipped: int = 0
     gaps: list[float] = field(default_factory=list)
+    own_code: bool = False
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,11 @@ def comparison_lines(report: Mapping[str, Any]) -> list[str]:
     lines = [comparison_words(report)]
     for name, found in (report.get("formats") or {}).items():
         failed = f"{name} is not published: {found['error']}" if "error" in found else ""
-        lines.append(failed or f"{name}, opened again: {_difference(found)}")
+        trusting = ", with trust_remote_code=True" if found.get("own_code") else ""
+        line = f"{name}, opened again{trusting}: {_difference(found)}"
+        if "decoding_difference" in found:
+            line += f"; with past keys and values {powered(found['decoding_difference'])} from one forward"
+        lines.append(failed or line)
     return lines
 
 

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from sprunec.compiler.inspect import inspect_model
 from sprunec.families.own_code import trusted
+from sprunec.show.report_words import comparison_lines
 from tests.helpers import undescribed_lm
 from tests.helpers.causal_lms import causal_lm, token_ids
 from tests.helpers.undescribed_lm import OwnConfig, OwnForCausalLM
@@ -71,7 +72,9 @@ def test_a_class_that_nobody_described_is_cut_to_unlike_layers_and_opened(dense:
     assert report.data["comparison"]["max_abs_difference"] < 1e-10
     form, out = report.data["formats"]["huggingface"], dense / "out/model/huggingface"
     assert form["max_abs_difference"] <= form["tolerance"]
-    assert 0 < form["decoding_difference"] <= form["tolerance"]
+    assert form["own_code"] and 0 < form["decoding_difference"] <= form["tolerance"]
+    assert "huggingface, opened again, with trust_remote_code=True: " in comparison_lines(report.data)[1]
+    assert "has no " in (out / "README.md").read_text()
     sizes = json.loads((out / "config.json").read_text())["pruned"]["layers"]
     assert {layer["config"].get("queries", "none") for layer in sizes if "mixer" not in layer["absent"]} == {4}
     small = AutoModelForCausalLM.from_pretrained(out, trust_remote_code=True)

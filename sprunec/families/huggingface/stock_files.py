@@ -20,7 +20,7 @@ from sprunec.families.huggingface.ragged_files import MODELING, head_name, model
 from sprunec.families.huggingface.tensor_layouts import KEYS
 from sprunec.families.huggingface.transformers_config import TransformersConfig
 from sprunec.families.model_directory import open_model_tensors
-from sprunec.units import SUBLAYERS, sublayers_of
+from sprunec.units import SUBLAYERS, UNITS, sublayers_of
 
 if TYPE_CHECKING:
     from sprunec.plan.export_formats import Emission
@@ -43,11 +43,12 @@ def unlike(config: TransformersConfig) -> Iterator[str]:
     if config.traced:
         yield f"{config.layout.title} is read as it is, and not as a known family"
     layers = [config.layers[index] for index in config.left]
+    for kind in SUBLAYERS:
+        if lacking := [index for index in config.left if kind not in sublayers_of(config.layers[index].counts)]:
+            yield f"layer {', '.join(map(str, lacking))} has no {kind.replace('_', '-')}"
     for unit in {unit: None for layer in layers for unit in layer.counts}:
-        if len(each := {layer.counts.get(unit, 0) for layer in layers}) > 1:
-            yield f"{unit} is {min(each)} in one layer and {max(each)} in another"
-    if lacking := [kind for kind in SUBLAYERS if kind not in sublayers_of(layers[0].counts)]:
-        yield f"its layers have no {lacking[0].replace('_', '-')}"
+        if len(each := {layer.counts[unit] for layer in layers if unit in layer.counts}) > 1:
+            yield f"its layers have {min(each)} to {max(each)} {UNITS[unit].several}"
     width, heads = config.width, layers[0].heads
     if not config.layout.uneven_dims and layers[0].dim_ff not in (0, 4 * width):
         yield f"{config.layout.title}'s class has {4 * width} feed-forward dims, and {layers[0].dim_ff} are left"
