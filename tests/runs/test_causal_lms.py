@@ -209,6 +209,7 @@ def test_every_family_goes_from_directory_to_directory(name: str, tmp_path: Path
     assert form["max_abs_difference"] <= form["tolerance"] < 0.001
     about = json.loads((tmp_path / "out/model/huggingface/config.json").read_text())
     assert form["dtype"] == about["dtype"] == "bfloat16"
+    assert form["decoding_difference"] <= form["tolerance"] and ("own_code" in form) == ("auto_map" in about)
 
 
 def test_inspect_says_what_cannot_be_cut_and_why(tmp_path: Path) -> None:
