@@ -40,10 +40,26 @@ class StreamedWeight:
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is F.linear and len(args) == 2 and isinstance(args[1], cls) and not (kwargs or {}).get("bias"):
-            return torch.cat([F.linear(args[0], part) for part in args[1].parts()], dim=-1)
-        whole = [torch.cat(list(each.parts())) if isinstance(each, cls) else each for each in args]
+        if func is F.linear and isinstance(args[1], cls):
+            states, weight, *rest = args
+            bias = rest[0] if rest else (kwargs or {}).get("bias")
+            biases = [None if bias is None else bias[part.start : part.stop] for part in weight._parts]
+            return torch.cat([F.linear(states, *each) for each in zip(weight.parts(), biases, strict=True)], dim=-1)
+        whole = [each.whole() if isinstance(each, cls) else each for each in args]
         return func(*whole, **(kwargs or {}))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.whole(), name)
+
+    def whole(self) -> Tensor:
+        """Read all of it, in no more memory than it takes."""
+        first, *others = self._parts
+        rows = self._read(first)
+        found = rows.new_empty((self._parts[-1].stop, *rows.shape[1:]))
+        found[: first.stop] = rows
+        for part in others:
+            found[part.start : part.stop] = self._read(part)
+        return found
 
     def parts(self) -> Iterator[Tensor]:
         return map(self._read, self._parts)

@@ -15,11 +15,13 @@ from torch.overrides import TorchFunctionMode
 
 from sprunec.errors import TraceError
 from sprunec.families.block_calls import BlockCall
-from sprunec.models.streamed import Streamed, largest
+from sprunec.models.streamed import Streamed, StreamedWeight, largest, with_parameters
 from sprunec.rewrite.surgery import build
 from sprunec.rewrite.trace import TracedBlock, source_line
 
 NOISE = 64  # times the arithmetic's step at the largest number that comes out
+TABLE = 2**21  # numbers drawn at random
+STEP, APART = 7919, 1009  # from one place in it to the next; primes, so that no rows are alike
 
 
 def first_of_kinds(blocks: Sequence[TracedBlock]) -> list[TracedBlock]:
@@ -66,9 +68,10 @@ def verify_kinds(blocks: Sequence[TracedBlock]) -> None:
         TraceError: see `verify`.
     """
     for block in first_of_kinds(blocks):
-        drawn = replace(block, module=_with_random_weights(block.module))
-        for method, call in block.calls.items():
-            verify(drawn, method, _random_inputs(call))
+        graph, drawn = graph_module(block), RandomWeights(block.module)
+        with with_parameters(block.module, [""], drawn.read), with_parameters(graph, [""], drawn.read):
+            for method, call in block.calls.items():
+                verify(block, method, _random_inputs(call), graph)
 
 
 @torch.no_grad()
@@ -148,14 +151,34 @@ class _Nodes(fx.Interpreter):
         return value
 
 
-def _with_random_weights(module: nn.Module) -> nn.Module:
-    """Copy a module on the meta device: matrices around 0, vectors around 1; buffers as they are."""
-    copied, generator = copy.deepcopy(module), torch.Generator().manual_seed(0)
-    for owner in copied.modules():
-        for name, old in owner.named_parameters(recurse=False):
-            drawn = torch.randn(old.shape, generator=generator)
-            setattr(owner, name, nn.Parameter(drawn * 0.1 if old.dim() > 1 else 1.0 + drawn * 0.1))
-    return copied.eval()
+class RandomWeights:
+    """Weights for a module on the meta device: matrices around 0, vectors around 1.
+
+    Of a large matrix some rows at a time are taken out of one table of random numbers, from another place in it for
+    each, so that a block of any size takes the memory of this table.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._shapes = {name: parameter.shape for name, parameter in module.named_parameters(remove_duplicate=False)}
+        self._places = {name: APART * number for number, name in enumerate(self._shapes)}
+        self._table = Tensor()
+
+    def read(self, name: str) -> Any:
+        """Draw a parameter, by its name in the module; the same every time."""
+        name = name.removeprefix(".")
+        shape, place = self._shapes[name], self._places[name]
+        if len(shape) == 2 and shape.numel() > TABLE >= shape[1]:
+            height, width = shape
+            at_once = TABLE // width
+            return StreamedWeight(height, at_once, lambda rows: self._rows(rows, width, place + rows.start // at_once))
+        drawn = torch.randn(shape, generator=torch.Generator().manual_seed(place))
+        return drawn * 0.1 if len(shape) > 1 else 1.0 + drawn * 0.1
+
+    def _rows(self, rows: range, width: int, place: int) -> Tensor:
+        if not self._table.numel():
+            self._table = torch.randn(2 * TABLE, generator=torch.Generator().manual_seed(0)) * 0.1
+        first = place * STEP % TABLE
+        return self._table[first : first + len(rows) * width].view(-1, width)
 
 
 def _random_inputs(call: BlockCall) -> tuple[Tensor, ...]:

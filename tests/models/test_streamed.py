@@ -71,3 +71,27 @@ def test_parameters_are_meta_again_afterwards(stored: Tensors) -> None:
     taken.run()
     assert [(name, parameter.shape) for name, parameter in model.named_parameters()] == before
     assert all(parameter.is_meta for parameter in model.parameters())
+
+
+def test_a_streamed_weight_computes_as_the_whole_does() -> None:
+    whole, bias, states = torch.randn(10, 6).double(), torch.randn(10).double(), torch.randn(2, 3, 6).double()
+    read = list[range]()
+
+    def rows(some: range) -> torch.Tensor:
+        read.append(some)
+        return whole[some.start : some.stop]
+
+    weight = streamed.StreamedWeight(10, 4, rows)
+    linear = torch.nn.functional.linear
+    for given, found in (
+        ((states, whole, bias), linear(states, weight, bias)),
+        ((states, whole, bias), linear(states, weight, bias=bias)),
+        ((states, whole), linear(states, weight, None)),
+        ((states, whole), linear(states, weight)),
+    ):
+        assert torch.allclose(linear(*given), found, atol=1e-14)
+    assert read == [range(4), range(4, 8), range(8, 10)] * 4
+    assert torch.equal(weight.whole(), whole)
+    assert torch.equal(states @ weight.T, states @ whole.T)
+    wide = torch.randn(3, 10).double()
+    assert torch.equal(torch.addmm(bias[:6], wide, weight), torch.addmm(bias[:6], wide, whole))

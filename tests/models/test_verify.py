@@ -56,6 +56,32 @@ def test_a_graph_that_computes_something_else_is_refused(name: str, method: str)
         verify_kinds([with_another(first, method, *SUM), *others])
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_no_large_matrix_is_drawn_as_a_whole(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verify, "TABLE", 1000)
+    blocks, drawn, randn = traced(name), list[int](), torch.randn
+    monkeypatch.setattr(torch, "randn", lambda *a, **k: [made := randn(*a, **k), drawn.append(made.numel())][0])
+    verify_kinds(blocks)
+    largest = max(parameter.numel() for parameter in blocks[0].module.parameters() if parameter.dim() == 2)
+    assert max(drawn) == 2000 < largest
+    first, *others = blocks
+    with pytest.raises(TraceError, match="its traced graph computes something else than its module"):
+        verify_kinds([with_another(first, "forward", *SUM), *others])
+
+
+def test_rows_taken_from_a_table_are_unlike(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verify, "TABLE", 5000)
+    with torch.device("meta"):
+        module = torch.nn.ModuleList(torch.nn.Linear(64, 300) for _ in range(2))
+    drawn = verify.RandomWeights(module)
+    one, other = (drawn.read(f"{number}.weight") for number in range(2))
+    assert one.shape == (300, 64)
+    rows = torch.cat([one.whole(), other.whole()])
+    assert len(rows.unique(dim=0)) == 600
+    assert torch.equal(one.whole(), drawn.read("0.weight").whole())
+    assert 0.09 < float(rows.std()) < 0.11
+
+
 @pytest.fixture
 def with_wrong_graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     real = trace_called
