@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -112,6 +113,7 @@ def run(
     from sprunec.compiler.lower import lower, with_own_head
     from sprunec.execution.execute import execute
     from sprunec.execution.ranks import follow
+    from sprunec.graph.weights import DRY_READ
     from sprunec.plan.scale import plan_costs
 
     chosen, (rank, size) = _out(out, flags.save), launched()
@@ -125,9 +127,11 @@ def run(
         with output.reporting(as_json, f"reading {plan}"):
             checked, found = _checked(plan, flags, strict or not dry_run, None if dry_run else fetch)
             print_diagnostics(found)
-            graph = lower(checked)
+            folder = chosen or Path("runs") / checked.name
+            # What no store can have needs no digest, which takes minutes for the largest models.
+            unread = dry_run and not (folder / "store").exists()
+            graph = lower(checked, DRY_READ if unread else math.inf)
             costs = plan_costs(with_own_head(checked), max(devices, size)) if dry_run else []
-        folder = chosen or Path("runs") / graph.plan
         if dry_run:
             output.show_graph(graph, folder, costs, as_json)
             return

@@ -13,8 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import save_file
 
 from sprunec.cli import main
+from sprunec.families.cpm_ant.blocks import build, initialize
+from sprunec.families.cpm_ant.config import ModelConfig
+from sprunec.graph import weights
 from sprunec.plan.schema import validator
 from tests.helpers.small_plans import EMIT, MODEL, TRAIN, guide, mask_pass, plan, write
 
@@ -206,6 +210,33 @@ def test_a_strict_dry_run_wants_every_file(tmp_path: Path) -> None:
     path = write(tmp_path, plan(TRAIN, model={"config": MODEL, "checkpoint": "gone.pt"}))
     assert run("run", path, "--dry-run") == 0
     assert run("run", path, "--dry-run", "--strict") == 3
+
+
+def test_a_dry_run_reads_large_weights_only_where_the_store_may_have_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = plan({"pass": "score-mask", "criterion": "random", "unit": "head", "target": {"num_heads": 3}}, EMIT)
+    config = ModelConfig.from_dict(MODEL)
+    model = build(config)
+    initialize(model, 0)
+    save_file(model.state_dict(), tmp_path / "mine.safetensors")
+    content["model"] = {"config": MODEL, "checkpoint": "mine.safetensors"}
+    path, out = write(tmp_path, content), tmp_path / "out"
+
+    def digests() -> list[str | None]:
+        assert run("run", path, "--out", out, "--dry-run", "--json") == 0
+        document = json.loads(capsys.readouterr().out)
+        validator("graph").validate(document)
+        return [node["digest"] for node in document["nodes"] if node["pass"] != "data"]
+
+    known = digests()
+    assert None not in known
+    monkeypatch.setattr(weights, "DRY_READ", (tmp_path / "mine.safetensors").stat().st_size)
+    assert digests() == known
+    monkeypatch.setattr(weights, "DRY_READ", (tmp_path / "mine.safetensors").stat().st_size - 1)
+    assert set(digests()) == {None}
+    (out / "store").mkdir(parents=True)
+    assert digests() == known
 
 
 # --- inspect ---

@@ -17,6 +17,7 @@ Lowering is pure: it reads the plan and hashes the user's files, and writes noth
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from sprunec.errors import Diagnostic, InputError
@@ -39,13 +40,16 @@ from sprunec.plan.export_formats import FORMATS
 from sprunec.plan.plan import Plan
 
 
-def lower(plan: Plan) -> Graph:
+def lower(plan: Plan, most_read: float = math.inf) -> Graph:
     """Make the graph of a plan.
+
+    Args:
+        most_read: of a checkpoint of more bytes nothing but the headers is read; its nodes have no digests then.
 
     Raises:
         InputError: see `with_own_head`; or an index of a checkpoint is none.
     """
-    build = Builder(with_own_head(plan))
+    build = Builder(with_own_head(plan), most_read)
     if plan.data is not None:
         build.data = read_data.add(build)
     build.model = build.roles.source = load.add(build)

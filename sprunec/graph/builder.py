@@ -5,6 +5,7 @@ Passes lower themselves: each adds its nodes here, with what only the graph's ro
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -29,6 +30,7 @@ class Builder:
     """Nodes so far.
 
     Attributes:
+        most_read: a checkpoint of more bytes is not read, and what depends on it has no digest.
         model, data: which node gives the newest model, and the data; none yet.
         teachers: by checkpoint, which node gives a teacher; by None, the model before anything is taken away.
         left: what the model has by now.
@@ -38,6 +40,7 @@ class Builder:
     """
 
     plan: Plan
+    most_read: float = math.inf
     nodes: dict[str, Node] = field(default_factory=dict)
     roles: Roles = field(default_factory=Roles)
     model: str = ""

@@ -6,6 +6,7 @@ A NaN cannot be cut away: the masked model multiplies it by 0, which is NaN agai
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,13 +18,14 @@ from sprunec.checkpoint.layouts import checkpoint_files
 from sprunec.checkpoint.safetensors_file import Stored
 from sprunec.errors import Diagnostic, InputError
 from sprunec.families.cards import card_of
-from sprunec.file_digests import file_digest, known_digest, remember_digest
+from sprunec.file_digests import MISSING, file_digest, known_digest, remember_digest
 from sprunec.plan.plan import Plan
 
 if TYPE_CHECKING:
     from sprunec.checkpoint.finite import NonFinite
 
 MOST_TOLD = 5
+DRY_READ = 4 * 2**30  # bytes that a dry run reads: a few seconds
 NO_CUT = "no cut can remove it, since 0 times NaN is NaN"
 NO_MASK = "a mask holds 0 and 1"
 NO_TEACHER = "a student would learn NaN from it"
@@ -32,8 +34,8 @@ CUT_AWAY = f"all of it lies in what this plan cuts away, and is refused all the 
 _FINITE = set[str]()  # the sha256 of files that have been checked; the store's own hashing checks nothing
 
 
-def weights_digest(path: Path, about: str = NO_CUT, plan: Plan | None = None) -> str:
-    """Hash all files of a checkpoint; `MISSING` if one is not there.
+def weights_digest(path: Path, about: str = NO_CUT, plan: Plan | None = None, most_read: float = math.inf) -> str:
+    """Hash all files of a checkpoint; `MISSING` if one is not there, or if they have more bytes than may be read.
 
     Args:
         about: what else to say of numbers that are not finite.
@@ -45,6 +47,8 @@ def weights_digest(path: Path, about: str = NO_CUT, plan: Plan | None = None) ->
     files = checkpoint_files(path)
     if not all(file.is_file() for file in files):
         return file_digest(path)
+    if sum(file.stat().st_size for file in files) > most_read:
+        return MISSING
     try:
         places: dict[str, Stored] = read_places(path, lambda file: {})
     except (InputError, OSError):  # who loads it tells what is wrong with it

@@ -45,7 +45,7 @@ def add(build: Builder) -> str:
     """Add the node of the plan's input model."""
     plan, path = build.plan, build.plan.model.checkpoint
     if path is not None:
-        return _add_file(build, path, build.config, weights_digest(path, plan=plan))
+        return _add_file(build, path, build.config, weights_digest(path, plan=plan, most_read=build.most_read))
     options = LoadOptions(config=build.config.to_dict(), seed=plan.seed)
     return build.add("load", options, {}, about="a new model")
 
@@ -60,7 +60,7 @@ def add_teacher(build: Builder, path: Path | None) -> str:
         own, config = has_own_head(build.config, path), build.config
         if own is not None:  # its head is tied or not by its own file
             config = config.with_head(own=own)
-        digest, size = weights_digest(path, NO_TEACHER), config.parameters()
+        digest, size = weights_digest(path, NO_TEACHER, most_read=build.most_read), config.parameters()
         build.teachers[path] = _add_file(build, path, config, digest, suffix="teacher", parameters=size)
     return build.teachers[path]
 
