@@ -12,43 +12,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import random
 import shutil
 import sys
 import tempfile
 from pathlib import Path
 
-import numpy as np
 from measure import BARE, measure
 from models import write_masks
+from synthetic import write_weights
 
 from sprunec.families.cpm_ant.config import ModelConfig
 
 TEN_BILLION = {"dim_model": 4096, "num_heads": 32, "dim_head": 128, "dim_ff": 10240, "num_layers": 48}
 ONE_IN = 16
-
-
-def write_sparse(path: Path, config: ModelConfig) -> int:
-    """A safetensors file whose matrices are mostly holes -> its size in bytes."""
-    header, end = {}, 0
-    for name, shape in config.tensors().items():
-        start, end = end, end + 2 * math.prod(shape)
-        header[name] = {"dtype": "F16", "shape": shape, "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    draw = np.random.default_rng(0)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        base = file.tell()
-        file.truncate(base + end)
-        for entry in header.values():
-            rows, columns = entry["shape"] if len(entry["shape"]) == 2 else (1, *entry["shape"])
-            for row in range(0, rows, ONE_IN):
-                file.seek(base + entry["data_offsets"][0] + 2 * (row + row // ONE_IN % ONE_IN) % rows * columns)
-                values = np.ones(columns) if len(entry["shape"]) == 1 else draw.standard_normal(columns)
-                file.write(values.astype(np.float16).tobytes())
-    return base + end
 
 
 def draw_masks(large: ModelConfig, small: ModelConfig) -> list[dict[str, list[int] | None]]:
@@ -67,7 +44,8 @@ def draw_masks(large: ModelConfig, small: ModelConfig) -> list[dict[str, list[in
 
 def prepare(folder: Path, small: ModelConfig) -> int:
     large = ModelConfig.from_dict(TEN_BILLION)
-    size = write_sparse(folder / "large.safetensors", large)
+    shapes = {name: tuple(shape) for name, shape in large.tensors().items()}
+    size = write_weights(folder / "large.safetensors", shapes, dtype="F16", std=lambda name: 1.0, one_in=ONE_IN)
     write_masks(folder, large, draw_masks(large, small))
     plan = {
         "name": "large",

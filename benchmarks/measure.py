@@ -6,14 +6,18 @@ Nothing here imports torch: a child's peak would start at what its parent has.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 BARE = [sys.executable, "-c", "import torch"]
+BARE_LIBRARIES = [sys.executable, "-c", "import torch, transformers"]
+BETWEEN_LOOKS = 0.1  # seconds
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,39 @@ def measure(command: Sequence[object], cwd: Path | None = None) -> Measured:
     return Measured(
         time.perf_counter() - started, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, process.returncode
     )
+
+
+def measure_tree(command: Sequence[object], *, quiet: bool = False) -> Measured:
+    """Do as `measure`, with the memory of the process and of all that it starts, looked at ten times a second.
+
+    What several of them share is counted once (the kernel's Pss); so is what one of them has for itself, as measured
+    by the kernel, where that is more than any look has found.
+    """
+    started, together = time.perf_counter(), 0
+    process = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL if quiet else None)
+    while (done := os.wait4(process.pid, os.WNOHANG))[0] == 0:
+        together = max(together, sum(map(_proportional, _tree(process.pid))))
+        time.sleep(BETWEEN_LOOKS)
+    _, status, usage = done
+    process.returncode = os.waitstatus_to_exitcode(status)
+    peak = max(together, usage.ru_maxrss * 1024)
+    return Measured(time.perf_counter() - started, usage.ru_utime + usage.ru_stime, peak, process.returncode)
+
+
+def _tree(pid: int) -> Iterator[int]:
+    yield pid
+    with suppress(OSError):  # it may have ended
+        for listed in Path(f"/proc/{pid}/task").glob("*/children"):
+            for child in listed.read_text().split():
+                yield from _tree(int(child))
+
+
+def _proportional(pid: int) -> int:
+    """Give the bytes of a process, of pages that it shares its part; 0 of one that has ended."""
+    with suppress(OSError):
+        found = re.search(r"^Pss:\s+(\d+)", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
+        return 1024 * int(found[1]) if found else 0
+    return 0
 
 
 def pages_read(paths: Sequence[Path]) -> None:

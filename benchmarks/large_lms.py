@@ -1,0 +1,185 @@
+"""Language models as large as the machine, or larger: inspected, planned, scored, refitted, cut, compared and emitted.
+
+    python benchmarks/large_lms.py 3gb                     weights drawn at random, 1.5 billion, bfloat16
+    python benchmarks/large_lms.py 8b                      Llama-3-8B's shape, 16 GB, a sparse file
+    python benchmarks/large_lms.py 70b --looks             Llama-3-70B's shape, 141 GB, all zeros: what looks alone
+    python benchmarks/large_lms.py 3gb --weights-alone     by weights instead of on data, not refitted
+
+Nothing is downloaded: see `llamas.py`. `inspect` and `run --dry-run` are looks. A run scores feed-forward dims by
+activation and key-value groups by reconstruction, on --tokens of Python's documentation told by its characters, refits
+what stays, and emits `huggingface`; what it cuts to is in `CUTS`.
+
+Memory is over that of a bare import of torch and transformers, and stands beside what it is meant to stay under: two
+blocks in float32, the hidden states of the calibration, and 500 MB. That of a run is its process's together with all
+that it starts; that of a pass is the peak of the run's own process meanwhile. The folder is taken away afterwards.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from llamas import SHAPES, SPARSE, llama, write_llama
+from measure import BARE_LIBRARIES, Measured, measure, measure_tree
+
+from sprunec.families.base_config import unit_cost
+from sprunec.families.huggingface.transformers_config import TransformersConfig
+
+CUTS = {  # feed-forward dims, key-value groups
+    "300mb": (2048, 6),
+    "3gb": (6144, 6),
+    "8b": (10_240, 6),
+    "70b": (20_480, 6),
+}
+ROOM, FLOAT = 500e6, 4  # bytes
+# A run that also tells, by pass, the peak of its memory: the kernel forgets the one before where it is asked to.
+RUN = """
+import json, sys, time
+from pathlib import Path
+import sprunec
+from sprunec.execution.progress import Watcher
+plan, out, told = map(Path, sys.argv[1:])
+
+def peak():
+    (line,) = (each for each in Path("/proc/self/status").read_text().splitlines() if each.startswith("VmHWM"))
+    Path("/proc/self/clear_refs").write_text("5")
+    return 1024 * int(line.split()[1])
+
+class Told(Watcher):
+    def node_started(self, index, total, name):
+        self.before, self.processor = peak(), time.process_time()
+    def node_finished(self, index, total, name, *, cached, seconds, metrics):
+        found = {"name": name, "seconds": seconds, "cpu": time.process_time() - self.processor, "peak": peak()}
+        print(f"  {name:34} {seconds:8.1f} s {found['peak'] / 1e9:6.2f} GB", file=sys.stderr, flush=True)
+        with told.open("a") as file:
+            file.write(json.dumps(found) + "\\n")
+
+sprunec.execute(sprunec.lower(sprunec.read_plan(plan)), out, Told())
+"""
+
+
+def write_plan(folder: Path, shape: str, tokens: int, weights_alone: bool) -> Path:
+    """Write the plan for a model in `folder / "model"`."""
+    dims, groups = CUTS[shape]
+    length = min(512, tokens)
+    data = {"source": "python-docs", "tokenizer": "characters", "max_length": length, "batch_size": 1}
+    rest: dict[str, Any] = {"budget": "per-layer", "batches": max(1, tokens // length), "compensate": "least-squares"}
+    if weights_alone:
+        rest = {"budget": "per-layer"}
+    parts = {"dim_ff": ("activation", {"dim_ff": dims}), "kv_group": ("reconstruction", {"num_kv_groups": groups})}
+    passes = [
+        {"pass": "score-mask", "criterion": "magnitude" if weights_alone else criterion, "unit": unit, "target": target}
+        for unit, (criterion, target) in parts.items()
+    ]
+    plan = {
+        "name": shape,
+        "model": {"path": "model"},
+        "data": data,
+        "passes": [*(each | rest for each in passes), {"pass": "emit", "formats": ["huggingface"]}],
+    }
+    (folder / "plan.json").write_text(json.dumps(plan, indent=1))
+    return folder / "plan.json"
+
+
+def bound(config: TransformersConfig, tokens: int) -> dict[str, float]:
+    """What memory is meant to stay under, over a bare import, by what it is for."""
+    block = max(unit_cost(config, index, "block") for index in range(len(config.layers)))
+    parts = {"two_blocks": 2.0 * FLOAT * block, "hidden_states": float(FLOAT * tokens * config.width), "room": ROOM}
+    return parts | {"total": sum(parts.values())}
+
+
+def on_disk(folder: Path) -> int:
+    """Bytes of all files below it that are its own, as far as the disk has given them room; links lead elsewhere."""
+    files = {
+        file.lstat().st_ino: file.lstat() for file in folder.rglob("*") if file.is_file() and not file.is_symlink()
+    }
+    return sum(512 * each.st_blocks for each in files.values())
+
+
+def row(taken: Measured, bare: Measured) -> dict[str, Any]:
+    return {"seconds": taken.seconds, "cpu": taken.cpu, "over_bare": taken.peak - bare.peak, "code": taken.code}
+
+
+def measured(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Make the model, look at it, run the plan -> what that took."""
+    one_in = options.sparse if options.sparse is not None else {"8b": SPARSE, "70b": 0}.get(options.shape, 1)
+    document, tokens = llama(options.shape), options.tokens
+    size, config = write_llama(folder / "model", document, one_in), TransformersConfig.from_source(document)
+    plan = write_plan(folder, options.shape, tokens, options.weights_alone)
+    bare, command = measure(BARE_LIBRARIES), [sys.executable, "-m", "sprunec"]
+    found: dict[str, Any] = {
+        "shape": options.shape,
+        "bytes": size,
+        "on_disk": on_disk(folder / "model"),
+        "parameters": config.parameters(),
+        "tokens": 0 if options.weights_alone else tokens,
+        "threads": os.environ.get("OMP_NUM_THREADS", str(os.cpu_count())),
+        "bare": bare.peak,
+        "bound": bound(config, 0 if options.weights_alone else tokens),
+        "inspect": row(measure_tree([*command, "inspect", folder / "model"], quiet=True), bare),
+        "dry_run": row(measure_tree([*command, "run", plan, "--out", folder / "out", "--dry-run"], quiet=True), bare),
+    }
+    if options.looks:
+        return found
+    out, told = folder / "out", folder / "passes.jsonl"
+    found["run"] = row(measure_tree([sys.executable, "-c", RUN, plan, out, told]), bare)
+    passes = [json.loads(line) for line in told.read_text().splitlines()] if told.exists() else []
+    found["passes"] = [each | {"over_bare": each.pop("peak") - bare.peak} for each in passes]
+    report = json.loads((out / "report.json").read_text())
+    found |= {"out_on_disk": on_disk(out), "status": report["status"], "comparison": report["comparison"]}
+    return found | {"left": report["models"]["small"]["parameters"]}
+
+
+def table(found: dict[str, Any]) -> str:
+    """The figures as lines of text; memory in GB, over a bare import."""
+    bounds = {name: size / 1e9 for name, size in found["bound"].items()}
+    billions, size, there = (found[name] / 1e9 for name in ("parameters", "bytes", "on_disk"))
+    lines = [
+        f"{found['shape']}: {billions:.2f} billion parameters, {size:.1f} GB in bfloat16 ({there:.1f} GB on the disk);"
+        f" {found['tokens']} tokens, {found['threads']} threads",
+        f"bound: two blocks {bounds['two_blocks']:.2f} + hidden states {bounds['hidden_states']:.2f} + 0.50"
+        f" = {bounds['total']:.2f} GB",
+        "",
+        f"{'':34} {'seconds':>9} {'processor':>9} {'memory':>8}",
+    ]
+    rows = {"inspect": found["inspect"], "run --dry-run": found["dry_run"]}
+    rows |= {f"  {each['name']}": each for each in found.get("passes", ())}
+    rows |= {"whole run": found["run"]} if "run" in found else {}
+    for name, taken in rows.items():
+        above = "  above the bound" if taken["over_bare"] > found["bound"]["total"] else ""
+        figures = f"{taken['seconds']:9.1f} {taken['cpu']:9.1f} {taken['over_bare'] / 1e9:8.2f}{above}"
+        lines.append(f"{name:34} {figures}")
+    if "run" in found:
+        lines += ["", f"{found['status']}: {found['left'] / 1e9:.2f} billion parameters are left"]
+        lines += [f"OUT takes {found['out_on_disk'] / 1e9:.1f} GB; comparison: {json.dumps(found['comparison'])}"]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("shape", choices=SHAPES)
+    parser.add_argument("--folder", type=Path, default=None, help="where model and OUT go for a while")
+    parser.add_argument("--tokens", type=int, default=2048, help="to calibrate on")
+    parser.add_argument("--sparse", type=int, metavar="N", help="of every matrix one row in N is there; 0: none")
+    parser.add_argument("--looks", action="store_true", help="inspect and --dry-run alone")
+    parser.add_argument("--weights-alone", action="store_true", help="score by magnitude, refit nothing")
+    parser.add_argument("--json", type=Path, help="where the figures go, too")
+    options = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="large-lm-", dir=options.folder))
+    try:
+        found = measured(folder, options)
+    finally:
+        shutil.rmtree(folder)
+    if options.json is not None:
+        options.json.write_text(json.dumps(found, indent=1))
+    print(table(found))
+
+
+if __name__ == "__main__":
+    main()
