@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sprunec.checkpoint.dtypes import NAMES
-from sprunec.checkpoint.layouts import check_index, is_index, weight_files
+from sprunec.checkpoint.layouts import check_index, is_index, weight_files, weight_map
 from sprunec.checkpoint.pt_header import Unknown, read_pt
 from sprunec.checkpoint.safetensors_file import Shape, Stored, read_safetensors
 from sprunec.errors import InputError, and_more
@@ -66,6 +66,7 @@ def read_places(path: Path, otherwise: Reader | None = None) -> dict[str, Place]
     found = {file: _places_in(file, otherwise) for file in files}
     if index is not None:
         check_index(index, found)
+        return {name: found[index.parent / shard][name] for name, shard in weight_map(index).items()}
     return {name: place for places in found.values() for name, place in places.items()}
 
 

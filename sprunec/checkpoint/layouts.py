@@ -132,6 +132,13 @@ def _shards(index: Path) -> list[Path]:
     return [index.parent / shard for shard in shards]
 
 
+def superseded(index: Path) -> set[str]:
+    """List the tensors that some shards still have, while the index names newer ones of theirs: an artifact's own."""
+    metadata = read_json(index, "an index of shards", "").get("metadata")
+    names = metadata.get("superseded") if isinstance(metadata, dict) else None
+    return {name for name in names if isinstance(name, str)} if isinstance(names, list) else set()
+
+
 def check_index(index: Path, found: Mapping[Path, Iterable[str]]) -> None:
     """Raises InputError where an index and the tensors `found` in its shards disagree."""
     said, hint = weight_map(index), "the index is of another checkpoint: copy both again"
@@ -139,6 +146,7 @@ def check_index(index: Path, found: Mapping[Path, Iterable[str]]) -> None:
     if absent := [(name, shard) for name, shard in said.items() if (name, shard) not in there]:
         more = and_more(absent, "{} more like it")
         raise InputError.at(index, "says that {} is in {}, which has no such tensor".format(*absent[0]) + more, hint)
-    for name, shard in sorted(there - set(said.items())):
+    old = superseded(index)
+    for name, shard in sorted(each for each in there - set(said.items()) if each[0] not in old):
         where = f"says that it is in {said[name]}" if name in said else "does not name it"
         raise InputError.at(index, f"{shard} has {name}, and the index {where}", hint)

@@ -20,9 +20,19 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from sprunec.checkpoint.layouts import BIN_INDEX, INDEX, PT_WEIGHTS, SAFETENSORS, WEIGHTS, is_index, weight_files
-from sprunec.checkpoint.reader import DTYPES, Tensors
-from sprunec.checkpoint.safetensors_file import Shape
+from sprunec.checkpoint.layouts import (
+    BIN_INDEX,
+    INDEX,
+    PT_WEIGHTS,
+    SAFETENSORS,
+    WEIGHTS,
+    is_index,
+    superseded,
+    weight_files,
+    weight_map,
+)
+from sprunec.checkpoint.reader import DTYPES, Tensors, open_tensors
+from sprunec.checkpoint.safetensors_file import Shape, read_safetensors
 from sprunec.checkpoint.torch_file import tensors_in
 from sprunec.durable import copy_file, naming, write_new
 from sprunec.errors import PassError
@@ -178,11 +188,33 @@ def adopt_weights(path: Path, directory: Path) -> None:
 def link_weights(source: Path, directory: Path) -> None:
     """Give `directory` an artifact's weights: links to what are the user's files, second names for the store's own."""
     for file in weight_files(source):
-        target = directory / file.name
-        if file.is_symlink():
-            target.symlink_to(file.resolve())
-            continue
-        try:
-            os.link(file, target)
-        except OSError:  # a disk that knows no links
-            copy_file(file, target)
+        _link(file, directory / file.name)
+
+
+def overlay_weights(source: Path, newer: Sequence[Path], directory: Path) -> None:
+    """Give `directory` an artifact's weights as `link_weights` does, but for the tensors that newer files have."""
+    older = weight_files(source)
+    said = weight_map(older[0]) if is_index(older[0]) else dict.fromkeys(open_tensors(source), older[0].name)
+    links = {file.name: f"earlier-{number:05d}{file.suffix}" for number, file in enumerate(older) if not is_index(file)}
+    for file in older:
+        if file.name in links:
+            _link(file, directory / links[file.name])
+    weights, old = {name: links[shard] for name, shard in said.items()}, set[str]()
+    for file in newer:
+        _link(file, directory / file.name)
+        new = dict.fromkeys(read_safetensors(file), file.name)
+        old |= weights.keys() & new.keys()
+        weights |= new
+    old |= superseded(older[0]) if is_index(older[0]) else set()
+    index = {"metadata": {"superseded": sorted(old)}, "weight_map": weights}
+    write_new(directory / INDEX, json.dumps(index, indent=1))
+
+
+def _link(file: Path, target: Path) -> None:
+    if file.is_symlink():
+        target.symlink_to(file.resolve())
+        return
+    try:
+        os.link(file, target)
+    except OSError:  # a disk that knows no links
+        copy_file(file, target)

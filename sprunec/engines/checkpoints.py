@@ -138,7 +138,7 @@ class Saves:
         path = self.directory / f"step-{step:09d}-{_digest(aside)}{suffix}"
         put_in_place(aside, path)
         self.last, self._saved_at = path, self.clock()
-        for old in self.directory.iterdir():
+        for old in self.directory.glob("step-*"):
             if old != path:
                 remove(old)
 

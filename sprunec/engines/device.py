@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 import torch
 
 from sprunec.engines.world import World
 from sprunec.errors import InputError
+from sprunec.machine import physical_memory
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -55,7 +55,7 @@ class Place:
         """Return bytes for each of so many processes: of its GPU, or its share of the machine's."""
         if self.device.type == "cuda":
             return float(torch.cuda.get_device_properties(self.device).total_memory)
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / processes
+        return physical_memory() / processes
 
     def synchronize(self) -> None:
         if self.device.type == "cuda":

@@ -91,10 +91,11 @@ def job_of(
 ) -> Job[Any]:
     """Hand a pass what it needs; its inputs are in the store."""
     inputs, saves = {role: store.root / str(graph.node(name).digest) for role, name in node.inputs.items()}, None
-    if node.checkpoint_every is not None:
+    every = 1 if PASSES[node.pass_].by_block else node.checkpoint_every
+    if every is not None:
         from sprunec.engines.checkpoints import Saves
 
-        saves = Saves(store.partial(node), node.checkpoint_every, stop, tell=store.tell, world=world)
+        saves = Saves(store.partial(node), every, stop, tell=store.tell, world=world)
     return Job(node.options, inputs, node.files, out, device, report, saves, graph.engine, world)
 
 

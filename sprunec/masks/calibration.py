@@ -1,85 +1,129 @@
-"""What calibration batches show of a model's inside: second moments of what goes into projections, and energies.
+"""What calibration batches show of a block's inside: squares or products of what goes into projections, energies.
 
 Letters in shapes: B sequences, N positions, n positions in use, C features, what a projection sums over.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 
-from sprunec.data.batches import Batch, in_use
-from sprunec.engines.device import Place
+from sprunec.data.batches import in_use
+from sprunec.models.block_by_block import BlockByBlock, Enough
 from sprunec.rewrite.projections import Projection, projections
 from sprunec.rewrite.taps import tap
 from sprunec.rewrite.trace import TracedBlock
 from sprunec.units import Key
 
-Total = Callable[[Tensor], Tensor]
+Add = Callable[[Tensor | None, Tensor], Tensor]  # what was added up so far, rows (n, C) -> the new sum
 PARTS = ("branch", "stream")
 
 
-@dataclass
-class Moments:
+@dataclass(frozen=True)
+class BlockStatistics:
     """Means over all positions in use.
 
     Attributes:
-        inputs: by block and tensor name, a projection that units go into and the mean of x xᵀ (C, C) of what goes into
-            it, before any gate; float32, on the device.
-        branches, streams: by block and kind of sublayer, the mean square of what it adds, and of the sum.
+        sizes: how many units there are of each kind.
+        inputs: for each projection that units go into: itself, its weight (outputs, C), and of what goes into it,
+            before any gate, the mean of x² (C,) or of x xᵀ (C, C); float32, on the device.
+        branches, streams: by kind of sublayer, the mean square of what it adds, and of the sum.
     """
 
-    inputs: dict[Key, tuple[Projection, Tensor]]
-    branches: dict[Key, float]
-    streams: dict[Key, float]
+    block: TracedBlock
+    sizes: Mapping[str, int]
+    inputs: list[tuple[Projection, Tensor, Tensor]]
+    branches: Mapping[str, float]
+    streams: Mapping[str, float]
 
 
-class _Seen(Exception):  # noqa: N818
-    """Ends a run behind the last block: nothing is measured of the logits, which are large."""
+def score_blocks(
+    way: BlockByBlock,
+    blocks: Collection[TracedBlock],
+    sizes: Mapping[Key, int],
+    add: Add,
+    score: Callable[[BlockStatistics], Mapping[Key, Tensor]],
+) -> dict[Key, Tensor]:
+    """Go through a model whose traced blocks were replaced by gated ones, and score their units.
+
+    Args:
+        sizes: how many units there are, by block and kind.
+        add: adds up what the criterion looks at.
+    """
+    found, by_path = dict[Key, Tensor](), {block.path: block for block in blocks}
+
+    def restore(saved: dict[Key, Tensor]) -> bool:
+        found.update(saved)
+        return True
+
+    for path in way.blocks(lambda: dict(found), restore):
+        block = by_path[path]
+        here = {unit: size for (index, unit), size in sizes.items() if index == block.index}
+        if here:
+            found.update(score(_statistics(way, block, here, add)))
+        else:
+            way.advance(path)
+    return found
 
 
-def _end(*_: Any) -> None:
-    raise _Seen
+def _statistics(way: BlockByBlock, block: TracedBlock, sizes: Mapping[str, int], add: Add) -> BlockStatistics:
+    """Bring all batches behind a block, and look at its inside meanwhile."""
+    model = way.stream.model
+    inputs = [each for each in projections(block) if any(each.units(unit) for unit in sizes)]
+    watched: dict[Any, tuple[str, Add, int]] = {each.tensor: (each.operand, add, each.dim) for each in inputs}
+    for residual in block.forward.residuals:
+        for part, node in zip(PARTS, (residual.branch, residual.add), strict=True):
+            watched[(part, residual.kind)] = node, _add_energy, -1
+    with watching(model.get_submodule(block.path), watched, way) as means:
+        way.advance(block.path)
+    parts = [(each, each.columns(held_weight(model, block, each)), means()[each.tensor]) for each in inputs]
+    energies = ({key[1]: float(value) for key, value in means().items() if key[0] == part} for part in PARTS)
+    return BlockStatistics(block, sizes, parts, *energies)
 
 
-@torch.no_grad()
-def calibrate(
-    model: nn.Module, blocks: Sequence[TracedBlock], units: Collection[str], batches: Iterable[Batch], place: Place
-) -> Moments:
-    """Run batches through a model whose traced blocks were replaced by gated ones; left in eval mode."""
-    model.eval()
-    weights: dict[Key, Projection] = {}
-    sums: dict[Any, Tensor] = {}
-    used, count, handles = torch.empty(0), 0, []  # (B, N), the positions of a batch that are in use
+def held_weight(model: nn.Module, block: TracedBlock, projection: Projection) -> Tensor:
+    """Find a projection's weight in a block that has its weights now."""
+    owner, _, leaf = f"{block.path}.{projection.tensor}".rpartition(".")
+    parameters: Any = model.get_submodule(owner)._parameters
+    weight: Tensor = parameters[leaf]
+    return weight
 
-    def add(name: Any, total: Total, dim: int, module: nn.Module, given: Any, result: Tensor) -> None:
-        value = total(rows_in_use(result, dim, used))
-        sums[name] = sums[name] + value if name in sums else value
 
-    for block in blocks:
-        if isinstance(holder := model.get_submodule(block.path), fx.GraphModule):
-            found = [each for each in projections(block) if any(each.units(unit) for unit in units)]
-            here = {(block.index, projection.tensor): projection for projection in found}
-            weights |= here
-            for node, *what in _watched(block, here):
-                handles.append(tap(holder, node).register_forward_hook(partial(add, *what)))
-    handles.append(model.get_submodule(blocks[-1].path).register_forward_hook(_end))
-    for batch in (batch.to(place.device) for batch in batches):
-        used = in_use(batch.inputs)
-        count += int(used.sum())
-        with Place(place.device, torch.float32).precision(), suppress(_Seen):
-            model(**batch.inputs)
-    for handle in handles:
-        handle.remove()
-    energies = {name: float(total) / count for name, total in sums.items() if name not in weights}
-    branches, streams = ({name[1:]: e for name, e in energies.items() if name[0] == part} for part in PARTS)
-    return Moments({key: (weight, sums[key] / count) for key, weight in weights.items()}, branches, streams)
+@contextmanager
+def watching(
+    holder: nn.Module, watched: Mapping[Any, tuple[str, Add, int]], way: BlockByBlock, *, only: bool = False
+) -> Iterator[Callable[[], dict[Any, Tensor]]]:
+    """Add up, while all batches go through a block, what its nodes give at the positions in use -> what says the means.
+
+    Args:
+        watched: by a name, a node, what adds up its rows, and the dim that holds its features.
+        only: whether a batch goes no further through the block than to the last of these.
+    """
+    sums, seen = dict[Any, Tensor](), set[Any]()
+
+    def see(name: Any, add: Add, dim: int, module: nn.Module, given: Any, result: Tensor) -> None:
+        sums[name] = add(sums.get(name), rows_in_use(result, dim, in_use(way.current)))
+        seen.add(name)
+        if only and len(seen) == len(watched):
+            seen.clear()
+            raise Enough
+
+    assert isinstance(holder, fx.GraphModule)
+    handles = [
+        tap(holder, node).register_forward_hook(partial(see, name, add, dim))
+        for name, (node, add, dim) in watched.items()
+    ]
+    try:
+        count = sum(int(in_use(batch).sum()) for batch in way.stream.batches)
+        yield lambda: {name: value / count for name, value in sums.items()}
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def rows_in_use(result: Tensor, dim: int, used: Tensor) -> Tensor:
@@ -89,15 +133,20 @@ def rows_in_use(result: Tensor, dim: int, used: Tensor) -> Tensor:
     return rows[used.flatten()].flatten(0, 1).float()
 
 
-def second_moment(rows: Tensor) -> Tensor:
-    """Sum x xᵀ over rows (n, C)."""
-    return rows.T @ rows
+def add_squares(total: Tensor | None, rows: Tensor) -> Tensor:
+    """Add up x² (C,)."""
+    found = rows.square().sum(0)
+    return found if total is None else total.add_(found)
 
 
-def _watched(block: TracedBlock, weights: Mapping[Key, Projection]) -> Iterator[tuple[str, Any, Total, int]]:
-    """Name the nodes to watch, what is added up of each under which name, and the dim that holds their features."""
-    for key, projection in weights.items():
-        yield projection.operand, key, second_moment, projection.dim
-    for residual in block.forward.residuals:
-        for part, node in zip(PARTS, (residual.branch, residual.add), strict=True):
-            yield node, (part, block.index, residual.kind), lambda x: x.square().mean(-1).sum(), -1
+def add_products(total: Tensor | None, rows: Tensor) -> Tensor:
+    """Add up x xᵀ (C, C)."""
+    return rows.T @ rows if total is None else total.addmm_(rows.T, rows)
+
+
+def _add_energy(total: Tensor | None, rows: Tensor) -> Tensor:
+    found = rows.square().mean(-1).sum()
+    return found if total is None else total.add_(found)
+
+
+STATISTICS: Mapping[str, Add] = {"squares": add_squares, "products": add_products}

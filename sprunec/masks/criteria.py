@@ -14,7 +14,7 @@ def _score(function: str, given: Any) -> Any:
     return getattr(import_module("sprunec.masks.scores"), function)(given)
 
 
-RANDOM, MAGNITUDE = (Criterion(name, partial(_score, name), calibrates=False) for name in ("random", "magnitude"))
-TAYLOR, ACTIVATION, RECONSTRUCTION = (
-    Criterion(name, partial(_score, name)) for name in ("taylor", "activation", "reconstruction")
-)
+RANDOM, MAGNITUDE = (Criterion(name, partial(_score, name), "weights") for name in ("random", "magnitude"))
+ACTIVATION = Criterion("activation", partial(_score, "activation"), "squares")
+RECONSTRUCTION = Criterion("reconstruction", partial(_score, "reconstruction"), "products")
+TAYLOR = Criterion("taylor", partial(_score, "taylor"), "gradients")

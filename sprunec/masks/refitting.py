@@ -2,27 +2,28 @@
 
 A sublayer's weights are fitted to what its own dense ones make of these very inputs. Fitted to what the dense model's
 stream is there instead, they would have to undo the faults of all sublayers before, which they cannot: that did worse.
-One block is in memory at a time, with the hidden states of all batches.
+They are rounded to what the model is stored in before anything behind them is fitted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from sprunec.data.batches import in_use
-from sprunec.masks.calibration import rows_in_use, second_moment
+from sprunec.masks.calibration import add_products, watching
 from sprunec.masks.least_squares import refit
+from sprunec.models.block_by_block import BlockByBlock
 from sprunec.models.streamed import Streamed
 from sprunec.rewrite.keep import keeps
 from sprunec.rewrite.projections import Projection, projections
-from sprunec.rewrite.taps import tap
 from sprunec.rewrite.trace import TracedBlock
 from sprunec.units import Cut, Indices, Key
+
+Refitted = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -70,65 +71,32 @@ def _gate(projection: Projection, kept: Indices, soft: Mapping[Key, Tensor]) -> 
 
 
 @torch.no_grad()
-def refitted(
-    stream: Streamed, blocks: Iterable[tuple[TracedBlock, Sequence[Sequence[Refit]]]], ridge: float
-) -> Iterator[tuple[str, Tensor]]:
-    """Go through a masked model, and give the name and the whole new weight of all that is to be refitted, in order.
+def refit_block(way: BlockByBlock, block: TracedBlock, sublayers: Sequence[Sequence[Refit]], ridge: float) -> Refitted:
+    """Refit a masked block, which has its weights, and bring all batches behind it -> the whole new weights, by name.
 
     Args:
-        stream: batches in front of the model.
-        blocks: all of the model's, in order, each with what `refits` says of it.
+        sublayers: what `refits` says of the block.
         ridge: see `least_squares.refit`.
     """
-    with stream.entrance():
-        stream.hidden = [stream.family.enter(stream.model, batch)[0] for batch in stream.batches]
-        for block, sublayers in blocks:
-            with stream.holding(block.path, whole=True):
-                for sublayer in sublayers:
-                    for each, moment in zip(sublayer, _moments(stream, block.path, sublayer), strict=True):
-                        yield each.name, _refit(stream.model, each, moment, ridge)
-                for number, hidden in enumerate(_outputs(stream, block.path)):
-                    stream.hidden[number] = hidden
+    found, model = Refitted(), way.stream.model
+    for sublayer in sublayers:
+        watched = {each.name: (each.projection.operand, add_products, each.projection.dim) for each in sublayer}
+        with watching(model.get_submodule(block.path), watched, way, only=True) as means:
+            way.look(block.path)
+            moments = means()
+        for each in sublayer:
+            found[each.name] = _refit(way.stream, each, moments.pop(each.name), ridge)
+    way.advance(block.path)
+    return found
 
 
-def _outputs(stream: Streamed, path: str) -> Iterator[Tensor]:
-    """Run a block, which must be held, on every batch.
-
-    What it is given besides hidden states is made again each time: position biases are larger than these.
-    """
-    block = stream.model.get_submodule(path)
-    for hidden, batch in zip(stream.hidden, stream.batches, strict=True):
-        yield block(hidden, *stream.family.enter(stream.model, batch)[1][path])
-
-
-def _moments(stream: Streamed, path: str, sublayer: Sequence[Refit]) -> list[Tensor]:
-    """Measure the mean of x xᵀ (C, C) over positions in use of what goes into projections, before any gate."""
-    holder: Any = stream.model.get_submodule(path)
-    seen = dict[int, Tensor]()
-    handles = [
-        tap(holder, each.projection.operand).register_forward_hook(
-            lambda _, __, result, number=number: seen.update({number: result})
-        )
-        for number, each in enumerate(sublayer)
-    ]
-    sums, count = [torch.zeros(())] * len(sublayer), 0
-    for batch, _ in zip(stream.batches, _outputs(stream, path), strict=True):
-        used = in_use(batch)
-        count += int(used.sum())
-        for number, each in enumerate(sublayer):
-            rows = rows_in_use(seen[number], each.projection.dim, used)
-            sums[number] = sums[number].to(rows.device) + second_moment(rows)
-    for handle in handles:
-        handle.remove()
-    return [total / count for total in sums]
-
-
-def _refit(model: nn.Module, each: Refit, moment: Tensor, ridge: float) -> Tensor:
-    """Put a new weight in the place of a held one."""
+def _refit(stream: Streamed, each: Refit, moment: Tensor, ridge: float) -> Tensor:
+    """Put a new weight in the place of a held one -> it, as it is stored."""
     owner, _, leaf = each.name.rpartition(".")
-    held: Any = model.get_submodule(owner)._parameters
+    held: Any = stream.model.get_submodule(owner)._parameters
     new: Tensor = held[leaf].clone()
-    held[leaf] = new
     columns, index = each.projection.columns(new), torch.tensor(each.kept, device=new.device)
     columns[:, index] = refit(moment, columns, index, each.gate, ridge=ridge)
-    return new
+    stored = new.to(stream.stored_dtype(each.name))
+    held[leaf] = stored.to(new)  # what comes behind it sees what is stored
+    return stored

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sprunec.data.batches import Batch
 from sprunec.engines.device import Place
 from sprunec.engines.loop import language_model_loss
-from sprunec.masks.calibration import Moments, calibrate
+from sprunec.masks.calibration import BlockStatistics
 from sprunec.masks.granularity import by_kind
 from sprunec.masks.least_squares import removal_errors
 from sprunec.rewrite.gating import Gates
@@ -40,7 +40,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What a criterion is given that runs batches through the model; it has all that `Weights` has.
+    """What a criterion is given that needs the loss's gradients, with the model in memory; it has all of `Weights`.
 
     Attributes:
         model: its traced blocks replaced by gated ones, all gates open.
@@ -62,9 +62,6 @@ class Calibration:
     @property
     def weights(self) -> Mapping[str, Tensor]:
         return self.model.state_dict()
-
-    def moments(self) -> Moments:
-        return calibrate(self.model, self.blocks, {unit for _, unit in self.sizes}, self.batches, self.place)
 
 
 def random(given: Weights | Calibration) -> dict[Key, Tensor]:
@@ -138,20 +135,20 @@ def taylor(given: Calibration) -> dict[Key, Tensor]:
     return scores
 
 
-def activation(given: Calibration) -> dict[Key, Tensor]:
+def activation(given: BlockStatistics) -> dict[Key, Tensor]:
     """Score by the energy of what a unit adds (Wanda, Sun et al. 2024, by structure), as a share of its stream's.
 
     Of a unit inside a sublayer: the mean square of each input feature of the projection times that of its weights.
     """
 
-    def energies(moment: Tensor, weight: Tensor, features: Tensor) -> Tensor:
-        energy: Tensor = moment.diagonal() * weight.float().square().mean(0)
+    def energies(squares: Tensor, weight: Tensor, features: Tensor) -> Tensor:
+        energy: Tensor = squares * weight.float().square().mean(0)
         return energy[features.to(energy.device)].sum(1)
 
     return _by_projection(given, energies)
 
 
-def reconstruction(given: Calibration) -> dict[Key, Tensor]:
+def reconstruction(given: BlockStatistics) -> dict[Key, Tensor]:
     """Score by the mean square error of the output without the unit, the others refitted, as a share of the stream.
 
     See `least_squares.removal_errors`; a whole sublayer leaves nothing to refit, and counts its energy.
@@ -177,24 +174,22 @@ def ranks(scores: Mapping[Key, Tensor]) -> dict[Key, Tensor]:
     return by_kind(scores, ranked)
 
 
-def _by_projection(given: Calibration, score: Callable[[Tensor, Tensor, Tensor], Tensor]) -> dict[Key, Tensor]:
+def _by_projection(given: BlockStatistics, score: Callable[[Tensor, Tensor, Tensor], Tensor]) -> dict[Key, Tensor]:
     """Score units inside sublayers by the projections that they go into, whole ones by their output."""
     found: dict[Key, Tensor] = {}
-    moments = given.moments()
-    shares = {key: energy / max(moments.streams[key], 1e-30) for key, energy in moments.branches.items()}
-    for index, unit in given.sizes:
-        whole = [share for (block, kind), share in shares.items() if block == index and unit in ("block", kind)]
+    shares = {kind: energy / max(given.streams[kind], 1e-30) for kind, energy in given.branches.items()}
+    for unit in given.sizes:
+        whole = [share for kind, share in shares.items() if unit in ("block", kind)]
         if whole:
-            found[(index, unit)] = torch.tensor([sum(whole)])
+            found[(given.block.index, unit)] = torch.tensor([sum(whole)])
             continue
         # A unit is some features of a projection's input, all those whose place in (outer, units, inner) has its number
         # in the middle: of heads x dim_head a head is one run, a dim one feature in every head. What goes into several
         # projections counts in each; the product of q and k is none, for it sums over no weight.
         parts = []
-        for projection, moment in moments.inputs.values():
-            units = projection.units(unit) if projection.block.index == index else None
-            if units is not None:
+        for projection, weight, statistic in given.inputs:
+            if (units := projection.units(unit)) is not None:
                 features = torch.arange(math.prod(units)).view(units).movedim(1, 0).flatten(1)  # (units, outer x inner)
-                parts.append(score(moment, projection.weight, features))
-        found[(index, unit)] = torch.stack(parts).sum(0).cpu() / moments.streams[(index, INSIDE[unit])]
+                parts.append(score(statistic, weight, features))
+        found[(given.block.index, unit)] = torch.stack(parts).sum(0).cpu() / given.streams[INSIDE[unit]]
     return found

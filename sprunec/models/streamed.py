@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -65,6 +66,13 @@ class StreamedWeight:
         return map(self._read, self._parts)
 
 
+def parameter_names(model: nn.Module, parts: Sequence[str]) -> Iterator[str]:
+    """List the parameters of the modules below `parts`, by their names in `model`."""
+    for part in parts:
+        for path, module in model.get_submodule(part).named_modules(prefix=part):
+            yield from (f"{path}.{name}" for name, value in module._parameters.items() if value is not None)
+
+
 @contextmanager
 def with_parameters(model: nn.Module, parts: Sequence[str], read: Callable[[str], Any]) -> Iterator[None]:
     """Give the modules below `parts` other parameters meanwhile: what is read by their names in `model`."""
@@ -116,16 +124,37 @@ class Streamed:
         self.paths = [path for path, _ in blocks(model)]
         self._tensors, self._head = tensors, f"{family.head(model)[-1]}.weight"
         self.tokens = tensors.shape(self._head)[0]
+        self._ahead: tuple[str, Future[dict[str, Tensor]]] | None = None
 
     @contextmanager
-    def holding(self, *parts: str, whole: bool = False) -> Iterator[None]:
-        """Give the named modules their weights meanwhile; large ones in parts, unless they are wanted whole."""
+    def holding_whole(self, path: str, following: str | None = None) -> Iterator[None]:
+        """Give a block all of its weights meanwhile, and read those of the one that comes next."""
+        ahead, self._ahead = self._ahead, None
+        read = ahead[1].result() if ahead is not None and ahead[0] == path else self._read(path)
+        move_buffers(self.model.get_submodule(path), self.device)
+        with with_parameters(self.model, (path,), read.pop):
+            if following is not None:
+                with ThreadPoolExecutor(1) as reader:
+                    self._ahead = following, reader.submit(self._read, following)
+                    yield
+            else:
+                yield
+
+    def _read(self, path: str) -> dict[str, Tensor]:
+        return {name: self._weight(name) for name in parameter_names(self.model, (path,))}
+
+    @contextmanager
+    def holding(self, *parts: str) -> Iterator[None]:
+        """Give the named modules their weights meanwhile; large ones in parts."""
         tops = [self.model.get_submodule(part) for part in parts]
         for top in tops:
             move_buffers(top, self.device)
         size = sum(parameter.numel() for top in tops for parameter in top.parameters()) * self.dtype.itemsize
-        with with_parameters(self.model, parts, self._weight if whole or size <= HELD_BYTES else self._streamed):
+        with with_parameters(self.model, parts, self._weight if size <= HELD_BYTES else self._streamed):
             yield
+
+    def stored_dtype(self, name: str) -> torch.dtype:
+        return self._tensors.dtype(name)
 
     def _weight(self, name: str) -> Any:
         return self._cast(self._tensors[name])
@@ -170,14 +199,20 @@ class Streamed:
         block = self.model.get_submodule(path)
         return [block(hidden, *given[path]) for hidden, given in zip(self.hidden, self.given, strict=True)]
 
-    def leave(self, hidden: Tensor, tokens: range) -> Tensor:
-        """Turn hidden states (n, D) behind the last block into logits (n, tokens)."""
+    @contextmanager
+    def exit(self, tokens: range) -> Iterator[Callable[[Tensor], Tensor]]:
+        """Give what turns hidden states (n, D) behind the last block into logits (n, tokens), meanwhile."""
 
         def some(name: str) -> Tensor:
             return self._cast(self._tensors.rows(name, tokens)) if name == self._head else self._weight(name)
 
         with with_parameters(self.model, self.family.head(self.model), some):
-            return self.family.leave(self.model, hidden)
+            yield lambda hidden: self.family.leave(self.model, hidden)
+
+    def leave(self, hidden: Tensor, tokens: range) -> Tensor:
+        """Turn hidden states (n, D) behind the last block into logits (n, tokens)."""
+        with self.exit(tokens) as logits:
+            return logits(hidden)
 
     @torch.no_grad()
     def run(self) -> None:

@@ -9,8 +9,9 @@ than it gives. Both the masked and the rewritten model get these weights, so one
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sprunec.graph.builder import Builder
@@ -19,9 +20,7 @@ from sprunec.passes.job import Job
 from sprunec.plan.declared import Pass, PassSpec
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from sprunec.checkpoint.writer import Output
+    from sprunec.models.block_by_block import BlockByBlock
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,54 +40,48 @@ def add(build: Builder, spec: PassSpec, masks: str, scores: str) -> None:
 
 
 def run(job: Job[RefitOptions]) -> dict[str, Any]:
-    import torch
-
-    from sprunec.checkpoint.writer import check_room
-    from sprunec.families.base import family_of
-    from sprunec.families.model_directory import save_outputs
+    from sprunec.checkpoint.writer import as_output, check_room, overlay_weights
+    from sprunec.families.model_directory import describe
     from sprunec.masks.gates import expected_gate
     from sprunec.masks.mask_tensors import load_scores
-    from sprunec.masks.refitting import refits, refitted
+    from sprunec.masks.refitting import refits
     from sprunec.models.meta_models import empty_model, traced_shape
-    from sprunec.models.streamed import Streamed
 
-    config, tensors, place, left = job.config(), job.weights(), job.place, job.left()
+    config, left, tensors = job.config(), job.left(), job.weights()
     # What learned gates are without noise (Louizos, Welling & Kingma 2018, equation 13); nothing after a score.
     learned = load_scores(job.inputs["scores"]) if "scores" in job.inputs else {}
     soft = {key: expected_gate(value) for key, value in learned.items()}
-    blocks = [(block, refits(block, left, soft)) for block in traced_shape(config)]
-    names = [each.name for _, sublayers in blocks for sublayer in sublayers for each in sublayer]
-    inputs = [batch.to(place.device).inputs for batch in job.batches(config)]
-    masked = job.mask(empty_model(config)).eval()
-    stream = Streamed(family_of(config), masked, tensors, inputs, torch.float32, place.device)
-    # Each is made when its turn to be written comes, so that there is never more than one.
-    made = refitted(stream, job.steps(blocks, len(blocks)), job.options.ridge)
-    outputs = {name: _next(name, tensors.shape(name), made) for name in names}
-    outputs |= {name: _in_float32(tensors, name) for name in tensors if name not in outputs}
-    check_room(job.out, sum(output.nbytes for output in outputs.values()))
-    save_outputs(job.out, config, job.kept(), outputs)
+    blocks = {block.path: (block, refits(block, left, soft)) for block in traced_shape(config)}
+    names = [each.name for _, sublayers in blocks.values() for sublayer in sublayers for each in sublayer]
+    check_room(job.out, sum(as_output(tensors, name).nbytes for name in names))
+    files = _refitted(job, job.block_by_block(job.mask(empty_model(config)), job.batches(config)), blocks)
+    describe(job.out, config, job.kept())
+    overlay_weights(job.inputs["model"], files, job.out)
     return {"refitted": len(names)}
 
 
-def _next(name: str, shape: tuple[int, ...], made: Iterator[tuple[str, Tensor]]) -> Output:
-    import torch
+def _refitted(job: Job[RefitOptions], way: BlockByBlock, blocks: Mapping[str, Any]) -> list[Path]:
+    """Write each block's new weights as a file of its own."""
+    from sprunec.checkpoint.writer import save_tensors
+    from sprunec.durable import file_sha256
+    from sprunec.masks.refitting import refit_block
 
-    from sprunec.checkpoint.writer import Output
+    digests, folder = dict[str, str](), job.out if job.saves is None else job.saves.directory
 
-    def parts() -> Iterator[Tensor]:
-        found, weight = next(made)
-        assert found == name, f"{found} was made in the place of {name}"
-        yield weight
+    def restore(saved: Mapping[str, str]) -> bool:
+        if all((folder / name).is_file() and file_sha256(folder / name) == digest for name, digest in saved.items()):
+            digests.update(saved)
+            return True
+        return False
 
-    return Output(shape, torch.float32, parts)
-
-
-def _in_float32(tensors: Any, name: str) -> Output:
-    import torch
-
-    from sprunec.checkpoint.writer import Output, read_rows
-
-    return Output(tensors.shape(name), torch.float32, lambda: (part.float() for part in read_rows(tensors, name)))
+    for path in way.blocks(lambda: dict(digests), restore):
+        block, sublayers = blocks[path]
+        if new := refit_block(way, block, sublayers, job.options.ridge):
+            save_tensors(new, file := folder / f"refitted-{block.index:05d}.safetensors")
+            digests[file.name] = file_sha256(file)
+    return [folder / name for name in digests]
 
 
-COMPENSATE = Pass("compensate", 3, RefitOptions, ("model", "masks", "data"), "model", ("scores",), refits=True)
+COMPENSATE = Pass(
+    "compensate", 4, RefitOptions, ("model", "masks", "data"), "model", ("scores",), refits=True, by_block=True
+)

@@ -16,6 +16,7 @@ from sprunec.plan.declared import Pass
 if TYPE_CHECKING:
     from sprunec.data.batches import Data
 
+FLOAT = 4  # bytes
 SAMPLE_PROMPT, SAMPLE_LENGTH, SAMPLE_TEMPERATURE = 48, 80, 0.7
 
 
@@ -36,35 +37,33 @@ def add(build: Builder, suffix: str, model: str, masks: str = "") -> str:
 
 def run(job: Job[EvaluateOptions]) -> dict[str, Any]:
     """Raise PassError where the loss is not finite: what the model says is then nothing to draw tokens from."""
-    import torch
+    from sprunec.models.held_out import held_out_loss
+    from sprunec.models.meta_models import empty_model
 
-    from sprunec.engines.loop import language_model_loss
-
-    place, config, model, total, tokens = job.place, job.config(), job.model(), 0.0, 0
-    data = job.data(config)
-    if "masks" in job.inputs:
+    place, config, model = job.place, job.config(), empty_model(job.config())
+    data, masked = job.data(config), "masks" in job.inputs
+    if masked:
         job.mask(model)
-    model.eval()
-    for batch in (batch.to(place.device) for batch in data.held_out_batches(job.options.tokens)):
-        with torch.no_grad(), place.precision():
-            total += float(language_model_loss(model, batch))
-        tokens += batch.target_count
-    if not math.isfinite(loss := total / tokens):
+    way = job.block_by_block(model, data.held_out_batches(job.options.tokens))
+    tokens = sum(batch.target_count for batch in way.batches)
+    loss = held_out_loss(way, place) / tokens
+    if not math.isfinite(loss):
         dtype = str(place.dtype).removeprefix("torch.")
         message = f"the held-out loss is {loss}: numbers that the weights lead to are too large for {dtype}"
         raise PassError(f"{message}; fix the checkpoint, or give a wider engine.precision")
-    sample = None if "masks" in job.inputs else _sample(job, model, data)
     size, perplexity = config.parameters(), math.exp(min(loss, 700.0))
+    sample = None if masked or FLOAT * size > place.memory(1) / 2 else _sample(job, data)
     return {"parameters": size, "loss": loss, "perplexity": perplexity, "tokens": tokens, "sample": sample}
 
 
-def _sample(job: Job[EvaluateOptions], model: Any, data: Data) -> str | None:
+def _sample(job: Job[EvaluateOptions], data: Data) -> str | None:
     """Let the model write after the first held-out tokens, where the data can say it in text."""
     import torch
 
     if (start := data.sample(SAMPLE_PROMPT)) is None:
         return None
     place, config = job.place, job.config()
+    model: Any = job.model().eval()
     given = family_of(config).proceed(config, start.document)
     given["input"] = given["input"].to(place.device)
     given |= {"generator": torch.Generator(place.device).manual_seed(job.options.seed), "stop": start.stop}
@@ -73,4 +72,4 @@ def _sample(job: Job[EvaluateOptions], model: Any, data: Data) -> str | None:
     return data.decode(ids[0].tolist())
 
 
-EVALUATE = Pass("evaluate", 2, EvaluateOptions, ("model", "data"), "measures", ("masks",))
+EVALUATE = Pass("evaluate", 3, EvaluateOptions, ("model", "data"), "measures", ("masks",), by_block=True)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from sprunec.engines.world import World
 from sprunec.families.base_config import ModelConfig
 from sprunec.graph.options import BatchOptions, CalibrationOptions, Options
-from sprunec.units import Cut, Kept, gate_units
+from sprunec.plan.declared import Criterion
+from sprunec.units import Cut, Kept, Key, gate_units
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -20,12 +21,12 @@ if TYPE_CHECKING:
     from sprunec.engines.checkpoints import Saves
     from sprunec.engines.device import Place
     from sprunec.masks.scores import Calibration
+    from sprunec.models.block_by_block import BlockByBlock
     from sprunec.rewrite.trace import TracedBlock
 
 SET_ABOUT = "set.json"  # what the data pass has written about a CPM-Live set
 
 O = TypeVar("O", bound=Options, covariant=True)  # noqa: E741
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,49 @@ class Job(Generic[O]):
         gates = insert_gates(model, blocks, units)
         return Calibration(model, gates, blocks, self.batches(self.config()), self.place, options.seed)
 
+    def scores(self, criterion: Criterion, units: Iterable[str], given: Calibration | None = None) -> dict[Key, Tensor]:
+        """Score the units of the input's model, in no more memory than the criterion needs.
+
+        Args:
+            given: the model in memory, if it is there.
+        """
+        from sprunec.families.base_config import unit_sizes
+        from sprunec.masks.calibration import STATISTICS, score_blocks
+        from sprunec.masks.scores import Weights
+        from sprunec.models.meta_models import empty_model, traced_shape
+        from sprunec.rewrite.gating import insert_gates
+        from sprunec.rewrite.trace import check_cuttable
+
+        options, config, units = cast(BatchOptions, self.options), self.config(), tuple(units)
+        if criterion.needs == "gradients":
+            given = given or self.calibration(units)
+            return criterion.score(replace(given, batches=self.steps(given.batches)))
+        blocks, sizes = traced_shape(config), unit_sizes(config, units)
+        check_cuttable(blocks, gate_units(units))
+        if criterion.needs == "weights":
+            return criterion.score(Weights(blocks, sizes, self.weights(), options.seed))
+        model = empty_model(config)
+        insert_gates(model, blocks, gate_units(units))
+        way = self.block_by_block(model, self.batches(config))
+        return score_blocks(way, blocks, sizes, STATISTICS[criterion.needs], criterion.score)
+
+    def block_by_block(self, model: nn.Module, batches: Iterable[Batch]) -> BlockByBlock:
+        """Put batches in front of the input's model, which may be of any size: it is on the meta device."""
+        import torch
+
+        from sprunec.families.base import family_of
+        from sprunec.models.block_by_block import BlockByBlock, few_rows
+        from sprunec.models.hidden_states import HiddenStates
+        from sprunec.models.streamed import Streamed
+
+        place, config, saves = self.place, self.config(), self.saves
+        few = list(few_rows(batches, config))
+        inputs = [batch.to(place.device).inputs for batch in few]
+        stream = Streamed(family_of(config), model.eval(), self.weights(), inputs, torch.float32, place.device)
+        folder = None if saves is None else saves.directory
+        hidden = HiddenStates(place, folder, self.engine.get("hidden_states", "auto"))
+        return BlockByBlock(stream, few, hidden, saves, lambda done, total: self.report({"step": done, "steps": total}))
+
     def kept(self, name: str = "model") -> Kept:
         """Say what an input has left, by the indices of the plan's input model."""
         from sprunec.families.model_directory import read_kept
@@ -138,11 +182,11 @@ class Job(Generic[O]):
         load = pairs.load_pair_data if pairs.has_pairs(directory) else load_text_data
         return load(directory, Packer(config, options.max_length), **order)
 
-    def steps(self, parts: Iterable[T], total: int) -> Iterator[T]:
-        """Go through the parts of a pass that does not train, and tell of each that is done."""
-        for number, part in enumerate(parts, start=1):
-            yield part
-            self.report({"step": number, "steps": total})
+    def steps(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Go through the batches of a pass that does not train, and tell of each that is done."""
+        for number, batch in enumerate(batches, start=1):
+            yield batch
+            self.report({"step": number, "steps": cast(CalibrationOptions, self.options).batches})
 
     def batches(self, config: ModelConfig) -> Iterator[Batch]:
         """Give the batches to calibrate on: those that training would see next."""

@@ -6,7 +6,6 @@ Hugging Face's checkpoints the weights are multiplied back by the roots that are
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +22,7 @@ from sprunec.file_digests import file_digest
 from sprunec.graph.builder import Builder
 from sprunec.graph.options import Options
 from sprunec.graph.weights import NO_TEACHER, weights_digest
+from sprunec.machine import physical_memory
 from sprunec.passes.job import Job
 from sprunec.plan.declared import Pass
 
@@ -95,11 +95,6 @@ def run(job: Job[LoadOptions]) -> dict[str, Any]:
     family.initialize(model, job.options.seed or 0)
     save_model(job.out, config, everything(config), model.state_dict())
     return {"parameters": size}
-
-
-def physical_memory() -> int:
-    """Count the machine's memory, in bytes."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _take(path: Path, config: ModelConfig, out: Path) -> dict[str, Any]:

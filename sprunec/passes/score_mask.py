@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from sprunec.graph.builder import Builder
@@ -31,25 +31,24 @@ def lower(build: Builder, spec: PassSpec) -> None:
 
 
 def run(job: Job[ScoreOptions]) -> dict[str, Any]:
-    from sprunec.families.base_config import unit_sizes
     from sprunec.masks.mask_tensors import save_scores
-    from sprunec.masks.scores import Weights, comparable
-    from sprunec.models.meta_models import traced_shape
-    from sprunec.rewrite.trace import check_cuttable
+    from sprunec.masks.scores import comparable
 
-    options, criterion = job.options, CRITERIA[job.options.criterion]
-    if isinstance(options, CalibratedOptions):
-        given = job.calibration(options.unit)
-        found = criterion.score(replace(given, batches=job.steps(given.batches, options.batches)))
-    else:  # with one tensor at a time in memory, so that a checkpoint of any size can be scored
-        blocks, sizes = traced_shape(job.config()), unit_sizes(job.config(), options.unit)
-        check_cuttable(blocks, options.unit)
-        found = criterion.score(Weights(blocks, sizes, job.weights(), options.seed))
-    scores = comparable(found, options.target)
+    options = job.options
+    scores = comparable(job.scores(CRITERIA[options.criterion], options.unit), options.target)
     save_scores(job.out, scores)
     return {"criterion": options.criterion, "units": sum(value.numel() for value in scores.values())}
 
 
 SCORE_MASK = Pass(
-    "score-mask", 2, ScoreOptions, ("model",), "scores", ("data",), lower, removes="units", needs_trained=True
+    "score-mask",
+    3,
+    ScoreOptions,
+    ("model",),
+    "scores",
+    ("data",),
+    lower,
+    removes="units",
+    needs_trained=True,
+    by_block=True,
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sprunec.graph.builder import Builder
@@ -40,7 +40,8 @@ def run(job: Job[GateOptions]) -> dict[str, Any]:
     from sprunec.masks.scores import comparable
 
     engine, options, given = engine_of(job), job.options, job.calibration(job.options.unit)
-    scores = engine.world.broadcast(CRITERIA[options.criterion].score(given))
+    scoring = replace(job, saves=None, report=lambda event: None)  # what is saved and told is the training
+    scores = engine.world.broadcast(scoring.scores(CRITERIA[options.criterion], options.unit, given))
     budgets = make_budgets(job.config(), options.unit, options.target, options.budget, options.tie_heads)
     allocating = comparable(scores, options.target)
     learner = GateLearner(
@@ -69,5 +70,5 @@ def run(job: Job[GateOptions]) -> dict[str, Any]:
 
 
 TRAIN_MASK = Pass(
-    "train-mask", 5, GateOptions, INPUTS, "gated", TEACHER, lower, trains=True, removes="units", needs_trained=True
+    "train-mask", 6, GateOptions, INPUTS, "gated", TEACHER, lower, trains=True, removes="units", needs_trained=True
 )

@@ -49,6 +49,7 @@ class Pass:
         refits: the weights that are left are no longer those that entered, though nothing was trained.
         needs_trained: it makes sense on a model that knows something only.
         fails_alone: the run goes on without what it has checked, and ends with exit code 1.
+        by_block: it goes through the model block by block, and goes on behind the last one after a kill.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Pass:
     refits: bool = False
     needs_trained: bool = False
     fails_alone: bool = False
+    by_block: bool = False
 
     @property
     def by_target(self) -> bool:
@@ -91,13 +93,20 @@ class Criterion:
     """One way to score units: the higher, the more worth keeping.
 
     Attributes:
-        score: by (layer, unit), a tensor (units,); of `masks.scores.Weights`, or of `masks.scores.Calibration`.
-        calibrates: whether it needs the latter, which runs batches through the model.
+        score: by (layer, unit), a tensor (units,), of what it needs.
+        needs: "weights", one tensor at a time: `masks.scores.Weights`. Or from calibration batches, block by block,
+            "squares" of what goes into projections or their "products": `masks.calibration.BlockStatistics`, and the
+            scores are the block's. Or "gradients", with the model in memory: `masks.scores.Calibration`.
     """
 
     name: str
     score: Callable[[Any], dict[Key, Tensor]]
-    calibrates: bool = True
+    needs: Literal["weights", "squares", "products", "gradients"] = "gradients"
+
+    @property
+    def calibrates(self) -> bool:
+        """Tell whether it runs batches through the model."""
+        return self.needs != "weights"
 
 
 CRITERIA = Registry(Criterion, "sprunec.masks.criteria")

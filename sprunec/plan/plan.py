@@ -73,6 +73,7 @@ class Engine:
         sharding: whether each of several processes keeps all weights, gradients and optimizer states, or a part.
         activation_checkpointing: compute each block's activations again in the backward pass instead of keeping them.
         offload: keep weights and optimizer states in the memory of the CPU.
+        hidden_states: where those between two blocks are kept, where a model is gone through block by block.
         timeout: seconds that a process waits for another in one step of their work.
     """
 
@@ -82,6 +83,7 @@ class Engine:
     sharding: str = "auto"
     activation_checkpointing: bool = False
     offload: bool = False
+    hidden_states: str = "auto"
     timeout: int = 600
 
 

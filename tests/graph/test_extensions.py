@@ -102,7 +102,7 @@ def score(given):
     return {key: torch.arange(float(size)) for key, size in given.sizes.items()}
 
 
-LAST = Criterion("last", score, calibrates=False)
+LAST = Criterion("last", score, "weights")
 """
 ENTRY_POINTS = """
 [sprunec.passes]

@@ -16,12 +16,12 @@ from sprunec.families.cpm_ant.blocks import build, example_inputs
 from sprunec.masks import scores as scoring
 from sprunec.masks.scores import Calibration, Weights
 from sprunec.models.meta_models import empty_model
-from sprunec.plan.declared import CRITERIA
 from sprunec.rewrite.gating import insert_gates
 from sprunec.rewrite.recipe import make_recipe
 from sprunec.rewrite.trace import trace_blocks
 from sprunec.units import Cut, gate_units
 from tests.conftest import kept_layer, random_batch, tiny_config, tiny_model
+from tests.helpers.block_by_block import scored
 
 CPU = Place(torch.device("cpu"), torch.float32)
 UNITS = ("head", "dim_head", "dim_ff", "layer")
@@ -53,11 +53,9 @@ def taylor(model: nn.Module, *units: str, batches: int = 2) -> dict:
 
 
 def calibrated(criterion: str, model: nn.Module, *units: str) -> dict:
-    blocks = trace_blocks(model, example_inputs(tiny_config()))
-    gates = insert_gates(model, blocks, gate_units(units))
     inputs = [random_batch(context=False, seed=seed) for seed in range(2)]
     data = [Batch(each, each["input"].roll(-1, 1)) for each in inputs]
-    return CRITERIA[criterion].score(Calibration(model, gates, blocks, data, CPU, 0))
+    return scored(tiny_config(), model.state_dict(), data, criterion, *units)
 
 
 def magnitude(model: nn.Module, *units: str) -> dict:
@@ -101,21 +99,9 @@ def test_activation_of_a_dim_is_the_energy_of_what_it_adds_in_the_stream() -> No
     used = torch.arange(inputs["input"].size(1)) < inputs["length"][:, None]
     x, stream = seen["x"][used], seen["stream"][used]
     added = (x[:, 7:8] * ffn.ffn.w_out.weight[:, 7].detach()).square().mean() / stream.square().mean()
-    model, data = tiny_model(), [Batch(inputs, inputs["input"])]
-    blocks = trace_blocks(model, example_inputs(tiny_config()))
-    gates = insert_gates(model, blocks, ["dim_ff"])
-    given = Calibration(model, gates, blocks, data, CPU, 0)
-    scores = CRITERIA["activation"].score(given)
+    data = [Batch(inputs, inputs["input"])]
+    scores = scored(tiny_config(), tiny_model().state_dict(), data, "activation", "dim_ff")
     assert float(scores[(1, "dim_ff")][7]) == pytest.approx(float(added), rel=1e-4)
-
-
-def test_what_measures_blocks_computes_no_logits() -> None:
-    model, ended = tiny_model(), list[object]()
-    model.register_forward_hook(lambda *given: ended.append(given))
-    calibrated("activation", model, "head")
-    assert not ended
-    model(**random_batch())
-    assert ended
 
 
 @pytest.mark.parametrize("criterion", ["activation", "reconstruction"])

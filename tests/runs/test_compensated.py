@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from sprunec import execute, lower, read_plan
+from sprunec.checkpoint.reader import open_tensors
 from sprunec.families.model_directory import read_kept
 from tests.helpers.small_plans import EMIT, artifact, plan, write
 
@@ -52,8 +53,7 @@ def test_what_is_left_after_learned_gates_takes_over_what_is_cut_and_does_not_sh
     assert refitted["comparison"]["max_abs_difference"] < 1e-9
     out = folder / "out"
     kept = list(read_kept(artifact(out, "rewrite"))[0].get("dim_ff", ()))
-    places = [artifact(out, name) / "model.safetensors" for name in ("train-mask", "compensate")]
-    before, after = (load_file(place)[W_OUT][:, kept] for place in places)
+    before, after = (open_tensors(artifact(out, name))[W_OUT][:, kept] for name in ("train-mask", "compensate"))
     assert float((before * after).sum() / before.square().sum()) > 0.95
 
 

@@ -1,0 +1,132 @@
+"""Batches on their way through a model of any size, one block in memory while the next one is read.
+
+So a model that is larger than the machine is calibrated, refitted and measured: memory is two blocks, and the hidden
+states of all batches. Killed anywhere, it goes on in front of the block that it was at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sprunec.data.batches import Batch, in_use
+from sprunec.engines.checkpoints import Saves
+from sprunec.families.base import Given, Inputs
+from sprunec.families.base_config import ModelConfig
+from sprunec.models.hidden_states import HiddenStates
+from sprunec.models.streamed import Streamed
+
+GIVEN_BYTES = 2**28  # of what blocks are given besides; more is made again for each
+INSIDE = 2**24  # numbers in the widest state inside a block
+
+
+class Enough(Exception):  # noqa: N818
+    """Ends a run through a block, of which all has been seen that is wanted."""
+
+
+class BlockByBlock:
+    """A way through all blocks of a model.
+
+    Args:
+        stream: of float32, on its device the inputs of `batches`.
+        batches: of few rows each, see `few_rows`.
+        hidden: where hidden states are kept between blocks.
+        saves: where the way is saved behind every block; None: nowhere.
+        tell: takes, behind every block, how many are done of how many.
+
+    Attributes:
+        current: the batch that a block runs on.
+    """
+
+    def __init__(
+        self,
+        stream: Streamed,
+        batches: Sequence[Batch],
+        hidden: HiddenStates,
+        saves: Saves | None = None,
+        tell: Callable[[int, int], None] = lambda done, total: None,
+    ) -> None:
+        self.stream, self.batches, self.hidden, self._saves, self._tell = stream, batches, hidden, saves, tell
+        self.current: Inputs = {}
+        self._given: dict[int, Given] = {}
+        self._given_bytes = 0
+
+    @torch.no_grad()
+    def blocks(self, found: Callable[[], Any], restore: Callable[[Any], bool]) -> Iterator[str]:
+        """Give the path of each block that is still to be gone through; it has its weights until the next is asked for.
+
+        Args:
+            found: says, behind a block, what is to be found again when the way is gone on.
+            restore: takes it; False if that is no longer good, and all begins anew.
+        """
+        paths = self.stream.paths
+        with self.stream.entrance():
+            first = self._continued(restore) or self._begun()
+            for index in range(first, len(paths)):
+                with self.stream.holding_whole(paths[index], *paths[index + 1 : index + 2]):
+                    yield paths[index]
+                self.hidden.turn()
+                self._tell(index + 1, len(paths))
+                if self._saves is not None:
+                    state = {"done": index + 1, "hidden": self.hidden.state(), "found": found()}
+                    self._saves.after_step(index + 1, len(paths), partial(dict, state))
+
+    def _continued(self, restore: Callable[[Any], bool]) -> int:
+        """Go on from the last save; count the blocks that are done."""
+        saved = self._saves.latest() if self._saves is not None else None
+        if saved is None or not self.hidden.load(saved["hidden"]) or not restore(saved["found"]):
+            return 0
+        done: int = saved["done"]
+        return done
+
+    def _begun(self) -> int:
+        for number in range(len(self.stream.batches)):
+            states, _ = self._enter(number)
+            if not number:
+                self.hidden.start([(*in_use(batch).shape, states.size(-1)) for batch in self.stream.batches])
+            self.hidden.put(number, states)
+        self.hidden.turn()
+        return 0
+
+    def _output(self, path: str, number: int) -> Tensor:
+        """Run it on a batch, which is then the current one."""
+        self.current = self.stream.batches[number]
+        output: Tensor = self.stream.model.get_submodule(path)(self.hidden[number], *self._given_of(number)[path])
+        return output
+
+    def look(self, path: str) -> None:
+        """Run a block, which must be there, on every batch, as far as those who watch it want."""
+        for number in range(len(self.hidden)):
+            with suppress(Enough):
+                self._output(path, number)
+
+    def advance(self, path: str) -> None:
+        """Bring all batches behind a block, which must be there."""
+        for number in range(len(self.hidden)):
+            self.hidden.put(number, self._output(path, number))
+
+    def _given_of(self, number: int) -> Given:
+        """Say what blocks are given of a batch besides its hidden states."""
+        return self._given.get(number) or self._enter(number)[1]
+
+    def _enter(self, number: int) -> tuple[Tensor, Given]:
+        hidden, given = self.stream.family.enter(self.stream.model, self.stream.batches[number])
+        each = {id(tensor): tensor.untyped_storage().nbytes() for some in given.values() for tensor in some}
+        if self._given_bytes + sum(each.values()) <= GIVEN_BYTES:
+            self._given_bytes += sum(each.values())
+            self._given[number] = given
+        return hidden, given
+
+
+def few_rows(batches: Iterable[Batch], config: ModelConfig) -> Iterator[Batch]:
+    """Split batches so that no state inside a block is large; what is computed of a row is the same."""
+    widest = max([config.width, *(inner for layer in config.layers for inner in layer.inner.values())])
+    for batch in batches:
+        count, width = batch.targets.shape
+        at_once = max(1, INSIDE // (width * widest))
+        yield from (batch.part(slice(first, first + at_once), width) for first in range(0, count, at_once))

@@ -1,0 +1,50 @@
+"""The held-out loss of a model of any size: block by block, and then some rows of the head after the others."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sprunec.data.batches import IGNORED
+from sprunec.engines.device import Place
+from sprunec.models.block_by_block import BlockByBlock
+
+LOGITS = 2**24  # numbers at a time
+
+
+@torch.no_grad()
+def held_out_loss(way: BlockByBlock, place: Place) -> float:
+    """Sum the cross entropy in nats over all targets."""
+    with place.precision():
+        for path in way.blocks(lambda: None, lambda saved: True):
+            way.advance(path)
+        asked = [batch.targets != IGNORED for batch in way.batches]
+        losses = [_Loss(batch.targets[used].to(place.device)) for batch, used in zip(way.batches, asked, strict=True)]
+        step = max(1, LOGITS // max((len(loss.targets) for loss in losses), default=1))
+        for first in range(0, way.stream.tokens, step):
+            tokens = range(first, min(first + step, way.stream.tokens))
+            with way.stream.exit(tokens) as logits:
+                for loss, states, used in zip(losses, way.hidden, asked, strict=True):
+                    loss.add(logits(states[used.to(states.device)]).float(), tokens)
+    return sum(float(loss.sum()) for loss in losses)
+
+
+class _Loss:
+    """Cross entropies (n,) whose logits come some tokens after the others; softmax's sum as it grows (Milakov 2018)."""
+
+    def __init__(self, targets: Tensor) -> None:
+        self.targets = targets
+        self._largest = torch.full(targets.shape, -torch.inf, device=targets.device)
+        self._sum, self._wanted = (torch.zeros(targets.shape, device=targets.device) for _ in range(2))
+
+    def add(self, logits: Tensor, tokens: range) -> None:
+        """Take logits (n, tokens)."""
+        largest = torch.maximum(self._largest, logits.amax(1))
+        self._sum = self._sum * (self._largest - largest).exp() + (logits - largest[:, None]).exp().sum(1)
+        self._largest = largest
+        here = (self.targets >= tokens.start) & (self.targets < tokens.stop)
+        column = torch.where(here, self.targets - tokens.start, 0)
+        self._wanted = torch.where(here, logits.gather(1, column[:, None])[:, 0], self._wanted)
+
+    def sum(self) -> Tensor:
+        return (self._sum.log() + self._largest - self._wanted).double().sum()
