@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "sprunec"
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if "schemas" not in path.parts)
 # From the ground up; what stands on one line may not import each other. A room is a folder, or a file beside `cli.py`.
 FLOORS = (
-    ("errors", "durable", "interrupts", "units", "registry"),
+    ("errors", "durable", "interrupts", "machine", "units", "registry"),
     ("unexpected", "file_kinds", "file_digests"),
     ("text_files",),
     ("checkpoint",),

@@ -149,8 +149,8 @@ def _layer_size(config: ModelConfig, index: int, counted: Mapping[str, bool], ke
         if kind in counted:
             inside = {unit: n for unit, n in counts.items() if INSIDE[unit] == kind}
             amounts = {unit: kept.get((index, unit), Amount(count, 1)) for unit, count in inside.items()}
-            if (index, "kv_group") in kept and (index, "head") not in kept:
-                groups = amounts["kv_group"]
+            groups = kept.get((index, "kv_group")) if "kv_group" in inside else None
+            if groups is not None and (index, "head") not in kept:
                 amounts["head"] = Amount(groups.count * (counts["head"] // counts["kv_group"]), groups.some)
             parts = [
                 reduce(mul, (amount.count if unit in units else amount.some for unit, amount in amounts.items())) * each

@@ -2,21 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from sprunec.data.batches import IGNORED
+from sprunec.data.batches import IGNORED, Batch
 from sprunec.engines.device import Place
+from sprunec.families.base_config import ModelConfig
 from sprunec.models.block_by_block import BlockByBlock
 
 LOGITS = 2**24  # numbers at a time
+STATES = 2**28  # numbers in all hidden states: to read a model again is nothing beside what so many positions take
+
+
+def groups_of(batches: Iterable[Batch], config: ModelConfig) -> Iterator[list[Batch]]:
+    """Group batches by what goes through the model together."""
+    group, count = list[Batch](), 0
+    for batch in batches:
+        numbers = batch.targets.numel() * config.width
+        if group and count + numbers > STATES:
+            yield group
+            group, count = [], 0
+        group.append(batch)
+        count += numbers
+    if group:
+        yield group
 
 
 @torch.no_grad()
-def held_out_loss(way: BlockByBlock, place: Place) -> float:
-    """Sum the cross entropy in nats over all targets."""
+def cross_entropy_sum(way: BlockByBlock, place: Place, before: Any) -> float:
+    """Sum the cross entropy in nats over all targets.
+
+    Args:
+        before: what has been found before these batches; only where that is the same they are gone on with.
+    """
     with place.precision():
-        for path in way.blocks(lambda: None, lambda saved: True):
+        for path in way.blocks(lambda: before, lambda saved: saved == before):
             way.advance(path)
         asked = [batch.targets != IGNORED for batch in way.batches]
         losses = [_Loss(batch.targets[used].to(place.device)) for batch, used in zip(way.batches, asked, strict=True)]

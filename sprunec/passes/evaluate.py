@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from sprunec.errors import PassError
@@ -37,16 +38,20 @@ def add(build: Builder, suffix: str, model: str, masks: str = "") -> str:
 
 def run(job: Job[EvaluateOptions]) -> dict[str, Any]:
     """Raise PassError where the loss is not finite: what the model says is then nothing to draw tokens from."""
-    from sprunec.models.held_out import held_out_loss
+    from sprunec.models.held_out import cross_entropy_sum, groups_of
     from sprunec.models.meta_models import empty_model
 
-    place, config, model = job.place, job.config(), empty_model(job.config())
-    data, masked = job.data(config), "masks" in job.inputs
+    place, config, masked = job.place, job.config(), "masks" in job.inputs
+    data, model = job.data(config), empty_model(config)
     if masked:
         job.mask(model)
-    way = job.block_by_block(model, data.held_out_batches(job.options.tokens))
-    tokens = sum(batch.target_count for batch in way.batches)
-    loss = held_out_loss(way, place) / tokens
+    saved = job.saves.latest() if job.saves is not None else None
+    done, total, tokens = saved["found"] if saved is not None else (0, 0.0, 0)
+    for batches in islice(groups_of(data.held_out_batches(job.options.tokens), config), done, None):
+        total += cross_entropy_sum(job.block_by_block(model, batches), place, (done, total, tokens))
+        tokens += sum(batch.target_count for batch in batches)
+        done += 1
+    loss = total / tokens
     if not math.isfinite(loss):
         dtype = str(place.dtype).removeprefix("torch.")
         message = f"the held-out loss is {loss}: numbers that the weights lead to are too large for {dtype}"

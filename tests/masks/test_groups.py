@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
+from sprunec.families.base_config import Amount, layer_sizes
 from sprunec.masks.granularity import groups, remainder, with_followers
 from sprunec.units import Kept
+from tests.helpers.cut_lms import saved
 
 KEY = (0, "head")
 SCORES = torch.tensor([5.0, 1.0, 3.0, 2.0, 9.0, 4.0])  # two groups of three heads
@@ -41,3 +45,12 @@ def test_a_closed_group_closes_its_heads_and_the_last_one_their_sublayer() -> No
     assert fewer[0]["head"] == (3, 5)
     assert "head" not in fewer.then({(0, "kv_group"): [False]})[0]
     assert Kept.from_json(fewer.to_json()) == fewer
+
+
+def test_groups_and_dims_are_counted_together(tmp_path: Path) -> None:
+    _, config, _ = saved("llama", tmp_path)
+    kept = {(0, "kv_group"): Amount(1, 1), (0, "dim_ff"): Amount(10, 1)}
+    before, after = (layer_sizes(config, ("kv_group", "dim_ff"), amounts) for amounts in ({}, kept))
+    first, *others = config.layers
+    small = config.with_layers([first.resized({"kv_group": 1, "dim_ff": 10}), *others])
+    assert sum(before) - sum(after) == config.parameters() - small.parameters()

@@ -17,7 +17,7 @@ from sprunec.engines.checkpoints import Saves
 from sprunec.engines.loop import language_model_loss
 from sprunec.models import held_out
 from sprunec.models.block_by_block import few_rows
-from sprunec.models.held_out import held_out_loss
+from sprunec.models.held_out import cross_entropy_sum, groups_of
 from sprunec.models.hidden_states import FILES, HiddenStates
 from sprunec.models.meta_models import empty_model
 from sprunec.models.streamed import Streamed
@@ -132,7 +132,7 @@ def test_the_held_out_loss_is_that_of_the_model_in_memory(numbers: int, monkeypa
     monkeypatch.setattr(held_out, "LOGITS", numbers)
     model, config = tiny_model(), tiny_config()
     way = way_through(config, empty_model(config), Tensors(model.state_dict()), batches())
-    assert held_out_loss(way, CPU) == pytest.approx(in_memory(model, batches()), rel=1e-6)
+    assert cross_entropy_sum(way, CPU, None) == pytest.approx(in_memory(model, batches()), rel=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma2", "gpt2"])
@@ -143,7 +143,7 @@ def test_the_held_out_loss_of_a_causal_lm_is_that_of_its_class(kind: str, tmp_pa
         logits = model(input_ids=ids).logits.flatten(0, 1)
         wanted = nn.functional.cross_entropy(logits, batch.targets.flatten(), reduction="sum")
     way = way_through(config, empty_model(config), tensors, [batch])
-    assert held_out_loss(way, CPU) == pytest.approx(float(wanted), rel=1e-5)
+    assert cross_entropy_sum(way, CPU, None) == pytest.approx(float(wanted), rel=1e-5)
 
 
 def test_rows_are_split_so_that_no_state_inside_a_block_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,3 +156,10 @@ def test_rows_are_split_so_that_no_state_inside_a_block_is_large(monkeypatch: py
     whole = scored(tiny_config(), tiny_model().state_dict(), [batch], "activation", *UNITS)
     split = scored(tiny_config(), tiny_model().state_dict(), parts, "activation", *UNITS)
     assert all(torch.allclose(split[key], whole[key], rtol=1e-5) for key in whole)
+
+
+def test_batches_go_through_together_as_far_as_their_hidden_states_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = batches(5)
+    monkeypatch.setattr(held_out, "STATES", 2 * given[0].targets.numel() * tiny_config().width)
+    groups = list(groups_of(given, tiny_config()))
+    assert [len(group) for group in groups] == [2, 2, 1] and [batch for group in groups for batch in group] == given

@@ -1,0 +1,131 @@
+"""Passes that go block by block through a model, hidden states on disk: killed anywhere, they end with the same."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from sprunec.checkpoint.reader import open_tensors
+from sprunec.compiler.lower import lower
+from sprunec.execution.execute import execute
+from sprunec.execution.progress import Watcher
+from sprunec.plan.plan import read_plan
+from tests.helpers.processes import ROOT, environment
+from tests.helpers.small_plans import artifact
+from tests.runs.test_causal_lms import EMIT, directory
+from tests.runs.test_resume import fingerprints
+
+SCORE = {"pass": "score-mask", "criterion": "reconstruction", "unit": ["kv_group", "dim_ff"], "batches": 8}
+PASSES = ("score-mask-kv_group-dim_ff", "compensate", "evaluate-masked")
+KILLS = 10
+
+
+def write_plan(folder: Path, dtype: torch.dtype = torch.bfloat16) -> Path:
+    """A plan for a model whose layers are cut unlike, and refitted."""
+    directory(folder, "llama", dtype, num_hidden_layers=4, attention_bias=False)
+    cut = SCORE | {"target": {"sparsity": 0.3}, "compensate": "least-squares"}
+    content = {
+        "name": "killed",
+        "model": {"path": "dense"},
+        "data": {"source": "python-docs", "max_length": 64, "batch_size": 8},
+        "engine": {"hidden_states": "disk"},
+        "evaluate": {"tokens": 2_000},
+        "passes": [cut, EMIT],
+    }
+    (folder / "plan.json").write_text(json.dumps(content))
+    return folder / "plan.json"
+
+
+def run(path: Path, watcher: Any = None) -> dict[str, Any]:
+    return execute(lower(read_plan(path)), path.parent / "out", watcher).data
+
+
+def losses(out: Path) -> list[float]:
+    return [model["loss"] for model in json.loads((out / "report.json").read_text())["models"].values()]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """OUT of a run that nothing stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+    run(write_plan(folder))
+    return folder / "out"
+
+
+class Steps(Watcher):
+    """The blocks that were gone through, by pass; presses Ctrl-C at one of them."""
+
+    def __init__(self, stop: tuple[str, int] | None = None) -> None:
+        self.stop, self.steps, self.node = stop, dict[str, list[int]](), ""
+
+    def node_started(self, index: int, total: int, name: str) -> None:
+        self.node = name.partition("-")[2]
+
+    def step(self, event: Mapping[str, Any]) -> None:
+        self.steps.setdefault(self.node, []).append(event["step"])
+        if self.stop == (self.node, event["step"]):
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_each_pass_goes_on_at_the_block_it_was_at(name: str, whole: Path, tmp_path: Path) -> None:
+    path = write_plan(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        run(path, Steps((name, 3)))
+    (partial,) = (tmp_path / "out/store").glob("partial-*")
+    assert len(list(partial.glob("hidden-states-*.bin"))) == 2
+    again = Steps()
+    run(path, again)
+    assert again.steps[name] == [3, 4]  # the third had not been saved
+    assert fingerprints(tmp_path / "out") == fingerprints(whole)
+    assert losses(tmp_path / "out") == losses(whole)
+    assert not list((tmp_path / "out/store").glob("partial-*"))
+
+
+def test_refitted_weights_are_stored_as_the_model_is_and_the_others_are_the_users_own(whole: Path) -> None:
+    refitted, dense = artifact(whole, "compensate"), open_tensors(whole.parent / "dense")
+    tensors = open_tensors(refitted)
+    changed = {name for name in tensors if not torch.equal(tensors[name], dense[name])}
+    assert {name.split(".", 3)[3] for name in changed} == {"self_attn.o_proj.weight", "mlp.down_proj.weight"}
+    assert {tensors.dtype(name) for name in tensors} == {torch.bfloat16}
+    (link,) = refitted.glob("earlier-*.safetensors")
+    assert link.is_symlink() and link.resolve() == (whole.parent / "dense/model.safetensors").resolve()
+    own = [file for file in refitted.glob("*.safetensors") if not file.is_symlink()]
+    held = set[str]()
+    for file in own:
+        with safe_open(file, "pt") as opened:
+            held |= set(opened.keys())
+    assert held == changed and len(own) == 4
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_ten_times_ends_with_the_same_bytes(whole: Path, tmp_path: Path) -> None:
+    path, draw = write_plan(tmp_path), random.Random(0)
+    command = [sys.executable, "-m", "sprunec", "run", str(path), "--out", str(tmp_path / "out"), "--quiet"]
+    started = time.monotonic()
+    assert subprocess.run([*command[:-2], str(tmp_path / "timed")], cwd=ROOT, env=environment()).returncode == 0
+    seconds, killed = time.monotonic() - started, 0
+    while killed < KILLS:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment())
+        try:
+            assert process.wait(timeout=draw.uniform(0.2, 0.5) * seconds) == 0
+            break
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            killed += 1
+    assert subprocess.run(command, cwd=ROOT, env=environment()).returncode == 0
+    assert killed > 2
+    assert fingerprints(tmp_path / "out") == fingerprints(whole)
+    assert losses(tmp_path / "out") == losses(whole)
