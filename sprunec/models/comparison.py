@@ -23,7 +23,8 @@ from sprunec.data.batches import in_use
 from sprunec.data.compared import OPERATIONS, PER_PARAMETER
 from sprunec.errors import PassError
 from sprunec.families.base import Family, Given, Inputs
-from sprunec.models.streamed import Decoding, Streamed, largest
+from sprunec.models.decoding import Decoding
+from sprunec.models.streamed import Streamed, largest
 
 TOLERANCE = 1e-5
 NOISES = 4.0  # a difference may be so many times the arithmetic's own noise
