@@ -19,7 +19,7 @@ from sprunec.engines.loop import language_model_loss
 from sprunec.errors import InputError
 from sprunec.families.cpm_ant.family import FAMILY
 from sprunec.families.cpm_ant.model import CPMAnt
-from sprunec.models.streamed import Decoding
+from sprunec.models.decoding import Decoding
 from tests.conftest import tiny_config, tiny_model
 from tests.data.test_batches import same
 from tests.helpers.live_sets import some_records
