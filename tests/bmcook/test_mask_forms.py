@@ -17,10 +17,11 @@ import pytest
 import torch
 from torch import nn
 
-from sprunec.bmcook.masks.matching import Matched, read_masks
-from sprunec.bmcook.numpy_values import stand_ins
+from sprunec.checkpoint.numpy_values import stand_ins
 from sprunec.errors import InputError
 from sprunec.families.base_config import everything
+from sprunec.mask_files.reading import read_masks
+from sprunec.masks.layer_masks import Matched
 from sprunec.units import Kept
 from tests.conftest import kept_layer, tiny_config
 
@@ -235,7 +236,7 @@ def test_json_that_is_no_mask_is_one_error(text: str, tmp_path: Path) -> None:
 
 def test_a_missing_file_and_a_directory_are_named(tmp_path: Path) -> None:
     assert "No such file" in complaint(tmp_path / "none.pt")
-    assert complaint(tmp_path) == "this is a folder, not a mask file"
+    assert complaint(tmp_path) == "the folder has no mask files"
 
 
 @pytest.mark.filterwarnings("ignore")

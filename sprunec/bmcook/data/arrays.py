@@ -14,7 +14,7 @@ import re
 import numpy as np
 from numpy.typing import NDArray
 
-from sprunec.bmcook.numpy_values import NAMES, Array
+from sprunec.checkpoint.numpy_values import NAMES, Array
 from sprunec.checkpoint.safe_pickle import Refused, load_pickle
 
 Integers = NDArray[np.int64]
