@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from sprunec.bmcook.masks.mask_forms import write_mask
-from sprunec.bmcook.masks.matching import read_masks
 from sprunec.durable import put_file
 from sprunec.families.base_config import everything
 from sprunec.families.cpm_ant.config import ModelConfig
+from sprunec.mask_files.reading import read_masks
 from sprunec.masks.mask_tensors import load_scores, save_scores, write_masks
 from sprunec.units import Kept
 from tests.conftest import kept_layer, tiny_config

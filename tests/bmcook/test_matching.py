@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from sprunec.bmcook.masks.matching import Matched, read_masks
 from sprunec.errors import InputError
 from sprunec.families.base_config import everything
 from sprunec.families.cpm_ant.blocks import example_inputs
+from sprunec.mask_files.reading import read_masks
+from sprunec.masks.layer_masks import Matched
 from sprunec.rewrite.gating import mask
 from sprunec.rewrite.trace import trace_blocks
 from sprunec.units import Kept

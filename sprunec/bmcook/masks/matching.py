@@ -1,4 +1,4 @@
-"""Masks from files onto a model: which row is which sublayer, and which column which unit.
+"""Masks of BMCook's forms onto a model: which row is which sublayer, and which column which unit.
 
 A file's rows count the sublayers of the plan's input model, or those that the model still has when the pass is reached,
 or those that the layer masks of the same pass leave. Each of these is a part of the one before, so the number of rows
@@ -8,62 +8,42 @@ tells which is meant. Layer masks come first, whatever the order of the files.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import compress
 from pathlib import Path
-from typing import NamedTuple
 
-import torch
-from torch import Tensor
-
-from sprunec.bmcook.masks.mask_forms import MODULES, MaskTensor, read_mask_tensors
+from sprunec.bmcook.masks.mask_forms import MODULES, MaskTensor
 from sprunec.errors import InputError
-from sprunec.units import INSIDE, Kept, Key
+from sprunec.masks.layer_masks import Masks, add, left_by, row_mask
+from sprunec.units import INSIDE, Kept
 
-Masks = dict[Key, Tensor]
 INPUT, HERE, LEFT = "the plan's input model", "the model at this pass", "the model that the layer masks leave"
 ALL = "the model with all its layers"
 
 
-class Matched(NamedTuple):
-    """What mask files make of a model: bool masks over the units of the plan's input model; what is left; and what was
-    not applied, and why."""
-
-    masks: Mapping[Key, Tensor]
-    kept: Kept
-    notes: tuple[str, ...]
-
-
-def read_masks(paths: Sequence[Path], whole: Kept, entering: Kept | None = None) -> Matched:
-    """Read the masks of all files together: what one of them removes is gone.
+def match(files: Sequence[Sequence[MaskTensor]], whole: Kept, entering: Kept, masks: Masks) -> list[str]:
+    """Add the masks of all files to `masks`: what one of them removes is gone; give notes of what was not applied.
 
     Args:
         whole: the plan's input model.
-        entering: what the model still has at this pass; None: everything.
+        entering: what the model still has at this pass.
 
     Raises:
-        InputError: a file is damaged or of no known form, or a mask fits none of the models that it could be for.
+        InputError: a mask fits none of the models that it could be for.
     """
-    models = {INPUT: whole, HERE: whole if entering is None else entering}
-    files = [read_mask_tensors(path) for path in paths]
-    masks: Masks = {}
+    models = {INPUT: whole, HERE: entering}
     notes = []
     for found in files:
         if layers := [mask for mask in found if mask.unit not in INSIDE]:
             more, note = _layer_masks(layers, models)
-            _add(masks, more)
+            add(masks, more)
             notes += [note] if note else []
     models[LEFT] = _left(models, masks)
     for mask in (mask for found in files for mask in found if mask.unit in INSIDE):
-        _add(masks, _fine_masks(mask, models))
-    return Matched(masks, _left(models, masks), tuple(notes))
-
-
-def _add(masks: Masks, more: Masks) -> None:
-    masks |= {key: mask & masks.get(key, mask) for key, mask in more.items()}
+        add(masks, _fine_masks(mask, models))
+    return notes
 
 
 def _left(models: Mapping[str, Kept], masks: Masks) -> Kept:
-    return models[HERE].common(models[INPUT].then({key: mask.tolist() for key, mask in masks.items()}))
+    return left_by(masks, models[INPUT], models[HERE])
 
 
 def _layers(mask: MaskTensor, kept: Kept) -> list[int]:
@@ -107,7 +87,7 @@ def _layer_masks(found: list[MaskTensor], models: Mapping[str, Kept]) -> tuple[M
 
 def _fine_masks(mask: MaskTensor, models: Mapping[str, Kept]) -> Masks:
     """The masks of units inside sublayers: each (units of the input model's layer,)."""
-    path, _, key, unit, kept = mask
+    path, key, unit, kept = mask.path, mask.key, mask.unit, mask.kept
     layers, counts = _layers_of_rows([mask], models)
     if not layers:
         raise _unfit(path, f"{key} has {len(kept)} rows", counts)
@@ -118,13 +98,8 @@ def _fine_masks(mask: MaskTensor, models: Mapping[str, Kept]) -> Masks:
         raise _unfit(path, f"{key} has {kept.size(1)} columns", widths, "units in its widest layer")
     masks = {}
     for layer, row in zip(layers[0], kept.tolist(), strict=True):
-        units, whole = model.units(layer, unit), models[INPUT].units(layer, unit)
-        if units and any(row[len(units) :]):
-            message = f"{key} keeps unit {max(compress(range(len(row)), row))} of layer {layer}, which has {len(units)}"
-            raise InputError.at(path, message, "give zeros beyond a layer's width")
-        if whole:
-            stay = set(compress(units, row))
-            masks[layer, unit] = torch.tensor([index in stay for index in whole])
+        if whole := models[INPUT].units(layer, unit):
+            masks[layer, unit] = row_mask(path, key, layer, row, model.units(layer, unit), whole)
     return masks
 
 
