@@ -13,7 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, BinaryIO
 
-from sprunec.errors import Diagnostic, InputError
+from sprunec.errors import Diagnostic, InputError, show
 from sprunec.file_kinds import JSON, MARKUP, TEXT, foreign
 
 _TABLE = 'write it as JSON lines first, e.g. pandas.read_parquet(FILE).to_json(NEW, orient="records", lines=True)'
@@ -72,11 +72,30 @@ def decode(content: bytes, file: object) -> str:
         raise _not_utf8(file, io.BytesIO(content)) from None
 
 
-def read_json(path: Path, wanted: str, hint: str = "") -> Any:
-    """Read the value in a JSON file; raises as `read_text`, also where it is none (with line and column)."""
+class _Twice(Exception):  # noqa: N818
+    """A key that an object has two values for."""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise _Twice(key)
+        found[key] = value
+    return found
+
+
+def read_json(path: Path, wanted: str, hint: str = "", *, once: bool = False) -> Any:
+    """Read the value in a JSON file; raises as `read_text`, also where it is none (with line and column).
+
+    Args:
+        once: an object may have each key once; else the last one counts.
+    """
     text = read_text(path, wanted, hints={"": hint})
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_once if once else None)
+    except _Twice as error:
+        raise InputError.at(path, f"an object in it has the key {show(str(error))} twice", "write it once") from None
     except json.JSONDecodeError as error:
         message = f"this is not {wanted}: from here on it is no JSON"
         finding = Diagnostic("syntax", message, hint, file=str(path), line=error.lineno, column=error.colno)

@@ -19,8 +19,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from sprunec.bmcook.masks.mask_forms import read_mask_tensors
-from sprunec.bmcook.masks.two_four_files import read_mask_file
+from sprunec.bmcook.masks import two_four_files
 from sprunec.checkpoint.layouts import weight_files
 from sprunec.checkpoint.reader import open_tensors
 from sprunec.checkpoint.writer import save_tensors
@@ -30,6 +29,7 @@ from sprunec.data.text import read_text
 from sprunec.errors import InputError
 from sprunec.families.vocabulary import read_vocabulary
 from sprunec.file_kinds import KINDS, file_kind
+from sprunec.mask_files.reading import read_mask_file
 from sprunec.plan.plan import check_plan
 from tests.helpers.small_plans import EMIT, MODEL, TRAIN, plan, write
 
@@ -180,9 +180,13 @@ PLACES: dict[str, tuple[str, Callable[[Path], Any], set[str]]] = {
     "checkpoint in a plan": ("m.bin", in_plan(model={"config": MODEL, "checkpoint": "FILE"}), {"torch"}),
     "teacher in a plan": ("m.pt", in_plan(training={"distillation": {"logits": 1, "teacher": "FILE"}}), {"torch"}),
     "config in a plan": ("c.json", in_plan(model={"config": "FILE"}), {"config", "json", "text", "empty"}),
-    "mask": ("m.pt", read_mask_tensors, {"torch", "old torch", "pickle"}),
-    "mask of 2:4": ("m.pt", lambda path: read_mask_file(path, "m4n2_1d", {}, {}), {"torch", "old torch", "pickle"}),
-    "mask as JSON": ("m.json", read_mask_tensors, TEXTS - {"empty"}),
+    "mask": ("m.pt", read_mask_file, {"torch", "old torch", "pickle"}),
+    "mask of 2:4": (
+        "m.pt",
+        lambda path: two_four_files.read_mask_file(path, "m4n2_1d", {}, {}),
+        {"torch", "old torch", "pickle"},
+    ),
+    "mask as JSON": ("m.json", read_mask_file, TEXTS - {"empty"}),
     "mask in a plan": ("m.pt", masked, {"torch", "old torch", "pickle"}),
     "plan": ("p.json", lambda path: said(check_plan(path)[1]), {"plan", "config", "json", "text", "empty"}),
     "text": ("a.txt", lambda path: read_text("text", [path]), TEXTS | MARKED),

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from sprunec.bmcook.data.set_writer import documents
-from sprunec.bmcook.masks.mask_forms import read_mask_tensors
 from sprunec.checkpoint.layouts import weight_files
 from sprunec.checkpoint.provenance import describe_origin, note_path, read_provenance, write_origin, write_provenance
 from sprunec.checkpoint.writer import write_state
@@ -23,6 +22,7 @@ from sprunec.errors import Diagnostic, InputError
 from sprunec.families.base_config import everything
 from sprunec.families.model_directory import save_model
 from sprunec.families.vocabulary import read_vocabulary
+from sprunec.mask_files.reading import read_mask_file
 from sprunec.models.loading import load
 from sprunec.plan.model_config import read_config
 from sprunec.plan.plan import check_plan, read_plan
@@ -61,7 +61,7 @@ def shard_index(path: Path) -> Any:
 
 
 def mask(path: Path) -> Any:
-    return [(sheet.unit, sheet.kept.tolist()) for sheet in read_mask_tensors(path.rename(path.with_suffix(".json")))]
+    return [(sheet.unit, sheet.kept.tolist()) for sheet in read_mask_file(path.rename(path.with_suffix(".json")))]
 
 
 def plan_content(path: Path) -> Any:

@@ -15,11 +15,11 @@ import pytest
 import torch
 
 from sprunec.bmcook.data.sets import read_set
-from sprunec.bmcook.masks.mask_forms import read_mask_tensors
 from sprunec.checkpoint.reader import open_tensors, read_state
 from sprunec.checkpoint.torch_file import check_torch
 from sprunec.compiler.inspect import inspect_model
 from sprunec.errors import InputError
+from sprunec.mask_files.reading import read_mask_file
 from sprunec.models.loading import load
 from sprunec.plan.source import LARGEST_FILE, read_source
 from tests.conftest import tiny_model
@@ -102,13 +102,13 @@ def archive(path: Path, body: bytes, **records: bytes) -> Path:
 ENDLESS = "few objects that stand for more than any memory holds"
 
 
-@pytest.mark.parametrize("read", [read_mask_tensors, open_tensors])
+@pytest.mark.parametrize("read", [read_mask_file, open_tensors])
 @pytest.mark.parametrize("body", [LISTS, TUPLES, b"}" + TUPLES + b"Ns"], ids=["lists", "tuples", "key"])
 def test_a_file_of_torch_that_holds_itself_without_end(read: Any, body: bytes, tmp_path: Path) -> None:
     refused(read, archive(tmp_path / "a.pt", body), ENDLESS)
 
 
-@pytest.mark.parametrize("read", [read_mask_tensors, open_tensors])
+@pytest.mark.parametrize("read", [read_mask_file, open_tensors])
 def test_a_file_of_torch_that_asks_for_bytes(read: Any, tmp_path: Path) -> None:
     many = b"\x8a\x05" + (2**31).to_bytes(5, "little")
     path = archive(tmp_path / "a.pt", b"cbuiltins\nbytearray\n" + many + b"\x85R")
@@ -140,7 +140,7 @@ def test_a_set_whose_list_of_files_is_tuples_in_tuples(body: bytes, words: str, 
 DEEP = b"}" + b")" + b"\x85" * 200_000 + b"Ns"  # hashing such a key would end the process
 
 
-@pytest.mark.parametrize("read", [read_mask_tensors, open_tensors])
+@pytest.mark.parametrize("read", [read_mask_file, open_tensors])
 def test_torch_file_with_deep_key_is_refused(read: Any, tmp_path: Path) -> None:
     refused(read, archive(tmp_path / "a.pt", DEEP), "objects within each other, more than 1,000 deep")
 

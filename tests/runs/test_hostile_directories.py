@@ -19,12 +19,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sprunec.bmcook.masks.mask_forms import read_mask_tensors
 from sprunec.bmcook.masks.two_four_files import read_mask_file
 from sprunec.checkpoint.reader import open_tensors, read_state
 from sprunec.compiler.inspect import inspect_model
 from sprunec.errors import InputError, PassError
 from sprunec.families.cpm_ant.config import ModelConfig
+from sprunec.mask_files import reading
 from sprunec.models.loading import load
 from sprunec.passes import load as load_pass
 from tests.conftest import tiny_model
@@ -113,7 +113,7 @@ def test_files_with_other_bytes(how: settings, form: str, emitted: Path, folder:
         torch.save({"encoder.layers.0": [(name, torch.ones(4, 4)) for name in ("a.weight", "b.weight")]}, path)
     whole = path.read_bytes()
     reads: dict[str, tuple[Callable[[Path], Any], ...]] = {
-        "masks": (lambda p: [sheet.kept for sheet in read_mask_tensors(p)],),
+        "masks": (lambda p: [sheet.kept for sheet in reading.read_mask_file(p)],),
         "two_four": (lambda p: read_mask_file(p, "m4n2_1d", shapes, {}),),
     }
     place = st.one_of(st.integers(0, min(4000, len(whole) - 1)), st.integers(max(0, len(whole) - 4000), len(whole) - 1))
@@ -189,7 +189,7 @@ def test_files_of_torch_that_would_fill_memory_or_run(what: str, read: str, bomb
     expected = ModelConfig.from_dict(MODEL).tensors()
     uses: dict[str, Callable[[], Any]] = {
         "checkpoint": lambda: load_in(path),
-        "masks": lambda: [sheet.kept for sheet in read_mask_tensors(path)],
+        "masks": lambda: [sheet.kept for sheet in reading.read_mask_file(path)],
         "two_four": lambda: read_mask_file(path, "m4n2_1d", expected, {"input_embedding.weight": (128, 32)}),
     }
     before = used()
