@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from sprunec.engines.training import Distillation
 from sprunec.families.base_config import ModelConfig
 from sprunec.families.cards import card_of
-from sprunec.file_digests import file_stamp
+from sprunec.file_digests import file_digest, file_stamp
 from sprunec.graph.graph import Graph, Node, Roles, digest_of, plain
 from sprunec.graph.options import Options
 from sprunec.graph.weights import NO_MASK, weights_digest
@@ -97,7 +97,8 @@ class Builder:
         return name
 
     def masks_digest(self, path: Path) -> str:
-        return weights_digest(path, NO_MASK)
+        """Hash a mask file; of a folder the names, too, which tell the layers."""
+        return file_digest(path) if path.is_dir() else weights_digest(path, NO_MASK)
 
     def provenance(self, unit: Any, target: Any) -> dict[str, Any]:
         """Say what is noted beside a mask that is chosen here: what of, how much, and on which model."""

@@ -88,8 +88,9 @@ def _is_cut_away(plan: Plan, found: Sequence[NonFinite]) -> bool:
     others = any("unit" in spec.options or "steps" in spec.options for spec in plan.passes)
     if not masks or others or any(each.count > len(each.places) for each in found):
         return False
-    from sprunec.bmcook.masks.matching import read_masks
     from sprunec.families.base_config import everything
+    from sprunec.mask_files.forms import Rules
+    from sprunec.mask_files.reading import read_masks
     from sprunec.models.meta_models import traced_shape
     from sprunec.rewrite.recipe import make_recipe
 
@@ -97,7 +98,8 @@ def _is_cut_away(plan: Plan, found: Sequence[NonFinite]) -> bool:
     whole = kept = everything(config)
     try:
         for spec in masks:
-            kept = read_masks(spec.options["path"], whole, kept).kept
+            rules = Rules(*(spec.options.get(name) for name in Rules._fields))
+            kept = read_masks(spec.options["path"], whole, kept, rules).kept
     except InputError:
         return False
     recipe = make_recipe(traced_shape(config), kept.inside(whole))

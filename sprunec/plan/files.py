@@ -20,7 +20,8 @@ from sprunec.plan.written_plan import WrittenPlan, as_list
 from sprunec.text_files import ANY_TEXT, foreign_text
 from sprunec.units import INSIDE
 
-MASK_HINTS = {"": "give a mask file as BMCook, or save_mask of a pass, writes it"}
+MASKS, PATTERN = "mask file", "2:4 mask file"
+MASK_HINTS = {"": "give a mask file as BMCook, or save_mask of a pass, writes it, or of a form in docs/masks.md"}
 NOTE = ".json"
 
 
@@ -36,9 +37,11 @@ def files_there(plan: WrittenPlan) -> None:
         elif what == "checkpoint":
             _checkpoint_fits(plan, pointer, path)
         elif os.path.isdir(path):
-            plan.error("not-a-file", pointer, f"{what} {path} is a folder", "name the files in it")
-        elif what == "mask file":
-            _retell(plan, pointer, foreign(path, "a mask file", TEXT if path.suffix == ".json" else SAVED, MASK_HINTS))
+            if what != MASKS:  # a folder with a file for each layer
+                plan.error("not-a-file", pointer, f"{what} {path} is a folder", "name the files in it")
+        elif what in (MASKS, PATTERN):
+            fine = {".json": TEXT, ".safetensors": {"safetensors"}} if what == MASKS else {}
+            _retell(plan, pointer, foreign(path, f"a {what}", fine.get(path.suffix, SAVED), MASK_HINTS))
         elif what not in ("data set", "file of the data set"):  # what is inside a set, `data_set_whole` tells
             _retell(plan, pointer, _foreign_data(path, "vocabulary" if what == "vocabulary file" else source))
 
@@ -73,7 +76,10 @@ def named_files(plan: WrittenPlan) -> Iterator[tuple[str, Path, str]]:
         ("/data/tokenizer", tokenizer if tokenizer != "characters" else None, "vocabulary file"),
     ]
     masks = (step for step in plan.steps if step.is_known and "path" in properties(f"passes/{step.name}"))
-    named += [(step.at("path"), step.written.get("path"), "mask file") for step in masks]
+    named += [
+        (step.at("path"), step.written.get("path"), MASKS if step.declared.removes == "units" else PATTERN)
+        for step in masks
+    ]
     for place, options in [("/training", plan.options("training")), *((s.pointer, s.written) for s in plan.steps)]:
         if isinstance(distillation := options.get("distillation"), dict):
             named.append((f"{place}/distillation/teacher", distillation.get("teacher"), "checkpoint"))
