@@ -11,8 +11,9 @@ run with its own past keys and values, position by position, against itself in o
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from sprunec.checkpoint.reader import Tensors
 from sprunec.data.batches import in_use
 from sprunec.data.compared import OPERATIONS, PER_PARAMETER
+from sprunec.engines.checkpoints import Saves
 from sprunec.errors import PassError
 from sprunec.families.base import Family, Given, Inputs
 from sprunec.models.decoding import Decoding
@@ -52,9 +54,16 @@ def few_threads(parameters: int, tokens: int) -> Iterator[None]:
 
 @torch.no_grad()
 def compare(
-    family: Family, models: Sequence[tuple[nn.Module, Tensors]], batches: Sequence[Inputs], device: torch.device
+    family: Family,
+    models: Sequence[tuple[nn.Module, Tensors]],
+    batches: Sequence[Inputs],
+    device: torch.device,
+    way: Way | None = None,
 ) -> dict[str, Any]:
     """Run all models on the same batches, in float64 and in float32; the masked one comes first.
+
+    Args:
+        way: told of every block; None: the way is not saved.
 
     Raises:
         PassError: the masked model's own logits are not finite.
@@ -65,9 +74,11 @@ def compare(
         for dtype, place, decode in ((torch.float32, device, True), (torch.float64, home, False))
         for inputs in [[{name: tensor.to(place) for name, tensor in batch.items()} for batch in batches]]
     )
-    for index in range(len(exact.local)):
+    way = way or Way()
+    for index in range(way.begin(single, exact), len(exact.local)):
         single.block(index, local=False)
         exact.block(index, local=True)
+        way.block_done(index, single, exact)
     noise = _leave(single, exact)
     if not math.isfinite(noise + exact.largest_logit):
         arithmetic = "float32" if math.isfinite(exact.largest_logit) else "float64"
@@ -86,6 +97,37 @@ def compare(
         "worst_block_difference": exact.local[worst],
         "worst_block_tolerance": TOLERANCE * max(1.0, exact.largest_state),
     }
+
+
+@dataclass(frozen=True)
+class Way:
+    """Where comparisons are saved behind every block, and who is told.
+
+    Attributes:
+        before: what was found on other batches; a save is of these batches only if that is the same.
+        tell: takes how many blocks are done, of how many.
+    """
+
+    saves: Saves | None = None
+    before: Any = None
+    tell: Callable[[int, int], None] = lambda done, total: None
+
+    def begin(self, *comparisons: Comparison) -> int:
+        """Go on from the last save; count the blocks that are done."""
+        saved = self.saves.latest() if self.saves is not None else None
+        if saved is None or saved["before"] != self.before:
+            return 0
+        for comparison, state in zip(comparisons, saved["comparisons"], strict=True):
+            comparison.load(state)
+        done: int = saved["done"]
+        return done
+
+    def block_done(self, index: int, *comparisons: Comparison) -> None:
+        total = len(comparisons[0].local)
+        self.tell(index + 1, total)
+        if self.saves is not None:
+            state = {"done": index + 1, "before": self.before, "comparisons": [each.state() for each in comparisons]}
+            self.saves.after_step(index + 1, total, lambda: state)
 
 
 def _leave(single: Comparison, exact: Comparison) -> float:
@@ -133,6 +175,22 @@ class Comparison:
             if decode:
                 with small.entrance():
                     self._decodings[number] = Decoding(small.family, small.model, small.batches[0], text=DECODED)
+
+    def state(self) -> dict[str, Any]:
+        """Say what the rest of the way depends on."""
+        hidden = [model.hidden for model in (self.masked, *self.smalls)]
+        decodings = [decoding and decoding.state() for decoding in self._decodings]
+        numbers = {name: getattr(self, name) for name in ("difference", "largest_logit", "largest_state", "local")}
+        return {"hidden": hidden, "decodings": decodings, "numbers": numbers}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on behind the block after which `state` was."""
+        for model, hidden in zip((self.masked, *self.smalls), state["hidden"], strict=True):
+            model.hidden = [each.to(model.device) for each in hidden]
+        for decoding, its in zip(self._decodings, state["decodings"], strict=True):
+            if decoding is not None:
+                decoding.load(its)
+        vars(self).update(state["numbers"])
 
     def block(self, index: int, local: bool) -> None:
         """Bring all models through a block.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -32,6 +33,15 @@ class Decoding:
         past = self._past[index] or (None, None)
         for number, given in enumerate(self._each):
             self._steps[number], *past = block.forward_cached(self._steps[number], *given[path], *past)
+
+    def state(self) -> list[Tensor]:
+        """Say what the rest of the way depends on."""
+        return [self.whole, *self._steps]
+
+    def load(self, state: Sequence[Tensor]) -> None:
+        """Go on behind the block after which `state` was."""
+        device = self.whole.device
+        self.whole, *self._steps = (each.to(device) for each in state)
 
     def both(self) -> tuple[Tensor, Tensor]:
         """Give the hidden states (n, D) that decoding has come to, and those of the full forward."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -48,13 +49,15 @@ def add(build: Builder, masked: str, masks: str, small: str) -> None:
 def run(job: Job[CompareOptions]) -> dict[str, Any]:
     """Raise ComparisonError where the two differ by more than the arithmetic explains."""
     from sprunec.data.compared import compared_batches
-    from sprunec.models.comparison import compare, few_threads
+    from sprunec.models.comparison import Way, compare, few_threads
 
-    config, models, found = job.config("masked"), _models(job), []
-    data = job.data(config) if "data" in job.inputs else None
-    for batches in compared_batches(data, config, job.options.tokens):
+    config, models, device = job.config("masked"), _models(job), job.place.device
+    data, saved = job.data(config) if "data" in job.inputs else None, job.saves.latest() if job.saves else None
+    found: list[dict[str, Any]] = saved["before"] if saved is not None else []
+    for batches in islice(compared_batches(data, config, job.options.tokens), len(found), None):
+        way = Way(job.saves, list(found), lambda done, total: job.report({"step": done, "steps": total}))
         with few_threads(config.parameters(), sum(batch.targets.numel() for batch in batches)):
-            found.append(compare(family_of(config), models, [batch.inputs for batch in batches], job.place.device))
+            found.append(compare(family_of(config), models, [batch.inputs for batch in batches], device, way))
     worst = max(found, key=lambda metrics: metrics["worst_block_difference"])
     merged = {key: max(metrics[key] for metrics in found) for key in worst if not key.startswith("worst_block")}
     metrics = worst | merged | {"tokens": sum(metrics["tokens"] for metrics in found)}
@@ -115,4 +118,6 @@ def _severity(value: float | None) -> float:
     return math.inf if value is None or math.isnan(value) else value
 
 
-COMPARE = Pass("compare", 5, CompareOptions, ("masked", "masks", "small"), "comparison", ("data",), report=report)
+COMPARE = Pass(
+    "compare", 5, CompareOptions, ("masked", "masks", "small"), "comparison", ("data",), report=report, by_block=True
+)
