@@ -62,7 +62,13 @@ class StreamedWeight:
         return found
 
     def parts(self) -> Iterator[Tensor]:
-        return map(self._read, self._parts)
+        """Read each while the one before is multiplied with."""
+        with ThreadPoolExecutor(1) as reader:
+            coming = reader.submit(self._read, self._parts[0])
+            for following in self._parts[1:]:
+                part, coming = coming.result(), reader.submit(self._read, following)
+                yield part
+            yield coming.result()
 
 
 def parameter_names(model: nn.Module, parts: Sequence[str]) -> Iterator[str]:
