@@ -22,6 +22,7 @@ import os
 import shutil
 import sys
 import tempfile
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +32,14 @@ from measure import BARE_LIBRARIES, Measured, measure, measure_tree
 from sprunec.families.base_config import unit_cost
 from sprunec.families.huggingface.transformers_config import TransformersConfig
 
-CUTS = {  # feed-forward dims, key-value groups
+CUTS = {  # feed-forward dims, and of key-value groups, of which all have 8
     "300mb": (2048, 6),
     "3gb": (6144, 6),
-    "8b": (10_240, 6),
+    "8b": (9216, 8),  # one cut, since each is written out
     "70b": (20_480, 6),
 }
 ROOM, FLOAT = 500e6, 4  # bytes
+RESULTS, PAGE = Path(__file__).with_suffix(".json"), Path(__file__).parents[1] / "docs/benchmarks.md"
 # A run that also tells, by pass, the peak of its memory: the kernel forgets the one before where it is asked to.
 RUN = """
 import json, sys, time
@@ -72,7 +74,8 @@ def write_plan(folder: Path, shape: str, tokens: int, weights_alone: bool) -> Pa
     rest: dict[str, Any] = {"budget": "per-layer", "batches": max(1, tokens // length), "compensate": "least-squares"}
     if weights_alone:
         rest = {"budget": "per-layer"}
-    parts = {"dim_ff": ("activation", {"dim_ff": dims}), "kv_group": ("reconstruction", {"num_kv_groups": groups})}
+    parts = {"dim_ff": ("activation", {"dim_ff": dims})}
+    parts |= {"kv_group": ("reconstruction", {"num_kv_groups": groups})} if groups < 8 else {}
     passes = [
         {"pass": "score-mask", "criterion": "magnitude" if weights_alone else criterion, "unit": unit, "target": target}
         for unit, (criterion, target) in parts.items()
@@ -156,9 +159,30 @@ def table(found: dict[str, Any]) -> str:
         figures = f"{taken['seconds']:9.1f} {taken['cpu']:9.1f} {taken['over_bare'] / 1e9:8.2f}{above}"
         lines.append(f"{name:34} {figures}")
     if "run" in found:
-        lines += ["", f"{found['status']}: {found['left'] / 1e9:.2f} billion parameters are left"]
-        lines += [f"OUT takes {found['out_on_disk'] / 1e9:.1f} GB; comparison: {json.dumps(found['comparison'])}"]
+        apart = found["comparison"]
+        left = f"{found['left'] / 1e9:.2f} billion parameters are left; OUT takes {found['out_on_disk'] / 1e9:.1f} GB"
+        exact = f"{apart['max_abs_difference']:.1g} in float64 and {apart['float32_difference']:.1g} in float32"
+        lines += [
+            "",
+            f"{found['status']}: {left}; masked and small",
+            f"logits are {exact} apart, on {apart['tokens']} tokens",
+        ]
     return "\n".join(lines)
+
+
+def page(results: dict[str, Any]) -> str:
+    """docs/benchmarks.md with these figures between its marks."""
+    tables = "\n\n".join(textwrap.indent(table(results[shape]), "    ") for shape in SHAPES if shape in results)
+    before, mark, rest = PAGE.read_text(encoding="utf-8").partition("<!-- large-lms -->\n")
+    return f"{before}{mark}{tables}\n<!-- /large-lms -->{rest.partition('<!-- /large-lms -->')[2]}"
+
+
+def publish(found: dict[str, Any]) -> None:
+    """Keep the figures of a shape, instead of those that were there, and write the page anew."""
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    results[found["shape"]] = found
+    RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
+    PAGE.write_text(page(results), encoding="utf-8")
 
 
 def main() -> None:
@@ -170,6 +194,7 @@ def main() -> None:
     parser.add_argument("--looks", action="store_true", help="inspect and --dry-run alone")
     parser.add_argument("--weights-alone", action="store_true", help="score by magnitude, refit nothing")
     parser.add_argument("--json", type=Path, help="where the figures go, too")
+    parser.add_argument("--publish", action="store_true", help="put the figures into large_lms.json and docs/")
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="large-lm-", dir=options.folder))
     try:
@@ -178,6 +203,8 @@ def main() -> None:
         shutil.rmtree(folder)
     if options.json is not None:
         options.json.write_text(json.dumps(found, indent=1))
+    if options.publish:
+        publish(found)
     print(table(found))
 
 
