@@ -32,13 +32,11 @@ def reopen(directory: Path, config: ModelConfig, weights: Tensors) -> Reopened:
     """Open it in float32 by its blocks' configs alone."""
     import torch
 
-    from sprunec.families.huggingface import decilm_reader
-
     stored = weights.dtype(next(iter(weights)))
 
     def logits(inputs: list[Inputs]) -> Tensor:
         rows = [batch["input"][0] for batch in inputs]
-        return torch.cat(opened_apart("deci", [decilm_reader.__file__], directory, rows))
+        return torch.cat(opened_apart("deci", "decilm_reader", directory, rows))
 
     def texts(batch: Inputs) -> list[Inputs]:
         return family_of(config).huggingface_texts(config, {}, batch)

@@ -36,25 +36,9 @@ BESIDE = (
     *("vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json", "generation_config.json"),
     *("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "NOTICE.txt"),
 )
-STEPS = 4  # positions of a text that are decoded one by one
-OPENED_BY_TRANSFORMERS = """
-import sys, torch
-from transformers import AutoModelForCausalLM
-directory, texts, logits, own, steps = sys.argv[1:]
-how = {"trust_remote_code": own == "own", "attn_implementation": "eager"}  # others leave parts out in some releases
-model = AutoModelForCausalLM.from_pretrained(directory, **how, dtype=torch.float32).eval()
-texts, found, decoded = torch.load(texts, weights_only=True), [], []
-with torch.no_grad():
-    rows = [model(input_ids=row[None], use_cache=False).logits[0] for row in texts]
-    longest, past = max(range(len(texts)), key=lambda row: len(texts[row])), None
-    first = max(len(texts[longest]) - int(steps), 1)
-    for part in texts[longest].tensor_split([*range(first, len(texts[longest]))]) if int(steps) else ():
-        said = model(input_ids=part[None], past_key_values=past, use_cache=True)
-        past = said.past_key_values
-        decoded.append(said.logits[0])
-gap = float((torch.cat(decoded) - rows[longest]).abs().max()) if decoded else 0.0
-torch.save({"logits": rows, "gap": gap}, logits)
-"""
+SCRIPTS = "sprunec.families.huggingface"
+STEPS, FEWER_STEPS = 4, 2  # positions that are decoded one by one; fewer where each reads all weights again
+HELD_BYTES = 2**30  # a model is opened whole, as users do, where it takes no more in float32
 
 
 def options(plan: Plan) -> Options:
@@ -84,20 +68,21 @@ def write(emission: Emission, directory: Path) -> dict[str, Any]:
 
 
 def reopen(directory: Path, config: ModelConfig, weights: Tensors) -> Reopened:
-    """Open it in float32; it sees texts of their own."""
+    """Open it in float32, weight by weight if it is a large one; it sees texts of their own."""
     import torch
 
     about, family, skipped = json.loads(read_file(directory / "config.json")), family_of(config), config.overhead
     stored, own = getattr(torch, about["dtype"]), "auto_map" in about
+    whole, cached = 4 * config.parameters() <= HELD_BYTES, any(family.cache_shapes(config))
+    steps = (STEPS if whole else FEWER_STEPS) if cached and not card_of(config).own_code else 0
+    gaps, how = list[float](), ("own" if own else "stock", "whole" if whole else "parts", str(steps))
 
     def texts(batch: Inputs) -> list[Inputs]:
         return family.huggingface_texts(config, about, batch)
 
-    gaps, steps = list[float](), 0 if card_of(config).own_code or not any(family.cache_shapes(config)) else STEPS
-
     def logits(inputs: list[Inputs]) -> Tensor:
-        rows, script = [batch["input"][0, skipped:] for batch in inputs], ["-c", OPENED_BY_TRANSFORMERS]
-        said = opened_apart("huggingface", script, directory, rows, "own" if own else "stock", str(steps))
+        rows = [batch["input"][0, skipped:] for batch in inputs]
+        said = opened_apart("huggingface", "stock_reader", directory, rows, *how)
         gaps.append(said["gap"])
         # some classes have rows beyond the tokens
         return torch.cat(said["logits"])[:, : config.vocab_size]
@@ -106,11 +91,11 @@ def reopen(directory: Path, config: ModelConfig, weights: Tensors) -> Reopened:
     return Reopened(stored, stored if folded else torch.float32, logits, texts, skipped, gaps, own)
 
 
-def opened_apart(form: str, script: Sequence[str], directory: Path, texts: Sequence[Tensor], *more: str) -> Any:
+def opened_apart(form: str, script: str, directory: Path, texts: Sequence[Tensor], *more: str) -> Any:
     """Run a directory in a process of its own, since that runs its code and writes a cache of it.
 
     Args:
-        script: what Python runs; it is given the directory, a file of texts (n,), one for what it finds, and `more`.
+        script: of the family's room; it is given the directory, a file of texts (n,), one for what it finds, and `more`.
     """
     import torch
 
@@ -120,7 +105,7 @@ def opened_apart(form: str, script: Sequence[str], directory: Path, texts: Seque
         quiet = {"HF_HOME": folder, "HF_MODULES_CACHE": f"{folder}/modules", "HF_HUB_OFFLINE": "1"}
         # What this process has a class from, but for directories: the one that is opened has its own code.
         quiet["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if not (Path(path) / MODULES).is_dir())
-        command = [sys.executable, "-P", *script, *map(str, (directory, given, found)), *more]
+        command = [sys.executable, "-P", "-m", f"{SCRIPTS}.{script}", *map(str, (directory, given, found)), *more]
         done = subprocess.run(command, env=os.environ | quiet, capture_output=True, text=True, check=False)
         if done.returncode:
             lines = done.stderr.strip().splitlines() or ["no message"]

@@ -8,7 +8,7 @@ below.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from sprunec.families.base_config import ModelConfig
 
 LOGITS = 2**24  # numbers: what a format says is held as a whole
-TOKENS = 4096  # of the head, at a time
+PART = 2**22  # of what the model says, and of its head's rows
 EPSILONS = 4.0
 COMPARED = ("max_abs_difference", "tolerance", "noise", "tokens", "dtype")
 SOME = ("decoding_difference", "own_code")  # of formats that have past keys and values, or bring classes
@@ -67,13 +67,12 @@ def run(job: Job[FormatOptions]) -> dict[str, Any]:
     opened, difference, noise, largest_logit, tokens = reopen(directory, config, weights), 0.0, 0.0, 0.0, 0
     for batches in compared_batches(data, config, job.options.tokens, most=LOGITS // config.vocab_size):
         inputs = [each for batch in batches for each in opened.inputs(batch.inputs)]
-        said = opened.logits(inputs).double()
-        exact, rounded = (
-            _logits(config, weights, inputs, opened.skipped, dtype) for dtype in (torch.float64, opened.arithmetic)
-        )
-        difference, noise = max(difference, largest(said - exact)), max(noise, largest(rounded - exact))
-        largest_logit = max(largest_logit, largest(exact))
-        tokens += exact.size(0)
+        said, dtypes = opened.logits(inputs), (torch.float64, opened.arithmetic)
+        both = zip(*(_logits(config, weights, inputs, opened.skipped, dtype) for dtype in dtypes), strict=True)
+        for (part, exact), (_, rounded) in both:
+            difference = max(difference, largest(said[:, part.start : part.stop] - exact))
+            noise, largest_logit = max(noise, largest(rounded - exact)), max(largest_logit, largest(exact))
+        tokens += said.size(0)
     if not math.isfinite(largest_logit):
         raise PassError("the small model's own logits are not finite, so nothing can be compared with them")
     limit, stored = tolerance(opened.arithmetic, largest_logit, noise), str(opened.stored).removeprefix("torch.")
@@ -91,8 +90,10 @@ def run(job: Job[FormatOptions]) -> dict[str, Any]:
     return metrics
 
 
-def _logits(config: ModelConfig, weights: Tensors, inputs: list[Inputs], skipped: int, dtype: torch.dtype) -> Tensor:
-    """Compute the small model's (n, V), one tensor of it in memory at a time."""
+def _logits(
+    config: ModelConfig, weights: Tensors, inputs: list[Inputs], skipped: int, dtype: torch.dtype
+) -> Iterator[tuple[range, Tensor]]:
+    """Compute the small model's (n, V), some tokens of the head and one tensor of the model in memory at a time."""
     import torch
 
     from sprunec.models.meta_models import empty_model
@@ -101,9 +102,12 @@ def _logits(config: ModelConfig, weights: Tensors, inputs: list[Inputs], skipped
     model = Streamed(family_of(config), empty_model(config), weights, inputs, dtype, torch.device("cpu"))
     model.run()
     states = model.used(skipped)
-    parts = (range(first, min(first + TOKENS, model.tokens)) for first in range(0, model.tokens, TOKENS))
-    with torch.no_grad():
-        return torch.cat([model.leave(states, part).double() for part in parts], dim=1)
+    step = max(1, PART // max(states.shape))
+    for first in range(0, model.tokens, step):
+        part = range(first, min(first + step, model.tokens))
+        with torch.no_grad():
+            logits = model.leave(states, part)
+        yield part, logits
 
 
 def tolerance(dtype: torch.dtype, largest_logit: float, noise: float = math.inf) -> float:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoConfig
 
 from sprunec.compiler.lower import lower
@@ -73,7 +74,7 @@ def test_the_loader_makes_of_it_what_the_masked_class_computes(
     kept, ids = CASES[case], token_ids(1, 11)[0]
     out = exported(tiny(name, dtype), kept, tmp_path)
     masked, loaded = masked_logits(tmp_path / "dense", kept, ids), Loaded(out)
-    assert {tensor.dtype for tensor in decilm_reader.load_file(out / "model.safetensors").values()} == {dtype}
+    assert {tensor.dtype for tensor in load_file(out / "model.safetensors").values()} == {dtype}
     assert (loaded.logits(ids) - masked).abs().max() < 1e-5 * masked.abs().max()  # the class's norms are in float32
     with torch.no_grad():
         ours = decilm_reader.opened(out)(ids)

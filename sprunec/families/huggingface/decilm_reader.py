@@ -1,9 +1,10 @@
-"""Run a DeciLM by what its config.json says of its blocks; a script that imports nothing of this package.
+"""Run a DeciLM by what its config.json says of its blocks: a script.
 
     python decilm_reader.py DIRECTORY TEXTS LOGITS
 
 Sizes follow from the config by the rules of vLLM's loader of such models; the parts are those of Llama in
-`transformers`. TEXTS has ids (n,), one tensor a text; LOGITS gets (n, V) for each, computed in float32.
+`transformers`, and weights stay in their files until they are used. TEXTS has ids (n,), one tensor a text; LOGITS gets
+(n, V) for each, computed in float32.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoConfig
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm, LlamaRotaryEmbedding
+
+from sprunec.checkpoint.file_tensors import file_tensors
+from sprunec.families.huggingface.stock_model import parameters_on_meta
 
 ROUNDED_TO = 256
 
@@ -92,11 +95,9 @@ class DeciLM(nn.Module):
 
 def opened(directory: Path) -> DeciLM:
     """Open a directory in float32, its tensors name by name."""
-    model = DeciLM(AutoConfig.from_pretrained(directory, trust_remote_code=True))
-    state: dict[str, Tensor] = {}
-    for file in directory.glob("*.safetensors"):
-        state |= load_file(file)
-    model.float().load_state_dict(state)
+    with parameters_on_meta():
+        model = DeciLM(AutoConfig.from_pretrained(directory, trust_remote_code=True))
+    model.load_state_dict(file_tensors(directory), strict=True, assign=True)
     return model.eval()
 
 
