@@ -88,6 +88,14 @@ def copy_file(source: Path, target: Path) -> None:
             stream.write(chunk)
 
 
+def link_file(source: Path, target: Path) -> None:
+    """Give a file a second name; where a disk knows no such names, a copy has it."""
+    try:
+        os.link(source, target)
+    except OSError:
+        copy_file(source, target)
+
+
 def flush(path: Path) -> None:
     """Have the disk hold a file's content, or a folder's names, before anything else is done."""
     descriptor = os.open(path, os.O_RDONLY)

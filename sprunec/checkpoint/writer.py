@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -32,9 +31,9 @@ from sprunec.checkpoint.layouts import (
     weight_map,
 )
 from sprunec.checkpoint.reader import DTYPES, Tensors, open_tensors
-from sprunec.checkpoint.safetensors_file import Shape, read_safetensors
+from sprunec.checkpoint.safetensors_file import Shape, Stored, read_safetensors
 from sprunec.checkpoint.torch_file import tensors_in
-from sprunec.durable import copy_file, naming, write_new
+from sprunec.durable import link_file, naming, write_new
 from sprunec.errors import PassError
 
 SHARD_BYTES = 5 * 2**30
@@ -48,11 +47,15 @@ class Output:
     """A tensor that is to be written; `parts()` gives its rows in order, a few at a time.
 
     Each is made while the one before is written, and may lie where the one before that did.
+
+    Attributes:
+        place: where a file has just these numbers.
     """
 
     shape: Shape
     dtype: torch.dtype
     parts: Callable[[], Iterable[Tensor]]
+    place: Stored | None = None
 
     @property
     def nbytes(self) -> int:
@@ -67,7 +70,9 @@ def as_outputs(state: Mapping[str, Tensor]) -> dict[str, Output]:
 def as_output(state: Mapping[str, Tensor], name: str) -> Output:
     """Make an output of one tensor of a state as it is."""
     if isinstance(state, Tensors):
-        return Output(state.shape(name), state.dtype(name), lambda: read_rows(state, name))
+        place = state.places[name]
+        stored = place if isinstance(place, Stored) else None
+        return Output(state.shape(name), state.dtype(name), lambda: read_rows(state, name), stored)
     whole = state[name]
     at_once = _rows_at_once(whole.shape, whole.dtype)
     return Output(tuple(whole.shape), whole.dtype, lambda: whole.split(at_once) if whole.dim() else [whole])
@@ -119,8 +124,34 @@ def write_outputs(outputs: Mapping[str, Output], directory: Path, shard_bytes: i
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         _write_file({name: outputs[name] for name in names}, directory / file)
         weight_map |= dict.fromkeys(names, file)
+    _write_index(weight_map, outputs, directory)
+
+
+def _write_index(weight_map: Mapping[str, str], outputs: Mapping[str, Output], directory: Path) -> None:
+    total = sum(output.nbytes for output in outputs.values())
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     write_new(directory / INDEX, json.dumps(index, indent=1))
+
+
+def link_or_write(outputs: Mapping[str, Output], directory: Path) -> None:
+    """Do as `write_outputs`, and write nothing where an artifact has files of just these tensors, by these names.
+
+    They get second names then, as shards of any size. A user's own file, which an artifact links to, is written anew.
+    """
+    places = {name: output.place for name, output in outputs.items()}
+    files = {place.file: place.file.name for place in places.values() if place is not None}
+    own = [file for file in files if file.suffix in SAFETENSORS and not file.is_symlink()]
+    if places != {name: place for file in own for name, place in read_safetensors(file).items()}:
+        write_outputs(outputs, directory)
+        return
+    if len(files) == 1:
+        files = dict.fromkeys(files, WEIGHTS)
+    for file, name in files.items():
+        link_file(file, directory / name)
+    if len(files) > 1:
+        _write_index(
+            {name: files[place.file] for name, place in places.items() if place is not None}, outputs, directory
+        )
 
 
 def save_tensors(state: Mapping[str, Tensor], path: Path) -> None:
@@ -213,8 +244,5 @@ def overlay_weights(source: Path, newer: Sequence[Path], directory: Path) -> Non
 def _link(file: Path, target: Path) -> None:
     if file.is_symlink():
         target.symlink_to(file.resolve())
-        return
-    try:
-        os.link(file, target)
-    except OSError:  # a disk that knows no links
-        copy_file(file, target)
+    else:
+        link_file(file, target)

@@ -1,4 +1,4 @@
-"""What users look for in OUT: masks, recipe, exported formats; copied out of the store when a run has ended well."""
+"""What users look for in OUT: masks, recipe, exported formats; put there out of the store when a run has ended well."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sprunec.checkpoint.layouts import SAFETENSORS, TORCH
 from sprunec.checkpoint.provenance import note_weights, write_origin
-from sprunec.durable import copy_file, flush, naming, remove
+from sprunec.durable import copy_file, flush, link_file, naming, remove
 from sprunec.execution.model_card import put_card
 from sprunec.graph.graph import Graph
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from sprunec.execution.store import Artifact
 
 PUBLISHED = ("model", "masks", "recipe.json")
+WEIGHTS = (*SAFETENSORS, *TORCH, ".pt2")  # of files with these endings OUT and the store share one
 
 
 def publish(graph: Graph, out: Path, done: Mapping[str, Artifact], report: Report) -> None:
@@ -56,7 +58,7 @@ def _make(graph: Graph, aside: Path, done: Mapping[str, Artifact], report: Repor
             for file in (path for path in form.rglob("*") if path.is_file()):
                 target = aside / "model" / file.relative_to(emitted)
                 target.parent.mkdir(parents=True, exist_ok=True)
-                copy_file(file, target)
+                (link_file if file.suffix in WEIGHTS else copy_file)(file, target)
             written = done[roles.emitted].manifest["metrics"]["forms"][form.name]
             put_card(aside / "model" / form.name, origin, written, configs)
             write_origin(aside / "model" / form.name, origin)

@@ -70,6 +70,7 @@ class Family:
         entrance: modules that take part in that, but for tables that tokens are looked up in.
         head, leave: modules behind the last block, the weight of the last one with a row a token; hidden states (n, D)
             -> logits, for whatever rows that weight has.
+        stored_names: of a config, tensors that a run has by another name on disk: the one that they are emitted by.
         write_huggingface: writes an `Emission` as a directory that transformers opens, and says what the report does.
         huggingface_texts: (config, the directory's config, inputs) -> for each row, what its class can be given of it.
         decode: (model, inputs, steps, text) -> what the first block is given for the longest row of a batch, up to
@@ -93,6 +94,7 @@ class Family:
     entrance: Callable[[Any], tuple[str, ...]]
     head: Callable[[Any], tuple[str, ...]]
     leave: Callable[[Any, Tensor], Tensor]
+    stored_names: Callable[[Any], Mapping[str, str]]
     write_huggingface: Callable[[Any, Path], dict[str, Any]]
     huggingface_texts: Callable[[Any, Mapping[str, Any], Inputs], list[Inputs]]
     decode: Callable[[Any, Inputs, int, int], tuple[Entered, list[Entered], Past]]

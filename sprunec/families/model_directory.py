@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from sprunec.checkpoint.header import misfit
 from sprunec.checkpoint.reader import Tensors, open_tensors
 from sprunec.checkpoint.safetensors_file import Shape
-from sprunec.checkpoint.writer import Output, write_outputs, write_state
+from sprunec.checkpoint.writer import Output, as_outputs, write_outputs
 from sprunec.durable import read_file, write_new
 from sprunec.errors import InputError
 from sprunec.families import cards
+from sprunec.families.base import family_of
 from sprunec.families.base_config import ModelConfig
 from sprunec.text_files import read_json
 from sprunec.units import Kept
@@ -26,12 +27,13 @@ from sprunec.units import Kept
 
 def save_model(directory: Path, config: ModelConfig, kept: Kept, state: Mapping[str, Tensor]) -> None:
     """Write a model; `kept` says in the plan's input model's indices what it still has."""
-    describe(directory, config, kept)
-    write_state(state, directory)
+    save_outputs(directory, config, kept, as_outputs(state))
 
 
 def save_outputs(directory: Path, config: ModelConfig, kept: Kept, outputs: Mapping[str, Output]) -> None:
     """Do as `save_model`, with tensors that are made while they are written; they must be the config's.
+
+    They get the names that the family emits them by, so that a format can be these very files.
 
     Raises:
         PassError: the disk has no room for them; nothing has been written.
@@ -39,7 +41,8 @@ def save_outputs(directory: Path, config: ModelConfig, kept: Kept, outputs: Mapp
     wrong = misfit(config.tensors(), {name: output.shape for name, output in outputs.items()})
     assert not wrong, wrong
     describe(directory, config, kept)
-    write_outputs(outputs, directory)
+    names = family_of(config).stored_names(config)
+    write_outputs({names.get(name, name): output for name, output in outputs.items()}, directory)
 
 
 def describe(directory: Path, config: ModelConfig, kept: Kept) -> None:
@@ -55,7 +58,11 @@ def open_model_tensors(directory: Path) -> Tensors:
     Raises:
         InputError: a tensor is missing or of another shape.
     """
-    expected, tensors = read_config(directory).tensors(), open_tensors(directory)
+    config, tensors = read_config(directory), open_tensors(directory)
+    expected = config.tensors()
+    if not all(name in tensors for name in expected):
+        names = family_of(config).stored_names(config)
+        tensors = tensors.renamed({names.get(name, name): name for name in expected})
     check_shapes(expected, tensors.shapes(), directory, exact=False)
     return tensors.only(expected)
 

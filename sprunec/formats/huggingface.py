@@ -95,7 +95,7 @@ def opened_apart(form: str, script: str, directory: Path, texts: Sequence[Tensor
     """Run a directory in a process of its own, since that runs its code and writes a cache of it.
 
     Args:
-        script: of the family's room; it is given the directory, a file of texts (n,), one for what it finds, and `more`.
+        script: it is given the directory, a file of texts (n,), one for what it finds, and `more`.
     """
     import torch
 

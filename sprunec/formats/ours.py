@@ -12,18 +12,14 @@ from sprunec.plan.export_formats import Emission, Format
 
 
 def write(emission: Emission, directory: Path) -> dict[str, Any]:
-    """Write weights as they are; model.py is the graphs of the plan's input model, cut to what is kept of it."""
-    from sprunec.checkpoint.layouts import weight_files
-    from sprunec.checkpoint.writer import link_weights, write_state
+    """Hand weights on as they are; model.py is the graphs of the plan's input model, cut to what is kept of it."""
+    from sprunec.checkpoint.writer import as_outputs, link_or_write
     from sprunec.families.model_directory import describe, open_model_tensors, read_config, read_kept
     from sprunec.models.model_source import write_model_py
 
     kept, everything = read_kept(emission.model), read_kept(emission.source)
     describe(directory, emission.config, kept)
-    if any(file.is_symlink() for file in weight_files(emission.model)):  # the user's own file
-        write_state(open_model_tensors(emission.model), directory)
-    else:
-        link_weights(emission.model, directory)
+    link_or_write(as_outputs(open_model_tensors(emission.model)), directory)
     write_model_py(directory, read_config(emission.source), kept.inside(everything), emission.config)
     return {}
 

@@ -87,6 +87,7 @@ FAMILY = Family(
     entrance=lambda model: ("position_bias",),
     head=head,
     leave=lambda model, hidden: model.leave(hidden)[0],
+    stored_names=lambda config: {},
     write_huggingface=huggingface_files.write,
     huggingface_texts=huggingface_files.texts,
     decode=decode,

@@ -1,7 +1,7 @@
 """A cut model as a directory that its stock class in `transformers` opens: config edited in place, weights as they are.
 
 One config is for all layers there, so that only layers of one shape fit; those that were removed are left out, and the
-others numbered anew.
+others numbered anew: the small model's artifact has these names already, so that its files can be the directory's.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sprunec.checkpoint.writer import Output, as_outputs, write_outputs
+from sprunec.checkpoint.writer import Output, as_outputs, link_or_write
 from sprunec.durable import copy_file, write_new
 from sprunec.errors import FormatError
 from sprunec.families.base import Inputs
@@ -101,15 +101,22 @@ def shorter_config(config: TransformersConfig) -> dict[str, Any]:
     return document
 
 
-def stock_tensors(config: TransformersConfig, outputs: Mapping[str, Output]) -> Iterator[tuple[str, Output]]:
-    """Number the layers that are left anew."""
-    there, blocks = config.left, f"{config.layout.blocks}."
-    for name, output in outputs.items():
-        if not name.startswith(blocks):
-            yield name, output
-            continue
-        number, _, rest = name.removeprefix(blocks).partition(".")
-        yield f"{blocks}{there.index(int(number))}.{rest}", output
+def emitted_names(config: TransformersConfig) -> dict[str, str]:
+    """Number the layers that are left anew; some releases rename the head, for its stock class alone."""
+    there, blocks, names = config.left, f"{config.layout.blocks}.", dict[str, str]()
+    own = bool(there) and any(unlike(config))
+    for name in config.tensors():
+        if name.startswith(blocks):
+            number, _, rest = name.removeprefix(blocks).partition(".")
+            names[name] = f"{blocks}{there.index(int(number))}.{rest}"
+        else:
+            names[name] = head_name(config) if own and name == config.layout.head else name
+    return names
+
+
+def stored_names(config: TransformersConfig) -> dict[str, str]:
+    """Give a cut model the names that it is emitted with."""
+    return {} if config.layers == config.uncut.layers else emitted_names(config)
 
 
 def write(emission: Emission, directory: Path) -> dict[str, Any]:
@@ -124,9 +131,8 @@ def write(emission: Emission, directory: Path) -> dict[str, Any]:
         raise FormatError(f"the format huggingface cannot hold this model: {'; '.join(problems)}")
     why, state = list(unlike(config)), open_model_tensors(emission.model)
     document = ragged_config(config, shorter_config(config)) if why else stock_config(config)
-    outputs = dict(stock_tensors(config, as_outputs(state)))
-    if why and config.layout.head in outputs:  # a release renames it for its own class alone
-        outputs[head_name(config)] = outputs.pop(config.layout.head)
+    names = emitted_names(config)
+    outputs = {names[name]: output for name, output in as_outputs(state).items()}
     dtype = write_files(emission, directory, document, outputs)
     if why:
         write_new(directory / f"{MODELING}.py", modeling_source(config))
@@ -136,7 +142,7 @@ def write(emission: Emission, directory: Path) -> dict[str, Any]:
 def write_files(emission: Emission, directory: Path, document: Mapping[str, Any], outputs: Mapping[str, Output]) -> str:
     """Write a config.json, weights, and what goes along with them -> what the weights are stored in."""
     directory.mkdir()
-    write_outputs(outputs, directory)
+    link_or_write(outputs, directory)
     for file in emission.files.get("beside", ()):
         copy_file(file, directory / file.name)
     dtype = str(next(iter(outputs.values())).dtype).removeprefix("torch.")

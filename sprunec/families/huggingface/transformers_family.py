@@ -123,6 +123,7 @@ FAMILY = Family(
     entrance=lambda model: model.entrance,
     head=lambda model: model.exit,
     leave=lambda model, hidden: model.leave(hidden),
+    stored_names=stock_files.stored_names,
     write_huggingface=stock_files.write,
     huggingface_texts=stock_files.texts,
     decode=decode,

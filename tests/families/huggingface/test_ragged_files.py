@@ -15,7 +15,7 @@ from sprunec.families.base_config import everything
 from sprunec.families.huggingface.ragged_files import cache_slots, kinds_of_cache
 from sprunec.families.huggingface.stock_files import write
 from sprunec.families.huggingface.transformers_config import TransformersConfig
-from sprunec.families.model_directory import save_model
+from sprunec.families.model_directory import open_model_tensors, save_model
 from sprunec.models.meta_models import traced_shape
 from sprunec.plan.export_formats import Emission
 from sprunec.rewrite.recipe import make_recipe
@@ -85,7 +85,7 @@ def test_unlike_layers_are_opened_as_they_were_cut(name: str, dtype: torch.dtype
     assert sum(parameter.numel() for parameter in reopened.parameters()) == config.parameters()
     ids = token_ids(2, 11)
     with torch.no_grad():
-        ours, _ = graphs(config, open_tensors(tmp_path / "small"), tmp_path / "small")(ids)
+        ours, _ = graphs(config, open_model_tensors(tmp_path / "small"), tmp_path / "small")(ids)
     theirs, decoded = said(reopened, ids)
     assert (theirs - ours).abs().max() < 5e-5 * ours.abs().max()
     assert (decoded - theirs).abs().max() < 5e-5 * ours.abs().max()

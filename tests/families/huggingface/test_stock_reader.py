@@ -87,7 +87,11 @@ def test_rows_that_are_looked_up_and_parts_of_a_matrix_are_read(
     torch.manual_seed(0)
     state = {"table.weight": torch.randn(50, 8).bfloat16(), "head.weight": torch.randn(50, 8).bfloat16()}
     write_state(state | {"head.bias": torch.randn(50).bfloat16()}, tmp_path)
-    kept, reads, read = {key: value.float() for key, value in open_tensors(tmp_path).items()}, list[Any](), FileTensor.read
+    kept, reads, read = (
+        {key: value.float() for key, value in open_tensors(tmp_path).items()},
+        list[Any](),
+        FileTensor.read,
+    )
     model = nn.ModuleDict({"table": nn.Embedding(50, 8), "head": nn.Linear(8, 50)})
     model.load_state_dict(file_tensors.file_tensors(tmp_path), assign=True)
     monkeypatch.setattr(file_tensors, "CHUNK_BYTES", 20 * 8 * 4)
