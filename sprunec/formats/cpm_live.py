@@ -15,7 +15,7 @@ from sprunec.plan.export_formats import Emission, Format, Reopened
 from sprunec.units import INSIDE
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from sprunec.checkpoint.reader import Tensors
     from sprunec.families.base import Inputs
@@ -55,31 +55,23 @@ def write(emission: Emission, directory: Path) -> dict[str, Any]:
     return {"dtype": str(dtype).removeprefix("torch.")}
 
 
-def read(directory: Path) -> nn.Module:
-    """Build the model by its config and weights, in eval mode; divisors follow from the widths."""
-    from sprunec.checkpoint.reader import read_state
-    from sprunec.families.model_directory import fill
-    from sprunec.models.meta_models import empty_model
-
-    model = empty_model(ModelConfig.from_dict(json.loads(read_file(directory / CONFIG))))
-    fill(model, read_state(directory / WEIGHTS), directory / WEIGHTS)
-    return model.eval()
-
-
 def reopen(directory: Path, config: Any, weights: Tensors) -> Reopened:
-    """Open it in float32 arithmetic."""
+    """Open it in float32 arithmetic, by its own config; divisors follow from the widths."""
     import torch
 
     from sprunec.checkpoint.reader import open_tensors
-    from sprunec.data.batches import in_use
+    from sprunec.families.base import family_of
     from sprunec.families.cpm_ant.folding import stored_dtype
+    from sprunec.models.meta_models import empty_model
+    from sprunec.models.streamed import Streamed
 
-    @torch.no_grad()
+    about, tensors = ModelConfig.from_dict(json.loads(read_file(directory / CONFIG))), open_tensors(directory / WEIGHTS)
+
     def logits(inputs: list[Inputs]) -> Tensor:
-        model = read(directory).float()
-        return torch.cat([model(**batch)[0][in_use(batch)] for batch in inputs])
+        model = Streamed(family_of(about), empty_model(about), tensors, inputs, torch.float32, torch.device("cpu"))
+        return torch.cat([some for _, some in model.logits()], dim=1)
 
-    stored = stored_dtype(open_tensors(directory / WEIGHTS), "keep")
+    stored = stored_dtype(tensors, "keep")
     return Reopened(stored, stored, logits)
 
 

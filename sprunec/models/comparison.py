@@ -26,12 +26,11 @@ from sprunec.engines.checkpoints import Saves
 from sprunec.errors import PassError
 from sprunec.families.base import Family, Given, Inputs
 from sprunec.models.decoding import Decoding
-from sprunec.models.streamed import Streamed, largest
+from sprunec.models.streamed import LOGITS, Streamed, largest
 
 TOLERANCE = 1e-5
 NOISES = 4.0  # a difference may be so many times the arithmetic's own noise
 FINER = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
-LOGITS = 2**22  # numbers at a time
 FEW = 2.5  # times what a comparison may take
 DECODED = 12  # tokens of a text
 

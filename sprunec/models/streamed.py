@@ -26,6 +26,7 @@ from sprunec.families.module_lists import blocks
 
 HELD_BYTES = 32 * 2**20  # a part of up to so many is kept until it is left
 CHUNK_BYTES = 8 * 2**20  # of a matrix that is streamed
+LOGITS = 2**22  # numbers, of them and of the head's rows, at a time
 
 
 class StreamedWeight:
@@ -231,6 +232,16 @@ class Streamed:
         """Take the hidden states (n, D) of all positions in use but so many first ones of each row."""
         pairs = zip(self.hidden, self.batches, strict=True)
         return torch.cat([hidden[:, skipped:][in_use(batch)[:, skipped:]] for hidden, batch in pairs])
+
+    @torch.no_grad()
+    def logits(self, skipped: int = 0) -> Iterator[tuple[range, Tensor]]:
+        """Run, and give the logits (n, tokens) of what is `used`, some tokens after the others."""
+        self.run()
+        states = self.used(skipped)
+        step = max(1, LOGITS // max(states.shape))
+        for first in range(0, self.tokens, step):
+            tokens = range(first, min(first + step, self.tokens))
+            yield tokens, self.leave(states, tokens)
 
 
 def move_buffers(model: nn.Module, device: torch.device) -> None:

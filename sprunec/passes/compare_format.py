@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from sprunec.families.base_config import ModelConfig
 
 LOGITS = 2**24  # numbers: what a format says is held as a whole
-PART = 2**22  # of what the model says, and of its head's rows
 EPSILONS = 4.0
 COMPARED = ("max_abs_difference", "tolerance", "noise", "tokens", "dtype")
 SOME = ("decoding_difference", "own_code")  # of formats that have past keys and values, or bring classes
@@ -100,14 +99,7 @@ def _logits(
     from sprunec.models.streamed import Streamed
 
     model = Streamed(family_of(config), empty_model(config), weights, inputs, dtype, torch.device("cpu"))
-    model.run()
-    states = model.used(skipped)
-    step = max(1, PART // max(states.shape))
-    for first in range(0, model.tokens, step):
-        part = range(first, min(first + step, model.tokens))
-        with torch.no_grad():
-            logits = model.leave(states, part)
-        yield part, logits
+    return model.logits(skipped)
 
 
 def tolerance(dtype: torch.dtype, largest_logit: float, noise: float = math.inf) -> float:

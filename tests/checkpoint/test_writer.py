@@ -20,12 +20,14 @@ from safetensors.torch import load_file
 
 from sprunec.checkpoint import torch_writer as writing_pt
 from sprunec.checkpoint import writer as writing
+from sprunec.checkpoint.layouts import weight_files
 from sprunec.checkpoint.reader import open_tensors
 from sprunec.checkpoint.torch_writer import ALIGNMENT, write_pt
 from sprunec.checkpoint.writer import (
     Output,
     adopt_weights,
     as_outputs,
+    link_or_write,
     link_weights,
     save_pt,
     save_tensors,
@@ -145,6 +147,37 @@ def test_weights_get_a_second_name_and_links_to_the_user_stay_links(tmp_path: Pa
     link_weights(tmp_path / "user", tmp_path / "third")
     assert (tmp_path / "third" / "model.safetensors").is_symlink()
     assert open_tensors(tmp_path / "third")["w"].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("shard_bytes", [2**20, 16], ids=["one file", "shards"])
+def test_files_of_just_these_tensors_get_second_names(shard_bytes: int, tmp_path: Path) -> None:
+    state = {"a": torch.ones(4), "b": torch.zeros(4), "c": torch.ones(2).bfloat16()}
+    own, user = tmp_path / "own", tmp_path / "user"
+    for folder in (own, user, *(tmp_path / name for name in ("same", "renamed", "fewer", "made", "linked"))):
+        folder.mkdir()
+    write_state(state, own, shard_bytes)
+    outputs = as_outputs(open_tensors(own))
+    link_or_write(outputs, tmp_path / "same")
+    files = [path for path in weight_files(own) if path.suffix == ".safetensors"]
+    assert len(files) == (1 if shard_bytes > 16 else 3)
+    assert all((tmp_path / "same" / file.name).samefile(file) for file in files)
+    assert equal(dict(open_tensors(tmp_path / "same")), state)
+    adopt_weights(own, user)
+    for name, wanted, given in (
+        (
+            "renamed",
+            {"x": state["a"], "b": state["b"], "c": state["c"]},
+            {("x" if k == "a" else k): v for k, v in outputs.items()},
+        ),
+        ("fewer", {"a": state["a"]}, {"a": outputs["a"]}),
+        ("made", state | {"b": torch.ones(4)}, outputs | as_outputs({"b": torch.ones(4)})),
+        ("linked", state, as_outputs(open_tensors(user))),
+    ):
+        link_or_write(given, tmp_path / name)
+        assert equal(dict(open_tensors(tmp_path / name)), wanted)
+        alone = name == "fewer" and shard_bytes == 16  # a shard of its own
+        links = {file.stat().st_nlink for file in (tmp_path / name).glob("*.safetensors")}
+        assert (links == {1}) != alone and not any(file.is_symlink() for file in (tmp_path / name).iterdir())
 
 
 @pytest.mark.parametrize("entries", [1, 2**20], ids=["at its end", "in the middle"])

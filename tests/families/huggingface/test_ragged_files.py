@@ -81,6 +81,7 @@ def emitted(folder: Path, name: str, dtype: torch.dtype) -> tuple[TransformersCo
 @pytest.mark.parametrize("name", CONFIGS)
 def test_unlike_layers_are_opened_as_they_were_cut(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
     config, reopened = emitted(tmp_path, name, dtype)
+    assert (tmp_path / "out/model.safetensors").samefile(tmp_path / "small/model.safetensors")  # written once
     assert open_tensors(tmp_path / "out").dtype(next(iter(config.layout.tables))) == dtype
     assert sum(parameter.numel() for parameter in reopened.parameters()) == config.parameters()
     ids = token_ids(2, 11)

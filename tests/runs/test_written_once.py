@@ -1,0 +1,97 @@
+"""Weights that several artifacts and formats have in common lie on the disk once, in one file or in shards."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import sprunec
+from sprunec.checkpoint import writer
+from sprunec.compiler.lower import lower
+from sprunec.execution.execute import execute
+from sprunec.formats import huggingface
+from sprunec.passes.compare import run_code
+from sprunec.plan.plan import read_plan
+from tests.helpers.causal_lms import token_ids
+from tests.helpers.small_plans import MODEL, save_weights
+from tests.runs.test_causal_lms import directory
+
+LLAMA: dict[str, Any] = {"num_hidden_layers": 3, "attention_bias": False, "tie_word_embeddings": False}
+CUTS: dict[str, dict[str, Any]] = {
+    "widths": {"unit": "dim_ff", "target": {"dim_ff": 40}, "budget": "per-layer"},
+    "unlike layers": {"unit": "dim_ff", "target": {"sparsity": 0.5}},
+    "a block": {"unit": "block", "target": {"num_layers": 2}},
+}
+
+
+def emitted(folder: Path, model: dict[str, Any], cut: dict[str, Any], *formats: str) -> Any:
+    passes = [{"pass": "score-mask", "criterion": "magnitude"} | cut, {"pass": "emit", "formats": list(formats)}]
+    (folder / "plan.json").write_text(json.dumps({"name": "once", "model": model, "passes": passes}))
+    return execute(lower(read_plan(folder / "plan.json")), folder / "out").data
+
+
+def written(folder: Path) -> set[tuple[int, int]]:
+    """What of at least a tensor's size there is, by inode, links to the user's file left out."""
+    files = [
+        file for file in folder.rglob("*.safetensors") if not file.is_symlink() and file.name != "scores.safetensors"
+    ]
+    return {(file.stat().st_ino, file.stat().st_size) for file in files}
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("sharded", [False, True], ids=["one file", "shards"])
+@pytest.mark.parametrize("whole", [True, False], ids=["opened whole", "in parts"])
+def test_a_small_llama_is_written_once(
+    cut: str, sharded: bool, whole: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if sharded:
+        monkeypatch.setattr(writer.write_outputs, "__defaults__", (20_000,))
+    if not whole:
+        monkeypatch.setattr(huggingface, "HELD_BYTES", 0)
+    directory(tmp_path, "llama", torch.bfloat16, **LLAMA)
+    report = emitted(tmp_path, {"path": "dense"}, CUTS[cut], "huggingface", "deci")
+    assert report["status"] == "done" and report["formats"].keys() == {"huggingface", "deci"}
+    assert report["formats"]["huggingface"]["decoding_difference"] < 1e-4
+    found = written(tmp_path / "out")
+    assert (len(found) > 2) == sharded
+    bytes_of = 2 * report["models"]["small"]["parameters"]
+    assert bytes_of < sum(size for _, size in found) < bytes_of + 4000 * len(found)
+    for form in ("huggingface", "deci"):
+        assert written(tmp_path / "out/model" / form) == found
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    out = tmp_path / "out/model/huggingface"
+    small = AutoModelForCausalLM.from_pretrained(out, trust_remote_code=cut == "unlike layers")
+    assert sum(map(torch.numel, small.parameters())) == report["models"]["small"]["parameters"]
+    assert small(input_ids=token_ids(1, 5)).logits.isfinite().all()
+
+
+def test_shards_of_a_model_of_our_own_are_opened_by_its_own_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer.write_outputs, "__defaults__", (9_000,))
+    save_weights(tmp_path / "weights.pt")
+    cut = {"unit": "dim_ff", "target": {"dim_ff": 20}, "budget": "per-layer"}
+    model = {"config": MODEL, "checkpoint": "weights.pt"}
+    report = emitted(tmp_path, model, cut, "sprunec", "huggingface")
+    out = tmp_path / "out/model"
+    assert report["status"] == "done" and all(len(written(out / form)) > 2 for form in ("sprunec", "huggingface"))
+    ours, its = sprunec.load(out / "sprunec").state_dict(), run_code(out / "sprunec").load(out / "sprunec").state_dict()
+    assert ours.keys() == its.keys() and all(torch.equal(ours[name], its[name]) for name in ours)
+
+
+def test_what_is_changed_where_it_was_published_is_made_again(tmp_path: Path) -> None:
+    """The store has the same file, and sees that it is no longer what it was."""
+    directory(tmp_path, "llama", **LLAMA)
+    emitted(tmp_path, {"path": "dense"}, CUTS["a block"], "huggingface")
+    file = tmp_path / "out/model/huggingface/model.safetensors"
+    before = file.read_bytes()
+    with file.open("r+b") as stream:
+        stream.seek(-8, 2)
+        stream.write(bytes(8))
+    report = emitted(tmp_path, {"path": "dense"}, CUTS["a block"], "huggingface")
+    assert report["status"] == "done" and file.read_bytes() == before
