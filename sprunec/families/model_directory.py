@@ -41,8 +41,8 @@ def save_outputs(directory: Path, config: ModelConfig, kept: Kept, outputs: Mapp
     wrong = misfit(config.tensors(), {name: output.shape for name, output in outputs.items()})
     assert not wrong, wrong
     describe(directory, config, kept)
-    names = family_of(config).stored_names(config)
-    write_outputs({names.get(name, name): output for name, output in outputs.items()}, directory)
+    names = {name: name for name in outputs} | {**family_of(config).stored_names(config)}
+    write_outputs({names[name]: output for name, output in outputs.items()}, directory)
 
 
 def describe(directory: Path, config: ModelConfig, kept: Kept) -> None:
@@ -59,12 +59,16 @@ def open_model_tensors(directory: Path) -> Tensors:
         InputError: a tensor is missing or of another shape.
     """
     config, tensors = read_config(directory), open_tensors(directory)
-    expected = config.tensors()
-    if not all(name in tensors for name in expected):
-        names = family_of(config).stored_names(config)
-        tensors = tensors.renamed({names.get(name, name): name for name in expected})
-    check_shapes(expected, tensors.shapes(), directory, exact=False)
-    return tensors.only(expected)
+    tensors = tensors.renamed({stored: name for name, stored in names_on_disk(config, tensors).items()})
+    check_shapes(config.tensors(), tensors.shapes(), directory, exact=False)
+    return tensors
+
+
+def names_on_disk(config: ModelConfig, tensors: Tensors) -> dict[str, str]:
+    """Tell what a config's tensors are called in an artifact of these."""
+    names = {name: name for name in config.tensors()}
+    there = all(name in tensors for name in names)
+    return names if there else names | {**family_of(config).stored_names(config)}
 
 
 def check_shapes(

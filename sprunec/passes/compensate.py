@@ -61,11 +61,14 @@ def run(job: Job[RefitOptions]) -> dict[str, Any]:
 
 
 def _refitted(job: Job[RefitOptions], way: BlockByBlock, blocks: Mapping[str, Any]) -> list[Path]:
-    """Write each block's new weights as a file of its own."""
+    """Write each block's new weights as a file of its own, by the names that the input's files have."""
+    from sprunec.checkpoint.reader import open_tensors
     from sprunec.checkpoint.writer import save_tensors
     from sprunec.durable import file_sha256
+    from sprunec.families.model_directory import names_on_disk
     from sprunec.masks.refitting import refit_block
 
+    names = names_on_disk(job.config(), open_tensors(job.directory()))
     digests, folder = dict[str, str](), job.out if job.saves is None else job.saves.directory
 
     def restore(saved: Mapping[str, str]) -> bool:
@@ -77,7 +80,8 @@ def _refitted(job: Job[RefitOptions], way: BlockByBlock, blocks: Mapping[str, An
     for path in way.blocks(lambda: dict(digests), restore):
         block, sublayers = blocks[path]
         if new := refit_block(way, block, sublayers, job.options.ridge):
-            save_tensors(new, file := folder / f"refitted-{block.index:05d}.safetensors")
+            file = folder / f"refitted-{block.index:05d}.safetensors"
+            save_tensors({names[name]: tensor for name, tensor in new.items()}, file)
             digests[file.name] = file_sha256(file)
     return [folder / name for name in digests]
 

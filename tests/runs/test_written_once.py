@@ -12,13 +12,15 @@ from transformers import AutoModelForCausalLM
 
 import sprunec
 from sprunec.checkpoint import writer
+from sprunec.checkpoint.reader import open_tensors
 from sprunec.compiler.lower import lower
 from sprunec.execution.execute import execute
+from sprunec.families.model_directory import read_kept
 from sprunec.formats import huggingface
 from sprunec.passes.compare import run_code
 from sprunec.plan.plan import read_plan
 from tests.helpers.causal_lms import token_ids
-from tests.helpers.small_plans import MODEL, save_weights
+from tests.helpers.small_plans import MODEL, artifact, save_weights
 from tests.runs.test_causal_lms import directory
 
 LLAMA: dict[str, Any] = {"num_hidden_layers": 3, "attention_bias": False, "tie_word_embeddings": False}
@@ -95,3 +97,29 @@ def test_what_is_changed_where_it_was_published_is_made_again(tmp_path: Path) ->
         stream.write(bytes(8))
     report = emitted(tmp_path, {"path": "dense"}, CUTS["a block"], "huggingface")
     assert report["status"] == "done" and file.read_bytes() == before
+
+
+def test_weights_refitted_after_a_block_has_gone_are_those_that_are_emitted(tmp_path: Path) -> None:
+    """By then the layers are numbered anew on disk; what a second cut emits is a slice of what was refitted."""
+    directory(tmp_path, "llama", **LLAMA)
+    cut = {"pass": "score-mask", "criterion": "activation", "unit": "dim_ff", "target": {"dim_ff": 40}}
+    passes = [
+        {"pass": "score-mask", "criterion": "magnitude"} | CUTS["a block"],
+        cut | {"budget": "per-layer", "compensate": "least-squares"},
+        {"pass": "emit", "formats": ["huggingface"]},
+    ]
+    data = {"source": "python-docs", "max_length": 32, "batch_size": 4}
+    content = {"name": "twice", "model": {"path": "dense"}, "data": data, "passes": passes}
+    (tmp_path / "plan.json").write_text(json.dumps(content))
+    report = execute(lower(read_plan(tmp_path / "plan.json")), tmp_path / "out").data
+    assert report["status"] == "done"
+    digests = {entry["pass"]: entry["digest"] for entry in reversed(report["passes"])}  # of the first of each
+    folders = [tmp_path / "out/store" / digests[name] for name in ("rewrite", "compensate")]
+    small = open_tensors(tmp_path / "out/model/huggingface")
+    dims = [layer["dim_ff"] for layer in read_kept(artifact(tmp_path / "out", "rewrite")) if layer]
+    assert len(dims) == 2 and set(map(len, dims)) == {40}
+    for number, kept in enumerate(map(list, dims)):
+        name = f"model.layers.{number}.mlp.down_proj.weight"
+        before, refitted = (open_tensors(folder)[name] for folder in folders)
+        assert torch.equal(small[name], refitted[:, kept])
+        assert (refitted[:, kept] - before[:, kept]).abs().max() > 1e-3
