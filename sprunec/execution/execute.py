@@ -25,6 +25,7 @@ from sprunec.execution.store import Artifact, Store
 from sprunec.file_digests import file_stamp
 from sprunec.graph.graph import Graph, Node
 from sprunec.interrupts import postponed, was_interrupted
+from sprunec.machine import release_memory
 from sprunec.plan.declared import PASSES
 from sprunec.unexpected import FILE, UnexpectedError, explained, is_foreseen, own_words
 
@@ -162,6 +163,7 @@ class Run:
             # Who has lost another rank says so before it is told to end.
             with postponed() if world.size > 1 else nullcontext(), _named(node, directory, world):
                 metrics = PASSES.home(node.pass_).run(job)
+            release_memory()
             for path, stamp in node.stamps.items():
                 if file_stamp(path) != stamp:
                     raise PassError(f"{node.name}: {path} has changed since the run began; run again")
