@@ -31,15 +31,15 @@ PASSES = ("score-mask-kv_group-dim_ff", "compensate", "compare", "evaluate-maske
 KILLS = 10
 
 
-def write_plan(folder: Path, dtype: torch.dtype = torch.bfloat16) -> Path:
+def write_plan(folder: Path, engine: Mapping[str, Any] = {"hidden_states": "disk"}) -> Path:
     """A plan for a model whose layers are cut unlike, and refitted."""
-    directory(folder, "llama", dtype, num_hidden_layers=4, attention_bias=False)
+    directory(folder, "llama", torch.bfloat16, num_hidden_layers=4, attention_bias=False)
     cut = SCORE | {"target": {"sparsity": 0.3}, "compensate": "least-squares"}
     content = {
         "name": "killed",
         "model": {"path": "dense"},
         "data": {"source": "python-docs", "max_length": 64, "batch_size": 8},
-        "engine": {"hidden_states": "disk"},
+        "engine": dict(engine),
         "evaluate": {"tokens": 2_000},
         "passes": [cut, EMIT],
     }

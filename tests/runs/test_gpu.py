@@ -10,6 +10,7 @@ import torch
 import sprunec
 from tests.conftest import TINY, random_batch, tiny_model
 from tests.helpers.small_plans import EMIT, mask_pass, plan, write
+from tests.runs.test_block_by_block_runs import write_plan
 
 pytestmark = [
     pytest.mark.gpu,
@@ -70,3 +71,16 @@ def test_a_fully_masked_row_gets_no_attention_on_the_device(dtype: torch.dtype) 
         with torch.set_grad_enabled(gradients):
             mixed = attention(hidden, bias)
         assert torch.equal(mixed[:, 2], torch.zeros_like(mixed[:, 2]))
+
+
+@pytest.mark.parametrize("hidden_states", ["memory", "disk"])
+def test_a_model_goes_block_by_block_through_the_device(hidden_states: str, tmp_path: Path) -> None:
+    """Scored, refitted and measured there, it is the model that the CPU makes of it."""
+    found = []
+    for device in ("cpu", "cuda"):
+        path = write_plan(tmp_path / device, engine={"device": device, "hidden_states": hidden_states})
+        found.append(sprunec.execute(sprunec.lower(sprunec.read_plan(path)), tmp_path / device / "out").data)
+    ours, theirs = (report["models"] for report in found)
+    assert found[0]["kept"] == found[1]["kept"]
+    for role in ours:
+        assert theirs[role]["loss"] == pytest.approx(ours[role]["loss"], abs=1e-3)
