@@ -100,6 +100,7 @@ def run(
     flags: Flags,
     out: Annotated[Path | None, typer.Option(help="Where the run lives; run again there to continue.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the graph, sizes and cost; do nothing.")] = False,
+    measure: Annotated[bool, typer.Option("--measure", help="With --dry-run: a time, from a block run here.")] = False,
     strict: Annotated[bool, typer.Option(help="With --dry-run: a missing file is an error, as in a run.")] = False,
     devices: Annotated[
         int, typer.Option(min=1, max=1024, help="Train on so many devices of this machine, a process each.")
@@ -110,12 +111,13 @@ def run(
     debug: Debug = False,
 ) -> None:
     """Run a plan; what is already done is not done again."""
-    from sprunec.compiler.lower import lower, with_own_head
+    from sprunec.compiler.lower import lower
     from sprunec.execution.execute import execute
     from sprunec.execution.ranks import follow
     from sprunec.graph.weights import DRY_READ
-    from sprunec.plan.scale import plan_costs
 
+    if measure and not dry_run:
+        raise typer.BadParameter("--measure foretells how long a run takes; give --dry-run with it")
     chosen, (rank, size) = _out(out, flags.save), launched()
     if devices > 1 and size == 1 and not dry_run:
         raise typer.Exit(launch(devices, sys.argv[1:]))
@@ -131,10 +133,9 @@ def run(
             # What no store can have needs no digest, which takes minutes for the largest models.
             unread = dry_run and not (folder / "store").exists()
             graph = lower(checked, DRY_READ if unread else math.inf)
-            costs = plan_costs(with_own_head(checked), max(devices, size)) if dry_run else []
-        if dry_run:
-            output.show_graph(graph, folder, costs, as_json)
-            return
+            if dry_run:
+                output.show_graph(checked, graph, folder, max(devices, size), measure, as_json)
+                return
         with output.reporting(as_json, f"running {plan}", folder), output.page_of(folder, progress, stop, as_json):
             report = execute(graph, folder, progress, stop, world)
         output.show_report(report, folder, as_json)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
@@ -53,6 +54,16 @@ def open_header(path: Path) -> Header | None:
         return Header(read_places(path))
     except Unknown:
         return None
+
+
+def item_bytes(path: Path) -> float | None:
+    """Tell how many bytes a stored number has on average; None where no header that can be read says so."""
+    try:
+        header = open_header(path)
+    except (InputError, OSError):
+        return None
+    numbers = 0 if header is None else sum(map(math.prod, header.shapes().values()))
+    return None if header is None or not numbers else float(sum(p.nbytes for p in header.places.values()) / numbers)
 
 
 def read_places(path: Path, otherwise: Reader | None = None) -> dict[str, Place]:

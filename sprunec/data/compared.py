@@ -9,22 +9,13 @@ from itertools import islice
 import numpy as np
 import torch
 
+from sprunec.data.affordable import STATES, affordable_tokens
 from sprunec.data.batches import Batch, Data, Packer
 from sprunec.families.base import Document, family_of
-from sprunec.families.base_config import FORWARD, ModelConfig
+from sprunec.families.base_config import ModelConfig
 
-# A comparison runs the masked model once and the small one up to five times, in float64 or float32. On two cores these
-# operations take about ten seconds.
-OPERATIONS, PER_PARAMETER = 250_000_000_000, 8 * FORWARD
-LEAST_TOKENS, LEAST_TEXT, MOST_BATCHES = 64, 32, 4
+MOST_BATCHES = 4
 RANDOM_TEXT = 64  # tokens in a row
-STATES = 2**24  # numbers in all hidden states, or in all that blocks are given besides, together
-
-
-def affordable_tokens(config: ModelConfig) -> int:
-    """Count the tokens that a model of this size is compared on unless a plan says another number."""
-    affordable = OPERATIONS // (PER_PARAMETER * config.parameters())
-    return max(LEAST_TOKENS, LEAST_TEXT + config.overhead, affordable)
 
 
 def compared_batches(

@@ -8,13 +8,14 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sprunec.checkpoint.provenance import write_provenance
 from sprunec.durable import forget
 from sprunec.engines.world import World
 from sprunec.errors import ComparisonError, InputError, PassError, SprunecError, disk_words, remedied
 from sprunec.execution.events import Events
+from sprunec.execution.fits import check_fits
 from sprunec.execution.lock import alone
 from sprunec.execution.paths import check_places
 from sprunec.execution.progress import Watcher
@@ -28,6 +29,9 @@ from sprunec.interrupts import postponed, was_interrupted
 from sprunec.machine import release_memory
 from sprunec.plan.declared import PASSES
 from sprunec.unexpected import FILE, UnexpectedError, explained, is_foreseen, own_words
+
+if TYPE_CHECKING:
+    from sprunec.engines.device import Place
 
 
 def execute(
@@ -46,11 +50,14 @@ def execute(
     Raises:
         KeyboardInterrupt: the run was stopped; run again to continue.
         InputError: a file or the device is missing; nothing was done.
+        PassError: the machine is too small; nothing was done.
         SprunecError: a pass failed; the report says which, and what was finished stays.
     """
     out, watcher, world = Path(out), watcher or Watcher(), world or World()
-    device = _check_ready(graph, world)
+    place = _check_ready(graph, world)
+    device = str(place.device)
     check_places(graph, out)
+    check_fits(graph, Store(out / "store"), device, place.memory(world.size), world.size)
     with alone(out):
         run = Run(graph, out, watcher, device, stop, world)
         run.begin()
@@ -74,7 +81,7 @@ def execute(
         return run.report
 
 
-def _check_ready(graph: Graph, world: World) -> str:
+def _check_ready(graph: Graph, world: World) -> Place:
     """Find the device that `auto` means here; raise for what would stop the run later."""
     from sprunec.engines.choose import check_engine
     from sprunec.engines.device import Place
@@ -90,7 +97,7 @@ def _check_ready(graph: Graph, world: World) -> str:
     place = Place.of(graph.device, "fp32", world)
     if any(PASSES[node.pass_].trains for node in graph.nodes):
         check_engine(graph.engine, place)
-    return str(place.device)
+    return place
 
 
 @dataclass

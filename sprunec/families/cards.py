@@ -62,6 +62,7 @@ class Card:
         state_widths: of every module that is given hidden states, and is there.
         cache_bytes: of a token's keys and values, in the type that the config names, else in one of 16 bits; None where
             that is not known.
+        item_bytes: of a stored number, by the type that the config names, else of 16 bits.
         huggingface_options: by the source of the data, what else decides how the model is written for transformers.
         pairs_hint, states_hint: how a plan pairs states, and names modules.
     """
@@ -84,6 +85,7 @@ class Card:
     head_names: Callable[[Collection[str]], tuple[str, str] | None]
     state_widths: Callable[[Any], dict[str, Widths]]
     cache_bytes: Callable[[Any], int | None]
+    item_bytes: Callable[[Any], int]
     huggingface_options: Callable[[str], dict[str, Any]]
     pairs_hint: str
     states_hint: str

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,11 +15,13 @@ from sprunec.engines.training import Distillation
 from sprunec.families.base_config import ModelConfig
 from sprunec.families.cards import card_of
 from sprunec.file_digests import file_digest, file_stamp
+from sprunec.graph.arithmetic import ModelSize
 from sprunec.graph.graph import Graph, Node, Roles, digest_of, plain
 from sprunec.graph.options import Options
 from sprunec.graph.weights import NO_MASK, weights_digest
 from sprunec.plan.declared import PASSES, PassSpec
 from sprunec.plan.plan import Plan
+from sprunec.plan.scale import FLOAT
 from sprunec.plan.targets import Left
 
 Kind = TypeVar("Kind", bound=Options)
@@ -34,7 +36,9 @@ class Builder:
         model, data: which node gives the newest model, and the data; none yet.
         teachers: by checkpoint, which node gives a teacher; by None, the model before anything is taken away.
         left: what the model has by now.
+        sizes: of the models that nodes give.
         model_steps: training steps that it has had.
+        held_out: about how many tokens are held out.
         data_files: the user's files that every node that uses data reads.
         emitting: what to emit, last.
     """
@@ -47,9 +51,11 @@ class Builder:
     data: str = ""
     teachers: dict[Path | None, str] = field(default_factory=dict)
     left: Left = field(init=False)
+    sizes: dict[str, ModelSize] = field(default_factory=dict)
     model_steps: int = 0
     tokens: int = 0
     flops: float = 0.0
+    held_out: int = 0
     emitting: PassSpec | None = None
     data_files: dict[str, tuple[Path, ...]] = field(default_factory=dict)
 
@@ -78,8 +84,22 @@ class Builder:
         known |= given
         return kind(**{each.name: known[each.name] for each in fields(kind) if each.name in known})
 
-    def add(self, pass_: str, options: Options, inputs: Mapping[str, str], suffix: str = "", **extra: Any) -> str:
-        """Append a node; inputs without a giver are left out, and `extra` are fields of `Node`."""
+    def add(
+        self,
+        pass_: str,
+        options: Options,
+        inputs: Mapping[str, str],
+        suffix: str = "",
+        size: ModelSize | None = None,
+        **extra: Any,
+    ) -> str:
+        """Append a node.
+
+        Args:
+            inputs: those without a giver are left out.
+            size: of the model that it gives, where that is not what is left, stored as the input's or as what trains.
+            extra: fields of `Node`.
+        """
         info, inputs = PASSES[pass_], {role: node for role, node in inputs.items() if node}
         missing = set(info.inputs) - set(inputs)
         assert not missing, f"{pass_} lacks {missing}"
@@ -93,7 +113,12 @@ class Builder:
             "files": files,
             "stamps": stamps,
         } | extra
-        self.nodes[name] = Node(name, pass_, options, inputs, digest, info.output, **more)
+        node = Node(name, pass_, options, inputs, digest, info.output, **more)
+        if size is None and info.makes_model:
+            size = ModelSize(self.left, FLOAT if info.trains else self.sizes[inputs["model"]].item)
+        if size is not None:
+            self.sizes[name] = size
+        self.nodes[name] = node if info.needs is None else replace(node, needs=info.needs(self, node))
         return name
 
     def masks_digest(self, path: Path) -> str:
@@ -116,5 +141,9 @@ class Builder:
     def graph(self) -> Graph:
         plan, sizes = self.plan, (self.config.parameters(), self.left.parameters)
         caches = [card_of(config).cache_bytes(config) for config in (self.config, self.left.config)]
-        amounts = (sizes, (caches[0], caches[1]), self.tokens, self.flops, plan.checkpoint_name)
+        # what people look for in OUT is copied out of the store
+        kept = self.roles.full if plan.checkpoint_name is not None else ""
+        published = sum(node.needs.published for node in self.nodes.values())
+        published += self.sizes[kept].nbytes if kept else 0.0
+        amounts = (sizes, (caches[0], caches[1]), self.tokens, self.flops, published, plan.checkpoint_name)
         return Graph(plan.name, tuple(self.nodes.values()), self.roles, plan.engine.device, *amounts, plain(plan))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from sprunec.families.base_config import ModelConfig
 from sprunec.file_digests import MISSING
+from sprunec.graph.needs import Needs, in_all
 
 SIDES = ("before", "after")
 DESCRIBED = ("name", "pass", "inputs", "gives", "digest", "cached", "steps", "parameters", "about")
@@ -34,6 +35,7 @@ class Node:
         writes: the files that the user asked for besides OUT, by the pass's own words for what goes into them.
         provenance: what is noted beside these files.
         notes: what the user should know about it, whatever comes out.
+        needs: what it takes of the machine.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Node:
     writes: Mapping[str, Path] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    needs: Needs = field(default_factory=Needs)
 
 
 @dataclass
@@ -81,6 +84,7 @@ class Graph:
     Attributes:
         parameters, cache_bytes: before and after; at most so many when layers may come out different.
         tokens: training targets in all.
+        published: bytes that are copied to where people look for them, once all is done.
         checkpoint_name: the file in OUT that `full` is written to.
         resolved: the plan with every default filled in; the emitted model carries it.
     """
@@ -93,6 +97,7 @@ class Graph:
     cache_bytes: tuple[int | None, int | None]
     tokens: int
     flops: float
+    published: float = 0.0
     checkpoint_name: str | None = None
     resolved: Mapping[str, Any] = field(default_factory=dict)
 
@@ -104,12 +109,26 @@ class Graph:
     def node(self, name: str) -> Node:
         return next(node for node in self.nodes if node.name == name)
 
-    def document(self, cached: Mapping[str, bool]) -> dict[str, Any]:
-        """Describe the graph as `schemas/graph.schema.json` does."""
+    def needed(self, cached: Mapping[str, bool]) -> Needs:
+        """Say what is needed in all for the nodes that are not there yet."""
+        return in_all((node.needs for node in self.nodes if not cached.get(node.name)), self.published)
+
+    def document(self, cached: Mapping[str, bool], seconds: Callable[[Needs], float] | None = None) -> dict[str, Any]:
+        """Describe the graph as `schemas/graph.schema.json` does.
+
+        Args:
+            seconds: what things take; None: nobody knows.
+        """
+
+        def told(needs: Needs) -> dict[str, Any]:
+            return needs.document(None if seconds is None else seconds(needs))
+
         known = [vars(n) | {"pass": n.pass_, "cached": cached.get(n.name, False)} for n in self.nodes]
+        nodes = [{key: node[key] for key in DESCRIBED} | {"inputs": dict(node["inputs"])} for node in known]
         return {
             "plan": self.plan,
-            "nodes": [{key: node[key] for key in DESCRIBED} | {"inputs": dict(node["inputs"])} for node in known],
+            "nodes": [node | {"needs": told(each.needs)} for node, each in zip(nodes, self.nodes, strict=True)],
+            "needs": told(self.needed(cached)),
             "parameters": dict(zip(SIDES, self.parameters, strict=True)),
             "cache_bytes_per_token": dict(zip(SIDES, self.cache_bytes, strict=True)),
             "tokens": self.tokens,

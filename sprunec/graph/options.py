@@ -39,6 +39,10 @@ class CalibrationOptions(BatchOptions):
     first_step: int
     precision: str
 
+    @property
+    def sequences(self) -> int:
+        return self.batches * self.batch_size
+
 
 @dataclass(frozen=True, kw_only=True)
 class MaskOptions(Options):

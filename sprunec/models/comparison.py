@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from sprunec.checkpoint.reader import Tensors
+from sprunec.data.affordable import OPERATIONS, PER_PARAMETER
 from sprunec.data.batches import in_use
-from sprunec.data.compared import OPERATIONS, PER_PARAMETER
 from sprunec.engines.checkpoints import Saves
 from sprunec.errors import PassError
 from sprunec.families.base import Family, Given, Inputs

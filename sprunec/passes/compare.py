@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any
 from sprunec.durable import read_file
 from sprunec.errors import ComparisonError
 from sprunec.families.base import family_of
+from sprunec.graph.arithmetic import compared
 from sprunec.graph.builder import Builder
 from sprunec.graph.graph import Node
+from sprunec.graph.needs import EXACT, SINGLE, Needs
 from sprunec.graph.options import BatchOptions
 from sprunec.passes.job import Job
 from sprunec.plan.declared import Pass
@@ -44,6 +46,14 @@ def add(build: Builder, masked: str, masks: str, small: str) -> None:
     options = build.options(CompareOptions, tokens=build.plan.compare_tokens)
     inputs = {"masked": masked, "masks": masks, "small": small, "data": build.data}
     build.add("compare", options, inputs, about="masked = small")
+
+
+def needs(build: Builder, node: Node) -> Needs:
+    """Open an emitted model in two ways."""
+    masked, small = (build.sizes[node.inputs[role]] for role in ("masked", "small"))
+    ways = 2 if build.nodes[node.inputs["small"]].gives == "emitted" else 1
+    models = masked, *[small] * ways
+    return compared([(model, kind) for model in models for kind in (SINGLE, EXACT)], node.options.tokens)
 
 
 def run(job: Job[CompareOptions]) -> dict[str, Any]:
@@ -119,5 +129,13 @@ def _severity(value: float | None) -> float:
 
 
 COMPARE = Pass(
-    "compare", 5, CompareOptions, ("masked", "masks", "small"), "comparison", ("data",), report=report, by_block=True
+    "compare",
+    5,
+    CompareOptions,
+    ("masked", "masks", "small"),
+    "comparison",
+    ("data",),
+    needs=needs,
+    report=report,
+    by_block=True,
 )

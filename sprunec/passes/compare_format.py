@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 from sprunec.durable import read_file
 from sprunec.errors import ComparisonError, FormatError, PassError
 from sprunec.families.base import family_of
+from sprunec.graph.arithmetic import compared
 from sprunec.graph.builder import Builder
 from sprunec.graph.graph import Node
+from sprunec.graph.needs import EXACT, SINGLE, Needs
 from sprunec.passes.compare import CompareOptions
 from sprunec.passes.job import Job
 from sprunec.plan.declared import Pass
@@ -48,6 +50,12 @@ def add(build: Builder, model: str, emitted: str, form: str) -> None:
     options = build.options(FormatOptions, tokens=build.plan.compare_tokens, form=form)
     inputs = {"model": model, "emitted": emitted, "data": build.data}
     build.add("compare-format", options, inputs, suffix=form, about="opened again")
+
+
+def needs(build: Builder, node: Node) -> Needs:
+    """Run the small model in two arithmetics, and the format."""
+    small = build.sizes[node.inputs["model"]]
+    return compared([(small, kind) for kind in (EXACT, SINGLE, SINGLE)], node.options.tokens)
 
 
 def run(job: Job[FormatOptions]) -> dict[str, Any]:
@@ -127,5 +135,13 @@ def report(document: dict[str, Any], node: Node, metrics: Mapping[str, Any]) -> 
 
 
 COMPARE_FORMAT = Pass(
-    "compare-format", 2, FormatOptions, ("model", "emitted"), "comparison", ("data",), report=report, fails_alone=True
+    "compare-format",
+    2,
+    FormatOptions,
+    ("model", "emitted"),
+    "comparison",
+    ("data",),
+    needs=needs,
+    report=report,
+    fails_alone=True,
 )

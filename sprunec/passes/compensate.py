@@ -14,10 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sprunec.graph.arithmetic import Text, by_block, forward, moments, projection_widths
 from sprunec.graph.builder import Builder
+from sprunec.graph.graph import Node
+from sprunec.graph.needs import Needs
 from sprunec.graph.options import CalibrationOptions
 from sprunec.passes.job import Job
 from sprunec.plan.declared import Pass, PassSpec
+from sprunec.units import INSIDE
 
 if TYPE_CHECKING:
     from sprunec.models.block_by_block import BlockByBlock
@@ -37,6 +41,15 @@ def add(build: Builder, spec: PassSpec, masks: str, scores: str) -> None:
     learned = scores if scores == build.model else ""
     inputs = {"model": build.model, "masks": masks, "data": build.data, "scores": learned}
     build.model = build.add("compensate", build.options(RefitOptions, spec), inputs, about=spec.options["compensate"])
+
+
+def needs(build: Builder, node: Node) -> Needs:
+    """Run a block once for each sublayer that is refitted, and once more to go on; write what is new of it."""
+    model, units = build.sizes[node.inputs["model"]], getattr(build.nodes[node.inputs["masks"]].options, "unit", INSIDE)
+    text, widths = Text(node.options.sequences, node.options.max_length), projection_widths(model.config, units)
+    operations = (1 + len(widths)) * forward(model, text) + moments(model, text, widths)
+    disk = model.item * sum(widths) * model.config.width * len(model.config.layers)
+    return by_block(model, text, operations, widths, disk=disk)
 
 
 def run(job: Job[RefitOptions]) -> dict[str, Any]:
@@ -87,5 +100,13 @@ def _refitted(job: Job[RefitOptions], way: BlockByBlock, blocks: Mapping[str, An
 
 
 COMPENSATE = Pass(
-    "compensate", 4, RefitOptions, ("model", "masks", "data"), "model", ("scores",), refits=True, by_block=True
+    "compensate",
+    4,
+    RefitOptions,
+    ("model", "masks", "data"),
+    "model",
+    ("scores",),
+    needs=needs,
+    refits=True,
+    by_block=True,
 )

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from sprunec.graph.arithmetic import by_rows
 from sprunec.graph.builder import Builder
+from sprunec.graph.graph import Node
+from sprunec.graph.needs import Needs
 from sprunec.graph.options import Options
 from sprunec.passes import compare, compensate
 from sprunec.passes.job import Job
@@ -24,6 +27,13 @@ def add(build: Builder, spec: PassSpec, masks: str, scores: str = "") -> None:
     if build.changes_weights():  # else the comparison at the end says it all
         compare.add(build, entering, masks, small)
     build.model = build.roles.origin = small
+
+
+def needs(build: Builder, node: Node) -> Needs:
+    """Write the small model, and of one that was cut before and changed since, its weights in the input's shape."""
+    given, made, origin = node.inputs["model"], [build.sizes[node.name]], node.inputs.get("origin")
+    made += [build.sizes[build.roles.source].stored_as(build.sizes[given])] if origin not in (None, given) else []
+    return by_rows(build.sizes[given], made)
 
 
 def run(job: Job[Options]) -> dict[str, Any]:
@@ -53,4 +63,4 @@ def run(job: Job[Options]) -> dict[str, Any]:
     return {"parameters_before": config.parameters(), "parameters": small.parameters()}
 
 
-REWRITE = Pass("rewrite", 2, Options, ("model", "masks"), "rewritten", ("origin",))
+REWRITE = Pass("rewrite", 2, Options, ("model", "masks"), "rewritten", ("origin",), needs=needs)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from sprunec.durable import write_new
 from sprunec.errors import FormatError
 from sprunec.file_digests import file_digest
+from sprunec.graph.arithmetic import by_rows
 from sprunec.graph.builder import Builder
+from sprunec.graph.graph import Node
+from sprunec.graph.needs import Needs
 from sprunec.graph.options import Options
 from sprunec.passes.job import Job
 from sprunec.plan.declared import Pass, PassSpec
@@ -47,6 +50,13 @@ def add(build: Builder, spec: PassSpec, model: str) -> str:
     return build.add("emit", options, inputs, about=", ".join(formats), files=files)
 
 
+def needs(build: Builder, node: Node) -> Needs:
+    """Write each format, and copy it to where people look for it once all is done."""
+    small = build.sizes[node.name]
+    written = by_rows(build.sizes[node.inputs["model"]], [small] * len(node.options.formats))
+    return replace(written, published=written.disk, least_disk=0.0)  # some may be links, and some may fail
+
+
 def run(job: Job[EmitOptions]) -> dict[str, Any]:
     """Write all formats that can hold the model; of the others, a note of why they cannot.
 
@@ -71,4 +81,4 @@ def run(job: Job[EmitOptions]) -> dict[str, Any]:
     return {"parameters": config.parameters(), "bytes": sizes, "forms": about}
 
 
-EMIT = Pass("emit", 5, EmitOptions, ("model", "source"), "emitted", lower=lower)
+EMIT = Pass("emit", 5, EmitOptions, ("model", "source"), "emitted", lower=lower, needs=needs)

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from sprunec.errors import PassError
 from sprunec.families.base import family_of
+from sprunec.graph.arithmetic import Text, by_block, forward
 from sprunec.graph.builder import Builder
+from sprunec.graph.graph import Node
+from sprunec.graph.needs import Needs
 from sprunec.graph.options import BatchOptions
+from sprunec.machine import physical_memory
 from sprunec.passes.job import Job
 from sprunec.plan.declared import Pass
+from sprunec.plan.scale import FLOAT
 
 if TYPE_CHECKING:
     from sprunec.data.batches import Data
 
-FLOAT = 4  # bytes
 SAMPLE_PROMPT, SAMPLE_LENGTH, SAMPLE_TEMPERATURE = 48, 80, 0.7
 
 
@@ -34,6 +38,21 @@ def add(build: Builder, suffix: str, model: str, masks: str = "") -> str:
     options = build.options(EvaluateOptions, tokens=build.plan.evaluate_tokens)
     inputs = {"model": model, "masks": masks, "data": build.data}
     return build.add("evaluate", options, inputs, suffix, about="held-out loss")
+
+
+def needs(build: Builder, node: Node) -> Needs:
+    """Run what is held out; how much that is is a guess where the plan gives no number of tokens."""
+    model, length = build.sizes[node.inputs["model"]], node.options.max_length
+    text = Text(math.ceil((node.options.tokens or build.held_out) / length), length)
+    found, size = by_block(model, text, forward(model, text, head=True)), float(FLOAT) * model.left.parameters
+    if "masks" in node.inputs or not _writes(size, physical_memory()):
+        return found
+    return replace(found, memory=max(found.memory, {"model": size}, key=lambda parts: sum(parts.values())))
+
+
+def _writes(size: float, memory: float) -> bool:
+    """Tell whether a model of so many bytes is put into a memory of so many to write a line."""
+    return size <= memory / 2
 
 
 def run(job: Job[EvaluateOptions]) -> dict[str, Any]:
@@ -57,7 +76,7 @@ def run(job: Job[EvaluateOptions]) -> dict[str, Any]:
         message = f"the held-out loss is {loss}: numbers that the weights lead to are too large for {dtype}"
         raise PassError(f"{message}; fix the checkpoint, or give a wider engine.precision")
     size, perplexity = config.parameters(), math.exp(min(loss, 700.0))
-    sample = None if masked or FLOAT * size > place.memory(1) / 2 else _sample(job, data)
+    sample = _sample(job, data) if not masked and _writes(FLOAT * size, place.memory(1)) else None
     return {"parameters": size, "loss": loss, "perplexity": perplexity, "tokens": tokens, "sample": sample}
 
 
@@ -77,4 +96,4 @@ def _sample(job: Job[EvaluateOptions], data: Data) -> str | None:
     return data.decode(ids[0].tolist())
 
 
-EVALUATE = Pass("evaluate", 3, EvaluateOptions, ("model", "data"), "measures", ("masks",), by_block=True)
+EVALUATE = Pass("evaluate", 3, EvaluateOptions, ("model", "data"), "measures", ("masks",), needs=needs, by_block=True)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from sprunec.graph.arithmetic import by_rows
 from sprunec.graph.builder import Builder
+from sprunec.graph.graph import Node
+from sprunec.graph.needs import Needs
 from sprunec.graph.options import Options
 from sprunec.passes.job import Job
 from sprunec.plan.declared import Pass
@@ -12,7 +15,13 @@ from sprunec.plan.declared import Pass
 
 def add(build: Builder, model: str) -> str:
     inputs = {"model": model, "source": build.roles.source, "origin": build.roles.origin}
-    return build.add("expand", Options(), inputs, about="back in the input's shape")
+    size = build.sizes[build.roles.source].stored_as(build.sizes[model])
+    return build.add("expand", Options(), inputs, size=size, about="back in the input's shape")
+
+
+def needs(build: Builder, node: Node) -> Needs:
+    linked = node.inputs.get("origin") in (None, node.inputs["model"])
+    return Needs() if linked else by_rows(build.sizes[node.inputs["model"]], [build.sizes[node.name]])
 
 
 def run(job: Job[Options]) -> dict[str, Any]:
@@ -32,4 +41,4 @@ def run(job: Job[Options]) -> dict[str, Any]:
     return {"parameters": config.parameters()}
 
 
-EXPAND = Pass("expand", 2, Options, ("model", "source"), "masked", ("origin",))
+EXPAND = Pass("expand", 2, Options, ("model", "source"), "masked", ("origin",), needs=needs)

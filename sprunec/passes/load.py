@@ -11,20 +11,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sprunec.checkpoint.header import item_bytes
 from sprunec.checkpoint.layouts import checkpoint_files
-from sprunec.errors import InputError, PassError
+from sprunec.errors import InputError
 from sprunec.families.base import family_of
 from sprunec.families.base_config import ModelConfig, everything
 from sprunec.families.cards import Part, card_of, read_config
 from sprunec.families.head import has_own_head, own_head
 from sprunec.families.own_code import code_files
 from sprunec.file_digests import file_digest
+from sprunec.graph.arithmetic import ModelSize, initialised
 from sprunec.graph.builder import Builder
+from sprunec.graph.graph import Node
+from sprunec.graph.needs import Needs
 from sprunec.graph.options import Options
 from sprunec.graph.weights import NO_TEACHER, weights_digest
-from sprunec.machine import physical_memory
 from sprunec.passes.job import Job
 from sprunec.plan.declared import Pass
+from sprunec.plan.scale import FLOAT
+from sprunec.plan.targets import Left
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +51,8 @@ def add(build: Builder) -> str:
     plan, path = build.plan, build.plan.model.checkpoint
     if path is not None:
         return _add_file(build, path, build.config, weights_digest(path, plan=plan, most_read=build.most_read))
-    options = LoadOptions(config=build.config.to_dict(), seed=plan.seed)
-    return build.add("load", options, {}, about="a new model")
+    options, size = LoadOptions(config=build.config.to_dict(), seed=plan.seed), ModelSize(build.left, FLOAT)
+    return build.add("load", options, {}, size=size, about="a new model")
 
 
 def add_teacher(build: Builder, path: Path | None) -> str:
@@ -74,7 +79,14 @@ def _add_file(build: Builder, path: Path, config: ModelConfig, digest: str, **ex
     options = LoadOptions(
         config=config.to_dict(), checkpoint=digest, code={file.name: file_digest(file) for file in code}
     )
-    return build.add("load", options, {}, files=files, about=path.name, **extra)
+    size = ModelSize(Left.of(config), item_bytes(path) or card_of(config).item_bytes(config))
+    return build.add("load", options, {}, size=size, files=files, about=path.name, **extra)
+
+
+def needs(build: Builder, node: Node) -> Needs:
+    """Count a checkpoint that is read to know it by its content; its file is linked to where it is a model as it is."""
+    size = build.sizes[node.name]
+    return Needs(reads=size.nbytes) if node.options.checkpoint else initialised(size)
 
 
 def run(job: Job[LoadOptions]) -> dict[str, Any]:
@@ -84,12 +96,6 @@ def run(job: Job[LoadOptions]) -> dict[str, Any]:
     size = config.parameters()
     if "checkpoint" in job.files:
         return {"parameters": size} | _take(job.files["checkpoint"][0], config, job.out)
-    # A config is a few bytes, whatever it claims: refuse a model larger than memory.
-    if 4 * size > (there := physical_memory()):
-        raise PassError(
-            f"a new model of {size:,} parameters needs {4 * size / 1e9:,.1f} GB of memory, and this "
-            f"machine has {there / 1e9:,.1f} GB; give a smaller config, or a checkpoint"
-        )
     family = family_of(config)
     model = family.build(config)
     family.initialize(model, job.options.seed or 0)
@@ -124,4 +130,4 @@ def _take(path: Path, config: ModelConfig, out: Path) -> dict[str, Any]:
     return {"notes": [f"{path.name} has {extra[0]}{more}, which the config doesn't name: ignored"]}
 
 
-LOAD = Pass("load", 2, LoadOptions, (), "model")
+LOAD = Pass("load", 2, LoadOptions, (), "model", needs=needs)

@@ -14,8 +14,10 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from sprunec.families.base_config import FORWARD
+from sprunec.graph.arithmetic import raced
 from sprunec.graph.builder import Builder
 from sprunec.graph.graph import Node
+from sprunec.graph.needs import Needs
 from sprunec.graph.options import BatchOptions
 from sprunec.passes.job import Job
 from sprunec.plan.declared import Pass
@@ -46,6 +48,12 @@ def add(build: Builder, models: Mapping[str, str], masks: str) -> None:
     inputs = {**models, "masks": masks if "masked" in models else "", "data": build.data}
     about = f"{', '.join(models)} interleaved" if len(models) > 1 else "tokens per second"
     build.add("measure-speed", build.options(SpeedOptions), inputs, about=about)
+
+
+def needs(build: Builder, node: Node) -> Needs:
+    """Open the models, and run each at least so often on a batch of so many operations."""
+    models = [build.sizes[node.inputs[role]] for role in ("dense", "small") if role in node.inputs]
+    return raced(models, (1 + LEAST_ROUNDS) * len(models) * OPERATIONS["cpu"])
 
 
 def run(job: Job[SpeedOptions]) -> dict[str, Any]:
@@ -120,5 +128,12 @@ def report(document: dict[str, Any], node: Node, metrics: Mapping[str, Any]) -> 
 
 
 MEASURE_SPEED = Pass(
-    "measure-speed", 1, SpeedOptions, ("dense", "data"), "measures", ("masked", "masks", "small"), report=report
+    "measure-speed",
+    1,
+    SpeedOptions,
+    ("dense", "data"),
+    "measures",
+    ("masked", "masks", "small"),
+    needs=needs,
+    report=report,
 )

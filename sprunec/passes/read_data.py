@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 ROWS_FIT = ("cpm-live", "pairs")  # how long a row may be decides what is read
 MARKS, SHORTEST = 2, 2  # a token, and the one that is asked for
 END_TOKEN = "end token"
+BYTES_A_TOKEN = 4  # of English text, about, in a vocabulary of words and parts of words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +86,16 @@ def add(build: Builder) -> str:
         build.data_files = files
         options |= {key: getattr(data, key) for key in ("block_size", "order", "packed_prompts")}
         options["vocab"] = _tokenizer_digest(files["vocab"]) if "vocab" in files else None
+    build.held_out = held_out_tokens(data, files)
     return build.add("data", DataOptions(**options), {}, files=files, about=data.source)
+
+
+def held_out_tokens(data: DataSource, files: Mapping[str, tuple[Path, ...]]) -> int:
+    """Guess the tokens that are held out, by the sizes of files that are there."""
+    own, each = files.get("held_out", ()), 1 if data.tokenizer == "characters" else BYTES_A_TOKEN
+    paths = own or files.get("paths", ()) or (documentation(),)
+    size = sum(path.stat().st_size for path in paths if path.is_file())
+    return round(size * (1.0 if isinstance(data.held_out, Path) else data.held_out) / each)
 
 
 def _has_documents(data: DataSource) -> bool:
@@ -123,9 +133,14 @@ def _tokenizer_digest(paths: tuple[Path, ...]) -> Any:
 
 def _documentation() -> Any:
     """Identify the interpreter's own documentation."""
+    return file_digest(documentation())
+
+
+def documentation() -> Path:
+    """Say where the interpreter's own documentation is."""
     from pydoc_data import topics
 
-    return file_digest(Path(topics.__file__))
+    return Path(topics.__file__)
 
 
 def run(job: Job[DataOptions]) -> dict[str, Any]:

@@ -5,7 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from sprunec.errors import series
+from sprunec.graph.arithmetic import Text, backward, by_block, by_tensor, forward, moments, projection_widths
 from sprunec.graph.builder import Builder
+from sprunec.graph.graph import Node
+from sprunec.graph.needs import Needs
 from sprunec.graph.options import BatchOptions, CalibrationOptions, MaskOptions
 from sprunec.passes import binarize
 from sprunec.passes.job import Job
@@ -30,6 +34,18 @@ def lower(build: Builder, spec: PassSpec) -> None:
     binarize.add(build, spec, build.add("score-mask", options, inputs, "-".join(options.unit), about=about))
 
 
+def needs(build: Builder, node: Node) -> Needs:
+    model, options, criterion = build.sizes[node.inputs["model"]], node.options, CRITERIA[node.options.criterion]
+    if criterion.needs == "weights":
+        return by_tensor(model)
+    text = Text(options.sequences, options.max_length)
+    if criterion.needs == "gradients":
+        others = [each.name for each in CRITERIA.values() if each.needs in ("squares", "products")]
+        return backward(model, text, options.batch_size, f"{series(others, 'and')} go block by block")
+    widths = projection_widths(model.config, options.unit) if criterion.needs == "products" else []
+    return by_block(model, text, forward(model, text) + moments(model, text, widths), widths)
+
+
 def run(job: Job[ScoreOptions]) -> dict[str, Any]:
     from sprunec.masks.mask_tensors import save_scores
     from sprunec.masks.scores import comparable
@@ -48,6 +64,7 @@ SCORE_MASK = Pass(
     "scores",
     ("data",),
     lower,
+    needs=needs,
     removes="units",
     needs_trained=True,
     by_block=True,

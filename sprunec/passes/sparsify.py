@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sprunec.errors import InputError
+from sprunec.graph.arithmetic import sparse
 from sprunec.graph.builder import Builder
+from sprunec.graph.graph import Node
+from sprunec.graph.needs import Needs
 from sprunec.graph.options import Options
 from sprunec.passes.job import Job
 from sprunec.plan.declared import Pass, PassSpec
@@ -39,6 +43,11 @@ def lower(build: Builder, spec: PassSpec) -> None:
     more["about"] = ", ".join((options.pattern, *(path.name for path in paths)))
     more["provenance"] = build.provenance(options.pattern, options.tensors)
     build.model = build.add("sparsify", options, {"model": build.model}, **more)
+
+
+def needs(build: Builder, node: Node) -> Needs:
+    model = build.sizes[node.inputs["model"]]
+    return sparse(model, sum(map(math.prod, targeted(model.config.tensors(), node.options.tensors).values())))
 
 
 def run(job: Job[SparsifyOptions]) -> dict[str, Any]:
@@ -93,5 +102,14 @@ def write(role: str, artifact: Path, inputs: Mapping[str, Path], path: Path) -> 
 
 
 SPARSIFY = Pass(
-    "sparsify", 1, SparsifyOptions, ("model",), "model", lower=lower, removes="weights", refits=True, needs_trained=True
+    "sparsify",
+    1,
+    SparsifyOptions,
+    ("model",),
+    "model",
+    lower=lower,
+    needs=needs,
+    removes="weights",
+    refits=True,
+    needs_trained=True,
 )

@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING, Any
 from sprunec.engines.training import Distillation, Training
 from sprunec.errors import PassError
 from sprunec.families.base_config import FORWARD, TRAINING
+from sprunec.graph.arithmetic import trained
 from sprunec.graph.builder import Builder
+from sprunec.graph.graph import Node
+from sprunec.graph.needs import Needs
 from sprunec.graph.options import BatchOptions
 from sprunec.passes import load
 from sprunec.passes.job import Job
 from sprunec.plan.declared import Pass, PassSpec
+from sprunec.plan.scale import training_setting
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -39,14 +43,27 @@ def lower(build: Builder, spec: PassSpec) -> None:
 def add(build: Builder, spec: PassSpec, options: TrainOptions, about: str, suffix: str = "") -> str:
     """Append a node that trains the newest model, and count its steps."""
     inputs, steps, every = {"model": build.model, "data": build.data}, options.steps, spec.options["checkpoint_every"]
-    tokens = steps * options.batch_size * (options.max_length - build.config.overhead)
-    build.flops += TRAINING * float(build.left.parameters) * tokens
     if options.distillation is not None:
         inputs["teacher"] = load.add_teacher(build, spec.options["distillation"]["teacher"])
-        build.flops += FORWARD * float(build.config.parameters()) * tokens
-    build.tokens += tokens
+    build.tokens += _tokens(build, options)
+    build.flops += _operations(build, options)
     build.model_steps += steps
     return build.add(spec.name, options, inputs, suffix, steps=steps, checkpoint_every=every, about=about)
+
+
+def _tokens(build: Builder, options: TrainOptions) -> int:
+    return options.steps * options.batch_size * (options.max_length - build.config.overhead)
+
+
+def _operations(build: Builder, options: TrainOptions) -> float:
+    taught = FORWARD * float(build.config.parameters()) if options.distillation is not None else 0.0
+    return (TRAINING * float(build.left.parameters) + taught) * _tokens(build, options)
+
+
+def needs(build: Builder, node: Node) -> Needs:
+    """Count for one device; what each of several takes is told besides."""
+    setting = training_setting(build.plan, vars(node.options))
+    return trained(build.sizes[node.inputs["model"]], setting, _operations(build, node.options))
 
 
 def run(job: Job[TrainOptions]) -> dict[str, Any]:
@@ -120,5 +137,7 @@ def _distiller(
 
 
 INPUTS, TEACHER = ("model", "data"), ("teacher",)
-TRAIN = Pass("train", 3, TrainOptions, INPUTS, "model", TEACHER, lower, trains=True)
-FINETUNE = Pass("finetune", 3, TrainOptions, INPUTS, "model", TEACHER, lower, trains=True, needs_trained=True)
+TRAIN = Pass("train", 3, TrainOptions, INPUTS, "model", TEACHER, lower, needs=needs, trains=True)
+FINETUNE = Pass(
+    "finetune", 3, TrainOptions, INPUTS, "model", TEACHER, lower, needs=needs, trains=True, needs_trained=True
+)

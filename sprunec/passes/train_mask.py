@@ -70,5 +70,15 @@ def run(job: Job[GateOptions]) -> dict[str, Any]:
 
 
 TRAIN_MASK = Pass(
-    "train-mask", 6, GateOptions, INPUTS, "gated", TEACHER, lower, trains=True, removes="units", needs_trained=True
+    "train-mask",
+    6,
+    GateOptions,
+    INPUTS,
+    "gated",
+    TEACHER,
+    lower,
+    needs=train.needs,
+    trains=True,
+    removes="units",
+    needs_trained=True,
 )

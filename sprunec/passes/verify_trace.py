@@ -11,7 +11,10 @@ from typing import Any
 
 from sprunec.families.base import family_of
 from sprunec.families.cards import card_of
+from sprunec.graph.arithmetic import verified
 from sprunec.graph.builder import Builder
+from sprunec.graph.graph import Node
+from sprunec.graph.needs import Needs
 from sprunec.graph.options import BatchOptions
 from sprunec.passes.job import Job
 from sprunec.plan.declared import Pass
@@ -31,6 +34,10 @@ def add(build: Builder, model: str) -> None:
     if release := card_of(build.config).code_release():
         inputs, about = {"model": model, "data": build.data}, "graphs = modules"
         build.add("verify-trace", build.options(VerifyOptions, library=release), inputs, about=about)
+
+
+def needs(build: Builder, node: Node) -> Needs:
+    return verified(build.sizes[node.inputs["model"]], TOKENS)
 
 
 def run(job: Job[VerifyOptions]) -> dict[str, Any]:
@@ -57,4 +64,4 @@ def run(job: Job[VerifyOptions]) -> dict[str, Any]:
     return {"max_relative_difference": max(parts.values()), "tolerance": tolerance, "tokens": tokens, "blocks": blocks}
 
 
-VERIFY_TRACE = Pass("verify-trace", 1, VerifyOptions, ("model",), "check", ("data",))
+VERIFY_TRACE = Pass("verify-trace", 1, VerifyOptions, ("model",), "check", ("data",), needs=needs)

@@ -27,6 +27,7 @@ class PassSpec:
 Lower = Callable[[Any, PassSpec], None]
 Check = Callable[[Any], None]
 Report = Callable[[dict[str, Any], Any, Mapping[str, Any]], None]
+Need = Callable[[Any, Any], Any]  # of the builder and a node; gives `graph.needs.Needs`
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Pass:
         output: what kind of artifact it leaves.
         lower: adds what a plan's entry of this name means to the graph; None: plans cannot name it.
         check: raises InputError, before the run begins, for what would end it later.
+        needs: says what memory, disk, reading and arithmetic one use of it takes; None: next to nothing.
         report: puts the pass's metrics into the run's report, besides the list of passes.
         trains: all ranks do it together; other passes are rank 0's alone.
         removes: what it takes away from the model: whole units, or single weights.
@@ -60,6 +62,7 @@ class Pass:
     optional: tuple[str, ...] = ()
     lower: Lower | None = None
     check: Check | None = None
+    needs: Need | None = None
     report: Report | None = None
     trains: bool = False
     removes: Literal["", "units", "weights"] = ""

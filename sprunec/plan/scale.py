@@ -13,13 +13,16 @@ BMTrain  shards as FSDP2 does, and gathers with 4 bytes in every precision: its 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from sprunec.families.base_config import ModelConfig, unit_cost
 from sprunec.plan.plan import Plan
 
-FLOAT, HALF = 4, 2
+FLOAT, HALF, DOUBLE = 4, 2, 8
+INSIDE = 2**24  # numbers in the widest state inside a block
+STATES = 4  # of a memory's bytes, hidden states may take one in so many
 MOMENTS = {"adamw": 2, "adam": 2, "sgd": 1}
 
 
@@ -118,32 +121,47 @@ def shards_by_itself(parameters: int, memory: float) -> bool:
     return 4 * FLOAT * parameters > memory / 2
 
 
+def rows_at_once(config: ModelConfig, positions: int) -> int:
+    """Count the rows of so many positions that go through a block together, so that no state inside it is large."""
+    widest = max([config.width, *(inner for layer in config.layers for inner in layer.inner.values())])
+    return max(1, INSIDE // (positions * widest))
+
+
+def states_fit(size: float, memory: float) -> bool:
+    """Tell whether so many bytes of hidden states stay in a memory of so many; else they are read from a file."""
+    return STATES * size <= memory
+
+
+def training_setting(plan: Plan, options: Mapping[str, Any], devices: int = 1, sharding: str = "none") -> Setting:
+    """Say how a pass with these options trains."""
+    data, engine = plan.data, plan.engine
+    assert data is not None
+    return Setting(
+        devices=devices,
+        full=sharding == "full" or engine.name == "bmtrain",
+        recompute=engine.activation_checkpointing,
+        precision=engine.precision,
+        optimizer=options["optimizer"],
+        sequences=max(1, data.batch_size // devices // options["accumulate"]),
+        positions=data.max_length,
+        teacher=plan.model.config.parameters() if options["distillation"] is not None else 0,
+        engine=engine.name,
+    )
+
+
 def plan_costs(plan: Plan, devices: int) -> list[dict[str, Any]]:
     """Estimate what the largest training pass costs each of so many devices, for every sharding that it may get.
 
     The model is taken as it enters the plan, so it is at most so much.
     """
-    config, data, engine = plan.model.config, plan.data, plan.engine
+    config, engine = plan.model.config, plan.engine
     trained = [spec.options for spec in plan.passes if "accumulate" in spec.options]
-    if not trained or data is None:
+    if not trained or plan.data is None:
         return []
     found = []
     shardings = ("none", "full") if engine.sharding == "auto" else (engine.sharding,)
     for sharding in shardings if devices > 1 else ("none",):
-        settings = [
-            Setting(
-                devices=devices,
-                full=sharding == "full" or engine.name == "bmtrain",
-                recompute=engine.activation_checkpointing,
-                precision=engine.precision,
-                optimizer=options["optimizer"],
-                sequences=max(1, data.batch_size // devices // options["accumulate"]),
-                positions=data.max_length,
-                teacher=config.parameters() if options["distillation"] is not None else 0,
-                engine=engine.name,
-            )
-            for options in trained
-        ]
+        settings = [training_setting(plan, options, devices, sharding) for options in trained]
         worst = max((cost(config, setting) for setting in settings), key=lambda each: each.memory)
         found.append({"sharding": sharding, "devices": devices, "memory": worst.memory, "traffic": worst.traffic})
     return found

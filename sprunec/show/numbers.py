@@ -52,7 +52,16 @@ def printable(text: object) -> str:
 
 def rounded(amount: Any) -> str:
     """Write three digits and a letter, where the exact number would crowd out the words."""
-    if not is_finite(amount) or amount < 1000:
+    return number(amount) if not is_finite(amount) or amount < 1000 else " ".join(_scaled(amount, "B"))
+
+
+def byte_words(amount: Any) -> str:
+    """Write three digits and a unit."""
+    if not is_finite(amount):
         return number(amount)
+    return plural(round(amount), "byte") if amount < 1000 else "{} {}B".format(*_scaled(amount, "G"))
+
+
+def _scaled(amount: float, billion: str) -> tuple[str, str]:
     power = min(int(f"{amount:.2e}".partition("e")[2]) // 3, 4)  # of the number as rounded: 999,999 is 1 M
-    return f"{amount / 1000**power:.3g} {'kMBT'[power - 1]}"
+    return f"{amount / 1000**power:.3g}", ("k", "M", billion, "T")[power - 1]

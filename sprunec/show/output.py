@@ -11,9 +11,13 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console, RenderableType
 from rich.text import Text
 
+from sprunec.compiler.lower import with_own_head
 from sprunec.errors import Diagnostic, InputError, disk_words
+from sprunec.execution.fits import misfits
 from sprunec.execution.store import Store, strict_json
 from sprunec.interrupts import Interrupts
+from sprunec.machine import physical_memory
+from sprunec.plan.scale import plan_costs
 from sprunec.show.console import Progress, print_diagnostics, say
 from sprunec.show.numbers import number
 from sprunec.show.page import write_html
@@ -24,6 +28,7 @@ from sprunec.unexpected import explained
 if TYPE_CHECKING:
     from sprunec.execution.report import Report
     from sprunec.graph.graph import Graph
+    from sprunec.plan.plan import Plan
 
 
 def print_json(document: Any) -> None:
@@ -73,10 +78,22 @@ def show(document: Mapping[str, Any], table: Callable[[Mapping[str, Any]], Rende
         Console().print(table(document), crop=False)
 
 
-def show_graph(graph: Graph, folder: Path, costs: Sequence[dict[str, Any]], as_json: bool) -> None:
-    store = Store(folder / "store")
-    document = graph.document({node.name: store.has(node) for node in graph.nodes})
-    show(document | {"training": list(costs)}, graph_table, as_json)
+def show_graph(plan: Plan, graph: Graph, folder: Path, devices: int, measured: bool, as_json: bool) -> None:
+    """Show what a run would do, and on stderr what of it is certain not to fit.
+
+    Args:
+        measured: and how long it takes, by a block that is run here. That alone needs torch.
+    """
+    store, own = Store(folder / "store"), with_own_head(plan)
+    cached, speeds = {node.name: store.has(node) for node in graph.nodes}, None
+    if measured:
+        from sprunec.compiler.measured import measure
+
+        speeds = measure(own)
+    document = graph.document(cached, None if speeds is None else speeds.seconds)
+    more = {"training": plan_costs(own, devices), "measured": None if speeds is None else speeds.document()}
+    show(document | more, graph_table, as_json)
+    print_diagnostics([*misfits(graph, store, "cpu", physical_memory())])
 
 
 def show_report(report: Report, folder: Path, as_json: bool) -> None:

@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from sprunec.show.fitted import Column, FittedTable, Line, numeric
+from sprunec.show.needed import needs_lines, needs_table
 from sprunec.show.numbers import ABSENT, NOTHING, UNKNOWN, is_finite, number, percent, plural, powered, rounded
 from sprunec.show.report_words import comparison_lines, kept_layers, missed_lines, model_rows, speed_lines, unit_totals
 
@@ -32,7 +33,8 @@ def graph_table(document: Mapping[str, Any]) -> RenderableType:
         short = "lacks input" if node["digest"] is None else f"{node['digest'][:6]}{stored}"
         sizes = number(node.get("steps")), rounded(node.get("parameters"))
         table.add(node["name"], node["about"], sources, *sizes, short, style="dim" if stored else "")
-    return Group(Line(f"plan {document['plan']}", "bold"), table, Line(graph_caption(document), "dim"))
+    lines = Line(graph_caption(document), "dim"), *(Line(text, "dim") for text in needs_lines(document))
+    return Group(Line(f"plan {document['plan']}", "bold"), table, needs_table(document), *lines)
 
 
 def graph_caption(document: Mapping[str, Any]) -> str:

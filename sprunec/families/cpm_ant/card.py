@@ -9,6 +9,8 @@ from sprunec.families.cpm_ant.huggingface_names import head_names, native_keys, 
 from sprunec.families.cpm_ant.module_states import state_widths
 from sprunec.families.cpm_ant.shapes import guess_config
 
+ITEM_BYTES = 2  # as CPM-Live stores its models
+
 
 def data_options(config: ModelConfig, source: str) -> dict[str, int]:
     """Give what decides which records fit, and which prompts and segments there are."""
@@ -20,7 +22,7 @@ def data_options(config: ModelConfig, source: str) -> dict[str, int]:
 def cache_bytes(config: ModelConfig) -> int:
     """Count what keys and values of a token take at 16 bits, in the layers that have attention."""
     heads = (layer.counts for layer in config.layers)
-    return sum(2 * 2 * each.get("head", 0) * each.get("dim_head", 0) for each in heads)
+    return sum(2 * ITEM_BYTES * each.get("head", 0) * each.get("dim_head", 0) for each in heads)
 
 
 CARD = Card(
@@ -42,6 +44,7 @@ CARD = Card(
     head_names=head_names,
     state_widths=state_widths,
     cache_bytes=cache_bytes,
+    item_bytes=lambda config: ITEM_BYTES,
     huggingface_options=lambda source: {"task": PAIR_TASK if source == "pairs" else TEXT_TASK},
     pairs_hint=PAIRS_HINT,
     states_hint=STATES_HINT,

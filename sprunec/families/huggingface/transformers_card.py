@@ -122,8 +122,13 @@ def cache_bytes(config: TransformersConfig) -> int | None:
     asked, layers = config.layout.cache, [layer.counts for layer in config.layers if layer.heads]
     if "E" in asked and any("dim_head" not in counts for counts in layers):
         return None
+    return sum(config.shape(asked, counts)[0] for counts in layers) * item_bytes(config)
+
+
+def item_bytes(config: TransformersConfig) -> int:
+    """Count the bytes of a number in the type that the config names, else in one of 16 bits."""
     dtype = config.document.get("dtype") or config.document.get("torch_dtype")
-    return sum(config.shape(asked, counts)[0] for counts in layers) * ITEM_BYTES.get(str(dtype), 2)
+    return ITEM_BYTES.get(str(dtype), 2)
 
 
 CARD = Card(
@@ -145,6 +150,7 @@ CARD = Card(
     head_names=head_names,
     state_widths=state_widths,
     cache_bytes=cache_bytes,
+    item_bytes=item_bytes,
     huggingface_options=lambda source: {},
     pairs_hint='add "pairs": ["[post]model.layers.1:[post]model.layers.1"]',
     states_hint='such modules are "model.layers.0" and the linears in it',

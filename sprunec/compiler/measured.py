@@ -1,0 +1,114 @@
+"""How fast this machine goes through a block of a plan's model, and reads its checkpoint: in a few seconds.
+
+The block is run as passes run it, with weights of its shapes and a batch of random tokens; how long that takes does not
+depend on their values. What passes take of a machine is then a matter of counting, see `graph/arithmetic.py`.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import nn
+
+from sprunec.checkpoint.reader import Tensors, open_tensors
+from sprunec.data.compared import random_batch
+from sprunec.engines.device import Place
+from sprunec.families.base import family_of
+from sprunec.families.base_config import FORWARD, ModelConfig
+from sprunec.graph.arithmetic import ModelSize, Text, blocks_of, forward
+from sprunec.graph.needs import EXACT, SINGLE, Needs
+from sprunec.models.meta_models import empty_model
+from sprunec.models.streamed import Streamed
+from sprunec.plan.plan import Plan
+from sprunec.plan.scale import DOUBLE
+from sprunec.plan.targets import Left
+
+OPERATIONS = 1e11  # of one run of a block, at most, as long as that leaves it some tokens
+LEAST_TOKENS, MOST_TOKENS = 32, 1024
+SECONDS, RUNS, MOST_RUNS = 1.0, 2, 20  # a block is run again until it has had so many of both, or most runs
+READ_BYTES, PART_BYTES = 256 * 2**20, 16 * 2**20  # of the checkpoint, and of a tensor
+HELD_BYTES = 2**30  # a larger block is multiplied some rows after the others
+WEIGHT = 0.01
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """Of this machine.
+
+    Attributes:
+        float32, float64: operations a second, in a block of the model.
+        read: bytes a second of the checkpoint's, into float32; None where there is no checkpoint.
+        trace: seconds until the blocks are traced.
+    """
+
+    device: str
+    float32: float
+    float64: float
+    read: float | None
+    trace: float
+
+    def seconds(self, needs: Needs) -> float:
+        """Tell how long what is counted takes; writing is taken to be as fast as reading."""
+        speeds = {SINGLE: self.float32, EXACT: self.float64}
+        work = sum(amount / speeds[kind] for kind, amount in needs.operations.items())
+        return work + ((needs.reads + needs.disk) / self.read if self.read else 0.0)
+
+    def document(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def measure(plan: Plan) -> Speeds:
+    """Trace the model, run its largest block in both arithmetics, and read some of its checkpoint."""
+    place, config, started = Place.of(plan.engine.device, "fp32"), plan.model.config, time.perf_counter()
+    model, exact = empty_model(config), torch.device("cpu") if place.device.type == "mps" else place.device
+    traced = time.perf_counter() - started
+    length = plan.data.max_length - config.overhead if plan.data is not None else MOST_TOKENS
+    single = _run(config, model, length, torch.float32, place.device)
+    double = _run(config, model, length, torch.float64, exact)
+    return Speeds(str(place.device), single, double, _read(plan.model.checkpoint), traced)
+
+
+@torch.no_grad()
+def _run(config: ModelConfig, model: nn.Module, length: int, dtype: torch.dtype, device: torch.device) -> float:
+    """Run the largest block on random tokens, as many as a fixed number of operations allows -> operations a second."""
+    sizes = blocks_of(config)
+    index = max(range(len(sizes)), key=sizes.__getitem__)
+    tokens = int(min(MOST_TOKENS, max(LEAST_TOKENS, OPERATIONS / (FORWARD * max(1, sizes[index])))))
+    text = Text(max(1, tokens // length), min(length, tokens))
+    inputs = {name: each.to(device) for name, each in random_batch(config, text.sequences, text.length).inputs.items()}
+    half = torch.tensor(WEIGHT, dtype=torch.bfloat16)
+    weights = Tensors({name: half.expand(each.shape) for name, each in model.state_dict().items()})
+    stream, spent = Streamed(family_of(config), model, weights, [inputs], dtype, device), list[float]()
+    stream.enter()
+    path, size = stream.paths[index], DOUBLE * sizes[index]
+    with stream.holding_whole(path) if size < HELD_BYTES else stream.holding(path):
+        while len(spent) <= RUNS or (sum(spent) < SECONDS and len(spent) < MOST_RUNS):
+            began = time.perf_counter()
+            float(stream.through(path)[0].flatten()[-1])  # on every device, a number is there once the work is done
+            spent.append(time.perf_counter() - began)
+    alone = ModelSize(Left.of(config.with_layers([config.layers[index]])), 0.0)
+    return forward(alone, replace(text, length=text.length + config.overhead)) / median(spent[1:])
+
+
+def _read(checkpoint: Path | None) -> float | None:
+    """Read parts of a checkpoint, from all over it, into float32 -> bytes a second; None where there is none."""
+    if checkpoint is None or not checkpoint.exists():
+        return None
+    tensors, done, started = open_tensors(checkpoint), 0, time.perf_counter()
+    names = [name for name in tensors if tensors.shape(name)]
+    random.Random(0).shuffle(names)
+    for name in names:
+        rows, item = tensors.shape(name)[0], tensors.dtype(name).itemsize
+        width = max(1, math.prod(tensors.shape(name)[1:]) * item)
+        some = range(min(rows, max(1, PART_BYTES // width)))
+        done += tensors.rows(name, some).float().numel() * item
+        if done >= READ_BYTES or time.perf_counter() - started > SECONDS:
+            break
+    return done / (time.perf_counter() - started)

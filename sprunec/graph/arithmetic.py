@@ -1,0 +1,231 @@
+"""The one arithmetic of what passes need, before anything runs; needs no torch.
+
+A pass goes block by block, from file to file, or has the model in memory; its row in the table of passes says which
+(`Pass.needs`), with what is here.
+
+    block by block    two blocks in the arithmetic of the work, one at work while the next is read; the hidden states of
+                      all sequences, in memory or in a file; what some rows leave inside a block; second moments of what
+                      goes into the projections of one block, and what solving with one of them takes
+    file to file      some rows of a tensor
+    in memory         4 bytes a parameter; to train, see `plan.scale`
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+from sprunec.data.affordable import LEAST_TOKENS, STATES, affordable_tokens
+from sprunec.families.base_config import FORWARD, TRAINING, LayerShape, ModelConfig, unit_cost
+from sprunec.graph.needs import EXACT, SINGLE, Needs, Whole
+from sprunec.machine import physical_memory
+from sprunec.plan.scale import (
+    DOUBLE,
+    FLOAT,
+    Setting,
+    activations,
+    block_activations,
+    cost,
+    rows_at_once,
+    states_fit,
+)
+from sprunec.plan.targets import Left
+from sprunec.units import INSIDE, gate_units
+
+CHUNKS = 1e8  # bytes of rows and buffers, of what goes from file to file
+SOLVED = 3  # matrices (C, C) in float64 while a projection is solved for
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """A model that a node gives: at most what is left of it, and how many bytes a stored number of it has."""
+
+    left: Left
+    item: float
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.left.config
+
+    @property
+    def nbytes(self) -> float:
+        return self.item * self.left.parameters
+
+    @property
+    def largest_block(self) -> int:
+        return max(blocks_of(self.config), default=0)
+
+    @property
+    def in_blocks(self) -> int:
+        """Count the parameters of all blocks."""
+        return self.left.parameters - (self.config.parameters() - sum(blocks_of(self.config)))
+
+    def stored_as(self, other: ModelSize) -> ModelSize:
+        return replace(self, item=other.item)
+
+    def certain(self, size: float) -> float:
+        """Give a size that follows from the model's where its own is known, else nothing."""
+        return size if self.left.known else 0.0
+
+
+@lru_cache
+def blocks_of(config: ModelConfig) -> tuple[int, ...]:
+    """Count the parameters of each block."""
+    alike: dict[LayerShape, int] = {}
+    return tuple(alike.setdefault(layer, unit_cost(config, n, "block")) for n, layer in enumerate(config.layers))
+
+
+@dataclass(frozen=True)
+class Text:
+    """So many sequences, of at most so many positions."""
+
+    sequences: int
+    length: int
+
+    @property
+    def positions(self) -> int:
+        return self.sequences * self.length
+
+
+def forward(model: ModelSize, text: Text, *, head: bool = False) -> float:
+    """Count the operations of one forward through all blocks, and through the head."""
+    products: float = FORWARD * model.in_blocks
+    scores = 2 * FORWARD * text.length * sum(layer.inner.get("attention", 0) for layer in model.config.layers)
+    table = FORWARD * model.config.vocab_size * model.config.width if head else 0
+    return (products + scores + table) * text.positions
+
+
+def by_block(model: ModelSize, text: Text, operations: float, widths: Sequence[int] = (), **more: Any) -> Needs:
+    """Count what going block by block takes, in float32.
+
+    Args:
+        widths: of what goes into the projections of a block whose second moments are taken.
+        more: fields of `Needs`.
+    """
+    states = float(FLOAT) * model.config.width * text.positions
+    memory = {
+        "blocks": 2.0 * FLOAT * model.largest_block,
+        "states": states if states_fit(states, physical_memory()) else 0.0,
+        "activations": inside(model, min(text.sequences, rows_at_once(model.config, text.length)), text.length),
+        "moments": sum(FLOAT * width**2 for width in widths) + SOLVED * DOUBLE * max(widths, default=0) ** 2,
+    }
+    # those behind a block are written while those in front of it are there: a run that was killed finds them again
+    known: dict[str, Any] = {"reads": model.nbytes, "scratch": 2 * states, "operations": {SINGLE: operations}}
+    return Needs(memory, **known | more)
+
+
+def inside(model: ModelSize, sequences: int, length: int) -> float:
+    """Count the bytes of what is computed inside of a block, in float32."""
+    setting, shapes = Setting(sequences=sequences, positions=length), dict[LayerShape, int]()
+    for index, layer in enumerate(model.config.layers):
+        shapes.setdefault(layer, index)
+    return max((block_activations(model.config, index, setting) for index in shapes.values()), default=0.0)
+
+
+def projection_widths(config: ModelConfig, units: Collection[str]) -> list[int]:
+    """Tell how wide what goes into the projections is that units inside sublayers go into, at most."""
+    kinds = dict.fromkeys(INSIDE[unit] for unit in gate_units(units) if unit in INSIDE)
+    return [max((layer.inner.get(kind, 0) for layer in config.layers), default=0) for kind in kinds]
+
+
+def moments(model: ModelSize, text: Text, widths: Sequence[int]) -> float:
+    """Count the operations of adding up x xᵀ in all blocks."""
+    return sum(float(FORWARD) * width**2 for width in widths) * text.positions * len(model.config.layers)
+
+
+def by_tensor(model: ModelSize) -> Needs:
+    """Count what reading one tensor after the other takes, with its squares in float32."""
+    return Needs({"weights": 3.0 * FLOAT * _largest_tensor(model.config)}, reads=model.nbytes)
+
+
+def by_rows(model: ModelSize, made: Iterable[ModelSize]) -> Needs:
+    """Count what writing models takes some rows at a time, of which nothing is computed."""
+    sizes = list(made)
+    disk, least = sum(each.nbytes for each in sizes), sum(each.certain(each.nbytes) for each in sizes)
+    return Needs({"weights": CHUNKS}, disk, reads=model.nbytes, least_disk=least)
+
+
+def sparse(model: ModelSize, targeted: int) -> Needs:
+    """Count what a mask over so many weights takes, a byte each, and writing the model with it."""
+    memory = {"masks": float(targeted), "weights": 3.0 * FLOAT * _largest_tensor(model.config)}
+    whole = Whole(model.certain(targeted), 0.0, "a mask of all weights", "make fewer tensors sparse")
+    return Needs(memory, model.nbytes, reads=3 * model.nbytes, least_disk=model.certain(model.nbytes), whole=whole)
+
+
+def compared(sweeps: Sequence[tuple[ModelSize, str]], asked: int | None) -> Needs:
+    """Count what a comparison takes, block by block.
+
+    Args:
+        sweeps: each goes through a model in one arithmetic.
+        asked: on so many tokens; None: on as many as can be afforded.
+    """
+    largest = max((model for model, _ in sweeps), key=lambda model: model.largest_block)
+    config, items = largest.config, {SINGLE: FLOAT, EXACT: DOUBLE}
+    tokens = asked or affordable_tokens(config)
+    at_once, operations = min(tokens, max(1, STATES // config.width)), dict.fromkeys(items, 0.0)
+    for model, kind in sweeps:
+        operations[kind] += forward(model, Text(1, tokens), head=True)
+    memory = {
+        "blocks": 2.0 * DOUBLE * largest.largest_block,
+        "states": float(sum(items[kind] for _, kind in sweeps)) * config.width * at_once,
+        "activations": DOUBLE / FLOAT * inside(largest, 1, min(tokens, LEAST_TOKENS)),
+    }
+    return Needs(memory, reads=sum(model.nbytes for model, _ in sweeps), operations=operations)
+
+
+def verified(model: ModelSize, tokens: int) -> Needs:
+    """Count what running a block of each kind takes, as its module and as its graph."""
+    layers = list(model.config.layers)
+    there = 1 + max((layers.index(layer) for layer in layers), default=0)
+    blocks = blocks_of(model.config)[:there]
+    memory = {"blocks": 2.0 * FLOAT * max(blocks, default=0)}
+    return Needs(memory, reads=2 * model.item * sum(blocks), operations={SINGLE: 2.0 * FORWARD * sum(blocks) * tokens})
+
+
+def backward(model: ModelSize, text: Text, rows: int, remedy: str) -> Needs:
+    """Count what gradients on the way back to gates take: the model, and all that so many rows leave in it."""
+    size, kept = float(FLOAT) * model.left.parameters, Setting(sequences=rows, positions=text.length)
+    memory = {"model": size, "activations": activations(model.config, kept)}
+    whole = Whole(model.certain(size), model.certain(size), "the model in memory", remedy)
+    operations = TRAINING / FORWARD * forward(model, text, head=True)
+    return Needs(memory, reads=model.nbytes, operations={SINGLE: operations}, whole=whole)
+
+
+def trained(model: ModelSize, setting: Setting, operations: float) -> Needs:
+    """Count what training on one device takes; saves are there twice, while one takes the other's place."""
+    found, size = cost(model.config, setting), float(FLOAT) * model.left.parameters
+    memory = {"model": found.weights, "training": found.gradients + found.moments + found.working}
+    remedy = "train on more devices with --devices, or first cut more by scores, which goes block by block"
+    what = "weights, gradients and moments in memory"
+    whole = Whole(model.certain(size), model.certain(found.state), what, remedy)
+    return Needs(
+        memory | {"activations": found.activations},
+        disk=size,
+        scratch=2 * (found.weights + found.moments),
+        reads=model.nbytes + FLOAT * setting.teacher,
+        operations={SINGLE: operations},
+        least_disk=model.certain(size),
+        whole=whole,
+    )
+
+
+def initialised(model: ModelSize) -> Needs:
+    """Count what a new model takes."""
+    what, remedy = "a new model in memory", "give a smaller config, or a checkpoint"
+    size = model.nbytes
+    return Needs({"model": size}, size, least_disk=size, whole=Whole(size, 0.0, what, remedy))
+
+
+def raced(models: Sequence[ModelSize], operations: float) -> Needs:
+    """Count what measuring models side by side takes, which is left out where they have no room."""
+    size = float(FLOAT) * sum(model.left.parameters for model in models)
+    if size > physical_memory():
+        return Needs()
+    return Needs({"model": size}, reads=sum(model.nbytes for model in models), operations={SINGLE: operations})
+
+
+def _largest_tensor(config: ModelConfig) -> int:
+    return max(map(math.prod, config.tensors().values()), default=0)

@@ -1,0 +1,90 @@
+"""What passes need of memory, disk, reading and arithmetic; `arithmetic` counts it. Needs no torch.
+
+They are upper bounds where layers may come out differently, but for `Whole` and `least_disk`: a run is refused where it
+has less of these, so they count only what cannot be done without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+LIBRARIES = 5e8  # bytes that torch, transformers and this package take for themselves
+SINGLE, EXACT = "float32", "float64"
+IN_ONE_PIECE = ("model", "training", "masks")  # of the parts of memory
+Amounts = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Whole:
+    """What a pass has in memory in one piece, and cannot do without.
+
+    Attributes:
+        host, device: bytes of the machine's memory, and of the device's that the pass works on.
+        what: of what.
+        remedy: what can be done where there is less.
+    """
+
+    host: float
+    device: float
+    what: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What one use of a pass takes.
+
+    Attributes:
+        memory: bytes at the peak, by what they are for, without `LIBRARIES`.
+        disk: bytes that it leaves in OUT.
+        scratch: bytes that it has there besides while it works.
+        reads: bytes that it reads.
+        operations: floating-point operations, by the arithmetic that they are in.
+        published: bytes that are copied to where people look for them, once all is done.
+        least_disk: of all that stays on the disk, what is certain.
+    """
+
+    memory: Amounts = field(default_factory=dict)
+    disk: float = 0.0
+    scratch: float = 0.0
+    reads: float = 0.0
+    operations: Amounts = field(default_factory=dict)
+    published: float = 0.0
+    least_disk: float = 0.0
+    whole: Whole | None = None
+
+    @property
+    def peak(self) -> float:
+        """Bytes of memory, the libraries' among them."""
+        return LIBRARIES + sum(self.memory.values())
+
+    def document(self, seconds: float | None = None) -> dict[str, Any]:
+        """Describe them as `schemas/graph.schema.json` does."""
+        parts = {name: size for name, size in self.memory.items() if size} | {"libraries": LIBRARIES}
+        whole = None
+        if self.whole is not None:
+            size = sum(self.memory.get(name, 0.0) for name in IN_ONE_PIECE)
+            whole = {"bytes": size, "what": self.whole.what, "remedy": self.whole.remedy}
+        return {
+            "memory": self.peak,
+            "memory_of": parts,
+            "in_one_piece": whole,
+            "disk": self.disk,
+            "scratch": self.scratch,
+            "read": self.reads,
+            "operations": sum(self.operations.values()),
+            "seconds": seconds,
+        }
+
+
+def in_all(needs: Iterable[Needs], published: float) -> Needs:
+    """Add up what passes take that run one after the other, and what is published then, in bytes."""
+    each = list(needs)
+    worst = max(each, key=lambda some: some.peak, default=Needs())
+    operations = {kind: sum(some.operations.get(kind, 0.0) for some in each) for kind in (SINGLE, EXACT)}
+    scratch = max((some.scratch for some in each), default=0.0)
+    disk, reads = sum(some.disk for some in each) + published, sum(some.reads for some in each) + published
+    least = sum(some.least_disk for some in each)
+    return Needs(worst.memory, disk, scratch, reads, operations, least_disk=least)

@@ -1,0 +1,69 @@
+"""What a run needs of the machine, pass by pass and in all: a table, and lines in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from sprunec.show.console import duration
+from sprunec.show.fitted import Column, FittedTable, numeric
+from sprunec.show.numbers import NOTHING, UNKNOWN, byte_words, is_finite, powered
+
+WHOLE = "in all"
+PARTS = {
+    "blocks": "blocks",
+    "model": "the model",
+    "training": "gradients and moments",
+    "weights": "weights",
+    "masks": "masks",
+    "states": "hidden states",
+    "activations": "activations",
+    "moments": "second moments",
+    "libraries": "torch and other libraries",
+}
+
+
+def needs_table(document: Mapping[str, Any]) -> FittedTable:
+    """List what each node takes, and all that are not done together."""
+    shown = numeric("memory"), numeric("disk", rank=2), numeric("reads", rank=3), numeric("operations", rank=4)
+    timed = [numeric("time", rank=1)] if document.get("measured") else []
+    table = FittedTable(Column("needs"), *shown, *timed)
+    rows = [(node["name"], node["needs"], "dim" if node["cached"] else "") for node in document["nodes"]]
+    for name, needs, style in (*rows, (WHOLE, document["needs"], "bold")):
+        cells = [byte_words(needs.get("memory")), *(_amount(needs.get(key)) for key in ("disk", "read"))]
+        cells.append(powered(needs["operations"]) if is_finite(needs.get("operations")) else NOTHING)
+        cells += [duration(needs.get("seconds"))] if timed else []
+        table.add(name, *cells, style=style)
+    return table
+
+
+def _amount(size: Any) -> str:
+    return byte_words(size) if size else NOTHING
+
+
+def needs_lines(document: Mapping[str, Any]) -> Iterator[str]:
+    """Say what the most memory is for, what is on the disk meanwhile, which passes do not go block by block."""
+    needs = document["needs"]
+    of = [f"{PARTS[name]} {byte_words(size)}" for name, size in needs["memory_of"].items()]
+    yield f"at most {_told(needs.get('memory'))} of memory: {', '.join(of)}"
+    scratch = f", and {byte_words(needs['scratch'])} more for a while" if needs.get("scratch") else ""
+    yield f"{_told(needs.get('disk'))} on the disk{scratch}; {_told(needs.get('read'))} read"
+    for node in (node for node in document["nodes"] if not node["cached"]):
+        whole = node["needs"].get("in_one_piece")
+        if whole:
+            size = _told(whole.get("bytes"))
+            yield f"{node['name']} needs {whole['what']}: {size}; {whole['remedy']}"
+    if measured := document.get("measured"):
+        took = duration(needs.get("seconds"))
+        yield f"about {took}, by what was measured on {measured['device']}: {_speeds(measured)}"
+
+
+def _told(size: Any) -> str:
+    return byte_words(size) if is_finite(size) else UNKNOWN
+
+
+def _speeds(measured: Mapping[str, Any]) -> str:
+    """Say how fast a block is, and the disk."""
+    rates = [f"{powered(measured.get(kind))} operations a second in {kind}" for kind in ("float32", "float64")]
+    reading = measured.get("read")
+    return ", ".join([*rates, f"{byte_words(reading)} a second read" if reading else "the disk was not"])
