@@ -62,11 +62,8 @@ def _disk(graph: Graph, store: Store, done: Mapping[str, bool]) -> Iterator[Diag
     free = shutil.disk_usage(place).free + sum(map(_bytes_in, [*store.root.glob("writing-*"), *begun]))
     if (needed := graph.needed(done).least_disk) > free:
         there = f"the disk of {place} has {free / 1e9:,.1f} GB left"
-        message, hint = (
-            f"this run writes {needed / 1e9:,.1f} GB at least, and {there}",
-            "make room, or give another --out",
-        )
-        yield Diagnostic("too-little-disk", message, hint, severity="warning")
+        message = f"this run writes {needed / 1e9:,.1f} GB at least, and {there}"
+        yield Diagnostic("too-little-disk", message, "make room, or give --out on another disk", severity="warning")
 
 
 def _bytes_in(folder: Path) -> int:

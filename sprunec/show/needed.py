@@ -31,14 +31,15 @@ def needs_table(document: Mapping[str, Any]) -> FittedTable:
     rows = [(node["name"], node["needs"], "dim" if node["cached"] else "") for node in document["nodes"]]
     for name, needs, style in (*rows, (WHOLE, document["needs"], "bold")):
         cells = [byte_words(needs.get("memory")), *(_amount(needs.get(key)) for key in ("disk", "read"))]
-        cells.append(powered(needs["operations"]) if is_finite(needs.get("operations")) else NOTHING)
+        operations = needs.get("operations")
+        cells.append(powered(operations) if is_finite(operations) and operations else NOTHING)
         cells += [duration(needs.get("seconds"))] if timed else []
         table.add(name, *cells, style=style)
     return table
 
 
 def _amount(size: Any) -> str:
-    return byte_words(size) if size else NOTHING
+    return byte_words(size) if is_finite(size) and size else NOTHING
 
 
 def needs_lines(document: Mapping[str, Any]) -> Iterator[str]:
