@@ -16,7 +16,6 @@ import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
 
 from sprunec.data.affordable import LEAST_TOKENS, STATES, affordable_tokens
 from sprunec.families.base_config import FORWARD, TRAINING, LayerShape, ModelConfig, unit_cost
@@ -25,6 +24,8 @@ from sprunec.machine import physical_memory
 from sprunec.plan.scale import (
     DOUBLE,
     FLOAT,
+    LOGITS,
+    TOGETHER,
     Setting,
     activations,
     block_activations,
@@ -36,32 +37,42 @@ from sprunec.plan.targets import Left
 from sprunec.units import INSIDE, gate_units
 
 CHUNKS = 1e8  # bytes of rows and buffers, of what goes from file to file
-SOLVED = 3  # matrices (C, C) in float64 while a projection is solved for
+SOLVED = 3  # matrices (C, C) besides the moment's while a projection is solved for
+SOLVING = 2  # operations for each of C³: a factor, its inverse, and what is taken out of it feature by feature
 
 
 @dataclass(frozen=True)
 class ModelSize:
-    """A model that a node gives: at most what is left of it, and how many bytes a stored number of it has."""
+    """A model that a node gives: at most what is left of it, and how many bytes a stored number of it has.
+
+    Attributes:
+        widest: parameters that a block may have which keeps more than others.
+    """
 
     left: Left
     item: float
+    widest: int = 0
 
     @property
     def config(self) -> ModelConfig:
         return self.left.config
 
     @property
+    def parameters(self) -> int:
+        return self.left.parameters
+
+    @property
     def nbytes(self) -> float:
-        return self.item * self.left.parameters
+        return self.item * self.parameters
 
     @property
     def largest_block(self) -> int:
-        return max(blocks_of(self.config), default=0)
+        return max(self.widest, *blocks_of(self.config), 0)
 
     @property
     def in_blocks(self) -> int:
         """Count the parameters of all blocks."""
-        return self.left.parameters - (self.config.parameters() - sum(blocks_of(self.config)))
+        return self.parameters - (self.config.parameters() - sum(blocks_of(self.config)))
 
     def stored_as(self, other: ModelSize) -> ModelSize:
         return replace(self, item=other.item)
@@ -98,23 +109,26 @@ def forward(model: ModelSize, text: Text, *, head: bool = False) -> float:
     return (products + scores + table) * text.positions
 
 
-def by_block(model: ModelSize, text: Text, operations: float, widths: Sequence[int] = (), **more: Any) -> Needs:
+def by_block(
+    model: ModelSize, text: Text, operations: float, widths: Sequence[int] = (), *, head: bool = False, disk: float = 0
+) -> Needs:
     """Count what going block by block takes, in float32.
 
     Args:
         widths: of what goes into the projections of a block whose second moments are taken.
-        more: fields of `Needs`.
+        head: the way goes on through it, where sequences go in groups from the first block on.
     """
-    states = float(FLOAT) * model.config.width * text.positions
+    groups = max(1, math.ceil(text.positions * model.config.width / TOGETHER)) if head else 1
+    states, rows = float(FLOAT) * model.config.width * text.positions / groups, rows_at_once(model.config, text.length)
+    logits = 3.0 * FLOAT * min(LOGITS, rows * text.length * model.config.vocab_size) if head else 0.0
     memory = {
         "blocks": 2.0 * FLOAT * model.largest_block,
         "states": states if states_fit(states, physical_memory()) else 0.0,
-        "activations": inside(model, min(text.sequences, rows_at_once(model.config, text.length)), text.length),
-        "moments": sum(FLOAT * width**2 for width in widths) + SOLVED * DOUBLE * max(widths, default=0) ** 2,
+        "activations": max(logits, inside(model, min(text.sequences, rows), text.length)),
+        "moments": sum(FLOAT * width**2 for width in widths) + SOLVED * FLOAT * max(widths, default=0) ** 2,
     }
     # those behind a block are written while those in front of it are there: a run that was killed finds them again
-    known: dict[str, Any] = {"reads": model.nbytes, "scratch": 2 * states, "operations": {SINGLE: operations}}
-    return Needs(memory, **known | more)
+    return Needs(memory, disk, 2 * states, groups * model.nbytes, {SINGLE: operations})
 
 
 def inside(model: ModelSize, sequences: int, length: int) -> float:
@@ -132,8 +146,10 @@ def projection_widths(config: ModelConfig, units: Collection[str]) -> list[int]:
 
 
 def moments(model: ModelSize, text: Text, widths: Sequence[int]) -> float:
-    """Count the operations of adding up x xᵀ in all blocks."""
-    return sum(float(FORWARD) * width**2 for width in widths) * text.positions * len(model.config.layers)
+    """Count the operations of adding up x xᵀ in all blocks, and of solving with each sum."""
+    adding = sum(float(FORWARD) * width**2 for width in widths) * text.positions
+    solving = sum(SOLVING * float(width) ** 3 + float(FORWARD) * width**2 * model.config.width for width in widths)
+    return (adding + solving) * len(model.config.layers)
 
 
 def by_tensor(model: ModelSize) -> Needs:
@@ -187,7 +203,7 @@ def verified(model: ModelSize, tokens: int) -> Needs:
 
 def backward(model: ModelSize, text: Text, rows: int, remedy: str) -> Needs:
     """Count what gradients on the way back to gates take: the model, and all that so many rows leave in it."""
-    size, kept = float(FLOAT) * model.left.parameters, Setting(sequences=rows, positions=text.length)
+    size, kept = float(FLOAT) * model.parameters, Setting(sequences=rows, positions=text.length)
     memory = {"model": size, "activations": activations(model.config, kept)}
     whole = Whole(model.certain(size), model.certain(size), "the model in memory", remedy)
     operations = TRAINING / FORWARD * forward(model, text, head=True)
@@ -196,7 +212,7 @@ def backward(model: ModelSize, text: Text, rows: int, remedy: str) -> Needs:
 
 def trained(model: ModelSize, setting: Setting, operations: float) -> Needs:
     """Count what training on one device takes; saves are there twice, while one takes the other's place."""
-    found, size = cost(model.config, setting), float(FLOAT) * model.left.parameters
+    found, size = cost(model.config, setting), float(FLOAT) * model.parameters
     memory = {"model": found.weights, "training": found.gradients + found.moments + found.working}
     remedy = "train on more devices with --devices, or first cut more by scores, which goes block by block"
     what = "weights, gradients and moments in memory"
@@ -219,12 +235,13 @@ def initialised(model: ModelSize) -> Needs:
     return Needs({"model": size}, size, least_disk=size, whole=Whole(size, 0.0, what, remedy))
 
 
-def raced(models: Sequence[ModelSize], operations: float) -> Needs:
-    """Count what measuring models side by side takes, which is left out where they have no room."""
-    size = float(FLOAT) * sum(model.left.parameters for model in models)
+def raced(models: Sequence[ModelSize], text: Text, operations: float) -> Needs:
+    """Count what measuring models side by side takes, the largest first; it is left out where they have no room."""
+    size, reads = float(FLOAT) * sum(model.parameters for model in models), sum(model.nbytes for model in models)
     if size > physical_memory():
         return Needs()
-    return Needs({"model": size}, reads=sum(model.nbytes for model in models), operations={SINGLE: operations})
+    memory = {"model": size, "weights": models[0].nbytes, "activations": inside(models[0], text.sequences, text.length)}
+    return Needs(memory, reads=reads, operations={SINGLE: operations})
 
 
 def _largest_tensor(config: ModelConfig) -> int:

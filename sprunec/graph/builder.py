@@ -37,6 +37,7 @@ class Builder:
         teachers: by checkpoint, which node gives a teacher; by None, the model before anything is taken away.
         left: what the model has by now.
         sizes: of the models that nodes give.
+        widest: parameters of the largest block, where a cut has left it to the layers how much each keeps.
         model_steps: training steps that it has had.
         held_out: about how many tokens are held out.
         data_files: the user's files that every node that uses data reads.
@@ -52,6 +53,7 @@ class Builder:
     teachers: dict[Path | None, str] = field(default_factory=dict)
     left: Left = field(init=False)
     sizes: dict[str, ModelSize] = field(default_factory=dict)
+    widest: int = 0
     model_steps: int = 0
     tokens: int = 0
     flops: float = 0.0
@@ -115,7 +117,7 @@ class Builder:
         } | extra
         node = Node(name, pass_, options, inputs, digest, info.output, **more)
         if size is None and info.makes_model:
-            size = ModelSize(self.left, FLOAT if info.trains else self.sizes[inputs["model"]].item)
+            size = ModelSize(self.left, FLOAT if info.trains else self.sizes[inputs["model"]].item, self.widest)
         if size is not None:
             self.sizes[name] = size
         self.nodes[name] = node if info.needs is None else replace(node, needs=info.needs(self, node))

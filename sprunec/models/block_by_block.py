@@ -20,9 +20,9 @@ from sprunec.families.base import Given, Inputs
 from sprunec.families.base_config import ModelConfig
 from sprunec.models.hidden_states import HiddenStates
 from sprunec.models.streamed import Streamed
+from sprunec.plan.scale import rows_at_once
 
 GIVEN_BYTES = 2**28  # of what blocks are given besides; more is made again for each
-INSIDE = 2**24  # numbers in the widest state inside a block
 
 
 class Enough(Exception):  # noqa: N818
@@ -125,8 +125,7 @@ class BlockByBlock:
 
 def few_rows(batches: Iterable[Batch], config: ModelConfig) -> Iterator[Batch]:
     """Split batches so that no state inside a block is large; what is computed of a row is the same."""
-    widest = max([config.width, *(inner for layer in config.layers for inner in layer.inner.values())])
     for batch in batches:
         count, width = batch.targets.shape
-        at_once = max(1, INSIDE // (width * widest))
+        at_once = rows_at_once(config, width)
         yield from (batch.part(slice(first, first + at_once), width) for first in range(0, count, at_once))

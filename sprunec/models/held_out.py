@@ -12,17 +12,18 @@ from sprunec.data.batches import IGNORED, Batch
 from sprunec.engines.device import Place
 from sprunec.families.base_config import ModelConfig
 from sprunec.models.block_by_block import BlockByBlock
-
-LOGITS = 2**24  # numbers at a time
-STATES = 2**28  # numbers in all hidden states: to read a model again is nothing beside what so many positions take
+from sprunec.plan.scale import LOGITS, TOGETHER
 
 
 def groups_of(batches: Iterable[Batch], config: ModelConfig) -> Iterator[list[Batch]]:
-    """Group batches by what goes through the model together."""
+    """Group batches by what goes through the model together.
+
+    To read a model again is nothing beside what so many positions take.
+    """
     group, count = list[Batch](), 0
     for batch in batches:
         numbers = batch.targets.numel() * config.width
-        if group and count + numbers > STATES:
+        if group and count + numbers > TOGETHER:
             yield group
             group, count = [], 0
         group.append(batch)

@@ -13,9 +13,9 @@ from torch import Tensor
 from sprunec.durable import file_sha256, naming, read_into
 from sprunec.engines.device import Place
 from sprunec.machine import physical_memory
+from sprunec.plan.scale import states_fit
 
 FILES = ("hidden-states-0.bin", "hidden-states-1.bin")
-SHARE = 4  # of a memory's bytes, one in so many may be taken
 
 
 class HiddenStates:
@@ -110,8 +110,8 @@ def home_of(nbytes: int, place: Place, keep: str) -> torch.device | None:
     """Choose the memory that so many bytes of states go into: the device's, else the machine's; None: a file."""
     if keep == "disk":
         return None
-    if place.device.type != "cpu" and SHARE * nbytes <= place.memory(1):
+    if place.device.type != "cpu" and states_fit(nbytes, place.memory(1)):
         return place.device
-    if keep == "memory" or SHARE * nbytes <= physical_memory():
+    if keep == "memory" or states_fit(nbytes, physical_memory()):
         return torch.device("cpu")
     return None

@@ -20,6 +20,8 @@ from sprunec.plan.declared import Pass, PassSpec
 def add(build: Builder, spec: PassSpec, masks: str, scores: str = "") -> None:
     """Cut the newest model to what masks leave, refitted if their pass says so; they were made of scores."""
     compensate.add(build, spec, masks, scores)
+    if spec.options.get("budget") != "per-layer":
+        build.widest = build.sizes[build.model].largest_block
     if "target" in spec.options:  # else it is not known yet how much that leaves
         build.left = build.left.planned(*(spec.options[key] for key in ("unit", "target", "multiple_of")))
     entering, inputs = build.model, {"model": build.model, "masks": masks, "origin": build.roles.origin}

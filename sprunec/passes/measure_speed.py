@@ -14,7 +14,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from sprunec.families.base_config import FORWARD
-from sprunec.graph.arithmetic import raced
+from sprunec.graph.arithmetic import Text, raced
 from sprunec.graph.builder import Builder
 from sprunec.graph.graph import Node
 from sprunec.graph.needs import Needs
@@ -53,7 +53,8 @@ def add(build: Builder, models: Mapping[str, str], masks: str) -> None:
 def needs(build: Builder, node: Node) -> Needs:
     """Open the models, and run each at least so often on a batch of so many operations."""
     models = [build.sizes[node.inputs[role]] for role in ("dense", "small") if role in node.inputs]
-    return raced(models, (1 + LEAST_ROUNDS) * len(models) * OPERATIONS["cpu"])
+    text = Text(node.options.batch_size, node.options.max_length)
+    return raced(models, text, (1 + LEAST_ROUNDS) * len(models) * OPERATIONS["cpu"])
 
 
 def run(job: Job[SpeedOptions]) -> dict[str, Any]:

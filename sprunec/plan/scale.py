@@ -23,6 +23,8 @@ from sprunec.plan.plan import Plan
 FLOAT, HALF, DOUBLE = 4, 2, 8
 INSIDE = 2**24  # numbers in the widest state inside a block
 STATES = 4  # of a memory's bytes, hidden states may take one in so many
+TOGETHER = 2**28  # numbers in all hidden states of held-out text that goes through a model together
+LOGITS = 2**24  # numbers at a time
 MOMENTS = {"adamw": 2, "adam": 2, "sgd": 1}
 
 

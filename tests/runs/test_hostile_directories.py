@@ -23,10 +23,10 @@ from sprunec.bmcook.masks.two_four_files import read_mask_file
 from sprunec.checkpoint.reader import open_tensors, read_state
 from sprunec.compiler.inspect import inspect_model
 from sprunec.errors import InputError, PassError
+from sprunec.execution import fits
 from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.mask_files import reading
 from sprunec.models.loading import load
-from sprunec.passes import load as load_pass
 from tests.conftest import tiny_model
 from tests.helpers.small_plans import MODEL, TINY, TRAIN, execute, plan
 
@@ -217,7 +217,7 @@ def test_tensors_that_share_their_bytes_are_no_checkpoint(tmp_path: Path) -> Non
 def test_a_config_too_large_for_the_machine_is_an_error_and_no_allocation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(load_pass, "physical_memory", lambda: 100_000)
-    with pytest.raises(PassError, match=r"parameters needs 0\.\d GB of memory, and this machine has 0\.0 GB"):
+    monkeypatch.setattr(fits, "physical_memory", lambda: 100_000)
+    with pytest.raises(PassError, match=r"load needs a new model in memory, 0\.\d GB, and this machine has 0\.0 GB"):
         execute(plan(TRAIN), tmp_path)
     assert not list(tmp_path.glob("out/store/*/model.safetensors"))

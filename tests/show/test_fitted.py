@@ -89,7 +89,7 @@ def graph_document(path: Path, stored: int = 0) -> dict[str, Any]:
     plan, found = check_plan(path)
     assert plan is not None, found
     graph = lower(plan)
-    return graph.document({node.name: True for node in graph.nodes[:stored]}) | {"training": []}
+    return graph.document({node.name: True for node in graph.nodes[:stored]}) | {"training": [], "measured": None}
 
 
 def long_plan(folder: Path, checkpoint: str = "weights.bin") -> Path:
