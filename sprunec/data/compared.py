@@ -9,13 +9,10 @@ from itertools import islice
 import numpy as np
 import torch
 
-from sprunec.data.affordable import STATES, affordable_tokens
+from sprunec.data.affordable import MOST_BATCHES, RANDOM_TEXT, STATES, affordable_tokens
 from sprunec.data.batches import Batch, Data, Packer
 from sprunec.families.base import Document, family_of
 from sprunec.families.base_config import ModelConfig
-
-MOST_BATCHES = 4
-RANDOM_TEXT = 64  # tokens in a row
 
 
 def compared_batches(

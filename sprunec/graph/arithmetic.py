@@ -13,11 +13,13 @@ A pass goes block by block, from file to file, or has the model in memory; its r
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
-from sprunec.data.affordable import LEAST_TOKENS, STATES, affordable_tokens
+from sprunec.data.affordable import STATES, compared_rows
 from sprunec.families.base_config import FORWARD, TRAINING, LayerShape, ModelConfig, unit_cost
 from sprunec.graph.needs import EXACT, SINGLE, Needs, Whole
 from sprunec.machine import physical_memory
@@ -47,11 +49,13 @@ class ModelSize:
 
     Attributes:
         widest: parameters that a block may have which keeps more than others.
+        sure: it has no less than that, as far as its shapes are known.
     """
 
     left: Left
     item: float
     widest: int = 0
+    sure: bool = True
 
     @property
     def config(self) -> ModelConfig:
@@ -79,7 +83,7 @@ class ModelSize:
 
     def certain(self, size: float) -> float:
         """Give a size that follows from the model's where its own is known, else nothing."""
-        return size if self.left.known else 0.0
+        return size if self.sure and self.left.known else 0.0
 
 
 @lru_cache
@@ -171,23 +175,24 @@ def sparse(model: ModelSize, targeted: int) -> Needs:
     return Needs(memory, model.nbytes, reads=3 * model.nbytes, least_disk=model.certain(model.nbytes), whole=whole)
 
 
-def compared(sweeps: Sequence[tuple[ModelSize, str]], asked: int | None) -> Needs:
+def compared(sweeps: Sequence[tuple[ModelSize, str]], options: Any, most: int = sys.maxsize) -> Needs:
     """Count what a comparison takes, block by block.
 
     Args:
         sweeps: each goes through a model in one arithmetic.
-        asked: on so many tokens; None: on as many as can be afforded.
+        options: which tokens the plan asks for, and of how many a batch is.
+        most: it is on no more tokens.
     """
     largest = max((model for model, _ in sweeps), key=lambda model: model.largest_block)
     config, items = largest.config, {SINGLE: FLOAT, EXACT: DOUBLE}
-    tokens = asked or affordable_tokens(config)
-    at_once, operations = min(tokens, max(1, STATES // config.width)), dict.fromkeys(items, 0.0)
+    text = Text(*compared_rows(config, options.tokens, options.batch_size, options.max_length, most))
+    at_once, operations = min(text.positions, max(1, STATES // config.width)), dict.fromkeys(items, 0.0)
     for model, kind in sweeps:
-        operations[kind] += forward(model, Text(1, tokens), head=True)
+        operations[kind] += forward(model, text, head=True)
     memory = {
         "blocks": 2.0 * DOUBLE * largest.largest_block,
         "states": float(sum(items[kind] for _, kind in sweeps)) * config.width * at_once,
-        "activations": DOUBLE / FLOAT * inside(largest, 1, min(tokens, LEAST_TOKENS)),
+        "activations": DOUBLE / FLOAT * inside(largest, 1, text.length),
     }
     return Needs(memory, reads=sum(model.nbytes for model, _ in sweeps), operations=operations)
 

@@ -38,6 +38,7 @@ class Builder:
         left: what the model has by now.
         sizes: of the models that nodes give.
         widest: parameters of the largest block, where a cut has left it to the layers how much each keeps.
+        sure: whether every cut so far says how much it leaves.
         model_steps: training steps that it has had.
         held_out: about how many tokens are held out.
         data_files: the user's files that every node that uses data reads.
@@ -54,6 +55,7 @@ class Builder:
     left: Left = field(init=False)
     sizes: dict[str, ModelSize] = field(default_factory=dict)
     widest: int = 0
+    sure: bool = True
     model_steps: int = 0
     tokens: int = 0
     flops: float = 0.0
@@ -117,7 +119,8 @@ class Builder:
         } | extra
         node = Node(name, pass_, options, inputs, digest, info.output, **more)
         if size is None and info.makes_model:
-            size = ModelSize(self.left, FLOAT if info.trains else self.sizes[inputs["model"]].item, self.widest)
+            item = FLOAT if info.trains else self.sizes[inputs["model"]].item
+            size = ModelSize(self.left, item, self.widest, self.sure)
         if size is not None:
             self.sizes[name] = size
         self.nodes[name] = node if info.needs is None else replace(node, needs=info.needs(self, node))

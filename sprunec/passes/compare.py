@@ -53,7 +53,7 @@ def needs(build: Builder, node: Node) -> Needs:
     masked, small = (build.sizes[node.inputs[role]] for role in ("masked", "small"))
     ways = 2 if build.nodes[node.inputs["small"]].gives == "emitted" else 1
     models = masked, *[small] * ways
-    return compared([(model, kind) for model in models for kind in (SINGLE, EXACT)], node.options.tokens)
+    return compared([(model, kind) for model in models for kind in (SINGLE, EXACT)], node.options)
 
 
 def run(job: Job[CompareOptions]) -> dict[str, Any]:

@@ -55,7 +55,9 @@ def add(build: Builder, model: str, emitted: str, form: str) -> None:
 def needs(build: Builder, node: Node) -> Needs:
     """Run the small model in two arithmetics, and the format."""
     small = build.sizes[node.inputs["model"]]
-    return compared([(small, kind) for kind in (EXACT, SINGLE, SINGLE)], node.options.tokens)
+    return compared(
+        [(small, kind) for kind in (EXACT, SINGLE, SINGLE)], node.options, LOGITS // small.config.vocab_size
+    )
 
 
 def run(job: Job[FormatOptions]) -> dict[str, Any]:

@@ -22,7 +22,8 @@ def add(build: Builder, spec: PassSpec, masks: str, scores: str = "") -> None:
     compensate.add(build, spec, masks, scores)
     if spec.options.get("budget") != "per-layer":
         build.widest = build.sizes[build.model].largest_block
-    if "target" in spec.options:  # else it is not known yet how much that leaves
+    build.sure = build.sure and "target" in spec.options  # else it is not known yet how much that leaves
+    if "target" in spec.options:
         build.left = build.left.planned(*(spec.options[key] for key in ("unit", "target", "multiple_of")))
     entering, inputs = build.model, {"model": build.model, "masks": masks, "origin": build.roles.origin}
     small = build.add("rewrite", Options(), inputs, about="slices only")

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from sprunec.data import compared as room
-from sprunec.data.affordable import LEAST_TEXT, LEAST_TOKENS, affordable_tokens
+from sprunec.data.affordable import LEAST_TEXT, LEAST_TOKENS, RANDOM_TEXT, affordable_tokens
 from sprunec.data.batches import Batch
-from sprunec.data.compared import RANDOM_TEXT, compared_batches, random_batch
+from sprunec.data.compared import compared_batches, random_batch
 from sprunec.families.cpm_ant.config import ModelConfig
 from tests.conftest import tiny_config
 from tests.helpers.small_plans import MODEL, execute, plan, save_weights

