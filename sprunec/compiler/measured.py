@@ -22,7 +22,8 @@ from sprunec.data.compared import random_batch
 from sprunec.engines.device import Place
 from sprunec.families.base import family_of
 from sprunec.families.base_config import FORWARD, ModelConfig
-from sprunec.graph.arithmetic import ModelSize, Text, blocks_of, forward
+from sprunec.graph.arithmetic import Text, forward
+from sprunec.graph.model_size import ModelSize, blocks_of
 from sprunec.graph.needs import EXACT, SINGLE, Needs
 from sprunec.models.meta_models import empty_model
 from sprunec.models.streamed import Streamed

@@ -15,12 +15,12 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass
 from typing import Any
 
 from sprunec.data.affordable import STATES, compared_rows
-from sprunec.families.base_config import FORWARD, TRAINING, LayerShape, ModelConfig, unit_cost
+from sprunec.families.base_config import FORWARD, TRAINING, LayerShape, ModelConfig
+from sprunec.graph.model_size import ModelSize, blocks_of
 from sprunec.graph.needs import EXACT, SINGLE, Needs, Whole
 from sprunec.machine import physical_memory
 from sprunec.plan.scale import (
@@ -35,62 +35,11 @@ from sprunec.plan.scale import (
     rows_at_once,
     states_fit,
 )
-from sprunec.plan.targets import Left
 from sprunec.units import INSIDE, gate_units
 
 CHUNKS = 1e8  # bytes of rows and buffers, of what goes from file to file
 SOLVED = 3  # matrices (C, C) besides the moment's while a projection is solved for
 SOLVING = 2  # operations for each of C³: a factor, its inverse, and what is taken out of it feature by feature
-
-
-@dataclass(frozen=True)
-class ModelSize:
-    """A model that a node gives: at most what is left of it, and how many bytes a stored number of it has.
-
-    Attributes:
-        widest: parameters that a block may have which keeps more than others.
-        sure: it has no less than that, as far as its shapes are known.
-    """
-
-    left: Left
-    item: float
-    widest: int = 0
-    sure: bool = True
-
-    @property
-    def config(self) -> ModelConfig:
-        return self.left.config
-
-    @property
-    def parameters(self) -> int:
-        return self.left.parameters
-
-    @property
-    def nbytes(self) -> float:
-        return self.item * self.parameters
-
-    @property
-    def largest_block(self) -> int:
-        return max(self.widest, *blocks_of(self.config), 0)
-
-    @property
-    def in_blocks(self) -> int:
-        """Count the parameters of all blocks."""
-        return self.parameters - (self.config.parameters() - sum(blocks_of(self.config)))
-
-    def stored_as(self, other: ModelSize) -> ModelSize:
-        return replace(self, item=other.item)
-
-    def certain(self, size: float) -> float:
-        """Give a size that follows from the model's where its own is known, else nothing."""
-        return size if self.sure and self.left.known else 0.0
-
-
-@lru_cache
-def blocks_of(config: ModelConfig) -> tuple[int, ...]:
-    """Count the parameters of each block."""
-    alike: dict[LayerShape, int] = {}
-    return tuple(alike.setdefault(layer, unit_cost(config, n, "block")) for n, layer in enumerate(config.layers))
 
 
 @dataclass(frozen=True)
@@ -114,12 +63,13 @@ def forward(model: ModelSize, text: Text, *, head: bool = False) -> float:
 
 
 def by_block(
-    model: ModelSize, text: Text, operations: float, widths: Sequence[int] = (), *, head: bool = False, disk: float = 0
+    model: ModelSize, text: Text, operations: float, widths: Sequence[int] = (), *, keep: str, head: bool = False
 ) -> Needs:
     """Count what going block by block takes, in float32.
 
     Args:
         widths: of what goes into the projections of a block whose second moments are taken.
+        keep: where the plan wants hidden states, "memory" or "disk"; "auto": in memory where they take little of it.
         head: the way goes on through it, where sequences go in groups from the first block on.
     """
     groups = max(1, math.ceil(text.positions * model.config.width / TOGETHER)) if head else 1
@@ -127,12 +77,12 @@ def by_block(
     logits = 3.0 * FLOAT * min(LOGITS, rows * text.length * model.config.vocab_size) if head else 0.0
     memory = {
         "blocks": 2.0 * FLOAT * model.largest_block,
-        "states": states if states_fit(states, physical_memory()) else 0.0,
+        "states": states if keep == "memory" or (keep == "auto" and states_fit(states, physical_memory())) else 0.0,
         "activations": max(logits, inside(model, min(text.sequences, rows), text.length)),
         "moments": sum(FLOAT * width**2 for width in widths) + SOLVED * FLOAT * max(widths, default=0) ** 2,
     }
     # those behind a block are written while those in front of it are there: a run that was killed finds them again
-    return Needs(memory, disk, 2 * states, groups * model.nbytes, {SINGLE: operations})
+    return Needs(memory, scratch=2 * states, reads=groups * model.nbytes, operations={SINGLE: operations})
 
 
 def inside(model: ModelSize, sequences: int, length: int) -> float:
@@ -176,7 +126,7 @@ def sparse(model: ModelSize, targeted: int) -> Needs:
 
 
 def compared(sweeps: Sequence[tuple[ModelSize, str]], options: Any, most: int = sys.maxsize) -> Needs:
-    """Count what a comparison takes, block by block.
+    """Count what a comparison takes, block by block, and of a large one matrix by matrix.
 
     Args:
         sweeps: each goes through a model in one arithmetic.
@@ -190,7 +140,7 @@ def compared(sweeps: Sequence[tuple[ModelSize, str]], options: Any, most: int = 
     for model, kind in sweeps:
         operations[kind] += forward(model, text, head=True)
     memory = {
-        "blocks": 2.0 * DOUBLE * largest.largest_block,
+        "blocks": 2.0 * DOUBLE * min(largest.largest_block, _largest_matrix(config)),
         "states": float(sum(items[kind] for _, kind in sweeps)) * config.width * at_once,
         "activations": DOUBLE / FLOAT * inside(largest, 1, text.length),
     }
@@ -251,3 +201,8 @@ def raced(models: Sequence[ModelSize], text: Text, operations: float) -> Needs:
 
 def _largest_tensor(config: ModelConfig) -> int:
     return max(map(math.prod, config.tensors().values()), default=0)
+
+
+def _largest_matrix(config: ModelConfig) -> int:
+    """Count the numbers of the largest one in a block."""
+    return config.width * max((inner for layer in config.layers for inner in layer.inner.values()), default=0)

@@ -15,8 +15,8 @@ from sprunec.engines.training import Distillation
 from sprunec.families.base_config import ModelConfig
 from sprunec.families.cards import card_of
 from sprunec.file_digests import file_digest, file_stamp
-from sprunec.graph.arithmetic import ModelSize
 from sprunec.graph.graph import Graph, Node, Roles, digest_of, plain
+from sprunec.graph.model_size import ModelSize
 from sprunec.graph.options import Options
 from sprunec.graph.weights import NO_MASK, weights_digest
 from sprunec.plan.declared import PASSES, PassSpec
@@ -70,6 +70,11 @@ class Builder:
     @property
     def config(self) -> ModelConfig:
         return self.plan.model.config
+
+    @property
+    def keep(self) -> str:
+        """Say where hidden states are kept between two blocks."""
+        return self.plan.engine.hidden_states
 
     @property
     def checkpoint(self) -> str | None:

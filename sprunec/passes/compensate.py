@@ -10,7 +10,7 @@ than it gives. Both the masked and the rewritten model get these weights, so one
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +49,7 @@ def needs(build: Builder, node: Node) -> Needs:
     text, widths = Text(node.options.sequences, node.options.max_length), projection_widths(model.config, units)
     operations = (1 + len(widths)) * forward(model, text) + moments(model, text, widths)
     disk = model.item * sum(widths) * model.config.width * len(model.config.layers)
-    return by_block(model, text, operations, widths, disk=disk)
+    return replace(by_block(model, text, operations, widths, keep=build.keep), disk=disk)
 
 
 def run(job: Job[RefitOptions]) -> dict[str, Any]:

@@ -44,7 +44,10 @@ def needs(build: Builder, node: Node) -> Needs:
     """Run what is held out; how much that is is a guess where the plan gives no number of tokens."""
     model, length = build.sizes[node.inputs["model"]], node.options.max_length
     text = Text(math.ceil((node.options.tokens or build.held_out) / length), length)
-    found, size = by_block(model, text, forward(model, text, head=True), head=True), float(FLOAT) * model.parameters
+    found, size = (
+        by_block(model, text, forward(model, text, head=True), keep=build.keep, head=True),
+        float(FLOAT) * model.parameters,
+    )
     if "masks" in node.inputs or not _writes(size, physical_memory()):
         return found
     return replace(found, memory=max(found.memory, {"model": size}, key=lambda parts: sum(parts.values())))

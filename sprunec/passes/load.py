@@ -20,9 +20,10 @@ from sprunec.families.cards import Part, card_of, read_config
 from sprunec.families.head import has_own_head, own_head
 from sprunec.families.own_code import code_files
 from sprunec.file_digests import file_digest
-from sprunec.graph.arithmetic import ModelSize, initialised
+from sprunec.graph.arithmetic import initialised
 from sprunec.graph.builder import Builder
 from sprunec.graph.graph import Node
+from sprunec.graph.model_size import ModelSize
 from sprunec.graph.needs import Needs
 from sprunec.graph.options import Options
 from sprunec.graph.weights import NO_TEACHER, weights_digest

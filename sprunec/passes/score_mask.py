@@ -43,7 +43,7 @@ def needs(build: Builder, node: Node) -> Needs:
         others = [each.name for each in CRITERIA.values() if each.needs in ("squares", "products")]
         return backward(model, text, options.batch_size, f"{series(others, 'and')} go block by block")
     widths = projection_widths(model.config, options.unit) if criterion.needs == "products" else []
-    return by_block(model, text, forward(model, text) + moments(model, text, widths), widths)
+    return by_block(model, text, forward(model, text) + moments(model, text, widths), widths, keep=build.keep)
 
 
 def run(job: Job[ScoreOptions]) -> dict[str, Any]:
