@@ -10,6 +10,7 @@ from typing import Any
 from sprunec.checkpoint.layouts import SAFETENSORS, TORCH
 from sprunec.errors import InputError
 from sprunec.mask_files import flap
+from sprunec.mask_files.forms import Rules
 from sprunec.mask_files.layer_lists import UNIT_NAMES
 
 SUFFIXES = (".json", *SAFETENSORS, *TORCH)
@@ -29,7 +30,7 @@ def files_in(folder: Path) -> list[Path]:
     return found
 
 
-def gathered(folder: Path, opened: Callable[[Path], Any]) -> dict[Any, Any]:
+def gathered(folder: Path, opened: Callable[[Path], Any], rules: Rules) -> dict[Any, Any]:
     """Open all files and put what they hold under the numbers of their layers.
 
     What a file holds under names, such as attn_mask or heads, stands under these; what has no name, under the one in
@@ -42,7 +43,12 @@ def gathered(folder: Path, opened: Callable[[Path], Any]) -> dict[Any, Any]:
     for path in files_in(folder):
         layer, name = _of_name(path)
         content = opened(path)
-        _put(path, whole, {name: content} if name and not isinstance(content, Mapping) else content, layer)
+        if name and not isinstance(content, Mapping):
+            if name in NAMES:
+                content = {name: content}
+            elif rules.lists_of is None:
+                raise InputError.at(path, f'its name says "{name}", which is no unit', 'say which it is: "lists_of"')
+        _put(path, whole, content, layer)
     return whole
 
 
@@ -57,10 +63,9 @@ def _put(path: Path, whole: Any, content: Any, layer: int, names: int = MOST_NAM
 
 
 def _of_name(path: Path) -> tuple[int, str]:
-    """Tell a file's layer, the number behind "layer" or the only one, and the name of units in what is left."""
+    """Tell a file's layer, the number behind "layer" or the only one, and what is left of the name."""
     numbers = BEHIND_LAYER.findall(path.stem) or re.findall(r"\d+", path.stem)
     if len(numbers) != 1 or len(numbers[0]) > 9:
         raise InputError.at(path, f"its name has {len(numbers)} numbers that could be its layer's", REMEDY)
     words = (word for word in re.split(r"[\d._-]+", path.stem.lower()) if word not in ("", "layer", "layers", "model"))
-    name = "_".join(words)
-    return int(numbers[0]), name if name in NAMES else ""
+    return int(numbers[0]), "_".join(words)

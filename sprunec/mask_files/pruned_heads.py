@@ -18,7 +18,7 @@ def read(path: Path, content: Any, rules: Rules) -> list[LayerMask]:
         message = f'{KEY} lists what is removed, and the plan says "lists": "kept"'
         raise InputError.at(path, message, "remove the option")
     rows = rows_of(path, KEY, content[KEY], rules._replace(threshold=None))
-    return [LayerMask(path, KEY, "head", False, rows.layers, rows.soft, frozenset({"lists"}))] if rows.layers else []
+    return [LayerMask(path, KEY, "head", False, rows.layers)] if rows.layers else []
 
 
 PRUNED_HEADS = MaskForm(

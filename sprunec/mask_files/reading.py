@@ -51,7 +51,8 @@ def read_masks(paths: Sequence[Path], whole: Kept, entering: Kept | None = None,
         for mask in every
         if mask.soft
     ]
-    kept = with_even_groups(left_by(masks, whole, entering), whole, paths[0])
+    of_heads = (mask.path for mask in every if mask.unit in (None, "head", "kv_group"))
+    kept = with_even_groups(left_by(masks, whole, entering), whole, next(of_heads, paths[0]))
     return Matched(masks, kept, tuple(notes))
 
 
@@ -61,7 +62,7 @@ def read_mask_file(path: Path, rules: Rules = NO_RULES) -> Sequence[Mask]:
     Raises:
         InputError: it cannot be read, is of no form or of several, or does not say what it means.
     """
-    content = as_tensor(gathered(path, open_masks) if path.is_dir() else open_masks(path))
+    content = as_tensor(gathered(path, open_masks, rules) if path.is_dir() else open_masks(path))
     fits = [form for form in FORMS.values() if form.recognises(content, rules)]
     if len(fits) > 1:
         known = series([form.known for form in fits], "and")

@@ -69,28 +69,42 @@ def masks_of(mask: LayerMask, unit: str, whole: Kept) -> Masks:
         InputError: it names a layer or a unit that the model has not, one twice, or says nothing of a layer where what
             is listed is kept.
     """
-    if wrong := [layer for layer in mask.layers if not 0 <= layer < len(whole)]:
-        message = f"{mask.key} names layer {wrong[0]}, and the model has {len(whole)}, which count from 0"
-        raise InputError.at(mask.path, message, "give a mask that was made for the plan's input model")
-    there = [layer for layer in range(len(whole)) if whole.has(layer, unit)]
-    if mask.keeps and (silent := [layer for layer in there if layer not in mask.layers]):
-        message = f"{mask.key} says nothing of layer {silent[0]}, and what it lists is kept"
-        raise InputError.at(mask.path, message, "list what every layer keeps: [] where it is nothing")
-    widest = max((len(whole.units(layer, unit)) for layer in there), default=0)
+    _check_layers(mask, unit, whole)
+    widest = max(len(whole.units(layer, unit)) for layer in range(len(whole)))
     masks: Masks = {}
     for layer, listed in mask.layers.items():
-        units, row = whole.units(layer, unit), listed.entries
+        units, row, several = whole.units(layer, unit), listed.entries, UNITS[unit].several
         if listed.are_indices:
-            row = _row(mask, layer, row, unit, len(units))
+            row = _row(mask, layer, row, len(units), several)
         elif len(row) not in (len(units), widest):
-            message = (
-                f"{mask.key} has {len(row)} values for layer {layer}, which has {len(units)} {UNITS[unit].several}"
-            )
+            message = f"{mask.key} has {len(row)} values for layer {layer}, which has {len(units)} {several}"
             raise InputError.at(mask.path, message, _remedy(unit, len(row), whole[layer]))
         listed_units = row_mask(mask.path, mask.key, layer, row, units, units, "keeps" if mask.keeps else "removes")
         if units:
             masks[layer, unit] = listed_units if mask.keeps else ~listed_units
     return masks
+
+
+def _check_layers(mask: LayerMask, unit: str, whole: Kept) -> None:
+    if wrong := [layer for layer in mask.layers if not 0 <= layer < len(whole)]:
+        message = f"{mask.key} names layer {wrong[0]}, and the model has {len(whole)}, which count from 0"
+        raise InputError.at(mask.path, message, "give a mask that was made for the plan's input model")
+    there = [layer for layer in range(len(whole)) if whole.has(layer, unit)]
+    several = UNITS[unit].several
+    if without := [layer for layer in there if not whole.units(layer, unit)]:
+        message = f"{mask.key} is of {several}, and layer {without[0]} has none of its own"
+        raise InputError.at(mask.path, message, "give masks of units that the model has")
+    if mask.keeps and (silent := [layer for layer in there if layer not in mask.layers]):
+        message = f"{mask.key} says nothing of layer {silent[0]}, and what it lists is kept"
+        raise InputError.at(mask.path, message, "list what every layer keeps: [] where it is nothing")
+    if mask.asked and all(_is_either(listed, len(whole.units(layer, unit))) for layer, listed in mask.layers.items()):
+        message = f"{mask.key} has a 0 or a 1 for each of the {several} of a layer: a mask, or indices"
+        raise InputError.at(mask.path, message, "write a mask as booleans, and leave out lists of everything")
+
+
+def _is_either(listed: Listed, width: int) -> bool:
+    """Tell whether indices could as well be a mask whose booleans became numbers."""
+    return listed.are_indices and 0 < width == len(listed.entries) and set(listed.entries) <= {0, 1}
 
 
 def row_mask(
@@ -111,16 +125,13 @@ def row_mask(
     return torch.tensor([index in stay for index in whole], dtype=torch.bool)
 
 
-def _row(mask: LayerMask, layer: int, indices: Sequence[int], unit: str, width: int) -> tuple[int, ...]:
+def _row(mask: LayerMask, layer: int, indices: Sequence[int], width: int, several: str) -> tuple[int, ...]:
     """Make one value a unit of a list of indices."""
     outside = [index for index in indices if not 0 <= index < width]
     twice = [index for index, count in Counter(indices).items() if count > 1]
-    if twice and set(indices) <= {0, 1}:
-        message = f"{mask.key} lists {twice[0]} twice for layer {layer}: whole numbers are indices there"
-        raise InputError.at(mask.path, message, "write a mask as booleans")
     if outside or twice:
         wrong = f"{outside[0]}" if outside else f"{twice[0]} twice"
-        message = f"{mask.key} lists {wrong} for layer {layer}, which has {width} {UNITS[unit].several} from 0 on"
+        message = f"{mask.key} lists {wrong} for layer {layer}, which has {width} {several} from 0 on"
         raise InputError.at(mask.path, message, "list indices of the plan's input model, each once")
     listed = set(indices)
     return tuple(int(index in listed) for index in range(width))

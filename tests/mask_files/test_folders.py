@@ -72,6 +72,7 @@ def test_lists_under_words_and_zs_by_layer(tmp_path: Path) -> None:
         ({"llama2_7b_3.json": [1]}, "its name has 3 numbers that could be its layer's"),
         ({"0.json": [1], "layer_0.json": [2]}, "says again what another file of the folder says of layer 0"),
         ({"0.json": [1], "1.json": {"heads": [2]}}, "holds 0 beside names of units"),
+        ({"mlp_0.json": [1], "mlp_1.json": [1]}, 'its name says "mlp", which is no unit'),
         ({"0.json": [6]}, "the list lists 6 for layer 0, which has 6 heads"),
         ({"9.json": [1]}, "the list names layer 9"),
         ({"0.json": {"0": [1]}}, "the list of layer 0 is a dict of length 1"),

@@ -84,6 +84,7 @@ def test_soft_masks_are_refused_with_the_option_that_makes_them_hard(tmp_path: P
         ({"attn_mask": [[True] * 6] * 3}, REMOVED, '"lists" is not used'),
         ({"removed": {"heads": {"0": [1]}}}, Rules(lists_of="head"), '"lists_of" is not used'),
         ({"pruned_heads": {"0": [1]}}, Rules(lists_of="head"), '"lists_of" is not used'),
+        ({"pruned_heads": {"0": [1]}}, REMOVED, '"lists" is not used'),
         ({"removed": {"heads": {"0": [0.2] * 6}}}, Rules(threshold=0.1), "values other than 0 and 1"),
     ],
 )
@@ -165,7 +166,7 @@ def test_what_cannot_be_cut_must_be_all_ones(tmp_path: Path, key: str, reason: s
         ({"0": [2**62]}, "heads lists 4611686018427387904 for layer 0"),
         ({"0": [10**30]}, f"heads of layer 0 holds {10**30}, which is no index"),
         ({"0": [2, 2]}, "heads lists 2 twice for layer 0"),
-        ({"0": [1, 0, 1, 1, 0, 0]}, "heads lists 1 twice for layer 0: whole numbers are indices there"),
+        ({"0": [1, 0, 1, 1, 0, 0]}, "heads has a 0 or a 1 for each of the heads of a layer: a mask, or indices"),
         ({"0": [1.5]}, "heads of layer 0 holds 1 values other than 0 and 1, the first 1.5"),
         ({"0": ["1"]}, "heads of layer 0 holds '1', which is no index"),
         ({"0": [None]}, "heads of layer 0 holds None, which is no index"),
@@ -229,6 +230,21 @@ def test_lists_of_what_is_kept_name_every_layer(tmp_path: Path) -> None:
 )
 def test_tensors_that_are_no_lists(tmp_path: Path, rows: Any, message: str) -> None:
     assert message in refusal(saved(tmp_path / "m.pt", rows), OF_HEADS).message
+
+
+def test_whole_numbers_that_could_be_a_mask(tmp_path: Path) -> None:
+    """[1, 0] of two groups: both of them, or the first."""
+    two = Kept([{"kv_group": (0, 1)} | dict(layer) for layer in WHOLE])
+    rules = Rules(lists="kept", lists_of="kv_group")
+    found = refusal(saved(tmp_path / "m.json", [[1, 0], [0, 1], [0, 1]]), rules, two)
+    assert found.message == "the list has a 0 or a 1 for each of the key-value groups of a layer: a mask, or indices"
+    kept = read_masks([saved(tmp_path / "m.json", [[1, 0], [0, 1], [1]])], two, rules=rules).kept
+    assert [layer["kv_group"] for layer in kept] == [(0, 1), (0, 1), (1,)]
+
+
+def test_units_that_the_model_has_not(tmp_path: Path) -> None:
+    path = saved(tmp_path / "m.json", {"kept": {"kv_groups": [[], [], []]}})
+    assert refusal(path).message == "kv_groups is of key-value groups, and layer 0 has none of its own"
 
 
 def test_groups_that_would_keep_unlike_numbers_of_heads(tmp_path: Path) -> None:
