@@ -41,7 +41,7 @@ def execute(directory: Path, watcher: Any = None, stop: Any = lambda: False) -> 
 
 
 class Counts(Watcher):
-    """The steps that were really made, by node; presses Ctrl-C at one of them."""
+    """The training steps that were really made, by node; presses Ctrl-C at one of them."""
 
     def __init__(self, interrupt_at: tuple[str, int] | None = None) -> None:
         self.steps: dict[str, list[int]] = {}
@@ -52,7 +52,8 @@ class Counts(Watcher):
         self.node = name
 
     def step(self, event: Mapping[str, Any]) -> None:
-        self.steps.setdefault(self.node, []).append(event["step"])
+        if "loss" in event:
+            self.steps.setdefault(self.node, []).append(event["step"])
         if self.interrupt_at == (self.node, event["step"]):
             raise KeyboardInterrupt
 

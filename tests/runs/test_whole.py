@@ -123,7 +123,7 @@ class StopsAt(Watcher):
         self.left = step
 
     def step(self, event: Any) -> None:
-        self.left -= 1
+        self.left -= "loss" in event
         if self.left == 0:
             raise KeyboardInterrupt
 
