@@ -53,6 +53,7 @@ class BlockByBlock:
     ) -> None:
         self.stream, self.batches, self.hidden, self._saves, self._tell = stream, batches, hidden, saves, tell
         self.current: Inputs = {}
+        self._following: list[str] = []
         self._given: dict[int, Given] = {}
         self._given_bytes = 0
 
@@ -68,7 +69,8 @@ class BlockByBlock:
         with self.stream.entrance():
             first = self._continued(restore) or self._begun()
             for index in range(first, len(paths)):
-                with self.stream.holding_whole(paths[index], *paths[index + 1 : index + 2]):
+                self._following = paths[index + 1 : index + 2]
+                with self.stream.holding_whole(paths[index]):
                     yield paths[index]
                 self.hidden.turn()
                 self._tell(index + 1, len(paths))
@@ -106,7 +108,9 @@ class BlockByBlock:
                 self._output(path, number)
 
     def advance(self, path: str) -> None:
-        """Bring all batches behind a block, which must be there."""
+        """Bring all batches behind a block, which must be there, and read the next one meanwhile."""
+        for following in self._following:
+            self.stream.read_ahead(following)
         for number in range(len(self.hidden)):
             self.hidden.put(number, self._output(path, number))
 

@@ -131,23 +131,23 @@ class Streamed:
         self._tensors, self._head = tensors, f"{family.head(model)[-1]}.weight"
         self.tokens = tensors.shape(self._head)[0]
         self._ahead: tuple[str, Future[dict[str, Tensor]]] | None = None
+        self._reader = ThreadPoolExecutor(1)
 
     @contextmanager
-    def holding_whole(self, path: str, following: str | None = None) -> Iterator[None]:
-        """Give a block all of its weights meanwhile, and read those of the one that comes next."""
+    def holding_whole(self, path: str) -> Iterator[None]:
+        """Give a block all of its weights meanwhile."""
         ahead, self._ahead = self._ahead, None
         read = ahead[1].result() if ahead is not None and ahead[0] == path else self._read(path)
         move_buffers(self.model.get_submodule(path), self.device)
-        with with_parameters(self.model, (path,), read.pop):
-            if following is not None:
-                with ThreadPoolExecutor(1) as reader:
-                    self._ahead = following, reader.submit(self._read, following)
-                    yield
-            else:
-                yield
+        with with_parameters(self.model, (path,), lambda name: self._cast(read.pop(name))):
+            yield
+
+    def read_ahead(self, path: str) -> None:
+        """Read a block while another is at work, as it is stored, which may take half the memory."""
+        self._ahead = path, self._reader.submit(self._read, path)
 
     def _read(self, path: str) -> dict[str, Tensor]:
-        return {name: self._weight(name) for name in parameter_names(self.model, (path,))}
+        return {name: self._tensors[name] for name in parameter_names(self.model, (path,))}
 
     @contextmanager
     def holding(self, *parts: str) -> Iterator[None]:

@@ -61,11 +61,11 @@ class Flaky(Streamed):
     at = -1
     ran: list[str]
 
-    def holding_whole(self, path: str, following: str | None = None) -> Any:
+    def holding_whole(self, path: str) -> Any:
         self.ran.append(path)
         if len(self.ran) - 1 == Flaky.at:
             raise Killed
-        return super().holding_whole(path, following)
+        return super().holding_whole(path)
 
 
 @pytest.mark.parametrize("keep", ["memory", "disk"])
