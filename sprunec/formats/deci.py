@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from sprunec.families.base import family_of
 from sprunec.families.base_config import ModelConfig
 from sprunec.families.huggingface.decilm_files import INSTEAD, obstacles, write
-from sprunec.formats.huggingface import PLACE, opened_apart, options
+from sprunec.families.huggingface.transformers_config import TransformersConfig
+from sprunec.formats.huggingface import PART_BYTES, PLACE, PROCESS_BYTES, opened_apart, options
 from sprunec.plan.export_formats import Format, Opening, Options, Reopened
 
 if TYPE_CHECKING:
@@ -51,7 +52,13 @@ def opening(directory: Path, about: Mapping[str, Any]) -> Opening:
     return Opening("vllm", code, " ".join([remark, *(f"In it {each}." for each in about["why"])]))
 
 
+def shares(config: ModelConfig) -> bool:
+    """Tell whether nothing is added: a first layer that has no attention gets one."""
+    return isinstance(config, TransformersConfig) and bool(config.layers[config.left[0]].heads)
+
+
 DECI = Format(
     "deci", write, reopen, package=("transformers", "sprunec[hf]"), obstacles=obstacles, instead=INSTEAD,
-    alike=("head", "kv_group"), opening=opening, options=beside,
+    alike=("head", "kv_group"), shares=shares, opens=lambda config: PROCESS_BYTES + PART_BYTES, opening=opening,
+    options=beside,
 )  # fmt: skip

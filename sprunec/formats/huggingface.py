@@ -39,6 +39,7 @@ BESIDE = (
 SCRIPTS = "sprunec.families.huggingface"
 STEPS, FEWER_STEPS = 4, 2  # positions that are decoded one by one; fewer where each reads all weights again
 HELD_BYTES = 2**30  # a model is opened whole, as users do, where it takes no more in float32
+PROCESS_BYTES, PART_BYTES = 5e8, 2.5e8  # of the libraries; of a weight in parts, and of what is said
 
 
 def options(plan: Plan) -> Options:
@@ -114,6 +115,11 @@ def opened_apart(form: str, script: str, directory: Path, texts: Sequence[Tensor
         return torch.load(found, weights_only=True)
 
 
+def opens(config: ModelConfig) -> float:
+    """Count what `reopen` takes, in a process of its own."""
+    return PROCESS_BYTES + (whole if (whole := 4 * config.parameters()) <= HELD_BYTES else PART_BYTES)
+
+
 def opening(directory: Path, about: Mapping[str, Any]) -> Opening:
     """Say how the directory is opened, with its own classes if it has any, and its tokenizer if it has one."""
     own = "auto_map" in json.loads(read_file(directory / "config.json"))
@@ -130,6 +136,8 @@ HUGGINGFACE = Format(
     write,
     reopen,
     package=("transformers", "sprunec[hf]"),
+    shares=lambda config: not card_of(config).own_code,  # of a library's model the weights are as they are
+    opens=opens,
     folds=True,
     opening=opening,
     options=options,

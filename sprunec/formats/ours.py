@@ -30,4 +30,4 @@ def obstacles(config: ModelConfig) -> Iterator[tuple[str, str, str]]:
         yield "library-class", "its class is transformers' own", 'emit "huggingface" instead of "sprunec"'
 
 
-SPRUNEC = Format("sprunec", write, obstacles=obstacles)
+SPRUNEC = Format("sprunec", write, obstacles=obstacles, shares=lambda config: True)

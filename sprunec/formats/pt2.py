@@ -86,4 +86,4 @@ def reopen(directory: Path, config: ModelConfig, weights: Tensors) -> Reopened:
     return Reopened(stored, stored, logits, wide_enough)
 
 
-PT2 = Format("pt2", write, reopen)
+PT2 = Format("pt2", write, reopen, in_memory=2)  # as a module, and as what is written or has been read

@@ -151,9 +151,6 @@ class Builder:
     def graph(self) -> Graph:
         plan, sizes = self.plan, (self.config.parameters(), self.left.parameters)
         caches = [card_of(config).cache_bytes(config) for config in (self.config, self.left.config)]
-        # what people look for in OUT is copied out of the store
-        kept = self.roles.full if plan.checkpoint_name is not None else ""
-        published = sum(node.needs.published for node in self.nodes.values())
-        published += self.sizes[kept].nbytes if kept else 0.0
+        published = self.sizes[self.roles.full].nbytes if plan.checkpoint_name is not None else 0.0
         amounts = (sizes, (caches[0], caches[1]), self.tokens, self.flops, published, plan.checkpoint_name)
         return Graph(plan.name, tuple(self.nodes.values()), self.roles, plan.engine.device, *amounts, plain(plan))

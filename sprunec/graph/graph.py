@@ -84,7 +84,7 @@ class Graph:
     Attributes:
         parameters, cache_bytes: before and after; at most so many when layers may come out different.
         tokens: training targets in all.
-        published: bytes that are copied to where people look for them, once all is done.
+        published: bytes that are written in OUT once all is done; what is in the store gets second names there.
         checkpoint_name: the file in OUT that `full` is written to.
         resolved: the plan with every default filled in; the emitted model carries it.
     """

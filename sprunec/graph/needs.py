@@ -42,7 +42,6 @@ class Needs:
         scratch: bytes that it has there besides while it works.
         reads: bytes that it reads.
         operations: floating-point operations, by the arithmetic that they are in.
-        published: bytes that are copied to where people look for them, once all is done.
         least_disk: of all that stays on the disk, what is certain.
     """
 
@@ -51,7 +50,6 @@ class Needs:
     scratch: float = 0.0
     reads: float = 0.0
     operations: Amounts = field(default_factory=dict)
-    published: float = 0.0
     least_disk: float = 0.0
     whole: Whole | None = None
 

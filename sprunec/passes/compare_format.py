@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from sprunec.durable import read_file
@@ -54,10 +54,11 @@ def add(build: Builder, model: str, emitted: str, form: str) -> None:
 
 def needs(build: Builder, node: Node) -> Needs:
     """Run the small model in two arithmetics, and the format."""
-    small = build.sizes[node.inputs["model"]]
-    return compared(
-        [(small, kind) for kind in (EXACT, SINGLE, SINGLE)], node.options, LOGITS // small.config.vocab_size
-    )
+    small, form = build.sizes[node.inputs["model"]], FORMATS[node.options.form]
+    sweeps = [(small, kind) for kind in (EXACT, SINGLE, SINGLE)]
+    found = compared(sweeps, node.options, LOGITS // small.config.vocab_size)
+    held = {"model": form.in_memory * small.nbytes, "reopened": form.opens(small.config)}
+    return replace(found, memory={**found.memory, **held})
 
 
 def run(job: Job[FormatOptions]) -> dict[str, Any]:

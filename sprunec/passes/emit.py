@@ -14,7 +14,7 @@ from sprunec.file_digests import file_digest
 from sprunec.graph.arithmetic import by_rows
 from sprunec.graph.builder import Builder
 from sprunec.graph.graph import Node
-from sprunec.graph.needs import Needs
+from sprunec.graph.needs import Needs, Whole
 from sprunec.graph.options import Options
 from sprunec.passes.job import Job
 from sprunec.plan.declared import Pass, PassSpec
@@ -51,10 +51,15 @@ def add(build: Builder, spec: PassSpec, model: str) -> str:
 
 
 def needs(build: Builder, node: Node) -> Needs:
-    """Write each format, and copy it to where people look for it once all is done."""
-    small = build.sizes[node.name]
-    written = by_rows(build.sizes[node.inputs["model"]], [small] * len(node.options.formats))
-    return replace(written, published=written.disk, least_disk=0.0)  # some may be links, and some may fail
+    """Write each format that cannot be a second name of the model's own files; a user's are never shared."""
+    small, giver = build.sizes[node.name], node.inputs["model"]
+    forms, own = [FORMATS[name] for name in node.options.formats], build.nodes[giver].pass_ != "load"
+    anew = [small for form in forms if not (own and form.shares(small.config))]
+    written = by_rows(build.sizes[giver], anew) if anew else Needs()
+    held = max(form.in_memory for form in forms) * small.nbytes
+    remedy = f"emit no {' and no '.join(form.name for form in forms if form.in_memory)}"
+    whole = Whole(small.certain(held), 0.0, "the model in memory, to export it", remedy) if held else None
+    return replace(written, memory={**written.memory, "model": held}, least_disk=0.0, whole=whole)  # some may fail
 
 
 def run(job: Job[EmitOptions]) -> dict[str, Any]:

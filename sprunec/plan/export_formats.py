@@ -97,6 +97,9 @@ class Format:
         same_heads: and not as many heads only, but the same ones.
         obstacles: code, reason and remedy of what keeps it from holding a config's model.
         instead: what to emit where it cannot be.
+        shares: whether it holds a config's model by second names of the files that this has, which takes no disk.
+        in_memory: how many times it has the model's weights in memory.
+        opens: bytes of memory that a process of its own takes, in which a config's model is opened again.
         folds: the weights have factors folded in, and are stored in a dtype of choice.
         opening: of a directory, and what `write` has returned, what its model card says of it; None: it has no card.
         options: of a Plan, what decides what it holds besides the weights and the dtype, and the files that go into it.
@@ -110,6 +113,9 @@ class Format:
     same_heads: bool = False
     obstacles: Callable[[ModelConfig], Iterator[tuple[str, str, str]]] = lambda config: iter(())
     instead: str = ""
+    shares: Callable[[ModelConfig], bool] = lambda config: False
+    in_memory: int = 0
+    opens: Callable[[ModelConfig], float] = lambda config: 0.0
     folds: bool = False
     opening: Callable[[Path, Mapping[str, Any]], Opening] | None = None
     options: Callable[[Any], Options] = lambda plan: ({}, {})

@@ -18,6 +18,7 @@ PARTS = {
     "masks": "masks",
     "states": "hidden states",
     "activations": "activations",
+    "reopened": "the directory, opened again",
     "moments": "second moments",
     "libraries": "torch and other libraries",
 }

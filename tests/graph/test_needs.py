@@ -115,7 +115,35 @@ def test_what_masks_leave_is_not_certain(tmp_path: Path) -> None:
     assert finetune.document()["in_one_piece"]["bytes"] == cost(CONFIG, Setting()).state
 
 
+def test_formats_take_what_they_cannot_share_with_the_small_model(tmp_path: Path) -> None:
+    size = 4 * CONFIG.parameters()
+    for formats, written, held in (
+        (["sprunec"], 0, 0),
+        (["sprunec", "cpm-live"], size, 0),
+        (["sprunec", "huggingface", "cpm-live"], 2 * size, 0),
+        (["pt2"], size, 2 * size),
+    ):
+        found = graph(tmp_path, TRAIN, EMIT | {"formats": formats})
+        emit = node(found, "emit").needs
+        assert (emit.disk, emit.memory["model"], emit.least_disk) == (written, held, 0)
+        assert found.needed({}).disk == sum(each.needs.disk for each in found.nodes)  # OUT has second names
+        assert emit.whole is None if not held else emit.whole is not None and emit.whole.host == held
+    save_weights(tmp_path / "weights.pt")  # the user's own file is not shared
+    assert node(graph(tmp_path, EMIT, model=WEIGHTS), "emit").needs.disk == size
+
+
 # ---- refusals
+
+
+def test_a_model_too_large_to_be_exported_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fits, "physical_memory", lambda: 100_000)
+    save_weights(tmp_path / "weights.pt")
+    words = r"emit needs the model in memory, to export it, 0\.0 GB, and this machine has 0\.0 GB; emit no pt2"
+    with pytest.raises(PassError, match=words):
+        execute(plan(EMIT | {"formats": ["sprunec", "pt2"]}, model=WEIGHTS), tmp_path)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_model_that_does_not_fit_is_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,7 +94,7 @@ def test_the_disk_says_no_while_a_run_works(
 # Of a run whose work is done: it reads its store, and puts what users look for in place.
 PUBLISHING = [
     ("mkdir", ".publishing", errno.EROFS, False),
-    ("write", "model/sprunec/model.safetensors", errno.ENOSPC, True),
+    ("write", "model/sprunec/config.json", errno.ENOSPC, True),
     ("close", "model/sprunec/model.py", errno.EDQUOT, True),
     ("write", "model/sprunec/origin.json", errno.ENOSPC, True),
     ("write", "masks/head_mask.pt", errno.ENOSPC, True),
