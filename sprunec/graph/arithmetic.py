@@ -38,8 +38,9 @@ from sprunec.plan.scale import (
 from sprunec.units import INSIDE, gate_units
 
 CHUNKS = 1e8  # bytes of rows and buffers, of what goes from file to file
-SOLVED = 3  # matrices (C, C) besides the moment's while a projection is solved for
-SOLVING = 2  # operations for each of C³: a factor, its inverse, and what is taken out of it feature by feature
+SOLVED = 3  # weights (O, C) that are there, besides a matrix (C, C), while a projection is solved for
+# Operations for each of C³: a factor, and of features that are removed its inverse, and what goes out of that.
+SOLVING = {SINGLE: 2.0, EXACT: 1 / 3}
 
 
 @dataclass(frozen=True)
@@ -62,13 +63,10 @@ def forward(model: ModelSize, text: Text, *, head: bool = False) -> float:
     return (products + scores + table) * text.positions
 
 
-def by_block(
-    model: ModelSize, text: Text, operations: float, widths: Sequence[int] = (), *, keep: str, head: bool = False
-) -> Needs:
+def by_block(model: ModelSize, text: Text, operations: float, *, keep: str, head: bool = False) -> Needs:
     """Count what going block by block takes, in float32.
 
     Args:
-        widths: of what goes into the projections of a block whose second moments are taken.
         keep: where the plan wants hidden states, "memory" or "disk"; "auto": in memory where they take little of it.
         head: the way goes on through it, where sequences go in groups from the first block on.
     """
@@ -79,7 +77,6 @@ def by_block(
         "blocks": 2.0 * FLOAT * model.largest_block,
         "states": states if keep == "memory" or (keep == "auto" and states_fit(states, physical_memory())) else 0.0,
         "activations": max(logits, inside(model, min(text.sequences, rows), text.length)),
-        "moments": sum(FLOAT * width**2 for width in widths) + SOLVED * FLOAT * max(widths, default=0) ** 2,
     }
     # those behind a block are written while those in front of it are there: a run that was killed finds them again
     return Needs(memory, scratch=2 * states, reads=groups * model.nbytes, operations={SINGLE: operations})
@@ -99,11 +96,21 @@ def projection_widths(config: ModelConfig, units: Collection[str]) -> list[int]:
     return [max((layer.inner.get(kind, 0) for layer in config.layers), default=0) for kind in kinds]
 
 
-def moments(model: ModelSize, text: Text, widths: Sequence[int]) -> float:
-    """Count the operations of adding up x xᵀ in all blocks, and of solving with each sum."""
-    adding = sum(float(FORWARD) * width**2 for width in widths) * text.positions
-    solving = sum(SOLVING * float(width) ** 3 + float(FORWARD) * width**2 * model.config.width for width in widths)
-    return (adding + solving) * len(model.config.layers)
+def solved(needs: Needs, model: ModelSize, text: Text, widths: Sequence[int], kind: str) -> Needs:
+    """Add the moments of a way block by block, and removing features one after the other, or refitting by them.
+
+    Args:
+        widths: of what goes into the projections of a block.
+        kind: the arithmetic: features are removed in float32, and weights refitted in float64.
+    """
+    item, outputs = {SINGLE: FLOAT, EXACT: DOUBLE}[kind], model.config.width
+    adding = sum(float(width) ** 2 for width in widths) * text.positions  # a product of which half is computed
+    solving = sum((SOLVING[kind] * width + FORWARD * outputs) * float(width) ** 2 for width in widths)
+    operations = {SINGLE: needs.operations[SINGLE] + len(model.config.layers) * adding, EXACT: 0.0}
+    operations[kind] += len(model.config.layers) * solving
+    largest = max(widths, default=0)
+    size = sum(FLOAT * width**2 for width in widths) + item * (largest**2 + SOLVED * outputs * largest)
+    return replace(needs, memory={**needs.memory, "moments": size}, operations=operations)
 
 
 def by_tensor(model: ModelSize) -> Needs:

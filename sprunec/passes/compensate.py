@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sprunec.graph.arithmetic import Text, by_block, forward, moments, projection_widths
+from sprunec.graph.arithmetic import Text, by_block, forward, projection_widths, solved
 from sprunec.graph.builder import Builder
 from sprunec.graph.graph import Node
-from sprunec.graph.needs import Needs
+from sprunec.graph.needs import EXACT, Needs
 from sprunec.graph.options import CalibrationOptions
 from sprunec.passes.job import Job
 from sprunec.plan.declared import Pass, PassSpec
@@ -47,9 +47,9 @@ def needs(build: Builder, node: Node) -> Needs:
     """Run a block once for each sublayer that is refitted, and once more to go on; write what is new of it."""
     model, units = build.sizes[node.inputs["model"]], getattr(build.nodes[node.inputs["masks"]].options, "unit", INSIDE)
     text, widths = Text(node.options.sequences, node.options.max_length), projection_widths(model.config, units)
-    operations = (1 + len(widths)) * forward(model, text) + moments(model, text, widths)
+    found = by_block(model, text, (1 + len(widths)) * forward(model, text), keep=build.keep)
     disk = model.item * sum(widths) * model.config.width * len(model.config.layers)
-    return replace(by_block(model, text, operations, widths, keep=build.keep), disk=disk)
+    return replace(solved(found, model, text, widths, EXACT), disk=disk)
 
 
 def run(job: Job[RefitOptions]) -> dict[str, Any]:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from sprunec.errors import series
-from sprunec.graph.arithmetic import Text, backward, by_block, by_tensor, forward, moments, projection_widths
+from sprunec.graph.arithmetic import Text, backward, by_block, by_tensor, forward, projection_widths, solved
 from sprunec.graph.builder import Builder
 from sprunec.graph.graph import Node
-from sprunec.graph.needs import Needs
+from sprunec.graph.needs import SINGLE, Needs
 from sprunec.graph.options import BatchOptions, CalibrationOptions, MaskOptions
 from sprunec.passes import binarize
 from sprunec.passes.job import Job
@@ -42,8 +42,10 @@ def needs(build: Builder, node: Node) -> Needs:
     if criterion.needs == "gradients":
         others = [each.name for each in CRITERIA.values() if each.needs in ("squares", "products")]
         return backward(model, text, options.batch_size, f"{series(others, 'and')} go block by block")
-    widths = projection_widths(model.config, options.unit) if criterion.needs == "products" else []
-    return by_block(model, text, forward(model, text) + moments(model, text, widths), widths, keep=build.keep)
+    found = by_block(model, text, forward(model, text), keep=build.keep)
+    if criterion.needs == "squares":
+        return found
+    return solved(found, model, text, projection_widths(model.config, options.unit), SINGLE)
 
 
 def run(job: Job[ScoreOptions]) -> dict[str, Any]:

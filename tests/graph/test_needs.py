@@ -50,12 +50,14 @@ def test_block_by_block_is_two_blocks_and_the_hidden_states(tmp_path: Path) -> N
     assert score.memory["blocks"] == refit.memory["blocks"] == 2 * 4 * BLOCK
     assert score.memory["states"] == refit.memory["states"] == states
     assert score.scratch == 2 * states
-    assert score.memory["moments"] == 4 * 4 * 48**2
+    assert score.memory["moments"] == 4 * (2 * 48**2 + 3 * 48 * CONFIG.width)
+    assert refit.memory["moments"] == 4 * 48**2 + 8 * (48**2 + 3 * 48 * CONFIG.width)  # solved in float64
     assert score.reads == 4 * CONFIG.parameters()
     assert (score.disk, refit.disk) == (0, 4 * 3 * 48 * CONFIG.width)
     assert rewrite.disk == rewrite.least_disk == 4 * (CONFIG.parameters() - 3 * 28 * unit_cost(CONFIG, 0, "dim_ff"))
     assert score.whole is refit.whole is rewrite.whole is None
-    assert 4 * score.operations["float32"] > refit.operations["float32"] > score.operations["float32"]
+    assert 3 * score.operations["float32"] > refit.operations["float32"] > score.operations["float32"]
+    assert refit.operations["float64"] == 3 * (48**3 / 3 + 2 * 48**2 * CONFIG.width)
 
 
 def test_squares_take_no_matrices(tmp_path: Path) -> None:
@@ -233,17 +235,34 @@ print(json.dumps({node.name: [peaks.peaks[node.name], node.needs.peak] for node 
 """
 
 
+def wide_plan(folder: Path) -> Path:
+    """A model that takes and works more than libraries do, scored, refitted, cut and compared."""
+    wide = MODEL | {"dim_model": 512, "num_heads": 8, "dim_head": 64, "dim_ff": 2048, "num_layers": 3}
+    save_weights(folder / "weights.pt", **wide)
+    passes = [SCORED | {"criterion": "activation", "target": {"dim_ff": 512}, "compensate": "least-squares"}, EMIT]
+    content = plan(*passes, model={"config": wide, "checkpoint": "weights.pt"})
+    content["data"] |= {"max_length": 256}
+    return write(folder, content)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux forgets a peak")
 def test_peaks_are_at_most_what_is_said(tmp_path: Path) -> None:
-    wide = MODEL | {"dim_model": 512, "num_heads": 8, "dim_head": 64, "dim_ff": 2048, "num_layers": 4}
-    save_weights(tmp_path / "weights.pt", **wide)
-    passes = [SCORED | {"criterion": "activation", "target": {"dim_ff": 512}, "compensate": "least-squares"}, EMIT]
-    content = plan(*passes, model={"config": wide, "checkpoint": "weights.pt"})
-    content["data"] |= {"max_length": 512}
-    command = [sys.executable, "-c", PEAKS, write(tmp_path, content), tmp_path / "out"]
+    command = [sys.executable, "-c", PEAKS, wide_plan(tmp_path), tmp_path / "out"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
     for name, (taken, said) in json.loads(done.stdout.splitlines()[-1]).items():
-        assert said / 3 < taken < 1.05 * said, (
-            f"{name} takes {taken / 1e6:.0f} MB, and is said to take {said / 1e6:.0f}"
+        words = f"{name} takes {taken / 1e6:.0f} MB, and is said to take {said / 1e6:.0f}"
+        assert said / 3 < taken < 1.05 * said, words
+
+
+@pytest.mark.slow
+def test_a_run_takes_about_as_long_as_was_said(tmp_path: Path) -> None:
+    command, path = [sys.executable, "-m", "sprunec", "run"], wide_plan(tmp_path)
+    said, report = (
+        json.loads(
+            subprocess.run([*command, path, *more, "--json"], capture_output=True, check=True, timeout=600).stdout
         )
+        for more in (["--dry-run", "--measure"], ["--out", tmp_path / "out"])
+    )
+    wanted, took = said["needs"]["seconds"], sum(entry["seconds"] for entry in report["passes"])
+    assert wanted / 2 < took < 2 * wanted
