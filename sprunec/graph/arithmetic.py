@@ -3,7 +3,7 @@
 A pass goes block by block, from file to file, or has the model in memory; its row in the table of passes says which
 (`Pass.needs`), with what is here.
 
-    block by block    two blocks in the arithmetic of the work, one at work while the next is read; the hidden states of
+    block by block    two blocks, one at work in float32 while the next is read as it is stored; the hidden states of
                       all sequences, in memory or in a file; what some rows leave inside a block; second moments of what
                       goes into the projections of one block, and what solving with one of them takes
     file to file      some rows of a tensor
@@ -74,7 +74,7 @@ def by_block(model: ModelSize, text: Text, operations: float, *, keep: str, head
     states, rows = float(FLOAT) * model.config.width * text.positions / groups, rows_at_once(model.config, text.length)
     logits = 3.0 * FLOAT * min(LOGITS, rows * text.length * model.config.vocab_size) if head else 0.0
     memory = {
-        "blocks": 2.0 * FLOAT * model.largest_block,
+        "blocks": (FLOAT + model.item) * model.largest_block,  # the next one as it is stored
         "states": states if keep == "memory" or (keep == "auto" and states_fit(states, physical_memory())) else 0.0,
         "activations": max(logits, inside(model, min(text.sequences, rows), text.length)),
     }

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from sprunec.errors import series
 from sprunec.show.console import duration
 from sprunec.show.fitted import Column, FittedTable, numeric
 from sprunec.show.numbers import NOTHING, UNKNOWN, byte_words, is_finite, powered
@@ -50,14 +51,23 @@ def needs_lines(document: Mapping[str, Any]) -> Iterator[str]:
     yield f"at most {_told(needs.get('memory'))} of memory: {', '.join(of)}"
     scratch = f", and {byte_words(needs['scratch'])} more for a while" if needs.get("scratch") else ""
     yield f"{_told(needs.get('disk'))} on the disk{scratch}; {_told(needs.get('read'))} read"
-    for node in (node for node in document["nodes"] if not node["cached"]):
-        whole = node["needs"].get("in_one_piece")
-        if whole:
-            size = _told(whole.get("bytes"))
-            yield f"{node['name']} needs {whole['what']}: {size}; {whole['remedy']}"
+    yield from _in_one_piece(node for node in document["nodes"] if not node["cached"])
     if measured := document.get("measured"):
         took = duration(needs.get("seconds"))
         yield f"about {took}, by what was measured on {measured['device']}: {_speeds(measured)}"
+
+
+def _in_one_piece(nodes: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """Say what must be in memory as a whole, together of which passes, the most of it and what else can be done."""
+    alike: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for node in nodes:
+        if whole := node["needs"].get("in_one_piece"):
+            alike.setdefault((whole["what"], whole["remedy"]), []).append(node)
+    for (what, remedy), each in alike.items():
+        sizes = [node["needs"]["in_one_piece"].get("bytes") for node in each]
+        most = _told(max(sizes) if all(map(is_finite, sizes)) else None)
+        names, verb = series([node["name"] for node in each], "and"), "need" if len(each) > 1 else "needs"
+        yield f"{names} {verb} {what}, {most}; {remedy}"
 
 
 def _told(size: Any) -> str:
@@ -68,4 +78,6 @@ def _speeds(measured: Mapping[str, Any]) -> str:
     """Say how fast a block is, and the disk."""
     rates = [f"{powered(measured.get(kind))} operations a second in {kind}" for kind in ("float32", "float64")]
     reading = measured.get("read")
-    return ", ".join([*rates, f"{byte_words(reading)} a second read" if reading else "the disk was not"])
+    return ", ".join(
+        [*rates, f"{byte_words(reading)} a second read" if is_finite(reading) else "reading was not measured"]
+    )

@@ -148,7 +148,7 @@ def test_graph_table_shows_each_node_and_the_cost() -> None:
         "each of 2 devices with a part of the model (FSDP2): about 19.9 GB, sends 6.91 GB a step",
         "at most 32.6 GB of memory: the model 8.03 GB, gradients and moments 24.1 GB, torch and other libraries 500 MB",
         "9.1 GB on the disk, and 48.1 GB more for a while; 4.01 GB read",
-        "2-train needs weights, gradients and moments in memory: 32.1 GB; train on more devices",
+        "2-train needs weights, gradients and moments in memory, 32.1 GB; train on more devices",
     ]
 
 
@@ -171,7 +171,14 @@ def test_graph_table_says_a_time_where_one_was_measured() -> None:
     speed = "5.2e+10 operations a second in float32, 2.1e+10 operations a second in float64, 1.2 GB a second read"
     assert " ".join(lines[-2:]) == f"about 3:25:45, by what was measured on cpu: {speed}"
     lines = rendered(tables.graph_table(timed | {"measured": speeds | {"read": None}}))
-    assert lines[-1].endswith("the disk was not")
+    assert lines[-1].endswith("reading was not measured")
+
+
+def test_passes_that_need_the_model_in_memory_are_told_together() -> None:
+    less = TRAINED | {"in_one_piece": IN_MEMORY | {"bytes": 1e9}}
+    nodes = [*GRAPH["nodes"], node("4-finetune", {}, "model", "") | {"needs": less}]
+    words = "2-train and 4-finetune need weights, gradients and moments in memory, 32.1 GB; train on more devices"
+    assert rendered(tables.graph_table(GRAPH | {"nodes": nodes}))[-1] == words
 
 
 def test_result_table_sets_the_models_against_dense() -> None:
