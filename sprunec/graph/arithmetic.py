@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sprunec.data.affordable import STATES, compared_rows
@@ -144,12 +144,13 @@ def compared(sweeps: Sequence[tuple[ModelSize, str]], options: Any, most: int = 
     config, items = largest.config, {SINGLE: FLOAT, EXACT: DOUBLE}
     text = Text(*compared_rows(config, options.tokens, options.batch_size, options.max_length, most))
     at_once, operations = min(text.positions, max(1, STATES // config.width)), dict.fromkeys(items, 0.0)
+    rows = max(1, min(text.sequences, options.batch_size or text.sequences, at_once // text.length))
     for model, kind in sweeps:
         operations[kind] += forward(model, text, head=True)
     memory = {
         "blocks": 2.0 * DOUBLE * min(largest.largest_block, _largest_matrix(config)),
         "states": float(sum(items[kind] for _, kind in sweeps)) * config.width * at_once,
-        "activations": DOUBLE / FLOAT * inside(largest, 1, text.length),
+        "activations": DOUBLE / FLOAT * inside(largest, 2 * rows, text.length),  # a block is run on two models' states
     }
     return Needs(memory, reads=sum(model.nbytes for model, _ in sweeps), operations=operations)
 
