@@ -13,7 +13,15 @@ import torch
 
 from sprunec.checkpoint import writer as writing
 from sprunec.checkpoint.reader import open_tensors
-from sprunec.checkpoint.writer import write_outputs, write_state
+from sprunec.checkpoint.writer import (
+    adopt_weights,
+    link_or_write,
+    link_weights,
+    overlay_weights,
+    save_tensors,
+    write_outputs,
+    write_state,
+)
 from sprunec.families.base_config import everything
 from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.rewrite.recipe import Recipe
@@ -82,6 +90,34 @@ def test_random_recipes_cut_and_expand_as_in_memory(tmp_path: Path, monkeypatch:
     wanted, back = recipe.expand(state, trained), open_tensors(folders[2])
     assert wanted.keys() == back.keys()
     assert all(torch.equal(back[name], wanted[name]) for name in wanted)
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "shards", "pt"])
+def test_tensors_of_several_origins_are_cut(kind: str, tmp_path: Path) -> None:
+    """An index that names links to the user's files, files of a run's own, and newer ones in the place of some."""
+    state = {name: torch.randn(6, 8, generator=torch.Generator().manual_seed(ord(name))) for name in "abcd"}
+    user, model, first, second, origin, small = (tmp_path / name for name in ("u", "m", "first", "second", "o", "s"))
+    for folder in (user, model, first, second, origin, small):
+        folder.mkdir()
+    if kind == "pt":
+        torch.save(state, user / "model.pt")
+    else:
+        write_state(state, user, shard_bytes=200 if kind == "shards" else 2**20)
+    adopt_weights(user / "model.pt" if kind == "pt" else user, model)
+    for number, (before, after, name) in enumerate(((model, first, "a"), (first, second, "c"))):
+        save_tensors({name: state[name] + 1}, newer := tmp_path / f"newer-{number}.safetensors")
+        overlay_weights(before, [newer], after)
+    wanted = {name: tensor + 1 if name in "ac" else tensor for name, tensor in state.items()}
+    link_weights(second, origin)
+    recipe = Recipe({"a": {0: (1, 4)}, "b": {1: (0, 7)}}, ("d",))
+    for folder in (second, origin):
+        tensors = open_tensors(folder)
+        assert tensors.keys() == state.keys() and all(torch.equal(tensors[name], wanted[name]) for name in state)
+    link_or_write(cut_outputs(recipe, open_tensors(second)), small)
+    cut = open_tensors(small)
+    assert {name: tuple(tensor.shape) for name, tensor in cut.items()} == {"a": (2, 8), "b": (6, 2), "c": (6, 8)}
+    assert all(torch.equal(cut[name], tensor) for name, tensor in recipe.cut(wanted).items())
+    assert not any(file.is_symlink() for file in small.iterdir())
 
 
 LARGE = {"dim_model": 2048, "num_heads": 16, "dim_head": 128, "dim_ff": 8192, "num_layers": 4, "vocab_size": 4000}
