@@ -73,15 +73,17 @@ def test_a_small_llama_is_written_once(
     assert small(input_ids=token_ids(1, 5)).logits.isfinite().all()
 
 
+@pytest.mark.parametrize(("cut", "own"), [("widths", False), ("unlike layers", True)])
 def test_shards_of_a_model_of_our_own_are_opened_by_its_own_code(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cut: str, own: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(huggingface, "HELD_BYTES", 0)
     monkeypatch.setattr(writer.write_outputs, "__defaults__", (9_000,))
     save_weights(tmp_path / "weights.pt")
-    cut = {"unit": "dim_ff", "target": {"dim_ff": 20}, "budget": "per-layer"}
     model = {"config": MODEL, "checkpoint": "weights.pt"}
-    report = emitted(tmp_path, model, cut, "sprunec", "huggingface")
+    report = emitted(tmp_path, model, CUTS[cut], "sprunec", "huggingface")
     out = tmp_path / "out/model"
+    assert report["formats"]["huggingface"].get("own_code", False) == own
     assert report["status"] == "done" and all(len(written(out / form)) > 2 for form in ("sprunec", "huggingface"))
     ours, its = sprunec.load(out / "sprunec").state_dict(), run_code(out / "sprunec").load(out / "sprunec").state_dict()
     assert ours.keys() == its.keys() and all(torch.equal(ours[name], its[name]) for name in ours)
