@@ -17,7 +17,7 @@ from pathlib import Path
 
 BARE = [sys.executable, "-c", "import torch"]
 BARE_LIBRARIES = [sys.executable, "-c", "import torch, transformers"]
-BETWEEN_LOOKS = 0.1  # seconds
+BETWEEN_LOOKS, GROWN = 0.1, 1.01  # seconds; by how much memory must have grown to be looked at closely
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,14 @@ def measure(command: Sequence[object], cwd: Path | None = None) -> Measured:
 def measure_tree(command: Sequence[object], *, quiet: bool = False) -> Measured:
     """Do as `measure`, with the memory of the process and of all that it starts, looked at ten times a second.
 
-    What several of them share is counted once (the kernel's Pss); so is what one of them has for itself, as measured
-    by the kernel, where that is more than any look has found.
+    What several of them share is counted once (the kernel's Pss), which takes a while to find: that is done only where
+    a sum that counts it for each has grown. What the kernel says of the largest process is taken where it is more.
     """
-    started, together = time.perf_counter(), 0
+    started, together, looked = time.perf_counter(), 0, 0.0
     process = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL if quiet else None)
     while (done := os.wait4(process.pid, os.WNOHANG))[0] == 0:
-        together = max(together, sum(map(_proportional, _tree(process.pid))))
+        if (resident := sum(map(_resident, there := list(_tree(process.pid))))) > GROWN * looked:
+            together, looked = max(together, sum(map(_proportional, there))), resident
         time.sleep(BETWEEN_LOOKS)
     _, status, usage = done
     process.returncode = os.waitstatus_to_exitcode(status)
@@ -64,6 +65,13 @@ def _tree(pid: int) -> Iterator[int]:
         for listed in Path(f"/proc/{pid}/task").glob("*/children"):
             for child in listed.read_text().split():
                 yield from _tree(int(child))
+
+
+def _resident(pid: int) -> int:
+    """Give the bytes of a process; 0 of one that has ended."""
+    with suppress(OSError):
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return 0
 
 
 def _proportional(pid: int) -> int:
