@@ -14,7 +14,7 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if "schemas" not in path.p
 # From the ground up; what stands on one line may not import each other. A room is a folder, or a file beside `cli.py`.
 FLOORS = (
     ("errors", "durable", "interrupts", "machine", "units", "registry"),
-    ("unexpected", "file_kinds", "file_digests"),
+    ("unexpected", "file_kinds", "file_digests", "heap"),
     ("text_files",),
     ("checkpoint",),
     ("families",),

@@ -25,6 +25,7 @@ from sprunec.execution.report import Report, versions
 from sprunec.execution.store import Artifact, Store
 from sprunec.file_digests import file_stamp
 from sprunec.graph.graph import Graph, Node
+from sprunec.heap import share_heap, trim_heap
 from sprunec.interrupts import postponed, was_interrupted
 from sprunec.machine import release_memory
 from sprunec.plan.declared import PASSES
@@ -58,6 +59,7 @@ def execute(
     device = str(place.device)
     check_places(graph, out)
     check_fits(graph, Store(out / "store"), device, place.memory(world.size), world.size)
+    share_heap()
     with alone(out):
         run = Run(graph, out, watcher, device, stop, world)
         run.begin()
@@ -149,6 +151,7 @@ class Run:
             if is_foreseen(error):
                 raise
             raise UnexpectedError(_doing(node), error) from error
+        trim_heap()
         self.done[node.name], seconds = artifact, time.perf_counter() - started
         metrics = self.report.add(node, artifact, cached, seconds)
         self.report.save()
