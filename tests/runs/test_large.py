@@ -113,10 +113,9 @@ def test_a_checkpoint_that_has_moved_is_linked_again_and_one_that_changed_is_loa
 def test_no_room_stops_the_run_before_it_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = checkpoint(tmp_path / "mine.safetensors")
     monkeypatch.setattr(writing.shutil, "disk_usage", lambda place: SimpleNamespace(free=1000))
-    with pytest.raises(PassError, match=r"the weights need 0\.00 GB and this disk has 0\.00 GB left; make room"):
+    with pytest.raises(PassError, match=r"this run writes 0\.0 GB at least, and the disk of .* left; make room"):
         execute(cut(path), tmp_path)
-    assert read_report(tmp_path / "out")["status"] == "failed"
-    assert not list((tmp_path / "out" / "store").glob("*/model-*")) + list((tmp_path / "out").glob("model"))
+    assert not list((tmp_path / "out").rglob("*"))
     monkeypatch.undo()
     assert execute(cut(path), tmp_path)["status"] == "done"
 
