@@ -3,86 +3,200 @@
 The output of a projection on inputs x (C,) is W x. With the mean H of x xᵀ over calibration batches, the mean square by
 which W' x on fewer features differs from it, and the W' that differs least, follow without the data.
 
-Letters in shapes: O outputs, C features, U units, M features of one unit.
+Letters in shapes: O outputs, C features, U units, M features of one unit, K features kept, G features gone; B features
+that are removed together, N those they are chosen from.
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
+from sprunec.errors import PassError
+from sprunec.masks.symmetric import factor_, mirror, rows_of, strips, subtract_square
+
 DAMP = 0.01
-
-
-def damped(moment: Tensor, share: float) -> Tensor:
-    """Add a share of its mean diagonal to H (C, C), in float64, so that few batches do not fit noise."""
-    exact = moment.double() if moment.device.type != "mps" else moment.cpu().double()
-    mean = exact.diagonal().mean().clamp(min=1e-30)
-    return exact + share * mean * torch.eye(len(exact), dtype=exact.dtype, device=exact.device)
+# One in 64 of the features that are left are removed together, out of four times as many: then SmolLM2's and synthetic
+# layers lose the same features in the same order as one by one. Of the last 256 every one is chosen from all.
+PART, CHOICE, FEWEST = 64, 4, 256
 
 
 def removal_errors(moment: Tensor, weight: Tensor, features: Tensor) -> Tensor:
     """Tell by how much the output's mean square error grows when units go, each time the one that costs least.
 
     Structured optimal brain surgery (Frantar & Alistarh 2022, Kurtić et al. 2023): the features that are left are
-    refitted after every removal.
+    refitted after every removal. Units of one feature are removed in blocks by products of matrices.
 
     Args:
-        moment: (C, C).
+        moment: (C, C). The work is done in its dtype. Float32 is enough: with `DAMP` no eigenvalue is 1e6 times
+            another at any width that models have, and float64 changes the errors by as much as it changes them to sum
+            H in float64, parts in a million, and no choice, also where features are 1e4 times as large as others in
+            mean square or tokens are an eighth of the features.
         weight: (O, C).
-        features: (U, M), the features of each unit.
+        features: (U, M), the features of each unit; each feature is in one.
 
     Returns:
         (U,) on the CPU, rising in the order of removal; the last one left counts as the rest.
+
+    Raises:
+        PassError: the moment is not finite.
     """
-    inverse, left = torch.linalg.inv(damped(moment, DAMP)), torch.ones(len(features), dtype=torch.bool)
-    weight, features = weight.to(inverse).clone(), features.to(inverse.device)
-    errors, last = torch.zeros(len(features), dtype=torch.double), 0.0
+    factor = _factor(moment, torch.arange(len(moment)), DAMP, moment.dtype)
+    inverse: Tensor = torch.cholesky_inverse(factor, out=factor).mT
+    rows = inverse.new_empty(weight.T.shape).copy_(weight.T)
+    order, costs = (_by_blocks if features.size(1) == 1 else _one_by_one)(inverse, rows, features.to(inverse.device))
+    return torch.empty(len(features)).index_copy_(0, order.cpu(), costs.cpu().cummax(0).values.float())
+
+
+def _one_by_one(inverse: Tensor, rows: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+    """Remove units of several features -> the order and its costs (U,)."""
+    left, order, costs = torch.ones(len(features), dtype=torch.bool), list[int](), list[float]()
     for _ in range(len(features)):
-        costs = _costs(inverse, weight, features).cpu().masked_fill(~left, torch.inf)
-        unit = int(costs.argmin())
-        last = errors[unit] = max(last, float(costs[unit]))
-        left[unit] = False
+        own = inverse[features[:, :, None], features[:, None, :]]
+        parts = rows[features]  # (U, M, O)
+        # tr(W_u (H⁻¹_uu)⁻¹ W_uᵀ)
+        each = torch.linalg.solve(own, parts).mul_(parts).sum((1, 2)).cpu().masked_fill(~left, torch.inf)
+        order.append(int(each.argmin()))
+        costs.append(float(each[order[-1]]))
+        left[order[-1]] = False
         # Out of W and H⁻¹, where its own entries become those of features that do not matter.
-        gone = features[unit]
+        gone = features[order[-1]]
         solved = torch.linalg.solve(inverse[gone[:, None], gone], inverse[gone])
-        weight -= weight[:, gone] @ solved
-        inverse -= inverse[:, gone] @ solved
-        weight[:, gone], inverse[gone], inverse[:, gone] = 0.0, 0.0, 0.0
+        rows.addmm_(solved.T, rows[gone], alpha=-1)
+        inverse.addmm_(inverse[:, gone], solved, alpha=-1)
+        rows[gone], inverse[gone], inverse[:, gone] = 0.0, 0.0, 0.0
         inverse[gone, gone] = 1.0
-    return errors.float()
+    return torch.tensor(order), torch.tensor(costs)
 
 
-def _costs(inverse: Tensor, weight: Tensor, features: Tensor) -> Tensor:
-    """(U,): tr(W_u (H⁻¹_uu)⁻¹ W_uᵀ)."""
-    if features.size(1) == 1:
-        one = features[:, 0]
-        alone: Tensor = weight[:, one].square().sum(0) / inverse.diagonal()[one]
-        return alone
-    own = inverse[features[:, :, None], features[:, None, :]]
-    parts = weight[:, features].movedim(1, 0)  # (U, O, M)
-    together: Tensor = (torch.linalg.solve(own, parts.mT) * parts.mT).sum((1, 2))
-    return together
+def _by_blocks(inverse: Tensor, rows: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+    """Remove units of one feature -> the order and its costs (U,).
+
+    A block's features are chosen one by one, each out of the cheapest ones as they are by then, and taken out of all
+    others together. What is left moves to the front of H⁻¹ and W, so that the work shrinks.
+    """
+    left = torch.empty_like(features[:, 0]).index_copy_(0, features[:, 0], torch.arange(len(rows), device=rows.device))
+    order, costs = [], []
+    while count := len(left):
+        inverse, rows = inverse[:count, :count], rows[:count]
+        block = count if count <= FEWEST else count // PART
+        each = torch.linalg.vector_norm(rows, dim=1).square() / inverse.diagonal()
+        some = each.topk(min(count, max(FEWEST, CHOICE * block)), largest=False).indices.sort().values
+        among = inverse[some[:, None], some]
+        mirror(among)
+        chosen, cost, factor = _choose(among, rows[some] @ rows[some].T, block)
+        gone = some[chosen]
+        order.append(left[gone])
+        costs.append(cost)
+        lost = torch.linalg.solve_triangular(factor, rows_of(inverse, gone), upper=False)
+        rows.addmm_(lost.T, torch.linalg.solve_triangular(factor, rows[gone], upper=False), alpha=-1)
+        subtract_square(inverse, lost)
+        left = _move_up(inverse, rows, left, gone)
+    return torch.cat(order), torch.cat(costs)
+
+
+def _choose(inverse: Tensor, gram: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Choose features to remove one after the other, each the cheapest once those before are gone.
+
+    Neither matrix is changed: after the removals so far the one is inverse - uᵀ u, the other gram - uᵀ v - vᵀ u, and
+    only the diagonals and a row of them are ever needed. This is Cholesky's method with the cheapest as the pivot.
+
+    Args:
+        inverse: (N, N), of H⁻¹.
+        gram: (N, N), WᵀW of these features.
+        count: B.
+
+    Returns:
+        The choice and its costs (B,), and the lower triangular factor (B, B) of `inverse` there.
+    """
+    u, v = inverse.new_zeros(2, count, len(inverse))
+    spread, energy = inverse.diagonal().clone(), gram.diagonal().clone()
+    least = spread * torch.finfo(spread.dtype).eps  # where nothing but rounding is left
+    chosen, costs = list[int](), spread.new_empty(count)
+    for step in range(count):
+        ratios = energy / spread
+        pick = int(ratios.argmin())
+        before, pivot = slice(step), spread[pick].sqrt()
+        torch.div(inverse[pick] - u[before, pick] @ u[before], pivot, out=u[step])
+        row = (gram[pick] - u[before, pick] @ v[before] - v[before, pick] @ u[before]) / pivot
+        torch.sub(row, u[step] * (row[pick] / (2 * pivot)), out=v[step])
+        spread = torch.maximum(spread - u[step].square(), least)
+        energy = (energy - 2 * u[step] * v[step]).clamp_(min=0)
+        costs[step], energy[pick] = ratios[pick], math.inf
+        chosen.append(pick)
+    found = torch.tensor(chosen, device=inverse.device)
+    return found, costs, u[:, found].T
+
+
+def _move_up(inverse: Tensor, rows: Tensor, left: Tensor, gone: Tensor) -> Tensor:
+    """Move the last of those that stay into the places (B,) of those that go -> what is left, in its new order."""
+    count = len(left) - len(gone)
+    stays = torch.ones_like(left, dtype=torch.bool).index_fill_(0, gone, False)
+    last, holes = count + stays[count:].nonzero()[:, 0], gone[gone < count]
+    moved = rows_of(inverse, last)
+    moved[:, holes] = moved[:, last]
+    inverse[holes], inverse[:, holes] = moved, moved.T
+    rows[holes], left[holes] = rows[last], left[last]
+    return left[:count]
 
 
 def refit(moment: Tensor, weight: Tensor, kept: Tensor, gate: Tensor | None = None, *, ridge: float) -> Tensor:
     """Fit the weight of the kept features that comes nearest to the output of all.
 
     It minimises the mean of |W x - W' x_K|² + r |W' - W_K|² over inputs x: a ridge regression toward what the weight
-    was. One toward zero does worse than no refit.
+    was. One toward zero does worse than no refit. The work is done in float64, for r may be small: what W_K lacks is
+    solved for, (H_KK + r) (W' - W_K)ᵀ = H_KG W_Gᵀ.
 
     Args:
         moment: (C, C).
         weight: (O, C).
         kept: (K,) features.
         gate: (C,), what each feature of the output that is wanted counts; None: 1.
-        ridge: r, as a share of the mean of H's diagonal.
+        ridge: r, as a share of the mean of H's diagonal; more, where rounding has left H not positive definite.
 
     Returns:
         (O, K) in the weight's dtype.
+
+    Raises:
+        PassError: the moment is not finite.
     """
-    whole = damped(moment, ridge)
-    wanted = weight.to(whole) if gate is None else weight.to(whole) * gate.to(whole)
-    kept = kept.to(whole.device)
-    fitted: Tensor = torch.linalg.solve(whole[kept[:, None], kept], whole[kept] @ wanted.T).T
-    return fitted.to(weight)
+    factor = _factor(moment, kept, ridge, torch.double)
+    moment, kept = moment.to(factor.device), kept.to(factor.device)
+    gone = torch.ones(len(moment), dtype=torch.bool, device=kept.device).index_fill_(0, kept, False).nonzero()[:, 0]
+    wanted = _rows(weight, gone, gate, factor)
+    lacking = factor.new_empty(len(kept), len(weight))
+    for strip in strips(len(kept)):
+        torch.mm(moment[kept[strip]][:, gone].double(), wanted, out=lacking[strip])
+    del wanted
+    torch.linalg.solve_triangular(factor, lacking, upper=False, out=lacking)
+    torch.linalg.solve_triangular(factor.mT, lacking, upper=True, out=lacking)
+    return lacking.add_(_rows(weight, kept, gate, factor)).T.to(weight)
+
+
+def _rows(weight: Tensor, features: Tensor, gate: Tensor | None, like: Tensor) -> Tensor:
+    """Take what some features count in the output: their columns of a weight (O, C), as rows."""
+    rows = weight.T[features.to(weight.device)].to(like)
+    return rows if gate is None else rows.mul_(gate.to(like)[features, None])
+
+
+def _factor(moment: Tensor, features: Tensor, share: float, dtype: torch.dtype) -> Tensor:
+    """Factor H (C, C) over features (K,), a share of its mean diagonal added -> lower triangular (K, K).
+
+    What is added keeps few batches from fitting noise. It is ten times as much as long as rounding errors of H are more.
+    """
+    if moment.device.type == "mps":  # which has no float64
+        moment = moment.cpu()
+    features = features.to(moment.device)
+    mean = float(moment.diagonal().double().mean())
+    if not math.isfinite(mean):
+        raise PassError("what the calibration batches give inside of the model is not finite")
+    while True:
+        matrix = moment.new_empty(len(features), len(features), dtype=dtype)
+        for strip in strips(len(features)):
+            matrix[strip] = moment[features[strip]][:, features]
+        matrix.diagonal().add_(share * max(mean, 1e-30))
+        if (factor := factor_(matrix)) is not None:
+            return factor
+        share *= 10
