@@ -17,6 +17,10 @@ from torch import Tensor
 from sprunec.errors import PassError
 from sprunec.masks.symmetric import factor_, mirror, rows_of, strips, subtract_square
 
+# With it the largest eigenvalue is at most 100 C times the smallest, so that removal can do with float32: on SmolLM2's
+# layers, and on synthetic ones with features 1e4 times as large as others in mean square, an eighth as many tokens as
+# features or features repeated, float64 keeps the same sets, but for units whose errors are alike to some parts in 1e4;
+# to sum H itself in float64 changes as much. A refit may be damped less, and is done in float64.
 DAMP = 0.01
 # One in 64 of the features that are left are removed together, out of four times as many: then SmolLM2's and synthetic
 # layers lose the same features in the same order as one by one. Of the last 256 every one is chosen from all.
@@ -30,10 +34,7 @@ def removal_errors(moment: Tensor, weight: Tensor, features: Tensor) -> Tensor:
     refitted after every removal. Units of one feature are removed in blocks by products of matrices.
 
     Args:
-        moment: (C, C). The work is done in its dtype. Float32 is enough: with `DAMP` no eigenvalue is 1e6 times
-            another at any width that models have, and float64 changes the errors by as much as it changes them to sum
-            H in float64, parts in a million, and no choice, also where features are 1e4 times as large as others in
-            mean square or tokens are an eighth of the features.
+        moment: (C, C). The work is done in its dtype, for which float32 is enough; see `DAMP`.
         weight: (O, C).
         features: (U, M), the features of each unit; each feature is in one.
 
@@ -184,7 +185,7 @@ def _rows(weight: Tensor, features: Tensor, gate: Tensor | None, like: Tensor) -
 def _factor(moment: Tensor, features: Tensor, share: float, dtype: torch.dtype) -> Tensor:
     """Factor H (C, C) over features (K,), a share of its mean diagonal added -> lower triangular (K, K).
 
-    What is added keeps few batches from fitting noise. It is ten times as much as long as rounding errors of H are more.
+    What is added keeps few batches from fitting noise. It is ten times as much for as long as H's rounding is more.
     """
     if moment.device.type == "mps":  # which has no float64
         moment = moment.cpu()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-WIDE, NARROW = 1024, 256  # rows worked on at a time; in narrow matrices so few that half of the work is spared there too
+WIDE, NARROW = 1024, 256  # rows worked on at a time; few in narrow matrices, of which half is to be spared as well
 
 
 def add_second_moment(total: Tensor, rows: Tensor) -> None:

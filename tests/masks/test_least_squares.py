@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from sprunec.errors import PassError
 from sprunec.masks import least_squares
-from sprunec.masks.least_squares import refit, removal_errors
+from sprunec.masks.least_squares import DAMP, refit, removal_errors
+from tests.helpers.one_by_one import refit_at_once, refitted_error, remove_one_by_one
 
 HARDLY = 1e-9
 
@@ -107,3 +109,103 @@ def test_greedy_removal_is_the_best_of_all_pairs_where_columns_are_apart() -> No
         for pair in itertools.combinations(range(5), 2)
     }
     assert set(errors.argsort()[:2].tolist()) == set(min(pairs, key=lambda pair: pairs[pair]))
+
+
+def layer(kind: str, features: int = 600) -> tuple[Tensor, Tensor]:
+    """A moment and a weight of 48 outputs, float32: what goes into a projection, of unequal and massive features."""
+    draw = torch.Generator().manual_seed(len(kind))
+    tokens = features // 4 if "few" in kind else 4 * features
+    shared = torch.randn(tokens, 64, generator=draw) @ torch.randn(64, features, generator=draw) / 8
+    inputs = (shared + torch.randn(tokens, features, generator=draw)) * torch.randn(features, generator=draw).exp()
+    if "massive" in kind:
+        inputs[:, :4] *= 100
+        inputs[::64, 4:8] += 3000 * torch.randn(4, generator=draw)
+    if "repeated" in kind:
+        inputs[:, features // 2 :] = inputs[:, : features // 2] + 1e-3 * inputs[:, features // 2 :]
+    return inputs.T @ inputs / tokens, torch.randn(48, features, generator=draw)
+
+
+KINDS = ("many tokens", "few tokens", "massive", "few and massive", "repeated", "few, repeated and massive")
+
+
+@pytest.fixture
+def damped(monkeypatch: pytest.MonkeyPatch, hardly_damped: None) -> None:
+    monkeypatch.setattr(least_squares, "DAMP", DAMP)
+
+
+@pytest.mark.usefixtures("damped")
+@pytest.mark.parametrize("kind", KINDS)
+def test_blocks_lose_the_features_that_one_by_one_loses(kind: str) -> None:
+    """In float64 the same in the same order, in float32 sets that are worth the same."""
+    moment, weight = layer(kind)
+    own = torch.arange(len(moment))[:, None]
+    order, costs = remove_one_by_one(moment, weight, own, DAMP)
+    exact, errors = removal_errors(moment.double(), weight, own), removal_errors(moment, weight, own)
+    rising = costs.cummax(0).values.float()
+    assert torch.equal(exact[order].argsort(stable=True), torch.arange(len(order)))
+    assert torch.allclose(exact[order], rising, rtol=1e-5, atol=0)
+    assert float((errors[order] / rising - 1).abs().median()) < 1e-4
+    for share in (0.8, 0.5, 0.2):
+        kept = int(share * len(order))
+        found, wanted = errors.topk(kept).indices, torch.tensor(order[-kept:])
+        assert refitted_error(moment, weight, found, DAMP) <= 1.01 * refitted_error(moment, weight, wanted, DAMP)
+
+
+@pytest.mark.usefixtures("damped")
+@pytest.mark.parametrize("units", [6, 75])
+def test_units_of_several_features_go_one_by_one(units: int) -> None:
+    moment, weight = layer("few and massive")
+    own = torch.arange(len(moment)).view(units, -1)
+    order, costs = remove_one_by_one(moment, weight, own, DAMP)
+    errors = removal_errors(moment, weight, own)
+    assert errors[order].argsort(stable=True).tolist() == list(range(units))
+    assert torch.allclose(errors[order], costs.cummax(0).values.float(), rtol=1e-2, atol=0)
+
+
+@pytest.mark.usefixtures("damped")
+def test_errors_go_to_units_wherever_their_features_are() -> None:
+    moment, weight = layer("massive")
+    mixed = torch.randperm(len(moment), generator=torch.Generator().manual_seed(0))
+    errors = removal_errors(moment, weight, torch.arange(len(moment))[:, None])
+    assert torch.equal(removal_errors(moment, weight, mixed[:, None]), errors[mixed])
+
+
+@pytest.mark.usefixtures("damped")
+def test_neither_moment_nor_weight_is_changed() -> None:
+    moment, weight = layer("few tokens", 300)
+    given = moment.clone(), weight.clone()
+    removal_errors(moment, weight, torch.arange(300)[:, None])
+    removal_errors(moment, weight, torch.arange(300).view(30, 10))
+    refit(moment, weight, torch.arange(0, 300, 2), ridge=0.1)
+    assert torch.equal(moment, given[0])
+    assert torch.equal(weight, given[1])
+
+
+@pytest.mark.parametrize("ridge", [1e-3, 0.1, 10.0])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_wide_refit_is_the_plain_solution(kind: str, ridge: float) -> None:
+    moment, weight = layer(kind)
+    kept = torch.arange(0, 600, 3)
+    plain = refit_at_once(moment, weight, kept, ridge=ridge).float()
+    assert torch.allclose(refit(moment, weight, kept, ridge=ridge), plain, rtol=1e-5, atol=1e-6)
+
+
+def test_a_ridge_below_the_rounding_of_the_moment_is_raised() -> None:
+    moment, weight = layer("few, repeated and massive")
+    kept = torch.arange(0, 600, 2)
+    matrix = moment[kept][:, kept].double() + 1e-30 * torch.eye(300, dtype=torch.double)
+    assert int(torch.linalg.cholesky_ex(matrix).info) > 0
+    apart = refitted_error(moment, weight, kept, 0.1)
+    found = weight.index_add(1, kept, refit(moment, weight, kept, ridge=1e-30), alpha=-1).double()
+    assert 0 < float(((found @ moment.double()) * found).sum()) <= apart
+
+
+def test_a_moment_that_is_not_finite_is_refused() -> None:
+    moment, weight = layer("many tokens", 8)
+    moment[3, 3] = torch.inf
+    for work in (
+        lambda: refit(moment, weight, torch.tensor([0, 1]), ridge=0.1),
+        lambda: removal_errors(moment, weight, torch.arange(8)[:, None]),
+    ):
+        with pytest.raises(PassError, match="not finite"):
+            work()
