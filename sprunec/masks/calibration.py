@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from sprunec.data.batches import in_use
+from sprunec.masks.symmetric import add_second_moment, mirror
 from sprunec.models.block_by_block import BlockByBlock, Enough
 from sprunec.rewrite.projections import Projection, projections
 from sprunec.rewrite.taps import tap
@@ -81,8 +82,9 @@ def _statistics(way: BlockByBlock, block: TracedBlock, sizes: Mapping[str, int],
             watched[(part, residual.kind)] = node, _add_energy, -1
     with watching(model.get_submodule(block.path), watched, way) as means:
         way.advance(block.path)
-    parts = [(each, each.columns(held_weight(model, block, each)), means()[each.tensor]) for each in inputs]
-    energies = ({key[1]: float(value) for key, value in means().items() if key[0] == part} for part in PARTS)
+    found = means()
+    parts = [(each, each.columns(held_weight(model, block, each)), found[each.tensor]) for each in inputs]
+    energies = ({key[1]: float(value) for key, value in found.items() if key[0] == part} for part in PARTS)
     return BlockStatistics(block, sizes, parts, *energies)
 
 
@@ -99,6 +101,8 @@ def watching(
     holder: nn.Module, watched: Mapping[Any, tuple[str, Add, int]], way: BlockByBlock, *, only: bool = False
 ) -> Iterator[Callable[[], dict[Any, Tensor]]]:
     """Add up, while all batches go through a block, what its nodes give at the positions in use -> what says the means.
+
+    It can say them once: they take the places of the sums.
 
     Args:
         watched: by a name, a node, what adds up its rows, and the dim that holds its features.
@@ -118,9 +122,16 @@ def watching(
         tap(holder, node).register_forward_hook(partial(see, name, add, dim))
         for name, (node, add, dim) in watched.items()
     ]
+
+    def means() -> dict[Any, Tensor]:
+        for name, (_, add, _) in watched.items():
+            if add is add_products:
+                mirror(sums[name])
+        return {name: value.div_(count) for name, value in sums.items()}
+
     try:
         count = sum(int(in_use(batch).sum()) for batch in way.stream.batches)
-        yield lambda: {name: value / count for name, value in sums.items()}
+        yield means
     finally:
         for handle in handles:
             handle.remove()
@@ -140,8 +151,10 @@ def add_squares(total: Tensor | None, rows: Tensor) -> Tensor:
 
 
 def add_products(total: Tensor | None, rows: Tensor) -> Tensor:
-    """Add up x xᵀ (C, C)."""
-    return rows.T @ rows if total is None else total.addmm_(rows.T, rows)
+    """Add up x xᵀ (C, C), on its diagonal and above."""
+    total = rows.new_zeros(rows.size(1), rows.size(1)) if total is None else total
+    add_second_moment(total, rows)
+    return total
 
 
 def _add_energy(total: Tensor | None, rows: Tensor) -> Tensor:
