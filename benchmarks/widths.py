@@ -109,8 +109,10 @@ def table(results: Mapping[str, Any]) -> str:
                 stages = " | ".join(f"{found[way][stage]['cpu']:,.1f} s" for stage in STAGES)
                 size = f"{found['outputs']:,}, {found['features']:,}"
                 lines.append(f"| {name} | {size} | {way} | {stages} | {found[way]['peak'] / 1e9:.2f} GB |")
-    threads = ", ".join(f"{found['threads']} for {name}" for name, found in results["widths"].items())
-    return "\n".join([*lines, "", f"Seconds of the processor; threads: {threads}. torch {results['torch']}.", ""])
+    widths = results["widths"].values()
+    rounds, threads = (", ".join(str(found[what]) for found in widths) for what in ("rounds", "threads"))
+    told = f"Seconds of the processor; by width, medians of {rounds} rounds, on {threads} threads; torch"
+    return "\n".join([*lines, "", f"{told} {results['torch']}.", ""])
 
 
 def page(results: Mapping[str, Any]) -> str:

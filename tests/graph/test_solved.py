@@ -1,0 +1,49 @@
+"""What scoring and refitting a layer is said to hold, against what it holds."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from sprunec.graph.arithmetic import Text, solved
+from sprunec.graph.needs import EXACT, SINGLE, Needs
+
+ROOT = Path(__file__).parents[2]
+FEATURES, OUTPUTS = 4096, 1024
+# The peak of a process's memory never falls, so that each work has a process of its own, in which its libraries have
+# done a small one before. What it is given counts.
+WORK = f"""
+from pathlib import Path
+import torch
+from sprunec.masks.least_squares import refit, removal_errors
+peak = lambda: int(Path('/proc/self/status').read_text().partition('VmHWM:')[2].split()[0]) * 1024
+def work(moment, weight, kept):
+    {{work}}
+moment = lambda width: torch.full((width, width), 0.1).fill_diagonal_(1.0)
+work(moment(1500), torch.ones(500, 1500), torch.arange(1200))
+before = peak()
+work(moment({FEATURES}), torch.ones({OUTPUTS}, {FEATURES}), torch.arange({FEATURES} - 64))
+print(peak() - before)
+"""
+
+
+@pytest.mark.parametrize(
+    ("work", "kind"),
+    [
+        ("removal_errors(moment, weight, torch.arange(len(moment))[:, None])", SINGLE),
+        ("refit(moment, weight, kept, ridge=0.1)", EXACT),
+    ],
+    ids=["removal", "refit"],
+)
+def test_the_peak_of_memory_is_the_one_told(work: str, kind: str) -> None:
+    """Were there one more matrix, it would be above."""
+    model: Any = SimpleNamespace(config=SimpleNamespace(width=OUTPUTS, layers=[None]))
+    told = solved(Needs({}, operations={SINGLE: 0.0}), model, Text(1, 1), [FEATURES], kind).memory["moments"]
+    command = [sys.executable, "-c", WORK.replace("{work}", work)]
+    peak = int(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
+    assert 0.75 * told < peak < 1.12 * told
