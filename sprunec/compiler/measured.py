@@ -33,7 +33,7 @@ from sprunec.plan.targets import Left
 
 OPERATIONS = 1e11  # of one run of a block, at most, as long as that leaves it some tokens
 LEAST_TOKENS, MOST_TOKENS = 32, 1024
-SECONDS, RUNS, MOST_RUNS = 1.0, 2, 20  # a block is run again until it has had so many of both, or most runs
+SECONDS, MOST_RUNS = 1.0, 20  # a block is run again until it has had one of both; the first run is a slow one
 READ_BYTES, PART_BYTES = 256 * 2**20, 16 * 2**20  # of the checkpoint, and of a tensor
 HELD_BYTES = 2**30  # a larger block is multiplied some rows after the others
 WEIGHT = 0.01
@@ -90,12 +90,12 @@ def _run(config: ModelConfig, model: nn.Module, length: int, dtype: torch.dtype,
     stream.enter()
     path, size = stream.paths[index], DOUBLE * sizes[index]
     with stream.holding_whole(path) if size < HELD_BYTES else stream.holding(path):
-        while len(spent) <= RUNS or (sum(spent) < SECONDS and len(spent) < MOST_RUNS):
+        while not spent or (sum(spent) < SECONDS and len(spent) < MOST_RUNS):
             began = time.perf_counter()
             float(stream.through(path)[0].flatten()[-1])  # on every device, a number is there once the work is done
             spent.append(time.perf_counter() - began)
     alone = ModelSize(Left.of(config.with_layers([config.layers[index]])), 0.0)
-    return forward(alone, replace(text, length=text.length + config.overhead)) / median(spent[1:])
+    return forward(alone, replace(text, length=text.length + config.overhead)) / median(spent[1:] or spent)
 
 
 def _read(checkpoint: Path | None) -> float | None:
