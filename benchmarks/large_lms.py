@@ -11,7 +11,8 @@ what stays, and emits `huggingface`; what it cuts to is in `CUTS`.
 
 Memory is over that of a bare import of torch and transformers, and stands beside what it is meant to stay under: two
 blocks in float32, the hidden states of the calibration, and 500 MB. That of a run is its process's together with all
-that it starts; that of a pass is the peak of the run's own process meanwhile. The folder is taken away afterwards.
+that it starts; that of a pass is the peak of the run's own process meanwhile, beside what the dry run has foretold. The
+folder is taken away afterwards.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import argparse
 import json
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 import textwrap
@@ -130,10 +132,15 @@ def measured(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     }
     if options.looks:
         return found
+    dry = [*command, "run", plan, "--out", folder / "out", "--dry-run", "--json"]
+    nodes = json.loads(subprocess.run(dry, check=True, capture_output=True).stdout)["nodes"]
+    foretold = {node["name"]: node["needs"]["memory"] - bare.peak for node in nodes}
     out, told = folder / "out", folder / "passes.jsonl"
     found["run"] = row(measure_tree([sys.executable, "-c", RUN, plan, out, told]), bare)
     passes = [json.loads(line) for line in told.read_text().splitlines()] if told.exists() else []
-    found["passes"] = [each | {"over_bare": each.pop("peak") - bare.peak} for each in passes]
+    found["passes"] = [
+        each | {"over_bare": each.pop("peak") - bare.peak, "foretold": foretold[each["name"]]} for each in passes
+    ]
     report = json.loads((out / "report.json").read_text())
     found |= {"out_on_disk": on_disk(out), "status": report["status"], "comparison": report["comparison"]}
     return found | {"left": report["models"]["small"]["parameters"]}
@@ -149,15 +156,16 @@ def table(found: dict[str, Any]) -> str:
         f"bound: two blocks {bounds['two_blocks']:.2f} + hidden states {bounds['hidden_states']:.2f} + 0.50"
         f" = {bounds['total']:.2f} GB",
         "",
-        f"{'':34} {'seconds':>9} {'processor':>9} {'memory':>8}",
+        f"{'':34} {'seconds':>9} {'processor':>9} {'memory':>8} {'foretold':>9}",
     ]
     rows = {"inspect": found["inspect"], "run --dry-run": found["dry_run"]}
     rows |= {f"  {each['name']}": each for each in found.get("passes", ())}
     rows |= {"whole run": found["run"]} if "run" in found else {}
     for name, taken in rows.items():
         above = "  above the bound" if taken["over_bare"] > found["bound"]["total"] else ""
-        figures = f"{taken['seconds']:9.1f} {taken['cpu']:9.1f} {taken['over_bare'] / 1e9:8.2f}{above}"
-        lines.append(f"{name:34} {figures}")
+        figures = f"{taken['seconds']:9.1f} {taken['cpu']:9.1f} {taken['over_bare'] / 1e9:8.2f}"
+        figures += f" {taken['foretold'] / 1e9:9.2f}" if "foretold" in taken else ""
+        lines.append(f"{name:34} {figures}{above}")
     if "run" in found:
         apart = found["comparison"]
         left = f"{found['left'] / 1e9:.2f} billion parameters are left; OUT takes {found['out_on_disk'] / 1e9:.1f} GB"
