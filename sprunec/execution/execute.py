@@ -27,7 +27,6 @@ from sprunec.file_digests import file_stamp
 from sprunec.graph.graph import Graph, Node
 from sprunec.heap import share_heap, trim_heap
 from sprunec.interrupts import postponed, was_interrupted
-from sprunec.machine import release_memory
 from sprunec.plan.declared import PASSES
 from sprunec.unexpected import FILE, UnexpectedError, explained, is_foreseen, own_words
 
@@ -173,7 +172,6 @@ class Run:
             # Who has lost another rank says so before it is told to end.
             with postponed() if world.size > 1 else nullcontext(), _named(node, directory, world):
                 metrics = PASSES.home(node.pass_).run(job)
-            release_memory()
             for path, stamp in node.stamps.items():
                 if file_stamp(path) != stamp:
                     raise PassError(f"{node.name}: {path} has changed since the run began; run again")

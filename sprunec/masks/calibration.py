@@ -102,7 +102,7 @@ def watching(
 ) -> Iterator[Callable[[], dict[Any, Tensor]]]:
     """Add up, while all batches go through a block, what its nodes give at the positions in use -> what says the means.
 
-    It can say them once: they take the places of the sums.
+    It can say them once: the sums, which may be large, become the means, and belong to who has asked.
 
     Args:
         watched: by a name, a node, what adds up its rows, and the dim that holds its features.
@@ -127,7 +127,7 @@ def watching(
         for name, (_, add, _) in watched.items():
             if add is add_products:
                 mirror(sums[name])
-        return {name: value.div_(count) for name, value in sums.items()}
+        return {name: sums.pop(name).div_(count) for name in list(sums)}
 
     try:
         count = sum(int(in_use(batch).sum()) for batch in way.stream.batches)
