@@ -55,21 +55,37 @@ def _one_by_one(inverse: Tensor, rows: Tensor, features: Tensor) -> tuple[Tensor
     """Remove units of several features -> the order and its costs (U,)."""
     left, order, costs = torch.ones(len(features), dtype=torch.bool), list[int](), list[float]()
     for _ in range(len(features)):
-        own = inverse[features[:, :, None], features[:, None, :]]
-        parts = rows[features]  # (U, M, O)
+        factors = _factors(inverse[features[:, :, None], features[:, None, :]])
         # tr(W_u (H⁻¹_uu)⁻¹ W_uᵀ)
-        each = torch.linalg.solve(own, parts).mul_(parts).sum((1, 2)).cpu().masked_fill(~left, torch.inf)
+        parts = torch.linalg.solve_triangular(factors, rows[features], upper=False)  # (U, M, O)
+        each = parts.square_().sum((1, 2)).cpu().masked_fill(~left, torch.inf)
         order.append(int(each.argmin()))
         costs.append(float(each[order[-1]]))
         left[order[-1]] = False
         # Out of W and H⁻¹, where its own entries become those of features that do not matter.
         gone = features[order[-1]]
-        solved = torch.linalg.solve(inverse[gone[:, None], gone], inverse[gone])
+        solved = torch.cholesky_solve(inverse[gone], factors[order[-1]])
         rows.addmm_(solved.T, rows[gone], alpha=-1)
         inverse.addmm_(inverse[:, gone], solved, alpha=-1)
         rows[gone], inverse[gone], inverse[:, gone] = 0.0, 0.0, 0.0
         inverse[gone, gone] = 1.0
     return torch.tensor(order), torch.tensor(costs)
+
+
+def _factors(matrices: Tensor) -> Tensor:
+    """Factor positive definite matrices (U, M, M), which rounding may have left a little less than that.
+
+    A general solver is no choice: with several threads, MKL's fails on stacks of such matrices.
+    """
+    diagonal, share = matrices.diagonal(dim1=1, dim2=2), float(torch.finfo(matrices.dtype).eps)
+    while share < 1.0:
+        factors, info = torch.linalg.cholesky_ex(matrices)
+        if not bool(info.any()):
+            found: Tensor = factors
+            return found
+        diagonal.add_(share * diagonal.mean(1, keepdim=True))
+        share *= 10
+    raise PassError("what is left of a projection's inputs cannot be told apart in float32; calibrate on more batches")
 
 
 def _by_blocks(inverse: Tensor, rows: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:

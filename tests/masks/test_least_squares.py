@@ -209,3 +209,15 @@ def test_a_moment_that_is_not_finite_is_refused() -> None:
     ):
         with pytest.raises(PassError, match="not finite"):
             work()
+
+
+def test_units_of_many_features_are_removed_alike_by_any_number_of_threads() -> None:
+    """With two, MKL's general solver has failed on stacks of matrices as large as these."""
+    draw = torch.Generator().manual_seed(0)
+    inputs, weight = torch.randn(1000, 1536, generator=draw), torch.randn(3072, 1536, generator=draw)
+    features, found = torch.arange(1536).view(4, 384), list[Tensor]()
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        found.append(removal_errors(inputs.T @ inputs / 1000 + 0.01 * torch.eye(1536), weight, features))
+    torch.set_num_threads(1)
+    assert torch.allclose(*found, rtol=1e-4) and float(found[0].min()) > 0
