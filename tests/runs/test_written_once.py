@@ -47,8 +47,9 @@ def written(folder: Path) -> set[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("cut", CUTS)
-@pytest.mark.parametrize("sharded", [False, True], ids=["one file", "shards"])
-@pytest.mark.parametrize("whole", [True, False], ids=["opened whole", "in parts"])
+@pytest.mark.parametrize(
+    ("sharded", "whole"), [(False, False), (True, True)], ids=["one file, in parts", "shards, whole"]
+)
 def test_a_small_llama_is_written_once(
     cut: str, sharded: bool, whole: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

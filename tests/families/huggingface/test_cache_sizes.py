@@ -55,7 +55,7 @@ def test_layers_without_attention_cache_nothing(tmp_path: Path) -> None:
 def test_the_graph_says_it_before_and_after(tmp_path: Path) -> None:
     causal_lm("qwen3").save_pretrained(tmp_path / "dense")
     content = plan(CUT, {"pass": "emit", "formats": ["huggingface"]}, model={"path": "dense"})
-    document = lower(read_plan(write(tmp_path, content))).document({}) | {"training": []}
+    document = lower(read_plan(write(tmp_path, content))).document({}) | {"training": [], "measured": None}
     assert document["cache_bytes_per_token"] == {"before": 320, "after": 160}
     assert [error.message for error in validator("graph").iter_errors(document)] == []
     heads = {"pass": "train-mask", "unit": "head", "target": {"num_heads": 2}, "steps": 1}
