@@ -180,22 +180,18 @@ def refit(moment: Tensor, weight: Tensor, kept: Tensor, gate: Tensor | None = No
         PassError: the moment is not finite.
     """
     factor = _factor(moment, kept, ridge, torch.double)
-    moment, kept = moment.to(factor.device), kept.to(factor.device)
+    kept = kept.to(factor.device)
     gone = torch.ones(len(moment), dtype=torch.bool, device=kept.device).index_fill_(0, kept, False).nonzero()[:, 0]
-    wanted = _rows(weight, gone, gate, factor)
-    lacking = factor.new_empty(len(kept), len(weight))
-    for strip in strips(len(kept)):
-        torch.mm(moment[kept[strip]][:, gone].double(), wanted, out=lacking[strip])
-    del wanted
-    torch.linalg.solve_triangular(factor, lacking, upper=False, out=lacking)
-    torch.linalg.solve_triangular(factor.mT, lacking, upper=True, out=lacking)
-    return lacking.add_(_rows(weight, kept, gate, factor)).T.to(weight)
-
-
-def _rows(weight: Tensor, features: Tensor, gate: Tensor | None, like: Tensor) -> Tensor:
-    """Take what some features count in the output: their columns of a weight (O, C), as rows."""
-    rows = weight.T[features.to(weight.device)].to(like)
-    return rows if gate is None else rows.mul_(gate.to(like)[features, None])
+    between = moment.to(factor.device)[kept[:, None], gone]
+    del moment  # which may be larger than all that comes
+    counts = torch.ones(weight.size(1)) if gate is None else gate
+    found = weight.new_empty(len(weight), len(kept))
+    for strip in strips(len(weight)):
+        rows = (weight[strip].to(factor) * counts.to(factor)).T  # (C, some of O)
+        lacking = between.double() @ rows[gone]
+        lacking = torch.linalg.solve_triangular(factor, lacking, upper=False)
+        found[strip] = torch.linalg.solve_triangular(factor.mT, lacking, upper=True).add_(rows[kept]).T.to(found)
+    return found
 
 
 def _factor(moment: Tensor, features: Tensor, share: float, dtype: torch.dtype) -> Tensor:

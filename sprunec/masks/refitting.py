@@ -85,18 +85,18 @@ def refit_block(way: BlockByBlock, block: TracedBlock, sublayers: Sequence[Seque
             way.look(block.path)
             moments = means()
         for each in sublayer:
-            found[each.name] = _refit(way.stream, each, moments.pop(each.name), ridge)
+            found[each.name] = _refit(way.stream, each, moments, ridge)
     way.advance(block.path)
     return found
 
 
-def _refit(stream: Streamed, each: Refit, moment: Tensor, ridge: float) -> Tensor:
-    """Put a new weight in the place of a held one -> it, as it is stored."""
+def _refit(stream: Streamed, each: Refit, moments: dict[Any, Tensor], ridge: float) -> Tensor:
+    """Put a new weight in the place of a held one -> it, as it is stored; its moment is let go of."""
     owner, _, leaf = each.name.rpartition(".")
     held: Any = stream.model.get_submodule(owner)._parameters
     new: Tensor = held[leaf].clone()
     columns, index = each.projection.columns(new), torch.tensor(each.kept, device=new.device)
-    columns[:, index] = refit(moment, columns, index, each.gate, ridge=ridge)
+    columns[:, index] = refit(moments.pop(each.name), columns, index, each.gate, ridge=ridge)
     stored = new.to(stream.stored_dtype(each.name))
     held[leaf] = stored.to(new)  # what comes behind it sees what is stored
     return stored
