@@ -1,7 +1,7 @@
 """Language models as large as the machine, or larger: inspected, planned, scored, refitted, cut, compared and emitted.
 
     python benchmarks/large_lms.py 3gb                     weights drawn at random, 1.5 billion, bfloat16
-    python benchmarks/large_lms.py 8b                      Llama-3-8B's shape, 16 GB, a sparse file
+    python benchmarks/large_lms.py 8b --no-refit           Llama-3-8B's shape, 16 GB, a sparse file
     python benchmarks/large_lms.py 70b --looks             Llama-3-70B's shape, 141 GB, all zeros: what looks alone
     python benchmarks/large_lms.py 3gb --weights-alone     by weights instead of on data, not refitted
 
@@ -68,12 +68,16 @@ sprunec.execute(sprunec.lower(sprunec.read_plan(plan)), out, Told())
 """
 
 
-def write_plan(folder: Path, shape: str, tokens: int, weights_alone: bool) -> Path:
+def write_plan(folder: Path, shape: str, tokens: int, weights_alone: bool, refit: bool) -> Path:
     """Write the plan for a model in `folder / "model"`."""
     dims, groups = CUTS[shape]
     length = min(512, tokens)
     data = {"source": "python-docs", "tokenizer": "characters", "max_length": length, "batch_size": 1}
-    rest: dict[str, Any] = {"budget": "per-layer", "batches": max(1, tokens // length), "compensate": "least-squares"}
+    rest: dict[str, Any] = {
+        "budget": "per-layer",
+        "batches": max(1, tokens // length),
+        "compensate": "least-squares" if refit else None,
+    }
     if weights_alone:
         rest = {"budget": "per-layer"}
     parts = {"dim_ff": ("activation", {"dim_ff": dims})}
@@ -116,7 +120,7 @@ def measured(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     one_in = options.sparse if options.sparse is not None else {"8b": SPARSE, "70b": 0}.get(options.shape, 1)
     document, tokens = llama(options.shape), options.tokens
     size, config = write_llama(folder / "model", document, one_in), TransformersConfig.from_source(document)
-    plan = write_plan(folder, options.shape, tokens, options.weights_alone)
+    plan = write_plan(folder, options.shape, tokens, options.weights_alone, not options.no_refit)
     bare, command = measure(BARE_LIBRARIES), [sys.executable, "-m", "sprunec"]
     found: dict[str, Any] = {
         "shape": options.shape,
@@ -201,6 +205,7 @@ def main() -> None:
     parser.add_argument("--sparse", type=int, metavar="N", help="of every matrix one row in N is there; 0: none")
     parser.add_argument("--looks", action="store_true", help="inspect and --dry-run alone")
     parser.add_argument("--weights-alone", action="store_true", help="score by magnitude, refit nothing")
+    parser.add_argument("--no-refit", action="store_true", help="leave the weights that stay as they are")
     parser.add_argument("--json", type=Path, help="where the figures go, too")
     parser.add_argument("--publish", action="store_true", help="put the figures into large_lms.json and docs/")
     options = parser.parse_args()

@@ -191,5 +191,5 @@ def _by_projection(given: BlockStatistics, score: Callable[[Tensor, Tensor, Tens
             if (units := projection.units(unit)) is not None:
                 features = torch.arange(math.prod(units)).view(units).movedim(1, 0).flatten(1)  # (units, outer x inner)
                 parts.append(score(statistic, weight, features))
-        found[(given.block.index, unit)] = torch.stack(parts).sum(0).cpu() / given.streams[INSIDE[unit]]
+        found[(given.block.index, unit)] = torch.stack(parts).sum(0).cpu() / max(given.streams[INSIDE[unit]], 1e-30)
     return found
