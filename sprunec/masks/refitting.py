@@ -94,9 +94,11 @@ def _refit(stream: Streamed, each: Refit, moments: dict[Any, Tensor], ridge: flo
     """Put a new weight in the place of a held one -> it, as it is stored; its moment is let go of."""
     owner, _, leaf = each.name.rpartition(".")
     held: Any = stream.model.get_submodule(owner)._parameters
-    new: Tensor = held[leaf].clone()
-    columns, index = each.projection.columns(new), torch.tensor(each.kept, device=new.device)
-    columns[:, index] = refit(moments.pop(each.name), columns, index, each.gate, ridge=ridge)
+    old: Tensor = held[leaf]
+    index = torch.tensor(each.kept, device=old.device)
+    fitted = refit(moments.pop(each.name), each.projection.columns(old), index, each.gate, ridge=ridge)
+    new = old.clone()
+    each.projection.columns(new)[:, index] = fitted
     stored = new.to(stream.stored_dtype(each.name))
     held[leaf] = stored.to(new)  # what comes behind it sees what is stored
     return stored

@@ -18,6 +18,7 @@ from sprunec.data.batches import Batch, in_use
 from sprunec.engines.checkpoints import Saves
 from sprunec.families.base import Given, Inputs
 from sprunec.families.base_config import ModelConfig
+from sprunec.heap import trim_heap
 from sprunec.models.hidden_states import HiddenStates
 from sprunec.models.streamed import Streamed
 from sprunec.plan.scale import rows_at_once
@@ -72,6 +73,7 @@ class BlockByBlock:
                 self._following = paths[index + 1 : index + 2]
                 with self.stream.holding_whole(paths[index]):
                     yield paths[index]
+                trim_heap()
                 self.hidden.turn()
                 self._tell(index + 1, len(paths))
                 if self._saves is not None:
