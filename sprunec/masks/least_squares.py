@@ -188,7 +188,7 @@ def refit(moment: Tensor, weight: Tensor, kept: Tensor, gate: Tensor | None = No
     found = weight.new_empty(len(weight), len(kept))
     for strip in strips(len(weight)):
         rows = (weight[strip].to(factor) * counts.to(factor)).T  # (C, some of O)
-        lacking = between.double() @ rows[gone]
+        lacking = torch.cat([between[some].double() @ rows[gone] for some in strips(len(kept))])
         lacking = torch.linalg.solve_triangular(factor, lacking, upper=False)
         found[strip] = torch.linalg.solve_triangular(factor.mT, lacking, upper=True).add_(rows[kept]).T.to(found)
     return found

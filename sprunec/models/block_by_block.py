@@ -108,6 +108,7 @@ class BlockByBlock:
         for number in range(len(self.hidden)):
             with suppress(Enough):
                 self._output(path, number)
+        trim_heap()
 
     def advance(self, path: str) -> None:
         """Bring all batches behind a block, which must be there, and read the next one meanwhile."""
