@@ -44,7 +44,7 @@ def removal_errors(moment: Tensor, weight: Tensor, features: Tensor) -> Tensor:
     Raises:
         PassError: the moment is not finite.
     """
-    factor = _factor(moment, torch.arange(len(moment)), DAMP, moment.dtype)
+    factor = _factor(moment, DAMP * _mean(moment), moment.dtype)
     inverse: Tensor = torch.cholesky_inverse(factor, out=factor).mT
     rows = inverse.new_empty(weight.T.shape).copy_(weight.T)
     order, costs = (_by_blocks if features.size(1) == 1 else _one_by_one)(inverse, rows, features.to(inverse.device))
@@ -179,11 +179,13 @@ def refit(moment: Tensor, weight: Tensor, kept: Tensor, gate: Tensor | None = No
     Raises:
         PassError: the moment is not finite.
     """
-    factor = _factor(moment, kept, ridge, torch.double)
-    kept = kept.to(factor.device)
+    added, kept = ridge * _mean(moment), kept.to(moment.device)
     gone = torch.ones(len(moment), dtype=torch.bool, device=kept.device).index_fill_(0, kept, False).nonzero()[:, 0]
-    between = moment.to(factor.device)[kept[:, None], gone]
+    within, between = (moment[kept[:, None], others] for others in (kept, gone))
     del moment  # which may be larger than all that comes
+    factor = _factor(within, added, torch.double)
+    del within
+    between, kept, gone = (each.to(factor.device) for each in (between, kept, gone))
     counts = torch.ones(weight.size(1)) if gate is None else gate
     found = weight.new_empty(len(weight), len(kept))
     for strip in strips(len(weight)):
@@ -194,22 +196,24 @@ def refit(moment: Tensor, weight: Tensor, kept: Tensor, gate: Tensor | None = No
     return found
 
 
-def _factor(moment: Tensor, features: Tensor, share: float, dtype: torch.dtype) -> Tensor:
-    """Factor H (C, C) over features (K,), a share of its mean diagonal added -> lower triangular (K, K).
+def _mean(moment: Tensor) -> float:
+    """Give the mean of the diagonal; raises PassError where it is not finite."""
+    mean = float(moment.diagonal().double().mean())
+    if not math.isfinite(mean):
+        raise PassError("what the calibration batches give inside of the model is not finite")
+    return max(mean, 1e-30)
+
+
+def _factor(moment: Tensor, added: float, dtype: torch.dtype) -> Tensor:
+    """Factor H (K, K), with so much added to its diagonal -> lower triangular.
 
     What is added keeps few batches from fitting noise. It is ten times as much for as long as H's rounding is more.
     """
     if moment.device.type == "mps":  # which has no float64
         moment = moment.cpu()
-    features = features.to(moment.device)
-    mean = float(moment.diagonal().double().mean())
-    if not math.isfinite(mean):
-        raise PassError("what the calibration batches give inside of the model is not finite")
     while True:
-        matrix = moment.new_empty(len(features), len(features), dtype=dtype)
-        for strip in strips(len(features)):
-            matrix[strip] = moment[features[strip]][:, features]
-        matrix.diagonal().add_(share * max(mean, 1e-30))
+        matrix = moment.to(dtype, copy=True)
+        matrix.diagonal().add_(added)
         if (factor := factor_(matrix)) is not None:
             return factor
-        share *= 10
+        added *= 10
