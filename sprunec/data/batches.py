@@ -5,7 +5,7 @@ Letters in shapes: B rows, N positions, n tokens of a text.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -62,6 +62,19 @@ def in_use(inputs: Inputs) -> Tensor:
     """Mark the positions that are not padding: (B, N)."""
     width = next(tensor.size(1) for tensor in inputs.values() if tensor.dim() == 2)
     return inputs["length"][:, None] > torch.arange(width, device=inputs["length"].device)
+
+
+def grouped(batches: Iterable[Batch], numbers: Callable[[Batch], int], most: int) -> Iterator[list[Batch]]:
+    """Group batches by what is held of them at a time: at most so many numbers, and one batch at least."""
+    group, count = list[Batch](), 0
+    for batch in batches:
+        if group and count + numbers(batch) > most:
+            yield group
+            group, count = [], 0
+        group.append(batch)
+        count += numbers(batch)
+    if group:
+        yield group
 
 
 def answered(tokens: NDArray[np.integer[Any]], context: NDArray[np.bool_], *more: Any) -> Document:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from sprunec.data.affordable import MOST_BATCHES, RANDOM_TEXT, STATES, affordable_tokens
-from sprunec.data.batches import Batch, Data, Packer
+from sprunec.data.batches import Batch, Data, Packer, grouped
 from sprunec.families.base import Document, family_of
 from sprunec.families.base_config import ModelConfig
 
@@ -51,22 +51,19 @@ def _first(batches: Iterable[Batch], tokens: int, least: int) -> Iterator[Batch]
 
 def _groups(batches: Iterable[Batch], config: ModelConfig) -> Iterator[list[Batch]]:
     """Group batches, or parts of them, by what is held at a time."""
-    group: list[Batch] = []
-    states = 0
+
+    def numbers(batch: Batch) -> int:
+        rows, width = batch.targets.shape
+        return rows * family_of(config).row_numbers(config, width)
+
+    return grouped(_parts(batches, config), numbers, STATES)
+
+
+def _parts(batches: Iterable[Batch], config: ModelConfig) -> Iterator[Batch]:
     for batch in batches:
         rows, width = batch.targets.shape
-        each = family_of(config).row_numbers(config, width)
-        at_once = max(1, STATES // each)
-        for first in range(0, rows, at_once):
-            part = batch.part(slice(first, first + at_once), width)
-            size = part.targets.size(0) * each
-            if group and states + size > STATES:
-                yield group
-                group, states = [], 0
-            group.append(part)
-            states += size
-    if group:
-        yield group
+        at_once = max(1, STATES // family_of(config).row_numbers(config, width))
+        yield from (batch.part(slice(first, first + at_once), width) for first in range(0, rows, at_once))
 
 
 def random_batch(config: ModelConfig, rows: int = 2, text: int = RANDOM_TEXT) -> Batch:

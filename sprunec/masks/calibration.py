@@ -21,8 +21,23 @@ from sprunec.rewrite.taps import tap
 from sprunec.rewrite.trace import TracedBlock
 from sprunec.units import Key
 
-Add = Callable[[Tensor | None, Tensor], Tensor]  # what was added up so far, rows (n, C) -> the new sum
 PARTS = ("branch", "stream")
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """What is added up over rows.
+
+    Attributes:
+        add: (what there is so far, rows (n, C)) -> the new sum, in the same memory.
+        whole: makes a sum whole, in place, of which a part was spared.
+    """
+
+    add: Callable[[Tensor | None, Tensor], Tensor]
+    whole: Callable[[Tensor], None] = lambda total: None
+
+
+Watched = dict[Any, tuple[str, Statistic, int]]
 
 
 @dataclass(frozen=True)
@@ -47,14 +62,14 @@ def score_blocks(
     way: BlockByBlock,
     blocks: Collection[TracedBlock],
     sizes: Mapping[Key, int],
-    add: Add,
+    statistic: Statistic,
     score: Callable[[BlockStatistics], Mapping[Key, Tensor]],
 ) -> dict[Key, Tensor]:
     """Go through a model whose traced blocks were replaced by gated ones, and score their units.
 
     Args:
         sizes: how many units there are, by block and kind.
-        add: adds up what the criterion looks at.
+        statistic: what the criterion looks at.
     """
     found, by_path = dict[Key, Tensor](), {block.path: block for block in blocks}
 
@@ -66,20 +81,22 @@ def score_blocks(
         block = by_path[path]
         here = {unit: size for (index, unit), size in sizes.items() if index == block.index}
         if here:
-            found.update(score(_statistics(way, block, here, add)))
+            found.update(score(_statistics(way, block, here, statistic)))
         else:
             way.advance(path)
     return found
 
 
-def _statistics(way: BlockByBlock, block: TracedBlock, sizes: Mapping[str, int], add: Add) -> BlockStatistics:
+def _statistics(
+    way: BlockByBlock, block: TracedBlock, sizes: Mapping[str, int], statistic: Statistic
+) -> BlockStatistics:
     """Bring all batches behind a block, and look at its inside meanwhile."""
     model = way.stream.model
     inputs = [each for each in projections(block) if any(each.units(unit) for unit in sizes)]
-    watched: dict[Any, tuple[str, Add, int]] = {each.tensor: (each.operand, add, each.dim) for each in inputs}
+    watched: Watched = {each.tensor: (each.operand, statistic, each.dim) for each in inputs}
     for residual in block.forward.residuals:
         for part, node in zip(PARTS, (residual.branch, residual.add), strict=True):
-            watched[(part, residual.kind)] = node, _add_energy, -1
+            watched[(part, residual.kind)] = node, ENERGY, -1
     with watching(model.get_submodule(block.path), watched, way) as means:
         way.advance(block.path)
     found = means()
@@ -98,20 +115,20 @@ def held_weight(model: nn.Module, block: TracedBlock, projection: Projection) ->
 
 @contextmanager
 def watching(
-    holder: nn.Module, watched: Mapping[Any, tuple[str, Add, int]], way: BlockByBlock, *, only: bool = False
+    holder: nn.Module, watched: Watched, way: BlockByBlock, *, only: bool = False
 ) -> Iterator[Callable[[], dict[Any, Tensor]]]:
     """Add up, while all batches go through a block, what its nodes give at the positions in use -> what says the means.
 
     It can say them once: the sums, which may be large, become the means, and belong to who has asked.
 
     Args:
-        watched: by a name, a node, what adds up its rows, and the dim that holds its features.
+        watched: by a name, a node, what is added up of it, and the dim that holds its features.
         only: whether a batch goes no further through the block than to the last of these.
     """
     sums, seen = dict[Any, Tensor](), set[Any]()
 
-    def see(name: Any, add: Add, dim: int, module: nn.Module, given: Any, result: Tensor) -> None:
-        sums[name] = add(sums.get(name), rows_in_use(result, dim, in_use(way.current)))
+    def see(name: Any, statistic: Statistic, dim: int, module: nn.Module, given: Any, result: Tensor) -> None:
+        sums[name] = statistic.add(sums.get(name), rows_in_use(result, dim, in_use(way.current)))
         seen.add(name)
         if only and len(seen) == len(watched):
             seen.clear()
@@ -119,14 +136,13 @@ def watching(
 
     assert isinstance(holder, fx.GraphModule)
     handles = [
-        tap(holder, node).register_forward_hook(partial(see, name, add, dim))
-        for name, (node, add, dim) in watched.items()
+        tap(holder, node).register_forward_hook(partial(see, name, statistic, dim))
+        for name, (node, statistic, dim) in watched.items()
     ]
 
     def means() -> dict[Any, Tensor]:
-        for name, (_, add, _) in watched.items():
-            if add is add_products:
-                mirror(sums[name])
+        for name, (_, statistic, _) in watched.items():
+            statistic.whole(sums[name])
         return {name: sums.pop(name).div_(count) for name in list(sums)}
 
     try:
@@ -144,14 +160,12 @@ def rows_in_use(result: Tensor, dim: int, used: Tensor) -> Tensor:
     return rows[used.flatten()].flatten(0, 1).float()
 
 
-def add_squares(total: Tensor | None, rows: Tensor) -> Tensor:
-    """Add up x² (C,)."""
+def _add_squares(total: Tensor | None, rows: Tensor) -> Tensor:
     found = rows.square().sum(0)
     return found if total is None else total.add_(found)
 
 
-def add_products(total: Tensor | None, rows: Tensor) -> Tensor:
-    """Add up x xᵀ (C, C), on its diagonal and above."""
+def _add_products(total: Tensor | None, rows: Tensor) -> Tensor:
     total = rows.new_zeros(rows.size(1), rows.size(1)) if total is None else total
     add_second_moment(total, rows)
     return total
@@ -162,4 +176,5 @@ def _add_energy(total: Tensor | None, rows: Tensor) -> Tensor:
     return found if total is None else total.add_(found)
 
 
-STATISTICS: Mapping[str, Add] = {"squares": add_squares, "products": add_products}
+SQUARES, PRODUCTS, ENERGY = Statistic(_add_squares), Statistic(_add_products, mirror), Statistic(_add_energy)
+STATISTICS: Mapping[str, Statistic] = {"squares": SQUARES, "products": PRODUCTS}  # x² (C,); x xᵀ (C, C)

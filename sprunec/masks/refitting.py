@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sprunec.masks.calibration import add_products, watching
+from sprunec.masks.calibration import PRODUCTS, watching
 from sprunec.masks.least_squares import refit
 from sprunec.models.block_by_block import BlockByBlock
 from sprunec.models.streamed import Streamed
@@ -80,7 +80,7 @@ def refit_block(way: BlockByBlock, block: TracedBlock, sublayers: Sequence[Seque
     """
     found, model = Refitted(), way.stream.model
     for sublayer in sublayers:
-        watched = {each.name: (each.projection.operand, add_products, each.projection.dim) for each in sublayer}
+        watched = {each.name: (each.projection.operand, PRODUCTS, each.projection.dim) for each in sublayer}
         with watching(model.get_submodule(block.path), watched, way, only=True) as means:
             way.look(block.path)
             moments = means()

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sprunec.data.batches import IGNORED, Batch
+from sprunec.data.batches import IGNORED, Batch, grouped
 from sprunec.engines.device import Place
 from sprunec.families.base_config import ModelConfig
 from sprunec.models.block_by_block import BlockByBlock
@@ -20,16 +20,7 @@ def groups_of(batches: Iterable[Batch], config: ModelConfig) -> Iterator[list[Ba
 
     To read a model again is nothing beside what so many positions take.
     """
-    group, count = list[Batch](), 0
-    for batch in batches:
-        numbers = batch.targets.numel() * config.width
-        if group and count + numbers > TOGETHER:
-            yield group
-            group, count = [], 0
-        group.append(batch)
-        count += numbers
-    if group:
-        yield group
+    return grouped(batches, lambda batch: batch.targets.numel() * config.width, TOGETHER)
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from sprunec.durable import file_sha256, naming, read_into
 from sprunec.engines.device import Place
 from sprunec.machine import physical_memory
-from sprunec.plan.scale import states_fit
+from sprunec.plan.scale import FLOAT, states_fit
 
 FILES = ("hidden-states-0.bin", "hidden-states-1.bin")
 
@@ -36,9 +37,10 @@ class HiddenStates:
     def start(self, shapes: Sequence[Sequence[int]]) -> None:
         """Make room for states of these shapes, which are put there next."""
         self._shapes = [tuple(shape) for shape in shapes]
+        self._starts = [0, *accumulate(FLOAT * torch.Size(shape).numel() for shape in shapes)]
         if self._folder is not None:
             self._folder.mkdir(parents=True, exist_ok=True)
-        home = home_of(4 * sum(map(_numbers, self._shapes)), self._place, self._keep)
+        home = home_of(self._starts[-1], self._place, self._keep)
         if home is not None or self._folder is None:
             self._home = home or torch.device("cpu")
             self._memory = [torch.empty(0)] * len(self._shapes)
@@ -64,7 +66,7 @@ class HiddenStates:
             content = states.cpu().contiguous().view(torch.uint8).numpy().data.cast("B")
             self._hash.update(content)
             with naming(path := self._path(1 - self._current)), path.open("r+b" if number else "wb") as file:
-                file.seek(self._start(number))
+                file.seek(self._starts[number])
                 file.write(content)
 
     def turn(self) -> None:
@@ -92,18 +94,11 @@ class HiddenStates:
         assert self._folder is not None
         return self._folder / FILES[which]
 
-    def _start(self, number: int) -> int:
-        return 4 * sum(map(_numbers, self._shapes[:number]))
-
     def _read(self, number: int) -> Tensor:
         found = torch.empty(self._shapes[number])
-        span = self._start(number), self._start(number + 1)
-        read_into(self._path(self._current), [span], found.view(torch.uint8).numpy().data.cast("B"))
+        span = self._starts[number : number + 2]
+        read_into(self._path(self._current), [(span[0], span[1])], found.view(torch.uint8).numpy().data.cast("B"))
         return found
-
-
-def _numbers(shape: Sequence[int]) -> int:
-    return torch.Size(shape).numel()
 
 
 def home_of(nbytes: int, place: Place, keep: str) -> torch.device | None:

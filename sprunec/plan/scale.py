@@ -22,7 +22,7 @@ from sprunec.plan.plan import Plan
 
 FLOAT, HALF, DOUBLE = 4, 2, 8
 INSIDE = 2**24  # numbers in the widest state inside a block
-STATES = 4  # of a memory's bytes, hidden states may take one in so many
+SHARE = 4  # of a memory's bytes, hidden states may take one in so many
 TOGETHER = 2**28  # numbers in all hidden states of held-out text that goes through a model together
 LOGITS = 2**24  # numbers at a time
 MOMENTS = {"adamw": 2, "adam": 2, "sgd": 1}
@@ -131,7 +131,7 @@ def rows_at_once(config: ModelConfig, positions: int) -> int:
 
 def states_fit(size: float, memory: float) -> bool:
     """Tell whether so many bytes of hidden states stay in a memory of so many; else they are read from a file."""
-    return STATES * size <= memory
+    return SHARE * size <= memory
 
 
 def training_setting(plan: Plan, options: Mapping[str, Any], devices: int = 1, sharding: str = "none") -> Setting:
