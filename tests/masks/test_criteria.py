@@ -129,6 +129,17 @@ def test_a_repeated_dim_matters_to_activation_and_not_to_reconstruction() -> Non
     assert float(energy[5]) > float(energy.median()) and float(error[[3, 5]].min()) < 0.01 * float(energy[5])
 
 
+@pytest.mark.parametrize("criterion", ["activation", "reconstruction"])
+@pytest.mark.parametrize("unit", ["head", "dim_ff", "layer", "block"])
+def test_a_layer_that_adds_nothing_to_an_empty_stream_has_scores(criterion: str, unit: str) -> None:
+    model = tiny_model()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    scores = calibrated(criterion, model, unit)
+    assert scores and all(bool(torch.isfinite(value).all()) for value in scores.values())
+
+
 def test_magnitude_of_a_head_is_the_root_mean_square_of_its_weights() -> None:
     model = tiny_model()
     attention = model.encoder.layers[0].self_att.self_attention

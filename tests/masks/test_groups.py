@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from sprunec.families.base_config import Amount, layer_sizes
 from sprunec.masks.granularity import groups, remainder, with_followers
-from sprunec.units import Kept
+from sprunec.units import Kept, gate_units
 from tests.helpers.cut_lms import saved
 
 KEY = (0, "head")
@@ -47,10 +48,24 @@ def test_a_closed_group_closes_its_heads_and_the_last_one_their_sublayer() -> No
     assert Kept.from_json(fewer.to_json()) == fewer
 
 
-def test_groups_and_dims_are_counted_together(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("units", "kept", "left"),
+    [
+        (("kv_group", "dim_ff"), {"kv_group": (1, 1), "dim_ff": (10, 1)}, {"kv_group": 1, "dim_ff": 10}),
+        (("kv_group", "feed_forward"), {"kv_group": (1, 1), "feed_forward": (0, 0)}, {"kv_group": 1, "dim_ff": 0}),
+        (("kv_group", "layer"), {"kv_group": (1, 1), "feed_forward": (0, 0)}, {"kv_group": 1, "dim_ff": 0}),
+        (("kv_group", "head", "dim_ff"), {"head": (2, 1), "dim_ff": (10, 1)}, {"head": 2, "dim_ff": 10}),
+        (("dim_ff", "attention"), {"dim_ff": (10, 1), "attention": (0, 0)}, {"dim_ff": 10, "kv_group": 0, "head": 0}),
+    ],
+    ids="-".join,
+)
+def test_groups_are_counted_beside_units_of_other_sublayers(
+    units: tuple[str, ...], kept: dict[str, tuple[int, int]], left: dict[str, int], tmp_path: Path
+) -> None:
+    """What is asked of a sublayer is asked of those that have it: a feed-forward has no groups."""
     _, config, _ = saved("llama", tmp_path)
-    kept = {(0, "kv_group"): Amount(1, 1), (0, "dim_ff"): Amount(10, 1)}
-    before, after = (layer_sizes(config, ("kv_group", "dim_ff"), amounts) for amounts in ({}, kept))
+    amounts = {(0, unit): Amount(*amount) for unit, amount in kept.items()}
+    before, after = (layer_sizes(config, gate_units(units), each) for each in ({}, amounts))
     first, *others = config.layers
-    small = config.with_layers([first.resized({"kv_group": 1, "dim_ff": 10}), *others])
+    small = config.with_layers([first.resized(left), *others])
     assert sum(before) - sum(after) == config.parameters() - small.parameters()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -211,13 +212,34 @@ def test_a_moment_that_is_not_finite_is_refused() -> None:
             work()
 
 
-def test_units_of_many_features_are_removed_alike_by_any_number_of_threads() -> None:
-    """With two, MKL's general solver has failed on stacks of matrices as large as these."""
-    draw = torch.Generator().manual_seed(0)
-    inputs, weight = torch.randn(1000, 1536, generator=draw), torch.randn(3072, 1536, generator=draw)
-    features, found = torch.arange(1536).view(4, 384), list[Tensor]()
-    for threads in (1, 2):
-        torch.set_num_threads(threads)
-        found.append(removal_errors(inputs.T @ inputs / 1000 + 0.01 * torch.eye(1536), weight, features))
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    yield torch.set_num_threads
     torch.set_num_threads(1)
-    assert torch.allclose(*found, rtol=1e-4) and float(found[0].min()) > 0
+
+
+@pytest.mark.parametrize(
+    ("width", "units", "outputs", "dtype"),
+    [(1536, 4, 3072, torch.float32), (1536, 6, 1024, torch.float64), (384, 384, 256, torch.float32)],
+)
+def test_units_are_removed_alike_by_any_number_of_threads(
+    width: int, units: int, outputs: int, dtype: torch.dtype, threads: Callable[[int], None]
+) -> None:
+    """With two, MKL's general solver has failed on stacks of matrices as large as those of the first."""
+    draw = torch.Generator().manual_seed(0)
+    inputs = torch.randn(1000, width, generator=draw).to(dtype)
+    weight, features = torch.randn(outputs, width, generator=draw).to(dtype), torch.arange(width).view(units, -1)
+    found = list[Tensor]()
+    for count in (1, 2):
+        threads(count)
+        found.append(removal_errors(inputs.T @ inputs / 1000 + 0.01 * torch.eye(width, dtype=dtype), weight, features))
+    assert torch.allclose(*found, rtol=1e-3) and float(found[0].min()) > 0
+
+
+def test_weights_are_refitted_alike_by_any_number_of_threads(threads: Callable[[int], None]) -> None:
+    draw, found = torch.Generator().manual_seed(0), list[Tensor]()
+    inputs, weight = torch.randn(1000, 1536, generator=draw), torch.randn(768, 1536, generator=draw)
+    for count in (1, 2):
+        threads(count)
+        found.append(refit(inputs.T @ inputs / 1000, weight, torch.arange(0, 1536, 2), ridge=0.1))
+    assert torch.allclose(*found, atol=1e-4)
