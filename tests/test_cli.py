@@ -13,14 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import save_file
 
 from sprunec.cli import main
-from sprunec.families.cpm_ant.blocks import build, initialize
-from sprunec.families.cpm_ant.config import ModelConfig
-from sprunec.graph import weights
 from sprunec.plan.schema import validator
-from tests.helpers.small_plans import EMIT, MODEL, TRAIN, guide, mask_pass, plan, save_weights, write
+from tests.helpers.small_plans import EMIT, MODEL, TRAIN, guide, mask_pass, plan, write
 
 ROOT = Path(__file__).parent.parent
 BAD = sorted((ROOT / "tests" / "plans" / "bad").glob("*.json"))
@@ -206,39 +202,6 @@ def test_out_that_cannot_be_written_is_an_input_error(tmp_path: Path, capsys: py
     assert (tmp_path / "out").read_text() == "a file"
 
 
-def test_a_strict_dry_run_wants_every_file(tmp_path: Path) -> None:
-    path = write(tmp_path, plan(TRAIN, model={"config": MODEL, "checkpoint": "gone.pt"}))
-    assert run("run", path, "--dry-run") == 0
-    assert run("run", path, "--dry-run", "--strict") == 3
-
-
-def test_a_dry_run_reads_large_weights_only_where_the_store_may_have_them(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    content = plan({"pass": "score-mask", "criterion": "random", "unit": "head", "target": {"num_heads": 3}}, EMIT)
-    config = ModelConfig.from_dict(MODEL)
-    model = build(config)
-    initialize(model, 0)
-    save_file(model.state_dict(), tmp_path / "mine.safetensors")
-    content["model"] = {"config": MODEL, "checkpoint": "mine.safetensors"}
-    path, out = write(tmp_path, content), tmp_path / "out"
-
-    def digests() -> list[str | None]:
-        assert run("run", path, "--out", out, "--dry-run", "--json") == 0
-        document = json.loads(capsys.readouterr().out)
-        validator("graph").validate(document)
-        return [node["digest"] for node in document["nodes"] if node["pass"] != "data"]
-
-    known = digests()
-    assert None not in known
-    monkeypatch.setattr(weights, "DRY_READ", (tmp_path / "mine.safetensors").stat().st_size)
-    assert digests() == known
-    monkeypatch.setattr(weights, "DRY_READ", (tmp_path / "mine.safetensors").stat().st_size - 1)
-    assert set(digests()) == {None}
-    (out / "store").mkdir(parents=True)
-    assert digests() == known
-
-
 # --- inspect ---
 
 
@@ -310,51 +273,3 @@ def test_an_interrupt_exits_130_and_the_same_command_continues(name: str, tmp_pa
     assert report["status"] == "interrupted"
     assert [entry["name"] for entry in report["passes"]] == ["1-data", "2-load", "3-train"]
     assert not list((tmp_path / "out/store").glob("writing-*"))
-
-
-def test_a_dry_run_says_what_is_needed_and_no_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("run", write(tmp_path, guide()), "--dry-run", "--json") == 0
-    document = json.loads(capsys.readouterr().out)
-    validator("graph").validate(document)
-    each = [node["needs"] for node in document["nodes"]]
-    assert document["needs"]["memory"] == max(needs["memory"] for needs in each)
-    assert all(needs["memory"] == sum(needs["memory_of"].values()) for needs in each)
-    assert document["needs"]["operations"] == pytest.approx(sum(needs["operations"] for needs in each))
-    assert document["measured"] is None
-    assert all(needs["seconds"] is None for needs in each)
-
-
-def test_a_dry_run_measures_a_block_where_it_is_asked_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    save_weights(tmp_path / "weights.pt")
-    path = write(tmp_path, plan(TRAIN, EMIT, model={"config": MODEL, "checkpoint": "weights.pt"}))
-    assert run("run", path, "--dry-run", "--measure", "--json") == 0
-    document = json.loads(capsys.readouterr().out)
-    validator("graph").validate(document)
-    speeds = document["measured"]
-    assert min(speeds[name] for name in ("float32", "float64", "read", "trace")) > 0
-    train = next(node["needs"] for node in document["nodes"] if node["pass"] == "train")
-    wanted = train["operations"] / speeds["float32"] + (train["read"] + train["disk"]) / speeds["read"]
-    assert train["seconds"] == pytest.approx(wanted)
-    each = sum(node["needs"]["seconds"] for node in document["nodes"])
-    assert document["needs"]["seconds"] == pytest.approx(each)
-    assert run("run", path, "--dry-run", "--measure") == 0
-    assert "by what was measured on" in capsys.readouterr().out
-
-
-def test_only_a_dry_run_measures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("run", write(tmp_path, plan(TRAIN)), "--measure") == 2
-    assert "--dry-run" in capsys.readouterr().err
-
-
-def test_a_dry_run_warns_of_what_a_run_refuses(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("sprunec.show.output.physical_memory", lambda: 100_000)
-    monkeypatch.setattr("sprunec.execution.fits.physical_memory", lambda: 100_000)
-    path = write(tmp_path, plan(TRAIN))
-    assert run("run", path, "--dry-run") == 0
-    told = capsys.readouterr().err
-    assert "warning: 2-load needs a new model in memory, 0.0 GB, and this machine has 0.0 GB" in told
-    assert run("run", path, "--out", tmp_path / "out") == 1
-    assert "2-load needs a new model in memory" in capsys.readouterr().err
-    assert not (tmp_path / "out" / "store").exists()
