@@ -65,7 +65,7 @@ def run(job: Job[CompareOptions]) -> dict[str, Any]:
     data, saved = job.data(config) if "data" in job.inputs else None, job.saves.latest() if job.saves else None
     found: list[dict[str, Any]] = saved["before"] if saved is not None else []
     for batches in islice(compared_batches(data, config, job.options.tokens), len(found), None):
-        way = Way(job.saves, list(found), lambda done, total: job.report({"step": done, "steps": total}))
+        way = Way(job.saves, list(found), job.tell_block)
         with few_threads(config.parameters(), sum(batch.targets.numel() for batch in batches)):
             found.append(compare(family_of(config), models, [batch.inputs for batch in batches], device, way))
     worst = max(found, key=lambda metrics: metrics["worst_block_difference"])

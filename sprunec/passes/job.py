@@ -142,7 +142,7 @@ class Job(Generic[O]):
         stream = Streamed(family_of(config), model.eval(), self.weights(), inputs, torch.float32, place.device)
         folder = None if saves is None else saves.directory
         hidden = HiddenStates(place, folder, self.engine.get("hidden_states", "auto"))
-        return BlockByBlock(stream, few, hidden, saves, lambda done, total: self.report({"step": done, "steps": total}))
+        return BlockByBlock(stream, few, hidden, saves, self.tell_block)
 
     def kept(self, name: str = "model") -> Kept:
         """Say what an input has left, by the indices of the plan's input model."""
@@ -182,11 +182,15 @@ class Job(Generic[O]):
         load = pairs.load_pair_data if pairs.has_pairs(directory) else load_text_data
         return load(directory, Packer(config, options.max_length), **order)
 
+    def tell_block(self, done: int, total: int) -> None:
+        """Tell how many of a model's blocks are done."""
+        self.report({"of": "block", "step": done, "steps": total})
+
     def steps(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """Go through the batches of a pass that does not train, and tell of each that is done."""
         for number, batch in enumerate(batches, start=1):
             yield batch
-            self.report({"step": number, "steps": cast(CalibrationOptions, self.options).batches})
+            self.report({"of": "batch", "step": number, "steps": cast(CalibrationOptions, self.options).batches})
 
     def batches(self, config: ModelConfig) -> Iterator[Batch]:
         """Give the batches to calibrate on: those that training would see next."""

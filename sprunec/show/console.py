@@ -62,7 +62,7 @@ class Progress(Watcher):
         say(f"[{index}/{total}] {name}: {error}", self._console, "red")
 
     def step(self, event: Mapping[str, Any]) -> None:
-        """Tell of one training step; cheap enough to be called at every one.
+        """Tell of one training step, or of what else a pass counts; cheap enough to be called at every one.
 
         A plain line waits for both some steps and some time since the last one; the first and the last step have one.
         """
@@ -81,7 +81,7 @@ class Progress(Watcher):
             self._live.update(live_lines(self._head, event, left))
         elif is_due:
             self._printed = (step, now)
-            words = [f"step {step}/{steps}", *step_words(event), left]
+            words = [f"{event.get('of', 'step')} {step}/{steps}", *step_words(event), left]
             self.message(f"{self._head}: " + ", ".join(word for word in words if word))
 
     def message(self, text: str, style: str = "") -> None:

@@ -105,6 +105,15 @@ def test_the_first_step_of_every_node_has_a_line(clock: Clock) -> None:
     ]
 
 
+@pytest.mark.parametrize("of", ["block", "batch"])
+def test_what_is_no_training_step_has_its_own_word(of: str) -> None:
+    console = log()
+    progress = Progress(console=console)
+    progress.node_started(5, 9, "5-score-mask-head")
+    progress.step({"of": of, "step": 1, "steps": 4})
+    assert printed(console).splitlines()[-1] == f"[5/9] 5-score-mask-head: {of} 1/4"
+
+
 def test_the_budget_furthest_from_its_target_is_shown() -> None:
     console = log()
     near, far = {"name": "layer 0", "expected": 4.5, "target": 4.0}, {"name": "layer 1", "expected": 9.8, "target": 4.0}
