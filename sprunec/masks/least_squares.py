@@ -25,6 +25,7 @@ DAMP = 0.01
 # One in 64 of the features that are left are removed together, out of four times as many: then SmolLM2's and synthetic
 # layers lose the same features in the same order as one by one. Of the last 256 every one is chosen from all.
 PART, CHOICE, FEWEST = 64, 4, 256
+OUTPUTS = 256  # that are fitted at a time
 
 
 def removal_errors(moment: Tensor, weight: Tensor, features: Tensor) -> Tensor:
@@ -186,13 +187,20 @@ def refit(moment: Tensor, weight: Tensor, kept: Tensor, gate: Tensor | None = No
     factor = _factor(within, added, torch.double)
     del within
     between, kept, gone = (each.to(factor.device) for each in (between, kept, gone))
-    counts = torch.ones(weight.size(1)) if gate is None else gate
     found = weight.new_empty(len(weight), len(kept))
-    for strip in strips(len(weight)):
-        rows = (weight[strip].to(factor) * counts.to(factor)).T  # (C, some of O)
-        lacking = torch.cat([between[some].double() @ rows[gone] for some in strips(len(kept))])
-        lacking = torch.linalg.solve_triangular(factor, lacking, upper=False)
-        found[strip] = torch.linalg.solve_triangular(factor.mT, lacking, upper=True).add_(rows[kept]).T.to(found)
+
+    def fit(some: slice) -> None:
+        """Fit some outputs; what that takes is let go of before the next ones."""
+        rows = weight[some].T.to(factor)  # (C, some of O)
+        if gate is not None:
+            rows *= gate.to(factor)[:, None]
+        lacking = torch.cat([between[strip].double() @ rows[gone] for strip in strips(len(kept))])
+        torch.linalg.solve_triangular(factor, lacking, upper=False, out=lacking)
+        torch.linalg.solve_triangular(factor.mT, lacking, upper=True, out=lacking)
+        found[some] = lacking.add_(rows[kept]).T.to(found)
+
+    for first in range(0, len(weight), OUTPUTS):
+        fit(slice(first, first + OUTPUTS))
     return found
 
 
