@@ -38,7 +38,7 @@ from sprunec.plan.scale import (
 from sprunec.units import INSIDE, gate_units
 
 CHUNKS = 1e8  # bytes of rows and buffers, of what goes from file to file
-SOLVED = 3  # weights (O, C) that are there, besides a matrix (C, C), while a projection is solved for
+SOLVED = 2  # weights (O, C) that are there, besides a matrix (C, C), while a projection is solved for
 # Operations for each of C³: a factor, and of features that are removed its inverse, and what goes out of that.
 SOLVING = {SINGLE: 4 / 3, EXACT: 1 / 3}
 

@@ -50,8 +50,8 @@ def test_block_by_block_is_two_blocks_and_the_hidden_states(tmp_path: Path) -> N
     assert score.memory["blocks"] == refit.memory["blocks"] == 2 * 4 * BLOCK
     assert score.memory["states"] == refit.memory["states"] == states
     assert score.scratch == 2 * states
-    assert score.memory["moments"] == 4 * (2 * 48**2 + 3 * 48 * CONFIG.width)
-    assert refit.memory["moments"] == 4 * 48**2 + 8 * (48**2 + 3 * 48 * CONFIG.width)  # solved in float64
+    assert score.memory["moments"] == 4 * (2 * 48**2 + 2 * 48 * CONFIG.width)
+    assert refit.memory["moments"] == 4 * 48**2 + 8 * (48**2 + 2 * 48 * CONFIG.width)  # solved in float64
     assert score.reads == 4 * CONFIG.parameters()
     assert (score.disk, refit.disk) == (0, 4 * 3 * 48 * CONFIG.width)
     assert rewrite.disk == rewrite.least_disk == 4 * (CONFIG.parameters() - 3 * 28 * unit_cost(CONFIG, 0, "dim_ff"))
