@@ -35,7 +35,7 @@ Row = TypeVar("Row", bound=Named)
 
 
 class Registry(Mapping[str, Row], Generic[Row]):
-    """Rows by name: every instance of `kind` that a module of the room, or an entry point's, has at its top level.
+    """Rows by name: every instance of `kind` at the top level of a module of the room, its folders, or an entry point.
 
     Args:
         room: a package, or one module that holds all of our own rows; entry points use its name as their group.
@@ -61,7 +61,8 @@ class Registry(Mapping[str, Row], Generic[Row]):
     def _rows(self) -> dict[str, tuple[Row, ModuleType]]:
         rows: dict[str, tuple[Row, ModuleType]] = {}
         room, others = import_module(self._room), added(self._room)
-        own = [f"{self._room}.{found.name}" for found in pkgutil.iter_modules(getattr(room, "__path__", ()))]
+        found = pkgutil.walk_packages(getattr(room, "__path__", ()), f"{self._room}.")
+        own = [module.name for module in found if not module.ispkg]
         for module in (room, *map(import_module, [*own, *others.values()])):
             for row in vars(module).values():
                 if not isinstance(row, self._kind) or rows.get(row.name, (None,))[0] is row:

@@ -32,6 +32,7 @@ FLOORS = (
     ("formats",),
     ("graph",),
     ("passes",),
+    ("passes/measuring",),
     ("compiler",),
     ("execution",),
     ("show",),
@@ -56,6 +57,7 @@ GENERIC = (
         "formats",
         "graph",
         "passes",
+        "passes/measuring",
     ),
     *("compiler", "execution", "show"),
 )

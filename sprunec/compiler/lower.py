@@ -24,17 +24,8 @@ from sprunec.errors import Diagnostic, InputError
 from sprunec.families.head import has_own_head
 from sprunec.graph.builder import Builder
 from sprunec.graph.graph import Graph
-from sprunec.passes import (
-    compare,
-    compare_format,
-    emit,
-    evaluate,
-    expand,
-    load,
-    measure_speed,
-    read_data,
-    verify_trace,
-)
+from sprunec.passes import compare, emit, expand, load, read_data
+from sprunec.passes.measuring import compare_format, evaluate, measure_speed, verify_trace
 from sprunec.plan.declared import PASSES
 from sprunec.plan.export_formats import FORMATS
 from sprunec.plan.plan import Plan

@@ -16,7 +16,7 @@ from sprunec.errors import SprunecError
 from sprunec.execution.store import Artifact, strict_json
 from sprunec.families.cards import read_config
 from sprunec.graph.graph import Graph, Node
-from sprunec.passes.compare_format import COMPARED as FORM_COMPARED
+from sprunec.passes.measuring.compare_format import COMPARED as FORM_COMPARED
 from sprunec.plan.declared import PASSES
 from sprunec.units import Kept
 

@@ -14,7 +14,7 @@ from sprunec.families.cpm_ant.huggingface_files import all_context
 from sprunec.families.cpm_ant.huggingface_names import stock_obstacles
 from sprunec.families.cpm_ant.modeling_sprunec import SprunecForCausalLM
 from sprunec.families.cpm_ant.uniform import unevenness
-from sprunec.passes.compare_format import tolerance
+from sprunec.passes.measuring.compare_format import tolerance
 from tests.conftest import TINY, random_batch, tiny_config
 from tests.helpers.cut_models import DTYPES, Case, cut_config, emitted, masked_model, random_case
 from tests.helpers.live_loader import load_live

@@ -15,7 +15,8 @@ from torch import Tensor
 from sprunec.cli import main
 from sprunec.errors import FormatError
 from sprunec.execution.store import Store
-from sprunec.passes import compare_format, emit
+from sprunec.passes import emit
+from sprunec.passes.measuring import compare_format
 from sprunec.plan.export_formats import Format, Reopened
 from sprunec.plan.schema import validator
 from tests.helpers.small_plans import MODEL, execute, plan, read_report, save_weights, write

@@ -16,7 +16,7 @@ from sprunec.families.cpm_ant.blocks import build
 from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.models.comparison import NOISES, TOLERANCE
 from sprunec.models.loading import load_model
-from sprunec.passes import compare_format
+from sprunec.passes.measuring import compare_format
 from sprunec.plan.export_formats import Reopened
 from tests.helpers.small_plans import MODEL, artifact, execute, plan
 

@@ -16,9 +16,9 @@ from sprunec.data.batches import Batch
 from sprunec.data.compared import random_batch
 from sprunec.engines.device import Place
 from sprunec.graph.graph import Graph
-from sprunec.passes import measure_speed
 from sprunec.passes.job import Job
-from sprunec.passes.measure_speed import in_turn, measured, smaller
+from sprunec.passes.measuring import measure_speed
+from sprunec.passes.measuring.measure_speed import in_turn, measured, smaller
 from sprunec.plan.schema import validator
 from tests.conftest import tiny_config, tiny_model
 from tests.helpers.small_plans import EMIT, TRAIN, artifact, execute, guide, mask_pass, plan, read_report, write

@@ -36,7 +36,7 @@ main()
 # The main thread is inside of one call of torch for minutes, where no handler of Python's can run.
 STUCK = """
 import sys, torch
-from sprunec.passes import evaluate
+from sprunec.passes.measuring import evaluate
 sys.argv.pop(1)
 large = torch.ones(9000, 9000, dtype=torch.float64)
 evaluate.run = lambda job: large @ large
@@ -215,7 +215,7 @@ def test_what_an_interrupt_leads_to_is_one(done: Path, tmp_path: Path, monkeypat
             raise RuntimeError("unexpected pos 64 vs 0")
 
     directory, _ = undone(done, tmp_path / "copy", "compare-format")  # a pass that may fail alone
-    monkeypatch.setattr("sprunec.passes.compare_format.run", run)
+    monkeypatch.setattr("sprunec.passes.measuring.compare_format.run", run)
     with pytest.raises(KeyboardInterrupt):
         execute(content(), directory)
     assert read_report(directory / "out")["status"] == "interrupted"
