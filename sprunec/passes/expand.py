@@ -41,4 +41,4 @@ def run(job: Job[Options]) -> dict[str, Any]:
     return {"parameters": config.parameters()}
 
 
-EXPAND = Pass("expand", 2, Options, ("model", "source"), "masked", ("origin",), needs=needs)
+EXPAND = Pass("expand", 3, Options, ("model", "source"), "masked", ("origin",), needs=needs)

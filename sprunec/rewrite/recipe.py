@@ -43,10 +43,13 @@ class Recipe:
         return found
 
     def expand(self, full: Mapping[str, Tensor], small: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Put the small model's tensors back where they were cut from; cut parts keep what `full` has."""
+        """Put the small model's tensors back where they were cut from; cut parts keep what `full` has.
+
+        Tensors are of the wider type of both, so that neither is rounded.
+        """
         found = {**full, **small}
         for name in small.keys() & self.slices.keys():
-            found[name] = full[name].clone()
+            found[name] = full[name].to(torch.promote_types(full[name].dtype, small[name].dtype), copy=True)
             self.put_back(name, found[name], small[name])
         return found
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+import torch
 from torch import Tensor
 
 from sprunec.checkpoint.reader import Tensors
@@ -44,9 +45,11 @@ def _expanded(recipe: Recipe, name: str, full: Tensors, small: Tensors) -> Outpu
     if name not in small or name not in recipe.slices:
         return as_output(small if name in small else full, name)
 
+    dtype = torch.promote_types(full.dtype(name), small.dtype(name))
+
     def parts() -> Iterator[Tensor]:
-        whole = full.copy(name)
+        whole = full.copy(name).to(dtype)
         recipe.put_back(name, whole, small[name])
         yield whole
 
-    return Output(full.shape(name), full.dtype(name), parts)
+    return Output(full.shape(name), dtype, parts)

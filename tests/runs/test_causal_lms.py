@@ -164,9 +164,9 @@ def test_a_model_py_is_not_made_of_a_library_s_class(tmp_path: Path) -> None:
         read_plan(tmp_path / "plan.json")
 
 
-@pytest.mark.parametrize("name", ["qwen3", "gpt2"])
-def test_gates_are_learned_and_what_is_left_is_trained(name: str, tmp_path: Path) -> None:
-    directory(tmp_path, name)
+@pytest.mark.parametrize(("name", "dtype"), [("qwen3", torch.bfloat16), ("gpt2", torch.float32)])
+def test_gates_are_learned_and_what_is_left_is_trained(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    directory(tmp_path, name, dtype)
     gates = {"pass": "train-mask", "unit": "dim_ff", "target": {"dim_ff": 40}, "budget": "per-layer", "steps": 4}
     report = run(tmp_path, gates | {"learning_rate": 1e-3}, {"pass": "finetune", "steps": 4, "learning_rate": 1e-3})
     assert report.status in ("done", "target-missed")  # no gate settles in four steps
