@@ -1,10 +1,11 @@
 """What one rank holds and sends: one process, two that hold all (DDP), two that hold a part each (FSDP2).
 
-    python benchmarks/sharding.py [--width 768] [--layers 16] [--steps 3] [--json]
+    python benchmarks/sharding.py [--family llama] [--width 768] [--layers 16] [--steps 3] [--json]
 
 The model is large and the batch small, so that weights, gradients and Adam's moments are what counts. Memory is each
-process's own peak (VmHWM, from the kernel) less what it had once torch was there and the processes had met: it has the
-loading of the whole model in it, activations, and all that the C allocator does not give back, though told to.
+process's own peak (VmHWM, from the kernel), of loading the model and of all of it, less what it had once torch and the
+empty model were there and the processes had met: it has activations in it, and all that the C allocator does not give
+back, though told to.
 """
 
 from __future__ import annotations
@@ -31,15 +32,15 @@ from sprunec.engines.sharding import local
 from sprunec.engines.torch_engine import TorchDriver, TorchEngine
 from sprunec.engines.training import Training
 from sprunec.engines.world import World
-from sprunec.families.base_config import everything
-from sprunec.families.cpm_ant.blocks import build, initialize
-from sprunec.families.cpm_ant.config import ModelConfig
-from sprunec.families.model_directory import save_model
-from sprunec.models.loading import load_model
+from sprunec.families.base_config import ModelConfig, everything
+from sprunec.families.huggingface.transformers_config import TransformersConfig
+from sprunec.families.model_directory import open_model_tensors, read_config, save_model
+from sprunec.models.meta_models import empty_model
 from sprunec.plan.scale import Cost, Setting, cost
 
 MODES = {"one process": (1, False), "DDP": (2, False), "FSDP2": (2, True)}
 ROWS, TEXT = 2, 28
+COLUMNS = ("loading", "state", "computed", "peak", "computed", "", "sent", "computed")
 
 
 def measure(folder: Path, mode: str, steps: int) -> dict[str, float]:
@@ -49,9 +50,11 @@ def measure(folder: Path, mode: str, steps: int) -> dict[str, float]:
     if processes > 1:
         world = ProcessGroup()
         world.join("cpu", 120)
-    before = memory("VmRSS")
-    model, engine = load_model(folder).float(), TorchEngine(Place.of("cpu", "fp32"), world, full=full)
-    batch, found, sent = random_batch(model_config(folder), rows=ROWS, text=TEXT), {}, Sent(processes)
+    config, engine = read_config(folder), TorchEngine(Place.of("cpu", "fp32"), world, full=full)
+    empty, before = empty_model(config), memory("VmRSS")
+    model = engine.load(empty, open_model_tensors(folder))
+    found = {"loading": memory("VmHWM") - before}
+    batch, sent = random_batch(config, rows=ROWS, text=TEXT), Sent(processes)
     step = TorchDriver.step
 
     def look(self: TorchDriver, rate: float, norm: float) -> None:
@@ -104,10 +107,6 @@ def memory(what: str) -> float:
     return 1024.0 * int(next(line.split()[1] for line in lines if line.startswith(f"{what}:")))
 
 
-def model_config(folder: Path) -> ModelConfig:
-    return ModelConfig.from_dict(json.loads((folder / "config.json").read_text()))
-
-
 def run(folder: Path, mode: str, steps: int) -> dict[str, float]:
     """The worst of a mode's processes."""
     processes, worker = MODES[mode][0], [__file__, "--worker", mode, "--folder", str(folder), "--steps", str(steps)]
@@ -123,11 +122,21 @@ def run(folder: Path, mode: str, steps: int) -> dict[str, float]:
 
 def expected(config: ModelConfig, mode: str) -> Cost:
     processes, full = MODES[mode]
-    return cost(config, Setting(processes, full, sequences=ROWS // processes, positions=TEXT + config.prompt_length))
+    return cost(config, Setting(processes, full, sequences=ROWS // processes, positions=TEXT + config.overhead))
+
+
+def config_of(family: str, width: int, layers: int) -> ModelConfig:
+    """A model of a family; Llama's heads in groups of four, and its feed-forward gated."""
+    if family == "cpm-ant":
+        return model_of(width, layers)
+    sizes = {"hidden_size": width, "intermediate_size": 3 * width, "num_hidden_layers": layers, "vocab_size": 4096}
+    heads = {"num_attention_heads": width // 32, "num_key_value_heads": max(1, width // 128)}
+    return TransformersConfig.from_source({"model_type": "llama", "max_position_embeddings": 512} | sizes | heads)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--family", choices=("cpm-ant", "llama"), default="cpm-ant")
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--layers", type=int, default=16)
     parser.add_argument("--steps", type=int, default=3)
@@ -139,24 +148,21 @@ def main() -> None:
         line = json.dumps(measure(arguments.folder, arguments.worker, arguments.steps)) + "\n"
         os.write(sys.stdout.fileno(), line.encode())  # at once, or lines of two processes run into each other
         return
-    config = model_of(arguments.width, arguments.layers)
+    config = config_of(arguments.family, arguments.width, arguments.layers)
     with tempfile.TemporaryDirectory() as name:
-        model = build(config)
-        initialize(model, 0)
-        save_model(Path(name), config, everything(config), model.state_dict())
+        weights = {name: 0.02 * torch.randn(shape) for name, shape in config.tensors().items()}
+        save_model(Path(name), config, everything(config), weights)
         found = {mode: run(Path(name), mode, arguments.steps) for mode in MODES}
     if arguments.json:
         print(json.dumps({"config": config.to_dict(), "modes": found}))
         return
     print(f"{config.parameters():,} parameters; MB a rank, and how much of one process's peak\n")
-    print(f"{'':14}{'state':>9}{'computed':>10}{'peak':>9}{'computed':>10}{'':>9}{'sent':>9}{'computed':>10}")
+    print("{:14}{:>9}{:>9}{:>10}{:>9}{:>10}{:>9}{:>9}{:>10}".format("", *COLUMNS))
     for mode, row in found.items():
         wanted, share = expected(config, mode), row["peak"] / found["one process"]["peak"]
-        numbers = [row["state"], wanted.state, row["peak"], wanted.memory, row["traffic"], wanted.traffic]
-        words = [f"{number / 1e6:,.0f}" for number in numbers]
-        print(
-            f"{mode:14}{words[0]:>9}{words[1]:>10}{words[2]:>9}{words[3]:>10}{share:>9.0%}{words[4]:>9}{words[5]:>10}"
-        )
+        numbers = [row["loading"], row["state"], wanted.state, row["peak"], wanted.memory]
+        words = [f"{number / 1e6:,.0f}" for number in (*numbers, row["traffic"], wanted.traffic)]
+        print("{:14}{:>9}{:>9}{:>10}{:>9}{:>10}{:>9}{:>9}{:>10}".format(mode, *words[:5], f"{share:.0%}", *words[5:]))
     print(f"torch {torch.__version__}, gloo, {os.cpu_count()} cores")
 
 

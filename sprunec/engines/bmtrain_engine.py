@@ -25,7 +25,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sprunec.checkpoint.reader import Tensors
 from sprunec.engines.device import Place
+from sprunec.engines.filling import fill_whole
 from sprunec.engines.torch_engine import Masks, TorchDriver, TorchEngine, make_optimizer
 from sprunec.engines.training import Training
 from sprunec.errors import InputError, PassError
@@ -74,6 +76,13 @@ class BMTrainEngine(TorchEngine):
 
     full: bool = True
     seed: int = 0
+
+    def load(
+        self, model: nn.Module, weights: Tensors, *, dtype: torch.dtype | None = torch.float32, frozen: bool = False
+    ) -> nn.Module:
+        """Fill all of it: what BMTrain makes shards of is a whole model."""
+        fill_whole(model, weights, dtype)
+        return model.to(self.place.device)
 
     def drive(
         self, model: nn.Module, training: Training, others: Iterable[nn.Parameter] = (), kept: Masks | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -47,6 +47,11 @@ class Place:
             message = f"device {device} is not on this machine"
             raise InputError.in_option("/engine/device", message, 'use "auto" or "cpu"')
         return cls(found, DTYPES[precision])
+
+    @property
+    def exact(self) -> Place:
+        """The same device, products in float32."""
+        return replace(self, dtype=torch.float32)
 
     def precision(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)

@@ -37,14 +37,17 @@ def _add(gradients: Tensor) -> torch.futures.Future[Tensor]:
     return added
 
 
-def shard(model: nn.Module, place: Place, world_size: int, *, offload: bool) -> None:
+def shard(model: nn.Module, place: Place, world_size: int, *, offload: bool, frozen: bool = False) -> None:
     """Keep a shard of every tensor on each rank, in place; a block's are whole only while it is at work (ZeRO-3).
+
+    A model on the meta device is divided up alike, and gets its shards later.
 
     In half precision a block's weights are gathered as such: casts of fp32 ones would be kept for the backward pass.
     What stands outside the blocks stays in fp32, and so does the sum that runs through them; gradients add up in fp32.
 
     Args:
         offload: keep shards, gradients and moments in the memory of the CPU, where the optimizer then works.
+        frozen: no backward pass will need what stands outside the blocks, which is let go behind the forward pass too.
 
     Raises:
         PassError: this torch cannot add gradients without averaging them.
@@ -62,11 +65,15 @@ def shard(model: nn.Module, place: Place, world_size: int, *, offload: bool) -> 
     for _, block in blocks(model):
         if any(True for _ in block.parameters()):
             fully_shard(block, mesh=mesh, offload_policy=policy, mp_policy=precision)
-    fully_shard(model, mesh=mesh, reshard_after_forward=False, offload_policy=policy)
+    fully_shard(model, mesh=mesh, reshard_after_forward=frozen, offload_policy=policy)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_force_sum_reduction_for_comms(True)
             module.set_gradient_divide_factor(1.0)
+
+
+def is_sharded(model: nn.Module) -> bool:
+    return isinstance(model, FSDPModule)
 
 
 def local(tensor: Tensor) -> Tensor:

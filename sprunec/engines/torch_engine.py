@@ -20,9 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.distributed._composable.checkpoint_activation import checkpoint
 
+from sprunec.checkpoint.reader import Tensors
 from sprunec.engines.device import Place
+from sprunec.engines.filling import fill_shards, fill_whole
 from sprunec.engines.nonfinite import LossScale, non_finite
-from sprunec.engines.sharding import like, local, replicate, shard, total_norm
+from sprunec.engines.sharding import is_sharded, like, local, replicate, shard, total_norm
 from sprunec.engines.training import Training
 from sprunec.engines.world import World
 from sprunec.families.module_lists import blocks
@@ -47,14 +49,35 @@ class TorchEngine:
     recompute: bool = False
     offload: bool = False
 
+    def load(
+        self, model: nn.Module, weights: Tensors, *, dtype: torch.dtype | None = torch.float32, frozen: bool = False
+    ) -> nn.Module:
+        """Fill an empty model where it will work, with no more of the weights than this rank keeps; all ranks do.
+
+        Args:
+            model: on the meta device; its blocks may be graphs with gates.
+            weights: by its names, opened; of what becomes shards each rank reads its own rows.
+            dtype: what the weights are kept in; None: what they are stored in.
+            frozen: it will only run forward, as a teacher does.
+
+        Raises:
+            InputError: a tensor is missing, left over, or of another shape.
+        """
+        if self.full:
+            shard(model, self.place, self.world.size, offload=self.offload, frozen=frozen)
+            fill_shards(model, weights, dtype, "cpu" if self.offload else self.place.device)
+            return model
+        fill_whole(model, weights, dtype)
+        return model.to(self.place.device)
+
     def drive(
         self, model: nn.Module, training: Training, others: Iterable[nn.Parameter] = (), kept: Masks | None = None
     ) -> TorchDriver:
         """Take a model over, block by block, and make its optimizer; called by all ranks on the same weights.
 
         Args:
-            model: whole and plain, on this rank's device; its blocks may be graphs with gates. What becomes of it is
-                the engine's: ask `weights` for what was trained, and use the model no more.
+            model: as `load` has filled it, or whole, on this rank's device; its blocks may be graphs with gates. What
+                becomes of it is the engine's: ask `weights` for what was trained, and use the model no more.
             others: what is trained beside it, the same on all ranks.
             kept: bool masks by parameter name, True where the weight trains; the others, which a 2:4 pattern has set
                 to zero, stay so whatever the optimizer does.
@@ -80,7 +103,7 @@ class TorchDriver:
         if engine.recompute:
             for _, block in blocks(model):
                 checkpoint(block)
-        if engine.full:
+        if engine.full and not is_sharded(model):
             shard(model, engine.place, engine.world.size, offload=engine.offload)
         self.engine, self.model, self.training, self.others = engine, model.train(), training, others
         self.copies = replicate(model, engine.place.device) if engine.world.size > 1 and not engine.full else None

@@ -141,7 +141,7 @@ def make_budgets(
         (COUNTED[name] for name in target),
         key=lambda unit: (unit.name in INSIDE, unit.name != "kv_group", unit.name in tied),
     )
-    within = {key: head_groups(config, key) for key in sizes if head_groups(config, key) > 1}
+    within = grouped(config, sizes)
     parts = (_count_budgets(sizes, target, unit, budget, multiples, unit.name in tied) for unit in kinds)
     return tuple(
         replace(each, within={key: within[key] for key in each.keys if key in within})
@@ -172,12 +172,18 @@ def _count_budgets(
             yield CountBudget(layer, (key,), size, float(most), around, multiple=multiple, wanted=wanted)
 
 
-def allocated(budgets: Iterable[Budget], scores: Values) -> tuple[Budget, ...]:
+def allocated(config: ModelConfig, budgets: Iterable[Budget], scores: Values) -> tuple[Budget, ...]:
     """Make a budget for each layer and kind of unit: as many as the given ones would keep of it by the scores."""
-    return tuple(
-        CountBudget(f"{unit} layer {layer}", ((layer, unit),), float(mask.numel()), float(mask.sum()))
-        for (layer, unit), mask in fill_all(budgets, scores).items()
-    )
+    found = []
+    for key, mask in fill_all(budgets, scores).items():
+        name, full, left = f"{key[1]} layer {key[0]}", float(mask.numel()), float(mask.sum())
+        found.append(CountBudget(name, (key,), full, left, within=grouped(config, [key])))
+    return tuple(found)
+
+
+def grouped(config: ModelConfig, keys: Iterable[Key]) -> dict[Key, int]:
+    """Tell of which units layers keep as many in each of several groups, and in how many."""
+    return {key: head_groups(config, key) for key in keys if head_groups(config, key) > 1}
 
 
 def fill_all(budgets: Iterable[Budget], scores: Values) -> dict[Key, Tensor]:

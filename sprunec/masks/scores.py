@@ -121,7 +121,7 @@ def taylor(given: Calibration) -> dict[Key, Tensor]:
     """
     given.model.eval()
     device = given.place.device
-    exact = Place(device, torch.float32)  # in fp16, small gradients would be lost without a loss scale
+    exact = given.place.exact  # in fp16, small gradients would be lost without a loss scale
     leaves = {key: torch.ones(size, device=device, requires_grad=True) for key, size in given.sizes.items()}
     for key, leaf in leaves.items():
         given.gates.set(*key, leaf)

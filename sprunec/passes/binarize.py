@@ -70,7 +70,7 @@ def run(job: Job[BinarizeOptions]) -> dict[str, Any]:
     config, options, scores = job.config(), job.options, load_scores(job.inputs["scores"])
     wanted = (options.unit, options.target, options.budget, options.tie_heads, options.multiple_of)
     budgets = make_budgets(config, *wanted)
-    shared = allocated(budgets, load_scores(job.inputs["scores"] / START)) if options.allocation else budgets
+    shared = allocated(config, budgets, load_scores(job.inputs["scores"] / START)) if options.allocation else budgets
     before = job.kept()
     kept = before.then({key: mask.tolist() for key, mask in fill_all(shared, scores).items()})
     write_new(job.out / "kept.json", json.dumps(kept.to_json()))

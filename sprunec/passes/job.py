@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sprunec.data.batches import Batch, Data
     from sprunec.engines.checkpoints import Saves
     from sprunec.engines.device import Place
+    from sprunec.engines.torch_engine import TorchEngine
     from sprunec.masks.scores import Calibration
     from sprunec.models.block_by_block import BlockByBlock
     from sprunec.rewrite.trace import TracedBlock
@@ -77,6 +78,12 @@ class Job(Generic[O]):
 
         return load_model(self.directory(name)).float().to(self.place.device)
 
+    def empty(self, name: str = "model") -> nn.Module:
+        """Build an input's model on the meta device; an engine's `load` gives it its weights."""
+        from sprunec.models.meta_models import empty_model
+
+        return empty_model(self.config(name))
+
     def weights(self, name: str = "model") -> Tensors:
         """Open an input's tensors by name; each is read when it is asked for."""
         from sprunec.families.model_directory import open_model_tensors
@@ -89,24 +96,28 @@ class Job(Generic[O]):
 
         return traced(model, self.config(name))
 
-    def calibration(self, units: Iterable[str]) -> Calibration:
-        """Load the input's model, trace it, put open gates on its units, and open the batches to calibrate on."""
+    def calibration(self, units: Iterable[str], engine: TorchEngine | None = None) -> Calibration:
+        """Trace the input's model, put open gates on its units, load it, and open the batches to calibrate on.
+
+        Args:
+            engine: what trains it, as several processes may; None: this one alone.
+        """
+        from sprunec.engines.torch_engine import TorchEngine
         from sprunec.masks.scores import Calibration
         from sprunec.rewrite.gating import insert_gates
         from sprunec.rewrite.trace import check_cuttable
 
-        model, options = self.model(), cast(CalibrationOptions, self.options)
+        model, options = self.empty(), cast(CalibrationOptions, self.options)
         blocks, units = self.traced(model), gate_units(units)
         check_cuttable(blocks, units)
         gates = insert_gates(model, blocks, units)
+        (engine or TorchEngine(self.place)).load(model, self.weights())
         return Calibration(model, gates, blocks, self.batches(self.config()), self.place, options.seed)
 
-    def scores(self, criterion: Criterion, units: Iterable[str], given: Calibration | None = None) -> dict[Key, Tensor]:
-        """Score the units of the input's model, in no more memory than the criterion needs.
-
-        Args:
-            given: the model in memory, if it is there.
-        """
+    def scores(
+        self, criterion: Criterion, units: Iterable[str], engine: TorchEngine | None = None
+    ) -> dict[Key, Tensor]:
+        """Score the units of the input's model, in no more memory than the criterion needs; `engine` as above."""
         from sprunec.families.base_config import unit_sizes
         from sprunec.masks.calibration import STATISTICS, score_blocks
         from sprunec.masks.scores import Weights
@@ -116,7 +127,7 @@ class Job(Generic[O]):
 
         options, config, units = cast(BatchOptions, self.options), self.config(), tuple(units)
         if criterion.needs == "gradients":
-            given = given or self.calibration(units)
+            given = self.calibration(units, engine and replace(engine, place=self.place.exact))
             return criterion.score(replace(given, batches=self.steps(given.batches)))
         blocks, sizes = traced_shape(config), unit_sizes(config, units)
         check_cuttable(blocks, gate_units(units))

@@ -69,8 +69,8 @@ def needs(build: Builder, node: Node) -> Needs:
 def run(job: Job[TrainOptions]) -> dict[str, Any]:
     from sprunec.masks.two_four import density, leaks, load_pattern, save_pattern
 
-    engine, model, pattern = engine_of(job), job.model(), load_pattern(job.inputs["model"])
-    last, notes, state = fit_model(job, engine, model, kept=pattern)
+    engine, pattern = engine_of(job), load_pattern(job.inputs["model"])
+    last, notes, state = fit_model(job, engine, engine.load(job.empty(), job.weights()), kept=pattern)
     if engine.world.rank != 0:
         return {}
     job.save(state)
@@ -103,14 +103,14 @@ def fit_model(
     """
     from sprunec.engines.loop import fit
 
-    distiller, notes = _distiller(job, model, blocks)
+    distiller, notes = _distiller(job, engine, model, blocks)
     more |= {"first_step": job.options.first_step, "report": job.report, "saves": job.saves}
     last = fit(model, job.data(job.config()).batch, job.options, engine, auxiliary_loss=distiller, **more)
     return last, notes, engine.weights(model)
 
 
 def _distiller(
-    job: Job[TrainOptions], student: nn.Module, blocks: Sequence[TracedBlock]
+    job: Job[TrainOptions], engine: TorchEngine, student: nn.Module, blocks: Sequence[TracedBlock]
 ) -> tuple[Distiller | None, list[str]]:
     """Set up the distillation that the options ask for, and a note on each pair whose student state was cut away.
 
@@ -130,7 +130,8 @@ def _distiller(
     widths = [(pair.student.width(here), pair.teacher.width(there)) for pair in pairs]
     seed, device = job.options.seed, job.place.device
     projections = make_projections(pairs, widths, project=options.project, seed=seed, device=device)
-    teacher, seen = job.model("teacher"), observable(student, [pair.student for pair in pairs], blocks)
+    teacher = engine.load(job.empty("teacher"), job.weights("teacher"), frozen=True)
+    seen = observable(student, [pair.student for pair in pairs], blocks)
     taught = observable(teacher, [pair.teacher for pair in pairs])
     notes = [f"{pair} is not distilled: {pair.student.module} has been cut" for pair in written if pair not in pairs]
     return Distiller(teacher, options, pairs, seen, taught, projections), notes

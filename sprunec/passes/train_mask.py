@@ -39,15 +39,17 @@ def run(job: Job[GateOptions]) -> dict[str, Any]:
     from sprunec.masks.mask_tensors import START, save_scores
     from sprunec.masks.scores import comparable
 
-    engine, options, given = engine_of(job), job.options, job.calibration(job.options.unit)
+    engine, options = engine_of(job), job.options
     scoring = replace(job, saves=None, report=lambda event: None)  # what is saved and told is the training
-    scores = engine.world.broadcast(scoring.scores(CRITERIA[options.criterion], options.unit, given))
-    budgets = make_budgets(job.config(), options.unit, options.target, options.budget, options.tie_heads)
+    scores = engine.world.broadcast(scoring.scores(CRITERIA[options.criterion], options.unit, engine))
+    config, given = job.config(), job.calibration(options.unit, engine)
+    budgets = make_budgets(config, options.unit, options.target, options.budget, options.tie_heads)
     allocating = comparable(scores, options.target)
+    shared = allocated(config, budgets, allocating) if options.allocation else budgets
     learner = GateLearner(
         given.gates,
         start_from(tie(scores) if options.tie_heads else scores),
-        Lagrangian(allocated(budgets, allocating) if options.allocation else budgets, options.steps, options.ramp),
+        Lagrangian(shared, options.steps, options.ramp),
         steps=options.steps,
         rate=options.mask_learning_rate,
         seed=options.seed,

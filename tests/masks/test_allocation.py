@@ -9,7 +9,9 @@ import pytest
 import torch
 
 import sprunec
+from sprunec.families.huggingface.transformers_config import TransformersConfig
 from sprunec.masks.budgets import allocated, fill_all, make_budgets
+from tests.helpers.causal_lms import GROUPED
 from tests.helpers.small_plans import EMIT, TRAIN, execute, mask_pass, plan, write
 from tests.masks.test_budgets import scores
 from tests.masks.test_multiples import counts, wide
@@ -27,13 +29,23 @@ def test_each_layer_keeps_as_many_by_any_scores_as_by_those_that_shared_it_out(
     budgets = make_budgets(config, ("head", "dim_ff"), target, "global", multiple_of={"dim_ff": multiple})
     start, learned = scores(config, ("head", "dim_ff"), 1), scores(config, ("head", "dim_ff"), 2)
     free, first = fill_all(budgets, learned), fill_all(budgets, start)
-    inside = fill_all(allocated(budgets, start), learned)
+    inside = fill_all(allocated(config, budgets, start), learned)
     for unit in UNITS:
         assert counts(inside, unit) == counts(first, unit) != counts(free, unit)
     assert all(
         torch.equal(inside[key], learned[key] >= learned[key][inside[key]].min()) for key in inside if inside[key].any()
     )
     assert any(not torch.equal(inside[key], first[key]) for key in inside)
+
+
+def test_each_group_of_a_layer_keeps_as_many_heads_by_any_scores() -> None:
+    config = TransformersConfig.from_source({"model_type": "llama", **GROUPED})
+    budgets = make_budgets(config, ("head",), {"num_heads": 4}, "global")
+    shared = allocated(config, budgets, scores(config, ("head",), 1))
+    heads = torch.tensor([0.0, 1, 2, 3, 4, 5])  # the last three are one group's
+    masks = fill_all(shared, {budget.keys[0]: heads for budget in shared})
+    assert sum(int(mask.sum()) for mask in masks.values()) == 8
+    assert all(torch.equal(mask[:3], mask[3:]) for mask in masks.values())
 
 
 def trained(directory: Path, *passes: dict[str, Any]) -> dict[str, dict[str, int]]:
