@@ -17,6 +17,7 @@ from sprunec.data.batches import Batch
 from sprunec.engines.device import Place
 from sprunec.engines.torch_engine import TorchEngine
 from sprunec.families.base_config import unit_cost
+from sprunec.families.cards import read_config
 from sprunec.families.cpm_ant.blocks import build, initialize
 from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.plan.plan import read_plan
@@ -90,11 +91,23 @@ def test_two_processes_hold_and_send_what_is_computed() -> None:
     command = [sys.executable, "benchmarks/sharding.py", "--width", "64", "--layers", "2", "--json"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=True)
     found = json.loads(done.stdout)
-    config = ModelConfig.from_dict(found["config"])
+    config = read_config(found["config"])
     for mode, full in (("DDP", False), ("FSDP2", True)):
         wanted, row = cost(config, Setting(2, full)), found["modes"][mode]
         assert row["state"] == pytest.approx(wanted.state, rel=0.01)
         assert row["traffic"] == pytest.approx(wanted.traffic, rel=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["cpm-ant", "llama"])
+def test_a_rank_takes_memory_for_its_own_shards_while_it_loads(family: str) -> None:
+    size = ["--width", "512", "--layers", "12", "--steps", "1", "--json"]
+    command = [sys.executable, "benchmarks/sharding.py", "--family", family, *size]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=True)
+    rows = json.loads(done.stdout)["modes"]
+    whole, shards = (rows[mode]["loading"] for mode in ("one process", "FSDP2"))
+    assert whole == pytest.approx(rows["one process"]["state"] / 4, rel=0.1)
+    assert shards < 0.6 * whole
 
 
 def test_parts_shrink_with_devices_and_wholes_do_not() -> None:
