@@ -9,7 +9,7 @@ from torch import nn
 import sprunec
 from sprunec.bmcook.masks.mask_forms import write_mask
 from sprunec.data.batches import Packer, load_text_data
-from sprunec.engines.loop import language_model_loss
+from sprunec.engines.losses import language_model_loss
 from sprunec.families.base_config import everything
 from sprunec.families.model_directory import read_config
 from sprunec.units import Kept

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from sprunec.checkpoint.reader import Tensors
 from sprunec.engines.device import Place
 from sprunec.engines.filling import fill_whole
+from sprunec.engines.losses import WithLosses
 from sprunec.engines.torch_engine import Masks, TorchDriver, TorchEngine, make_optimizer
 from sprunec.engines.training import Training
 from sprunec.errors import InputError, PassError
@@ -77,9 +78,7 @@ class BMTrainEngine(TorchEngine):
     full: bool = True
     seed: int = 0
 
-    def load(
-        self, model: nn.Module, weights: Tensors, *, dtype: torch.dtype | None = torch.float32, frozen: bool = False
-    ) -> nn.Module:
+    def load(self, model: nn.Module, weights: Tensors, *, dtype: torch.dtype | None = torch.float32) -> nn.Module:
         """Fill all of it: what BMTrain makes shards of is a whole model."""
         fill_whole(model, weights, dtype)
         return model.to(self.place.device)
@@ -100,7 +99,7 @@ class BMTrainEngine(TorchEngine):
         for message in (message for message, found in problems.items() if found):
             raise InputError.in_option("/engine/name", message, 'or write "name": "torch"', code="engine-cannot")
         start(self.seed)
-        return BMTrainDriver(self, self._wrap(model), training)
+        return BMTrainDriver(self, WithLosses(model), self._wrap(model), training)
 
     def _wrap(self, model: nn.Module) -> nn.Module:
         import bmtrain
@@ -134,10 +133,11 @@ class BMTrainDriver(TorchDriver):
 
     engine: BMTrainEngine
 
-    def __init__(self, engine: BMTrainEngine, model: nn.Module, training: Training) -> None:
+    def __init__(self, engine: BMTrainEngine, whole: WithLosses, model: nn.Module, training: Training) -> None:
         from bmtrain.optim import AdamOffloadOptimizer, AdamOptimizer, OptimManager
 
         self.engine, self.model, self.training, self.copies = engine, model.train(), training, None
+        self.forward = whole
         half = engine.place.dtype == torch.float16
         adam = AdamOffloadOptimizer if engine.offload else AdamOptimizer
         self.optimizer = make_optimizer(model, training, adam=adam)

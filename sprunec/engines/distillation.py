@@ -7,8 +7,8 @@ hidden  Per pair of states, the mean squared difference of the two after each po
         of all positions instead. That mean is of whatever slice of the batch is at hand, so the loss would depend on
         how a batch is split; a position's own norm does not.
 
-Letters in shapes: B sequences, N positions, V tokens of the vocabulary, M positions that have a target, S and T the
-student's and the teacher's width.
+Letters in shapes: B sequences, N positions, V tokens of the vocabulary, m positions of a chunk, S and T the student's
+and the teacher's width.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sprunec.data.batches import IGNORED, Batch, in_use
+from sprunec.data.batches import Batch, in_use
+from sprunec.engines.losses import Term
 from sprunec.engines.training import Distillation
 from sprunec.errors import InputError
 from sprunec.families.states import Pair, Point
 
-CHUNK_ELEMENTS = 2**22  # 16 MiB in float32: small beside the logits, and fast on every device
 PROJECTION_STD = 0.02
 SMALLEST_NORM = 1e-6
 
@@ -66,7 +66,7 @@ class Distiller:
         projections: for each pair the weight (S, T) of a linear map without bias of the teacher's state, or None.
     """
 
-    teacher: nn.Module
+    teacher: Any
     weights: Distillation
     pairs: Sequence[Pair]
     student_places: InitVar[Places]
@@ -85,22 +85,25 @@ class Distiller:
         """Take in the global batch of the step, whose targets and positions the losses are means over."""
         self._targets, self._positions = batch.target_count, int(batch.inputs["length"].sum())
 
-    def loss(self, part: Batch, logits: Tensor) -> Tensor:
-        """Return the weighted sum of the losses of a part of the batch, just run through the student: its share.
-
-        Args:
-            logits: the student's (B, N, V).
-        """
-        total, students = logits.new_zeros((), dtype=torch.float32), self._students.take()
+    def terms(self, part: Batch) -> list[Term]:
+        """Run the teacher on a part of the batch, and give the loss of logits, if it counts: the part's share of it."""
         if not self.weights.logits and not self.pairs:
-            return total
+            return []
         with torch.no_grad():
-            taught, _ = self.teacher(**part.inputs)
-        teachers = self._teachers.take()
-        if self.weights.logits:
-            entropy = soft_cross_entropy(logits, taught, part.targets != IGNORED, self.weights.temperature)
-            total = total + self.weights.logits * entropy / self._targets
-        used = in_use(part.inputs)
+            taught = self.teacher.states(**part.inputs).flatten(0, 1)
+        share = self.weights.logits / self._targets
+
+        def term(logits: Tensor, places: Tensor) -> Tensor:
+            with torch.no_grad():
+                teacher = self.teacher.project(taught[places])
+            return share * soft_cross_entropy(logits, teacher, self.weights.temperature)
+
+        return [term] if self.weights.logits else []
+
+    def hidden_loss(self, part: Batch) -> Tensor:
+        """Return the weighted loss of hidden states of a part that has just been run through both models: its share."""
+        total, used = torch.zeros((), device=part.targets.device), in_use(part.inputs)
+        students, teachers = self._students.take(), self._teachers.take()
         for pair, projection in zip(self.pairs, self.projections, strict=True):
             state = teachers[pair.teacher]
             wanted = state if projection is None else F.linear(state, projection)
@@ -144,39 +147,14 @@ def make_projections(
     return [nn.Parameter(weight.to(device)) for weight in drawn] if project else [None] * len(pairs)
 
 
-def soft_cross_entropy(student: Tensor, teacher: Tensor, asked: Tensor, temperature: float) -> Tensor:
-    """T^2 times the cross entropy in nats at temperature T, summed over the positions that are asked.
+def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """T^2 times the cross entropy in nats at temperature T, summed over positions.
 
     Args:
-        student, teacher: logits (B, N, V); the gradient goes to the student's.
-        asked: (B, N) bool.
+        student, teacher: logits (m, V); the gradient goes to the student's.
     """
-    chunks = asked.flatten().nonzero()[:, 0].split(max(1, CHUNK_ELEMENTS // student.size(-1)))
-    total: Tensor = _SoftCrossEntropy.apply(student.flatten(0, 1), teacher.flatten(0, 1), chunks, temperature)  # type: ignore[no-untyped-call]
-    return total
-
-
-class _SoftCrossEntropy(torch.autograd.Function):
-    """Some positions at a time, in float32: (M, V) probabilities are never all there at once, nor kept for backward."""
-
-    @staticmethod
-    def forward(ctx: Any, student: Tensor, teacher: Tensor, chunks: Sequence[Tensor], temperature: float) -> Tensor:
-        ctx.save_for_backward(student, teacher)
-        ctx.chunks, ctx.temperature = chunks, temperature
-        total = student.new_zeros((), dtype=torch.float32)
-        for some in chunks:
-            wanted = (teacher[some].float() / temperature).softmax(-1)
-            total -= (wanted * (student[some].float() / temperature).log_softmax(-1)).sum()
-        return temperature**2 * total
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        student, teacher = ctx.saved_tensors
-        found = torch.zeros_like(student)
-        for some in ctx.chunks:
-            has, wanted = ((x[some].float() / ctx.temperature).softmax(-1) for x in (student, teacher))
-            found[some] = ((has - wanted) * (ctx.temperature * gradients[0])).to(found.dtype)
-        return found, None, None, None
+    wanted = (teacher.float() / temperature).softmax(-1)
+    return -(temperature**2) * (wanted * (student.float() / temperature).log_softmax(-1)).sum()
 
 
 def hidden_difference(student: Tensor, teacher: Tensor, used: Tensor) -> Tensor:

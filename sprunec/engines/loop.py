@@ -10,12 +10,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sprunec.data.batches import IGNORED, Batch
+from sprunec.data.batches import Batch
 from sprunec.engines.checkpoints import Saves
+from sprunec.engines.losses import cross_entropy
 from sprunec.engines.nonfinite import MOST_SKIPS, non_finite, non_finite_step
 from sprunec.engines.training import Training
 from sprunec.errors import PassError
@@ -58,17 +57,6 @@ class Learner:
         return None
 
     def load(self, state: Any) -> None: ...
-
-
-def language_model_loss(model: nn.Module, batch: Batch) -> Tensor:
-    """Sum the cross entropy in nats over the batch's targets."""
-    logits, _ = model(**batch.inputs)
-    return cross_entropy(logits, batch)
-
-
-def cross_entropy(logits: Tensor, batch: Batch) -> Tensor:
-    """Sum the cross entropy in nats over the batch's targets, of logits (B, N, V)."""
-    return F.cross_entropy(logits.flatten(0, 1).float(), batch.targets.flatten(), ignore_index=IGNORED, reduction="sum")
 
 
 def fit(
@@ -192,21 +180,22 @@ class Trainer:
 
         Returns the global batch's losses, the language model's and the auxiliary one, by their names in events.
         """
-        auxiliary, totals, count = self.auxiliary, [0.0], batch.target_count
+        auxiliary, count, own, more = self.auxiliary, batch.target_count, 0.0, 0.0
         if auxiliary is not None:
             auxiliary.begin(batch)
-            totals += [0.0]
         parts = batch.split(self.world.size)[self.world.rank].to(self.place.device).split(self.training.accumulate)
         for number, part in enumerate(parts, start=1):
             with self.driver.part(last=number == len(parts)):
                 with self.place.precision():
-                    logits = self.driver.forward(part.inputs)
-                    shares = [cross_entropy(logits, part) / count]
-                    shares += [auxiliary.loss(part, logits)] if auxiliary is not None else []
-                losses = torch.stack(shares)
-                self.driver.backward(losses.sum())
-            totals = [total + loss for total, loss in zip(totals, losses.tolist(), strict=True)]
-        return dict(zip(("loss", "distillation"), self.world.total(totals), strict=False))
+                    terms = [cross_entropy(part, 1 / count)]
+                    terms += [] if auxiliary is None else auxiliary.terms(part)
+                    loss, each = self.driver.losses(part, terms)
+                    if auxiliary is not None:
+                        loss = loss + auxiliary.hidden_loss(part)
+                self.driver.backward(loss)
+            own, more = own + float(each[0]), more + float(loss.detach() - each[0])
+        own, more = self.world.total([own, more])
+        return {"loss": own} | ({} if auxiliary is None else {"distillation": more})
 
     def _count(self, finite: bool, loss: float, norm: float, model_step: int, batch: Batch) -> None:
         """Count the steps that fp16 leaves out; raise PassError at one too many of them, and at any other's first."""

@@ -12,7 +12,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch._C._distributed_c10d import HashStore
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -37,7 +44,7 @@ def _add(gradients: Tensor) -> torch.futures.Future[Tensor]:
     return added
 
 
-def shard(model: nn.Module, place: Place, world_size: int, *, offload: bool, frozen: bool = False) -> None:
+def shard(model: nn.Module, place: Place, world_size: int, *, offload: bool) -> None:
     """Keep a shard of every tensor on each rank, in place; a block's are whole only while it is at work (ZeRO-3).
 
     A model on the meta device is divided up alike, and gets its shards later.
@@ -47,7 +54,6 @@ def shard(model: nn.Module, place: Place, world_size: int, *, offload: bool, fro
 
     Args:
         offload: keep shards, gradients and moments in the memory of the CPU, where the optimizer then works.
-        frozen: no backward pass will need what stands outside the blocks, which is let go behind the forward pass too.
 
     Raises:
         PassError: this torch cannot add gradients without averaging them.
@@ -65,7 +71,9 @@ def shard(model: nn.Module, place: Place, world_size: int, *, offload: bool, fro
     for _, block in blocks(model):
         if any(True for _ in block.parameters()):
             fully_shard(block, mesh=mesh, offload_policy=policy, mp_policy=precision)
-    fully_shard(model, mesh=mesh, reshard_after_forward=frozen, offload_policy=policy)
+    # Its states come by a method of their own; the head behind them, which runs in parts, finds its weights still full.
+    fully_shard(model, mesh=mesh, reshard_after_forward=False, offload_policy=policy)
+    register_fsdp_forward_method(model, "states")
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_force_sum_reduction_for_comms(True)

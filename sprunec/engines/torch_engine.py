@@ -11,7 +11,7 @@ size of the world changes nothing. Other engines are subclasses: the loop is the
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,8 +21,10 @@ from torch import Tensor, nn
 from torch.distributed._composable.checkpoint_activation import checkpoint
 
 from sprunec.checkpoint.reader import Tensors
+from sprunec.data.batches import Batch
 from sprunec.engines.device import Place
 from sprunec.engines.filling import fill_shards, fill_whole
+from sprunec.engines.losses import Term, WithLosses
 from sprunec.engines.nonfinite import LossScale, non_finite
 from sprunec.engines.sharding import is_sharded, like, local, replicate, shard, total_norm
 from sprunec.engines.training import Training
@@ -49,22 +51,19 @@ class TorchEngine:
     recompute: bool = False
     offload: bool = False
 
-    def load(
-        self, model: nn.Module, weights: Tensors, *, dtype: torch.dtype | None = torch.float32, frozen: bool = False
-    ) -> nn.Module:
+    def load(self, model: nn.Module, weights: Tensors, *, dtype: torch.dtype | None = torch.float32) -> nn.Module:
         """Fill an empty model where it will work, with no more of the weights than this rank keeps; all ranks do.
 
         Args:
             model: on the meta device; its blocks may be graphs with gates.
             weights: by its names, opened; of what becomes shards each rank reads its own rows.
             dtype: what the weights are kept in; None: what they are stored in.
-            frozen: it will only run forward, as a teacher does.
 
         Raises:
             InputError: a tensor is missing, left over, or of another shape.
         """
         if self.full:
-            shard(model, self.place, self.world.size, offload=self.offload, frozen=frozen)
+            shard(model, self.place, self.world.size, offload=self.offload)
             fill_shards(model, weights, dtype, "cpu" if self.offload else self.place.device)
             return model
         fill_whole(model, weights, dtype)
@@ -106,7 +105,9 @@ class TorchDriver:
         if engine.full and not is_sharded(model):
             shard(model, engine.place, engine.world.size, offload=engine.offload)
         self.engine, self.model, self.training, self.others = engine, model.train(), training, others
-        self.copies = replicate(model, engine.place.device) if engine.world.size > 1 and not engine.full else None
+        whole = WithLosses(model)
+        self.copies = replicate(whole, engine.place.device) if engine.world.size > 1 and not engine.full else None
+        self.forward: nn.Module = self.copies or whole
         self.optimizer = make_optimizer(model, training, others)
         self.pruned = pruned_weights(model, kept)
         self.loss_scale = LossScale(training.loss_scale, enabled=engine.place.dtype == torch.float16)
@@ -128,10 +129,10 @@ class TorchDriver:
         """
         return nullcontext() if last or self.copies is None else self.copies.no_sync()
 
-    def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Return logits (B, N, V) of a part."""
-        logits: Tensor = (self.model if self.copies is None else self.copies)(**inputs)[0]
-        return logits
+    def losses(self, part: Batch, terms: Sequence[Term]) -> tuple[Tensor, Tensor]:
+        """Return the sum of a part's losses, which has gradients, and each of them."""
+        total, each = self.forward(part, terms, self.scale)
+        return total, each
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of a part's loss, times the loss scale, to those before."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sprunec.data.batches import Batch
 from sprunec.engines.device import Place
-from sprunec.engines.loop import language_model_loss
+from sprunec.engines.losses import language_model_loss
 from sprunec.masks.calibration import BlockStatistics
 from sprunec.masks.granularity import by_kind
 from sprunec.masks.least_squares import removal_errors
@@ -119,7 +119,7 @@ def taylor(given: Calibration) -> dict[Key, Tensor]:
 
     The model is left in eval mode, its gates open.
     """
-    given.model.eval()
+    given.model.eval().requires_grad_(False)
     device = given.place.device
     exact = given.place.exact  # in fp16, small gradients would be lost without a loss scale
     leaves = {key: torch.ones(size, device=device, requires_grad=True) for key, size in given.sizes.items()}
@@ -132,6 +132,7 @@ def taylor(given: Calibration) -> dict[Key, Tensor]:
             mean = given.loss(given.model, batch) / batch.target_count
         for (key, _), gradient in zip(leaves.items(), torch.autograd.grad(mean, list(leaves.values())), strict=True):
             scores[key] += (gradient.abs().float().cpu() - scores[key]) / count
+    given.model.requires_grad_(True)
     return scores
 
 

@@ -130,7 +130,7 @@ def _distiller(
     widths = [(pair.student.width(here), pair.teacher.width(there)) for pair in pairs]
     seed, device = job.options.seed, job.place.device
     projections = make_projections(pairs, widths, project=options.project, seed=seed, device=device)
-    teacher = engine.load(job.empty("teacher"), job.weights("teacher"), frozen=True)
+    teacher = engine.load(job.empty("teacher"), job.weights("teacher"))
     seen = observable(student, [pair.student for pair in pairs], blocks)
     taught = observable(teacher, [pair.teacher for pair in pairs])
     notes = [f"{pair} is not distilled: {pair.student.module} has been cut" for pair in written if pair not in pairs]
@@ -138,7 +138,7 @@ def _distiller(
 
 
 INPUTS, TEACHER = ("model", "data"), ("teacher",)
-TRAIN = Pass("train", 3, TrainOptions, INPUTS, "model", TEACHER, lower, needs=needs, trains=True)
+TRAIN = Pass("train", 4, TrainOptions, INPUTS, "model", TEACHER, lower, needs=needs, trains=True)
 FINETUNE = Pass(
-    "finetune", 3, TrainOptions, INPUTS, "model", TEACHER, lower, needs=needs, trains=True, needs_trained=True
+    "finetune", 4, TrainOptions, INPUTS, "model", TEACHER, lower, needs=needs, trains=True, needs_trained=True
 )

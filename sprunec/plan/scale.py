@@ -100,14 +100,20 @@ def activations(config: ModelConfig, setting: Setting) -> float:
     """Count the bytes kept for the backward pass; with `recompute` every block's input, and the inside of one block.
 
     Of a token the inputs of products are kept, in what products are taken in; of a norm its input and what it divides,
-    in float32; of the attention its scores, in float32; of the loss its logits.
+    in float32; of the attention its scores, in float32; of the loss what a chunk of positions takes.
     """
     tokens, dim = setting.sequences * setting.positions, config.width
     inside = [block_activations(config, index, setting) for index in range(len(config.layers))]
-    outside = FLOAT * tokens * (config.vocab_size + 3.0 * dim) + 3.0 * FLOAT * tokens * setting.positions
+    outside = 3.0 * FLOAT * tokens * (dim + setting.positions) + losses(config, setting)
     if not setting.recompute:
         return outside + sum(inside)
     return outside + FLOAT * tokens * dim * len(config.layers) + max(inside, default=0.0)
+
+
+def losses(config: ModelConfig, setting: Setting) -> float:
+    """Count the bytes of logits, their softmax and its gradient, and of a teacher's, in a chunk of positions."""
+    logits = min(LOGITS, setting.sequences * setting.positions * config.vocab_size)
+    return FLOAT * logits * (5.0 if setting.teacher else 3.0)
 
 
 def block_activations(config: ModelConfig, index: int, setting: Setting) -> float:

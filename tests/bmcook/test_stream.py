@@ -15,7 +15,7 @@ from sprunec.bmcook.data.set_writer import write_dataset
 from sprunec.bmcook.data.sets import read_set
 from sprunec.bmcook.data.stream import HELD_OUT, HELD_OUT_KEY, TRAINING, LiveData, Order
 from sprunec.data.batches import IGNORED, Packer, draws
-from sprunec.engines.loop import language_model_loss
+from sprunec.engines.losses import language_model_loss
 from sprunec.errors import InputError
 from sprunec.families.cpm_ant.family import FAMILY
 from sprunec.families.cpm_ant.model import CPMAnt

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from sprunec.data.batches import IGNORED, Batch
 from sprunec.engines.device import Place
-from sprunec.engines.loop import fit, language_model_loss
+from sprunec.engines.loop import fit
+from sprunec.engines.losses import language_model_loss
 from sprunec.engines.torch_engine import TorchEngine
 from sprunec.engines.training import Training
 from sprunec.errors import PassError

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sprunec.data.batches import Batch
 from sprunec.engines.distillation import Distiller, make_projections
+from sprunec.engines.losses import cross_entropy, losses
 from sprunec.engines.training import Distillation, Training
 from sprunec.families.states import Pair
 from sprunec.rewrite.taps import observable
@@ -41,10 +42,13 @@ def loss_of(student: nn.Module, objective: Distiller, data: Batch, parts: int = 
     """The objective's loss of a batch; gradients are left in the student."""
     student.zero_grad()
     objective.begin(data)
-    shares = [objective.loss(part, student(**part.inputs)[0]) for part in data.split(parts)]
-    total = torch.stack(shares).sum()
-    total.backward()
-    return total.detach()
+    found = 0.0
+    for part in data.split(parts):
+        total, _ = losses(student, part, [cross_entropy(part, 0.0), *objective.terms(part)])
+        total = total + objective.hidden_loss(part)
+        total.backward()
+        found = found + total.detach()
+    return found
 
 
 def gradients(model: nn.Module) -> dict[str, Tensor]:

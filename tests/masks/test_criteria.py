@@ -10,7 +10,7 @@ from torch import nn
 
 from sprunec.data.batches import Batch
 from sprunec.engines.device import Place
-from sprunec.engines.loop import language_model_loss
+from sprunec.engines.losses import language_model_loss
 from sprunec.families.base_config import everything, unit_sizes
 from sprunec.families.cpm_ant.blocks import build, example_inputs
 from sprunec.masks import scores as scoring

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sprunec.data.batches import Batch
-from sprunec.engines.loop import language_model_loss
+from sprunec.engines.losses import language_model_loss
 from sprunec.engines.nonfinite import non_finite
 from sprunec.families.cpm_ant.blocks import example_inputs
 from sprunec.masks.budgets import make_budgets

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sprunec.checkpoint.reader import Tensors
 from sprunec.data.batches import IGNORED, Batch
 from sprunec.engines.checkpoints import Saves
-from sprunec.engines.loop import language_model_loss
+from sprunec.engines.losses import language_model_loss
 from sprunec.models import held_out
 from sprunec.models.block_by_block import few_rows
 from sprunec.models.held_out import cross_entropy_sum, groups_of

@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import pytest
 import torch
@@ -15,13 +16,14 @@ from torch import Tensor
 
 from sprunec.data.batches import Batch
 from sprunec.engines.device import Place
+from sprunec.engines.losses import cross_entropy
 from sprunec.engines.torch_engine import TorchEngine
 from sprunec.families.base_config import unit_cost
 from sprunec.families.cards import read_config
 from sprunec.families.cpm_ant.blocks import build, initialize
 from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.plan.plan import read_plan
-from sprunec.plan.scale import Setting, block_activations, cost, plan_costs, shards_by_itself
+from sprunec.plan.scale import Setting, block_activations, cost, losses, plan_costs, shards_by_itself
 from tests.engines.test_loop import TRAINING
 from tests.helpers.small_plans import MODEL, TRAIN, plan, write
 
@@ -44,7 +46,7 @@ def test_state_is_what_is_computed(optimizer: str) -> None:
     initialize(model, 0)
     engine = TorchEngine(Place.of("cpu", "fp32"))
     driver = engine.drive(model, replace(TRAINING, optimizer=optimizer))
-    driver.backward(driver.forward(batch(config).inputs).float().square().mean())
+    driver.backward(driver.losses(batch(config), [lambda logits, places: logits.float().square().mean()])[0])
     driver.step(0.01, driver.norm())
     parameters = list(model.parameters())
     moments = [value for entry in driver.optimizer.state.values() for value in entry.values() if value.dim()]
@@ -52,6 +54,13 @@ def test_state_is_what_is_computed(optimizer: str) -> None:
     assert held == cost(config, Setting(optimizer=optimizer)).state
     inside = sum(p.numel() for name, p in model.named_parameters() if ".layers." in name)
     assert inside == sum(unit_cost(config, index, "block") for index in range(config.num_layers))
+
+
+class Kept:
+    """A tensor for the backward pass, as long as that is to come."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -63,27 +72,25 @@ def test_activations_are_about_what_is_computed(layers: int, recompute: bool, pr
     model = build(config)
     initialize(model, 0)
     engine = TorchEngine(Place.of("cpu", precision), recompute=recompute)
-    driver, kept = engine.drive(model, TRAINING), {}
+    driver = engine.drive(model, TRAINING)
     owned = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: WeakSet[Kept] = WeakSet()
 
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in owned:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+    def pack(tensor: Tensor) -> Kept:
+        held = Kept(tensor)
+        kept.add(held)
+        return held
 
     data = batch(config)
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), engine.place.precision():
-        logits = driver.forward(data.inputs)
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), data.targets.flatten())
-    found = cost(config, Setting(sequences=ROWS, positions=COLUMNS, precision=precision, recompute=recompute))
-    one_block = (
-        block_activations(config, 0, Setting(sequences=ROWS, positions=COLUMNS, precision=precision))
-        if recompute
-        else 0.0
-    )
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda held: held.tensor), engine.place.precision():
+        loss, _ = driver.losses(data, [cross_entropy(data, 1 / data.target_count)])
+    setting = Setting(sequences=ROWS, positions=COLUMNS, precision=precision, recompute=recompute)
+    found = cost(config, setting)
+    again = block_activations(config, 0, setting) if recompute else 0.0
     assert float(loss.detach()) > 0
-    assert sum(kept.values()) == pytest.approx(found.activations + found.working - one_block, rel=0.25)
+    there = found.activations + found.working - again - losses(config, setting)
+    storages = {storage.data_ptr(): storage.nbytes() for storage in (held.tensor.untyped_storage() for held in kept)}
+    assert sum(size for place, size in storages.items() if place not in owned) == pytest.approx(there, rel=0.25)
 
 
 @pytest.mark.slow
@@ -115,7 +122,8 @@ def test_parts_shrink_with_devices_and_wholes_do_not() -> None:
     one, ddp, fsdp = (cost(config, Setting(n, full)) for n, full in ((1, False), (8, False), (8, True)))
     assert ddp.state == one.state == 8 * fsdp.state
     assert one.traffic == 0 < ddp.traffic < fsdp.traffic < 1.5 * ddp.traffic
-    assert cost(config, Setting(teacher=1000)).memory - one.memory == 4000
+    taught = Setting(teacher=1000)  # and its logits
+    assert cost(config, taught).memory - one.memory == 4000 + losses(config, taught) - losses(config, Setting())
 
 
 def test_auto_shards_what_would_fill_half_a_device() -> None:

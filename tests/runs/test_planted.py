@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from sprunec.engines.device import Place
-from sprunec.engines.loop import fit, language_model_loss
+from sprunec.engines.loop import fit
+from sprunec.engines.losses import language_model_loss
 from sprunec.engines.torch_engine import TorchEngine
 from sprunec.engines.training import Training
 from sprunec.families.base_config import everything

@@ -76,10 +76,16 @@ class CPMAnt(nn.Module):
         Returns:
             logits (B, N, V), and the hidden states (B, N, D) they were projected from.
         """
+        hidden = self.states(input, length, context, segment, span)
+        return self.project(hidden), hidden
+
+    def states(self, input: Tensor, length: Tensor, context: Tensor, segment: Tensor, span: Tensor) -> Tensor:
+        """Run all positions at once as `forward`, without the logits: (B, N, D) in front of the head."""
         hidden, bias = self.embed(input, segment), self.full_bias(length, context, segment, span)
         for layer in self.encoder.layers:
             hidden = layer(hidden, bias)
-        return self.leave(hidden)
+        normed: Tensor = self.encoder.output_layernorm(hidden)
+        return normed
 
     def inference(
         self,

@@ -183,10 +183,19 @@ class TransformersModel(nn.Module):
 
     def forward(self, input: Tensor, length: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Give logits (B, N, V) and the hidden states in front of the last norm; what is padded stands on the right."""
+        hidden = self.states(input)
+        return self.leave(hidden), hidden
+
+    def states(self, input: Tensor, length: Tensor | None = None) -> Tensor:
+        """Run all positions at once, without what stands behind the blocks: (B, N, D)."""
         hidden, given = self.enter(input)
         for path in self.paths:
             hidden = self.get_submodule(path)(hidden, *given[path])
-        return self.leave(hidden), hidden
+        return hidden
+
+    def project(self, hidden: Tensor) -> Tensor:
+        """Turn some of these (n, D) into logits (n, V)."""
+        return self.leave(hidden)
 
     @torch.no_grad()
     def generate(

@@ -1,0 +1,109 @@
+"""The losses of a training step, some positions at a time: the logits of all of them are never there at once.
+
+With a vocabulary of 49,152 to 262,144 tokens, logits, their softmax and its gradient would decide what memory a step
+takes. Here the head and the losses run on a chunk of positions, forward and at once backward, and all that is left of
+it are the gradients of its hidden states and of the head (as in the fused linear cross entropy of Hsu et al. 2024).
+
+Letters in shapes: B rows, N positions of each, P = B N, D width, V tokens of the vocabulary, m positions of a chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sprunec.data.batches import IGNORED, Batch
+from sprunec.families.module_lists import blocks
+from sprunec.plan.scale import LOGITS
+
+Term = Callable[[Tensor, Tensor], Tensor]  # logits (m, V) and their places (m,) among all P -> a loss, summed over them
+
+
+def cross_entropy(batch: Batch, factor: float = 1.0) -> Term:
+    """Make the cross entropy in nats over a batch's targets, times a factor."""
+    targets = batch.targets.flatten()
+
+    def term(logits: Tensor, places: Tensor) -> Tensor:
+        return factor * F.cross_entropy(logits.float(), targets[places], ignore_index=IGNORED, reduction="sum")
+
+    return term
+
+
+def language_model_loss(model: Any, batch: Batch) -> Tensor:
+    """Sum the cross entropy in nats over the batch's targets."""
+    total, _ = losses(model, batch, [cross_entropy(batch)])
+    return total
+
+
+def losses(model: Any, batch: Batch, terms: Sequence[Term], scale: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Run a model, and sum losses over the positions of a batch that have a target.
+
+    Args:
+        model: has `states(**inputs)`, hidden states (B, N, D), and `project(hidden)`, logits (n, V) of some (n, D).
+        scale: what the sum is multiplied by before its backward pass. Gradients are taken here already, and in half
+            precision small ones would be lost without it.
+
+    Returns:
+        Their sum, and each loss (terms,), which has no gradient.
+    """
+    states = model.states(**batch.inputs).flatten(0, 1)
+    places = (batch.targets.flatten() != IGNORED).nonzero()[:, 0]
+    inside = tuple(f"{path}." for path, _ in blocks(model))
+    head = [weight for name, weight in model.named_parameters() if not name.startswith(inside)]
+    total, each = _Chunked.apply(model.project, terms, places, scale, states, *head)  # type: ignore[no-untyped-call]
+    return total, each
+
+
+class WithLosses(nn.Module):
+    """A model whose forward pass gives `losses`, so that what surrounds it in training (DDP, FSDP2) surrounds these."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch, terms: Sequence[Term], scale: float) -> tuple[Tensor, Tensor]:
+        return losses(self.model, batch, terms, scale)
+
+
+class _Chunked(torch.autograd.Function):
+    """See `losses`; `head` may hold weights that the head does not use."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        project: Callable[[Tensor], Tensor],
+        terms: Sequence[Term],
+        places: Tensor,
+        scale: float,
+        states: Tensor,
+        *head: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        sums = states.new_zeros(len(terms), dtype=torch.float32)
+        learning = [weight for weight in head if weight.requires_grad]
+        ctx.scale, ctx.states, ctx.head = scale, torch.zeros_like(states), dict.fromkeys(learning)
+        step = max(1, LOGITS // project(states[:1]).size(-1))
+        for some in places.split(step) if len(places) else ():
+            with torch.enable_grad():
+                chunk = states.detach()[some].requires_grad_()
+                logits = project(chunk)
+                each = torch.stack([term(logits, some) for term in terms])
+                found = torch.autograd.grad(each.sum() * scale, [chunk, *learning], allow_unused=True)
+            sums += each.detach()
+            ctx.states[some] = found[0]
+            for weight, gradient in zip(learning, found[1:], strict=True):
+                if gradient is not None:
+                    before = ctx.head[weight]
+                    ctx.head[weight] = gradient if before is None else before.add_(gradient)
+        ctx.head = [ctx.head.get(weight) for weight in head]
+        ctx.mark_non_differentiable(sums)
+        return sums.sum(), sums
+
+    @staticmethod
+    def backward(ctx: Any, total: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        factor = total / ctx.scale
+        found = [gradient if gradient is None else gradient.mul_(factor) for gradient in (ctx.states, *ctx.head)]
+        return None, None, None, None, *found
