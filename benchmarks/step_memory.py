@@ -1,0 +1,136 @@
+"""A training step whose losses run over chunks of positions, beside one that has all logits at once.
+
+    python benchmarks/step_memory.py [--layers 4 30] [--rounds 5] [--threads 2] [--publish]
+
+A Llama of SmolLM2-135M's widths (D 576, F 1,536, 9 heads in 3 groups, tied) with its vocabulary of 49,152, untrained;
+2,048 positions, AdamW, float32. A step's peak is what a process of its own has then (VmHWM, from the kernel), less
+torch's import; the steps of the two take turns in one process, and medians are compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from llamas import REST, SIZES, write_llama
+from torch import Tensor
+
+from sprunec.checkpoint.reader import open_tensors
+from sprunec.data.batches import IGNORED, Batch
+from sprunec.engines.losses import language_model_loss
+from sprunec.families.huggingface.transformers_config import TransformersConfig
+from sprunec.families.model_directory import fill
+from sprunec.models.meta_models import empty_model
+
+PAGE, FIGURES = Path(__file__).parents[1] / "docs/benchmarks.md", Path(__file__).with_suffix(".json")
+WIDTHS, TOKENS, ROWS, LENGTH = (576, 9, 3, 1536), 49_152, 4, 512
+
+
+def plain(model: Any, batch: Batch) -> Tensor:
+    """Have all logits, as one writes it at first."""
+    logits, _ = model(**batch.inputs)
+    return F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORED, reduction="sum")
+
+
+WAYS: dict[str, Callable[[Any, Batch], Tensor]] = {"plain": plain, "chunks": language_model_loss}
+
+
+def write(folder: Path, layers: int) -> None:
+    width, heads, groups, dims = WIDTHS
+    sizes = dict(zip(SIZES, (width, layers, heads, groups, dims), strict=True))
+    write_llama(folder, REST | sizes | {"vocab_size": TOKENS, "head_dim": 64, "tie_word_embeddings": True})
+
+
+def steps(folder: Path) -> Callable[[str], float]:
+    """Make a model and its optimizer; a function makes one step, and tells its seconds."""
+    config = TransformersConfig.from_source(json.loads((folder / "config.json").read_text()))
+    model, tensors = empty_model(config), open_tensors(folder)
+    fill(model, {name: tensors.copy(name).float() for name in tensors}, folder)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+    ids = torch.randint(0, TOKENS, (ROWS, LENGTH + 1), generator=torch.Generator().manual_seed(0))
+    batch = Batch({"input": ids[:, :-1], "length": torch.full((ROWS,), LENGTH)}, ids[:, 1:])
+
+    def step(way: str) -> float:
+        started = time.perf_counter()
+        (WAYS[way](model, batch) / batch.target_count).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return time.perf_counter() - started
+
+    return step
+
+
+def memory(field: str) -> int:
+    """Read bytes of this process from the kernel."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line.split()[1] for line in lines if line.startswith(field)))
+
+
+def one(folder: Path, way: str) -> None:
+    """Print what this process takes: at the peak, and between steps."""
+    before, step = memory("VmRSS"), steps(folder)
+    step(way)
+    between = memory("VmRSS") - before
+    step(way)
+    print(json.dumps({"peak": memory("VmHWM") - before, "between": between}))
+
+
+def figures(layers: int, rounds: int) -> dict[str, Any]:
+    with TemporaryDirectory() as place:
+        folder, found = Path(place), dict[str, Any]()
+        write(folder, layers)
+        for way in WAYS:
+            command = [sys.executable, __file__, "--one", place, way, "--threads", str(torch.get_num_threads())]
+            found[way] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+        step, seconds = steps(folder), {way: list[float]() for way in WAYS}
+        for turn in range(rounds + 1):
+            for way in WAYS:
+                seconds[way] += [step(way)] if turn else [step(way)][:0]  # the first of each warms up
+    return {way: found[way] | {"seconds": median(seconds[way])} for way in WAYS}
+
+
+def table(found: dict[str, Any]) -> str:
+    lines = [
+        "| layers | peak, plain | in chunks | | a step, plain | in chunks | |",
+        "|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for layers, both in found["layers"].items():
+        plain, chunks = both["plain"], both["chunks"]
+        ratios = (f"{chunks[key] / plain[key]:.2f}x" for key in ("peak", "seconds"))
+        cells = [f"{way['peak'] / 1e9:.2f} GB" for way in (plain, chunks)] + [next(ratios)]
+        cells += [f"{way['seconds']:.2f} s" for way in (plain, chunks)] + [next(ratios)]
+        lines.append(f"| {layers} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--layers", type=int, nargs="+", default=[4, 30])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--publish", action="store_true")
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.one:
+        one(Path(options.one[0]), options.one[1])
+        return
+    found = {"threads": options.threads, "torch": torch.__version__, "layers": {}}
+    found["layers"] = {str(layers): figures(layers, options.rounds) for layers in options.layers}
+    print(table(found))
+    if options.publish:
+        FIGURES.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
