@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sprunec.families.cards import FAMILIES, card
 from sprunec.plan.schema import load_schema, pass_names, properties
 
 HEAD = """# Plans
@@ -24,7 +25,8 @@ def reference() -> str:
         parts.append(section(f"`{name}`", plan[name].get("description", ""), properties(plan[name])))
     parts.append(section("Model configs", load_schema("model")["description"], properties("model")))
     training = properties("training")
-    parts.append(section("Training options", load_schema("training")["description"], training))
+    text = load_schema("training")["description"]
+    parts.append(section("Training options", text, training, {name: card(name).training for name in FAMILIES}))
     parts.append(section("Distillation", training["distillation"]["description"], properties(training["distillation"])))
     for name in pass_names():
         own = properties(f"passes/{name}")
@@ -38,14 +40,17 @@ def reference() -> str:
     return "\n".join(parts)
 
 
-def section(title: str, text: str, keys: Mapping[str, Mapping[str, Any]]) -> str:
-    rows = [row(key, schema) for key, schema in keys.items() if key not in ("pass", "$schema")]
+def section(
+    title: str, text: str, keys: Mapping[str, Mapping[str, Any]], families: Mapping[str, Mapping[str, Any]] = {}
+) -> str:
+    rows = [row(key, schema, families) for key, schema in keys.items() if key not in ("pass", "$schema")]
     table = "\n".join(["| key | what it is | allowed | default |", "|---|---|---|---|", *rows])
     return f"## {title}\n\n{sentence(text)}\n\n{table}\n"
 
 
-def row(key: str, schema: Mapping[str, Any]) -> str:
+def row(key: str, schema: Mapping[str, Any], families: Mapping[str, Mapping[str, Any]]) -> str:
     default = f"`{json.dumps(schema['default'])}`" if "default" in schema else ""
+    default += "".join(f"; family {name}: `{json.dumps(own[key])}`" for name, own in families.items() if key in own)
     cells = (f"`{key}`", str(schema.get("description", "")), allowed(schema), default)
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 

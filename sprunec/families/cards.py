@@ -58,6 +58,9 @@ class Card:
         fixed_units: units that a model of this config cannot lose, and why.
         parts: by tensor, where it is in a file with tensors of these names.
         native_shapes: a file's shapes by the model's names; what is no part of the model keeps its own.
+        sparse: parts of the names of the tensors that `sparsify` takes where a plan names none: linears in blocks.
+        input_first: ends of the names of matrices whose first dim is the input; of all others it is the second.
+        training: the training options whose defaults are not the schema's, by name.
         head_names: the names of a file's head and of its embedding; None where it has no head.
         state_widths: of every module that is given hidden states, and is there.
         cache_bytes: of a token's keys and values, in the type that the config names, else in one of 16 bits; None where
@@ -82,6 +85,9 @@ class Card:
     fixed_units: Callable[[Any], Mapping[str, str]]
     parts: Callable[[Any, Collection[str]], dict[str, Part]]
     native_shapes: Callable[[Any, Mapping[str, Shape]], dict[str, Shape]]
+    sparse: Callable[[Any], tuple[str, ...]]
+    input_first: Callable[[Any], tuple[str, ...]]
+    training: Mapping[str, Any]
     head_names: Callable[[Collection[str]], tuple[str, str] | None]
     state_widths: Callable[[Any], dict[str, Widths]]
     cache_bytes: Callable[[Any], int | None]

@@ -1,6 +1,7 @@
 """2:4 sparsity: of every four weights along a row two stay (Mishra et al. 2021). Which ones, and whether a mask has it.
 
-    m4n2_1d    the two largest of every four along the input dim; of equals the first
+    m4n2_1d    the two largest of every four along the input dim, which is the second one of a matrix unless it is said
+               to be the first; of equals the first
     m4n2_2d    of every 4 x 4 tile two in each row and in each column, so that the transpose is 2:4 as well
                (Hubara et al. 2021): of the 90 such patterns the one with the largest sum of sizes, of equals the first
 
@@ -40,25 +41,29 @@ def load_pattern(directory: Path) -> Pattern:
     return read_state(path) if path.exists() else {}
 
 
-def choose(pattern: str, name: str, weight: Tensor) -> Tensor:
+def choose(pattern: str, name: str, weight: Tensor, *, input_first: bool = False) -> Tensor:
     """The mask (rows, columns) of a weight of that shape.
+
+    Args:
+        input_first: the weight is (input, output); groups run along the input dim of any.
 
     Raises:
         InputError: a width is no multiple of four, or the weight holds NaN or infinity; names the tensor.
     """
-    refuse_uneven(pattern, name, tuple(weight.shape))
+    refuse_uneven(pattern, name, tuple(weight.shape), input_first=input_first)
     if not bool(torch.isfinite(weight).all()):
         raise InputError.at(name, "holds NaN or infinite weights", "give a checkpoint of a model that has not diverged")
+    weight = weight.T if input_first else weight
     mask = torch.empty(weight.shape, dtype=torch.bool)
     rows = max(CHUNK // weight.size(1) // GROUP, 1) * GROUP
     for part, out in zip(weight.detach().cpu().split(rows), mask.split(rows), strict=True):
         out.copy_(_largest_of_four(part) if pattern == "m4n2_1d" else _best_tiles(part))
-    return mask
+    return mask.T.contiguous() if input_first else mask
 
 
-def refuse_uneven(pattern: str, name: str, shape: tuple[int, ...]) -> None:
+def refuse_uneven(pattern: str, name: str, shape: tuple[int, ...], *, input_first: bool = False) -> None:
     """Raises InputError for a width that does not part into fours."""
-    if (size := uneven(pattern, shape)) is not None:
+    if (size := uneven(pattern, shape, input_first=input_first)) is not None:
         message = f"is {list(shape)}, and {size} is not a multiple of {GROUP}: it has no {pattern} pattern"
         raise InputError.at(name, message, f"cut to multiples of {GROUP}, or leave it out of the pass's tensors")
 
@@ -97,11 +102,12 @@ def tile_patterns() -> Tensor:
     return tiles[(tiles.sum(1) == KEPT).all(1)].bool().flatten(1)
 
 
-def violation(pattern: str, mask: Tensor) -> str | None:
+def violation(pattern: str, mask: Tensor, *, input_first: bool = False) -> str | None:
     """Where a mask of even widths breaks the pattern, in words; None where it holds.
 
     A tile may keep one weight less than it could: greedy choices do.
     """
+    mask = mask.T if input_first else mask
     rows = mask.unflatten(1, (-1, GROUP)).sum(2, dtype=torch.uint8)
     tests = [(rows > KEPT if pattern == "m4n2_2d" else rows != KEPT, rows, f"of {GROUP} weights", 1, GROUP)]
     if pattern == "m4n2_2d":
@@ -112,7 +118,8 @@ def violation(pattern: str, mask: Tensor) -> str | None:
     for bad, counts, of_what, height, width in tests:
         if bool(bad.any()):
             row, column = bad.nonzero()[0].tolist()
-            return f"{int(counts[row, column])} {of_what} from row {row * height}, column {column * width}"
+            start = (row * height, column * width)[:: -1 if input_first else 1]
+            return f"{int(counts[row, column])} {of_what} from row {start[0]}, column {start[1]}"
     return None
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sprunec.errors import InputError
+from sprunec.families.cards import card_of
 from sprunec.graph.arithmetic import sparse
 from sprunec.graph.builder import Builder
 from sprunec.graph.graph import Node
@@ -28,16 +29,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class SparsifyOptions(Options):
-    """A pattern, and the tensors that get it; the content of a mask file where one says which weights stay."""
+    """A pattern, and the tensors that get it; the content of a mask file where one says which weights stay.
+
+    Attributes:
+        input_first: ends of the names of matrices whose first dim is the input.
+    """
 
     pattern: str
     tensors: tuple[str, ...]
     content: str = ""
+    input_first: tuple[str, ...] = ()
+
+    def turned(self, name: str) -> bool:
+        """Tell whether groups run along the first dim of a tensor."""
+        return name.endswith(self.input_first)
 
 
 def lower(build: Builder, spec: PassSpec) -> None:
     paths: tuple[Path, ...] = spec.options.get("path", ())
-    options = build.options(SparsifyOptions, spec, content="".join(build.masks_digest(path) for path in paths))
+    content, turned = "".join(build.masks_digest(path) for path in paths), card_of(build.config).input_first
+    options = build.options(SparsifyOptions, spec, content=content, input_first=turned(build.config))
     more: dict[str, Any] = {"files": {"path": paths}} if paths else {}
     more |= {"writes": {"mask": spec.options["save_mask"]}} if "save_mask" in spec.options else {}
     more["about"] = ", ".join((options.pattern, *(path.name for path in paths)))
@@ -55,7 +66,7 @@ def run(job: Job[SparsifyOptions]) -> dict[str, Any]:
     from sprunec.families.model_directory import open_model_tensors, save_outputs
     from sprunec.masks.two_four import choose, density, refuse_uneven, save_pattern, short_tiles
 
-    config, tensors, kind = job.config(), job.weights(), job.options.pattern
+    config, tensors, kind, turned = job.config(), job.weights(), job.options.pattern, job.options.turned
     targets = targeted(config.tensors(), job.options.tensors)
     if not targets:
         parts = ", ".join(job.options.tensors)
@@ -63,11 +74,11 @@ def run(job: Job[SparsifyOptions]) -> dict[str, Any]:
     if "path" in job.files:
         from sprunec.bmcook.masks.two_four_files import read_mask_file
 
-        pattern = read_mask_file(job.files["path"][0], kind, config.tensors(), targets)
+        pattern = read_mask_file(job.files["path"][0], kind, config.tensors(), targets, turned)
     else:
         for name, shape in targets.items():
-            refuse_uneven(kind, name, shape)
-        pattern = {name: choose(kind, name, tensors[name]) for name in targets}
+            refuse_uneven(kind, name, shape, input_first=turned(name))
+        pattern = {name: choose(kind, name, tensors[name], input_first=turned(name)) for name in targets}
     outputs = as_outputs(tensors) | {name: _masked(tensors, name, mask) for name, mask in pattern.items()}
     save_outputs(job.out, config, job.kept(), outputs)
     save_pattern(job.out, pattern)

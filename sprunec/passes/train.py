@@ -45,6 +45,7 @@ def add(build: Builder, spec: PassSpec, options: TrainOptions, about: str, suffi
     inputs, steps, every = {"model": build.model, "data": build.data}, options.steps, spec.options["checkpoint_every"]
     if options.distillation is not None:
         inputs["teacher"] = load.add_teacher(build, spec.options["distillation"]["teacher"])
+    about += f", learning rate {options.learning_rate:g}"
     build.tokens += _tokens(build, options)
     build.flops += _operations(build, options)
     build.model_steps += steps

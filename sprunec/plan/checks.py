@@ -18,7 +18,7 @@ from sprunec.plan.files import files_there, idle_patterns, saved_masks_fit
 from sprunec.plan.planned_sizes import sizes_fit
 from sprunec.plan.sparsity import sparsify_fits
 from sprunec.plan.targets import mismatched, quoted, uncovered
-from sprunec.plan.training_checks import distillation_fits, engine_fits, training_fits
+from sprunec.plan.training_checks import distillation_fits, engine_fits, rates_fit, training_fits
 from sprunec.plan.written_plan import WrittenPlan, needs_calibration
 from sprunec.units import SIZE_TARGETS, SUBLAYERS, WHOLE, counting
 
@@ -162,6 +162,15 @@ CHECKS: tuple[Callable[[WrittenPlan], None], ...] = (
         heads_tied,
         formats_fit,
     ),
-    *(data_fits, tokenizer_there, data_set_whole, training_fits, engine_fits, distillation_fits, batches_used),
+    *(
+        data_fits,
+        tokenizer_there,
+        data_set_whole,
+        training_fits,
+        rates_fit,
+        engine_fits,
+        distillation_fits,
+        batches_used,
+    ),
     *(saved_masks_fit, idle_patterns, files_there),
 )

@@ -15,6 +15,7 @@ from math import gcd
 from sprunec.checkpoint.safetensors_file import Shape
 from sprunec.errors import show
 from sprunec.families.base_config import ModelConfig, doubled
+from sprunec.families.cards import card_of
 from sprunec.plan.targets import quoted, trimmed
 from sprunec.plan.written_plan import Step, WrittenPlan
 from sprunec.units import INSIDE, UNITS, WHOLE
@@ -30,14 +31,15 @@ def targeted(shapes: Mapping[str, Shape], parts: Iterable[str]) -> dict[str, Sha
     return {n: shape for n, shape in shapes.items() if len(shape) == 2 and any(part in n for part in wanted)}
 
 
-def checked_axes(pattern: str) -> tuple[int, ...]:
+def checked_axes(pattern: str, *, input_first: bool = False) -> tuple[int, ...]:
     """Give the axes that must part into fours: the input dim, for tiles the output dim too."""
-    return (1,) if pattern == "m4n2_1d" else (0, 1)
+    return (0, 1) if pattern != "m4n2_1d" else (0,) if input_first else (1,)
 
 
-def uneven(pattern: str, shape: Shape) -> int | None:
+def uneven(pattern: str, shape: Shape, *, input_first: bool = False) -> int | None:
     """Give the first size that is no multiple of four and would have to be."""
-    return next((shape[axis] for axis in checked_axes(pattern) if shape[axis] % GROUP), None)
+    axes = checked_axes(pattern, input_first=input_first)
+    return next((shape[axis] for axis in axes if shape[axis] % GROUP), None)
 
 
 def sparsify_fits(plan: WrittenPlan) -> None:
@@ -61,7 +63,7 @@ def _names(step: Step, config: ModelConfig) -> None:
     """Check that every part of a name is in a tensor's; a list that names none at all is an error."""
     shapes, parts = config.tensors(), step.options["tensors"]
     tell = step.warn if (something := targeted(shapes, parts)) else step.error
-    if "tensors" not in step.written:
+    if step.written.get("tensors") is None:
         if not something:
             step.error("no-such-tensor", "", "the model has no linears to make sparse")
         return
@@ -89,11 +91,12 @@ def _widths(step: Step, config: ModelConfig, before: Sequence[Step]) -> None:
     """Find widths that are known and no multiple of four; then those that only the run will know."""
     left, chosen = _left(config, before)
     shapes, more = targeted(left.tensors(), step.options["tensors"]), reduce(doubled, chosen, left).tensors()
-    axes = checked_axes(step.options["pattern"])
-    bad = {n: axis for n, shape in shapes.items() for axis in axes if shape[axis] % GROUP}
+    pattern, turned = step.options["pattern"], card_of(config).input_first(config)
+    axes = {name: checked_axes(pattern, input_first=name.endswith(turned)) for name in shapes}
+    bad = {n: axis for n, shape in shapes.items() for axis in axes[n] if shape[axis] % GROUP}
     unknown = [name for name, axis in bad.items() if more[name][axis] != shapes[name][axis]]  # it counts such units
     wrong = [name for name in bad if name not in unknown]
-    key = "tensors" if "tensors" in step.written else ""
+    key = "tensors" if step.written.get("tensors") else ""
     if wrong:
         shape, size = list(shapes[wrong[0]]), shapes[wrong[0]][bad[wrong[0]]]
         message = f"{wrong[0]} is {shape} here, and {size} is not a multiple of {GROUP}{_more(wrong)}"

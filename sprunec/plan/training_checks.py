@@ -10,10 +10,12 @@ from sprunec.errors import show
 from sprunec.families.base_config import ModelConfig, doubled
 from sprunec.families.cards import card_of
 from sprunec.families.states import Pair, state_widths
+from sprunec.plan.schema import resolve
 from sprunec.plan.source import Section
 from sprunec.plan.written_plan import WrittenPlan
 from sprunec.units import INSIDE
 
+FAR = 50  # times a family's learning rate; those of adapters are not so far above it
 OTHER_ENGINE = 'or write "name": "torch"'
 # an option of a distillation: the loss that reads it
 _READ_BY = {"temperature": "logits", "pairs": "hidden", "project": "hidden"}
@@ -41,6 +43,21 @@ def training_fits(plan: WrittenPlan) -> None:
         if precision != "fp16" and (pointer := step.option_at("loss_scale")) in plan.source.places:
             message = f"loss_scale is not used with precision {show(precision)}"
             step.unused(pointer, message, 'remove it, or choose precision "fp16"')
+
+
+def rates_fit(plan: WrittenPlan) -> None:
+    """Warn of learning rates far above the family's, with which a model forgets; of one for all passes once."""
+    told, usual = set[str](), resolve("training", card_of(plan.config).training)["learning_rate"]
+    for step in plan.valid_steps if plan.config is not None else ():
+        options = step.options
+        if not step.declared.trains or options["optimizer"] == "sgd":  # whose steps go by the gradients' sizes
+            continue
+        highest = max(options["warmup_steps"], 1) ** -0.5 if options["schedule"] == "noam" else 1.0
+        peak, pointer = options["learning_rate"] * highest, step.option_at("learning_rate")
+        if peak > FAR * usual and pointer not in told:
+            message = f"the learning rate goes up to {peak:g}, and such models are trained with about {usual:g}"
+            step.warn("high-rate", pointer, f"{message}: they may forget what they know", "lower it, or leave it out")
+            told.add(pointer)
 
 
 def engine_fits(plan: WrittenPlan) -> None:

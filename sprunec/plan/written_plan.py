@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from sprunec.families.base_config import ModelConfig
+from sprunec.families.cards import card_of
 from sprunec.plan.declared import PASSES, UNKNOWN, Pass, calibrates
 from sprunec.plan.schema import pass_names, properties, resolve
 from sprunec.plan.source import Section
@@ -84,7 +85,8 @@ class WrittenPlan(Section):
     def options(self, name: str) -> dict[str, Any]:
         """Return a section's valid values with the defaults of those not given; a wrong one is absent."""
         written = self.section(name).written.items()
-        given = {key: value for key, value in written if self.is_valid(f"/{name}/{key}")}
+        given = dict(card_of(self.config).training) if name == "training" else {}
+        given |= {key: value for key, value in written if self.is_valid(f"/{name}/{key}")}
         resolved = resolve(properties("plan")[name], given)
         return {key: value for key, value in resolved.items() if self.is_valid(f"/{name}/{key}")}
 
@@ -106,12 +108,12 @@ class WrittenPlan(Section):
             rules = properties(f"passes/{name}")
             own = {key: value for key, value in step.written.items() if key != "pass"}
             shared = {key: value for key, value in self.options("training").items() if key in rules}
-            step.options = finish(resolve(f"passes/{name}", shared | own), self.source.folder)
+            step.options = finish(resolve(f"passes/{name}", shared | own), self.source.folder, self.config)
         return step
 
 
-def finish(options: dict[str, Any], folder: Path) -> Mapping[str, Any]:
-    """Write in one way, which passes read, what a plan may write in several."""
+def finish(options: dict[str, Any], folder: Path, config: ModelConfig | None = None) -> Mapping[str, Any]:
+    """Write in one way, which passes read, what a plan may write in several, or leave to the model's family."""
     if "unit" in options:
         options["unit"] = as_list(options["unit"])
         for key in ("target", "gates_for"):
@@ -123,6 +125,8 @@ def finish(options: dict[str, Any], folder: Path) -> Mapping[str, Any]:
         options["save_mask"] = folder / options["save_mask"]
     if (options.get("distillation") or {}).get("teacher") is not None:
         options["distillation"] = options["distillation"] | {"teacher": folder / options["distillation"]["teacher"]}
+    if options.get("tensors", ()) is None:
+        options["tensors"] = card_of(config).sparse(config)
     if options.get("warmup_steps", 0) is None:
         options["warmup_steps"] = options["steps"] // _WARMUP_SHARE
     if options.get("mask_learning_rate", 0) is None:

@@ -31,7 +31,7 @@ def options(plan: Plan, index: int) -> Any:
 @pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
 def test_plan_has_no_errors(path: Path) -> None:
     plan, found = check_plan(path)
-    assert [str(finding) for finding in found if finding.code != "missing-file"] == []
+    assert [str(finding) for finding in found if finding.code not in ("missing-file", "high-rate")] == []
     assert plan is not None
     assert plan.name == path.stem
 

@@ -12,6 +12,9 @@ from sprunec.plan.plan import check_plan, read_plan
 COUNTS = Path(__file__).parents[1] / "plans" / "good" / "counts.json"
 
 
+CALM = {"/training/learning_rate": 0.5}  # not so high that it is warned of
+
+
 def test_override_changes_a_value() -> None:
     plan = read_plan(COUNTS, {"/training/learning_rate": 0.5, "/passes/1/target/num_heads": 1})
     assert plan.passes[0].options["learning_rate"] == 0.5
@@ -23,12 +26,12 @@ def test_override_makes_a_section() -> None:
 
 
 def test_override_is_checked_and_has_no_line() -> None:
-    found = check_plan(COUNTS, overrides={"/passes/0/steps": 0})[1]
+    found = check_plan(COUNTS, overrides={"/passes/0/steps": 0, **CALM})[1]
     assert [(f.code, f.pointer, f.line) for f in found] == [("out-of-range", "/passes/0/steps", 0)]
 
 
 def test_places_beside_an_override_stay() -> None:
-    found = check_plan(COUNTS, overrides={"/passes/1/target": {"num_heads": 9}, "/name": "a b"})[1]
+    found = check_plan(COUNTS, overrides={"/passes/1/target": {"num_heads": 9}, "/name": "a b", **CALM})[1]
     assert [(f.pointer, f.line) for f in found] == [("/name", 0), ("/passes/1/target/num_heads", 0)]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,13 +50,20 @@ def write_pattern(directory: Path, path: Path) -> None:
     put_file(path, buffer.getvalue())
 
 
-def read_mask_file(path: Path, kind: str, shapes: Mapping[str, Shape], targets: Mapping[str, Shape]) -> Pattern:
+def read_mask_file(
+    path: Path,
+    kind: str,
+    shapes: Mapping[str, Shape],
+    targets: Mapping[str, Shape],
+    turned: Callable[[str], bool] = lambda name: False,
+) -> Pattern:
     """Read the masks of all `targets`.
 
     Args:
         kind: the pattern that it must have.
         shapes: of all the model's tensors.
         targets: of those that the pass makes sparse.
+        turned: of a name, whether groups run along the first dim.
 
     Raises:
         InputError: the file is damaged, of another model, of other tensors, or no such pattern.
@@ -82,8 +89,8 @@ def read_mask_file(path: Path, kind: str, shapes: Mapping[str, Shape], targets: 
         message = f"has no mask for {missing[0]}, which the pass's tensors name"
         raise InputError.at(path, message, "name only what the file makes sparse, or take out path")
     for name, shape in targets.items():
-        refuse_uneven(kind, name, shape)
-        if broken := violation(kind, found[name]):
+        refuse_uneven(kind, name, shape, input_first=turned(name))
+        if broken := violation(kind, found[name], input_first=turned(name)):
             raise InputError.at(path, f"is no {kind} mask: {name} keeps {broken}", "save it again, or take out path")
     return {name: found[name] for name in targets}
 

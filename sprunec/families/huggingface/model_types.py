@@ -82,6 +82,7 @@ GPT2 = Layout(
         **norms("transformer.ln_f"),
         "lm_head.weight": "V D",
     },
+    input_first=("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight"),
     defaults=TIED,
     uneven_heads=False,
 )
@@ -198,6 +199,7 @@ LAYOUTS = {
         | {"mlp.fc_in.weight": "F D", "mlp.fc_in.bias": "F", "mlp.fc_out.weight": "D F", "mlp.fc_out.bias": "D"},
         both=norms("ln_1"),
         tables={"transformer.wpe.weight": None, "lm_head.bias": "V"},
+        input_first=(),
         defaults={"tie_word_embeddings": False},
         fixed={"dim_head": ROTARY},
     ),

@@ -41,6 +41,7 @@ class Layout:
         by_layer: keys whose value is a list with an entry a layer.
         by_depth: keys whose value grows with the root of the number of layers, as a residual's factor does.
         fixed: units that cannot be cut, and why.
+        input_first: matrices of a block that are (input, output), as Conv1D's are.
         cache: how many numbers a token's keys and values are, as a sum of letters.
         needs: values of keys without which a model is another one, and has no card.
         uneven_heads: whether the class can have heads of another width than D / H.
@@ -58,6 +59,7 @@ class Layout:
     by_layer: tuple[str, ...] = ("layer_types",)
     by_depth: tuple[str, ...] = ()
     fixed: Mapping[str, str] = field(default_factory=dict)
+    input_first: tuple[str, ...] = ()
     cache: str = "2GE"
     needs: Mapping[str, Any] = field(default_factory=dict)
     uneven_heads: bool = True

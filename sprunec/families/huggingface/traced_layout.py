@@ -53,6 +53,7 @@ def read_layout(source: str) -> dict[str, Any]:
         keys=_keys(whole.config, blocks[0], {**layers[0].counts, **sizes}),
         by_layer=tuple(lists),
         fixed=units[0].fixed,
+        input_first=tuple(dict.fromkeys(name for block in blocks for name in _input_first(block.module))),
         head=names[head],
     )
     tied = head.weight is table.weight
@@ -63,6 +64,13 @@ def _lists(known: Any, layers: int) -> dict[str, list[Any]]:
     """Find the lists in a config that have an entry a layer."""
     lists = {key: value for key, value in known.to_dict().items() if "layer" in key and isinstance(value, list)}
     return {key: value for key, value in lists.items() if len(value) == layers}
+
+
+def _input_first(block: nn.Module) -> list[str]:
+    """List the matrices of a block that are (input, output)."""
+    from transformers.pytorch_utils import Conv1D
+
+    return [f"{name}.weight" for name, module in block.named_modules() if isinstance(module, Conv1D)]
 
 
 def _numbers(shape: Sequence[int]) -> str:

@@ -19,6 +19,8 @@ from sprunec.families.huggingface.transformers_config import FAMILY, Transformer
 
 TEXT_PARTS = ("text_config", "llm_config", "language_config")  # of models of text and more
 ITEM_BYTES = {"float64": 8, "float32": 4}
+# What pretrained models are fine-tuned with; decay would draw norms and biases to zero, too.
+TRAINING = {"learning_rate": 2e-5, "weight_decay": 0.0}
 
 
 def native_keys(document: Mapping[str, Any]) -> dict[str, Any]:
@@ -147,6 +149,9 @@ CARD = Card(
     fixed_units=lambda config: config.layout.fixed,
     parts=parts,
     native_shapes=native_shapes,
+    sparse=lambda config: (f"{config.layout.blocks}.",),
+    input_first=lambda config: tuple(config.layout.input_first),
+    training=TRAINING,
     head_names=head_names,
     state_widths=state_widths,
     cache_bytes=cache_bytes,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -180,6 +180,10 @@ class TransformersModel(nn.Module):
             in_front.enter_context(values_unread())
             logits: Tensor = whole(inputs_embeds=nothing, use_cache=False).logits
         return logits if rows is hidden else logits[:, 0]
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay as it was traced: what a class does in training alone draws noise, which no seed and step decide."""
+        return super().train(False)
 
     def forward(self, input: Tensor, length: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Give logits (B, N, V) and the hidden states in front of the last norm; what is padded stands on the right."""

@@ -44,6 +44,7 @@ def test_graphs_say_what_the_row_says(name: str) -> None:
         not each or each[0] in (*KEYS[letter], *LAYOUTS[name].keys.get(letter, ())) for letter, each in keys.items()
     )
     assert keys["L"] and keys["D"] and keys["H"]
+    assert {*traced.layout.input_first} == {*known.layout.input_first}
 
 
 def test_a_class_of_other_names_is_read() -> None:

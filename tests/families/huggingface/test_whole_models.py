@@ -34,7 +34,7 @@ DROPPING = {
     "gptj": {"embd_pdrop": 0.5, "resid_pdrop": 0.5, "attn_pdrop": 0.5},
     "gpt_neox": {"hidden_dropout": 0.5, "attention_dropout": 0.5},
     "phi3": {"embd_pdrop": 0.5, "resid_pdrop": 0.5, "attention_dropout": 0.5},
-    "opt": {"dropout": 0.5, "attention_dropout": 0.5},
+    "opt": {"dropout": 0.5, "attention_dropout": 0.5, "layerdrop": 0.5},
     "bloom": {"hidden_dropout": 0.5, "attention_dropout": 0.5},
 }
 
