@@ -1,50 +1,33 @@
-"""Useless heads and dims are planted; training masks must find them, and cannot without the language model's gradient.
-
-A small model is trained with the planted units multiplied by zero, so that only the others carry what it has learned.
-Then the planted units are opened with noise in their weights, and `train-mask` is told how many to keep, not which.
-"""
+"""Useless groups, heads and dims are planted; training masks must find them, and cannot without the loss's gradient."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from sprunec.engines.device import Place
-from sprunec.engines.loop import fit
-from sprunec.engines.losses import language_model_loss
-from sprunec.engines.torch_engine import TorchEngine
-from sprunec.engines.training import Training
-from sprunec.families.base_config import everything
+from sprunec.checkpoint.reader import open_tensors
+from sprunec.families.cards import native
 from sprunec.families.cpm_ant.blocks import build, initialize
 from sprunec.families.cpm_ant.config import ModelConfig
-from sprunec.families.cpm_ant.model import CPMAnt
-from sprunec.families.model_directory import save_model
-from sprunec.masks.budgets import fill_all, make_budgets
-from sprunec.masks.learn import GateLearner
-from sprunec.masks.mask_tensors import load_scores
+from sprunec.families.huggingface.transformers_card import TRAINING
+from sprunec.families.huggingface.transformers_config import TransformersConfig
 from sprunec.models.loading import load_model
-from sprunec.models.meta_models import traced
-from sprunec.passes import read_data as data_pass
-from sprunec.passes import train_mask
-from sprunec.passes.job import Job
-from sprunec.rewrite.gating import mask
-from sprunec.rewrite.recipe import make_recipe
-from sprunec.units import Kept
-from tests.conftest import kept_layer
+from tests.helpers.cut_lms import graphs
+from tests.helpers.planted import VOCABULARY, Planted, Subject, cut_gradient, learn, make_text, plant, start_alike
 
-HEADS, DIMS, USEFUL_HEADS, USEFUL_DIMS = 8, 48, 3, 16
-CONFIG = ModelConfig.from_dict(
+CPM_ANT = ModelConfig.from_dict(
     {
-        "vocab_size": 128,
+        "vocab_size": VOCABULARY,
         "dim_model": 64,
-        "num_heads": HEADS,
+        "num_heads": 8,
         "dim_head": 16,
-        "dim_ff": DIMS,
+        "dim_ff": 48,
         "num_layers": 2,
         "position_bias_num_buckets": 32,
         "position_bias_max_distance": 64,
@@ -53,143 +36,102 @@ CONFIG = ModelConfig.from_dict(
         "segment_types": 3,
     }
 )
-TRAINING: dict[str, Any] = {
-    "optimizer": "adamw",
-    "betas": (0.9, 0.999),
-    "learning_rate": 0.03,
-    "schedule": "cosine",
-    "warmup_steps": 10,
-    "weight_decay": 0.0,
-    "clip_grad": 1.0,
-    "accumulate": 1,
-    "loss_scale": 1.0,
+IDS = {"vocab_size": VOCABULARY, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+PLAIN: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 8,
+    **IDS,
 }
-LOOK = {"max_length": 34, "batch_size": 32}
-CPU = TorchEngine(Place.of("cpu", "fp32"))
-NOISE = 0.3
+PLAIN |= {"initializer_range": 0.1}  # learns faster
+GROUPED = {**PLAIN, "hidden_size": 72, "num_attention_heads": 12, "num_key_value_heads": 6, "head_dim": 16}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "llama": GROUPED,
+    "qwen3": GROUPED | {"attention_bias": True},
+    "gemma3_text": GROUPED | {"query_pre_attn_scalar": 16, "sliding_window": 16},
+    "gpt2": {"n_embd": 64, "n_inner": 32, "n_layer": 2, "n_head": 8, **IDS, "initializer_range": 0.1},
+    "gpt_neox": PLAIN,
+}
+UNITS = ("kv_group", "head", "dim_ff")
+SEEDS = (1, 2, 3, 4, 5)
+
+
+def new_cpm_ant(seed: int, folder: Path) -> nn.Module:
+    model = build(CPM_ANT)
+    initialize(model, seed)
+    return model
+
+
+def new_of_transformers(name: str, seed: int, folder: Path) -> nn.Module:
+    torch.manual_seed(seed)
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **CONFIGS[name])).save_pretrained(folder)
+    model: nn.Module = graphs(config_of(name), open_tensors(folder), folder)
+    return model
+
+
+def config_of(name: str) -> TransformersConfig:
+    return TransformersConfig.from_dict(native(AutoConfig.for_model(name, **CONFIGS[name]).to_dict()))
+
+
+def subject(name: str) -> Subject:
+    """Chance finds 3 of 8 heads in two layers once in 3,136 times, 2 of 6 groups with a head of each once in 3,600."""
+    if name == "cpm-ant":
+        return Subject(CPM_ANT, new_cpm_ant, {"head": 3, "dim_ff": 12}, (0.03, 0.005))
+    heads = {"kv_group": 2, "head": 1} if CONFIGS[name] is not PLAIN and "head_dim" in CONFIGS[name] else {"head": 3}
+    useful, rates = heads | {"dim_ff": 6}, (0.01, TRAINING["learning_rate"])
+    return Subject(config_of(name), partial(new_of_transformers, name), useful, rates)
 
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("data")
-    options = {"source": "python-docs", "held_out": 0.1, "vocab_size": 128, "column": "", "between": ""}
-    data_pass.run(job(options, {}, out))
-    return out
+    return make_text(tmp_path_factory.mktemp("data"))
 
 
-def job(options: dict[str, Any], inputs: dict[str, Path], out: Path) -> Job:
-    return Job(SimpleNamespace(**options), inputs, {}, out, "cpu", lambda event: None)
+CASES = [
+    pytest.param((name, seed), marks=[pytest.mark.slow] * (seed > 1), id=f"{name}-{seed}")
+    for name in ("cpm-ant", *CONFIGS)
+    for seed in SEEDS
+]
 
 
-def useful_units(seed: int) -> Kept:
-    draw = torch.Generator().manual_seed(seed)
-
-    def some(count: int, size: int) -> tuple[int, ...]:
-        return tuple(sorted(torch.randperm(size, generator=draw)[:count].tolist()))
-
-    everything = tuple(range(CONFIG.dim_head))
-    return Kept(kept_layer(some(USEFUL_HEADS, HEADS), everything, some(USEFUL_DIMS, DIMS)) for _ in range(2))
+@pytest.fixture(scope="module", params=CASES)
+def planted(request: pytest.FixtureRequest, text: Path, tmp_path_factory: pytest.TempPathFactory) -> Planted:
+    name, seed = request.param
+    return plant(subject(name), seed, text, tmp_path_factory.mktemp("planted"))
 
 
-def train_with_zeroed(useful: Kept, seed: int, text: Path) -> tuple[CPMAnt, float]:
-    """A model that never used the planted units, and its loss on batches that it has not seen."""
-    model = build(CONFIG)
-    initialize(model, seed)
-    data = job(LOOK | {"seed": seed}, {"data": text}, text).data(CONFIG)
-    mask(model, traced(model, CONFIG), useful)
-    fit(model, data.batch, Training(steps=360, **TRAINING), CPU, first_step=0, report=lambda event: None)
-    losses = []
-    with torch.no_grad():
-        for batch in (data.batch(step) for step in range(360, 368)):
-            losses.append(float(language_model_loss(model.eval(), batch)) / batch.target_count)
-    return model, sum(losses) / len(losses)
+def units_of(planted: Planted) -> tuple[str, ...]:
+    return tuple(unit for unit in UNITS if unit in planted.useful[0])
 
 
-@torch.no_grad()
-def plant_noise(state: dict[str, torch.Tensor], useful: Kept, seed: int) -> dict[str, torch.Tensor]:
-    """Every slice outside the useful units becomes noise, of the scale that useful ones started with."""
-    draw = torch.Generator().manual_seed(seed)
-    blank = {name: torch.randn(tensor.shape, generator=draw) * NOISE for name, tensor in state.items()}
-    recipe = make_recipe(traced(build(CONFIG), CONFIG), useful)
-    cut = recipe.cut(state)
-    return recipe.expand({name: blank[name] if name in recipe.slices else state[name] for name in state}, cut)
+def test_masks_find_what_is_planted(planted: Planted, text: Path, tmp_path: Path) -> None:
+    """All kinds of units in one pass, as a plan that says nothing else would have it."""
+    assert planted.loss < 2.7  # letters alone give 3.2
+    kept = learn(planted, units_of(planted), text, tmp_path)
+    assert [dict(layer) for layer in kept] == [dict(layer) for layer in planted.useful]
 
 
-def learn(unit: str, target: dict[str, int], model: Path, text: Path, out: Path, seed: int) -> Kept:
-    """What the `train-mask` pass keeps."""
-    options = LOOK | TRAINING | {"seed": seed, "unit": (unit,), "target": target, "budget": "per-layer"}
-    options |= {
-        "steps": 120,
-        "mask_learning_rate": 0.25,  # the default of 120 steps
-        "ramp": 0.5,
-        "criterion": "reconstruction",
-        "batches": 8,
-        "tie_heads": False,
-        "first_step": 360,
-        "learning_rate": 0.005,
-        "precision": "fp32",
-    }
-    train_mask.run(replace(job({}, {"model": model, "data": text}, out), options=train_mask.GateOptions(**options)))
-    budgets = make_budgets(CONFIG, (unit,), target, "per-layer")
-    masks = fill_all(budgets, load_scores(out))
-    return everything(CONFIG).then({key: mask.tolist() for key, mask in masks.items()})
-
-
-@pytest.fixture(scope="module", params=[1, 2, 3, 4, 5])
-def planted(request: pytest.FixtureRequest, text: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    seed: int = request.param
-    useful = useful_units(seed)
-    model, loss = train_with_zeroed(useful, seed, text)
-    state = {name: t.detach() for name, t in model.state_dict().items() if ".gates." not in name}
-    directory = tmp_path_factory.mktemp("planted")
-    save_model(directory, CONFIG, everything(CONFIG), plant_noise(state, useful, seed))
-    return {"seed": seed, "useful": useful, "model": directory, "loss": loss}
-
-
-def test_masks_find_the_planted_heads(planted: dict[str, Any], text: Path, tmp_path: Path) -> None:
-    """3 of 8 heads in two layers: chance is 1 in 56², 0.03%."""
-    assert planted["loss"] < 2.3
-    kept = learn("head", {"num_heads": USEFUL_HEADS}, planted["model"], text, tmp_path, planted["seed"])
-    assert [layer.get("head") for layer in kept] == [layer.get("head") for layer in planted["useful"]]
-
-
-def test_masks_find_the_planted_dims(planted: dict[str, Any], text: Path, tmp_path: Path) -> None:
-    """16 of 48 dims in two layers: chance is below 1e-24."""
-    kept = learn("dim_ff", {"dim_ff": USEFUL_DIMS}, planted["model"], text, tmp_path, planted["seed"])
-    assert [layer.get("dim_ff") for layer in kept] == [layer.get("dim_ff") for layer in planted["useful"]]
-
-
-@pytest.mark.parametrize("gradient", ["reaches the gates", "is cut"])
+@pytest.mark.parametrize("gradient", [pytest.param("reaches the gates", marks=pytest.mark.slow), "is cut"])
 def test_it_is_the_gradient_that_finds_them(
-    gradient: str, planted: dict[str, Any], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    gradient: str, planted: Planted, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All gates start alike but for a little noise: nothing but the gradient through them can tell heads apart.
-
-    BMCook detached its masks; so cut, the gates only follow where they started.
-    """
-
-    def alike(scores: dict[Any, torch.Tensor]) -> dict[Any, torch.Tensor]:
-        draw = torch.Generator().manual_seed(planted["seed"])
-        return {key: 2.0 + 0.01 * torch.randn(value.shape, generator=draw) for key, value in scores.items()}
-
-    backward = GateLearner.backward
-
-    def detached(self: GateLearner, unscale: float) -> None:
-        for leaf in self._leaves.values():
-            leaf.grad = None
-        backward(self, unscale)
-
-    monkeypatch.setattr("sprunec.masks.learn.start_from", alike)
+    """All gates start alike but for a little noise: nothing but the gradient through them can tell heads apart."""
+    start_alike(monkeypatch, planted.seed)
     if gradient == "is cut":
-        monkeypatch.setattr(GateLearner, "backward", detached)
-    kept = learn("head", {"num_heads": USEFUL_HEADS}, planted["model"], text, tmp_path, planted["seed"])
-    found = [layer.get("head") for layer in kept] == [layer.get("head") for layer in planted["useful"]]
+        cut_gradient(monkeypatch)
+    heads = tuple(unit for unit in units_of(planted) if unit != "dim_ff")
+    kept = learn(planted, heads, text, tmp_path)
+    found = [layer["head"] for layer in kept] == [layer["head"] for layer in planted.useful]
     assert found == (gradient == "reaches the gates")
 
 
-def test_the_planted_model_is_the_trained_one_with_noise(planted: dict[str, Any]) -> None:
-    model = load_model(planted["model"])
-    useful = planted["useful"][0]["head"]
-    rows = model.encoder.layers[0].self_att.self_attention.project_q.weight.detach().unflatten(0, (HEADS, -1))
-    spread = rows.flatten(1).std(1)
-    assert all((spread[head] < 1.2 * NOISE) == (head not in useful) for head in range(HEADS))
+def test_planted_units_are_noise_half_as_large_as_the_useful_ones(planted: Planted) -> None:
+    model, config, useful = load_model(planted.model), planted.subject.config, planted.useful[0]["dim_ff"]
+    name = next(
+        n for n, shape in config.tensors().items() if len(shape) == 2 and shape[0] == config.layers[0].counts["dim_ff"]
+    )
+    sizes = model.get_parameter(name).detach().square().mean(1)
+    planted_dims = [dim for dim in range(len(sizes)) if dim not in useful]
+    ratio = float((sizes[planted_dims].mean() / sizes[list(useful)].mean()).sqrt())
+    assert ratio == pytest.approx(0.5, abs=0.1)

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from sprunec.engines.torch_engine import TorchEngine
-from tests.engines.test_loop import CPU
+from sprunec.engines.torch_engine import TorchEngine, make_optimizer
+from sprunec.engines.training import Training
+from tests.engines.test_loop import CPU, OPTIONS
 from tests.families.huggingface.test_cut_models import graphs, saved
 from tests.helpers.causal_lms import CONFIGS, token_ids
 from tests.helpers.stock_training import learn
@@ -48,6 +50,19 @@ def test_training_draws_nothing_so_that_it_goes_on_to_the_same_bytes(name: str, 
     assert torch.equal(model.train()(ids)[0], wanted)
     written = json.loads((tmp_path / "config.json").read_text())
     assert {key: written[key] for key in DROPPING[name]} == DROPPING[name]  # whoever trains it on may drop again
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3_text"])
+def test_a_tied_table_is_one_parameter_whose_gradient_is_that_of_both_uses(name: str, tmp_path: Path) -> None:
+    own, config, tensors = saved(name, tmp_path, tie_word_embeddings=True)
+    model, ids = graphs(config, tensors, tmp_path), token_ids(2, 11)
+    for logits in (own(input_ids=ids, use_cache=False).logits, model(ids)[0]):
+        F.cross_entropy(logits.flatten(0, 1), ids.roll(-1, 1).flatten()).backward()
+    theirs, ours = own.get_input_embeddings().weight, model.get_parameter(f"{model.table}.weight")
+    torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-5 * float(theirs.grad.abs().max()), rtol=1e-4)
+    (optimizer,) = make_optimizer(model, Training(**OPTIONS | {"steps": 1})).param_groups
+    assert sum(each is ours for each in optimizer["params"]) == 1
+    assert sum(each.numel() for each in optimizer["params"]) == config.parameters()
 
 
 @pytest.mark.parametrize("name", ["qwen3", "gpt_neox", "gemma3_text"])
