@@ -54,6 +54,8 @@ class TorchEngine:
     def load(self, model: nn.Module, weights: Tensors, *, dtype: torch.dtype | None = torch.float32) -> nn.Module:
         """Fill an empty model where it will work, with no more of the weights than this rank keeps; all ranks do.
 
+        So may a model be that runs forward alone, as a teacher does.
+
         Args:
             model: on the meta device; its blocks may be graphs with gates.
             weights: by its names, opened; of what becomes shards each rank reads its own rows.

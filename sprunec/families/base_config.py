@@ -46,6 +46,8 @@ class ModelConfig(Protocol):
         width: of the hidden states.
         tie_word_embeddings: the head is the table that tokens are looked up in, not a tensor of its own.
         overhead: how many positions of its own a model adds to a document.
+        keeps_scores: its attention is spelled out, so that the scores of all pairs of positions are kept for a backward
+            pass; torch's own keeps none.
         head_sets: the distinct sets of heads that layers with attention have.
     """
 
@@ -58,6 +60,8 @@ class ModelConfig(Protocol):
     def width(self) -> int: ...
     @property
     def overhead(self) -> int: ...
+    @property
+    def keeps_scores(self) -> bool: ...
     @property
     def tie_word_embeddings(self) -> bool: ...
     @property

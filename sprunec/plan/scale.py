@@ -36,7 +36,8 @@ class Setting:
         devices: processes, one a device.
         full: weights, gradients and moments in shards (FSDP2, BMTrain), not all on every device (DDP).
         sequences, positions: of one part of a device's share of the batch.
-        teacher: parameters of the model that is distilled from; every device has all of it.
+        parts: of a device's share of the batch, one after the other; each gathers shards and scatters gradients.
+        teacher: parameters of the model that is distilled from, in shards as the model is, but for BMTrain.
     """
 
     devices: int = 1
@@ -46,6 +47,7 @@ class Setting:
     optimizer: str = "adamw"
     sequences: int = 1
     positions: int = 512
+    parts: int = 1
     teacher: int = 0
     engine: str = "torch"
 
@@ -82,16 +84,21 @@ def cost(config: ModelConfig, setting: Setting) -> Cost:
     parameters, n = config.parameters(), setting.devices
     blocks = [unit_cost(config, index, "block") for index in range(len(config.layers))]
     weights = FLOAT * parameters / (n if setting.full else 1)
-    working, sent = 0.0, 2.0 * FLOAT * parameters
+    taught = setting.full and setting.engine == "torch"  # by a teacher in shards
+    working, sent = FLOAT * setting.teacher / (n if taught else 1), 2.0 * FLOAT * parameters
     if setting.full and n > 1:
         # BMTrain gathers what it holds, and casts it then
         gathered = FLOAT if setting.engine == "bmtrain" else setting.product
-        outside = 2.0 * FLOAT * (parameters - sum(blocks))
-        working = outside + (2.0 * gathered + FLOAT) * max(blocks, default=0)
-        sent = outside + (2.0 * gathered + FLOAT) * sum(blocks)
+        outside = FLOAT * (parameters - sum(blocks))
+        working += 2.0 * outside + (2.0 * gathered + FLOAT) * max(blocks, default=0)
+        sent = setting.parts * (2.0 * outside + (2.0 * gathered + FLOAT) * sum(blocks))
+        if (
+            setting.teacher and taught
+        ):  # forward alone; what stands outside its blocks stays full, and its blocks wait for ours
+            working += outside
+            sent += setting.parts * gathered * sum(blocks)
     elif setting.product < FLOAT and not setting.full and not setting.recompute:
-        working = HALF * sum(blocks)  # fp32 weights, cast on their way into products
-    working += FLOAT * setting.teacher
+        working += HALF * sum(blocks)  # fp32 weights, cast on their way into products
     moments = MOMENTS[setting.optimizer] * weights
     return Cost(weights, weights, moments, working, activations(config, setting), (n - 1) / n * sent)
 
@@ -100,11 +107,12 @@ def activations(config: ModelConfig, setting: Setting) -> float:
     """Count the bytes kept for the backward pass; with `recompute` every block's input, and the inside of one block.
 
     Of a token the inputs of products are kept, in what products are taken in; of a norm its input and what it divides,
-    in float32; of the attention its scores, in float32; of the loss what a chunk of positions takes.
+    in float32; of attention that is spelled out its scores, in float32; of the loss what a chunk of positions takes.
     """
     tokens, dim = setting.sequences * setting.positions, config.width
-    inside = [block_activations(config, index, setting) for index in range(len(config.layers))]
-    outside = 3.0 * FLOAT * tokens * (dim + setting.positions) + losses(config, setting)
+    inside = [block_activations(config, index, setting, config.keeps_scores) for index in range(len(config.layers))]
+    pairs = 3.0 * FLOAT if config.keeps_scores else 1.0  # by which scores are biased or hidden
+    outside = tokens * (3.0 * FLOAT * dim + pairs * setting.positions) + losses(config, setting)
     if not setting.recompute:
         return outside + sum(inside)
     return outside + FLOAT * tokens * dim * len(config.layers) + max(inside, default=0.0)
@@ -116,12 +124,14 @@ def losses(config: ModelConfig, setting: Setting) -> float:
     return FLOAT * logits * (5.0 if setting.teacher else 3.0)
 
 
-def block_activations(config: ModelConfig, index: int, setting: Setting) -> float:
+def block_activations(config: ModelConfig, index: int, setting: Setting, scores: bool = True) -> float:
+    """Count the bytes of what is computed inside a block; `scores`: of all pairs of positions, too."""
     layer, dim, tokens = config.layers[index], config.width, setting.sequences * setting.positions
-    # the normed input, and four tensors of the inner width: q, k, v and the context, or both halves of the gated
-    # product, what the activation makes of one, and the product
+    # the normed input, and four tensors of the inner width: q, k, v, which are repeated for the heads that share them,
+    # and the context; or both halves of the gated product, what the activation makes of one, and the product
     sublayers = [2 * FLOAT * dim + setting.product * (dim + 4 * inner) for inner in layer.inner.values() if inner]
-    return float(tokens * (sum(sublayers) + FLOAT * setting.positions * layer.counts.get("head", 0)))
+    heads = layer.counts.get("head", 0) if scores else 0
+    return float(tokens * (sum(sublayers) + FLOAT * setting.positions * heads))
 
 
 def shards_by_itself(parameters: int, memory: float) -> bool:
@@ -152,6 +162,7 @@ def training_setting(plan: Plan, options: Mapping[str, Any], devices: int = 1, s
         optimizer=options["optimizer"],
         sequences=max(1, data.batch_size // devices // options["accumulate"]),
         positions=data.max_length,
+        parts=options["accumulate"],
         teacher=plan.model.config.parameters() if options["distillation"] is not None else 0,
         engine=engine.name,
     )

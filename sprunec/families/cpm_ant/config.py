@@ -170,6 +170,11 @@ class ModelConfig(CpmLiveKeys):
         return self.prompt_length
 
     @property
+    def keeps_scores(self) -> bool:
+        """Whether a backward pass needs the scores of all pairs of positions: a bias is added to each of them."""
+        return True
+
+    @property
     def head_sets(self) -> list[tuple[int, ...]]:
         """The distinct sets of columns of the bias table that layers with attention read."""
         return list(dict.fromkeys(layer.bias_columns for layer in self.layers if layer.heads))

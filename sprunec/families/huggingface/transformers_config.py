@@ -22,6 +22,7 @@ from sprunec.families.huggingface.tensor_layouts import UNITS, Layout, read_size
 from sprunec.units import INSIDE, SUBLAYERS
 
 FAMILY = "huggingface"
+SPELLED_OUT = ("bloom", "gemma2", "gptj")  # their attention caps scores, or some release has no other for them
 _TERM = re.compile(r"(\d*)([A-Z]*)")
 
 
@@ -141,6 +142,11 @@ class TransformersConfig:
     @property
     def overhead(self) -> int:
         return 0
+
+    @property
+    def keeps_scores(self) -> bool:
+        kind = self.document.get("model_type")
+        return kind in SPELLED_OUT or bool(self.document.get("attn_logit_softcapping"))
 
     @property
     def head_sets(self) -> list[tuple[int, ...]]:
