@@ -61,3 +61,17 @@ def test_two_processes_train_as_one(folder: Path, engine: str, tmp_path: Path) -
     assert same_masks(both, alone)
     small = [read_report(folder / "out")["models"]["small"]["loss"] for folder in (both, alone)]
     assert small[0] == pytest.approx(small[1], abs=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ENGINES)
+def test_half_precision_agrees_as_far_as_it_carries(engine: str, tmp_path: Path) -> None:
+    directory(tmp_path, "qwen3", attention_bias=True)
+    for name, how in (("exact", {}), ("alone", {"precision": "bf16"})):
+        execute(learned(tmp_path, **how), tmp_path / name)
+    both = tmp_path / "both"
+    both.mkdir()
+    assert launch(both, learned(tmp_path, precision="bf16", **ENGINES[engine])).returncode == 4
+    losses = [[event["loss"] for event in events(tmp_path / name)] for name in ("exact", "alone", "both")]
+    for several in zip(*losses, strict=True):
+        assert max(several) - min(several) < 0.02 * several[0]
