@@ -3,7 +3,7 @@
     python benchmarks/sharding.py [--family llama] [--width 768] [--layers 16] [--steps 3] [--json]
 
 The model is large and the batch small, so that weights, gradients and Adam's moments are what counts. Memory is each
-process's own peak (VmHWM, from the kernel), of loading the model and of all of it, less what it had once torch and the
+process's own peak (VmHWM, from the kernel), of loading the model, of all of it and, anew, of gathering what was trained, less what it had once torch and the
 empty model were there and the processes had met: it has activations in it, and all that the C allocator does not give
 back, though told to.
 """
@@ -40,7 +40,7 @@ from sprunec.plan.scale import Cost, Setting, cost
 
 MODES = {"one process": (1, False), "DDP": (2, False), "FSDP2": (2, True)}
 ROWS, TEXT = 2, 28
-COLUMNS = ("loading", "state", "computed", "peak", "computed", "", "sent", "computed")
+COLUMNS = ("loading", "saving", "state", "computed", "peak", "computed", "", "sent", "computed")
 
 
 def measure(folder: Path, mode: str, steps: int) -> dict[str, float]:
@@ -64,7 +64,12 @@ def measure(folder: Path, mode: str, steps: int) -> dict[str, float]:
     TorchDriver.step = look  # type: ignore[method-assign]
     with sent:
         fit(model, lambda _: batch, Training(steps=steps, **TRAINING), engine, first_step=0, report=lambda _: None)
-    return found | {"peak": memory("VmHWM") - before, "traffic": sent.bytes / steps}
+    found |= {"peak": memory("VmHWM") - before, "traffic": sent.bytes / steps}
+    Path("/proc/self/clear_refs").write_text("5")  # the kernel forgets the peak
+    before, weights = memory("VmRSS"), engine.weights(model)
+    for name in weights:
+        weights[name]
+    return found | {"saving": memory("VmHWM") - before}
 
 
 def held(driver: TorchDriver) -> list[Tensor]:
@@ -157,12 +162,14 @@ def main() -> None:
         print(json.dumps({"config": config.to_dict(), "modes": found}))
         return
     print(f"{config.parameters():,} parameters; MB a rank, and how much of one process's peak\n")
-    print("{:14}{:>9}{:>9}{:>10}{:>9}{:>10}{:>9}{:>9}{:>10}".format("", *COLUMNS))
+    print("{:14}{:>9}{:>9}{:>9}{:>10}{:>9}{:>10}{:>9}{:>9}{:>10}".format("", *COLUMNS))
     for mode, row in found.items():
         wanted, share = expected(config, mode), row["peak"] / found["one process"]["peak"]
-        numbers = [row["loading"], row["state"], wanted.state, row["peak"], wanted.memory]
+        numbers = [row["loading"], row["saving"], row["state"], wanted.state, row["peak"], wanted.memory]
         words = [f"{number / 1e6:,.0f}" for number in (*numbers, row["traffic"], wanted.traffic)]
-        print("{:14}{:>9}{:>9}{:>10}{:>9}{:>10}{:>9}{:>9}{:>10}".format(mode, *words[:5], f"{share:.0%}", *words[5:]))
+        print(
+            "{:14}{:>9}{:>9}{:>9}{:>10}{:>9}{:>10}{:>9}{:>9}{:>10}".format(mode, *words[:6], f"{share:.0%}", *words[6:])
+        )
     print(f"torch {torch.__version__}, gloo, {os.cpu_count()} cores")
 
 

@@ -5,7 +5,9 @@ Gradients are added over ranks, not averaged: each rank's loss is already divide
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -23,6 +25,7 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from sprunec.checkpoint.writer import Output
 from sprunec.engines.device import Place
 from sprunec.errors import PassError
 from sprunec.families.module_lists import blocks
@@ -95,6 +98,36 @@ def like(tensor: Tensor, model: Tensor) -> Tensor:
         return tensor
     tensor = tensor.to(model.device)
     return distribute_tensor(tensor, model.device_mesh, model.placements, src_data_rank=None)
+
+
+class Gathered(Mapping[str, Tensor]):
+    """A sharded state by name: whole, on the CPU, only while one is asked for; all ranks ask for all, in this order."""
+
+    def __init__(self, state: Mapping[str, Tensor]) -> None:
+        self._state = state
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor: Any = self._state[name].detach()
+        if isinstance(tensor, DTensor):  # what is offloaded is gathered on the device
+            tensor = tensor.to(tensor.device_mesh.device_type)
+            tensor = tensor.full_tensor()
+        return tensor.cpu()  # type: ignore[no-any-return]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._state)
+
+    def __len__(self) -> int:
+        return len(self._state)
+
+    def outputs(self) -> dict[str, Output]:
+        """Make outputs that are gathered when they are written."""
+        found = {}
+        for name, tensor in self._state.items():
+            found[name] = Output(tuple(tensor.shape), tensor.dtype, partial(self._parts, name))
+        return found
+
+    def _parts(self, name: str) -> Iterator[Tensor]:
+        yield self[name]
 
 
 def total_norm(gradients: Sequence[Tensor]) -> float:

@@ -26,7 +26,7 @@ from sprunec.engines.device import Place
 from sprunec.engines.filling import fill_shards, fill_whole
 from sprunec.engines.losses import Term, WithLosses
 from sprunec.engines.nonfinite import LossScale, non_finite
-from sprunec.engines.sharding import is_sharded, like, local, replicate, shard, total_norm
+from sprunec.engines.sharding import Gathered, is_sharded, like, local, replicate, shard, total_norm
 from sprunec.engines.training import Training
 from sprunec.engines.world import World
 from sprunec.families.module_lists import blocks
@@ -85,14 +85,12 @@ class TorchEngine:
         """
         return TorchDriver(self, model, training, list(others), kept or {})
 
-    def weights(self, model: nn.Module) -> dict[str, Tensor]:
-        """Return a driven model's state, whole and plain, by its own names; elsewhere than on rank 0 maybe nothing."""
-        if not self.full:
-            return model.state_dict()
-        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+    def weights(self, model: nn.Module) -> Mapping[str, Tensor]:
+        """Return a driven model's state, whole and plain, by its own names; of shards each is gathered when asked for.
 
-        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        return dict(get_model_state_dict(model, options=options))  # type: ignore[arg-type]
+        All ranks then ask for all in turn; those of other engines have nothing elsewhere than on rank 0.
+        """
+        return Gathered(model.state_dict()) if self.full else model.state_dict()
 
 
 class TorchDriver:

@@ -172,11 +172,18 @@ class Job(Generic[O]):
         return mask(model, self.traced(model, name), self.left(name))
 
     def save(self, state: Mapping[str, Tensor]) -> None:
-        """Leave a model as the input's with other weights, without the gates that were put on it."""
-        from sprunec.families.model_directory import save_model
+        """Leave a model as the input's with other weights, without the gates that were put on it; all ranks do."""
+        from sprunec.checkpoint.writer import as_outputs
+        from sprunec.engines.sharding import Gathered
+        from sprunec.families.model_directory import save_outputs
 
-        weights = {name: tensor for name, tensor in state.items() if ".gates." not in name}
-        save_model(self.out, self.config(), self.kept(), weights)
+        if self.world.rank != 0:
+            for name in state:
+                state[name]  # rank 0 gathers it
+            return
+        outputs = state.outputs() if isinstance(state, Gathered) else as_outputs(state)
+        kept = {name: output for name, output in outputs.items() if ".gates." not in name}
+        save_outputs(self.out, self.config(), self.kept(), kept)
 
     def data(self, config: ModelConfig) -> Data:
         """Open what the data pass has made, and the user's own files where that only says where records lie."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -68,17 +68,19 @@ def needs(build: Builder, node: Node) -> Needs:
 
 
 def run(job: Job[TrainOptions]) -> dict[str, Any]:
+    from sprunec.families.model_directory import open_model_tensors
     from sprunec.masks.two_four import density, leaks, load_pattern, save_pattern
 
     engine, pattern = engine_of(job), load_pattern(job.inputs["model"])
     last, notes, state = fit_model(job, engine, engine.load(job.empty(), job.weights()), kept=pattern)
+    job.save(state)
     if engine.world.rank != 0:
         return {}
-    job.save(state)
     metrics = {"loss": last["loss"], "steps": last["steps"], "parameters": job.config().parameters()}
     metrics |= {"distillation": last["distillation"]} if "distillation" in last else {}
     metrics |= {"notes": notes} if notes else {}
     if pattern:  # handed on, once it is sure that it has held
+        state = open_model_tensors(job.out)
         if moved := leaks(state, pattern):
             raise PassError(f"{moved[0]} is not zero where its 2:4 pattern says so")
         save_pattern(job.out, pattern)
@@ -95,7 +97,7 @@ def engine_of(job: Job[TrainOptions]) -> TorchEngine:
 
 def fit_model(
     job: Job[TrainOptions], engine: TorchEngine, model: nn.Module, blocks: Sequence[TracedBlock] = (), **more: Any
-) -> tuple[dict[str, Any], list[str], dict[str, Tensor]]:
+) -> tuple[dict[str, Any], list[str], Mapping[str, Tensor]]:
     """Train a model as the options say; give the last step's event, what the user should know, and the weights.
 
     Args:

@@ -58,9 +58,9 @@ def run(job: Job[GateOptions]) -> dict[str, Any]:
         stop_when_settled=options.stop_when_settled,
     )
     last, notes, state = fit_model(job, engine, given.model, given.blocks, learner=learner)
+    job.save(state)
     if engine.world.rank != 0:
         return {}
-    job.save(state)
     save_scores(job.out, learner.log_alphas)
     if options.allocation:
         save_scores(job.out / START, allocating)
