@@ -3,9 +3,9 @@
     python benchmarks/sharding.py [--family llama] [--width 768] [--layers 16] [--steps 3] [--json]
 
 The model is large and the batch small, so that weights, gradients and Adam's moments are what counts. Memory is each
-process's own peak (VmHWM, from the kernel), of loading the model, of all of it and, anew, of gathering what was trained, less what it had once torch and the
-empty model were there and the processes had met: it has activations in it, and all that the C allocator does not give
-back, though told to.
+process's own peak (VmHWM, from the kernel): of loading the model, of all of it, and anew of gathering what was trained;
+less what it had once torch and the empty model were there and the processes had met. It has activations in it, and all
+that the C allocator does not give back, though told to.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from tests.helpers.stock_training import learn
 
 HALF = TorchEngine(Place.of("cpu", "bf16"))
 PRODUCTS = ("mm", "addmm", "bmm", "_scaled_dot_product_flash_attention_for_cpu")
-EXACT = ("rsqrt", "mean", "cos", "sin", "_softmax", "_log_softmax", "native_layer_norm")
+EXACT = ("rsqrt", "cos", "sin", "_softmax", "_log_softmax", "native_layer_norm")
 FAR = 0.03  # of a loss: steps are large, and bf16 has 8 bits
 
 
