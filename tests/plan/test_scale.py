@@ -12,7 +12,7 @@ from weakref import WeakSet
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sprunec.data.batches import Batch
 from sprunec.engines.device import Place
@@ -63,15 +63,8 @@ class Kept:
         self.tensor = tensor
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("recompute", [False, True])
-@pytest.mark.parametrize("layers", [2, 6])
-def test_activations_are_about_what_is_computed(layers: int, recompute: bool, precision: str) -> None:
-    """What autograd keeps once the loss is there; where blocks are computed again, their inputs."""
-    config = ModelConfig.from_dict(WIDE | {"num_layers": layers})
-    model = build(config)
-    initialize(model, 0)
-    engine = TorchEngine(Place.of("cpu", precision), recompute=recompute)
+def kept_for_backward(model: nn.Module, engine: TorchEngine, data: Batch) -> int:
+    """Bytes that autograd keeps once the loss is there, but for the model's own."""
     driver = engine.drive(model, TRAINING)
     owned = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept: WeakSet[Kept] = WeakSet()
@@ -81,16 +74,25 @@ def test_activations_are_about_what_is_computed(layers: int, recompute: bool, pr
         kept.add(held)
         return held
 
-    data = batch(config)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda held: held.tensor), engine.place.precision():
         loss, _ = driver.losses(data, [cross_entropy(data, 1 / data.target_count)])
-    setting = Setting(sequences=ROWS, positions=COLUMNS, precision=precision, recompute=recompute)
-    found = cost(config, setting)
-    again = block_activations(config, 0, setting) if recompute else 0.0
     assert float(loss.detach()) > 0
-    there = found.activations + found.working - again - losses(config, setting)
     storages = {storage.data_ptr(): storage.nbytes() for storage in (held.tensor.untyped_storage() for held in kept)}
-    assert sum(size for place, size in storages.items() if place not in owned) == pytest.approx(there, rel=0.25)
+    return sum(size for place, size in storages.items() if place not in owned)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("layers", [2, 6])
+def test_activations_are_about_what_is_computed(layers: int, recompute: bool, precision: str) -> None:
+    """Where blocks are computed again, their inputs are kept."""
+    config = ModelConfig.from_dict(WIDE | {"num_layers": layers})
+    model = build(config)
+    initialize(model, 0)
+    kept = kept_for_backward(model, TorchEngine(Place.of("cpu", precision), recompute=recompute), batch(config))
+    setting = Setting(sequences=ROWS, positions=COLUMNS, precision=precision, recompute=recompute)
+    found, again = cost(config, setting), block_activations(config, 0, setting) if recompute else 0.0
+    assert kept == pytest.approx(found.activations + found.working - again - losses(config, setting), rel=0.25)
 
 
 @pytest.mark.slow
@@ -105,18 +107,6 @@ def test_two_processes_hold_and_send_what_is_computed() -> None:
         assert row["traffic"] == pytest.approx(wanted.traffic, rel=0.01)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("family", ["cpm-ant", "llama"])
-def test_a_rank_takes_memory_for_its_own_shards_while_it_loads(family: str) -> None:
-    size = ["--width", "512", "--layers", "12", "--steps", "1", "--json"]
-    command = [sys.executable, "benchmarks/sharding.py", "--family", family, *size]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=True)
-    rows = json.loads(done.stdout)["modes"]
-    whole, shards = (rows[mode]["loading"] for mode in ("one process", "FSDP2"))
-    assert whole == pytest.approx(rows["one process"]["state"] / 4, rel=0.1)
-    assert shards < 0.6 * whole
-
-
 def test_parts_shrink_with_devices_and_wholes_do_not() -> None:
     config = ModelConfig.from_dict(WIDE)
     one, ddp, fsdp = (cost(config, Setting(n, full)) for n, full in ((1, False), (8, False), (8, True)))
@@ -124,6 +114,17 @@ def test_parts_shrink_with_devices_and_wholes_do_not() -> None:
     assert one.traffic == 0 < ddp.traffic < fsdp.traffic < 1.5 * ddp.traffic
     taught = Setting(teacher=1000)  # and its logits
     assert cost(config, taught).memory - one.memory == 4000 + losses(config, taught) - losses(config, Setting())
+
+
+def test_a_teacher_lies_in_shards_and_every_part_gathers_anew() -> None:
+    config = ModelConfig.from_dict(WIDE)
+    blocks = sum(unit_cost(config, index, "block") for index in range(config.num_layers))
+    alone, taught = (cost(config, Setting(4, True, teacher=size)) for size in (0, config.parameters()))
+    outside = 4 * (config.parameters() - blocks)
+    assert taught.working - alone.working == pytest.approx(config.parameters() + outside)  # a quarter of 4 bytes each
+    assert taught.traffic - alone.traffic == pytest.approx(0.75 * 4 * blocks)
+    assert cost(config, Setting(4, True, parts=3)).traffic == pytest.approx(3 * alone.traffic)
+    assert cost(config, Setting(4, parts=3)).traffic == cost(config, Setting(4)).traffic  # added once
 
 
 def test_auto_shards_what_would_fill_half_a_device() -> None:
