@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,8 +18,10 @@ from sprunec.engines.torch_engine import TorchEngine
 from sprunec.families.cards import read_config
 from sprunec.families.huggingface.transformers_config import TransformersConfig
 from sprunec.models.meta_models import empty_model, traced
-from sprunec.plan.scale import Setting, block_activations, cost, losses
+from sprunec.plan.plan import read_plan
+from sprunec.plan.scale import Setting, block_activations, cost, losses, plan_costs
 from sprunec.rewrite.gating import insert_gates
+from tests.helpers.small_plans import plan, write
 from tests.plan.test_scale import ROOT, ROWS, kept_for_backward
 
 COLUMNS = 128
@@ -58,21 +62,57 @@ def test_activations_are_about_what_is_computed(name: str, recompute: bool, prec
     assert least < share < most
 
 
+LLAMA_8B = {
+    "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+    "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": False,
+    "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+
+
 def test_grouped_queries_gates_and_large_vocabularies_are_counted() -> None:
     """Llama 3.1 8B, by the sizes that its paper gives."""
-    sizes = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8}
-    more = {"intermediate_size": 14336, "vocab_size": 128256, "tie_word_embeddings": False}
-    config = TransformersConfig.from_source({"model_type": "llama"} | sizes | more)
-    assert config.parameters() == 8_030_261_248
+    config = TransformersConfig.from_source(LLAMA_8B)
     block = 2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336 + 2 * 4096
     outside = 2 * 128256 * 4096 + 4096
-    assert config.parameters() == 32 * block + outside
+    assert config.parameters() == 32 * block + outside == 8_030_261_248
     found = cost(config, Setting(8, True, recompute=True, precision="bf16", sequences=4, positions=512))
     assert found.state == 16 * config.parameters() / 8
     assert found.working == 8 * outside + 8 * block
     assert found.traffic == pytest.approx(7 / 8 * (8 * outside + 8 * 32 * block))
-    logits = cost(config, Setting(sequences=8)).activations - cost(config, Setting(sequences=4)).activations
-    assert logits < 4 * 4 * 512 * 128256  # of 2,048 more positions, whose logits are never there at once
+    fewer = cost(TransformersConfig.from_source(LLAMA_8B | {"vocab_size": 32000}), Setting(sequences=4))
+    assert fewer.activations == cost(config, Setting(sequences=4)).activations  # logits are there a chunk at a time
+
+
+def test_a_dry_run_says_what_the_page_says(tmp_path: Path) -> None:
+    """Of files that have a header and nothing else."""
+    config, names, end = TransformersConfig.from_source(LLAMA_8B), dict[str, Any](), 0
+    for name, shape in config.tensors().items():
+        start, end = end, end + 2 * math.prod(shape)
+        names[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [start, end]}
+    header = json.dumps(names).encode()
+    (tmp_path / "dense").mkdir()
+    (tmp_path / "dense/config.json").write_text(json.dumps(LLAMA_8B))
+    with (tmp_path / "dense/model.safetensors").open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + end)
+    engine = {"precision": "bf16", "activation_checkpointing": True}
+    content = plan({"pass": "finetune", "steps": 1}, model={"path": "dense"}, engine=engine)
+    content["data"] |= {"max_length": 512, "batch_size": 4 * 8}
+    found = plan_costs(read_plan(write(tmp_path, content)), 8)
+    page = (ROOT / "docs/scale.md").read_text()
+    for row, name in zip(found, ("DDP", "FSDP2"), strict=True):
+        tables = [line for line in rows_of(page, "Llama 3.1 8B") if line[1] == name]
+        assert [line[5] for line in tables] == [f"{row[what] / 1e9:.1f}" for what in ("memory", "traffic")]
+
+
+def rows_of(page: str, model: str) -> list[list[str]]:
+    """The cells of a model's rows in both tables; only the first of them has its name."""
+    found, named = list[list[str]](), ""
+    for line in page.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        named = cells[0] or named
+        found += [cells] if named.startswith(model) else []
+    return found
 
 
 @pytest.mark.slow
