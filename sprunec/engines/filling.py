@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from sprunec.checkpoint.reader import Tensors
+from sprunec.checkpoint.safetensors_file import Stored
 from sprunec.families.model_directory import check_shapes, fill
-
-SOURCE = "the checkpoint"
 
 
 def fill_whole(model: nn.Module, weights: Tensors, dtype: torch.dtype | None) -> None:
@@ -18,7 +19,7 @@ def fill_whole(model: nn.Module, weights: Tensors, dtype: torch.dtype | None) ->
     Args:
         dtype: what it is kept in; None: what it is stored in.
     """
-    fill(model, {name: weights.copy(name).to(dtype or weights.dtype(name)) for name in weights}, SOURCE)
+    fill(model, {name: weights.copy(name).to(dtype or weights.dtype(name)) for name in weights}, home(weights))
 
 
 def fill_shards(model: nn.Module, weights: Tensors, dtype: torch.dtype | None, device: torch.device | str) -> None:
@@ -29,7 +30,7 @@ def fill_shards(model: nn.Module, weights: Tensors, dtype: torch.dtype | None, d
         device: where the shards are kept.
     """
     empty: dict[str, Tensor] = model.state_dict()
-    check_shapes({name: tuple(tensor.shape) for name, tensor in empty.items()}, weights.shapes(), SOURCE)
+    check_shapes({name: tuple(tensor.shape) for name, tensor in empty.items()}, weights.shapes(), home(weights))
     state = dict[str, Tensor]()
     for name, tensor in empty.items():
         kept = dtype or weights.dtype(name)
@@ -48,3 +49,9 @@ def rows_of_shard(tensor: DTensor) -> range:
     share = -(-rows // mesh.size())
     first = min(rows, share * mesh.get_local_rank())
     return range(first, first + tensor.to_local().shape[0])
+
+
+def home(weights: Tensors) -> Path | str:
+    """Name the file that the first of some tensors is in."""
+    place = next(iter(weights.places.values()), None)
+    return place.file if isinstance(place, Stored) else "the checkpoint"
