@@ -13,6 +13,7 @@ from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.graph import weights
 from sprunec.plan.schema import validator
 from tests.helpers.small_plans import EMIT, MODEL, TRAIN, guide, plan, save_weights, write
+from tests.runs.test_causal_lms import directory
 from tests.test_cli import run
 
 
@@ -95,3 +96,19 @@ def test_a_dry_run_warns_of_what_a_run_refuses(
     assert run("run", path, "--out", tmp_path / "out") == 1
     assert "2-load needs a new model in memory" in capsys.readouterr().err
     assert not (tmp_path / "out" / "store").exists()
+
+
+def test_a_dry_run_says_what_of_tasks_is_not_known(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    directory(tmp_path, "llama")
+    content = plan({"pass": "evaluate", "tasks": ["arc_easy"]}, model={"path": "dense"})
+    path = write(tmp_path, content)
+    assert run("run", path, "--dry-run", "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    validator("graph").validate(document)
+    *others, tasks = [node["needs"] for node in document["nodes"]]
+    assert tasks["operations"] is None
+    assert tasks["memory_of"]["model"] == 4 * document["parameters"]["before"]
+    assert document["needs"]["operations"] == pytest.approx(sum(needs["operations"] for needs in others))
+    assert run("run", path, "--dry-run") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "evaluate-tasks-dense will take is not known before: they are in no sum" in said

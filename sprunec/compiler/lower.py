@@ -10,6 +10,7 @@
     sparsify      -> sparsify, and the passes that train from there on hold its zeros
     finetune      -> train, on the model as it is by then: rewritten, small
     emit          -> expand, emit, compare with what was emitted, form by form, evaluations of masked and small, speeds
+    evaluate      -> evaluate-tasks, of dense and small, each behind an emit where no directory is there for it
 
 A plan that trains nothing needs no expand, and one comparison, at the end: its weights are the input's throughout.
 Lowering is pure: it reads the plan and hashes the user's files, and writes nothing.
@@ -25,7 +26,7 @@ from sprunec.families.head import has_own_head
 from sprunec.graph.builder import Builder
 from sprunec.graph.graph import Graph
 from sprunec.passes import compare, emit, expand, load, read_data
-from sprunec.passes.measuring import compare_format, evaluate, measure_speed, verify_trace
+from sprunec.passes.measuring import compare_format, evaluate, evaluate_tasks, measure_speed, verify_trace
 from sprunec.plan.declared import PASSES
 from sprunec.plan.export_formats import FORMATS
 from sprunec.plan.plan import Plan
@@ -96,10 +97,15 @@ def _finish(build: Builder) -> None:
         small = final if len(reopened) == len(emitting.options["formats"]) else roles.emitted
     if masked != small:
         compare.add(build, masked, final, small)
-    if not build.evaluates():
-        return
-    if roles.origin:
-        roles.models["masked"] = evaluate.add(build, "masked", masked, final)
-    if roles.origin or any(PASSES[node.pass_].removes == "weights" for node in build.nodes.values()):
-        roles.models["small"] = evaluate.add(build, "small", small)
-    measure_speed.add(build, {role: build.nodes[name].inputs["model"] for role, name in roles.models.items()}, final)
+    is_small = roles.origin != "" or any(PASSES[node.pass_].removes == "weights" for node in build.nodes.values())
+    if build.evaluates():
+        if roles.origin:
+            roles.models["masked"] = evaluate.add(build, "masked", masked, final)
+        if is_small:
+            roles.models["small"] = evaluate.add(build, "small", small)
+        models = {role: build.nodes[name].inputs["model"] for role, name in roles.models.items()}
+        measure_speed.add(build, models, final)
+    for spec in build.evaluating:
+        evaluate_tasks.add(build, spec, "dense", build.teachers.get(None, build.model))
+        if is_small:
+            evaluate_tasks.add(build, spec, "small", final)

@@ -54,10 +54,11 @@ def execute(
         SprunecError: a pass failed; the report says which, and what was finished stays.
     """
     out, watcher, world = Path(out), watcher or Watcher(), world or World()
-    place = _check_ready(graph, world)
+    store = Store(out / "store")
+    place = _check_ready(graph, store, world)
     device = str(place.device)
     check_places(graph, out)
-    check_fits(graph, Store(out / "store"), device, place.memory(world.size), world.size)
+    check_fits(graph, store, device, place.memory(world.size), world.size)
     share_heap()
     with alone(out):
         run = Run(graph, out, watcher, device, stop, world)
@@ -82,7 +83,7 @@ def execute(
         return run.report
 
 
-def _check_ready(graph: Graph, world: World) -> Place:
+def _check_ready(graph: Graph, store: Store, world: World) -> Place:
     """Find the device that `auto` means here; raise for what would stop the run later."""
     from sprunec.engines.choose import check_engine
     from sprunec.engines.device import Place
@@ -91,7 +92,7 @@ def _check_ready(graph: Graph, world: World) -> Place:
         for path in (path for paths in node.files.values() for path in paths):
             if not path.exists():
                 raise InputError.at(path, "there is no such file", "give its path in the plan", code="missing-file")
-        if (check := PASSES[node.pass_].check) is not None:
+        if (check := PASSES[node.pass_].check) is not None and not store.has(node):
             check(node)
     if world.size > 1:
         check_shares(graph, world.size)

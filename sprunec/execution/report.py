@@ -72,6 +72,11 @@ class Report:
             report(self.data, node, metrics)
         for role in (role for role, name in roles.models.items() if name == node.name):
             self.data["models"][role] = {key: metrics.get(key) for key in MEASURES}
+        if node.name in roles.tasks:
+            model = self.data["models"].setdefault(
+                roles.tasks[node.name], NOT_MEASURED | {"parameters": metrics["parameters"]}
+            )
+            model["tasks"] = model.get("tasks", {}) | metrics["tasks"]
         if node.name == roles.source:  # what a model weighs is known before, or without, an evaluation
             self.data["models"]["dense"] = NOT_MEASURED | {"parameters": metrics["parameters"]}
         if node.name == roles.final:

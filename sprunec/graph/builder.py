@@ -43,6 +43,7 @@ class Builder:
         held_out: about how many tokens are held out.
         data_files: the user's files that every node that uses data reads.
         emitting: what to emit, last.
+        evaluating: which tasks to run, after that.
     """
 
     plan: Plan
@@ -61,6 +62,7 @@ class Builder:
     flops: float = 0.0
     held_out: int = 0
     emitting: PassSpec | None = None
+    evaluating: list[PassSpec] = field(default_factory=list)
     data_files: dict[str, tuple[Path, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

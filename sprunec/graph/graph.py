@@ -63,6 +63,7 @@ class Roles:
     Attributes:
         source: the plan's input model.
         models: the evaluations of the dense, the masked and the small model.
+        tasks: by node that runs tasks, on which of these.
         origin: the last cut.
         final: the small model.
         full: it in the input's shape.
@@ -75,6 +76,7 @@ class Roles:
     full: str = ""
     emitted: str = ""
     models: dict[str, str] = field(default_factory=dict)
+    tasks: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ class Needs:
         reads: bytes that it reads.
         operations: floating-point operations, by the arithmetic that they are in.
         least_disk: of all that stays on the disk, what is certain.
+        counted: whether all operations are; else nobody knows before it is done.
     """
 
     memory: Amounts = field(default_factory=dict)
@@ -52,6 +53,7 @@ class Needs:
     operations: Amounts = field(default_factory=dict)
     least_disk: float = 0.0
     whole: Whole | None = None
+    counted: bool = True
 
     @property
     def peak(self) -> float:
@@ -72,8 +74,8 @@ class Needs:
             "disk": self.disk,
             "scratch": self.scratch,
             "read": self.reads,
-            "operations": sum(self.operations.values()),
-            "seconds": seconds,
+            "operations": sum(self.operations.values()) if self.counted else None,
+            "seconds": seconds if self.counted else None,
         }
 
 

@@ -10,17 +10,20 @@ from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 
 from sprunec.checkpoint.hub import TOKENIZER
-from sprunec.data.parquet import INSTALL, PACKAGE
+from sprunec.data import parquet, task_files
 from sprunec.errors import InputError, show
 from sprunec.families.cards import card_of
 from sprunec.plan.export_formats import formats_fit, heads_tied
-from sprunec.plan.files import files_there, idle_patterns, saved_masks_fit
+from sprunec.plan.files import files_there, idle_patterns, saved_masks_fit, task_files_fit
 from sprunec.plan.planned_sizes import sizes_fit
 from sprunec.plan.sparsity import sparsify_fits
 from sprunec.plan.targets import mismatched, quoted, uncovered
 from sprunec.plan.training_checks import distillation_fits, engine_fits, rates_fit, training_fits
 from sprunec.plan.written_plan import WrittenPlan, needs_calibration
 from sprunec.units import SIZE_TARGETS, SUBLAYERS, WHOLE, counting
+
+LAST = ("emit", "evaluate")  # passes, in either order
+TOKENIZERS = ("tokenizer*", "vocab*", "*.tiktoken")
 
 
 def units_fit(plan: WrittenPlan) -> None:
@@ -77,12 +80,34 @@ def trained_first(plan: WrittenPlan) -> None:
             return
 
 
-def emit_last(plan: WrittenPlan) -> None:
+def last_passes(plan: WrittenPlan) -> None:
+    """Check that there is one emit at most, and that only such passes follow as measure what is emitted."""
     emits = [step for step in plan.steps if step.name == "emit"]
     for step in emits[1:]:
         step.error("emit-twice", "", "the model is emitted twice", "keep one emit, as the last pass")
-    if len(emits) == 1 and emits[0] is not plan.steps[-1]:
-        emits[0].error("emit-not-last", "", "emit is not the last pass", "move it to the end")
+    others = [index for index, step in enumerate(plan.steps) if step.name not in LAST]
+    for step in (step for step in plan.steps[: max(others, default=0)] if step.name in LAST):
+        if step.name == "emit" and len(emits) == 1:
+            step.error("emit-not-last", "", "emit is not the last pass", "move it to the end")
+        elif step.name == "evaluate":
+            message = "evaluate is not among the last passes: it measures the model that enters and what all have left"
+            step.error("evaluate-not-last", "", message, "move it to the end")
+
+
+def tasks_run(plan: WrittenPlan) -> None:
+    """Check that lm-eval is there, and can open the model, with a tokenizer."""
+    for step in [step for step in plan.valid_steps if step.name == "evaluate"][:1]:
+        checkpoint = plan.section("model").written.get("checkpoint")
+        directory = plan.source.folder / checkpoint if isinstance(checkpoint, str) else None
+        if plan.config is not None and card_of(plan.config).own_code:
+            message = "lm-eval opens models of transformers that go on with a text, and this model is none"
+            step.error("no-tasks", "pass", message, 'remove it: "evaluate": {} measures the loss on held-out text')
+        elif directory is not None and directory.exists() and not any(map(any, map(directory.glob, TOKENIZERS))):
+            message = f"{directory} has no tokenizer, which tasks are read with"
+            step.error("no-tokenizer", "pass", message, "put its tokenizer.json and tokenizer_config.json there")
+        elif find_spec(task_files.PACKAGE) is None:
+            tell, package = plan.error if plan.strict else plan.warn, task_files.PACKAGE
+            tell("missing-package", step.at("pass"), f"evaluate needs the package {package}", task_files.INSTALL)
 
 
 def data_fits(plan: WrittenPlan) -> None:
@@ -92,9 +117,11 @@ def data_fits(plan: WrittenPlan) -> None:
         if config is not None and "source" in data:
             for finding in card_of(config).data_findings(config, data):
                 plan.locate(finding)
-        if data.get("source") == "parquet" and find_spec(PACKAGE) is None:
+        if data.get("source") == "parquet" and find_spec(parquet.PACKAGE) is None:
             tell = plan.error if plan.strict else plan.warn
-            tell("missing-package", "/data/source", f"Parquet tables need the package {PACKAGE}", INSTALL)
+            tell(
+                "missing-package", "/data/source", f"Parquet tables need the package {parquet.PACKAGE}", parquet.INSTALL
+            )
         return
     needing = [
         (step.at("pass"), step.name)
@@ -158,7 +185,7 @@ CHECKS: tuple[Callable[[WrittenPlan], None], ...] = (
         weights_given,
         trained_first,
         sparsify_fits,
-        emit_last,
+        last_passes,
         heads_tied,
         formats_fit,
     ),
@@ -171,6 +198,7 @@ CHECKS: tuple[Callable[[WrittenPlan], None], ...] = (
         engine_fits,
         distillation_fits,
         batches_used,
+        tasks_run,
     ),
-    *(saved_masks_fit, idle_patterns, files_there),
+    *(saved_masks_fit, idle_patterns, files_there, task_files_fit),
 )

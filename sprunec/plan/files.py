@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from sprunec.checkpoint.header import open_header
 from sprunec.checkpoint.layouts import checkpoint_files
+from sprunec.data.task_files import PACKAGE, read_task_file
 from sprunec.errors import InputError, show
 from sprunec.families.cards import card_of
 from sprunec.families.fit import check_fit, refuse_unused
@@ -20,7 +22,7 @@ from sprunec.plan.written_plan import WrittenPlan, as_list
 from sprunec.text_files import ANY_TEXT, foreign_text
 from sprunec.units import INSIDE
 
-MASKS, PATTERN = "mask file", "2:4 mask file"
+MASKS, PATTERN, TASK = "mask file", "2:4 mask file", "task file"
 MASK_HINTS = {"": "give a mask file as BMCook, or save_mask of a pass, writes it, or of a form in docs/masks.md"}
 NOTE = ".json"
 
@@ -42,7 +44,7 @@ def files_there(plan: WrittenPlan) -> None:
         elif what in (MASKS, PATTERN):
             fine = {".json": TEXT, ".safetensors": {"safetensors"}} if what == MASKS else {}
             _retell(plan, pointer, foreign(path, f"a {what}", fine.get(path.suffix, SAVED), MASK_HINTS))
-        elif what not in ("data set", "file of the data set"):  # what is inside a set, `data_set_whole` tells
+        elif what not in ("data set", "file of the data set", TASK):  # `data_set_whole`, `tasks_fit` look inside
             _retell(plan, pointer, _foreign_data(path, "vocabulary" if what == "vocabulary file" else source))
 
 
@@ -83,7 +85,11 @@ def named_files(plan: WrittenPlan) -> Iterator[tuple[str, Path, str]]:
     for place, options in [("/training", plan.options("training")), *((s.pointer, s.written) for s in plan.steps)]:
         if isinstance(distillation := options.get("distillation"), dict):
             named.append((f"{place}/distillation/teacher", distillation.get("teacher"), "checkpoint"))
+    for step in (step for step in plan.steps if step.name == "evaluate"):
+        named += [(step.at(f"tasks/{i}"), task, TASK) for i, task in enumerate(step.options.get("tasks", ()))]
     for pointer, written, what in named:
+        if what == TASK and not isinstance(written, Path):
+            continue  # the name of one that lm-eval has
         if isinstance(written, Path):
             yield pointer, written, what
         elif isinstance(written, str | list) and plan.is_valid(pointer):
@@ -107,6 +113,34 @@ def _checkpoint_fits(plan: WrittenPlan, pointer: str, path: Path) -> None:
         _retell(plan, pointer, error)
     if unused is not None and unused.ignored:
         plan.warn("tensors-ignored", pointer, f"{path}: ignored as ignore_tensors asks: {listed(unused.ignored)}")
+
+
+def task_files_fit(plan: WrittenPlan) -> None:
+    """Check task files, and that no task is named twice; names of lm-eval's own are for `run` to look up."""
+    named: dict[str, str] = {}
+    for step in (step for step in plan.valid_steps if step.name == "evaluate"):
+        for index, task in enumerate(step.options["tasks"]):
+            pointer = step.at(f"tasks/{index}")
+            name = _task_name(plan, pointer, task) if isinstance(task, Path) else task
+            if name in named:
+                plan.error("task-twice", pointer, f"{show(name)} is a task of {named[name]} already", "remove one")
+            elif name is not None:
+                named[name] = pointer
+
+
+def _task_name(plan: WrittenPlan, pointer: str, path: Path) -> str | None:
+    """Read a task file, where it is there and what reads it, and tell what is wrong in it."""
+    if not path.is_file() or find_spec(PACKAGE) is None:
+        return None
+    try:
+        found = read_task_file(path)
+    except InputError as error:
+        _retell(plan, pointer, error)
+        return None
+    tell = plan.error if plan.strict else plan.warn
+    for file in found.lacking:
+        tell("missing-file", pointer, f"there is no {file}, which {path} names", "its data is beside a task file")
+    return found.name
 
 
 def idle_patterns(plan: WrittenPlan) -> None:

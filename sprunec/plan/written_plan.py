@@ -9,6 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from sprunec.data.task_files import is_task_file
 from sprunec.families.base_config import ModelConfig
 from sprunec.families.cards import card_of
 from sprunec.plan.declared import PASSES, UNKNOWN, Pass, calibrates
@@ -121,6 +122,8 @@ def finish(options: dict[str, Any], folder: Path, config: ModelConfig | None = N
                 options[key] = options[key] | {"parameters": parameter_count(options[key]["parameters"])}
     if "path" in options:
         options["path"] = tuple(folder / path for path in as_list(options["path"]))
+    if "tasks" in options:
+        options["tasks"] = [folder / task if is_task_file(task) else task for task in options["tasks"]]
     if options.get("save_mask") is not None:
         options["save_mask"] = folder / options["save_mask"]
     if (options.get("distillation") or {}).get("teacher") is not None:

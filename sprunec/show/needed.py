@@ -33,8 +33,8 @@ def needs_table(document: Mapping[str, Any]) -> FittedTable:
     rows = [(node["name"], node["needs"], "dim" if node["cached"] else "") for node in document["nodes"]]
     for name, needs, style in (*rows, (WHOLE, document["needs"], "bold")):
         cells = [byte_words(needs.get("memory")), *(_amount(needs.get(key)) for key in ("disk", "read"))]
-        operations = needs.get("operations")
-        cells.append(powered(operations) if is_finite(operations) and operations else NOTHING)
+        operations = needs.get("operations", 0)
+        cells.append((powered(operations) if operations else NOTHING) if is_finite(operations) else UNKNOWN)
         cells += [duration(needs.get("seconds"))] if timed else []
         table.add(name, *cells, style=style)
     return table
@@ -52,6 +52,8 @@ def needs_lines(document: Mapping[str, Any]) -> Iterator[str]:
     scratch = f", and {byte_words(needs['scratch'])} more for a while" if needs.get("scratch") else ""
     yield f"{_told(needs.get('disk'))} on the disk{scratch}; {_told(needs.get('read'))} read"
     yield from _in_one_piece(node for node in document["nodes"] if not node["cached"])
+    if unknown := [node["name"] for node in document["nodes"] if node["needs"].get("operations", 0) is None]:
+        yield f"how many operations {series(unknown, 'and')} will take is not known before: they are in no sum"
     if measured := document.get("measured"):
         took = duration(needs.get("seconds"))
         yield f"about {took}, by what was measured on {measured['device']}: {_speeds(measured)}"

@@ -22,7 +22,7 @@ from sprunec.show.console import Progress, print_diagnostics, say
 from sprunec.show.numbers import number
 from sprunec.show.page import write_html
 from sprunec.show.report_words import models_of
-from sprunec.show.tables import graph_table, kept_table, result_table
+from sprunec.show.tables import graph_table, kept_table, result_table, tasks_table
 from sprunec.unexpected import explained
 
 if TYPE_CHECKING:
@@ -105,6 +105,8 @@ def show_report(report: Report, folder: Path, as_json: bool) -> None:
         say("every pass was done before; nothing to do", console)
     console.print(kept_table(report.data), crop=False)
     console.print(result_table(report.data), crop=False)
+    if (tasks := tasks_table(report.data)) is not None:
+        console.print(tasks, crop=False)
     for name in ("dense", "small"):
         if sample := models_of(report.data)[name].get("sample"):
             say(Text.assemble((name, "bold"), f" writes: {sample!r}"), console)

@@ -24,6 +24,7 @@ from sprunec.show.report_words import (
     rate_range,
     ratio_range,
     ratio_words,
+    task_rows,
 )
 
 STATUS = {
@@ -66,6 +67,7 @@ def page_text(report: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) ->
     said = [(name, model.get("sample")) for name, model in models_of(report).items()]
     sections = {
         "Models": [models_table(report), *(f"<p>{text(line)}</p>" for line in comparison_lines(report))],
+        "Tasks": [tasks_table(report)],
         "Speed": [speed_chart(report)],
         "Training loss": [loss_chart(events)],
         "Distillation loss": [loss_chart(events, "distillation", "weighted sum of the distillation losses")],
@@ -115,6 +117,11 @@ def models_table(report: Mapping[str, Any]) -> str:
     rows = zip(model_rows(report), models_of(report).values(), strict=True) if report.get("models") else ()
     cells = [(*words, rate_range(model), faster, ratio_range(model)) for (*words, faster), model in rows]
     return table([*columns, "quartiles"], cells, left=("model",))
+
+
+def tasks_table(report: Mapping[str, Any]) -> str:
+    columns = ("task", "metric", "dense", "small", "difference", "samples")
+    return table(columns, task_rows(report), left=("task", "metric"))
 
 
 def budgets_table(report: Mapping[str, Any]) -> str:

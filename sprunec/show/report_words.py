@@ -12,6 +12,7 @@ from sprunec.show.numbers import ABSENT, NOTHING, is_finite, number, percent, pl
 
 MODELS = ("dense", "masked", "small")
 MOST_MISSED = 4
+MANY = 1000.0
 AS_DENSE = (0.9, 1.1)  # quartiles inside tell that there is no difference worth a word
 
 
@@ -31,6 +32,34 @@ def model_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
         loss, perplexity = number(model.get("loss"), ".4f"), number(model.get("perplexity"), ".2f")
         rows.append((name, number(size), share, loss, perplexity, number(speed, ",.0f"), faster))
     return rows
+
+
+def task_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Make one row of six words for each metric of each task: dense and small, the change, the number of samples."""
+    found = [models_of(report)[role].get("tasks") or {} for role in ("dense", "small")]
+    measured = dict.fromkeys((task, metric) for tasks in found for task, metrics in tasks.items() for metric in metrics)
+    rows = list[tuple[str, ...]]()
+    for task, metric in measured:
+        dense, small = (tasks.get(task, {}).get(metric) or {} for tasks in found)
+        change, samples = _change(dense.get("value"), small.get("value")), (dense or small).get("samples")
+        rows.append((task, metric, _score(dense), _score(small), change, number(samples)))
+    return rows
+
+
+def _score(found: Mapping[str, Any]) -> str:
+    error = f" ± {_short(found['stderr'])}" if is_finite(found.get("stderr")) else ""
+    return _short(found.get("value")) + error
+
+
+def _change(before: Any, after: Any) -> str:
+    if not is_finite(before) or not is_finite(after):
+        return NOTHING
+    return f"{'-' if after < before else '+'}{_short(abs(after - before))}"
+
+
+def _short(value: Any) -> str:
+    """Write four places behind the point of what is below a thousand, which shares and most others are."""
+    return number(value, ".4g" if is_finite(value) and abs(value) >= MANY else ".4f")
 
 
 def kept_layers(report: Mapping[str, Any]) -> list[tuple[int, Any, Any]]:

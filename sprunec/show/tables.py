@@ -12,7 +12,15 @@ from rich.text import Text
 from sprunec.show.fitted import Column, FittedTable, Line, numeric
 from sprunec.show.needed import needs_lines, needs_table
 from sprunec.show.numbers import ABSENT, NOTHING, UNKNOWN, is_finite, number, percent, plural, powered, rounded
-from sprunec.show.report_words import comparison_lines, kept_layers, missed_lines, model_rows, speed_lines, unit_totals
+from sprunec.show.report_words import (
+    comparison_lines,
+    kept_layers,
+    missed_lines,
+    model_rows,
+    speed_lines,
+    task_rows,
+    unit_totals,
+)
 
 MOST_HEADS_DRAWN = 64
 BAR_CELLS = MAP_CELLS = 16
@@ -75,6 +83,17 @@ def result_table(report: Mapping[str, Any]) -> RenderableType:
         table.add(*cells, style="bold" if cells[0] == "small" else "")
     lines = [*comparison_lines(report), *speed_lines(report), *missed_lines(report)]
     return Group(table, *(Line(line, "dim") for line in lines))
+
+
+def tasks_table(report: Mapping[str, Any]) -> FittedTable | None:
+    """Set what tasks have measured of dense and small side by side; nothing where none was run."""
+    table = FittedTable(
+        Column("task"), Column("metric"), *map(numeric, ("dense", "small", "difference")), numeric("samples", rank=1)
+    )
+    rows = task_rows(report)
+    for cells in rows:
+        table.add(*cells)
+    return table if rows else None
 
 
 def kept_table(report: Mapping[str, Any]) -> RenderableType:

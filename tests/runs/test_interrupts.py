@@ -55,9 +55,9 @@ PASSES = {
     "expand": "expand",
     "emit": "emit",
     "compare": "compare",
-    "compare-format": "compare_format",
-    "evaluate": "evaluate",
-    "measure-speed": "measure_speed",
+    "compare-format": "measuring.compare_format",
+    "evaluate": "measuring.evaluate",
+    "measure-speed": "measuring.measure_speed",
 }
 # Of those that end within a second by themselves the long form is enough.
 QUICK = ("load", "binarize", "load-mask", "sparsify", "expand", "measure-speed")

@@ -8,7 +8,7 @@ import pytest
 
 from sprunec.show import report_words
 from sprunec.show.page import tiles
-from sprunec.show.report_words import model_rows
+from sprunec.show.report_words import model_rows, task_rows
 from tests.show.test_report import fake_report
 
 
@@ -58,3 +58,15 @@ def test_the_table_the_line_and_the_tile_say_the_same() -> None:
     assert "<b>unclear</b><span>speed against dense, quartiles 0.05 to 1.20 x</span>" in tiles(report)
     del report["models"]["small"]["relative_speed"]
     assert "speed" not in tiles(report)
+
+
+def test_task_rows_say_what_changes_and_what_is_not_there() -> None:
+    acc, most = {"value": 0.5, "stderr": 0.25, "samples": 4}, {"value": 81234.5, "stderr": None, "samples": 4}
+    dense = {"tasks": {"one": {"acc": acc, "perplexity": most}, "gone": {"acc": acc | {"samples": None}}}}
+    small = {"tasks": {"one": {"acc": acc | {"value": 0.375}, "perplexity": most | {"value": float("nan")}}}}
+    assert task_rows({"models": {"dense": dense, "small": small}}) == [
+        ("one", "acc", "0.5000 ± 0.2500", "0.3750 ± 0.2500", "-0.1250", "4"),
+        ("one", "perplexity", "8.123e+04", "not finite", "-", "4"),
+        ("gone", "acc", "0.5000 ± 0.2500", "-", "-", "-"),
+    ]
+    assert task_rows({"models": {"dense": None}}) == []

@@ -1,4 +1,7 @@
-"""Measure a model on held-out text: loss, perplexity, and a line of its own."""
+"""Measure a model on held-out text: loss, perplexity, and a line of its own.
+
+What a plan calls by the name of this pass are tasks, see `evaluate_tasks`; held-out text it asks for in a section.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from sprunec.graph.needs import Needs
 from sprunec.graph.options import BatchOptions
 from sprunec.machine import physical_memory
 from sprunec.passes.job import Job
-from sprunec.plan.declared import Pass
+from sprunec.plan.declared import Pass, PassSpec
 from sprunec.plan.scale import FLOAT
 
 if TYPE_CHECKING:
@@ -31,6 +34,11 @@ class EvaluateOptions(BatchOptions):
 
     tokens: int | None
     precision: str
+
+
+def lower(build: Builder, spec: PassSpec) -> None:
+    """Note which tasks to run: that is done last."""
+    build.evaluating.append(spec)
 
 
 def add(build: Builder, suffix: str, model: str, masks: str = "") -> str:
@@ -99,4 +107,6 @@ def _sample(job: Job[EvaluateOptions], data: Data) -> str | None:
     return data.decode(ids[0].tolist())
 
 
-EVALUATE = Pass("evaluate", 3, EvaluateOptions, ("model", "data"), "measures", ("masks",), needs=needs, by_block=True)
+EVALUATE = Pass(
+    "evaluate", 3, EvaluateOptions, ("model", "data"), "measures", ("masks",), lower=lower, needs=needs, by_block=True
+)
