@@ -27,7 +27,10 @@ def reference() -> str:
     training = properties("training")
     text = load_schema("training")["description"]
     parts.append(section("Training options", text, training, {name: card(name).training for name in FAMILIES}))
-    parts.append(section("Distillation", training["distillation"]["description"], properties(training["distillation"])))
+    distillation = properties(training["distillation"])
+    parts.append(section("Distillation", training["distillation"]["description"], distillation))
+    cache = distillation["teacher_cache"]
+    parts.append(section("Teacher cache", cache["description"], properties(cache)))
     for name in pass_names():
         own = properties(f"passes/{name}")
         text = load_schema(f"passes/{name}")["description"]

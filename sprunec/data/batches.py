@@ -64,6 +64,11 @@ def in_use(inputs: Inputs) -> Tensor:
     return inputs["length"][:, None] > torch.arange(width, device=inputs["length"].device)
 
 
+def places_of(batch: Batch, on: str) -> Tensor:
+    """Mark the positions (B, N) that a loss is taken on: "targets", where a token is asked for; "all": those in use."""
+    return in_use(batch.inputs) if on == "all" else batch.targets != IGNORED
+
+
 def grouped(batches: Iterable[Batch], numbers: Callable[[Batch], int], most: int) -> Iterator[list[Batch]]:
     """Group batches by what is held of them at a time: at most so many numbers, and one batch at least."""
     group, count = list[Batch](), 0

@@ -21,7 +21,7 @@ from sprunec.errors import PassError
 from sprunec.interrupts import postponed
 
 if TYPE_CHECKING:
-    from sprunec.engines.distillation import Distiller
+    from sprunec.engines.distilling.distillation import Distiller
     from sprunec.engines.torch_engine import TorchDriver, TorchEngine
 
 Event = dict[str, Any]
@@ -189,7 +189,7 @@ class Trainer:
                 with self.place.precision():
                     terms = [cross_entropy(part, 1 / count)]
                     terms += [] if auxiliary is None else auxiliary.terms(part)
-                    loss, each = self.driver.losses(part, terms)
+                    loss, each = self.driver.losses(part, terms, "targets" if auxiliary is None else auxiliary.on)
                     if auxiliary is not None:
                         loss = loss + auxiliary.hidden_loss(part)
                 self.driver.backward(loss)

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sprunec.data.batches import IGNORED, Batch
+from sprunec.data.batches import IGNORED, Batch, places_of
 from sprunec.families.module_lists import blocks
 from sprunec.plan.scale import LOGITS
 
@@ -39,19 +39,22 @@ def language_model_loss(model: Any, batch: Batch) -> Tensor:
     return total
 
 
-def losses(model: Any, batch: Batch, terms: Sequence[Term], scale: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Run a model, and sum losses over the positions of a batch that have a target.
+def losses(
+    model: Any, batch: Batch, terms: Sequence[Term], scale: float = 1.0, on: str = "targets"
+) -> tuple[Tensor, Tensor]:
+    """Run a model, and sum losses over positions of a batch.
 
     Args:
         model: has `states(**inputs)`, hidden states (B, N, D), and `project(hidden)`, logits (n, V) of some (n, D).
         scale: what the sum is multiplied by before its backward pass. Gradients are taken here already, and in half
             precision small ones would be lost without it.
+        on: which positions, see `places_of`.
 
     Returns:
         Their sum, and each loss (terms,), which has no gradient.
     """
     states = model.states(**batch.inputs).flatten(0, 1)
-    places = (batch.targets.flatten() != IGNORED).nonzero()[:, 0]
+    places = places_of(batch, on).flatten().nonzero()[:, 0]
     inside = tuple(f"{path}." for path, _ in blocks(model))
     head = [weight for name, weight in model.named_parameters() if not name.startswith(inside)]
     total, each = _Chunked.apply(model.project, terms, places, scale, states, *head)  # type: ignore[no-untyped-call]
@@ -65,8 +68,8 @@ class WithLosses(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, batch: Batch, terms: Sequence[Term], scale: float) -> tuple[Tensor, Tensor]:
-        return losses(self.model, batch, terms, scale)
+    def forward(self, batch: Batch, terms: Sequence[Term], scale: float, on: str) -> tuple[Tensor, Tensor]:
+        return losses(self.model, batch, terms, scale, on)
 
 
 class _Chunked(torch.autograd.Function):

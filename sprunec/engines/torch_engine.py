@@ -129,9 +129,9 @@ class TorchDriver:
         """
         return nullcontext() if last or self.copies is None else self.copies.no_sync()
 
-    def losses(self, part: Batch, terms: Sequence[Term]) -> tuple[Tensor, Tensor]:
-        """Return the sum of a part's losses, which has gradients, and each of them."""
-        total, each = self.forward(part, terms, self.scale)
+    def losses(self, part: Batch, terms: Sequence[Term], on: str = "targets") -> tuple[Tensor, Tensor]:
+        """Return the sum of a part's losses, taken on some positions, which has gradients, and each of them."""
+        total, each = self.forward(part, terms, self.scale, on)
         return total, each
 
     def backward(self, loss: Tensor) -> None:

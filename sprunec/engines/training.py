@@ -50,10 +50,25 @@ def factor(schedule: str, step: int, steps: int, warmup: int) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Distillation:
-    """How a pass distils: the weights of its losses, where the language model's counts 1, and pairs of states."""
+    """How a pass distils: the weights of its losses, where the language model's counts 1, and pairs of states.
+
+    Attributes:
+        divergence: of the student's probabilities from the teacher's, see `divergences`.
+        on: where: "targets", "all"; None: logits on targets, hidden states on all.
+    """
 
     logits: float
     temperature: float
     hidden: float
     pairs: tuple[str, ...]
     project: bool
+    divergence: str = "forward"
+    on: str | None = None
+
+    @property
+    def logits_on(self) -> str:
+        return self.on or "targets"
+
+    @property
+    def hidden_on(self) -> str:
+        return self.on or "all"

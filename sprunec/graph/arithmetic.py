@@ -184,7 +184,7 @@ def trained(model: ModelSize, setting: Setting, operations: float) -> Needs:
         memory | {"activations": found.activations},
         disk=size,
         scratch=2 * (found.weights + found.moments),
-        reads=model.nbytes + FLOAT * setting.teacher,
+        reads=model.nbytes + setting.teacher,
         operations={SINGLE: operations},
         least_disk=model.certain(size),
         whole=whole,

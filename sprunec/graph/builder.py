@@ -91,7 +91,8 @@ class Builder:
         known |= {} if data is None else {"max_length": data.max_length, "batch_size": data.batch_size}
         known |= {} if spec is None else spec.options
         if (distillation := known.get("distillation")) is not None:
-            known["distillation"] = Distillation(**{k: v for k, v in distillation.items() if k != "teacher"})
+            own = {each.name for each in fields(Distillation)}  # who teaches is an input
+            known["distillation"] = Distillation(**{k: v for k, v in distillation.items() if k in own})
         known |= given
         return kind(**{each.name: known[each.name] for each in fields(kind) if each.name in known})
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import Any
 
 
@@ -17,9 +17,17 @@ class Options:
 
     def document(self) -> dict[str, Any]:
         """List what applies, by name."""
-        defaults = {each.name: each.default_factory() for each in fields(self) if each.default_factory is not MISSING}
-        defaults = {each.name: each.default for each in fields(self)} | defaults
-        return {name: value for name, value in vars(self).items() if value != defaults[name]}
+        return _applying(self)
+
+
+def _applying(options: Any) -> dict[str, Any]:
+    """List the fields that are not at their defaults; of options in options, too."""
+    found = {}
+    for each in fields(options):
+        value = getattr(options, each.name)
+        if value != (each.default if each.default_factory is MISSING else each.default_factory()):
+            found[each.name] = _applying(value) if is_dataclass(value) else value
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -30,18 +30,34 @@ def cross_entropy_sum(way: BlockByBlock, place: Place, before: Any) -> float:
     Args:
         before: what has been found before these batches; only where that is the same they are gone on with.
     """
+    asked = [batch.targets != IGNORED for batch in way.batches]
+    losses = [_Loss(batch.targets[used].to(place.device)) for batch, used in zip(way.batches, asked, strict=True)]
+    for number, tokens, logits in logits_in_parts(way, place, asked, before):
+        losses[number].add(logits, tokens)
+    return sum(float(loss.sum()) for loss in losses)
+
+
+@torch.no_grad()
+def logits_in_parts(
+    way: BlockByBlock, place: Place, asked: Sequence[Tensor], before: Any
+) -> Iterator[tuple[int, range, Tensor]]:
+    """Bring batches through the model; give (number of the batch, tokens, its logits (n, tokens) in float32).
+
+    All batches' for some rows of the head, then all for the next ones.
+
+    Args:
+        asked: of each batch, at which of its positions (B, N).
+        before: see `cross_entropy_sum`.
+    """
     with place.precision():
         for path in way.blocks(lambda: before, lambda saved: saved == before):
             way.advance(path)
-        asked = [batch.targets != IGNORED for batch in way.batches]
-        losses = [_Loss(batch.targets[used].to(place.device)) for batch, used in zip(way.batches, asked, strict=True)]
-        step = max(1, LOGITS // max((len(loss.targets) for loss in losses), default=1))
+        step = max(1, LOGITS // max((int(used.sum()) for used in asked), default=1))
         for first in range(0, way.stream.tokens, step):
             tokens = range(first, min(first + step, way.stream.tokens))
             with way.stream.exit(tokens) as logits:
-                for loss, states, used in zip(losses, way.hidden, asked, strict=True):
-                    loss.add(logits(states[used.to(states.device)]).float(), tokens)
-    return sum(float(loss.sum()) for loss in losses)
+                for number, (states, used) in enumerate(zip(way.hidden, asked, strict=True)):
+                    yield number, tokens, logits(states[used.to(states.device)]).float()
 
 
 class _Loss:

@@ -29,6 +29,7 @@ from sprunec.graph.options import Options
 from sprunec.graph.weights import NO_TEACHER, weights_digest
 from sprunec.passes.job import Job
 from sprunec.plan.declared import Pass
+from sprunec.plan.model_config import teacher_config
 from sprunec.plan.scale import FLOAT
 from sprunec.plan.targets import Left
 
@@ -60,10 +61,12 @@ def add_teacher(build: Builder, path: Path | None) -> str:
     """Give the node of a training pass's teacher; a checkpoint is loaded once for all passes.
 
     Args:
-        path: its checkpoint; None: the model before anything was taken away is the teacher.
+        path: its checkpoint, or a directory with a config of its own; None: the model before anything was taken away
+            is the teacher.
     """
     if path is not None and path not in build.teachers:
-        own, config = has_own_head(build.config, path), build.config
+        config = teacher_config(path, build.config)
+        own = has_own_head(config, path)
         if own is not None:  # its head is tied or not by its own file
             config = config.with_head(own=own)
         digest, size = weights_digest(path, NO_TEACHER, most_read=build.most_read), config.parameters()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from sprunec.engines.training import Distillation, Training
@@ -14,16 +14,18 @@ from sprunec.graph.builder import Builder
 from sprunec.graph.graph import Node
 from sprunec.graph.needs import Needs
 from sprunec.graph.options import BatchOptions
-from sprunec.passes import load
+from sprunec.machine import physical_memory
+from sprunec.passes import load, teacher_cache
 from sprunec.passes.job import Job
 from sprunec.plan.declared import Pass, PassSpec
-from sprunec.plan.scale import training_setting
+from sprunec.plan.scale import FLOAT, Setting, cost, teacher_stays, training_setting
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from sprunec.engines.distillation import Distiller
+    from sprunec.engines.distilling.distillation import Distiller
     from sprunec.engines.torch_engine import TorchEngine
+    from sprunec.models.teacher import Teacher
     from sprunec.rewrite.trace import TracedBlock
 
 
@@ -44,27 +46,45 @@ def add(build: Builder, spec: PassSpec, options: TrainOptions, about: str, suffi
     """Append a node that trains the newest model, and count its steps."""
     inputs, steps, every = {"model": build.model, "data": build.data}, options.steps, spec.options["checkpoint_every"]
     if options.distillation is not None:
-        inputs["teacher"] = load.add_teacher(build, spec.options["distillation"]["teacher"])
+        inputs |= _teacher(build, spec, options)
     about += f", learning rate {options.learning_rate:g}"
     build.tokens += _tokens(build, options)
-    build.flops += _operations(build, options)
+    build.flops += _operations(build, options, inputs)
     build.model_steps += steps
     return build.add(spec.name, options, inputs, suffix, steps=steps, checkpoint_every=every, about=about)
+
+
+def _teacher(build: Builder, spec: PassSpec, options: TrainOptions) -> dict[str, str]:
+    """Name what gives a student its teacher, or what this has said."""
+    written = spec.options["distillation"]
+    teacher = load.add_teacher(build, written["teacher"])
+    if written["teacher_cache"] is None:
+        return {"teacher": teacher}
+    return {"teacher_cache": teacher_cache.add(build, teacher, options, written["teacher_cache"]["top_k"])}
 
 
 def _tokens(build: Builder, options: TrainOptions) -> int:
     return options.steps * options.batch_size * (options.max_length - build.config.overhead)
 
 
-def _operations(build: Builder, options: TrainOptions) -> float:
-    taught = FORWARD * float(build.config.parameters()) if options.distillation is not None else 0.0
+def _operations(build: Builder, options: TrainOptions, inputs: Mapping[str, str]) -> float:
+    taught = FORWARD * float(build.sizes[inputs["teacher"]].parameters) if "teacher" in inputs else 0.0
     return (TRAINING * float(build.left.parameters) + taught) * _tokens(build, options)
 
 
 def needs(build: Builder, node: Node) -> Needs:
     """Count for one device; what each of several takes is told besides."""
-    setting = training_setting(build.plan, vars(node.options))
-    return trained(build.sizes[node.inputs["model"]], setting, _operations(build, node.options))
+    model, options = build.sizes[node.inputs["model"]], node.options
+    setting, operations = training_setting(build.plan, vars(options)), _operations(build, options, node.inputs)
+    if "teacher" not in node.inputs:
+        return trained(model, setting, operations)
+    teacher, training = build.sizes[node.inputs["teacher"]], cost(model.config, setting).memory
+    blocks = (FLOAT + teacher.item) * teacher.largest_block  # in float32 the one at work; in files the next as stored
+    if teacher_stays(build.plan.engine.teacher_weights, teacher.nbytes, training, physical_memory()):
+        return trained(model, replace(setting, teacher=teacher.nbytes + blocks), operations)
+    read = options.steps * options.accumulate * teacher.nbytes
+    found = trained(model, replace(setting, teacher=blocks), operations)
+    return replace(found, reads=found.reads + read)
 
 
 def run(job: Job[TrainOptions]) -> dict[str, Any]:
@@ -120,27 +140,55 @@ def _distiller(
     Raises:
         InputError: two states are of different widths, and nothing projects.
     """
-    from sprunec.engines.distillation import Distiller, make_projections
+    from sprunec.engines.distilling.cached_teacher import CachedTeacher
+    from sprunec.engines.distilling.distillation import Distiller, make_projections
     from sprunec.families.states import Pair, state_widths
     from sprunec.rewrite.taps import observable
 
     options = job.options.distillation
     if options is None:
         return None, []
+    if "teacher_cache" in job.inputs:
+        return Distiller(CachedTeacher(job.inputs["teacher_cache"]), options, [], {}, {}, []), []
     here, there = job.config(), job.config("teacher")
     written = [Pair.read(pair) for pair in options.pairs] if options.hidden else []
     pairs = [pair for pair in written if pair.student.module in state_widths(here)]
     widths = [(pair.student.width(here), pair.teacher.width(there)) for pair in pairs]
     seed, device = job.options.seed, job.place.device
     projections = make_projections(pairs, widths, project=options.project, seed=seed, device=device)
-    teacher = engine.load(job.empty("teacher"), job.weights("teacher"))
-    seen = observable(student, [pair.student for pair in pairs], blocks)
-    taught = observable(teacher, [pair.teacher for pair in pairs])
+    (teacher, model), seen = _open_teacher(job, engine), observable(student, [pair.student for pair in pairs], blocks)
+    taught = observable(model, [pair.teacher for pair in pairs])
     notes = [f"{pair} is not distilled: {pair.student.module} has been cut" for pair in written if pair not in pairs]
     return Distiller(teacher, options, pairs, seen, taught, projections), notes
 
 
-INPUTS, TEACHER = ("model", "data"), ("teacher",)
+def _open_teacher(job: Job[TrainOptions], engine: TorchEngine) -> tuple[Teacher | nn.Module, nn.Module]:
+    """Read the teacher's weights, or leave them in their files where they do not fit beside the training.
+
+    Gives it, and the model whose modules see its states. Where the student is in shards it is, too.
+    """
+    from sprunec.models.teacher import Teacher
+
+    options, weights, devices = job.options, job.weights("teacher"), job.world.size
+    keep = job.engine.get("teacher_weights", "auto")
+    if engine.full and keep != "disk" and job.engine.get("name", "torch") == "torch":
+        sharded = engine.load(job.empty("teacher"), weights)
+        return sharded, sharded
+    setting = Setting(
+        devices=devices,
+        recompute=engine.recompute,
+        precision=options.precision,
+        optimizer=options.optimizer,
+        sequences=max(1, options.batch_size // devices // options.accumulate),
+        positions=options.max_length,
+    )
+    training, size = cost(job.config(), setting).memory, sum(place.nbytes for place in weights.places.values())
+    in_memory = teacher_stays(keep, size, training, job.place.memory(devices))
+    teacher = Teacher(job.directory("teacher"), job.place.device, in_memory=in_memory)
+    return teacher, teacher.model
+
+
+INPUTS, TEACHER = ("model", "data"), ("teacher", "teacher_cache")
 TRAIN = Pass("train", 4, TrainOptions, INPUTS, "model", TEACHER, lower, needs=needs, trains=True)
 FINETUNE = Pass(
     "finetune", 4, TrainOptions, INPUTS, "model", TEACHER, lower, needs=needs, trains=True, needs_trained=True

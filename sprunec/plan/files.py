@@ -16,6 +16,7 @@ from sprunec.families.cards import card_of
 from sprunec.families.fit import check_fit, refuse_unused
 from sprunec.families.unused import listed, unused_tensors
 from sprunec.file_kinds import SAVED, TEXT, foreign
+from sprunec.plan.model_config import teacher_config
 from sprunec.plan.schema import properties
 from sprunec.plan.targets import quoted
 from sprunec.plan.written_plan import WrittenPlan, as_list
@@ -101,6 +102,8 @@ def _checkpoint_fits(plan: WrittenPlan, pointer: str, path: Path) -> None:
     """Check its files, and its tensors beside the config; only `run` opens some with torch."""
     unused, config, patterns = None, plan.config, plan.options("model").get("ignore_tensors", [])
     try:
+        if config is not None and pointer != "/model/checkpoint":
+            config = teacher_config(path, config)
         header = open_header(path)
         if header is None or config is None:
             return

@@ -162,6 +162,20 @@ def read_config(path: str) -> tuple[ModelConfig | None, list[Diagnostic]]:
     return _checked(Section(source, found)), found
 
 
+def teacher_config(path: Path | None, config: ModelConfig) -> ModelConfig:
+    """Read the config of a teacher that has one; else it is the plan's model's.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    if path is None or not (path / CONFIG).is_file():
+        return config
+    found, findings = read_config(str(path / CONFIG))
+    if found is None or has_errors(findings):
+        raise InputError(*(each for each in findings if each.severity == "error"))
+    return found
+
+
 def _own_code(source: Source) -> Iterator[Diagnostic]:
     """Take the classes that a config brings where they are trusted; else the library's, if it has such a family.
 

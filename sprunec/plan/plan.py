@@ -74,6 +74,7 @@ class Engine:
         activation_checkpointing: compute each block's activations again in the backward pass instead of keeping them.
         offload: keep weights and optimizer states in the memory of the CPU.
         hidden_states: where those between two blocks are kept, where a model is gone through block by block.
+        teacher_weights: where those of a model that is distilled from stay.
         timeout: seconds that a process waits for another in one step of their work.
     """
 
@@ -84,6 +85,7 @@ class Engine:
     activation_checkpointing: bool = False
     offload: bool = False
     hidden_states: str = "auto"
+    teacher_weights: str = "auto"
     timeout: int = 600
 
 

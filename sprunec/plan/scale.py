@@ -17,12 +17,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sprunec.checkpoint.header import item_bytes
 from sprunec.families.base_config import ModelConfig, unit_cost
+from sprunec.plan.model_config import teacher_config
 from sprunec.plan.plan import Plan
 
 FLOAT, HALF, DOUBLE = 4, 2, 8
 INSIDE = 2**24  # numbers in the widest state inside a block
 SHARE = 4  # of a memory's bytes, hidden states may take one in so many
+TEACHER_SHARE = 0.9  # of a memory, what training and a teacher may take together
 TOGETHER = 2**28  # numbers in all hidden states of held-out text that goes through a model together
 LOGITS = 2**24  # numbers at a time
 MOMENTS = {"adamw": 2, "adam": 2, "sgd": 1}
@@ -37,7 +40,7 @@ class Setting:
         full: weights, gradients and moments in shards (FSDP2, BMTrain), not all on every device (DDP).
         sequences, positions: of one part of a device's share of the batch.
         parts: of a device's share of the batch, one after the other; each gathers shards and scatters gradients.
-        teacher: parameters of the model that is distilled from, in shards as the model is, but for BMTrain.
+        teacher: bytes of the model that is distilled from, in shards as the model is, but for BMTrain.
     """
 
     devices: int = 1
@@ -48,7 +51,7 @@ class Setting:
     sequences: int = 1
     positions: int = 512
     parts: int = 1
-    teacher: int = 0
+    teacher: float = 0.0
     engine: str = "torch"
 
     @property
@@ -85,7 +88,7 @@ def cost(config: ModelConfig, setting: Setting) -> Cost:
     blocks = [unit_cost(config, index, "block") for index in range(len(config.layers))]
     weights = FLOAT * parameters / (n if setting.full else 1)
     taught = setting.full and setting.engine == "torch"  # by a teacher in shards
-    working, sent = FLOAT * setting.teacher / (n if taught else 1), 2.0 * FLOAT * parameters
+    working, sent = setting.teacher / (n if taught else 1), 2.0 * FLOAT * parameters
     if setting.full and n > 1:
         # BMTrain gathers what it holds, and casts it then
         gathered = FLOAT if setting.engine == "bmtrain" else setting.product
@@ -150,8 +153,32 @@ def states_fit(size: float, memory: float) -> bool:
     return SHARE * size <= memory
 
 
-def training_setting(plan: Plan, options: Mapping[str, Any], devices: int = 1, sharding: str = "none") -> Setting:
-    """Say how a pass with these options trains."""
+def teacher_stays(keep: str, size: float, training: float, memory: float) -> bool:
+    """Tell whether a teacher of so many bytes is in memory, beside training that takes so many; else in its files.
+
+    Args:
+        keep: as the plan has it, "memory", "disk" or "auto".
+    """
+    return keep == "memory" or (keep == "auto" and size + training <= TEACHER_SHARE * memory)
+
+
+def named_teacher(plan: Plan, distillation: Mapping[str, Any] | None, *, full: bool) -> float:
+    """Count the bytes of a teacher in memory that a plan names, or of the plan's model before it is cut; at most.
+
+    Args:
+        full: it is in shards, in float32; else it is as it is stored.
+    """
+    if distillation is None or distillation["teacher_cache"] is not None or plan.engine.teacher_weights == "disk":
+        return 0.0
+    path = distillation["teacher"]
+    item = None if path is None or full else item_bytes(path)
+    return (item or FLOAT) * teacher_config(path, plan.model.config).parameters()
+
+
+def training_setting(
+    plan: Plan, options: Mapping[str, Any], devices: int = 1, sharding: str = "none", teacher: float = 0.0
+) -> Setting:
+    """Say how a pass with these options trains, beside a teacher of so many bytes."""
     data, engine = plan.data, plan.engine
     assert data is not None
     return Setting(
@@ -163,7 +190,7 @@ def training_setting(plan: Plan, options: Mapping[str, Any], devices: int = 1, s
         sequences=max(1, data.batch_size // devices // options["accumulate"]),
         positions=data.max_length,
         parts=options["accumulate"],
-        teacher=plan.model.config.parameters() if options["distillation"] is not None else 0,
+        teacher=teacher,
         engine=engine.name,
     )
 
@@ -180,7 +207,10 @@ def plan_costs(plan: Plan, devices: int) -> list[dict[str, Any]]:
     found = []
     shardings = ("none", "full") if engine.sharding == "auto" else (engine.sharding,)
     for sharding in shardings if devices > 1 else ("none",):
-        settings = [training_setting(plan, options, devices, sharding) for options in trained]
+        full = sharding == "full" and plan.engine.name == "torch"
+        taught = [named_teacher(plan, options["distillation"], full=full) for options in trained]
+        pairs = zip(trained, taught, strict=True)
+        settings = [training_setting(plan, options, devices, sharding, teacher) for options, teacher in pairs]
         worst = max((cost(config, setting) for setting in settings), key=lambda each: each.memory)
         found.append({"sharding": sharding, "devices": devices, "memory": worst.memory, "traffic": worst.traffic})
     return found

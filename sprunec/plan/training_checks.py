@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
-from sprunec.errors import show
+from sprunec.checkpoint.hub import TOKENIZER
+from sprunec.errors import InputError, show
 from sprunec.families.base_config import ModelConfig, doubled
 from sprunec.families.cards import card_of
 from sprunec.families.states import Pair, state_widths
+from sprunec.plan.model_config import teacher_config
 from sprunec.plan.schema import resolve
 from sprunec.plan.source import Section
 from sprunec.plan.written_plan import WrittenPlan
 from sprunec.units import INSIDE
 
 FAR = 50  # times a family's learning rate; those of adapters are not so far above it
+ANOTHER = "give a teacher of the model's own family and tokens"
 OTHER_ENGINE = 'or write "name": "torch"'
 # an option of a distillation: the loss that reads it
-_READ_BY = {"temperature": "logits", "pairs": "hidden", "project": "hidden"}
+_READ_BY = {"temperature": "logits", "pairs": "hidden", "project": "hidden", "divergence": "logits"}
 
 
 def training_fits(plan: WrittenPlan) -> None:
@@ -106,30 +111,113 @@ def distillation_fits(plan: WrittenPlan) -> None:
                 message = f"{step.pointer} comes before anything is cut: the model would be its own teacher"
                 hint = 'give a "teacher", or write "distillation": null in that pass'
                 section.error("own-teacher", "", message, hint)
-            if plan.config is not None and options["hidden"]:
-                _pairs(section, options, plan.config, cut)
+            named = options["teacher"]
+            teacher = _teacher(plan, section, named) if named is not None else plan.config
+            if options["teacher_cache"] is not None:
+                _cache(section, options, plan.config)
+            if plan.config is not None and teacher is not None and options["hidden"]:
+                _pairs(section, options, plan.config, teacher, cut)
         whole = whole and step.is_known and not step.declared.removes
         cut |= set(step.options.get("unit", ()))
 
 
-def _pairs(section: Section, options: Mapping[str, Any], config: ModelConfig, cut: Collection[str]) -> None:
-    """Check that the model has the modules, and that states are of one width unless they are projected."""
-    known = state_widths(config)
+def _cache(section: Section, options: Mapping[str, Any], config: ModelConfig | None) -> None:
+    """Check that what a teacher's cache holds is all that is asked for, and no more than there is."""
+    top_k = options["teacher_cache"]["top_k"]
+    if not options["logits"]:
+        message, hint = "the cache holds tokens alone, and logits has no weight", "give logits a weight, or write null"
+        section.error("cache-unused", "teacher_cache", message, hint)
+    elif options["hidden"]:
+        message = "the cache holds tokens alone, and hidden needs the teacher itself beside the student"
+        section.error("cache-of-states", "teacher_cache", message, 'write "teacher_cache": null, or "hidden": 0')
+    if config is not None and top_k > config.vocab_size:
+        message = f"{top_k:,} is above {config.vocab_size:,}, the tokens that the model has"
+        section.error("more-than-there", "teacher_cache/top_k", message, f"give at most {config.vocab_size}")
+
+
+def _pairs(
+    section: Section, options: Mapping[str, Any], config: ModelConfig, teacher: ModelConfig, cut: Collection[str]
+) -> None:
+    """Check that both models have the modules, and that states are of one width unless they are projected."""
+    ours, theirs = state_widths(config), state_widths(teacher)
     for index, written in enumerate(options["pairs"]):
         pair, key = Pair.read(written), f"pairs/{index}"
-        unknown = [name for name in (pair.student.module, pair.teacher.module) if name not in known]
-        for name in dict.fromkeys(unknown):
-            message = f"the model has no module {show(name)} that is given hidden states"
+        sides = ((pair.student.module, ours, "model"), (pair.teacher.module, theirs, "teacher"))
+        unknown = dict[str, tuple[Collection[str], str]]()
+        for name, there, whose in sides:
+            if name not in there:
+                unknown.setdefault(name, (there, whose if teacher != config else "model"))
+        for name, (known, who) in unknown.items():
+            message = f"the {who} has no module {show(name)} that is given hidden states"
             close = [show(module) for module in get_close_matches(name, known, n=3)]
             hint = f"did you mean {' or '.join(close)}?" if close else card_of(config).states_hint
             section.error("unknown-module", key, message, hint)
         if unknown or options["project"]:
             continue
-        student, teacher = pair.student.width(config), pair.teacher.width(config)
-        narrower = [unit for unit in INSIDE if unit in cut and pair.student.width(doubled(config, unit)) != student]
-        why = f"the student's state is {student} wide, the teacher's {teacher}"
-        if student == teacher and narrower:
+        own, wanted = pair.student.width(config), pair.teacher.width(teacher)
+        narrower = [unit for unit in INSIDE if unit in cut and pair.student.width(doubled(config, unit)) != own]
+        why = f"the student's state is {own} wide, the teacher's {wanted}"
+        if own == wanted and narrower:
             cuts = f"an earlier pass cuts {narrower[0]}"
-            why = f"{cuts}, so the student's state is narrower than the teacher's {teacher}"
-        if student != teacher or narrower:
+            why = f"{cuts}, so the student's state is narrower than the teacher's {wanted}"
+        if own != wanted or narrower:
             section.error("unlike-states", key, f"{pair}: {why}", 'write "project": true, or pair states of one width')
+
+
+def _teacher(plan: WrittenPlan, section: Section, path: Path) -> ModelConfig | None:
+    """Tell where a teacher cannot teach the plan's model; give its config.
+
+    Args:
+        section: the plan's `distillation`, which names it.
+    """
+    config = plan.config
+    if config is None:
+        return None
+    try:
+        found = teacher_config(path, config)
+    except InputError as error:
+        for told in error.diagnostics:
+            section.error(told.code, "teacher", f"{told.place}: {told.message}", told.hint)
+        return None
+    if (why := _stranger(plan, path, found, config)) is not None:
+        section.error("unlike-teacher", "teacher", f"{path} {why}", ANOTHER)
+        return None
+    for finding in card_of(found).data_findings(found, plan.options("data")) if found != config else ():
+        section.error(finding.code, "teacher", f"{path}: {finding.message}", finding.hint)
+    return found
+
+
+def _stranger(plan: WrittenPlan, path: Path, teacher: ModelConfig, config: ModelConfig) -> str | None:
+    if teacher.vocab_size != config.vocab_size:
+        return f"has {teacher.vocab_size:,} tokens, and the model has {config.vocab_size:,}"
+    if (teacher.family, teacher.overhead) != (config.family, config.overhead):
+        return "is a model of another family, which is given its text in another form"
+    ours, theirs = _tokens(_own_tokenizer(plan)), _tokens(path / TOKENIZER)
+    for number in sorted(ours.keys() & theirs.keys()):
+        if ours[number] != theirs[number]:
+            return f"has {show(theirs[number])} as token {number}, and the model has {show(ours[number])}"
+    return None
+
+
+def _own_tokenizer(plan: WrittenPlan) -> Path | None:
+    """Name the tokenizer.json that text is read by: the plan's, or that in the model's directory."""
+    named, checkpoint = plan.section("data").written.get("tokenizer"), plan.section("model").written.get("checkpoint")
+    if isinstance(named, str):
+        return plan.source.folder / named if named.endswith(".json") else None
+    return plan.source.folder / checkpoint / TOKENIZER if isinstance(checkpoint, str) else None
+
+
+def _tokens(path: Path | None) -> dict[int, str]:
+    """Read which tokens a tokenizer.json has, by their ids; none where it is not there, or no such file."""
+    if path is None or not path.is_file():
+        return {}
+    try:
+        document: Any = json.loads(path.read_bytes())
+        vocabulary = document["model"]["vocab"]
+        pairs = (
+            vocabulary.items() if isinstance(vocabulary, dict) else ((each[0], n) for n, each in enumerate(vocabulary))
+        )
+        added = {each["id"]: each["content"] for each in document.get("added_tokens") or ()}
+        return {number: token for token, number in pairs} | added
+    except (ValueError, LookupError, TypeError, AttributeError):  # who reads text by it tells what is wrong
+        return {}

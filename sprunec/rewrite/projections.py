@@ -77,6 +77,11 @@ def projections(block: TracedBlock) -> tuple[Projection, ...]:
 
 def _weight(node: fx.Node) -> fx.Node:
     """Look through what only turns a weight round."""
-    while node.target in ("t", "transpose", "permute") or (node.target is getattr and node.args[1] in ("T", "mT")):
+    while turns(node):
         node = node.all_input_nodes[0]
     return node
+
+
+def turns(node: fx.Node) -> bool:
+    """Tell whether a node only turns a matrix round."""
+    return node.target in ("t", "transpose", "permute") or (node.target is getattr and node.args[1] in ("T", "mT"))

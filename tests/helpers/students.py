@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sprunec.data.batches import Batch
-from sprunec.engines.distillation import Distiller, make_projections
+from sprunec.engines.distilling.distillation import Distiller, make_projections
 from sprunec.engines.losses import cross_entropy, losses
 from sprunec.engines.training import Distillation, Training
 from sprunec.families.states import Pair
@@ -23,9 +24,7 @@ WIDE = "[post]encoder.layers.0.ffn.ffn.w_in:[post]encoder.layers.2"
 TRAINING = Training(**OPTIONS)
 
 
-def distiller(
-    student: nn.Module, teacher: nn.Module, *pairs: str, project: bool = False, **weights: float
-) -> Distiller:
+def distiller(student: nn.Module, teacher: Any, *pairs: str, project: bool = False, **weights: Any) -> Distiller:
     found = [Pair.read(pair) for pair in pairs]
     widths = [(pair.student.width(tiny_config()), pair.teacher.width(tiny_config())) for pair in found]
     return Distiller(
@@ -33,7 +32,7 @@ def distiller(
         Distillation(**({"logits": 0.0, "temperature": 1.0, "hidden": 0.0} | weights), pairs=(), project=False),
         found,
         observable(student, [pair.student for pair in found]),
-        observable(teacher, [pair.teacher for pair in found]),
+        observable(teacher, [pair.teacher for pair in found]) if found else {},
         make_projections(found, widths, project=project, seed=3, device=CPU.place.device),
     )
 
@@ -44,7 +43,7 @@ def loss_of(student: nn.Module, objective: Distiller, data: Batch, parts: int = 
     objective.begin(data)
     found = 0.0
     for part in data.split(parts):
-        total, _ = losses(student, part, [cross_entropy(part, 0.0), *objective.terms(part)])
+        total, _ = losses(student, part, [cross_entropy(part, 0.0), *objective.terms(part)], on=objective.on)
         total = total + objective.hidden_loss(part)
         total.backward()
         found = found + total.detach()

@@ -43,11 +43,14 @@ def test_defaults_are_filled_in_and_the_teacher_is_beside_the_plan(tmp_path: Pat
     assert found.passes[0].options["distillation"] is None
     assert dict(found.passes[2].options["distillation"]) == {
         "logits": 0.0,
+        "divergence": "forward",
         "temperature": 1.0,
+        "on": None,
         "hidden": 1.0,
         "pairs": (PAIR,),
         "project": False,
         "teacher": tmp_path / "t.safetensors",
+        "teacher_cache": None,
     }
 
 

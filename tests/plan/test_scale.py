@@ -113,13 +113,13 @@ def test_parts_shrink_with_devices_and_wholes_do_not() -> None:
     assert ddp.state == one.state == 8 * fsdp.state
     assert one.traffic == 0 < ddp.traffic < fsdp.traffic < 1.5 * ddp.traffic
     taught = Setting(teacher=1000)  # and its logits
-    assert cost(config, taught).memory - one.memory == 4000 + losses(config, taught) - losses(config, Setting())
+    assert cost(config, taught).memory - one.memory == 1000 + losses(config, taught) - losses(config, Setting())
 
 
 def test_a_teacher_lies_in_shards_and_every_part_gathers_anew() -> None:
     config = ModelConfig.from_dict(WIDE)
     blocks = sum(unit_cost(config, index, "block") for index in range(config.num_layers))
-    alone, taught = (cost(config, Setting(4, True, teacher=size)) for size in (0, config.parameters()))
+    alone, taught = (cost(config, Setting(4, True, teacher=4 * size)) for size in (0, config.parameters()))
     outside = 4 * (config.parameters() - blocks)
     assert taught.working - alone.working == pytest.approx(config.parameters() + outside)  # a quarter of 4 bytes each
     assert taught.traffic - alone.traffic == pytest.approx(0.75 * 4 * blocks)

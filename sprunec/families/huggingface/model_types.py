@@ -62,6 +62,7 @@ GEMMA2 = LLAMA.but(
 GPT2 = Layout(
     "GPT-2",
     "transformer.h",
+    inputs_first=True,
     attention={
         **norms("ln_1"),
         "attn.c_attn.weight": "D 3HE",
@@ -191,6 +192,7 @@ LAYOUTS = {
     "gpt_neox": NEOX,
     "gptj": GPT2.but(
         "GPT-J",
+        inputs_first=False,
         attention=dict.fromkeys(("ln_1.weight", "ln_1.bias", "attn.c_attn.weight", "attn.c_attn.bias"))
         | dict.fromkeys(("attn.c_proj.weight", "attn.c_proj.bias"))
         | {f"attn.{name}_proj.weight": "HE D" for name in ("q", "k", "v")}

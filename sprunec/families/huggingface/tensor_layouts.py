@@ -46,6 +46,7 @@ class Layout:
         needs: values of keys without which a model is another one, and has no card.
         uneven_heads: whether the class can have heads of another width than D / H.
         heads_divide_width: whether it refuses a number of heads that D is no multiple of.
+        inputs_first: whether the matrices of its blocks have a row an input, and not one an output.
     """
 
     title: str
@@ -65,6 +66,7 @@ class Layout:
     uneven_heads: bool = True
     heads_divide_width: bool = False
     head: str = "lm_head.weight"
+    inputs_first: bool = False
 
     @property
     def uneven_dims(self) -> bool:

@@ -108,14 +108,14 @@ def head_names(names: Collection[str]) -> tuple[str, str] | None:
 
 
 def state_widths(config: TransformersConfig) -> dict[str, Widths]:
-    """Give blocks, and the linears in them: what they are given and give, in this order of dims on disk."""
-    width, found = config.width, dict[str, Widths]()
+    """Give blocks, and the linears in them: what they are given and give."""
+    width, found, first = config.width, dict[str, Widths](), config.layout.inputs_first
     for index, layer in enumerate(config.layers):
         if layer.counts:
             found[f"{config.layout.blocks}.{index}"] = (width, width)
     for name, shape in config.tensors().items():
         if name.startswith(config.layout.blocks) and len(shape) == 2:
-            found[name.removesuffix(".weight")] = (shape[1], shape[0])
+            found[name.removesuffix(".weight")] = (shape[0], shape[1]) if first else (shape[1], shape[0])
     return found
 
 

@@ -1,11 +1,11 @@
 """Distillation: losses beside the language model's that draw a model to a larger one's logits and hidden states.
 
-logits  Soft-label cross entropy (Hinton, Vinyals & Dean 2015): T^2 H(softmax(t / T), softmax(s / T)), summed over the
-        vocabulary, mean over the targets. T^2 keeps its gradient's size whatever the temperature T.
+logits  A divergence of the student's probabilities from the teacher's, see `divergences`; mean over the targets, or
+        over all positions in use.
 hidden  Per pair of states, the mean squared difference of the two after each position's vector was divided by its own
-        L2 norm; mean over the positions in use and over the features, pairs added up. BMCook divides by the mean norm
-        of all positions instead. That mean is of whatever slice of the batch is at hand, so the loss would depend on
-        how a batch is split; a position's own norm does not.
+        L2 norm; mean over the positions in use, or over the targets, and over the features, pairs added up. BMCook
+        divides by the mean norm of all positions instead. That mean is of whatever slice of the batch is at hand, so
+        the loss would depend on how a batch is split; a position's own norm does not.
 
 Letters in shapes: B sequences, N positions, V tokens of the vocabulary, m positions of a chunk, S and T the student's
 and the teacher's width.
@@ -13,7 +13,7 @@ and the teacher's width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import InitVar, dataclass
 from functools import partial
 from typing import Any
@@ -22,7 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sprunec.data.batches import Batch, in_use
+from sprunec.data.batches import Batch, in_use, places_of
+from sprunec.engines.distilling.cached_teacher import CachedTeacher
+from sprunec.engines.distilling.divergences import TopTokens, divergence
 from sprunec.engines.losses import Term
 from sprunec.engines.training import Distillation
 from sprunec.errors import InputError
@@ -61,7 +63,7 @@ class Distiller:
     """An auxiliary loss of the training loop: a teacher, the pairs of states, and their projections, which it trains.
 
     Attributes:
-        teacher: on the training's device; put in eval mode, its weights frozen.
+        teacher: has `states(**inputs)` and `project(hidden)` as models have; or what such a one has said.
         student_places, teacher_places: where the states of `pairs` are to be seen.
         projections: for each pair the weight (S, T) of a linear map without bias of the teacher's state, or None.
     """
@@ -74,41 +76,63 @@ class Distiller:
     projections: Sequence[nn.Parameter | None]
 
     def __post_init__(self, student_places: Places, teacher_places: Places) -> None:
-        self.teacher.eval().requires_grad_(False)
+        if isinstance(self.teacher, nn.Module):
+            self.teacher.eval().requires_grad_(False)
         self._students, self._teachers = States(student_places), States(teacher_places)
-        self._targets = self._positions = 1
+        self._taught: dict[Point, Tensor] = {}
+        self._counts = {"targets": 1, "all": 1}
+
+    @property
+    def on(self) -> str:
+        """Say at which positions `terms` are to be taken, see `places_of`."""
+        return self.weights.logits_on if self.weights.logits else "targets"
 
     def parameters(self) -> list[nn.Parameter]:
         return [weight for weight in self.projections if weight is not None]
 
     def begin(self, batch: Batch) -> None:
         """Take in the global batch of the step, whose targets and positions the losses are means over."""
-        self._targets, self._positions = batch.target_count, int(batch.inputs["length"].sum())
+        self._counts = {"targets": batch.target_count, "all": int(in_use(batch.inputs).sum())}
 
     def terms(self, part: Batch) -> list[Term]:
-        """Run the teacher on a part of the batch, and give the loss of logits, if it counts: the part's share of it."""
+        """Ask the teacher about a part of the batch, and give the loss of logits, if it counts: the part's share."""
         if not self.weights.logits and not self.pairs:
             return []
-        with torch.no_grad():
-            taught = self.teacher.states(**part.inputs).flatten(0, 1)
-        share = self.weights.logits / self._targets
+        said, weights, share = self._said(part), self.weights, self.weights.logits / self._counts[self.on]
 
         def term(logits: Tensor, places: Tensor) -> Tensor:
-            with torch.no_grad():
-                teacher = self.teacher.project(taught[places])
-            return share * soft_cross_entropy(logits, teacher, self.weights.temperature)
+            return share * divergence(weights.divergence, logits, said(places), weights.temperature)
 
-        return [term] if self.weights.logits else []
+        return [term] if weights.logits else []
+
+    def _said(self, part: Batch) -> Callable[[Tensor], Tensor | TopTokens]:
+        """Give what tells the teacher's logits (m, V), or what is known of them, at places (m,) of a part."""
+        if isinstance(self.teacher, CachedTeacher):
+            known, asked = self.teacher.of(part), places_of(part, self.on).flatten()
+            numbers = asked.cumsum(0) - 1
+            return lambda places: known.rows(numbers[places])
+        with torch.no_grad():
+            states = self.teacher.states(**part.inputs).flatten(0, 1)
+        self._taught = self._teachers.take()  # before `project` runs what stands behind the blocks on other positions
+
+        def said(places: Tensor) -> Tensor:
+            with torch.no_grad():
+                logits: Tensor = self.teacher.project(states[places])
+            return logits
+
+        return said
 
     def hidden_loss(self, part: Batch) -> Tensor:
         """Return the weighted loss of hidden states of a part that has just been run through both models: its share."""
-        total, used = torch.zeros((), device=part.targets.device), in_use(part.inputs)
-        students, teachers = self._students.take(), self._teachers.take()
+        on = self.weights.hidden_on
+        total, used = torch.zeros((), device=part.targets.device), places_of(part, on)
+        students, teachers, self._taught = self._students.take(), self._taught, {}
+        self._teachers.take()
         for pair, projection in zip(self.pairs, self.projections, strict=True):
-            state = teachers[pair.teacher]
+            ours, state = (each.reshape(*used.shape, -1) for each in (students[pair.student], teachers[pair.teacher]))
             wanted = state if projection is None else F.linear(state, projection)
-            difference = hidden_difference(students[pair.student], wanted, used)
-            total = total + self.weights.hidden * difference / self._positions
+            difference = hidden_difference(ours, wanted, used)
+            total = total + self.weights.hidden * difference / self._counts[on]
         return total
 
     def state(self) -> dict[str, Any]:
@@ -147,18 +171,8 @@ def make_projections(
     return [nn.Parameter(weight.to(device)) for weight in drawn] if project else [None] * len(pairs)
 
 
-def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """T^2 times the cross entropy in nats at temperature T, summed over positions.
-
-    Args:
-        student, teacher: logits (m, V); the gradient goes to the student's.
-    """
-    wanted = (teacher.float() / temperature).softmax(-1)
-    return -(temperature**2) * (wanted * (student.float() / temperature).log_softmax(-1)).sum()
-
-
 def hidden_difference(student: Tensor, teacher: Tensor, used: Tensor) -> Tensor:
-    """Return the mean over features of the squared difference of unit vectors, summed over the positions in use.
+    """Return the mean over features of the squared difference of unit vectors, summed over the positions used.
 
     Args:
         student, teacher: (B, N, S).

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from sprunec.data.batches import IGNORED, Batch
 from sprunec.engines.checkpoints import Saves
 from sprunec.engines.device import Place
-from sprunec.engines.distillation import Distiller, make_projections
+from sprunec.engines.distilling.distillation import Distiller, make_projections
 from sprunec.engines.loop import fit
 from sprunec.engines.torch_engine import TorchEngine
 from sprunec.errors import InputError

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 import math
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from sprunec.data.batches import IGNORED
-from sprunec.engines.distillation import Distiller, hidden_difference, soft_cross_entropy
+from sprunec.data.batches import IGNORED, in_use
+from sprunec.engines.distilling.distillation import Distiller, hidden_difference
+from sprunec.engines.distilling.divergences import divergence
 from sprunec.engines.training import Distillation
 from sprunec.families.cpm_ant.blocks import example_inputs
 from sprunec.families.states import Pair
@@ -18,7 +20,8 @@ from sprunec.rewrite.gating import insert_gates
 from sprunec.rewrite.taps import observable
 from sprunec.rewrite.trace import trace_blocks
 from tests.conftest import tiny_config, tiny_model
-from tests.engines.test_loop import batch
+from tests.engines.distilling.test_cached_teacher import cache
+from tests.engines.test_loop import batch, farthest
 from tests.helpers.students import INSIDE, NORM, by_columns, distiller, gradients, loss_of, seen
 
 
@@ -48,9 +51,9 @@ def test_only_positions_with_a_target_count() -> None:
     before = loss_of(student, distiller(student, teacher, logits=1.0), data)
     with torch.no_grad():
         ours, theirs = (model(**data.inputs)[0][data.targets != IGNORED] for model in (student, teacher))
-    assert float(soft_cross_entropy(ours, theirs, 1.0)) / data.target_count == pytest.approx(float(before))
+    assert float(divergence("forward", ours, theirs, 1.0)) / data.target_count == pytest.approx(float(before))
     wanted = F.cross_entropy(ours / 2.0, (theirs / 2.0).softmax(-1), reduction="sum")
-    assert float(soft_cross_entropy(ours, theirs, 2.0)) == pytest.approx(4.0 * float(wanted), rel=1e-5)
+    assert float(divergence("forward", ours, theirs, 2.0)) == pytest.approx(4.0 * float(wanted), rel=1e-5)
 
 
 @pytest.mark.parametrize("weights", [{"logits": 1.0, "temperature": 2.0}, {"hidden": 1.0}])
@@ -64,7 +67,50 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn(weights: dict[str, f
     assert max(float(g.abs().max()) for g in gradients(student).values()) > 1e-4
 
 
+@pytest.mark.parametrize("kind", ["reverse", "skewed"])
+@pytest.mark.parametrize("on", ["targets", "all"])
+def test_a_kind_of_divergence_is_taken_where_it_is_asked_for(kind: str, on: str) -> None:
+    student, teacher, data = tiny_model(1), tiny_model(2), batch(0)
+    found = loss_of(student, distiller(student, teacher, logits=0.5, divergence=kind, on=on), data)
+    wanted_places = data.targets != IGNORED if on == "targets" else in_use(data.inputs)
+    with torch.no_grad():
+        ours, theirs = (model(**data.inputs)[0][wanted_places] for model in (student, teacher))
+    wanted = 0.5 * float(divergence(kind, ours, theirs, 1.0)) / len(ours)
+    assert float(found) == pytest.approx(wanted, rel=1e-5)
+    other = distiller(student, teacher, logits=0.5, divergence=kind, on="all" if on == "targets" else "targets")
+    assert float(loss_of(student, other, data)) != pytest.approx(wanted, rel=1e-3)
+
+
+@pytest.mark.parametrize("on", [None, "all"])
+@pytest.mark.parametrize("parts", [1, 2])
+def test_what_a_teacher_has_said_teaches_as_it_does_itself(on: str | None, parts: int, tmp_path: Path) -> None:
+    """All of its tokens; of 20 of 97 the loss is another, but where a batch is parted it's the same."""
+    student, teacher, data = tiny_model(1), tiny_model(2), batch(0)
+    asked = {"logits": 0.5, "divergence": "reverse", "temperature": 2.0, "on": on}
+    wanted = loss_of(student, distiller(student, teacher, **asked), data)
+    taught = gradients(student)
+    whole, some = (cache(tmp_path / str(top_k), [data], top_k, on or "targets", 2.0) for top_k in (97, 20))
+    found = loss_of(student, distiller(student, whole, **asked), data, parts)
+    assert float(found) == pytest.approx(float(wanted), rel=2e-3)
+    largest = max(float(gradient.abs().max()) for gradient in taught.values())
+    assert farthest(gradients(student), taught) < 2e-3 * largest
+    coarse = loss_of(student, distiller(student, some, **asked), data, parts)
+    assert float(coarse) == pytest.approx(float(loss_of(student, distiller(student, some, **asked), data)), rel=1e-5)
+    assert float(coarse) < float(wanted) * (1 - 1e-3)  # classes together differ less than each by itself
+
+
 # --- hidden states ---
+
+
+def test_hidden_states_are_compared_on_targets_alone_where_that_is_asked_for() -> None:
+    student, teacher, data = tiny_model(1), tiny_model(2), batch(0)
+    found = loss_of(student, distiller(student, teacher, NORM, hidden=1.0, on="targets"), data)
+    states = [seen(model, "encoder.output_layernorm", "post", data) for model in (student, teacher)]
+    asked = data.targets != IGNORED
+    wanted = float(hidden_difference(*states, asked)) / data.target_count
+    assert float(found) == pytest.approx(wanted, rel=1e-5)
+    everywhere = loss_of(student, distiller(student, teacher, NORM, hidden=1.0), data)
+    assert float(everywhere) != pytest.approx(wanted, rel=1e-3)
 
 
 def test_hidden_states_are_compared_as_unit_vectors_in_used_columns() -> None:
