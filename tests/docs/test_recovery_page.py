@@ -1,0 +1,46 @@
+"""docs/quality.md tells of a real model's recovery what its benchmark has measured."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def recovery(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import recovery
+
+    yield recovery
+    for name in ("recovery", "recovery_tables", "smollm2", "measure"):
+        sys.modules.pop(name, None)
+
+
+def test_the_tables_are_what_was_measured(recovery: ModuleType) -> None:
+    results = json.loads((ROOT / "benchmarks/recovery.json").read_text())
+    assert (ROOT / "docs/quality.md").read_text() == recovery.page(results), "run benchmarks/recovery.py --publish"
+    assert all(way["parameters"] <= 0.82 * results["dense"]["parameters"] for way in results["ways"].values())
+
+
+def test_differences_are_paired(recovery: ModuleType) -> None:
+    import recovery_tables
+
+    places = recovery_tables.WINDOWS["book"]
+    ones = [float(place) for place in range(places + 2)]
+    others = [one - 0.25 for one in ones]
+    assert recovery_tables.difference(ones, others, "book") == "+0.250 ± 0.000"
+    assert recovery_tables.difference(ones, [*others[:-1], 0.0], "docstrings") == "+32.625 ± 32.375"
+
+
+def test_rows_are_found_again_whatever_lies_between(recovery: ModuleType) -> None:
+    import torch
+
+    whole = torch.randn(40, 16, generator=torch.Generator().manual_seed(1))
+    assert recovery.rows_kept(whole, whole[[0, 3, 17, 39]]) == [0, 3, 17, 39]
