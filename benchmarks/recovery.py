@@ -61,7 +61,7 @@ CUTS: dict[str, Pass] = {
 }
 TUNE: Pass = {"learning_rate": 5e-5}
 DISTIL: Pass = {"distillation": {"logits": 1.0, "temperature": 1.0}}
-LORA: Pass = {"learning_rate": 5e-4, "adapter": {"kind": "lora", "rank": 16}}
+LORA: Pass = {"learning_rate": 5e-4, "adapter": {"kind": "lora", "rank": 16, "alpha": 32}}
 RECOVERIES: dict[str, Pass | None] = {
     "none": None,
     "tuned": TUNE,
