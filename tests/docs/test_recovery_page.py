@@ -26,7 +26,8 @@ def recovery(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
 def test_the_tables_are_what_was_measured(recovery: ModuleType) -> None:
     results = json.loads((ROOT / "benchmarks/recovery.json").read_text())
     assert (ROOT / "docs/quality.md").read_text() == recovery.page(results), "run benchmarks/recovery.py --publish"
-    assert all(way["parameters"] <= 0.82 * results["dense"]["parameters"] for way in results["ways"].values())
+    small = {name: way["parameters"] for name, way in results["ways"].items() if not name.startswith("dense")}
+    assert max(small.values()) <= 0.82 * results["dense"]["parameters"]
 
 
 def test_differences_are_paired(recovery: ModuleType) -> None:
