@@ -236,3 +236,4 @@ LAYOUTS = {
         needs={"new_decoder_architecture": True},
     ),
 }
+UNDIVIDED = {"bloom": "BloomForCausalLM takes no position_ids"}  # why a row of it can have but one document

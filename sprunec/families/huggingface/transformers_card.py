@@ -12,7 +12,7 @@ from sprunec.checkpoint.safetensors_file import Shape
 from sprunec.errors import Diagnostic, InputError
 from sprunec.families.cards import Card, Part, Widths
 from sprunec.families.detect import type_family
-from sprunec.families.huggingface.model_types import LAYOUTS
+from sprunec.families.huggingface.model_types import LAYOUTS, UNDIVIDED
 from sprunec.families.huggingface.releases import config_findings, installed
 from sprunec.families.huggingface.tensor_layouts import Layout
 from sprunec.families.huggingface.transformers_config import FAMILY, TransformersConfig
@@ -71,11 +71,23 @@ def guess(shapes: Mapping[str, Shape], path: Path) -> TransformersConfig:
 
 
 def data_findings(config: TransformersConfig, data: Mapping[str, Any]) -> Iterator[Diagnostic]:
-    """Tell rows that are longer than the model's table of positions."""
+    """Tell rows that are longer than the model's table of positions, or of documents that it cannot keep apart."""
     most, asked = config.sizes.get("P"), data.get("max_length")
     if most is not None and asked is not None and asked > most:
         message = f"{asked} is above {most}, the positions that the model has"
         yield Diagnostic("too-long", message, f"give at most {most}", pointer="/data/max_length")
+    if data.get("packing") == "documents" and (why := _undivided(config)):
+        message = f"this model cannot keep the documents of a row apart: {why}"
+        yield Diagnostic("cannot-pack", message, "remove packing", pointer="/data/packing")
+
+
+def _undivided(config: TransformersConfig) -> str:
+    """Say why a row of a model can have but one document; "" where that is not so."""
+    if not config.traced:
+        return UNDIVIDED.get(config.document["model_type"], "")
+    from sprunec.families.huggingface.documents_apart import undivided
+
+    return undivided(config)
 
 
 def _outermost(layout: Layout) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -59,13 +60,19 @@ def native_outputs(config: TransformersConfig, tensors: Tensors) -> dict[str, Ou
 def arrange(
     config: TransformersConfig, rows: Sequence[Sequence[Document]], width: int, base: int = 0
 ) -> tuple[dict[str, NDArray[Any]], NDArray[np.bool_]]:
-    """Make inputs, one document after the other in a row, padded on the right, where nothing sees it."""
+    """Make inputs, padded on the right, where nothing sees it.
+
+    Where a row has several documents, `position` (B, N) says where each token is in its own; padding is another one.
+    """
     ids, text = np.zeros((len(rows), width), dtype=np.int64), np.zeros((len(rows), width), dtype=bool)
-    lengths = np.zeros(len(rows), dtype=np.int64)
+    lengths, position = np.zeros(len(rows), dtype=np.int64), np.tile(np.arange(width), (len(rows), 1))
     for row, documents in enumerate(rows):
         tokens = np.concatenate([document.tokens for document in documents])
         ids[row, : tokens.size], text[row, : tokens.size], lengths[row] = tokens, True, tokens.size
-    return {"input": ids, "length": lengths}, text
+        for end in accumulate(document.tokens.size for document in documents):
+            position[row, end:] = np.arange(width - end)
+    several = any(len(documents) > 1 for documents in rows)
+    return {"input": ids, "length": lengths} | ({"position": position} if several else {}), text
 
 
 def proceed(config: TransformersConfig, document: Document) -> dict[str, Any]:
@@ -119,7 +126,7 @@ FAMILY = Family(
     frame_class="",
     row_numbers=lambda config, width: width * config.width,
     looked_up=looked_up,
-    enter=lambda model, inputs: model.enter(inputs["input"]),
+    enter=lambda model, inputs: model.enter(inputs["input"], position=inputs.get("position")),
     entrance=lambda model: model.entrance,
     head=lambda model: model.exit,
     leave=lambda model, hidden: model.leave(hidden),

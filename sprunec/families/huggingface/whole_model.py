@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from sprunec.families.base import Given
 from sprunec.families.block_calls import BlockCall, hand_on
+from sprunec.families.huggingface.documents_apart import Apart
 from sprunec.families.huggingface.recording import past_keyword
 from sprunec.families.torch_modes import InFloat64, values_unread
 
@@ -136,20 +137,25 @@ class TransformersModel(nn.Module):
             for path, block in blocks.items():
                 self.set_submodule(path, block)
 
-    def enter(self, ids: Tensor, past: int = 0) -> tuple[Tensor, Given]:
+    def enter(self, ids: Tensor, past: int = 0, position: Tensor | None = None) -> tuple[Tensor, Given]:
         """Turn ids (B, N) into hidden states (B, N, D) in front of the first block, and what all blocks are given.
 
         Args:
             past: the length of a past that stands before them.
+            position: (B, N) in the document that a token is of: 0 where one begins, and no other is seen from it.
         """
         seen: dict[str, tuple[Tensor, ...]] = {}
         method, given = "forward_cached" if past else "forward", {"input_ids": ids, "use_cache": bool(past)}
         if past:
             given[self._past_keyword] = _past(past, len(self.paths), ids.device)
+        apart = None if position is None else Apart(position)
+        if position is not None:
+            given["position_ids"] = position
 
         def see(path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             call = self._calls[path].get(method, self._calls[path]["forward"])
             found = call.tensors(args, kwargs)
+            found = found if apart is None else tuple(map(apart, found))
             seen[path] = found[:-2] if past and method in self._calls[path] else found
             if len(seen) == len(self.paths):
                 raise _Entered
@@ -185,14 +191,20 @@ class TransformersModel(nn.Module):
         """Stay as it was traced: what a class does in training alone draws noise, which no seed and step decide."""
         return super().train(False)
 
-    def forward(self, input: Tensor, length: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Give logits (B, N, V) and the hidden states in front of the last norm; what is padded stands on the right."""
-        hidden = self.states(input)
+    def forward(
+        self, input: Tensor, length: Tensor | None = None, position: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Give logits (B, N, V) and the hidden states in front of the last norm; what is padded stands on the right.
+
+        Args:
+            position: as `enter` takes it, of rows of several documents.
+        """
+        hidden = self.states(input, length, position)
         return self.leave(hidden), hidden
 
-    def states(self, input: Tensor, length: Tensor | None = None) -> Tensor:
+    def states(self, input: Tensor, length: Tensor | None = None, position: Tensor | None = None) -> Tensor:
         """Run all positions at once, without what stands behind the blocks: (B, N, D)."""
-        hidden, given = self.enter(input)
+        hidden, given = self.enter(input, position=position)
         for path in self.paths:
             hidden = self.get_submodule(path)(hidden, *given[path])
         return hidden
