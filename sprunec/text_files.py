@@ -5,23 +5,25 @@ Whatever wrote a file, its text has `\\n` at the end of a line and begins with i
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping
+import zlib
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, BinaryIO
 
 from sprunec.errors import Diagnostic, InputError, show
-from sprunec.file_kinds import JSON, MARKUP, TEXT, foreign
+from sprunec.file_kinds import JSON, MARKUP, TEXT, file_kind, foreign
 
 _TABLE = 'write it as JSON lines first, e.g. pandas.read_parquet(FILE).to_json(NEW, orient="records", lines=True)'
 _TABLES = {"parquet": _TABLE, "arrow": _TABLE.replace("parquet", "feather"), "": "give a text file in UTF-8"}
 Hints = Mapping[str, str]
 NO_HINTS: Hints = MappingProxyType({})
 MARK = "\ufeff"  # of byte order
-ANY_TEXT = TEXT | MARKUP
+ANY_TEXT, PACKED_LINES = TEXT | MARKUP, TEXT | {"gzip"}
 
 
 def read_text(
@@ -47,19 +49,25 @@ def read_text(
 
 
 def read_lines(path: Path, wanted: str, fine: Collection[str] = TEXT, hints: Hints = NO_HINTS) -> Iterator[str]:
-    """Read lines one by one, with `\\n` at their ends; raise as `read_text` does, while they are read."""
+    """Read lines one by one, with `\\n` at their ends; raise as `read_text` does, while they are read.
+
+    Where `fine` has "gzip", the lines may be inside of such an archive.
+    """
     _check_kind(path, wanted, fine, hints)
-    yield from _pieces(path, whole=False)
+    packed = "gzip" in fine and file_kind(path) == "gzip"
+    yield from _pieces(path, gzip.open if packed else open, whole=False)
 
 
-def _pieces(path: Path, *, whole: bool) -> Iterator[str]:
+def _pieces(path: Path, opened: Callable[..., Any] = open, *, whole: bool) -> Iterator[str]:
     """Yield a file's text or its lines; Python's universal line ends make them all `\\n`."""
     try:
-        with path.open(encoding="utf-8-sig") as stream:
+        with opened(path, "rt", encoding="utf-8-sig") as stream:
             yield from [stream.read()] if whole else stream
     except UnicodeDecodeError:
-        with path.open("rb") as raw:
+        with opened(path, "rb") as raw:
             raise _not_utf8(path, raw) from None
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise InputError.at(path, f"the gzip archive is damaged: {error}", "copy or download it again") from None
     except OSError as error:
         raise InputError.of_disk(path, error) from None
 

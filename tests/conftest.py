@@ -19,6 +19,8 @@ from tests.helpers.small_plans import TINY, execute, guide
 # BMTrain has wheels up to Python 3.11, and is no part of what all tests need.
 collect_ignore = [] if find_spec("bmtrain") else ["engines/test_bmtrain.py", "engines/test_bmtrain_blocks.py"]
 
+AS_IT_IS = {"column": "", "between": "", "packing": "", "template": ""}  # what most data leaves out of a data pass
+
 
 def tiny_config(**changes: Any) -> ModelConfig:
     return ModelConfig.from_dict(TINY | changes)

@@ -191,12 +191,16 @@ PLACES: dict[str, tuple[str, Callable[[Path], Any], set[str]]] = {
     "plan": ("p.json", lambda path: said(check_plan(path)[1]), {"plan", "config", "json", "text", "empty"}),
     "text": ("a.txt", lambda path: read_text("text", [path]), TEXTS | MARKED),
     "text in a plan": ("a.txt", in_plan(data={"source": "text", "path": "FILE"} | TEXT_DATA), TEXTS | MARKED | LATER),
-    "JSON lines": ("a.jsonl", lambda path: read_text("jsonl", [path]), TEXTS),
-    "JSON lines in a plan": ("a.jsonl", in_plan(data={"source": "jsonl", "path": "FILE"} | TEXT_DATA), TEXTS | LATER),
+    "JSON lines": ("a.jsonl", lambda path: read_text("jsonl", [path]), TEXTS | {"gzip"}),
+    "JSON lines in a plan": (
+        "a.jsonl",
+        in_plan(data={"source": "jsonl", "path": "FILE"} | TEXT_DATA),
+        TEXTS | LATER | {"gzip"},
+    ),
     "held-out pairs in a plan": (
         "h.jsonl",
         in_plan(data={"source": "pairs", "path": "a.jsonl", "held_out": "FILE"} | TEXT_DATA),
-        TEXTS | LATER,
+        TEXTS | LATER | {"gzip"},
     ),
     "vocabulary": ("v.txt", read_vocabulary, {"text"}),
     "vocabulary in a plan": (

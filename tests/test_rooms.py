@@ -68,7 +68,7 @@ OF_A_FAMILY = ("formats/cpm_live.py", "masks/mask_tensors.py")
 # CPM-Ant's tensors and modules, what it puts in front of a text, and the keys of its config.
 FAMILY_WORDS = re.compile(
     r"encoder\.layers|project_[qkv]|attention_out|\bw_in\b|\bw_out\b|\bw_[01]\b|layernorm|input_embedding|self_att|"
-    r"\bffn\b|output_layernorm|(?<!packed_)prompt|segment|position_bias|dim_model|num_buckets|CPMAnt|CPM-Ant|cpm_ant"
+    r"\bffn\b|output_layernorm|(?<!packed_)(?<!add_generation_)prompt|segment|position_bias|dim_model|num_buckets|CPMAnt|CPM-Ant|cpm_ant"
 )
 
 

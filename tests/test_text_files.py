@@ -15,7 +15,7 @@ from sprunec.checkpoint.layouts import weight_files
 from sprunec.checkpoint.provenance import describe_origin, note_path, read_provenance, write_origin, write_provenance
 from sprunec.checkpoint.writer import write_state
 from sprunec.compiler.inspect import inspect_model
-from sprunec.data.pairs import read_pairs
+from sprunec.data.pair_files import read_pairs
 from sprunec.data.text import read_text as read_source_text
 from sprunec.data.text import split_text
 from sprunec.errors import Diagnostic, InputError
@@ -71,10 +71,10 @@ def plan_content(path: Path) -> Any:
 
 READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "text": ("first\nsecond ä\n\nlast", plain),
-    "held-out text": ("first\nlast\n", lambda path: split_text("all", path, "text")),
+    "held-out text": ("first\nlast\n", lambda path: split_text("all", [path], "text")),
     "jsonl": (LINES, lambda path: read_source_text("jsonl", [path])),
-    "held-out jsonl": (LINES, lambda path: split_text("all", path, "jsonl")),
-    "pairs": (LINES, lambda path: read_pairs([path])),
+    "held-out jsonl": (LINES, lambda path: split_text("all", [path], "jsonl")),
+    "pairs": (LINES, lambda path: list(read_pairs([path]))),
     "vocabulary": ("\n".join([*SPECIAL, "好", "a"]), lambda path: read_vocabulary(path).pieces),
     "make-data text": ("one <n> two\nthree\n", lambda path: list(documents(path))),
     "make-data jsonl": (LINES, lambda path: list(documents(path.rename(path.with_suffix(".jsonl"))))),

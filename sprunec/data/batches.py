@@ -82,10 +82,12 @@ def grouped(batches: Iterable[Batch], numbers: Callable[[Batch], int], most: int
         yield group
 
 
-def answered(tokens: NDArray[np.integer[Any]], context: NDArray[np.bool_], *more: Any) -> Document:
-    """Make a document that begins with context, and of which everything else is asked for; `more` as it has it."""
+def answered(
+    tokens: NDArray[np.integer[Any]], context: NDArray[np.bool_], *more: Any, asked: NDArray[np.bool_] | None = None
+) -> Document:
+    """Make a document that begins with context, and of which all else is asked for, or `asked`; `more` as it has it."""
     targets = np.full(tokens.size, IGNORED, dtype=np.int64)
-    targets[:-1] = np.where(context[1:], IGNORED, tokens[1:])
+    targets[:-1] = np.where(~context[1:] if asked is None else asked[1:], tokens[1:], IGNORED)
     return Document(tokens, context, targets, *more)
 
 
@@ -110,11 +112,11 @@ class Packer:
         inputs = {name: torch.from_numpy(value) for name, value in arranged.items()}
         return Batch(inputs, torch.from_numpy(targets))
 
-    def batches(self, documents: Iterable[Document], rows: int) -> Iterator[Batch]:
-        """Pack one document a row."""
-        left = iter(documents)
-        while some := list(islice(left, rows)):
-            yield self.pack([[document] for document in some])
+    def batches(self, rows: Iterable[Sequence[Document]], size: int) -> Iterator[Batch]:
+        """Pack so many rows at a time."""
+        left = iter(rows)
+        while some := list(islice(left, size)):
+            yield self.pack(some)
 
 
 class Sample(NamedTuple):
@@ -159,7 +161,7 @@ class TextData:
         """Pack consecutive windows, each target once, until there are so many; a short rest is padded."""
         targets = self.held_out.size - 1
         starts = range(0, min(targets, tokens or targets), self.packer.room)
-        return self.packer.batches((self._window(self.held_out, start) for start in starts), self.batch_size)
+        return self.packer.batches(([self._window(self.held_out, start)] for start in starts), self.batch_size)
 
     def _window(self, ids: NDArray[np.int32] | SavedIds, start: int) -> Document:
         """Cut out tokens, as many as there is room for, with those that follow them, as far as there are any."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +12,11 @@ from sprunec.durable import read_file
 from sprunec.errors import InputError
 from sprunec.text_files import read_json
 
+CHAT_TEMPLATE = "chat_template.jinja"
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-DOCUMENTS = 256  # that are encoded together
 
 
 @dataclass(frozen=True)
@@ -69,18 +68,25 @@ class FastTokenizer:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return np.array(ids, dtype=np.int32)
 
-    def encode_documents(self, documents: Iterable[str]) -> NDArray[np.int32]:
-        """Turn documents into (tokens,) ids, between them the token that ends a text, else a newline."""
+    def encode_all(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
         import numpy as np
 
-        ends = self._tokenizer.token_to_id(self.marks[1]) if self.marks[1] else None
-        between = self.encode("\n") if ends is None else np.array([ends], dtype=np.int32)
-        left = iter(documents)
-        parts: list[NDArray[np.int32]] = []
-        while some := list(islice(left, DOCUMENTS)):
-            for found in self._tokenizer.encode_batch(some, add_special_tokens=False):
-                parts += [between, np.array(found.ids, dtype=np.int32)]
-        return np.concatenate(parts[1:] or [between[:0]])
+        return [np.array(each.ids, np.int32) for each in self._tokenizer.encode_batch(texts, add_special_tokens=False)]
+
+    def encode_places(self, text: str) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """Turn text into (tokens,) ids, and say at which character each token begins."""
+        import numpy as np
+
+        found = self._tokenizer.encode(text, add_special_tokens=False)
+        return np.array(found.ids, np.int32), np.array([first for first, _ in found.offsets], np.int64)
+
+    @property
+    def text_end(self) -> NDArray[np.int32]:
+        """Give (1 or 0,) the token that ends a text, where there is one."""
+        import numpy as np
+
+        found: int | None = self._tokenizer.token_to_id(self.marks[1]) if self.marks[1] else None
+        return np.array([] if found is None else [found], dtype=np.int32)
 
     def decode(self, ids: Iterable[int]) -> str:
         said: str = self._tokenizer.decode(list(ids), skip_special_tokens=False)
@@ -96,7 +102,7 @@ def read_fast_tokenizer(path: Path) -> FastTokenizer:
     Raises:
         InputError: the package is not installed, it cannot read the file, or that beside it is no JSON object.
     """
-    about = _about(path)
+    about = beside_tokenizer(path)
     names = (about.get("bos_token"), about.get("eos_token"))
     marks = [name.get("content") if isinstance(name, dict) else name for name in names]
     tokenizer = FastTokenizer(read_file(path), (marks[0], marks[1]))
@@ -116,7 +122,13 @@ def tokenizer_files(path: Path) -> tuple[Path, ...]:
     return (path, beside) if path.suffix == ".json" and beside.is_file() else (path,)
 
 
-def _about(path: Path) -> dict[str, Any]:
+def template_files(path: Path) -> tuple[Path, ...]:
+    """List the file of its own that a tokenizer's chat template may have; else it is among the settings."""
+    beside = path.with_name(CHAT_TEMPLATE)
+    return (beside,) if beside.is_file() else ()
+
+
+def beside_tokenizer(path: Path) -> dict[str, Any]:
     """Read what tokenizer_config.json says, if there is one."""
     for beside in tokenizer_files(path)[1:]:
         found = read_json(beside, "a tokenizer_config.json", "give the one of the model, or none")

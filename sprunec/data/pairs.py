@@ -1,94 +1,66 @@
 """Pairs of an input and a target, to fine-tune on: the input is seen whole, the target is asked for.
 
-A row is one pair: begin, input (all of it visible), target, end (asked for).
+A pair is begin, input (all of it visible), target, end (asked for), or a chat as `chats` has it; a row is one pair, or
+as many as fit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sprunec.data.batches import Batch, Packer, Sample, answered, draws
-from sprunec.data.text import json_records
+from sprunec.data.batches import Packer, Sample, answered
+from sprunec.data.packing import PARTS, EpochData, load_rows
 from sprunec.data.tokenizer import Tokenizer, read_tokenizer, save_tokenizer
 from sprunec.durable import naming
 from sprunec.errors import InputError
 from sprunec.families.base import Document
 
-PARTS = ("train", "held_out")
-
 
 @dataclass(frozen=True)
 class Pairs:
-    """Ids of pairs, one behind the other: pair i is tokens[starts[i]:starts[i + 1]], its first `seen[i]` the input."""
+    """Ids of pairs, one behind the other: pair i is tokens[starts[i]:starts[i + 1]], its first `seen[i]` the input.
+
+    Attributes:
+        asked: (tokens,) which ones are asked for, of chats; None: all behind the input.
+    """
 
     tokens: NDArray[np.int32]
     starts: NDArray[np.int64]
     seen: NDArray[np.int64]
+    asked: NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         return len(self.seen)
 
     def document(self, number: int) -> Document:
-        tokens = self.tokens[self.starts[number] : self.starts[number + 1]]
-        return answered(tokens, np.arange(tokens.size) < self.seen[number])
+        some = slice(self.starts[number], self.starts[number + 1])
+        tokens = self.tokens[some]
+        context = np.arange(tokens.size) < self.seen[number]
+        if self.asked is None:
+            return answered(tokens, context)
+        return answered(tokens, context, asked=self.asked[some])
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        return np.diff(self.starts)
+
+    @property
+    def target_counts(self) -> NDArray[np.int64]:
+        if self.asked is None:
+            return self.lengths - self.seen
+        return np.add.reduceat(self.asked.astype(np.int64), self.starts[:-1])
 
 
-def read_pairs(paths: Sequence[Path]) -> list[tuple[str, str]]:
-    """Read pairs from JSON-lines files. Raises InputError: a line has no `input` and `target` strings."""
-    return [(pair["input"], pair["target"]) for path in paths for pair in json_records(path, ("input", "target"))]
+class PairData(EpochData):
+    """Batches of pairs."""
 
-
-def encode_pairs(pairs: Iterable[tuple[str, str]], tokenizer: Tokenizer, room: int) -> tuple[Pairs, int, int]:
-    """Turn pairs into ids, each at most `room` of them: inputs lose what is too much at their beginning.
-
-    Returns:
-        the pairs, how many were left out because their target alone is too long, and how many inputs were cut.
-    """
-    rows, seen = [np.zeros(0, dtype=np.int32)], []
-    dropped = cut = 0
-    for before, after in pairs:
-        shown, asked = tokenizer.encode(before), tokenizer.encode(after)
-        space = room - 2 - asked.size
-        if space < 0:
-            dropped += 1
-            continue
-        cut += shown.size > space
-        shown = shown[max(shown.size - space, 0) :]
-        rows.append(np.concatenate([[tokenizer.begin], shown, asked, [tokenizer.end]]).astype(np.int32))
-        seen.append(1 + shown.size)
-    starts = np.cumsum([row.size for row in rows])
-    return Pairs(np.concatenate(rows), starts, np.array(seen, dtype=np.int64)), dropped, cut
-
-
-@dataclass(frozen=True)
-class PairData:
-    """Batches of pairs, one a row; each epoch goes through all of them in an order of its own."""
-
-    train: Pairs
     held_out: Pairs
-    tokenizer: Tokenizer
-    packer: Packer
-    batch_size: int
-    seed: int
-
-    def batch(self, step: int) -> Batch:
-        """Make the global batch of training step `step`."""
-        first, size = step * self.batch_size, len(self.train)
-        places = [divmod(place, size) for place in range(first, first + self.batch_size)]
-        orders = {epoch: draws(self.seed, epoch).permutation(size) for epoch in {epoch for epoch, _ in places}}
-        return self.packer.pack([[self.train.document(orders[epoch][place])] for epoch, place in places])
-
-    def held_out_batches(self, tokens: int | None = None) -> Iterator[Batch]:
-        """Pack the held-out pairs as they are stored, until there are so many targets."""
-        targets = np.diff(self.held_out.starts) - self.held_out.seen
-        wanted = len(targets) if tokens is None else int(np.searchsorted(np.cumsum(targets), tokens)) + 1
-        documents = map(self.held_out.document, range(min(wanted, len(targets))))
-        return self.packer.batches(documents, self.batch_size)
 
     def sample(self, length: int) -> Sample:
         """Give the first held-out input, the end of it if it is longer."""
@@ -101,9 +73,11 @@ class PairData:
 
 def save_pairs(directory: Path, train: Pairs, held_out: Pairs, tokenizer: Tokenizer) -> None:
     for name, part in zip(PARTS, (train, held_out), strict=True):
-        path, needed = directory / f"{name}.npz", part.tokens.nbytes + part.starts.nbytes + part.seen.nbytes
+        arrays: dict[str, Any] = {"tokens": part.tokens, "starts": part.starts, "seen": part.seen}
+        arrays |= {} if part.asked is None else {"asked": part.asked}
+        path, needed = directory / f"{name}.npz", sum(each.nbytes for each in arrays.values())
         with naming(path, needed):
-            np.savez(path, tokens=part.tokens, starts=part.starts, seen=part.seen)
+            np.savez(path, **arrays)
     save_tokenizer(directory, tokenizer)
 
 
@@ -116,8 +90,8 @@ def load_pair_data(directory: Path, packer: Packer, *, batch_size: int, seed: in
     parts = []
     for name in PARTS:
         with naming(path := directory / f"{name}.npz"), np.load(path) as arrays:
-            parts.append(Pairs(arrays["tokens"], arrays["starts"], arrays["seen"]))
-    return PairData(parts[0], parts[1], read_tokenizer(directory), packer, batch_size, seed)
+            parts.append(Pairs(**arrays))
+    return PairData(parts[0], parts[1], read_tokenizer(directory), packer, batch_size, seed, load_rows(directory))
 
 
 def check_parts(train: Pairs, held_out: Pairs, files: Sequence[Path]) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,38 @@ def load_array(path: Path) -> NDArray[Any]:
     with naming(path):
         found: NDArray[Any] = np.load(path)
     return found
+
+
+class GrowingIds:
+    """Numbers of 32 bits, written as they come: a file as `save_array` makes it of all of them, none of them kept.
+
+    Attributes:
+        size: how many there are.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self.size = path, 0
+        with naming(path):
+            self._stream = path.open("wb")
+            self._header()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        with self._stream, naming(self._path, 4 * self.size):
+            if kind is None:
+                self._stream.seek(0)
+                self._header()  # as long as the first one: NumPy leaves room for any number
+
+    def _header(self) -> None:
+        header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.int32)), "fortran_order": False}
+        np.lib.format.write_array_header_1_0(self._stream, header | {"shape": (self.size,)})
+
+    def add(self, ids: NDArray[np.int32]) -> None:
+        with naming(self._path, 4 * (self.size + ids.size)):
+            self._stream.write(np.ascontiguousarray(ids, dtype=np.int32).data)
+        self.size += ids.size
 
 
 class SavedIds:

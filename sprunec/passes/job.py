@@ -187,7 +187,7 @@ class Job(Generic[O]):
 
     def data(self, config: ModelConfig) -> Data:
         """Open what the data pass has made, and the user's own files where that only says where records lie."""
-        from sprunec.data import pairs
+        from sprunec.data import packing, pairs
         from sprunec.data.batches import Packer, load_text_data
 
         directory, options = self.inputs["data"], cast(BatchOptions, self.options)
@@ -197,8 +197,9 @@ class Job(Generic[O]):
 
             order |= {"max_length": options.max_length, "world": self.world.size}
             return load_live_data(directory, self.files, config, **order)
-        load = pairs.load_pair_data if pairs.has_pairs(directory) else load_text_data
-        return load(directory, Packer(config, options.max_length), **order)
+        load: Callable[..., Data] = packing.load_packed_texts if packing.has_rows(directory) else load_text_data
+        load = pairs.load_pair_data if pairs.has_pairs(directory) else load
+        return load(directory, Packer(config, options.max_length, config.vocab_size), **order)
 
     def tell_block(self, done: int, total: int) -> None:
         """Tell how many of a model's blocks are done."""

@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sprunec.errors import InputError
 from sprunec.families.cards import card_of
-from sprunec.file_digests import MISSING, file_digest
+from sprunec.file_digests import file_digest
 from sprunec.graph.builder import Builder
 from sprunec.graph.options import Options
+from sprunec.passes.data_files import (
+    data_files,
+    digests,
+    documentation,
+    has_documents,
+    held_out_tokens,
+    tokenizer_digest,
+)
 from sprunec.passes.job import Job
 from sprunec.plan.declared import Pass
-from sprunec.plan.plan import DataSource
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from sprunec.data.tokenizer import Tokenizer
 
-    Ids = NDArray[np.int32]
-
+HeldOut = float | tuple[Path, ...]  # a share at the end, or files of its own
 ROWS_FIT = ("cpm-live", "pairs")  # how long a row may be decides what is read
 MARKS, SHORTEST = 2, 2  # a token, and the one that is asked for
-END_TOKEN = "end token"
-BYTES_A_TOKEN = 4  # of English text, about, in a vocabulary of words and parts of words
+END_TOKEN, TEXT_COLUMN, APART = "end token", "text", "documents"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +39,10 @@ class DataOptions(Options):
     Attributes:
         max_length, room: where how long a row may be decides what is read; the tokens that fit into one follow from it.
         of_model: what else of the model decides what is read.
-        column: of Parquet tables.
+        column: of tables, and of JSON lines where it is another one than usual.
         between: "end token" where it stands between documents; else that is a newline.
+        packing: "documents" where rows are made of whole ones.
+        template: what writes a pair out; "": nothing but its own marks. `chat_template` is the content of its file.
         block_size, order, packed_prompts, vocab: of a cpm-live set.
     """
 
@@ -53,6 +56,9 @@ class DataOptions(Options):
     of_model: Mapping[str, int] = field(default_factory=dict)
     column: str = ""
     between: str = ""
+    packing: str = ""
+    template: str = ""
+    chat_template: Any = ""
     block_size: int | None = None
     order: str = ""
     packed_prompts: str = ""
@@ -67,158 +73,106 @@ def add(build: Builder) -> str:
     """Add the node of the plan's data."""
     data, config = build.plan.data, build.config
     assert data is not None
-    files = _data_files(data)
+    files = data_files(data)
     options: dict[str, Any] = {
         "source": data.source,
-        "tokenizer": _tokenizer_digest(files["tokenizer"]) if "tokenizer" in files else data.tokenizer,
-        "held_out": _digests(files["held_out"]) if "held_out" in files else data.held_out,
+        "tokenizer": tokenizer_digest(files["tokenizer"]) if "tokenizer" in files else data.tokenizer,
+        "held_out": digests(files["held_out"]) if "held_out" in files else data.held_out,
         "vocab_size": config.vocab_size,
-        "content": _digests(files.get("paths", ())) if data.source != "python-docs" else _documentation(),
+        "content": digests(files.get("paths", ())) if data.source != "python-docs" else file_digest(documentation()),
         "of_model": card_of(config).data_options(config, data.source),
     }
-    if data.source == "parquet":
+    if data.source in ("parquet", "datasets") or (data.source == "jsonl" and data.column != TEXT_COLUMN):
         options["column"] = data.column
-    if _has_documents(data) and isinstance(data.tokenizer, Path) and data.tokenizer.suffix == ".json":
+    if has_documents(data) and isinstance(data.tokenizer, Path) and data.tokenizer.suffix == ".json":
         options["between"] = END_TOKEN
-    if data.source in ROWS_FIT:
+    if data.packing == APART:
+        # how long a document may be, the model's own positions aside, decides what is written
+        options |= {"packing": APART, "of_model": options["of_model"] | {"room": data.max_length - config.overhead}}
+    if data.template == "chat":
+        options |= {"template": data.template, "chat_template": digests(files.get("chat_template", ()))}
+    if data.source in ROWS_FIT or data.packing == APART:
         options |= {"max_length": data.max_length, "room": data.max_length - config.overhead}
     if data.source == "cpm-live":
         build.data_files = files
         options |= {key: getattr(data, key) for key in ("block_size", "order", "packed_prompts")}
-        options["vocab"] = _tokenizer_digest(files["vocab"]) if "vocab" in files else None
+        options["vocab"] = tokenizer_digest(files["vocab"]) if "vocab" in files else None
     build.held_out = held_out_tokens(data, files)
     return build.add("data", DataOptions(**options), {}, files=files, about=data.source)
 
 
-def held_out_tokens(data: DataSource, files: Mapping[str, tuple[Path, ...]]) -> int:
-    """Guess the tokens that are held out, by the sizes of files that are there."""
-    own, each = files.get("held_out", ()), 1 if data.tokenizer == "characters" else BYTES_A_TOKEN
-    paths = own or files.get("paths", ()) or (documentation(),)
-    size = sum(path.stat().st_size for path in paths if path.is_file())
-    return round(size * (1.0 if isinstance(data.held_out, Path) else data.held_out) / each)
-
-
-def _has_documents(data: DataSource) -> bool:
-    """Tell whether a text may have several documents."""
-    return data.source in ("jsonl", "parquet") or (data.source == "text" and len(data.paths) > 1)
-
-
-def _data_files(data: DataSource) -> dict[str, tuple[Path, ...]]:
-    """List the user's files by role; a set's are its meta.bin and what that names."""
-    named = {"paths": data.paths, "held_out": (data.held_out,), "tokenizer": (data.tokenizer,), "vocab": (data.vocab,)}
-    found = {role: tuple(p for p in paths if isinstance(p, Path)) for role, paths in named.items()}
-    if found["tokenizer"] or found["vocab"]:
-        from sprunec.data.fast_tokenizer import tokenizer_files
-
-        for role in ("tokenizer", "vocab"):
-            found[role] = tuple(chain.from_iterable(map(tokenizer_files, found[role])))
-    if data.source == "cpm-live":
-        from sprunec.bmcook.data.sets import set_files
-
-        for role in ("paths", "held_out"):
-            found[role] = tuple(chain.from_iterable(set_files(path, data.block_size) for path in found[role]))
-    return {role: paths for role, paths in found.items() if paths}
-
-
-def _digests(paths: tuple[Path, ...]) -> Any:
-    """Identify a text by its files' content."""
-    digests = tuple(file_digest(path) for path in paths)
-    return MISSING if MISSING in digests else digests
-
-
-def _tokenizer_digest(paths: tuple[Path, ...]) -> Any:
-    """Identify a tokenizer by its file, and by its settings where they stand in another."""
-    return file_digest(paths[0]) if len(paths) == 1 else _digests(paths)
-
-
-def _documentation() -> Any:
-    """Identify the interpreter's own documentation."""
-    return file_digest(documentation())
-
-
-def documentation() -> Path:
-    """Say where the interpreter's own documentation is."""
-    from pydoc_data import topics
-
-    return Path(topics.__file__)
-
-
 def run(job: Job[DataOptions]) -> dict[str, Any]:
-    held_out = job.files["held_out"][0] if "held_out" in job.files else job.options.held_out
-    return READERS.get(job.options.source, _text)(job, held_out)
+    return READERS.get(job.options.source, _text)(job, job.files.get("held_out") or job.options.held_out)
 
 
-def _text(job: Job[DataOptions], held_out: float | Path) -> dict[str, Any]:
+def _text(job: Job[DataOptions], held_out: HeldOut) -> dict[str, Any]:
+    options = job.options
+    if options.between == END_TOKEN or options.packing:
+        return _documents(job, held_out)
     from sprunec.data.batches import save_ids
     from sprunec.data.text import read_text, split_text
 
-    source, column = job.options.source, job.options.column
-    if job.options.between == END_TOKEN:
-        tokenizer, train_ids, rest_ids = _documents(job, held_out)
-    else:
-        training, rest = split_text(read_text(source, job.files.get("paths", ()), column), held_out, source, column)
-        tokenizer = _tokenizer(job, "tokenizer", training)
-        train_ids, rest_ids = tokenizer.encode(training), tokenizer.encode(rest)
-    for name, ids, file in zip(("training", "held-out"), (train_ids, rest_ids), _origins(job), strict=True):
-        if ids.size < SHORTEST:
-            raise InputError.at(file, f"the {name} part has {ids.size} tokens", "give more text")
+    source, column = options.source, options.column or TEXT_COLUMN
+    training, rest = split_text(read_text(source, job.files.get("paths", ()), column), held_out, source, column)
+    tokenizer = _tokenizer(job, "tokenizer", training)
+    train_ids, rest_ids = tokenizer.encode(training), tokenizer.encode(rest)
     save_ids(job.out, train_ids, rest_ids, tokenizer)
-    return {
-        "training_tokens": int(train_ids.size),
-        "held_out_tokens": int(rest_ids.size),
-        "vocabulary": tokenizer.size,
-        "unknown_share": float((rest_ids == tokenizer.unknown).mean()),
-    }
+    unknown = float((rest_ids == tokenizer.unknown).mean()) if rest_ids.size else 0.0
+    return _counted(job, (train_ids.size, rest_ids.size), tokenizer) | {"unknown_share": unknown}
 
 
-def _documents(job: Job[DataOptions], held_out: float | Path) -> tuple[Tokenizer, Ids, Ids]:
-    """Encode documents while they are read, both parts; more often than once, but never all in memory."""
+def _counted(job: Job[DataOptions], sizes: Sequence[int], tokenizer: Tokenizer) -> dict[str, Any]:
+    """Say how many tokens both parts have; raises InputError where one has too few."""
+    for name, size, file in zip(("training", "held-out"), sizes, _origins(job), strict=True):
+        if size < SHORTEST:
+            raise InputError.at(file, f"the {name} part has {size} tokens", "give more text")
+    return {"training_tokens": sizes[0], "held_out_tokens": sizes[1], "vocabulary": tokenizer.size}
+
+
+def _documents(job: Job[DataOptions], held_out: HeldOut) -> dict[str, Any]:
+    """Encode documents while they are read, which may be twice, and never more than a few in memory."""
+    from sprunec.data.encoding import write_apart, write_joined
     from sprunec.data.fast_tokenizer import FastTokenizer
-    from sprunec.data.text import held_out_source, part_of, read_documents
+    from sprunec.data.packing import check_rows
+    from sprunec.data.text import split_documents
+    from sprunec.data.tokenizer import save_tokenizer
 
-    source, paths, column = job.options.source, job.files["paths"], job.options.column
-    tokenizer, cut = _tokenizer(job, "tokenizer"), None
+    options, tokenizer = job.options, _tokenizer(job, "tokenizer")
     assert isinstance(tokenizer, FastTokenizer)
-    if not isinstance(held_out, Path):
-        size = sum(map(len, read_documents(source, paths, column)))
-        cut = size - round(size * held_out)
-    training = part_of(read_documents(source, paths, column), 0, cut)
-    if isinstance(held_out, Path):
-        rest = part_of(read_documents(held_out_source(source), [held_out], column), 0)
-    else:
-        rest = part_of(read_documents(source, paths, column), cut or 0)
-    return tokenizer, tokenizer.encode_documents(training), tokenizer.encode_documents(rest)
+    documents = split_documents(options.source, job.files["paths"], held_out, options.column or TEXT_COLUMN)
+    save_tokenizer(job.out, tokenizer)
+    if not options.packing:
+        sizes = write_joined(job.out, documents, tokenizer)
+        return _counted(job, sizes, tokenizer) | {"unknown_share": 0.0}
+    found = write_apart(job.out, documents, tokenizer, options.room, options.max_length)
+    for name, (_, rows, _), file in zip(("training", "held-out"), found, _origins(job), strict=True):
+        check_rows(rows, name, file)
+    counted = _counted(job, [size for size, _, _ in found], tokenizer)
+    return counted | {"rows": len(found[0][1]), "padding": found[0][2]}
 
 
-def _pairs(job: Job[DataOptions], held_out: float | Path) -> dict[str, Any]:
-    from sprunec.data.pairs import check_parts, encode_pairs, read_pairs, save_pairs
+def _pairs(job: Job[DataOptions], held_out: HeldOut) -> dict[str, Any]:
+    from sprunec.data.pair_files import write_pairs
 
-    pairs = read_pairs(job.files["paths"])
-    if isinstance(held_out, Path):
-        rest = read_pairs([held_out])
-    else:
-        cut = len(pairs) - round(len(pairs) * held_out)
-        pairs, rest = pairs[:cut], pairs[cut:]
-    tokenizer = _tokenizer(job, "tokenizer", "".join(chain.from_iterable(pairs)), MARKS)
-    train, dropped, shortened = encode_pairs(pairs, tokenizer, job.options.room)
-    kept, also_dropped, also_shortened = encode_pairs(rest, tokenizer, job.options.room)
-    check_parts(train, kept, _origins(job))
-    save_pairs(job.out, train, kept, tokenizer)
-    return {
-        "pairs": len(train),
-        "held_out_pairs": len(kept),
-        "dropped": dropped + also_dropped,
-        "shortened": shortened + also_shortened,
-        "tokens": int(train.tokens.size),
-        "vocabulary": tokenizer.size,
-    }
+    options, own = job.options, "tokenizer" in job.files
+    template = job.files["tokenizer"][0] if options.template else None
+    return write_pairs(
+        job.out,
+        (job.files["paths"], held_out, _origins(job)),
+        lambda letters: _tokenizer(job, "tokenizer", letters, MARKS),
+        letters=not own,
+        template=template,
+        room=options.room,
+        width=options.max_length,
+        packs=bool(options.packing),
+    )
 
 
-def _live(job: Job[DataOptions], held_out: float | Path) -> dict[str, Any]:
+def _live(job: Job[DataOptions], held_out: HeldOut) -> dict[str, Any]:
     from sprunec.bmcook.data.read_sets import read_sets
     from sprunec.data.tokenizer import save_tokenizer
 
-    metrics = read_sets(job, held_out)
+    metrics = read_sets(job, held_out if isinstance(held_out, float) else held_out[0])
     if "vocab" in job.files:
         save_tokenizer(job.out, _tokenizer(job, "vocab"))
     return metrics

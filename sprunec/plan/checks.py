@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
+from pathlib import Path
 
 from sprunec.checkpoint.hub import TOKENIZER
-from sprunec.data import parquet, task_files
+from sprunec.data import datasets_files, parquet, task_files
 from sprunec.errors import InputError, show
 from sprunec.families.cards import card_of
 from sprunec.plan.export_formats import formats_fit, heads_tied
@@ -24,6 +25,10 @@ from sprunec.units import SIZE_TARGETS, SUBLAYERS, WHOLE, counting
 
 LAST = ("emit", "evaluate")  # passes, in either order
 TOKENIZERS = ("tokenizer*", "vocab*", "*.tiktoken")
+READERS = (
+    ("parquet", "Parquet tables need", (parquet.PACKAGE, parquet.INSTALL)),
+    ("datasets", 'source "datasets" needs', (datasets_files.PACKAGE, datasets_files.INSTALL)),
+)
 
 
 def units_fit(plan: WrittenPlan) -> None:
@@ -117,11 +122,10 @@ def data_fits(plan: WrittenPlan) -> None:
         if config is not None and "source" in data:
             for finding in card_of(config).data_findings(config, data):
                 plan.locate(finding)
-        if data.get("source") == "parquet" and find_spec(parquet.PACKAGE) is None:
-            tell = plan.error if plan.strict else plan.warn
-            tell(
-                "missing-package", "/data/source", f"Parquet tables need the package {parquet.PACKAGE}", parquet.INSTALL
-            )
+        for source, what, (package, install) in READERS:
+            if data.get("source") == source and find_spec(package) is None:
+                tell = plan.error if plan.strict else plan.warn
+                tell("missing-package", "/data/source", f"{what} the package {package}", install)
         return
     needing = [
         (step.at("pass"), step.name)
@@ -132,6 +136,25 @@ def data_fits(plan: WrittenPlan) -> None:
     for pointer, name in needing[:1]:
         message = f"{name} needs data, and the plan names none"
         plan.error("missing-data", pointer, message, 'add "data": {"source": "python-docs"}')
+
+
+def tokenizer_fits(plan: WrittenPlan) -> None:
+    """Check that there is the tokenizer that packed texts and chats need."""
+    data = plan.options("data")
+    if isinstance(plan.tokenizer, Path) and plan.tokenizer.suffix == ".json":
+        return
+    unseen = "tokenizer" not in plan.section("data").written and not _there(plan)  # the model may bring one
+    needing = (("packing", "documents", "rows of whole documents"), ("template", "chat", "a chat template"))
+    for key, value, what in needing:
+        if data.get(key) == value and not (unseen or (key == "packing" and data.get("source") == "pairs")):
+            message, hint = f"{what} need{'s' * what.startswith('a ')} a tokenizer.json", 'name one: "tokenizer"'
+            plan.error("no-tokenizer", f"/data/{key}", message, hint)
+
+
+def _there(plan: WrittenPlan) -> bool:
+    """Tell whether the model's directory is there, or it has none."""
+    checkpoint = plan.section("model").written.get("checkpoint")
+    return checkpoint is None or (plan.source.folder / checkpoint).exists()
 
 
 def tokenizer_there(plan: WrittenPlan) -> None:
@@ -189,16 +212,7 @@ CHECKS: tuple[Callable[[WrittenPlan], None], ...] = (
         heads_tied,
         formats_fit,
     ),
-    *(
-        data_fits,
-        tokenizer_there,
-        data_set_whole,
-        training_fits,
-        rates_fit,
-        engine_fits,
-        distillation_fits,
-        batches_used,
-        tasks_run,
-    ),
+    *(data_fits, tokenizer_fits, tokenizer_there, data_set_whole),
+    *(training_fits, rates_fit, engine_fits, distillation_fits, batches_used, tasks_run),
     *(saved_masks_fit, idle_patterns, files_there, task_files_fit),
 )

@@ -10,6 +10,7 @@ from typing import Any
 
 from sprunec.checkpoint.header import open_header
 from sprunec.checkpoint.layouts import checkpoint_files
+from sprunec.data.file_sets import expanded, without_files
 from sprunec.data.task_files import PACKAGE, read_task_file
 from sprunec.errors import InputError, show
 from sprunec.families.cards import card_of
@@ -20,17 +21,17 @@ from sprunec.plan.model_config import teacher_config
 from sprunec.plan.schema import properties
 from sprunec.plan.targets import quoted
 from sprunec.plan.written_plan import WrittenPlan, as_list
-from sprunec.text_files import ANY_TEXT, foreign_text
+from sprunec.text_files import ANY_TEXT, PACKED_LINES, foreign_text
 from sprunec.units import INSIDE
 
-MASKS, PATTERN, TASK = "mask file", "2:4 mask file", "task file"
+MASKS, PATTERN, TASK, DATA = "mask file", "2:4 mask file", "task file", "data file"
 MASK_HINTS = {"": "give a mask file as BMCook, or save_mask of a pass, writes it, or of a form in docs/masks.md"}
 NOTE = ".json"
 
 
 def files_there(plan: WrittenPlan) -> None:
     """Check that what the plan names is there, and is what it is named as; a missing file may be made before a run."""
-    source = plan.options("data").get("source")
+    source = plan.options("data").get("source", "")
     for pointer, path, what in named_files(plan):
         if pointer in plan.source.assumed and not plan.strict:
             continue  # that nobody has given it has been told
@@ -40,7 +41,9 @@ def files_there(plan: WrittenPlan) -> None:
         elif what == "checkpoint":
             _checkpoint_fits(plan, pointer, path)
         elif os.path.isdir(path):
-            if what != MASKS:  # a folder with a file for each layer
+            if what == DATA:
+                plan.error("not-a-file", pointer, f"{path} {without_files(source)}", "name the files in it")
+            elif what != MASKS:  # a folder with a file for each layer
                 plan.error("not-a-file", pointer, f"{what} {path} is a folder", "name the files in it")
         elif what in (MASKS, PATTERN):
             fine = {".json": TEXT, ".safetensors": {"safetensors"}} if what == MASKS else {}
@@ -56,13 +59,13 @@ def _foreign_data(path: Path, source: Any) -> InputError | None:
         return foreign(path, "a Parquet table", {"parquet"}, {"": hint})
     wanted = {"vocabulary": "a vocabulary", "jsonl": "JSON lines", "pairs": "JSON lines"}.get(source, "text")
     hints = {"parquet": 'choose "source": "parquet"'} if source in ("text", "jsonl") else {}
-    return foreign_text(path, wanted, ANY_TEXT if wanted == "text" else TEXT, hints)
+    return foreign_text(path, wanted, {"text": ANY_TEXT, "JSON lines": PACKED_LINES}.get(wanted, TEXT), hints)
 
 
 def named_files(plan: WrittenPlan) -> Iterator[tuple[str, Path, str]]:
     """Yield where a file is named, its path, and what it is."""
     data = plan.options("data")
-    source, tokenizer = data.get("source"), data.get("tokenizer")
+    source, tokenizer = data.get("source", ""), data.get("tokenizer")
     named: list[tuple[str, Any, str]] = [("/model/checkpoint", plan.options("model").get("checkpoint"), "checkpoint")]
     if source == "cpm-live":
         from sprunec.bmcook.data.sets import set_files
@@ -73,8 +76,8 @@ def named_files(plan: WrittenPlan) -> Iterator[tuple[str, Path, str]]:
                 named.append((f"/data/{key}", meta, "data set"))
                 named += [(f"/data/{key}", path, "file of the data set") for path in files]
     named += [
-        ("/data/path", data.get("path") if source in ("text", "jsonl", "parquet", "pairs") else None, "data file"),
-        ("/data/held_out", data.get("held_out") if source != "cpm-live" else None, "held-out file"),
+        ("/data/path", data.get("path") if source in ("text", "jsonl", "parquet", "pairs") else None, DATA),
+        ("/data/held_out", data.get("held_out") if source not in ("cpm-live", "datasets") else None, "held-out file"),
         ("/data/vocab", data.get("vocab"), "vocabulary file"),
         ("/data/tokenizer", tokenizer if tokenizer != "characters" else None, "vocabulary file"),
     ]
@@ -95,7 +98,9 @@ def named_files(plan: WrittenPlan) -> Iterator[tuple[str, Path, str]]:
             yield pointer, written, what
         elif isinstance(written, str | list) and plan.is_valid(pointer):
             for index, name in enumerate(as_list(written)):
-                yield f"{pointer}/{index}" if isinstance(written, list) else pointer, plan.source.folder / name, what
+                place, path = f"{pointer}/{index}" if isinstance(written, list) else pointer, plan.source.folder / name
+                for each in expanded(path, source) if what == DATA else (path,):
+                    yield place, each, what
 
 
 def _checkpoint_fits(plan: WrittenPlan, pointer: str, path: Path) -> None:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from sprunec.checkpoint.hub import TOKENIZER
+from sprunec.data.file_sets import expanded
 from sprunec.errors import Diagnostic, InputError
 from sprunec.families.base_config import ModelConfig
 from sprunec.plan.bmcook_flags import NO_FLAGS, Flags
@@ -46,16 +47,19 @@ class DataSource:
     """Where data comes from; `held_out` is the share at its end, or a file or set of its own.
 
     Attributes:
-        paths: files; of a cpm-live set its directory.
+        paths: files; of a cpm-live set, and of a data set of datasets, its directory.
         tokenizer: "characters", a vocabulary file or a tokenizer.json.
-        column: of Parquet tables.
+        column: of tables and JSON lines.
+        packing: "concatenated" or "documents": what stands in a row.
+        template: "plain" or "chat": how a pair is written out.
+        name, subset, split: of a data set of datasets, whose `held_out` may be another split.
         vocab, block_size, order, packed_prompts: of a cpm-live set; others have no use for them.
     """
 
     source: str
     paths: tuple[Path, ...]
     tokenizer: str | Path
-    held_out: float | Path
+    held_out: float | Path | str
     max_length: int
     batch_size: int
     vocab: Path | None
@@ -63,6 +67,11 @@ class DataSource:
     order: str
     packed_prompts: str
     column: str = "text"
+    packing: str = "concatenated"
+    template: str = "plain"
+    name: str = ""
+    subset: str | None = None
+    split: str = "train"
 
 
 @dataclass(frozen=True)
@@ -193,22 +202,15 @@ def _plan(plan: WrittenPlan, config: ModelConfig) -> Plan:
 
 
 def _data(plan: WrittenPlan) -> DataSource:
-    section = plan.options("data")
-    held_out, tokenizer, vocab = section.pop("held_out"), section.pop("tokenizer"), section.pop("vocab", None)
+    section, folder = plan.options("data"), plan.source.folder
+    del section["tokenizer"]
+    held_out, vocab = section.pop("held_out"), section.pop("vocab", None)
+    source, named = section["source"], as_list(section.pop("path", []))
     return DataSource(
-        paths=tuple(plan.source.folder / path for path in as_list(section.pop("path", []))),
-        held_out=plan.source.folder / held_out if isinstance(held_out, str) else held_out,
-        tokenizer=_tokenizer(plan, tokenizer),
-        vocab=None if vocab is None else plan.source.folder / vocab,
+        paths=tuple(chain.from_iterable(expanded(folder / path, source) for path in named)),
+        name=str(named[0]) if source == "datasets" else "",
+        held_out=folder / held_out if isinstance(held_out, str) and source != "datasets" else held_out,
+        tokenizer=plan.tokenizer,
+        vocab=None if vocab is None else folder / vocab,
         **section,
     )
-
-
-def _tokenizer(plan: WrittenPlan, named: str) -> str | Path:
-    """Take what the plan names; where it names none, the tokenizer in the model's directory, if it has one."""
-    checkpoint = plan.section("model").written.get("checkpoint")
-    if "tokenizer" not in plan.section("data").written and checkpoint is not None:
-        own: Path = plan.source.folder / checkpoint / TOKENIZER
-        if own.is_file():
-            return own
-    return named if named == "characters" else plan.source.folder / named

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from sprunec.checkpoint.hub import TOKENIZER
 from sprunec.data.task_files import is_task_file
 from sprunec.families.base_config import ModelConfig
 from sprunec.families.cards import card_of
@@ -17,6 +18,7 @@ from sprunec.plan.schema import pass_names, properties, resolve
 from sprunec.plan.source import Section
 from sprunec.plan.targets import parameter_count
 
+CHARACTERS = "characters"
 _WARMUP_SHARE = 20
 _GATE_PATH, _GATE_RATES = 30.0, (0.1, 1.0)  # far enough to open or close for good, in however few steps
 
@@ -82,6 +84,17 @@ class WrittenPlan(Section):
     def is_valid(self, pointer: str) -> bool:
         """Tell whether nothing is wrong at the pointer or below it."""
         return not any(f"{place}/".startswith(f"{pointer}/") for place in self.wrong_pointers)
+
+    @cached_property
+    def tokenizer(self) -> str | Path:
+        """The file that the data names, else the one in the model's directory; else "characters"."""
+        checkpoint = self.section("model").written.get("checkpoint")
+        named: str = self.options("data").get("tokenizer", CHARACTERS)
+        if "tokenizer" not in self.section("data").written and checkpoint is not None:
+            own: Path = self.source.folder / checkpoint / TOKENIZER
+            if own.is_file():
+                return own
+        return named if named == CHARACTERS else self.source.folder / named
 
     def options(self, name: str) -> dict[str, Any]:
         """Return a section's valid values with the defaults of those not given; a wrong one is absent."""

@@ -16,7 +16,7 @@ from sprunec.data.tokenizer import Characters
 from sprunec.errors import InputError
 from sprunec.passes.job import Job
 from sprunec.passes.read_data import run
-from tests.conftest import tiny_config
+from tests.conftest import AS_IT_IS, tiny_config
 
 PROMPT = 5
 
@@ -121,7 +121,7 @@ def test_too_little_text_is_an_input_error(tmp_path: Path, train: int, held_out:
 
 def test_the_vocabulary_comes_from_the_training_part_only(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("abcabcab" + "zz", encoding="utf-8")
-    options = {"source": "text", "held_out": 0.2, "vocab_size": 97, "column": "", "between": ""}
+    options = {"source": "text", "held_out": 0.2, "vocab_size": 97} | AS_IT_IS
     job = Job(SimpleNamespace(**options), {}, {"paths": (tmp_path / "text.txt",)}, tmp_path, "cpu", lambda event: None)
     metrics = run(job)
     assert metrics == {"training_tokens": 8, "held_out_tokens": 2, "vocabulary": 5, "unknown_share": 1.0}
@@ -133,7 +133,7 @@ def test_the_vocabulary_comes_from_the_training_part_only(tmp_path: Path) -> Non
 
 def test_more_words_than_the_model_has_is_an_input_error(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("abcdef", encoding="utf-8")
-    options = {"source": "text", "held_out": 0.2, "vocab_size": 6, "column": "", "between": ""}
+    options = {"source": "text", "held_out": 0.2, "vocab_size": 6} | AS_IT_IS
     job = Job(SimpleNamespace(**options), {}, {"paths": (tmp_path / "text.txt",)}, tmp_path, "cpu", lambda event: None)
     with pytest.raises(InputError, match="the text needs 7 tokens, vocab_size is 6"):
         run(job)

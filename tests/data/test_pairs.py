@@ -17,7 +17,7 @@ from sprunec.errors import InputError
 from sprunec.families.cpm_ant.inputs import proceed
 from sprunec.passes.job import Job
 from sprunec.passes.read_data import run
-from tests.conftest import TINY, tiny_config
+from tests.conftest import AS_IT_IS, TINY, tiny_config
 from tests.data.test_batches import same
 from tests.families.test_vocabulary import PIECES, SPECIAL, file_of
 
@@ -36,7 +36,7 @@ def job_of(path: Path, files: dict[str, tuple[Path, ...]] | None = None, **chang
     out = path.parent / f"out{len(list(path.parent.iterdir()))}"
     out.mkdir()
     options = {"source": "pairs", "held_out": 0.2, "max_length": COLUMNS, "room": COLUMNS - PROMPT}
-    options |= {"vocab_size": TINY["vocab_size"], "batch_size": 3, "seed": 5, "column": "", "between": ""} | changes
+    options |= {"vocab_size": TINY["vocab_size"], "batch_size": 3, "seed": 5} | AS_IT_IS | changes
     files = {"paths": (path,)} | (files or {})
     return Job(SimpleNamespace(**options), {"data": out}, files, out, "cpu", lambda event: None)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sprunec.data.text import part_of, read_text, split_text
+from sprunec.data.text import pieces, read_text, split_text
 from sprunec.errors import Diagnostic, InputError
 
 
@@ -97,18 +97,18 @@ def test_the_last_share_of_the_characters_is_held_out(share: float, kept: int) -
 def test_a_held_out_file_is_read_as_its_source(tmp_path: Path) -> None:
     plain = lines(tmp_path / "h.txt", "held out")
     records = lines(tmp_path / "h.jsonl", '{"text": "held out"}')
-    assert split_text("all", plain, "python-docs") == ("all", "held out\n")
-    assert split_text("all", records, "jsonl") == ("all", "held out")
+    assert split_text("all", [plain], "python-docs") == ("all", "held out\n")
+    assert split_text("all", [records], "jsonl") == ("all", "held out")
 
 
-@pytest.mark.parametrize("first", [0, 2, 3, 5, 9])
-@pytest.mark.parametrize("last", [None, 0, 3, 4, 9, 20])
-def test_a_part_of_documents_is_that_part_of_them_one_behind_the_other(first: int, last: int | None) -> None:
-    documents = ["abc", "", "de", "fghi"]
-    found = list(part_of(documents, first, last))
-    assert "".join(found) == "abcdefghi"[first:last]
-    assert "" not in found
+@pytest.mark.parametrize("cut", [None, 0, 2, 3, 5, 9, 20])
+def test_both_parts_of_documents_are_all_of_them(cut: int | None) -> None:
+    found = list(pieces(["abc", "", "de", "fghi"], cut))
+    parts = ["".join(piece.text for piece in found if piece.part == part) for part in (0, 1)]
+    assert parts == ["abcdefghi"[:cut], "" if cut is None else "abcdefghi"[cut:]]
+    assert all(piece.text for piece in found)
 
 
-def test_parts_keep_their_documents_apart() -> None:
-    assert list(part_of(["abc", "de", "fghi"], 2, 6)) == ["c", "de", "f"]
+def test_parts_keep_their_documents_apart_and_know_which_are_whole() -> None:
+    found = [(piece.part, piece.text, piece.ends) for piece in pieces(["abc", "de", "fghi"], 6)]
+    assert found == [(0, "abc", True), (0, "de", True), (0, "f", False), (1, "ghi", True)]

@@ -33,6 +33,7 @@ from sprunec.passes.job import Job
 from sprunec.rewrite.gating import Gates, insert_gates
 from sprunec.rewrite.recipe import make_recipe
 from sprunec.units import COUNTED, Kept
+from tests.conftest import AS_IT_IS
 
 VOCABULARY, LOOK = 128, {"max_length": 34, "batch_size": 32}
 CPU = TorchEngine(Place.of("cpu", "fp32"))
@@ -79,7 +80,7 @@ def job(options: dict[str, Any], inputs: dict[str, Path], out: Path) -> Job[Any]
 
 
 def make_text(out: Path) -> Path:
-    options = {"source": "python-docs", "held_out": 0.1, "vocab_size": VOCABULARY, "column": "", "between": ""}
+    options = {"source": "python-docs", "held_out": 0.1, "vocab_size": VOCABULARY} | AS_IT_IS
     data_pass.run(job(options, {}, out))
     return out
 

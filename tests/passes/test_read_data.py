@@ -19,7 +19,7 @@ from sprunec.errors import InputError
 from sprunec.passes.job import Job
 from sprunec.passes.read_data import run
 from sprunec.plan.plan import read_plan
-from tests.conftest import tiny_config
+from tests.conftest import AS_IT_IS, tiny_config
 from tests.helpers.live_sets import some_records
 from tests.helpers.naive import COLUMNS, PROMPT, ROWS, WORDS
 from tests.helpers.small_plans import TRAIN, plan, write
@@ -92,7 +92,7 @@ def test_too_little_text_or_too_much_in_it_names_the_file(
     if rest is not None:
         (tmp_path / "rest.txt").write_text(rest)
         files |= {"held_out": (tmp_path / "rest.txt",)}
-    options = {"source": "text", "held_out": 0.001, "vocab_size": 97, "column": "", "between": ""}
+    options = {"source": "text", "held_out": 0.001, "vocab_size": 97} | AS_IT_IS
     with pytest.raises(InputError) as caught:
         run(Job(SimpleNamespace(**options), {}, files, tmp_path, "cpu", lambda event: None))
     assert told in str(caught.value)
@@ -100,7 +100,7 @@ def test_too_little_text_or_too_much_in_it_names_the_file(
 
 def test_text_shorter_than_a_window_names_the_option(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("abcdefgh" * 2)
-    options = {"source": "text", "held_out": 0.2, "vocab_size": 97, "column": "", "between": ""}
+    options = {"source": "text", "held_out": 0.2, "vocab_size": 97} | AS_IT_IS
     options |= {"max_length": 40, "batch_size": 2, "seed": 1}
     files = {"paths": (tmp_path / "a.txt",)}
     job = Job(SimpleNamespace(**options), {"data": tmp_path}, files, tmp_path, "cpu", lambda event: None)

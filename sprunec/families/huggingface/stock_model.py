@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -121,3 +122,15 @@ def stock_model(config: TransformersConfig) -> Any:
 def called(config: TransformersConfig) -> tuple[CalledBlock, ...]:
     """List its blocks, and how it calls them."""
     return built_model(config.source, config.tie_word_embeddings)[1]
+
+
+def undivided(config: TransformersConfig) -> str:
+    """Say why a class cannot keep the documents of a row apart; "" where it can."""
+    parameters = inspect.signature(type(stock_model(config)).forward).parameters
+    if "position_ids" not in parameters:
+        return f"{stock_model(config).__class__.__name__} takes no position_ids"
+    for block in called(config):
+        hidden, *others = block.calls["forward"].inputs.values()
+        if not any(len(each.shape) == 4 and {*each.shape[-2:]} == {hidden.shape[1]} for each in others):
+            return f"{block.path} is given no mask of which position sees which"
+    return ""

@@ -85,7 +85,7 @@ def _undivided(config: TransformersConfig) -> str:
     """Say why a row of a model can have but one document; "" where that is not so."""
     if not config.traced:
         return UNDIVIDED.get(config.document["model_type"], "")
-    from sprunec.families.huggingface.documents_apart import undivided
+    from sprunec.families.huggingface.stock_model import undivided
 
     return undivided(config)
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from sprunec.families.base import Given
 from sprunec.families.block_calls import BlockCall, hand_on
-from sprunec.families.huggingface.documents_apart import Apart
+from sprunec.families.huggingface.causal_mask import Apart
 from sprunec.families.huggingface.recording import past_keyword
 from sprunec.families.torch_modes import InFloat64, values_unread
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from sprunec.data.batches import IGNORED, Batch, Packer, answered
 from sprunec.engines.loop import cross_entropy
-from sprunec.families.huggingface.documents_apart import undivided
 from sprunec.families.huggingface.model_types import UNDIVIDED
+from sprunec.families.huggingface.stock_model import undivided
 from tests.families.huggingface.test_cut_models import graphs, saved
 from tests.helpers.causal_lms import CONFIGS, VOCABULARY
 
