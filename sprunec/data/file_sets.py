@@ -7,10 +7,10 @@ from glob import glob, has_magic
 from pathlib import Path
 
 ENDINGS = {  # of the files that are meant by their directory
-    "text": (".txt", ".text", ".md"),
-    "jsonl": (".jsonl", ".jsonl.gz", ".ndjson", ".json", ".json.gz"),
+    "text": (".txt", ".text"),
+    "jsonl": (".jsonl", ".jsonl.gz", ".ndjson"),
     "parquet": (".parquet",),
-    "pairs": (".jsonl", ".jsonl.gz", ".ndjson", ".json", ".json.gz"),
+    "pairs": (".jsonl", ".jsonl.gz", ".ndjson"),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,12 @@ import pytest
 
 from sprunec.compiler.lower import lower
 from sprunec.data.batches import IGNORED, Packer
+from sprunec.data.encoding import write_apart, write_joined
+from sprunec.data.fast_tokenizer import read_fast_tokenizer
 from sprunec.data.packing import PackedTexts, Rows, fit, load_packed_texts, padding
 from sprunec.data.pairs import PairData, load_pair_data
 from sprunec.data.saved import GrowingIds, save_array
+from sprunec.data.text import Piece
 from sprunec.errors import InputError
 from sprunec.families.cards import read_config
 from sprunec.passes.job import Job
@@ -160,3 +164,18 @@ def test_a_part_without_two_tokens_in_a_row_is_an_input_error(tmp_path: Path) ->
     (tmp_path / "tokenizer_config.json").write_text("{}")
     with pytest.raises(InputError, match="the held-out part has no document of 2 tokens"):
         run(made)
+
+
+@pytest.mark.parametrize("packs", [False, True])
+def test_no_more_than_some_documents_are_in_memory(packs: bool, tmp_path: Path) -> None:
+    tokenizer = read_fast_tokenizer(end_tokenizer(tmp_path))
+    documents = (Piece(number % 10 == 9, "abcdefgh " * 40) for number in range(20_000))
+    tracemalloc.start()
+    if packs:
+        found = [size for size, _, _ in write_apart(tmp_path, documents, tokenizer, 512, 512)]
+    else:
+        found = write_joined(tmp_path, documents, tokenizer)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert sum(found) == 20_000 * 361 - (0 if packs else 2)
+    assert peak < sum(found)  # a quarter of what the ids alone would take

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
 import pytest
 
+from sprunec.data.file_sets import expanded
 from sprunec.data.text import pieces, read_text, split_text
 from sprunec.errors import Diagnostic, InputError
 
@@ -112,3 +114,42 @@ def test_both_parts_of_documents_are_all_of_them(cut: int | None) -> None:
 def test_parts_keep_their_documents_apart_and_know_which_are_whole() -> None:
     found = [(piece.part, piece.text, piece.ends) for piece in pieces(["abc", "de", "fghi"], 6)]
     assert found == [(0, "abc", True), (0, "de", True), (0, "f", False), (1, "ghi", True)]
+
+
+def test_lines_packed_by_gzip_are_lines(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl.gz"
+    path.write_bytes(gzip.compress(b'\xef\xbb\xbf{"text": "one"}\r\n{"text": "two"}\n'))
+    assert read_text("jsonl", [path]) == "one\ntwo"
+    path.write_bytes(gzip.compress(b'{"text": "one"}\n{"text": \xff}\n'))
+    assert (finding(path).line, finding(path).message) == (2, "byte 0xff is not UTF-8")
+
+
+@pytest.mark.parametrize("damage", ["end", "middle"])
+def test_a_damaged_archive_is_told(damage: str, tmp_path: Path) -> None:
+    path, whole = tmp_path / "x.jsonl.gz", gzip.compress(json.dumps({"text": "one " * 999}).encode())
+    path.write_bytes(whole[:-9] if damage == "end" else whole[:20] + b"\xff" * 9 + whole[29:])
+    assert finding(path).message.startswith("the gzip archive is damaged: ")
+
+
+def test_another_key_of_json_lines_may_have_the_texts(tmp_path: Path) -> None:
+    path = lines(tmp_path / "x.jsonl", '{"body": "one", "text": 3}')
+    assert read_text("jsonl", [path], "body") == "one"
+
+
+def test_a_directory_means_its_files_and_a_pattern_those_that_it_fits(tmp_path: Path) -> None:
+    names = ["b.jsonl", "a.jsonl.gz", "deep/c.jsonl", "a.txt", "x[1].jsonl"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+
+    def found(path: str, source: str = "jsonl") -> list[str]:
+        return [str(each.relative_to(tmp_path)) for each in expanded(tmp_path / path, source)]
+
+    assert found(".") == ["a.jsonl.gz", "b.jsonl", "deep/c.jsonl", "x[1].jsonl"]
+    assert found("*.jsonl") == ["b.jsonl", "x[1].jsonl"] and found("**/*.jsonl") == [
+        "b.jsonl",
+        "deep/c.jsonl",
+        "x[1].jsonl",
+    ]
+    assert found("x[1].jsonl") == ["x[1].jsonl"] and found("none-*.jsonl") == ["none-*.jsonl"]
+    assert found(".", "parquet") == ["."] and found(".", "text") == ["a.txt"] and found(".", "cpm-live") == ["."]
