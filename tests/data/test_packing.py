@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from sprunec.compiler.lower import lower
 from sprunec.data.batches import IGNORED, Packer
@@ -19,10 +20,12 @@ from sprunec.data.pairs import PairData, load_pair_data
 from sprunec.data.saved import GrowingIds, save_array
 from sprunec.data.text import Piece
 from sprunec.errors import InputError
+from sprunec.families.base import Document
 from sprunec.families.cards import read_config
 from sprunec.passes.job import Job
 from sprunec.passes.read_data import run
 from sprunec.plan.plan import read_plan
+from tests.conftest import tiny_config, tiny_model
 from tests.helpers.small_plans import MODEL, TRAIN, plan, write
 from tests.passes.test_read_data import END, LETTERS, end_tokenizer
 
@@ -179,3 +182,18 @@ def test_no_more_than_some_documents_are_in_memory(packs: bool, tmp_path: Path) 
     tracemalloc.stop()
     assert sum(found) == 20_000 * 361 - (0 if packs else 2)
     assert peak < sum(found)  # a quarter of what the ids alone would take
+
+
+def test_a_document_in_a_row_of_a_cpm_ant_is_a_document_alone() -> None:
+    model, draw = tiny_model().double().eval(), np.random.default_rng(0)
+    texts = [draw.integers(0, 97, size) for size in (9, 4, 6)]
+    documents = [Document(text, np.zeros(text.size, dtype=bool), text) for text in texts]
+    packer = Packer(tiny_config(), 40, tiny_config().vocab_size)
+    with torch.no_grad():
+        found = model(**packer.pack([documents]).inputs)[0][0]
+        start = 0
+        for document in documents:
+            (wanted,) = model(**packer.pack([[document]]).inputs)[0]
+            end = document.tokens.size + tiny_config().overhead
+            assert float((found[start : start + end] - wanted[:end]).abs().max()) < 1e-10
+            start += end

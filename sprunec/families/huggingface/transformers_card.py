@@ -76,6 +76,9 @@ def data_findings(config: TransformersConfig, data: Mapping[str, Any]) -> Iterat
     if most is not None and asked is not None and asked > most:
         message = f"{asked} is above {most}, the positions that the model has"
         yield Diagnostic("too-long", message, f"give at most {most}", pointer="/data/max_length")
+    if data.get("source") == "cpm-live":
+        message = "a cpm-live set is made for CPM-Ant: its records have prompts and segments of their own"
+        yield Diagnostic("foreign-data", message, "choose another source", pointer="/data/source")
     if data.get("packing") == "documents" and (why := _undivided(config)):
         message = f"this model cannot keep the documents of a row apart: {why}"
         yield Diagnostic("cannot-pack", message, "remove packing", pointer="/data/packing")

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sprunec.data.batches import IGNORED, Batch, Packer, answered
 from sprunec.engines.loop import cross_entropy
+from sprunec.families.cards import card_of
 from sprunec.families.huggingface.model_types import UNDIVIDED
 from sprunec.families.huggingface.stock_model import undivided
 from tests.families.huggingface.test_cut_models import graphs, saved
@@ -73,6 +74,12 @@ def test_gradients_of_a_row_are_the_sum_of_its_documents(name: str, tmp_path: Pa
 def test_what_is_said_of_a_class_without_torch_is_so(name: str, tmp_path: Path) -> None:
     _, config, _ = saved(name, tmp_path)
     assert undivided(config) == UNDIVIDED.get(name, "")
+
+
+def test_a_set_for_cpm_ant_is_refused(tmp_path: Path) -> None:
+    _, config, _ = saved("qwen3", tmp_path)
+    found = [each.pointer for each in card_of(config).data_findings(config, {"source": "cpm-live"})]
+    assert found == ["/data/source"] and not [*card_of(config).data_findings(config, {"source": "text"})]
 
 
 def test_positions_begin_again_where_a_row_has_several_documents(tmp_path: Path) -> None:
