@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sprunec.data.batches import IGNORED, Batch, Packer, answered
-from sprunec.engines.loop import cross_entropy
+from sprunec.engines.losses import language_model_loss
 from sprunec.families.cards import card_of
 from sprunec.families.huggingface.model_types import UNDIVIDED
 from sprunec.families.huggingface.stock_model import undivided
@@ -59,13 +59,13 @@ def test_gradients_of_a_row_are_the_sum_of_its_documents(name: str, tmp_path: Pa
     _, config, tensors = saved(name, tmp_path)
     model, sizes = graphs(config, tensors, tmp_path).double().train().requires_grad_(True), [*map(list, ROWS)]
     packed = batch(config, sizes)
-    cross_entropy(model(**packed.inputs)[0], packed).backward()
+    language_model_loss(model, packed).backward()
     found = {key: weight.grad for key, weight in model.named_parameters()}
     model.zero_grad(set_to_none=True)
     for ids in alone(packed, sizes):
         one = Packer(config, ids.shape[1]).pack([[answered(ids[0].numpy(), np.zeros(ids.shape[1], bool))]])
         assert "position" not in one.inputs
-        cross_entropy(model(**one.inputs)[0], one).backward()
+        language_model_loss(model, one).backward()
     for key, weight in model.named_parameters():
         assert float((weight.grad - found[key]).abs().max()) <= 1e-6 * max(1.0, float(weight.grad.abs().max())), key
 
