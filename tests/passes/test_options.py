@@ -12,10 +12,13 @@ from sprunec.plan.schema import pass_names, properties
 
 # what the whole plan decides, and what lowering finds out
 ADDED = {"seed", "max_length", "batch_size", "precision", "first_step", "content", "even", "details"}
+ADDED |= {"names", "contents", "beside", "library", "input_first"}  # of tasks, and by the family
 # what lowering reads, and no pass
 LOWERED = {"pass", "checkpoint_every", "weights", "gates_for", "save_mask", "mask_form", "compensate", "path", "dtype"}
+LOWERED |= {"tasks"}
 KINDS = {"integer": int, "number": float, "boolean": bool, "string": str, "null": type(None)}
 OPTIONS = {name: PASSES[name].options for name in PASSES}
+OPTIONS["evaluate"] = OPTIONS["evaluate-tasks"]  # what plans call so; held-out text they ask for in a section
 
 
 def test_the_schema_names_the_passes_that_plans_may_name() -> None:
