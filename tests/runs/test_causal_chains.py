@@ -21,7 +21,7 @@ from sprunec.masks.two_four import violation
 from sprunec.models.streamed import largest
 from sprunec.plan.plan import read_plan
 from tests.helpers.causal_lms import token_ids
-from tests.helpers.processes import ROOT, command, environment, saves, wait_until
+from tests.helpers.processes import ROOT, command, environment, wait_until
 from tests.helpers.small_plans import artifact
 from tests.runs.test_causal_lms import EMIT, directory
 from tests.runs.test_resume import Counts, fingerprints, logged
@@ -40,6 +40,9 @@ PROJECTIONS = {
 }
 FINETUNE = {"pass": "finetune", "steps": 3}
 SPARSE = {"pass": "sparsify", "pattern": "m4n2_1d"}
+
+
+MASKS, TRAINED = "5-train-mask-head-dim_ff", "9-finetune"
 
 
 def gates(unit: str | list[str], steps: int = 3, **more: Any) -> dict[str, Any]:
@@ -168,9 +171,11 @@ def resumable(folder: Path, name: str) -> Path:
     return write(folder, name, gates(["head", "dim_ff"], 6, num_heads=4, dim_ff=40), FINETUNE | {"steps": 6})
 
 
-def kill_in_training(path: Path) -> None:
+def kill_in(path: Path, name: str) -> None:
     """Run in another process, and end it as soon as a pass that trains has been saved once more."""
-    there = set(saves(path.parent))
+    digest = next(node.digest for node in lower(read_plan(path)).nodes if node.name == name)
+    store, pattern = path.parent / "out/store", f"partial-{digest}/step-*"
+    there = set(store.glob(pattern))
     process = subprocess.Popen(
         command(path.parent, 1),
         cwd=ROOT,
@@ -179,7 +184,7 @@ def kill_in_training(path: Path) -> None:
         stderr=subprocess.PIPE,
         text=True,
     )
-    wait_until(lambda: set(saves(path.parent)) - there, process)
+    wait_until(lambda: set(store.glob(pattern)) - there, process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
 
@@ -188,13 +193,13 @@ def test_killed_and_stopped_in_each_pass_that_trains_a_run_ends_with_the_same_by
     """Of a GPT-2 whose config drops out, and whose head is its embedding."""
     run(resumable(tmp_path / "whole", "gpt2"))
     path = resumable(tmp_path / "killed", "gpt2")
-    kill_in_training(path)
-    second, third = Counts(("9-finetune", 3)), Counts()
+    kill_in(path, MASKS)
+    second, third = Counts((TRAINED, 3)), Counts()
     with pytest.raises(KeyboardInterrupt):
         run(path, second)
     run(path, third)
-    assert second.steps["5-train-mask-head-dim_ff"][0] > 2
-    assert third.steps == {"9-finetune": [3, 4, 5, 6]}  # the third had not been saved
+    assert second.steps[MASKS][0] > 2
+    assert third.steps == {TRAINED: [3, 4, 5, 6]}  # the third had not been saved
     assert fingerprints(tmp_path / "killed/out") == fingerprints(tmp_path / "whole/out")
     assert logged(tmp_path / "killed/out") == logged(tmp_path / "whole/out")
 
@@ -204,7 +209,7 @@ def test_killed_and_stopped_in_each_pass_that_trains_a_run_ends_with_the_same_by
 def test_a_run_that_is_killed_four_times_ends_with_the_same_bytes(name: str, tmp_path: Path) -> None:
     run(resumable(tmp_path / "whole", name))
     path = resumable(tmp_path / "killed", name)
-    for _ in range(4):  # two saves of each pass
-        kill_in_training(path)
+    for node in (MASKS, MASKS, TRAINED, TRAINED):  # both of its saves
+        kill_in(path, node)
     run(path)
     assert fingerprints(tmp_path / "killed/out") == fingerprints(tmp_path / "whole/out")
