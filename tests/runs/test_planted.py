@@ -78,8 +78,8 @@ def subject(name: str) -> Subject:
     """Chance finds 3 of 8 heads in two layers once in 3,136 times, 2 of 6 groups with a head of each once in 3,600."""
     if name == "cpm-ant":
         return Subject(CPM_ANT, new_cpm_ant, {"head": 3, "dim_ff": 12}, (0.03, 0.005))
-    heads = {"kv_group": 2, "head": 1} if "num_key_value_heads" in CONFIGS[name] else {"head": 3}
-    useful, rates = heads | {"dim_ff": 6}, (0.01, TRAINING["learning_rate"])
+    grouped, rates = "num_key_value_heads" in CONFIGS[name], (0.01, TRAINING["learning_rate"])
+    useful = {"kv_group": 2, "head": 1, "dim_ff": 6} if grouped else {"head": 3, "dim_ff": 4}
     return Subject(config_of(name), partial(new_of_transformers, name), useful, rates)
 
 
