@@ -134,5 +134,7 @@ def total_norm(gradients: Sequence[Tensor]) -> float:
     """Compute the norm of shards and whole tensors together, over all ranks."""
     groups = [[g for g in gradients if isinstance(g, DTensor) == sharded] for sharded in (True, False)]
     found = [nn.utils.get_total_norm(group) for group in groups if group]
+    if not found:
+        return 0.0
     norms = [(norm.full_tensor() if isinstance(norm, DTensor) else norm).cpu() for norm in found]
     return float(norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms)))

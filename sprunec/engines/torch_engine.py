@@ -105,8 +105,9 @@ class TorchDriver:
         if engine.full and not is_sharded(model):
             shard(model, engine.place, engine.world.size, offload=engine.offload)
         self.engine, self.model, self.training, self.others = engine, model.train(), training, others
-        whole = WithLosses(model)
-        self.copies = replicate(whole, engine.place.device) if engine.world.size > 1 and not engine.full else None
+        whole, learns = WithLosses(model), any(parameter.requires_grad for parameter in model.parameters())
+        several = engine.world.size > 1 and not engine.full
+        self.copies = replicate(whole, engine.place.device) if several and learns else None
         self.forward: nn.Module = self.copies or whole
         self.optimizer = make_optimizer(model, training, others)
         self.pruned = pruned_weights(model, kept)
@@ -180,8 +181,11 @@ class TorchDriver:
 
         Plain tensors, of which rank 0's are written; or as `shards`, by name, each rank's shards (DTensors), which are
         written to a folder, and whose place `load` is then given instead. Moments are of one group of all parameters.
+        Weights that do not train are no part of it.
         """
-        weights, moments = self.model.state_dict(), self.optimizer.state_dict()
+        frozen = {name for name, parameter in self.model.named_parameters() if not parameter.requires_grad}
+        weights = {name: tensor for name, tensor in self.model.state_dict().items() if name not in frozen}
+        moments = self.optimizer.state_dict()
         groups = [moments["param_groups"][0] | {"params": list(range(len(self._trained())))}]
         rest = {"scaler": self.loss_scale.state_dict()}
         if not self.engine.full:
@@ -195,7 +199,8 @@ class TorchDriver:
         """Go on from a state that was saved by a world of any size; every rank is given the same whole state."""
         state = self._read(state) if "shards" in state else state
         here, parameters, (group, *_) = self.model.state_dict(), self._trained(), state["optimizer"]["param_groups"]
-        self.model.load_state_dict({name: like(tensor, here[name]) for name, tensor in state["model"].items()})
+        saved = {name: like(tensor, here[name]) for name, tensor in state["model"].items()}
+        self.model.load_state_dict({**here, **saved})
         moments = {
             number: {k: like(v, parameters[number]) if isinstance(v, Tensor) else v for k, v in entries.items()}
             for number, entries in state["optimizer"]["state"].items()
@@ -232,7 +237,7 @@ def make_optimizer(
         adam: an engine's own Adam.
     """
     groups = [[p for p in model.parameters() if p.requires_grad], list(others)]
-    parameters = [{"params": group} for group in groups if group]
+    parameters = [{"params": group} for group in groups if group] or [{"params": []}]  # gates alone may learn
     rate, decay = training.learning_rate, training.weight_decay
     if training.optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=rate, momentum=training.betas[0], weight_decay=decay)

@@ -72,3 +72,13 @@ class Distillation:
     @property
     def hidden_on(self) -> str:
         return self.on or "all"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """What trains in the place of weights: matrices of so many rows and columns, times alpha / rank."""
+
+    kind: str
+    rank: int
+    alpha: float
+    targets: tuple[str, ...]

@@ -183,7 +183,7 @@ def trained(model: ModelSize, setting: Setting, operations: float) -> Needs:
     return Needs(
         memory | {"activations": found.activations},
         disk=size,
-        scratch=2 * (found.weights + found.moments),
+        scratch=2 * (found.gradients + found.moments),  # as many weights as gradients
         reads=model.nbytes + setting.teacher,
         operations={SINGLE: operations},
         least_disk=model.certain(size),

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sprunec.engines.training import Distillation
+from sprunec.engines.training import Adapter, Distillation
 from sprunec.families.base_config import ModelConfig
 from sprunec.families.cards import card_of
 from sprunec.file_digests import file_digest, file_stamp
@@ -93,6 +93,8 @@ class Builder:
         if (distillation := known.get("distillation")) is not None:
             own = {each.name for each in fields(Distillation)}  # who teaches is an input
             known["distillation"] = Distillation(**{k: v for k, v in distillation.items() if k in own})
+        if (adapter := known.get("adapter")) is not None:
+            known["adapter"] = Adapter(**adapter)
         known |= given
         return kind(**{each.name: known[each.name] for each in fields(kind) if each.name in known})
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from sprunec.checkpoint.reader import read_state
 from sprunec.checkpoint.writer import save_tensors
 from sprunec.errors import InputError
-from sprunec.plan.sparsity import GROUP, uneven
+from sprunec.plan.named_tensors import GROUP, uneven
 
 KEPT = 2
 LEAST_IN_A_TILE = 7  # a greedy choice, as BMCook's, can end with one place that nothing may take any more

@@ -17,7 +17,7 @@ from sprunec.graph.needs import Needs
 from sprunec.graph.options import Options
 from sprunec.passes.job import Job
 from sprunec.plan.declared import Pass, PassSpec
-from sprunec.plan.sparsity import targeted
+from sprunec.plan.named_tensors import targeted
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from sprunec.engines.training import Distillation, Training
-from sprunec.errors import PassError
+from sprunec.engines.training import Adapter, Distillation, Training
+from sprunec.errors import InputError, PassError
 from sprunec.families.base_config import FORWARD, TRAINING
+from sprunec.families.tensor_names import projections, selected
 from sprunec.graph.arithmetic import trained
 from sprunec.graph.builder import Builder
 from sprunec.graph.graph import Node
@@ -23,10 +24,14 @@ from sprunec.plan.scale import FLOAT, Setting, cost, teacher_stays, training_set
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from sprunec.engines.adapters import Adapters
     from sprunec.engines.distilling.distillation import Distiller
     from sprunec.engines.torch_engine import TorchEngine
     from sprunec.models.teacher import Teacher
     from sprunec.rewrite.trace import TracedBlock
+
+
+BESIDE = ("distillation", "adapter")  # what the last step's event may have, and is reported
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +41,8 @@ class TrainOptions(Training, BatchOptions):
     precision: str
     first_step: int
     distillation: Distillation | None = None
+    freeze: tuple[str, ...] = ()
+    adapter: Adapter | None = None
 
 
 def lower(build: Builder, spec: PassSpec) -> None:
@@ -75,7 +82,8 @@ def _operations(build: Builder, options: TrainOptions, inputs: Mapping[str, str]
 def needs(build: Builder, node: Node) -> Needs:
     """Count for one device; what each of several takes is told besides."""
     model, options = build.sizes[node.inputs["model"]], node.options
-    setting, operations = training_setting(build.plan, vars(options)), _operations(build, options, node.inputs)
+    setting = replace(training_setting(build.plan, vars(options)), item=model.item)
+    operations = _operations(build, options, node.inputs)
     if "teacher" not in node.inputs:
         return trained(model, setting, operations)
     teacher, training = build.sizes[node.inputs["teacher"]], cost(model.config, setting).memory
@@ -92,12 +100,14 @@ def run(job: Job[TrainOptions]) -> dict[str, Any]:
     from sprunec.masks.two_four import density, leaks, load_pattern, save_pattern
 
     engine, pattern = engine_of(job), load_pattern(job.inputs["model"])
-    last, notes, state = fit_model(job, engine, engine.load(job.empty(), job.weights()), kept=pattern)
+    how: dict[str, Any] = {} if job.options.adapter is None else {"dtype": None}  # stored as it is
+    model = loading(job.options, engine).load(job.empty(), job.weights(), **how)
+    last, notes, state = fit_model(job, engine, model, kept=pattern)
     job.save(state)
     if engine.world.rank != 0:
         return {}
     metrics = {"loss": last["loss"], "steps": last["steps"], "parameters": job.config().parameters()}
-    metrics |= {"distillation": last["distillation"]} if "distillation" in last else {}
+    metrics |= {key: last[key] for key in BESIDE if key in last}
     metrics |= {"notes": notes} if notes else {}
     if pattern:  # handed on, once it is sure that it has held
         state = open_model_tensors(job.out)
@@ -115,6 +125,11 @@ def engine_of(job: Job[TrainOptions]) -> TorchEngine:
     return choose_engine(job.engine, job.place, job.world, job.options.seed, job.config().parameters())
 
 
+def loading(options: TrainOptions, engine: TorchEngine) -> TorchEngine:
+    """Choose what loads a model: adapters are put on whole weights, which become shards afterwards."""
+    return engine if options.adapter is None else replace(engine, full=False)
+
+
 def fit_model(
     job: Job[TrainOptions], engine: TorchEngine, model: nn.Module, blocks: Sequence[TracedBlock] = (), **more: Any
 ) -> tuple[dict[str, Any], list[str], Mapping[str, Tensor]]:
@@ -124,12 +139,38 @@ def fit_model(
         blocks: what was traced of the model before it got gates.
         more: see `engines.loop.fit`.
     """
+    from sprunec.engines.adapters import some_logits
     from sprunec.engines.loop import fit
 
+    adapters, batches = _freeze(job, model, gated="learner" in more), job.data(job.config()).batch
     distiller, notes = _distiller(job, engine, model, blocks)
     more |= {"first_step": job.options.first_step, "report": job.report, "saves": job.saves}
-    last = fit(model, job.data(job.config()).batch, job.options, engine, auxiliary_loss=distiller, **more)
-    return last, notes, engine.weights(model)
+    last = fit(model, batches, job.options, engine, auxiliary_loss=distiller, **more)
+    if adapters is None:
+        return last, notes, engine.weights(model)
+    batch = batches(job.options.first_step).part(slice(1), job.options.max_length).to(job.place.device)
+    found = {"parameters": adapters.parameters, **adapters.check(lambda: some_logits(model.eval(), batch))}
+    return {**last, "adapter": found}, notes, adapters.merged(engine.weights(model))
+
+
+def _freeze(job: Job[TrainOptions], model: nn.Module, *, gated: bool) -> Adapters | None:
+    """Leave to train what the options say: the weights or some of them, or adapters in their place.
+
+    Raises:
+        InputError: nothing is left that trains, and no gates do.
+    """
+    from sprunec.engines.adapters import adapt
+
+    options, config = job.options, job.config()
+    if options.adapter is not None:
+        targets = projections(config, options.adapter.targets)
+        return adapt(model, options.adapter, targets, job.weights().dtype, options.seed)
+    frozen = selected(config, options.freeze)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+    if not gated and not any(parameter.requires_grad for parameter in model.parameters()):
+        raise InputError.in_option("freeze", "nothing of what is left of the model trains", "freeze less")
+    return None
 
 
 def _distiller(

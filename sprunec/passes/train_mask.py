@@ -9,7 +9,7 @@ from sprunec.graph.builder import Builder
 from sprunec.graph.options import CalibrationOptions, MaskOptions
 from sprunec.passes import binarize, train
 from sprunec.passes.job import Job
-from sprunec.passes.train import INPUTS, TEACHER, TrainOptions, engine_of, fit_model
+from sprunec.passes.train import BESIDE, INPUTS, TEACHER, TrainOptions, engine_of, fit_model, loading
 from sprunec.plan.declared import CRITERIA, Pass, PassSpec
 
 
@@ -42,7 +42,7 @@ def run(job: Job[GateOptions]) -> dict[str, Any]:
     engine, options = engine_of(job), job.options
     scoring = replace(job, saves=None, report=lambda event: None)  # what is saved and told is the training
     scores = engine.world.broadcast(scoring.scores(CRITERIA[options.criterion], options.unit, engine))
-    config, given = job.config(), job.calibration(options.unit, engine)
+    config, given = job.config(), job.calibration(options.unit, loading(options, engine))
     budgets = make_budgets(config, options.unit, options.target, options.budget, options.tie_heads)
     allocating = comparable(scores, options.target)
     shared = allocated(config, budgets, allocating) if options.allocation else budgets
@@ -67,7 +67,7 @@ def run(job: Job[GateOptions]) -> dict[str, Any]:
     notes += learner.convergence.ending(last["step"], learner.expected())
     rows = settling(budgets, learner.log_alphas)
     metrics = {"loss": last["loss"], "steps": last["step"], "undecided": learner.undecided(), "budgets": rows}
-    metrics |= {"distillation": last["distillation"]} if "distillation" in last else {}
+    metrics |= {key: last[key] for key in BESIDE if key in last}
     return metrics | {"planned_steps": last["steps"]} | ({"notes": notes} if notes else {})
 
 

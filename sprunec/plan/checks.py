@@ -16,8 +16,8 @@ from sprunec.errors import InputError, show
 from sprunec.families.cards import card_of
 from sprunec.plan.export_formats import formats_fit, heads_tied
 from sprunec.plan.files import files_there, idle_patterns, saved_masks_fit, task_files_fit
+from sprunec.plan.named_tensors import sparsify_fits, trained_fits
 from sprunec.plan.planned_sizes import sizes_fit
-from sprunec.plan.sparsity import sparsify_fits
 from sprunec.plan.targets import mismatched, quoted, uncovered
 from sprunec.plan.training_checks import distillation_fits, engine_fits, rates_fit, training_fits
 from sprunec.plan.written_plan import WrittenPlan, needs_calibration
@@ -213,6 +213,6 @@ CHECKS: tuple[Callable[[WrittenPlan], None], ...] = (
         formats_fit,
     ),
     *(data_fits, tokenizer_fits, tokenizer_there, data_set_whole),
-    *(training_fits, rates_fit, engine_fits, distillation_fits, batches_used, tasks_run),
+    *(training_fits, rates_fit, engine_fits, trained_fits, distillation_fits, batches_used, tasks_run),
     *(saved_masks_fit, idle_patterns, files_there, task_files_fit),
 )

@@ -1,6 +1,7 @@
 """What training costs a device in memory and in traffic, before anything runs; needs no torch.
 
-Per parameter, 4 bytes of weight, 4 of gradient, 4 for each moment of the optimizer, in every precision.
+Per parameter, 4 bytes of weight, 4 of gradient, 4 for each moment of the optimizer, in every precision. What is frozen
+has its weight alone, and beside adapters the matrices of sublayers have no more bytes than they are stored in.
 
 DDP      holds all of it on every device, and in half precision casts of the weights until the backward pass is over. It
          adds the gradients in a ring (Patarasuk & Yuan 2009): each of n devices sends 2 (n - 1) / n of their bytes.
@@ -13,12 +14,14 @@ BMTrain  shards as FSDP2 does, and gathers with 4 bytes in every precision: its 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from sprunec.checkpoint.header import item_bytes
 from sprunec.families.base_config import ModelConfig, unit_cost
+from sprunec.families.tensor_names import projections, trained_parameters
 from sprunec.plan.model_config import teacher_config
 from sprunec.plan.plan import Plan
 
@@ -41,6 +44,8 @@ class Setting:
         sequences, positions: of one part of a device's share of the batch.
         parts: of a device's share of the batch, one after the other; each gathers shards and scatters gradients.
         teacher: bytes of the model that is distilled from, in shards as the model is, but for BMTrain.
+        freeze, rank, targets: what does not train, as a plan has it; of adapters, 0 for none.
+        item: bytes of a number of a matrix that adapters stand on, or might.
     """
 
     devices: int = 1
@@ -53,6 +58,10 @@ class Setting:
     parts: int = 1
     teacher: float = 0.0
     engine: str = "torch"
+    freeze: tuple[str, ...] = ()
+    rank: int = 0
+    targets: tuple[str, ...] = ()
+    item: float = FLOAT
 
     @property
     def product(self) -> int:
@@ -86,24 +95,28 @@ def cost(config: ModelConfig, setting: Setting) -> Cost:
     """Estimate the peak of a device's memory in a training step, and its traffic."""
     parameters, n = config.parameters(), setting.devices
     blocks = [unit_cost(config, index, "block") for index in range(len(config.layers))]
-    weights = FLOAT * parameters / (n if setting.full else 1)
+    gradients = 1.0 * FLOAT * trained_parameters(config, setting.freeze, setting.rank, setting.targets)
+    weights, share = 1.0 * FLOAT * parameters, n if setting.full else 1
+    if setting.rank:
+        halved = sum(map(math.prod, projections(config, [""]).values()))
+        weights += gradients - (FLOAT - min(setting.item, FLOAT)) * halved
     taught = setting.full and setting.engine == "torch"  # by a teacher in shards
-    working, sent = setting.teacher / (n if taught else 1), 2.0 * FLOAT * parameters
+    working, sent = setting.teacher / (n if taught else 1), 2.0 * gradients
     if setting.full and n > 1:
         # BMTrain gathers what it holds, and casts it then
         gathered = FLOAT if setting.engine == "bmtrain" else setting.product
         outside = FLOAT * (parameters - sum(blocks))
         working += 2.0 * outside + (2.0 * gathered + FLOAT) * max(blocks, default=0)
-        sent = setting.parts * (2.0 * outside + (2.0 * gathered + FLOAT) * sum(blocks))
-        if (
-            setting.teacher and taught
-        ):  # forward alone; what stands outside its blocks stays full, and its blocks wait for ours
+        sent = setting.parts * (outside + 2.0 * gathered * sum(blocks) + gradients)
+        # a teacher runs forward alone: what stands outside its blocks stays full, and its blocks wait for ours
+        if setting.teacher and taught:
             working += outside
             sent += setting.parts * gathered * sum(blocks)
     elif setting.product < FLOAT and not setting.full and not setting.recompute:
         working += HALF * sum(blocks)  # fp32 weights, cast on their way into products
-    moments = MOMENTS[setting.optimizer] * weights
-    return Cost(weights, weights, moments, working, activations(config, setting), (n - 1) / n * sent)
+    moments = MOMENTS[setting.optimizer] * gradients
+    weights, gradients, moments = weights / share, gradients / share, moments / share
+    return Cost(weights, gradients, moments, working, activations(config, setting), (n - 1) / n * sent)
 
 
 def activations(config: ModelConfig, setting: Setting) -> float:
@@ -179,7 +192,8 @@ def training_setting(
     plan: Plan, options: Mapping[str, Any], devices: int = 1, sharding: str = "none", teacher: float = 0.0
 ) -> Setting:
     """Say how a pass with these options trains, beside a teacher of so many bytes."""
-    data, engine = plan.data, plan.engine
+    data, engine, adapter = plan.data, plan.engine, options["adapter"] or {}
+    adapter = adapter if isinstance(adapter, Mapping) else vars(adapter)  # as a plan has it, or a pass
     assert data is not None
     return Setting(
         devices=devices,
@@ -192,6 +206,9 @@ def training_setting(
         parts=options["accumulate"],
         teacher=teacher,
         engine=engine.name,
+        freeze=options["freeze"],
+        rank=adapter.get("rank", 0),
+        targets=adapter.get("targets", ()),
     )
 
 

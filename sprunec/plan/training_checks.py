@@ -82,6 +82,9 @@ def engine_fits(plan: WrittenPlan) -> None:
                 cannot["does not hold the zeros of sparsify while it trains"] = "sparsify last"
             if (options["distillation"] or {}).get("project"):
                 cannot["does not train the projections of a distillation"] = 'write "project": false'
+            for key, none in (("freeze", "[]"), ("adapter", "null")):
+                if options[key]:
+                    cannot[f"has no {key}"] = f'write "{key}": {none}'
             if engine.get("offload") and options["optimizer"] != "adam":
                 what = f"has no {options['optimizer']} that works on the CPU, which offload asks for"
                 cannot[what] = 'write "optimizer": "adam"'

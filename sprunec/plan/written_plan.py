@@ -20,6 +20,7 @@ from sprunec.plan.targets import parameter_count
 
 CHARACTERS = "characters"
 _WARMUP_SHARE = 20
+_ADAPTED_RATE = 10  # a matrix that begins at zero moves the weight less
 _GATE_PATH, _GATE_RATES = 30.0, (0.1, 1.0)  # far enough to open or close for good, in however few steps
 
 
@@ -122,7 +123,10 @@ class WrittenPlan(Section):
             rules = properties(f"passes/{name}")
             own = {key: value for key, value in step.written.items() if key != "pass"}
             shared = {key: value for key, value in self.options("training").items() if key in rules}
-            step.options = finish(resolve(f"passes/{name}", shared | own), self.source.folder, self.config)
+            options = resolve(f"passes/{name}", shared | own)
+            if options.get("adapter") and not {"learning_rate"} & {*own, *self.section("training").written}:
+                options["learning_rate"] *= _ADAPTED_RATE
+            step.options = finish(options, self.source.folder, self.config)
         return step
 
 

@@ -15,7 +15,7 @@ from sprunec.errors import InputError
 from sprunec.families.base_config import everything
 from sprunec.families.model_directory import save_model
 from sprunec.masks.two_four import Pattern, choose, load_pattern, save_pattern
-from sprunec.plan.sparsity import targeted
+from sprunec.plan.named_tensors import targeted
 from tests.conftest import tiny_config, tiny_model
 
 HOLES: dict[str, Any] = {"mask_modules": [[False, True], [True, False], [True, True]]}

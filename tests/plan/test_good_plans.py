@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -40,9 +41,23 @@ def test_training_options_flow_from_schema_to_plan_to_pass() -> None:
     plan = read_plan(GOOD / "counts.json")
     shared = {"weight_decay": 0.01, "clip_grad": 1.0, "accumulate": 1, "loss_scale": 65536.0}
     shared |= {"optimizer": "adamw", "betas": (0.9, 0.999), "checkpoint_every": 200, "distillation": None}
+    shared |= {"freeze": (), "adapter": None}
     assert options(plan, 0) == shared | {"steps": 200, "learning_rate": 1.0, "schedule": "linear", "warmup_steps": 10}
     assert options(plan, 2) == shared | {"steps": 50, "learning_rate": 0.001, "schedule": "constant", "warmup_steps": 5}
     assert options(plan, 4) == {"formats": ("sprunec",), "dtype": "keep"}
+
+
+def test_adapters_learn_ten_times_as_fast_where_no_rate_is_given(tmp_path: Path) -> None:
+    lora, steps = {"adapter": {"kind": "lora"}}, {"pass": "train", "steps": 9}
+    passes = [steps, steps | lora, steps | lora | {"learning_rate": 0.3}]
+    content = json.loads((GOOD / "counts.json").read_text()) | {"passes": passes}
+    content["model"] = {"config": str(GOOD.parent / "model.json")}
+    rates = []
+    for training in ({}, {"learning_rate": 0.2}):
+        (tmp_path / "plan.json").write_text(json.dumps(content | {"training": training}))
+        plan = read_plan(tmp_path / "plan.json")
+        rates.append([options(plan, index)["learning_rate"] for index in range(3)])
+    assert rates == [pytest.approx([0.01, 0.1, 0.3]), [0.2, 0.2, 0.3]]
 
 
 def test_numbers_take_the_type_of_their_schema() -> None:

@@ -15,13 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from sprunec.data.batches import Batch
+from sprunec.engines.adapters import adapt
 from sprunec.engines.device import Place
-from sprunec.engines.losses import cross_entropy
+from sprunec.engines.losses import cross_entropy, language_model_loss
 from sprunec.engines.torch_engine import TorchEngine
+from sprunec.engines.training import Adapter
 from sprunec.families.base_config import unit_cost
 from sprunec.families.cards import read_config
 from sprunec.families.cpm_ant.blocks import build, initialize
 from sprunec.families.cpm_ant.config import ModelConfig
+from sprunec.families.tensor_names import projections, selected
 from sprunec.plan.plan import read_plan
 from sprunec.plan.scale import Setting, block_activations, cost, losses, plan_costs, shards_by_itself
 from tests.engines.test_loop import TRAINING
@@ -54,6 +57,31 @@ def test_state_is_what_is_computed(optimizer: str) -> None:
     assert held == cost(config, Setting(optimizer=optimizer)).state
     inside = sum(p.numel() for name, p in model.named_parameters() if ".layers." in name)
     assert inside == sum(unit_cost(config, index, "block") for index in range(config.num_layers))
+
+
+@pytest.mark.parametrize("how", ["freeze", "adapter"])
+def test_what_does_not_train_has_no_gradients_and_no_moments(how: str) -> None:
+    config = ModelConfig.from_dict(WIDE)
+    model = build(config)
+    initialize(model, 0)
+    if how == "adapter":
+        lora = Adapter(kind="lora", rank=4, alpha=8.0, targets=("attention", "w_out"))
+        adapt(model, lora, projections(config, lora.targets), lambda name: torch.bfloat16, 0)
+        setting = Setting(rank=lora.rank, targets=lora.targets, item=2)
+    else:
+        for name in selected(config, ("attention", "embedding")):
+            model.get_parameter(name).requires_grad_(False)
+        setting = Setting(freeze=("attention", "embedding"))
+    driver = TorchEngine(Place.of("cpu", "fp32")).drive(model, TRAINING)
+    driver.backward(language_model_loss(model, batch(config)))
+    driver.step(0.01, driver.norm())
+    parameters = list(model.parameters())
+    moments = [value for entry in driver.optimizer.state.values() for value in entry.values() if value.dim()]
+    found = cost(config, setting)
+    assert sum(p.nbytes for p in parameters) == found.weights
+    assert sum(p.grad.nbytes for p in parameters if p.grad is not None) == found.gradients
+    assert sum(moment.nbytes for moment in moments) == found.moments == 2 * found.gradients
+    assert found.gradients < 0.7 * cost(config, Setting()).gradients
 
 
 class Kept:

@@ -11,8 +11,8 @@ import torch
 
 from sprunec.compiler.lower import lower
 from sprunec.families.cpm_ant.config import ModelConfig
+from sprunec.plan.named_tensors import targeted, uneven
 from sprunec.plan.plan import check_plan, read_plan
-from sprunec.plan.sparsity import targeted, uneven
 from tests.helpers.small_plans import MODEL, TINY, plan, write
 
 TRAIN = {"pass": "train", "steps": 4}

@@ -1,26 +1,30 @@
-"""2:4 sparsity at plan time: which tensors are meant, whether their widths part into fours, where the pass may stand.
+"""Tensors that plans name: what is made 2:4 sparse, what is frozen, what adapters stand on.
 
-Needs no torch: names and shapes follow from the config and the sizes that earlier passes leave.
+Which ones are meant, whether their widths part into fours, where such a pass may stand. Needs no torch: names and
+shapes follow from the config and the sizes that earlier passes leave.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from difflib import SequenceMatcher
 from functools import reduce
+from importlib.util import find_spec
 from math import gcd
 
 from sprunec.checkpoint.safetensors_file import Shape
 from sprunec.errors import show
 from sprunec.families.base_config import ModelConfig, doubled
 from sprunec.families.cards import card_of
+from sprunec.families.tensor_names import projections, selected
 from sprunec.plan.targets import quoted, trimmed
 from sprunec.plan.written_plan import Step, WrittenPlan
 from sprunec.units import INSIDE, UNITS, WHOLE
 
 GROUP = 4
+PEFT, INSTALL = "peft", "pip install 'sprunec[lora]'"
 _LEAST_LIKENESS = 0.6
 _LAYER = re.compile(r"\.\d+\.")  # the number of a layer in a tensor's name
 
@@ -71,20 +75,65 @@ def _names(step: Step, config: ModelConfig) -> None:
         if not targeted(shapes, [part]):
             flat = any(part in name for name in shapes)
             what = "names only tensors of one dimension" if flat else "is in no tensor's name"
-            hint = _instead("" if flat else part, list(targeted(shapes, [""])))
+            names = list(targeted(shapes, [""]))
+            otherwise = f"give a part of a name such as {next(filter(_LAYER.search, names), names[0])}"
+            hint = _nearest_part("" if flat else part, names) or otherwise
             tell("no-such-tensor", f"tensors/{index}", f"{show(part)} {what}: it makes nothing sparse", hint)
 
 
-def _instead(part: str, names: Sequence[str]) -> str:
-    """Name the parts of names, with as many dots, that are most like this one."""
+def trained_fits(plan: WrittenPlan) -> None:
+    """Check that patterns of tensors name some, that something is left to train, and what may stand beside adapters."""
+    sparse = False
+    if find_spec(PEFT) is None and (steps := [step for step in plan.valid_steps if step.options.get("adapter")]):
+        tell = plan.error if plan.strict else plan.warn
+        tell("missing-package", steps[0].option_at("adapter"), f"adapters need the package {PEFT}", INSTALL)
+    for step in plan.valid_steps:
+        if step.declared.trains and plan.config is not None:
+            adapter, freeze, names = step.options["adapter"], step.options["freeze"], plan.config.tensors()
+            _name_some(plan, plan.config, step, "freeze", freeze)
+            if not adapter and step.declared.removes != "units" and selected(plan.config, freeze) == {*names}:
+                message = f"all {len(names)} tensors of the model are frozen: nothing would train"
+                plan.error("all-frozen", step.option_at("freeze"), message, "freeze less, or leave the pass out")
+            if adapter:
+                _name_some(plan, plan.config, step, "adapter/targets", adapter["targets"])
+                if sparse:
+                    message = "an adapter that is merged fills the zeros of sparsify"
+                    hint = 'put sparsify behind this pass, or write "adapter": null in it'
+                    plan.error("adapter-fills-zeros", step.option_at("adapter"), message, hint)
+                if freeze and (pointer := step.option_at("freeze")) in plan.source.places:
+                    plan.unused(pointer, "freeze is not used with an adapter: all weights are frozen")
+        sparse = sparse or step.declared.removes == "weights"
+
+
+def _name_some(plan: WrittenPlan, config: ModelConfig, step: Step, key: str, patterns: Collection[str]) -> None:
+    """Check that every pattern names a tensor, and those of an adapter a matrix of a sublayer."""
+    find, names = (selected, config.tensors()) if key == "freeze" else (projections, projections(config, [""]))
+    option, _, inside = key.partition("/")
+    for index, pattern in enumerate(patterns):
+        if not find(config, [pattern]):
+            pointer = "/".join(part for part in (step.option_at(option), inside, str(index)) if part)
+            there = "tensor of the model" if key == "freeze" else "matrix of a sublayer, which adapters stand on"
+            wider = f"*{pattern}*"
+            hint = f"a pattern is of the whole name: {show(wider)}" if find(config, [wider]) else ""
+            hint = hint or _nearest_part(pattern, [*names]) or f"there are {', '.join(_without_layers(names))}"
+            plan.error("no-such-tensor", pointer, f"{show(pattern)} names no {there}", hint)
+
+
+def _nearest_part(part: str, names: Sequence[str]) -> str:
+    """Name the parts of names, with as many dots, that are most like this one; nothing where none is like it."""
     count = part.count(".") + 1
     steps = [name.split(".") for name in names]
     runs = {".".join(each[start : start + count]) for each in steps for start in range(len(each) - count + 1)}
     likeness = {run: SequenceMatcher(None, part, run).ratio() for run in runs}
     best = max(likeness.values(), default=0.0)
     if best < _LEAST_LIKENESS:
-        return f"give a part of a name such as {next(filter(_LAYER.search, names), names[0])}"
+        return ""
     return f"did you mean {quoted(run for run in sorted(likeness) if likeness[run] == best)}?"
+
+
+def _without_layers(names: Iterable[str]) -> list[str]:
+    """Write `*` for the numbers of layers, and each name once."""
+    return list(dict.fromkeys(_LAYER.sub(".*.", name, count=1) for name in names))
 
 
 def _widths(step: Step, config: ModelConfig, before: Sequence[Step]) -> None:
