@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
 from torch._C._distributed_c10d import HashStore
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import (
@@ -69,10 +70,10 @@ def shard(model: nn.Module, place: Place, world_size: int, *, offload: bool) -> 
         dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     mesh = init_device_mesh(kind, (world_size,))
     policy = CPUOffloadPolicy() if offload else OffloadPolicy()
-    half = place.dtype if place.dtype != torch.float32 else None
-    precision = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for _, block in blocks(model):
         if any(True for _ in block.parameters()):
+            half = place.dtype if place.dtype != torch.float32 and not exact_norms(block, kind) else None
+            precision = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False)
             fully_shard(block, mesh=mesh, offload_policy=policy, mp_policy=precision)
     # Its states come by a method of their own; the head behind them, which runs in parts, finds its weights still full.
     fully_shard(model, mesh=mesh, reshard_after_forward=False, offload_policy=policy)
@@ -81,6 +82,13 @@ def shard(model: nn.Module, place: Place, world_size: int, *, offload: bool) -> 
         if isinstance(module, FSDPModule):
             module.set_force_sum_reduction_for_comms(True)
             module.set_gradient_divide_factor(1.0)
+
+
+def exact_norms(block: nn.Module, device: str) -> bool:
+    """Tell whether torch's layer norm is in a block that works on the CPU: beside float32 it takes no other weights."""
+    called = {node.target for node in block.graph.nodes} if isinstance(block, fx.GraphModule) else set()
+    modules = any(isinstance(module, nn.LayerNorm) for module in block.modules())
+    return device == "cpu" and (modules or not called.isdisjoint({F.layer_norm, torch.layer_norm}))
 
 
 def is_sharded(model: nn.Module) -> bool:
