@@ -4,8 +4,9 @@ Block by block and tensor by tensor, so that models of any size are compared in 
 model goes its own way to the logits; besides, every block of it is given what the masked one's is given, which shows
 where they part. The stored weights are compared in float64 arithmetic, where rounding cannot hide a wrong bias column
 or divisor, and once more in float32, where sums over fewer terms round differently: how much of that is no fault is
-measured on the masked model itself, by its own float32 against its own float64. In float32 every small model is also
-run with its own past keys and values, position by position, against itself in one go.
+measured on the masked model itself, by its own float32 against its own float64. In float64 every small model is also
+run with its own past keys and values, position by position, against itself in one go: products of a single row round
+differently, and a token with large activations makes ten times of that.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def compare(
     home = torch.device("cpu") if device.type == "mps" else device  # MPS has no float64
     single, exact = (
         Comparison([Streamed(family, model, tensors, inputs, dtype, place) for model, tensors in models], decode)
-        for dtype, place, decode in ((torch.float32, device, True), (torch.float64, home, False))
+        for dtype, place, decode in ((torch.float32, device, False), (torch.float64, home, True))
         for inputs in [[{name: tensor.to(place) for name, tensor in batch.items()} for batch in batches]]
     )
     way = way or Way()

@@ -130,7 +130,7 @@ def _severity(value: float | None) -> float:
 
 COMPARE = Pass(
     "compare",
-    5,
+    6,
     CompareOptions,
     ("masked", "masks", "small"),
     "comparison",
