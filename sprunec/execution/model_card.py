@@ -159,8 +159,10 @@ def _number(value: float | None, form: str) -> str:
 def written_plan(resolved: Mapping[str, Any], base: str) -> dict[str, Any]:
     """Write a plan as users do: without what is as by default, and with the names of files for their places."""
     model = {"path": base} if base else {"config": resolved["model"]["config"]}
+    data = dict(resolved["data"] or {})
+    paths, name = data.pop("paths", None), data.pop("name", "")  # of a data set of datasets, as it was written
     sections: dict[str, Mapping[str, Any]] = {
-        "data": {("path" if key == "paths" else key): value for key, value in (resolved["data"] or {}).items()},
+        "data": {**data, "path": name or paths},
         "engine": {"precision": resolved["engine"]["precision"]},
         "evaluate": {"tokens": resolved["evaluate_tokens"]},
         "compare": {"tokens": resolved["compare_tokens"]},

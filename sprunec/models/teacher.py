@@ -7,27 +7,25 @@ float32. Letters in shapes: B rows, N positions, n of them, D width, V tokens.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
 from sprunec.checkpoint.reader import Tensors
 from sprunec.families.base import family_of
-from sprunec.families.model_directory import open_model_tensors, read_config
+from sprunec.families.base_config import ModelConfig
 from sprunec.models.meta_models import empty_model
 from sprunec.models.streamed import Streamed
 
 
 class Teacher(Streamed):
-    """A model in a directory, run on a few rows at a time.
+    """A model of a config, run on a few rows at a time.
 
     Args:
-        in_memory: its weights are read now, onto the device; else each time that they are used.
+        tensors: its weights, opened.
+        in_memory: they are read now, onto the device; else each time that they are used.
     """
 
-    def __init__(self, directory: Path, device: torch.device, *, in_memory: bool) -> None:
-        config, tensors = read_config(directory), open_model_tensors(directory)
+    def __init__(self, config: ModelConfig, tensors: Tensors, device: torch.device, *, in_memory: bool) -> None:
         if in_memory:
             tensors = Tensors({name: tensors.copy(name).to(device) for name in tensors})
         super().__init__(family_of(config), empty_model(config).eval(), tensors, [], torch.float32, device)

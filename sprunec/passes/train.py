@@ -225,7 +225,7 @@ def _open_teacher(job: Job[TrainOptions], engine: TorchEngine) -> tuple[Teacher 
     )
     training, size = cost(job.config(), setting).memory, sum(place.nbytes for place in weights.places.values())
     in_memory = teacher_stays(keep, size, training, job.place.memory(devices))
-    teacher = Teacher(job.directory("teacher"), job.place.device, in_memory=in_memory)
+    teacher = Teacher(job.config("teacher"), weights, job.place.device, in_memory=in_memory)
     return teacher, teacher.model
 
 

@@ -170,7 +170,7 @@ def planned(folder: Path, *passes: dict[str, Any]) -> Path:
     return write(folder, content)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [pytest.param(torch.float32, marks=pytest.mark.slow), torch.bfloat16], ids=str)
 def test_a_run_compares_it_and_config_and_tokenizer_are_there(
     dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -233,7 +233,11 @@ def test_a_run_without_attention_in_front_says_what_was_added(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("what", "value"), [("rotary", {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}), ("_blocks", [])]
+    ("what", "value"),
+    [
+        ("rotary", {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}),
+        pytest.param("_blocks", [], marks=pytest.mark.slow),
+    ],
 )
 def test_what_is_not_the_model_that_was_cut_is_not_published(
     what: str, value: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

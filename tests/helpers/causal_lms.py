@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
@@ -57,6 +58,15 @@ EVERY: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 CONFIGS = {name: sizes for name, sizes in EVERY.items() if name in CONFIG_MAPPING}  # release 4.57 has no MiniCPM3
 PLAIN: dict[str, dict[str, Any]] = {"gpt2": {"scale_attn_by_inverse_layer_idx": False}}  # what 4.57 would pass over
+OFTEN = {"llama", "qwen3", "gemma3_text", "gpt2", "gpt_neox", "phi3", "falcon", "minicpm3"}  # no two are alike
+
+
+def families(*often: str) -> list[Any]:
+    """All families; those that are not named, or by default have a relative that runs often, are slow."""
+    kept = set(often) or OFTEN
+    return [name if name in kept else pytest.param(name, marks=pytest.mark.slow) for name in CONFIGS]
+
+
 EAGER_ONLY = [name for name in CONFIGS if name in ("gemma2", "bloom") or not supports_sdpa(name)]
 CALLS = [(name, how) for name in CONFIGS for how in ("eager", "sdpa") if how == "eager" or name not in EAGER_ONLY]
 

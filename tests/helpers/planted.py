@@ -35,6 +35,7 @@ from sprunec.rewrite.recipe import make_recipe
 from sprunec.units import COUNTED, Kept
 from tests.conftest import AS_IT_IS
 
+WORTH = 0.005  # nats a token
 VOCABULARY, LOOK = 128, {"max_length": 34, "batch_size": 32}
 CPU = TorchEngine(Place.of("cpu", "fp32"))
 TRAINING: dict[str, Any] = {
@@ -55,7 +56,8 @@ class Subject:
 
     Attributes:
         new: by a seed, a model that has learned nothing; may use a folder.
-        useful: how many units of each kind a layer has that are not planted; heads are those of a group.
+        useful: how many units of each kind a layer has that are not planted; heads are those of a group, and dims may
+            be fewer, see `worth_something`.
         rates: of training it, and of its weights while gates learn.
     """
 
@@ -90,7 +92,7 @@ def useful_units(subject: Subject, seed: int) -> Kept:
     draw, layers = torch.Generator().manual_seed(seed), []
 
     def some(unit: str, size: int) -> tuple[int, ...]:
-        count = subject.useful.get(unit, size) * (2 if unit == "dim_ff" else 1)  # of which half will be useful
+        count = subject.useful.get(unit, size)
         return tuple(sorted(torch.randperm(size, generator=draw)[:count].tolist())) if count < size else (*range(size),)
 
     for layer in subject.config.layers:
@@ -109,15 +111,19 @@ def useful_units(subject: Subject, seed: int) -> Kept:
 def plant(subject: Subject, seed: int, text: Path, directory: Path) -> Planted:
     """Train a model that never uses the planted units, and open them with noise."""
     config, trained = subject.config, useful_units(subject, seed)
-    model = subject.new(seed, directory / "new")
     data = job(LOOK | {"seed": seed}, {"data": text}, text).data(config)
-    gates = insert_gates(model, traced(model, config), [*subject.useful])
-    for (layer, unit), size in gates.sizes.items():
-        gates.set(layer, unit, opened(size, trained[layer][unit]))
+    batches = [data.batch(step) for step in range(subject.steps, subject.steps + 16)]  # that it has not seen
     how = Training(steps=subject.steps, learning_rate=subject.rates[0], **TRAINING)
-    fit(model, data.batch, how, CPU, first_step=0, report=lambda event: None)
-    batches = [data.batch(step) for step in range(subject.steps, subject.steps + 4)]  # that it has not seen
-    useful, loss = most_useful(model, gates, trained, subject.useful["dim_ff"], batches)
+    for start in range(seed, seed + 500, 100):  # what one start makes nothing of, another does
+        model = subject.new(start, directory / "new")
+        gates = insert_gates(model, traced(model, config), [*subject.useful])
+        for (layer, unit), size in gates.sizes.items():
+            gates.set(layer, unit, opened(size, trained[layer][unit]))
+        fit(model, data.batch, how, CPU, first_step=0, report=lambda event: None)
+        if (useful := worth_something(model, gates, trained, batches)) is not None:
+            break
+    assert useful is not None
+    loss = loss_of(model, batches)
     state = {name: tensor.detach() for name, tensor in model.state_dict().items() if ".gates." not in name}
     save_model(directory, config, everything(config), plant_noise(state, config, useful, seed))
     return Planted(subject, seed, useful, directory, loss)
@@ -130,27 +136,41 @@ def opened(size: int, units: Iterable[int]) -> Tensor:
     return gate
 
 
-@torch.no_grad()
-def most_useful(
-    model: nn.Module, gates: Gates, trained: Kept, count: int, batches: Sequence[Batch]
-) -> tuple[Kept, float]:
-    """Keep, of the dims that were trained, those without which the loss is highest; and the loss with these alone.
+def worth_something(model: nn.Module, gates: Gates, trained: Kept, batches: Sequence[Batch]) -> Kept | None:
+    """Leave dims open, as many in each layer, each of which costs something when it alone is closed besides.
 
-    Training leaves some dims with next to nothing to do: to call them useful would ask masks for what is not there.
+    Training leaves some with nothing to do: to call them useful would ask masks for what is not there. None: it leaves
+    less than two in a layer.
     """
 
-    def loss(layer: int, dims: Sequence[int]) -> float:
-        gates.set(layer, "dim_ff", opened(gates.sizes[layer, "dim_ff"], dims))
-        return sum(float(language_model_loss(model.eval(), each)) / each.target_count for each in batches)
+    def cost(layer: int, dim: int) -> float:
+        show(layer, [each for each in open_dims[layer] if each != dim])
+        without = loss_of(model, batches)
+        show(layer, open_dims[layer])
+        return without - whole
 
-    useful, left = [], 0.0
-    for number, layer in enumerate(trained):
-        dims = layer["dim_ff"]
-        losses = {dim: loss(number, [each for each in dims if each != dim]) for dim in dims}
-        best = tuple(sorted(sorted(dims, key=losses.__getitem__)[-count:]))
-        left = loss(number, best)
-        useful.append(dict(layer) | {"dim_ff": best})
-    return Kept(useful), left / len(batches)
+    def show(layer: int, dims: Sequence[int]) -> None:
+        gates.set(layer, "dim_ff", opened(gates.sizes[layer, "dim_ff"], dims))
+
+    open_dims = [list(layer["dim_ff"]) for layer in trained]
+    while True:
+        whole = loss_of(model, batches)
+        costs = [{dim: cost(layer, dim) for dim in dims} for layer, dims in enumerate(open_dims)]
+        count = min(sum(each > WORTH for each in found.values()) for found in costs)
+        if count < 2:
+            return None
+        if all(len(dims) == count for dims in open_dims):
+            break
+        for layer, found in enumerate(costs):
+            open_dims[layer] = sorted(sorted(found, key=found.__getitem__)[-count:])
+            show(layer, open_dims[layer])
+    return Kept(dict(layer) | {"dim_ff": tuple(dims)} for layer, dims in zip(trained, open_dims, strict=True))
+
+
+@torch.no_grad()
+def loss_of(model: nn.Module, batches: Sequence[Batch]) -> float:
+    losses = [float(language_model_loss(model.eval(), batch)) / batch.target_count for batch in batches]
+    return sum(losses) / len(losses)
 
 
 @torch.no_grad()

@@ -75,6 +75,8 @@ def test_resolve_fills_in_defaults() -> None:
         "checkpoint_every": 200,
         "loss_scale": 65536.0,
         "distillation": None,
+        "adapter": None,
+        "freeze": [],
     }
 
 

@@ -120,10 +120,11 @@ def test_expand_puts_values_back_and_keeps_what_was_cut() -> None:
 
 def test_expand_works_along_two_dims_at_once_and_leaves_its_inputs() -> None:
     recipe, full = Recipe({"w": {0: (2, 0), 1: (1,)}}), {"w": torch.zeros(3, 2)}
-    back = recipe.expand(full, {"w": torch.tensor([[5.0], [7.0]], dtype=torch.double)})
-    assert back["w"].tolist() == [[0, 7], [0, 0], [0, 5]]
-    assert back["w"].dtype == torch.float32
-    assert full["w"].abs().sum() == 0
+    for dtype, wider in ((torch.double, torch.double), (torch.bfloat16, torch.float32)):  # neither is rounded
+        back = recipe.expand(full, {"w": torch.tensor([[5.0], [7.0]], dtype=dtype)})
+        assert back["w"].tolist() == [[0, 7], [0, 0], [0, 5]]
+        assert back["w"].dtype == wider
+        assert full["w"].abs().sum() == 0
 
 
 def test_a_recipe_cuts_optimizer_moments_like_weights() -> None:

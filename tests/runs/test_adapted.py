@@ -35,7 +35,9 @@ def by_pass(report: dict[str, Any], out: Path) -> dict[str, dict[str, Tensor]]:
     return {entry["pass"]: weights(out, entry["digest"]) for entry in named}
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3_text", "gpt2", "gpt_neox"])
+@pytest.mark.parametrize(
+    "name", ["llama", "gpt2", *(pytest.param(n, marks=pytest.mark.slow) for n in ("qwen3", "gemma3_text", "gpt_neox"))]
+)
 def test_what_a_cut_leaves_is_recovered_by_adapters(name: str, tmp_path: Path) -> None:
     directory(tmp_path, name, torch.bfloat16, **PLAIN.get(name, {}))
     cut = SCORED | {"unit": ["head", "dim_ff"], "target": {"num_heads": 4, "dim_ff": 40}}

@@ -114,7 +114,9 @@ def masked(folder: Path, name: str) -> Any:
     return model
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(
+    scope="module", params=[pytest.param(n, marks=[pytest.mark.slow] * (n not in ("llama", "gpt2"))) for n in FAMILIES]
+)
 def chain(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, dict[str, Any]]:
     """Family, folder and report of a run over everything inside sublayers, then 2:4 weights, then training."""
     name, folder = request.param, tmp_path_factory.mktemp("chain")
@@ -153,9 +155,7 @@ def test_two_of_four_weights_stay_zero_while_the_others_train(chain: tuple[str, 
         assert torch.equal(later != 0, there) and not torch.equal(later, after)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in ("gpt2", "gemma3_text"))) for n in FAMILIES]
-)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n != "gpt2")) for n in FAMILIES])
 def test_gates_pass_over_sublayers_that_are_gone(name: str, tmp_path: Path) -> None:
     """Blocks, then sublayers, then what is inside those that are left; layers end up unlike."""
     whole = gates(["attention", "feed_forward"], num_attention=2, num_feed_forward=2)

@@ -21,7 +21,7 @@ from sprunec.families.huggingface import releases
 from sprunec.models.streamed import largest
 from sprunec.plan.plan import read_plan
 from sprunec.plan.schema import load_schema
-from tests.helpers.causal_lms import CONFIGS, PLAIN, causal_lm, token_ids
+from tests.helpers.causal_lms import PLAIN, causal_lm, families, token_ids
 
 VOCABULARY = 300
 SCORED = {"pass": "score-mask", "criterion": "activation", "batches": 2, "budget": "per-layer"}
@@ -80,7 +80,7 @@ def masked_logits(folder: Path, kept: dict[str, Any], ids: torch.Tensor) -> torc
         return model(input_ids=ids, use_cache=False).logits
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen3"])
+@pytest.mark.parametrize("name", [pytest.param("llama", marks=pytest.mark.slow), "qwen3"])
 def test_groups_heads_and_dims_are_cut_and_the_stock_class_opens_the_rest(name: str, tmp_path: Path) -> None:
     directory(tmp_path, name, num_attention_heads=6, num_key_value_heads=2)
     report = run(tmp_path, SCORED | {"unit": ["head", "dim_ff"], "target": {"num_heads": 4, "dim_ff": 40}})
@@ -164,7 +164,7 @@ def test_a_model_py_is_not_made_of_a_library_s_class(tmp_path: Path) -> None:
         read_plan(tmp_path / "plan.json")
 
 
-@pytest.mark.parametrize(("name", "dtype"), [("qwen3", torch.bfloat16), ("gpt2", torch.float32)])
+@pytest.mark.parametrize(("name", "dtype"), [("qwen3", torch.bfloat16)])
 def test_gates_are_learned_and_what_is_left_is_trained(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
     directory(tmp_path, name, dtype)
     gates = {"pass": "train-mask", "unit": "dim_ff", "target": {"dim_ff": 40}, "budget": "per-layer", "steps": 4}
@@ -190,7 +190,7 @@ def test_a_new_model_of_a_library_is_refused(tmp_path: Path) -> None:
         read_plan(tmp_path / "plan.json")
 
 
-@pytest.mark.parametrize("name", [*CONFIGS])
+@pytest.mark.parametrize("name", families())
 def test_every_family_goes_from_directory_to_directory(name: str, tmp_path: Path) -> None:
     """Fewer feed-forward dims where the class can have them, and a block less; in half precision throughout."""
     directory(tmp_path, name, torch.bfloat16, **LAYERS.get(name, {"num_hidden_layers": 3}))

@@ -51,7 +51,7 @@ def alone(folder: Path) -> float:
     return total / count
 
 
-@pytest.mark.parametrize("name", ["gemma3_text", "gpt2"])
+@pytest.mark.parametrize("name", ["gemma3_text", pytest.param("gpt2", marks=pytest.mark.slow)])
 def test_masks_are_scored_and_learned_and_what_is_left_is_trained_on_packed_rows(name: str, tmp_path: Path) -> None:
     directory(tmp_path, name)
     lines(tmp_path)

@@ -54,7 +54,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "gpt_neox": PLAIN | {"rotary_pct": 1.0},  # a quarter of 8 dims tells positions badly, and heads learn little
 }
 UNITS = ("kv_group", "head", "dim_ff")
-SEEDS = (1, 2, 3, 4, 5)
+SEEDS, OFTEN = (1, 2, 3, 4, 5), ("cpm-ant", "llama", "gpt2")
 
 
 def new_cpm_ant(seed: int, folder: Path) -> nn.Module:
@@ -77,9 +77,9 @@ def config_of(name: str) -> TransformersConfig:
 def subject(name: str) -> Subject:
     """Chance finds 3 of 8 heads in two layers once in 3,136 times, 2 of 6 groups with a head of each once in 3,600."""
     if name == "cpm-ant":
-        return Subject(CPM_ANT, new_cpm_ant, {"head": 3, "dim_ff": 12}, (0.03, 0.005))
+        return Subject(CPM_ANT, new_cpm_ant, {"head": 3, "dim_ff": 16}, (0.03, 0.005))
     grouped, rates = "num_key_value_heads" in CONFIGS[name], (0.01, TRAINING["learning_rate"])
-    useful = {"kv_group": 2, "head": 1, "dim_ff": 6} if grouped else {"head": 3, "dim_ff": 4}
+    useful = {"kv_group": 2, "head": 1, "dim_ff": 8} if grouped else {"head": 3, "dim_ff": 12 if name == "gpt2" else 8}
     return Subject(config_of(name), partial(new_of_transformers, name), useful, rates)
 
 
@@ -89,7 +89,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 CASES = [
-    pytest.param((name, seed), marks=[pytest.mark.slow] * (seed > 1), id=f"{name}-{seed}")
+    pytest.param((name, seed), marks=[pytest.mark.slow] * (seed > 1 or name not in OFTEN), id=f"{name}-{seed}")
     for name in ("cpm-ant", *CONFIGS)
     for seed in SEEDS
 ]

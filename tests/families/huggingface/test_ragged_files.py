@@ -20,7 +20,7 @@ from sprunec.models.meta_models import traced_shape
 from sprunec.plan.export_formats import Emission
 from sprunec.rewrite.recipe import make_recipe
 from sprunec.units import Kept
-from tests.helpers.causal_lms import CONFIGS, token_ids
+from tests.helpers.causal_lms import families, token_ids
 from tests.helpers.cut_lms import fewer, graphs, saved
 
 OTHERS: dict[str, dict[str, Any]] = {
@@ -78,7 +78,7 @@ def emitted(folder: Path, name: str, dtype: torch.dtype) -> tuple[TransformersCo
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", families())
 def test_unlike_layers_are_opened_as_they_were_cut(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
     config, reopened = emitted(tmp_path, name, dtype)
     assert (tmp_path / "out/model.safetensors").samefile(tmp_path / "small/model.safetensors")  # written once
