@@ -220,7 +220,7 @@ def adapt(
     weights = {path: each.weight for path, each in chosen.items()}
     for each in chosen.values():
         each.weight = nn.Parameter(torch.empty(0))
-    options = LoraConfig(r=adapter.rank, lora_alpha=adapter.alpha, target_modules=[*chosen], bias="none")  # type: ignore[arg-type]
+    options = LoraConfig(r=adapter.rank, lora_alpha=adapter.alpha, target_modules=[*chosen], bias="none")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_adapter_in_model(options, model, NAME)
