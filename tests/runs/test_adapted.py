@@ -104,7 +104,7 @@ def test_frozen_weights_are_what_they_were_to_the_bit(alone: Path, tmp_path: Pat
     assert all(torch.equal(trained[name], masked[0][name]) for name in trained)
 
 
-@pytest.mark.parametrize("sharding", ["none", "full"])
+@pytest.mark.parametrize("sharding", [pytest.param("none", marks=pytest.mark.slow), "full"])
 def test_two_processes_train_what_is_left_as_one(sharding: str, alone: Path, tmp_path: Path) -> None:
     done = launch(tmp_path, chain(sharding=sharding))
     assert done.returncode == 4, done.stderr[-3000:]  # no mask settles in 20 steps

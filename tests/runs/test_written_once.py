@@ -46,9 +46,16 @@ def written(folder: Path) -> set[tuple[int, int]]:
     return {(file.stat().st_ino, file.stat().st_size) for file in files}
 
 
-@pytest.mark.parametrize("cut", CUTS)
 @pytest.mark.parametrize(
-    ("sharded", "whole"), [(False, False), (True, True)], ids=["one file, in parts", "shards, whole"]
+    ("cut", "sharded", "whole"),
+    [
+        ("widths", False, False),
+        ("unlike layers", True, True),
+        ("a block", False, True),
+        pytest.param("widths", True, True, marks=pytest.mark.slow),
+        pytest.param("unlike layers", False, False, marks=pytest.mark.slow),
+        pytest.param("a block", True, False, marks=pytest.mark.slow),
+    ],
 )
 def test_a_small_llama_is_written_once(
     cut: str, sharded: bool, whole: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -103,7 +110,7 @@ def test_what_is_changed_where_it_was_published_is_made_again(tmp_path: Path) ->
     assert report["status"] == "done" and file.read_bytes() == before
 
 
-@pytest.mark.parametrize("gone", [0, 1, 2], ids=["first", "middle", "last"])
+@pytest.mark.parametrize("gone", [0, pytest.param(1, marks=pytest.mark.slow), 2], ids=["first", "middle", "last"])
 def test_weights_refitted_after_a_block_has_gone_are_those_that_are_emitted(gone: int, tmp_path: Path) -> None:
     """By then the layers are numbered anew on disk; what a second cut emits is a slice of what was refitted."""
     file = directory(tmp_path, "llama", **LLAMA) / "model.safetensors"
