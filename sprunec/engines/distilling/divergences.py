@@ -18,13 +18,12 @@ Letters in shapes: m positions, V tokens of the vocabulary, k of them known, c c
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-CHUNK_ELEMENTS = 2**22  # 16 MiB in float32: small beside the logits, and fast on every device
 SKEW = 0.1
 
 
@@ -53,18 +52,12 @@ def divergence(kind: str, student: Tensor, teacher: Tensor | TopTokens, temperat
         student: logits (m, V).
         teacher: logits (m, V), or what is known at this temperature.
     """
-    formula = FORMULAS[kind]
-
-    def of(logits: Tensor, some: slice) -> Tensor:
-        logits = logits.float() / temperature
-        if isinstance(teacher, TopTokens):
-            ours, theirs = in_classes(logits, teacher.rows(some))
-        else:
-            ours, theirs = logits.log_softmax(-1), (teacher[some].float() / temperature).log_softmax(-1)
-        return temperature**2 * formula(ours, theirs)
-
-    total: Tensor = _InChunks.apply(student, of)  # type: ignore[no-untyped-call]
-    return total
+    logits = student.float() / temperature
+    if isinstance(teacher, TopTokens):
+        ours, theirs = in_classes(logits, teacher)
+    else:
+        ours, theirs = logits.log_softmax(-1), (teacher.float() / temperature).log_softmax(-1)
+    return temperature**2 * FORMULAS[kind](ours, theirs)
 
 
 def in_classes(logits: Tensor, known: TopTokens) -> tuple[Tensor, Tensor]:
@@ -99,30 +92,3 @@ FORMULAS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "reverse": _reverse,
     "skewed": _skewed,
 }
-
-
-class _InChunks(torch.autograd.Function):
-    """Some positions at a time: (m, V) probabilities are never all there at once, nor kept for the backward pass."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, of: Callable[[Tensor, slice], Tensor]) -> Tensor:
-        ctx.save_for_backward(logits)
-        ctx.of, total = of, logits.new_zeros((), dtype=torch.float32)
-        for some in _chunks(logits):
-            total += of(logits[some], some)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        (logits,) = ctx.saved_tensors
-        found = torch.empty_like(logits)
-        for some in _chunks(logits):
-            with torch.enable_grad():
-                piece = logits[some].detach().requires_grad_()
-                (found[some],) = torch.autograd.grad(ctx.of(piece, some), piece, gradients[0])
-        return found, None
-
-
-def _chunks(logits: Tensor) -> Iterator[slice]:
-    step = max(1, CHUNK_ELEMENTS // logits.size(-1))
-    return (slice(first, first + step) for first in range(0, len(logits), step))
