@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from sprunec.checkpoint.provenance import describe_origin
 from sprunec.compiler.lower import lower
 from sprunec.execution.execute import execute
-from sprunec.execution.model_card import read_licence
+from sprunec.execution.model_card import read_licence, written_plan
 from sprunec.plan.plan import read_plan
 from tests.helpers.small_plans import TRAIN, mask_pass, plan, write
 from tests.helpers.small_plans import execute as run_plan
@@ -152,3 +152,33 @@ def test_a_directory_without_a_card_has_no_licence(tmp_path: Path) -> None:
     assert read_licence(tmp_path) == read_licence(tmp_path / "nowhere") == {}
     (tmp_path / "README.md").mkdir()
     assert read_licence(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    ("data", "wanted"),
+    [
+        (
+            {"source": "datasets", "name": "org/books", "subset": "old", "split": "train", "paths": ["/cache/books"]},
+            {"source": "datasets", "path": "org/books", "subset": "old"},
+        ),
+        (
+            {"source": "jsonl", "name": "", "column": "content", "packing": "documents", "paths": ["/home/me/a.jsonl"]},
+            {"source": "jsonl", "path": ["a.jsonl"], "column": "content", "packing": "documents"},
+        ),
+        (
+            {"source": "pairs", "name": "", "template": "chat", "paths": ["/home/me/chats.jsonl"], "held_out": "/b/c"},
+            {"source": "pairs", "path": ["chats.jsonl"], "template": "chat", "held_out": "c"},
+        ),
+    ],
+    ids=["a data set by its name", "packed documents", "chats"],
+)
+def test_every_source_of_data_is_written_as_users_write_it(data: dict[str, Any], wanted: dict[str, Any]) -> None:
+    resolved: dict[str, Any] = {
+        "name": "n",
+        "seed": 1,
+        "model": {"config": {}},
+        "data": data,
+        "engine": {"precision": "fp32"},
+        "passes": [],
+    } | dict.fromkeys(("evaluate_tokens", "compare_tokens", "checkpoint_name"))
+    assert written_plan(resolved, "base")["data"] == wanted
