@@ -1,0 +1,117 @@
+"""What a search chooses among: for each sublayer, and for whole blocks, how many of its units are left; needs no torch.
+
+A solution takes one choice for every sublayer, or the one that its whole block is absent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from math import lcm
+from types import MappingProxyType
+from typing import Any
+
+from sprunec.families.base_config import ModelConfig
+from sprunec.units import INSIDE, UNITS, gate_units, sublayers_of
+
+Grid = Mapping[str, Sequence[int]]
+NO_GRID: Grid = MappingProxyType({})
+NO_MULTIPLES: Mapping[str, int] = MappingProxyType({})
+PARTS = 8  # of its width, at whose multiples a sublayer is tried
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is left of one sublayer, or that a block is absent.
+
+    Attributes:
+        layer: its number in the plan's input model.
+        sublayer: "attention", "feed_forward", or "block" for both.
+        kept: how many units of each of the sublayer's kinds stay, those that nobody cuts with them; none: it is absent.
+    """
+
+    layer: int
+    sublayer: str
+    kept: Mapping[str, int] = field(hash=False)
+
+    def is_dense(self, config: ModelConfig) -> bool:
+        """Tell whether it leaves all that the model has."""
+        return self.kept == _dense(config.layers[self.layer].counts, self.sublayer)
+
+
+def choices(
+    config: ModelConfig,
+    units: Collection[str],
+    grid: Grid = NO_GRID,
+    multiple_of: Mapping[str, int] = NO_MULTIPLES,
+) -> list[Choice]:
+    """List all choices, layer by layer: of each sublayer the dense one first, that it is absent last.
+
+    Args:
+        units: which kinds may be cut; whole sublayers and blocks may be absent if they are among these.
+        grid: by count target, how many units of a layer are tried beside all; without it all numbers of key-value
+            groups, and of others those that are nearest to the eighths. Heads are those of a layer, as many in each
+            group.
+        multiple_of: by count target, what they are multiples of; all units stay possible.
+    """
+    wanted, found = gate_units(units), list[Choice]()
+    for index, layer in enumerate(config.layers):
+        counts = layer.counts
+        for sublayer in sublayers_of(counts):
+            dense = _dense(counts, sublayer)
+            sizes = _sizes(dense, [unit for unit in wanted if unit in dense], grid, multiple_of)
+            found += [Choice(index, sublayer, size) for size in sizes]
+            found += [Choice(index, sublayer, {})] * (sublayer in wanted)
+        found += [Choice(index, "block", {})] * ("block" in wanted and bool(counts))
+    return found
+
+
+def chosen(config: ModelConfig, solution: Iterable[Choice]) -> ModelConfig:
+    """Shape the model by choices; what none of them is about stays as it is."""
+    layers: list[Any] = list(config.layers)
+    for choice in solution:
+        there, layer = UNITS[choice.sublayer].sublayers, layers[choice.layer]
+        absent = {unit: 0 for unit in layer.counts if INSIDE[unit] in there}
+        layers[choice.layer] = layer.resized({**absent, **choice.kept})
+    return config.with_layers(layers)
+
+
+def _dense(counts: Mapping[str, int], sublayer: str) -> dict[str, int]:
+    return {unit: count for unit, count in counts.items() if INSIDE[unit] in UNITS[sublayer].sublayers}
+
+
+def _sizes(
+    dense: Mapping[str, int], cut: Sequence[str], grid: Grid, multiple_of: Mapping[str, int]
+) -> Iterator[dict[str, int]]:
+    """Combine the numbers of units of one sublayer's kinds, the largest first."""
+    free = [unit for unit in dense if unit in cut and unit != "head"]
+    numbers = [_numbers(dense[unit], *_asked(unit, grid, multiple_of), every=unit == "kv_group") for unit in free]
+    for sizes in product(*numbers):
+        size = {**dense, **dict(zip(free, sizes, strict=True))}
+        if "head" not in dense:
+            yield size
+            continue
+        groups = size.get("kv_group", 1)
+        heads = dense["head"] // dense.get("kv_group", 1) * groups
+        given, step = _asked("head", grid, multiple_of) if "head" in cut else ([], 1)
+        tried = _numbers(heads, given, step, within=groups) if "head" in cut else [heads]
+        yield from ({**size, "head": count} for count in tried)
+
+
+def _asked(unit: str, grid: Grid, multiple_of: Mapping[str, int]) -> tuple[Sequence[int], int]:
+    target = UNITS[unit].target
+    return grid.get(target, ()), multiple_of.get(target, 1)
+
+
+def _numbers(count: int, given: Sequence[int], step: int, within: int = 1, every: bool = False) -> list[int]:
+    """Give the numbers of units that are tried, all `count` of them first.
+
+    Args:
+        within: in how many groups they lie, each of which keeps as many.
+        every: try all numbers where none are given.
+    """
+    step = lcm(step, within)
+    eighths = (round(count * part / PARTS / step) * step for part in range(1, PARTS))
+    tried = given or (range(1, count) if every else eighths)
+    return sorted({count} | {n for n in tried if 0 < n < count and not n % step}, reverse=True)
