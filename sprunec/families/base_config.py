@@ -169,6 +169,18 @@ def _gated(size: Any, gate: Amount | None) -> Any:
     return size if gate is None else gate.count * size
 
 
+def token_operations(config: ModelConfig, length: int, *, head: bool = False, blocks: int | None = None) -> float:
+    """Count the operations of a token that sees `length` positions: in all blocks, and in the head.
+
+    Args:
+        blocks: parameters of all blocks together, where the config does not say what each has left.
+    """
+    if blocks is None:
+        blocks = sum(unit_cost(config, index, "block") for index in range(len(config.layers)))
+    scores = 2 * FORWARD * length * sum(layer.inner.get("attention", 0) for layer in config.layers)
+    return FORWARD * blocks + scores + (FORWARD * config.vocab_size * config.width if head else 0)
+
+
 def removable(config: ModelConfig, units: Collection[str]) -> int:
     """Count the parameters that units can remove."""
     return sum(layer_sizes(config, units, {}))

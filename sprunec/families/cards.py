@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -63,8 +63,9 @@ class Card:
         training: the training options whose defaults are not the schema's, by name.
         head_names: the names of a file's head and of its embedding; None where it has no head.
         state_widths: of every module that is given hidden states, and is there.
-        cache_bytes: of a token's keys and values, in the type that the config names, else in one of 16 bits; None where
-            that is not known.
+        cache_bytes: of the keys and values of so many tokens, in the type that the config names, else in one of 16
+            bits; None where that is not known.
+        windows: by layer, how many positions a token sees at most; None: all of them.
         item_bytes: of a stored number, by the type that the config names, else of 16 bits.
         huggingface_options: by the source of the data, what else decides how the model is written for transformers.
         pairs_hint, states_hint: how a plan pairs states, and names modules.
@@ -90,7 +91,8 @@ class Card:
     training: Mapping[str, Any]
     head_names: Callable[[Collection[str]], tuple[str, str] | None]
     state_widths: Callable[[Any], dict[str, Widths]]
-    cache_bytes: Callable[[Any], int | None]
+    cache_bytes: Callable[..., int | None]
+    windows: Callable[[Any], Sequence[int | None]]
     item_bytes: Callable[[Any], int]
     huggingface_options: Callable[[str], dict[str, Any]]
     pairs_hint: str

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sprunec.data.affordable import STATES, compared_rows
-from sprunec.families.base_config import FORWARD, TRAINING, LayerShape, ModelConfig
+from sprunec.families.base_config import FORWARD, TRAINING, LayerShape, ModelConfig, token_operations
 from sprunec.graph.model_size import ModelSize, blocks_of
 from sprunec.graph.needs import EXACT, SINGLE, Needs, Whole
 from sprunec.machine import physical_memory
@@ -57,10 +57,7 @@ class Text:
 
 def forward(model: ModelSize, text: Text, *, head: bool = False) -> float:
     """Count the operations of one forward through all blocks, and through the head."""
-    products: float = FORWARD * model.in_blocks
-    scores = 2 * FORWARD * text.length * sum(layer.inner.get("attention", 0) for layer in model.config.layers)
-    table = FORWARD * model.config.vocab_size * model.config.width if head else 0
-    return (products + scores + table) * text.positions
+    return token_operations(model.config, text.length, head=head, blocks=model.in_blocks) * text.positions
 
 
 def by_block(model: ModelSize, text: Text, operations: float, *, keep: str, head: bool = False) -> Needs:

@@ -19,10 +19,10 @@ def data_options(config: ModelConfig, source: str) -> dict[str, int]:
     return options | (types if source == "cpm-live" else {})
 
 
-def cache_bytes(config: ModelConfig) -> int:
-    """Count what keys and values of a token take at 16 bits, in the layers that have attention."""
+def cache_bytes(config: ModelConfig, length: int = 1) -> int:
+    """Count what keys and values of so many positions take at 16 bits, in the layers that have attention."""
     heads = (layer.counts for layer in config.layers)
-    return sum(2 * ITEM_BYTES * each.get("head", 0) * each.get("dim_head", 0) for each in heads)
+    return length * sum(2 * ITEM_BYTES * each.get("head", 0) * each.get("dim_head", 0) for each in heads)
 
 
 CARD = Card(
@@ -47,6 +47,7 @@ CARD = Card(
     head_names=head_names,
     state_widths=state_widths,
     cache_bytes=cache_bytes,
+    windows=lambda config: [None] * len(config.layers),
     item_bytes=lambda config: ITEM_BYTES,
     huggingface_options=lambda source: {"task": PAIR_TASK if source == "pairs" else TEXT_TASK},
     pairs_hint=PAIRS_HINT,

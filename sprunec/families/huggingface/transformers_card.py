@@ -134,12 +134,22 @@ def state_widths(config: TransformersConfig) -> dict[str, Widths]:
     return found
 
 
-def cache_bytes(config: TransformersConfig) -> int | None:
-    """Count what keys and values of a token take, as the class itself caches them; a window is not looked at."""
-    asked, layers = config.layout.cache, [layer.counts for layer in config.layers if layer.heads]
-    if "E" in asked and any("dim_head" not in counts for counts in layers):
-        return None
-    return sum(config.shape(asked, counts)[0] for counts in layers) * item_bytes(config)
+def cache_bytes(config: TransformersConfig, length: int = 1) -> int | None:
+    """Count what keys and values of so many tokens take, as the class itself caches them: in a window only its last."""
+    asked, found = config.layout.cache, 0
+    for layer, window in zip(config.layers, windows(config), strict=True):
+        if layer.heads:
+            if "E" in asked and not layer.dim_head:
+                return None
+            found += config.shape(asked, layer.counts)[0] * min(length, window or length)
+    return found * item_bytes(config)
+
+
+def windows(config: TransformersConfig) -> list[int | None]:
+    """Give by layer how many positions it sees, where config.json lists the kinds of layers; else None, for all."""
+    kinds, window = config.document.get("layer_types"), config.document.get("sliding_window")
+    sliding = [kind == "sliding_attention" for kind in kinds] if isinstance(kinds, list) and window else []
+    return [window if index < len(sliding) and sliding[index] else None for index in range(len(config.layers))]
 
 
 def item_bytes(config: TransformersConfig) -> int:
@@ -170,6 +180,7 @@ CARD = Card(
     head_names=head_names,
     state_widths=state_widths,
     cache_bytes=cache_bytes,
+    windows=windows,
     item_bytes=item_bytes,
     huggingface_options=lambda source: {},
     pairs_hint='add "pairs": ["[post]model.layers.1:[post]model.layers.1"]',

@@ -52,6 +52,15 @@ def test_layers_without_attention_cache_nothing(tmp_path: Path) -> None:
     assert (card_of(config).cache_bytes(config), card_of(config).cache_bytes(left)) == (320, 80)
 
 
+def test_a_window_bounds_what_a_layer_caches(tmp_path: Path) -> None:
+    """Between two tokens a class keeps one position less than the window, which the next token fills."""
+    model = causal_lm("gemma3_text", layer_types=["sliding_attention", "full_attention"])
+    model.save_pretrained(tmp_path)
+    config, each = config_of(tmp_path), 2 * 2 * 10 * 4  # keys and values of two groups of ten dims, in float32
+    held = card_of(config).cache_bytes(config, 20)
+    assert held == (8 + 20) * each == round(cached_bytes(model, 20) * 20) + each
+
+
 def test_the_graph_says_it_before_and_after(tmp_path: Path) -> None:
     causal_lm("qwen3").save_pretrained(tmp_path / "dense")
     content = plan(CUT, {"pass": "emit", "formats": ["huggingface"]}, model={"path": "dense"})
