@@ -81,13 +81,13 @@ def score_blocks(
         block = by_path[path]
         here = {unit: size for (index, unit), size in sizes.items() if index == block.index}
         if here:
-            found.update(score(_statistics(way, block, here, statistic)))
+            found.update(score(block_statistics(way, block, here, statistic)))
         else:
             way.advance(path)
     return found
 
 
-def _statistics(
+def block_statistics(
     way: BlockByBlock, block: TracedBlock, sizes: Mapping[str, int], statistic: Statistic
 ) -> BlockStatistics:
     """Bring all batches behind a block, and look at its inside meanwhile."""

@@ -97,17 +97,17 @@ class BlockByBlock:
         self.hidden.turn()
         return 0
 
-    def _output(self, path: str, number: int) -> Tensor:
-        """Run it on a batch, which is then the current one."""
+    def output(self, path: str, number: int, states: Tensor) -> Tensor:
+        """Run a block, which must be there, on states (B, N, D) of a batch, which is then the current one."""
         self.current = self.stream.batches[number]
-        output: Tensor = self.stream.model.get_submodule(path)(self.hidden[number], *self._given_of(number)[path])
+        output: Tensor = self.stream.model.get_submodule(path)(states, *self._given_of(number)[path])
         return output
 
     def look(self, path: str) -> None:
         """Run a block, which must be there, on every batch, as far as those who watch it want."""
         for number in range(len(self.hidden)):
             with suppress(Enough):
-                self._output(path, number)
+                self.output(path, number, self.hidden[number])
         trim_heap()
 
     def advance(self, path: str) -> None:
@@ -115,7 +115,7 @@ class BlockByBlock:
         for following in self._following:
             self.stream.read_ahead(following)
         for number in range(len(self.hidden)):
-            self.hidden.put(number, self._output(path, number))
+            self.hidden.put(number, self.output(path, number, self.hidden[number]))
 
     def _given_of(self, number: int) -> Given:
         """Say what blocks are given of a batch besides its hidden states."""
@@ -130,9 +130,13 @@ class BlockByBlock:
         return hidden, given
 
 
-def few_rows(batches: Iterable[Batch], config: ModelConfig) -> Iterator[Batch]:
-    """Split batches so that no state inside a block is large; what is computed of a row is the same."""
+def few_rows(batches: Iterable[Batch], config: ModelConfig, share: int = 1) -> Iterator[Batch]:
+    """Split batches so that no state inside a block is large; what is computed of a row is the same.
+
+    Args:
+        share: how many such states there are at a time, as where a backward pass needs them.
+    """
     for batch in batches:
         count, width = batch.targets.shape
-        at_once = rows_at_once(config, width)
+        at_once = max(1, rows_at_once(config, width) // share)
         yield from (batch.part(slice(first, first + at_once), width) for first in range(0, count, at_once))

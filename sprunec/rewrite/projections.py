@@ -22,12 +22,14 @@ class Projection:
 
     Attributes:
         operand: the node that is summed over, along `dim`.
+        result: the node that sums.
         tensor: the weight's name in the block; `along` is its dim that is summed over.
         groups: what that dim is the product of.
     """
 
     block: TracedBlock
     operand: str
+    result: str
     dim: int
     tensor: str
     along: int
@@ -71,7 +73,7 @@ def projections(block: TracedBlock) -> tuple[Projection, ...]:
         beside = [_weight(v) for v in nodes[contraction.node].all_input_nodes if v.name != operand]
         for name in (str(node.target) for node in beside if node.op == "get_attr" and cuttable & set(groups)):
             if isinstance(tensors.get(name), nn.Parameter) and groups in dims[name]:
-                found.append(Projection(block, operand, dim, name, dims[name].index(groups), groups))
+                found.append(Projection(block, operand, contraction.node, dim, name, dims[name].index(groups), groups))
     return tuple(found)
 
 
