@@ -24,6 +24,7 @@ from sprunec.graph.model_size import ModelSize, blocks_of
 from sprunec.graph.needs import EXACT, SINGLE, Needs, Whole
 from sprunec.machine import physical_memory
 from sprunec.plan.scale import (
+    DIRECTIONS,
     DOUBLE,
     FLOAT,
     LOGITS,
@@ -77,6 +78,22 @@ def by_block(model: ModelSize, text: Text, operations: float, *, keep: str, head
     }
     # those behind a block are written while those in front of it are there: a run that was killed finds them again
     return Needs(memory, scratch=2 * states, reads=groups * model.nbytes, operations={SINGLE: operations})
+
+
+def looking(model: ModelSize, text: Text, *, keep: str) -> Needs:
+    """Count what comparing the hidden states in front of blocks takes."""
+    found = by_block(model, text, forward(model, text), keep=keep)
+    kept = min(DIRECTIONS, text.positions * model.config.width)
+    return replace(found, memory={**found.memory, "directions": FLOAT * (len(model.config.layers) + 1.0) * kept})
+
+
+def without_blocks(model: ModelSize, text: Text, rounds: int, *, keep: str) -> Needs:
+    """Count what the losses without each block take, so many times; up to the block that is missing models are one."""
+    count = len(model.config.layers)
+    blocks, whole = forward(model, text), forward(model, text, head=True)
+    operations = rounds * ((count + 1) / 2 * blocks + count * (whole - blocks))
+    found = by_block(model, replace(text, sequences=count * text.sequences), operations, keep=keep, head=True)
+    return replace(found, reads=rounds * found.reads)
 
 
 def inside(model: ModelSize, sequences: int, length: int) -> float:

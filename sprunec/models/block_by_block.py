@@ -55,7 +55,7 @@ class BlockByBlock:
         self.stream, self.batches, self.hidden, self._saves, self._tell = stream, batches, hidden, saves, tell
         self.current: Inputs = {}
         self._following: list[str] = []
-        self._given: dict[int, Given] = {}
+        self._given: dict[int, Given] = {}  # by which inputs it is of
         self._given_bytes = 0
 
     @torch.no_grad()
@@ -112,21 +112,26 @@ class BlockByBlock:
 
     def advance(self, path: str) -> None:
         """Bring all batches behind a block, which must be there, and read the next one meanwhile."""
-        for following in self._following:
-            self.stream.read_ahead(following)
+        self.read_following()
         for number in range(len(self.hidden)):
             self.hidden.put(number, self.output(path, number, self.hidden[number]))
 
+    def read_following(self) -> None:
+        """Begin to read the next block."""
+        for following in self._following:
+            self.stream.read_ahead(following)
+
     def _given_of(self, number: int) -> Given:
         """Say what blocks are given of a batch besides its hidden states."""
-        return self._given.get(number) or self._enter(number)[1]
+        return self._given.get(id(self.stream.batches[number])) or self._enter(number)[1]
 
     def _enter(self, number: int) -> tuple[Tensor, Given]:
-        hidden, given = self.stream.family.enter(self.stream.model, self.stream.batches[number])
+        inputs = self.stream.batches[number]
+        hidden, given = self.stream.family.enter(self.stream.model, inputs)
         each = {id(tensor): tensor.untyped_storage().nbytes() for some in given.values() for tensor in some}
-        if self._given_bytes + sum(each.values()) <= GIVEN_BYTES:
+        if id(inputs) not in self._given and self._given_bytes + sum(each.values()) <= GIVEN_BYTES:
             self._given_bytes += sum(each.values())
-            self._given[number] = given
+            self._given[id(inputs)] = given
         return hidden, given
 
 

@@ -23,9 +23,14 @@ def groups_of(batches: Iterable[Batch], config: ModelConfig) -> Iterator[list[Ba
     return grouped(batches, lambda batch: batch.targets.numel() * config.width, TOGETHER)
 
 
-@torch.no_grad()
 def cross_entropy_sum(way: BlockByBlock, place: Place, before: Any) -> float:
-    """Sum the cross entropy in nats over all targets.
+    """Sum the cross entropy in nats over all targets; `before` is as `cross_entropies` takes it."""
+    return sum(cross_entropies(way, place, before))
+
+
+@torch.no_grad()
+def cross_entropies(way: BlockByBlock, place: Place, before: Any) -> list[float]:
+    """Give the cross entropy in nats of each batch, summed over its targets.
 
     Args:
         before: what has been found before these batches; only where that is the same they are gone on with.
@@ -34,7 +39,7 @@ def cross_entropy_sum(way: BlockByBlock, place: Place, before: Any) -> float:
     losses = [_Loss(batch.targets[used].to(place.device)) for batch, used in zip(way.batches, asked, strict=True)]
     for number, tokens, logits in logits_in_parts(way, place, asked, before):
         losses[number].add(logits, tokens)
-    return sum(float(loss.sum()) for loss in losses)
+    return [float(loss.sum()) for loss in losses]
 
 
 @torch.no_grad()
@@ -47,7 +52,7 @@ def logits_in_parts(
 
     Args:
         asked: of each batch, at which of its positions (B, N).
-        before: see `cross_entropy_sum`.
+        before: see `cross_entropies`.
     """
     with place.precision():
         for path in way.blocks(lambda: before, lambda saved: saved == before):

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from sprunec.engines.world import World
-from sprunec.families.base_config import ModelConfig
-from sprunec.graph.options import BatchOptions, CalibrationOptions, Options
+from sprunec.families.base_config import ModelConfig, unit_sizes
+from sprunec.graph.options import BatchOptions, CalibrationOptions, MaskOptions, Options
 from sprunec.plan.declared import Criterion
+from sprunec.plan.targets import blocks_dropped
 from sprunec.units import Cut, Kept, Key, gate_units
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from sprunec.engines.checkpoints import Saves
     from sprunec.engines.device import Place
     from sprunec.engines.torch_engine import TorchEngine
+    from sprunec.masks.depth import Depth
     from sprunec.masks.scores import Calibration
     from sprunec.models.block_by_block import BlockByBlock
     from sprunec.rewrite.trace import TracedBlock
@@ -118,7 +121,6 @@ class Job(Generic[O]):
         self, criterion: Criterion, units: Iterable[str], engine: TorchEngine | None = None
     ) -> dict[Key, Tensor]:
         """Score the units of the input's model, in no more memory than the criterion needs; `engine` as above."""
-        from sprunec.families.base_config import unit_sizes
         from sprunec.masks.calibration import STATISTICS, score_blocks
         from sprunec.masks.scores import Weights
         from sprunec.models.meta_models import empty_model, traced_shape
@@ -129,6 +131,8 @@ class Job(Generic[O]):
         if criterion.needs == "gradients":
             given = self.calibration(units, engine and replace(engine, place=self.place.exact))
             return criterion.score(replace(given, batches=self.steps(given.batches)))
+        if criterion.unit:
+            return criterion.score(self.depth())
         blocks, sizes = traced_shape(config), unit_sizes(config, units)
         check_cuttable(blocks, gate_units(units))
         if criterion.needs == "weights":
@@ -138,8 +142,35 @@ class Job(Generic[O]):
         way = self.block_by_block(model, self.batches(config))
         return score_blocks(way, blocks, sizes, STATISTICS[criterion.needs], criterion.score)
 
-    def block_by_block(self, model: nn.Module, batches: Iterable[Batch]) -> BlockByBlock:
-        """Put batches in front of the input's model, which may be of any size: it is on the meta device."""
+    def depth(self) -> Depth:
+        """Open what blocks are scored by: the batches to calibrate on, and ways through the input's model for them."""
+        from sprunec.masks.depth import Depth
+        from sprunec.models.block_by_block import few_rows
+        from sprunec.models.meta_models import empty_model, traced_shape
+        from sprunec.models.without_blocks import WithoutBlocks
+
+        config, options = self.config(), cast(MaskOptions, self.options)
+        model, there = empty_model(config), {index for index, _ in unit_sizes(config, ("block",))}
+
+        def way(batches: Iterable[Batch], without: Sequence[frozenset[str]] = ()) -> BlockByBlock:
+            if not without:
+                return self.block_by_block(model, batches)
+            return self.block_by_block(model, batches, partial(WithoutBlocks, without=without))
+
+        paths = {block.path: block.index for block in traced_shape(config) if block.index in there}
+        dropped, batches = blocks_dropped(config, options.target), list(few_rows(self.batches(config), config))
+        saved = self.saves.latest() if self.saves is not None else None
+        found = None if saved is None else saved["found"]
+        return Depth(paths, config.width, dropped, batches, way, self.place, found)
+
+    def block_by_block(
+        self, model: nn.Module, batches: Iterable[Batch], kind: Callable[..., BlockByBlock] | None = None
+    ) -> BlockByBlock:
+        """Put batches in front of the input's model, which may be of any size: it is on the meta device.
+
+        Args:
+            kind: of way; None: a plain one.
+        """
         import torch
 
         from sprunec.families.base import family_of
@@ -153,7 +184,7 @@ class Job(Generic[O]):
         stream = Streamed(family_of(config), model.eval(), self.weights(), inputs, torch.float32, place.device)
         folder = None if saves is None else saves.directory
         hidden = HiddenStates(place, folder, self.engine.get("hidden_states", "auto"))
-        return BlockByBlock(stream, few, hidden, saves, self.tell_block)
+        return (kind or BlockByBlock)(stream, few, hidden, saves, self.tell_block)
 
     def kept(self, name: str = "model") -> Kept:
         """Say what an input has left, by the indices of the plan's input model."""

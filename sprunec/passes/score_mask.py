@@ -6,7 +6,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from sprunec.errors import series
-from sprunec.graph.arithmetic import Text, backward, by_block, by_tensor, forward, projection_widths, solved
+from sprunec.graph.arithmetic import (
+    Text,
+    backward,
+    by_block,
+    by_tensor,
+    forward,
+    looking,
+    projection_widths,
+    solved,
+    without_blocks,
+)
 from sprunec.graph.builder import Builder
 from sprunec.graph.graph import Node
 from sprunec.graph.needs import SINGLE, Needs
@@ -14,6 +24,7 @@ from sprunec.graph.options import BatchOptions, CalibrationOptions, MaskOptions
 from sprunec.passes import binarize
 from sprunec.passes.job import Job
 from sprunec.plan.declared import CRITERIA, Pass, PassSpec, calibrates
+from sprunec.plan.targets import blocks_dropped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +53,11 @@ def needs(build: Builder, node: Node) -> Needs:
     if criterion.needs == "gradients":
         others = [each.name for each in CRITERIA.values() if each.needs in ("squares", "products")]
         return backward(model, text, options.batch_size, f"{series(others, 'and')} go block by block")
+    if criterion.needs == "states":
+        return looking(model, text, keep=build.keep)
+    if criterion.needs == "losses":
+        rounds = blocks_dropped(model.config, options.target) if criterion.again else 1
+        return without_blocks(model, text, rounds, keep=build.keep)
     found = by_block(model, text, forward(model, text), keep=build.keep)
     if criterion.needs == "squares":
         return found

@@ -14,6 +14,7 @@ from sprunec.checkpoint.hub import TOKENIZER
 from sprunec.data import datasets_files, parquet, task_files
 from sprunec.errors import InputError, show
 from sprunec.families.cards import card_of
+from sprunec.plan.declared import CRITERIA
 from sprunec.plan.export_formats import formats_fit, heads_tied
 from sprunec.plan.files import files_there, idle_patterns, saved_masks_fit, task_files_fit
 from sprunec.plan.named_tensors import sparsify_fits, trained_fits
@@ -50,6 +51,17 @@ def units_fit(plan: WrittenPlan) -> None:
         if missing and not strangers:
             message = f"the target doesn't say {' and '.join(missing)} for {_unit(units)}"
             step.error("uncovered-unit", "target", message, f"add {' and '.join(missing)}")
+
+
+def criteria_fit(plan: WrittenPlan) -> None:
+    """Check that criteria of one kind of unit are not asked for others."""
+    for step in (step for step in plan.valid_steps if "criterion" in step.options):
+        name, units = step.options["criterion"], step.options["unit"]
+        if (only := CRITERIA[name].unit) and set(units) != {only}:
+            message = f"{name} scores unit {show(only)} alone, and this pass cuts {quoted(units)}"
+            step.error(
+                "unit-mismatch", "criterion", message, f'write "unit": {show(only)}, or choose another criterion'
+            )
 
 
 def budgets_fit(plan: WrittenPlan) -> None:
@@ -203,6 +215,7 @@ def _unit(units: Sequence[str]) -> str:
 CHECKS: tuple[Callable[[WrittenPlan], None], ...] = (
     *(
         units_fit,
+        criteria_fit,
         budgets_fit,
         sizes_fit,
         weights_given,

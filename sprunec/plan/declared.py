@@ -99,12 +99,17 @@ class Criterion:
         score: by (layer, unit), a tensor (units,), of what it needs.
         needs: "weights", one tensor at a time: `masks.scores.Weights`. Or from calibration batches, block by block,
             "squares" of what goes into projections or their "products": `masks.calibration.BlockStatistics`, and the
-            scores are the block's. Or "gradients", with the model in memory: `masks.scores.Calibration`.
+            scores are the block's. Or "gradients", with the model in memory: `masks.scores.Calibration`. Of blocks,
+            their "states", or "losses" without them: `masks.depth.Depth`.
+        unit: the one that it scores; empty for all.
+        again: measured anew after each that goes.
     """
 
     name: str
     score: Callable[[Any], dict[Key, Tensor]]
-    needs: Literal["weights", "squares", "products", "gradients"] = "gradients"
+    needs: Literal["weights", "squares", "products", "gradients", "states", "losses"] = "gradients"
+    unit: str = ""
+    again: bool = False
 
     @property
     def calibrates(self) -> bool:

@@ -31,6 +31,7 @@ SHARE = 4  # of a memory's bytes, hidden states may take one in so many
 TEACHER_SHARE = 0.9  # of a memory, what training and a teacher may take together
 TOGETHER = 2**28  # numbers in all hidden states of held-out text that goes through a model together
 LOGITS = 2**24  # numbers at a time
+DIRECTIONS = 2**22  # numbers in what is kept of hidden states in front of each block, to compare them
 MOMENTS = {"adamw": 2, "adam": 2, "sgd": 1}
 
 

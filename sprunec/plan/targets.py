@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -9,7 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from sprunec.errors import show
-from sprunec.families.base_config import LayerShape, ModelConfig, parameters_without, removable, unit_sizes
+from sprunec.families.base_config import LayerShape, ModelConfig, parameters_without, removable, unit_cost, unit_sizes
 from sprunec.units import COUNTED, INSIDE, SIZE_TARGETS, UNITS, counting
 
 Multiples = Mapping[str, int]
@@ -106,6 +107,17 @@ class Left:
             return self.after(target, "per-layer", multiple_of)
         removed = int(target["sparsity"] * removable(self.config, units)) if self.known else 0
         return replace(self, known=False, parameters=self.parameters - removed)
+
+
+def blocks_dropped(config: ModelConfig, target: Mapping[str, Any]) -> int:
+    """Count the blocks that a target takes away, by their mean size where it is a size: one at least, and not all."""
+    sizes = [unit_cost(config, index, "block") for index, _ in unit_sizes(config, ("block",))]
+    if "num_layers" in target:
+        gone = len(sizes) - target["num_layers"]
+    else:
+        wanted = target["sparsity"] * sum(sizes) if "sparsity" in target else config.parameters() - target["parameters"]
+        gone = math.ceil(wanted * len(sizes) / sum(sizes))
+    return int(max(1, min(gone, len(sizes) - 1)))
 
 
 def _cut(config: ModelConfig, target: Mapping[str, Any], budget: str, multiple_of: Multiples) -> ModelConfig | None:

@@ -29,7 +29,7 @@ def way_through(config: Any, model: nn.Module, tensors: Tensors, batches: Sequen
     """Put batches in front of a model without weights; `more` is what the way through it takes besides."""
     inputs = [batch.inputs for batch in batches]
     stream = Streamed(family_of(config), model.eval(), tensors, inputs, torch.float32, CPU.device)
-    return BlockByBlock(stream, batches, more.pop("hidden", HiddenStates(CPU)), **more)
+    return more.pop("kind", BlockByBlock)(stream, batches, more.pop("hidden", HiddenStates(CPU)), **more)
 
 
 def scored(
