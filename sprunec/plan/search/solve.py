@@ -13,7 +13,7 @@ done after minutes. HiGHS's presolve would take them out again; where layers are
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,7 +27,7 @@ ROW = 1e3  # and that of a limit: it lets one be passed by 1e-7
 APART = 20  # finalists differ in one of so many sublayers at least
 ROUNDING = 1e-12  # of a limit; less than one of whatever is counted
 INFEASIBLE = 2
-Column = Hashable  # a choice's number, or what else is an integer
+Column = Any  # a choice's number, or the name of another integer
 Row = tuple[Mapping[Column, float], float, float]  # coefficients, low, high
 
 
@@ -241,4 +241,4 @@ def limit_words(limit: Limit, least: float) -> str:
 
 
 def _number(value: float) -> str:
-    return f"{value:,}" if isinstance(value, int) or value == round(value) else f"{value:,.4g}"
+    return f"{value:,.0f}" if value == round(value) else f"{value:,.6g}"
