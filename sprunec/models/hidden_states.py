@@ -26,10 +26,11 @@ class HiddenStates:
         place: where they are wanted.
         folder: where the files are; None: there are none, and states that are lost are lost.
         keep: "memory" or "disk"; "auto": in memory where they take a small part of it.
+        several: how many such are kept.
     """
 
-    def __init__(self, place: Place, folder: Path | None = None, keep: str = "auto") -> None:
-        self._place, self._folder, self._keep = place, folder, keep
+    def __init__(self, place: Place, folder: Path | None = None, keep: str = "auto", several: int = 1) -> None:
+        self._place, self._folder, self._keep, self._several = place, folder, keep, several
         self._shapes: list[tuple[int, ...]] = []
         self._memory: list[Tensor] | None = None
         self._current, self._digest, self._hash, self._next = 0, "", hashlib.sha256(), 0
@@ -40,7 +41,7 @@ class HiddenStates:
         self._starts = [0, *accumulate(FLOAT * torch.Size(shape).numel() for shape in shapes)]
         if self._folder is not None:
             self._folder.mkdir(parents=True, exist_ok=True)
-        home = home_of(self._starts[-1], self._place, self._keep)
+        home = home_of(self._several * self._starts[-1], self._place, self._keep)
         if home is not None or self._folder is None:
             self._home = home or torch.device("cpu")
             self._memory = [torch.empty(0)] * len(self._shapes)

@@ -6,15 +6,28 @@ The digest of what is found depends on no target: another one is solved for from
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
+from sprunec.errors import InputError
 from sprunec.graph.builder import Builder
-from sprunec.graph.graph import Node
-from sprunec.graph.needs import Needs
 from sprunec.graph.options import CalibrationOptions
 from sprunec.passes.job import Job
-from sprunec.plan.declared import Pass, PassSpec
+from sprunec.plan.declared import CRITERIA, Pass, PassSpec
+from sprunec.plan.search.choices import choices
+from sprunec.units import INSIDE, SUBLAYERS, gate_units
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sprunec.data.batches import Batch
+    from sprunec.masks.search.choice_damages import ChoiceDamages
+    from sprunec.models.hidden_states import HiddenStates
+
+BEST = {"kv_group": "reconstruction", "head": "reconstruction", "dim_ff": "activation"}  # whose units a choice keeps
+INSIDE_BLOCKS = ("squares", "products")  # what criteria need that look there, as the refit does
+STAGES = {"fisher": ("dense", "gradients", "choices"), "kl": ("dense", "choices")}
+KEPT = 8  # as many states inside of a block as there are at a time, in a backward pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,12 +60,92 @@ def add(build: Builder, spec: PassSpec) -> str:
     return build.add("score-choices", options, inputs, "-".join(options.units), about=f"{options.damage} damages")
 
 
-def needs(build: Builder, node: Node) -> Needs:
-    raise NotImplementedError
-
-
 def run(job: Job[ChoiceOptions]) -> dict[str, Any]:
-    raise NotImplementedError
+    from sprunec.masks.search.choice_damages import ChoiceDamages
+    from sprunec.masks.search.damages_file import Damages, save_damages
+
+    options, config = job.options, job.config()
+    listed = choices(config, options.units, options.grid, options.multiple_of)
+    criteria = {unit: CRITERIA[options.criterion or BEST[unit]] for unit in options.units if unit in INSIDE}
+    early = {each.name: [unit for unit in criteria if criteria[unit] == each] for each in criteria.values()}
+    early = {name: units for name, units in early.items() if CRITERIA[name].needs not in INSIDE_BLOCKS}
+    scores = {key: value for name, units in early.items() for key, value in job.scores(CRITERIA[name], units).items()}
+    found = ChoiceDamages(config, listed, scores, criteria, options.ridge)
+    tokens = _measured(job, found)
+    rows = tuple((choice, found.damages[number]) for number, choice in enumerate(listed))
+    save_damages(job.out, Damages(options.damage, tokens, found.scores, rows))
+    return {"choices": len(rows), "damage": options.damage, "tokens": tokens}
+
+
+def _measured(job: Job[ChoiceOptions], found: ChoiceDamages) -> int:
+    """Measure all choices -> on how many tokens."""
+    from sprunec.masks.search.dense_states import DenseStates
+    from sprunec.masks.search.divergence import Divergence
+    from sprunec.masks.search.fisher import Fisher, Inside
+    from sprunec.models.meta_models import empty_model, traced_shape
+    from sprunec.rewrite.gating import insert_gates
+    from sprunec.rewrite.projections import projections
+    from sprunec.rewrite.trace import check_cuttable
+
+    options, config = job.options, job.config()
+    model, blocks, names = empty_model(config), traced_shape(config), STAGES[options.damage]
+    check_cuttable(blocks, gate_units(options.units))
+    gates = insert_gates(model, blocks, SUBLAYERS)
+    refitted = list(job.batches(config))
+    batches, asked = _unseen(job, refitted)
+    stages = [_stage(job, name, number, len(names)) for number, name in enumerate(names)]
+    dense = DenseStates(stages[0].block_by_block(model, batches), asked, _kept(job, "front", len(blocks)))
+    measure: Fisher | Divergence = Divergence(dense, blocks, gates)
+    if options.damage == "fisher":
+        cut = [[each for each in projections(block) if any(map(each.units, options.units))] for block in blocks]
+        inside = map(Inside, blocks, cut, _kept(job, "inside", len(blocks)))
+        (moving,) = _kept(job, "moving", 1)
+        measure = Fisher(dense, list(inside), moving, options.samples, options.seed)
+    *before, last = stages
+    saved = last.saves.latest() if last.saves is not None else None
+    if saved is None or not measure.load(saved["found"]["measure"]):
+        measure.prepare(before[-1].saves, before[-1].tell_block)
+    found.measure(last.block_by_block(model, refitted), blocks, measure)
+    return dense.tokens
+
+
+def _unseen(job: Job[ChoiceOptions], seen: Sequence[Batch]) -> tuple[list[Batch], list[Tensor]]:
+    """Give the batches that damages are measured on, few rows each, and at which of their positions.
+
+    Raises:
+        InputError: all of their text has been refitted on.
+    """
+    from sprunec.data.unseen import unseen
+    from sprunec.models.block_by_block import few_rows
+
+    data, first = job.data(job.config()), job.options.first_step + job.options.batches
+    found = [data.batch(first + number) for number in range(job.options.damage_batches)]
+    found = list(few_rows(found, job.config(), KEPT))
+    asked = unseen(found, seen)
+    if not any(bool(some.any()) for some in asked):
+        message = "all text that damages would be measured on is among what choices are refitted on"
+        raise InputError.in_option("/data", message, "give more text, or ask for fewer batches")
+    return found, asked
+
+
+def _stage(job: Job[ChoiceOptions], name: str, number: int, of: int) -> Job[ChoiceOptions]:
+    """Let a part of the pass, which goes through all blocks, save by itself and tell of the whole."""
+
+    def report(event: dict[str, Any]) -> None:
+        steps = event["steps"]
+        job.report(event | {"step": number * steps + event["step"], "steps": of * steps})
+
+    saves = None if job.saves is None else replace(job.saves, directory=job.saves.directory / name)
+    return replace(job, saves=saves, report=report)
+
+
+def _kept(job: Job[ChoiceOptions], name: str, count: int) -> list[HiddenStates]:
+    """Make room for hidden states, or gradients, in so many places."""
+    from sprunec.models.hidden_states import HiddenStates
+
+    keep, blocks = job.engine.get("hidden_states", "auto"), len(job.config().layers)
+    folders = [None if job.saves is None else job.saves.directory / f"{name}-{index:05d}" for index in range(count)]
+    return [HiddenStates(job.place, folder, keep, several=3 * blocks) for folder in folders]
 
 
 SCORE_CHOICES = Pass(
@@ -61,7 +154,6 @@ SCORE_CHOICES = Pass(
     ChoiceOptions,
     ("model", "data"),
     "damages",
-    needs=needs,
     needs_trained=True,
     by_block=True,
 )

@@ -1,0 +1,180 @@
+"""Damages of all choices from one backward pass: half the mean over tokens of (g . d)².
+
+g is the gradient of the log probability of a sampled next token at a sublayer's output, and d the change that a choice
+makes there. The mean of g gᵀ is the Fisher information, by which the divergence of the changed output from the dense
+one is, to second order, half of dᵀ (g gᵀ) d. So every choice costs one product of matrices more.
+
+First the gradient goes through the blocks from the last to the first, each run anew on the states in front of it, and
+is kept where projections give their outputs. What whole sublayers and blocks would take away is known there as well.
+
+Letters in shapes: S samples, B rows, N positions, n positions in use of a batch, T of all, O outputs, C features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sprunec.data.batches import in_use
+from sprunec.engines.checkpoints import Saves
+from sprunec.masks.calibration import rows_in_use
+from sprunec.masks.search.changes import Made, by_position, seeing
+from sprunec.masks.search.dense_states import DenseStates
+from sprunec.masks.search.sampled import sampled_gradients
+from sprunec.models.hidden_states import HiddenStates
+from sprunec.rewrite.projections import Projection
+from sprunec.rewrite.trace import TracedBlock
+
+Key = tuple[int, str]  # a layer, and a kind of sublayer or "block"
+
+
+@dataclass(frozen=True)
+class Inside:
+    """A block, the projections in it whose weights choices change, and where gradients at their outputs are kept.
+
+    Those of all projections stand side by side: (S, B, N, sum of O).
+    """
+
+    block: TracedBlock
+    projections: Sequence[Projection]
+    kept: HiddenStates
+
+
+class Fisher:
+    """Gradients inside of the dense model, and the damages that follow from them.
+
+    Args:
+        inside: of all blocks, in order.
+        moving: where the gradient is kept on its way.
+        seed: of the samples.
+    """
+
+    def __init__(
+        self, dense: DenseStates, inside: Sequence[Inside], moving: HiddenStates, samples: int, seed: int
+    ) -> None:
+        self._dense, self._inside, self._moving, self._samples, self._seed = dense, inside, moving, samples, seed
+        self._absent = dict[Key, float]()
+
+    def prepare(self, saves: Saves | None, tell: Callable[[int, int], None]) -> None:
+        """Go through the dense model and back, or on from where this was stopped."""
+        stream, count = self._dense.way.stream, len(self._inside)
+        saved = saves.latest() if saves is not None else None
+        with stream.entrance():
+            done = saved["done"] if saved is not None and self._continued(saved) else self._begun()
+            while done < count:
+                number = count - 1 - done
+                with stream.holding_whole(stream.paths[number]):
+                    for before in stream.paths[max(0, number - 1) : number]:
+                        stream.read_ahead(before)
+                    self._through(number)
+                done += 1
+                tell(done, count)
+                if saves is not None:
+                    state = self._state(done) | {"moving": self._moving.state()}
+                    saves.after_step(done, count, lambda state=state: state)  # type: ignore[misc]
+
+    def _begun(self) -> int:
+        self._dense.walk()
+        gradients = sampled_gradients(self._dense, self._samples, self._seed)
+        self._moving.start([each.shape for each in gradients])
+        for number, each in enumerate(gradients):
+            self._moving.put(number, each)
+        self._moving.turn()
+        return 0
+
+    def _continued(self, saved: dict[str, Any]) -> bool:
+        return self.load(saved) and self._moving.load(saved["moving"])
+
+    def _state(self, done: int) -> dict[str, Any]:
+        kept = [each.kept.state() for each in self._behind(done)]
+        return {"dense": self._dense.state(), "inside": kept, "absent": dict(self._absent), "done": done}
+
+    def _behind(self, done: int) -> list[Inside]:
+        """List the last blocks, as far as something is kept inside of them."""
+        return [each for each in self._inside[len(self._inside) - done :] if each.projections]
+
+    def state(self) -> dict[str, Any]:
+        """Say what finds all again once `prepare` has been."""
+        return self._state(len(self._inside))
+
+    def load(self, state: dict[str, Any]) -> bool:
+        """Find it again; False if something is no longer what it was."""
+        self._absent = dict(state["absent"])
+        pairs = zip(self._behind(state["done"]), state["inside"], strict=True)
+        return self._dense.load(state["dense"]) and all(each.kept.load(known) for each, known in pairs)
+
+    @torch.no_grad()
+    def _through(self, number: int) -> None:
+        """Bring the gradient in front of a block, which has its weights; keep what there is inside of it."""
+        way, inside, front = self._dense.way, self._inside[number], self._dense.fronts[number]
+        block, results = inside.block, [each.result for each in inside.projections]
+        branches = {residual.kind: residual.branch for residual in block.forward.residuals}
+        sums, outputs = dict.fromkeys([*branches, "block"], 0.0), sum(len(each.weight) for each in inside.projections)
+        inside.kept.start([(*each.shape[:3], outputs) for each in self._moving])
+        with seeing(way.stream.model.get_submodule(block.path), {*results, *branches.values()}) as seen:
+            for place, incoming in enumerate(self._moving):
+                with torch.enable_grad():
+                    states = front[place].requires_grad_()
+                    output = way.output(block.path, place, states)
+                taken = [seen[node] for node in branches.values()]
+                watched = [states, *(seen[node] for node in results), *taken]
+                before, *found = (by_position(way, each) for each in _gradients(output, watched, incoming))
+                values, gradients = [output - states, *taken], [incoming, *found[len(results) :]]
+                for kind, value, gradient in zip(["block", *branches], values, gradients, strict=True):
+                    sums[kind] += _squares(by_position(way, value[None]) * gradient, in_use(way.current))
+                self._moving.put(place, before)
+                if results:
+                    inside.kept.put(place, torch.cat(found[: len(results)], -1))
+        self._moving.turn()
+        if results:
+            inside.kept.turn()
+        self._absent |= {(block.index, kind): self._mean(total) for kind, total in sums.items()}
+
+    def _mean(self, total: float) -> float:
+        return total / 2 / (self._samples * self._dense.tokens)
+
+    @torch.no_grad()
+    def damages(self, number: int, choices: Iterable[Made]) -> Iterator[float]:
+        """Measure choices in a block, which has its weights, each alone."""
+        known: dict[str, tuple[Tensor, Tensor]] = {}
+        for choice in choices:
+            if isinstance(choice, str):
+                yield self._absent[number, choice]
+                continue
+            known = known or self._known(number)
+            pairs = ((*known[each.projection.tensor], each.difference) for each in choice)
+            effect = [((rows @ difference.T) * gradients).sum(-1) for rows, gradients, difference in pairs]
+            yield self._mean(float(torch.stack(effect).sum(0).double().square().sum()))
+
+    def _known(self, number: int) -> dict[str, tuple[Tensor, Tensor]]:
+        """Give, by projection, what goes into it (T, C), and the gradients behind it (S, T, O), of all batches."""
+        way, inside = self._dense.way, self._inside[number]
+        found = {each.tensor: (list[Tensor](), list[Tensor]()) for each in inside.projections}
+        if not found:
+            return {}
+        holder, operands = way.stream.model.get_submodule(inside.block.path), {e.operand for e in inside.projections}
+        with way.stream.entrance(), seeing(holder, operands) as seen:
+            for place, (states, kept) in enumerate(zip(self._dense.fronts[number], inside.kept, strict=True)):
+                way.output(inside.block.path, place, states)
+                used = in_use(way.current)
+                at = kept[:, used].split([len(each.weight) for each in inside.projections], -1)
+                for each, gradients in zip(inside.projections, at, strict=True):
+                    found[each.tensor][0].append(rows_in_use(seen[each.operand], each.dim, used))
+                    found[each.tensor][1].append(gradients)
+        return {name: (torch.cat(rows), torch.cat(gradients, 1)) for name, (rows, gradients) in found.items()}
+
+
+def _gradients(output: Tensor, watched: Sequence[Tensor], incoming: Tensor) -> list[Tensor]:
+    """Give, at each of the states that are watched, the gradients of all samples (S, ...)."""
+    last = len(incoming) - 1
+    found = [torch.autograd.grad(output, watched, g, retain_graph=i < last) for i, g in enumerate(incoming)]
+    return [torch.stack(each) for each in zip(*found, strict=True)]
+
+
+def _squares(products: Tensor, used: Tensor) -> float:
+    """Sum over samples and positions in use the squares of sums over features, of (S, B, N, features)."""
+    return float(products.sum(-1)[:, used].double().square().sum())
