@@ -19,6 +19,9 @@ from sprunec.families.unused import listed, unused_tensors
 from sprunec.file_kinds import SAVED, TEXT, foreign
 from sprunec.plan.model_config import teacher_config
 from sprunec.plan.schema import properties
+from sprunec.plan.schema_errors import schema_findings
+from sprunec.plan.search.latency_table import LatencyTable
+from sprunec.plan.source import has_errors, read_source
 from sprunec.plan.targets import quoted
 from sprunec.plan.written_plan import WrittenPlan, as_list
 from sprunec.text_files import ANY_TEXT, PACKED_LINES, foreign_text
@@ -218,3 +221,16 @@ def _files_read(plan: WrittenPlan) -> dict[str, str]:
         files = (path, *checkpoint_files(path)) if what == "checkpoint" else (path,)
         read |= {os.path.realpath(file): what for file in files}
     return read
+
+
+def read_latency_table(path: Path) -> LatencyTable:
+    """Read a table of seconds that `measure-latency` has written, here or elsewhere.
+
+    Raises:
+        InputError: it is none.
+    """
+    source = read_source(path, "a latency table", "name a table that measure-latency has written")
+    found = [*source.problems, *schema_findings(source, "latency")]
+    if has_errors(found):
+        raise InputError(*found)
+    return LatencyTable(source.value, str(path))

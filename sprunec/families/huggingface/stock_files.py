@@ -127,16 +127,34 @@ def write(emission: Emission, directory: Path) -> dict[str, Any]:
     """
     config = emission.config
     assert isinstance(config, TransformersConfig)
-    if problems := list(obstacles(config)):
-        raise FormatError(f"the format huggingface cannot hold this model: {'; '.join(problems)}")
-    why, state = list(unlike(config)), open_model_tensors(emission.model)
-    document = ragged_config(config, shorter_config(config)) if why else stock_config(config)
-    names = emitted_names(config)
+    document, why = described(config)
+    state, names = open_model_tensors(emission.model), emitted_names(config)
     outputs = {names[name]: output for name, output in as_outputs(state).items()}
     dtype = write_files(emission, directory, document, outputs)
     if why:
         write_new(directory / f"{MODELING}.py", modeling_source(config))
     return {"dtype": dtype, "classes": "own" if why else "stock", "why": why, "class": document["architectures"][0]}
+
+
+def described(config: TransformersConfig) -> tuple[dict[str, Any], list[str]]:
+    """Make its config.json, and say why it is for a class of its own; nothing where it is for the stock class.
+
+    Raises:
+        FormatError: no class can be it.
+    """
+    if problems := list(obstacles(config)):
+        raise FormatError(f"the format huggingface cannot hold this model: {'; '.join(problems)}")
+    why = list(unlike(config))
+    return ragged_config(config, shorter_config(config)) if why else stock_config(config), why
+
+
+def write_shape(config: TransformersConfig, directory: Path) -> None:
+    """Write a directory as `write` does, but for weights and what goes along with them."""
+    document, why = described(config)
+    directory.mkdir()
+    write_new(directory / "config.json", json.dumps(document))
+    if why:
+        write_new(directory / f"{MODELING}.py", modeling_source(config))
 
 
 def write_files(emission: Emission, directory: Path, document: Mapping[str, Any], outputs: Mapping[str, Output]) -> str:

@@ -132,6 +132,7 @@ FAMILY = Family(
     leave=lambda model, hidden: model.leave(hidden),
     stored_names=stock_files.stored_names,
     write_huggingface=stock_files.write,
+    write_shape=stock_files.write_shape,
     huggingface_texts=stock_files.texts,
     decode=decode,
 )

@@ -7,12 +7,7 @@ changed it is the user's own.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata
@@ -23,7 +18,7 @@ from sprunec.checkpoint.layouts import CONFIG
 from sprunec.data.task_files import PACKAGE, read_task_file
 from sprunec.durable import read_file
 from sprunec.errors import InputError, PassError
-from sprunec.families.own_code import MODULES, is_trusted
+from sprunec.families.own_code import is_trusted
 from sprunec.file_digests import file_digest
 from sprunec.formats.huggingface import PROCESS_BYTES
 from sprunec.graph.arithmetic import inside
@@ -33,6 +28,7 @@ from sprunec.graph.needs import Needs, Whole
 from sprunec.graph.options import Options
 from sprunec.passes import emit
 from sprunec.passes.job import Job
+from sprunec.passes.measuring.processes import run_script
 from sprunec.plan.declared import Pass, PassSpec
 from sprunec.plan.export_formats import FORMATS
 from sprunec.plan.model_config import read_config
@@ -40,7 +36,6 @@ from sprunec.plan.scale import FLOAT
 
 FORM, RESULTS = "huggingface", "results.json"
 SCRIPT = "sprunec.passes.measuring.lm_eval_process"
-RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 TOKENS = 512  # of a text: how long a task's are is not known before they are read
@@ -170,34 +165,12 @@ def run_apart(settings: Mapping[str, Any], tell: Callable[[int, int], None]) -> 
         InputError: a task is none of lm-eval's, lacks its data, or would run code that nobody has trusted.
         PassError: lm-eval fails; says how.
     """
-    with tempfile.TemporaryDirectory(prefix="sprunec-lm-eval-") as folder, open(f"{folder}/said", "w+b") as said:
-        trusted = "1" if settings["trusted"] else "0"
-        quiet = {"HF_MODULES_CACHE": f"{folder}/modules", "HF_DATASETS_TRUST_REMOTE_CODE": trusted}
-        quiet |= {"DISABLE_MULTIPROC": "1", "TOKENIZERS_PARALLELISM": "false", "TMPDIR": folder}
-        quiet["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if not (Path(path) / MODULES).is_dir())
-        about = {name: value for name, value in os.environ.items() if name not in RANKS} | quiet
-        command = [sys.executable, "-P", "-m", SCRIPT, json.dumps(settings)]
-        # Ctrl-C is for this process to answer: it ends the other one, which else would say so at length.
-        with subprocess.Popen(
-            command, env=about, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said, start_new_session=True
-        ) as process:
-            try:
-                assert process.stdout is not None
-                found: Any = None
-                for line in process.stdout:
-                    with suppress(ValueError):  # the last one of a process that was killed
-                        found = json.loads(line)
-                    if isinstance(found, list):
-                        tell(*found)
-            except BaseException:
-                process.kill()
-                raise
-        if not isinstance(found, dict):
-            said.seek(0)
-            lines = said.read().decode("utf-8", "replace").strip().splitlines() or ["no message"]
-            raise PassError(f"lm-eval has ended with {process.returncode}: {lines[-1]}")
+    trusted = "1" if settings["trusted"] else "0"
+    found = run_script(
+        SCRIPT, settings, tell, "lm-eval", {"HF_DATASETS_TRUST_REMOTE_CODE": trusted, "DISABLE_MULTIPROC": "1"}
+    )
     if (error := found.get("error")) is None:
-        return dict(found)
+        return found
     if "file" in found:
         raise InputError.at(found["file"], error, found["hint"], "bad-task")
     if "hint" in found:
