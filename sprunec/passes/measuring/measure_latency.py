@@ -57,13 +57,17 @@ class LatencyOptions(Options):
     machine: Mapping[str, Any]
 
 
-def lower(build: Builder, spec: PassSpec) -> None:
-    """Add a node that times the choices of some units in the newest model."""
+def add(build: Builder, spec: PassSpec, **given: Any) -> str:
+    """Add a node that times the choices of some units in the newest model.
+
+    Args:
+        spec: has `LatencyOptions`, but for those in `given`.
+    """
     about = {"device": build.plan.engine.device, "processor": processor(), "threads": os.environ.get("OMP_NUM_THREADS")}
     machine = about | {"processors": os.cpu_count()} | versions()
-    options = build.options(LatencyOptions, spec, machine=machine)
+    options = build.options(LatencyOptions, spec, machine=machine, **given)
     words = f"batch {options.batch}, length {options.length}"
-    build.add("measure-latency", options, {"model": build.model}, about=words)
+    return build.add("measure-latency", options, {"model": build.model}, about=words)
 
 
 def versions() -> dict[str, str]:
@@ -163,4 +167,4 @@ def _device_name(device: str) -> str:
     return f"{device}: {processor()}"
 
 
-MEASURE_LATENCY = Pass("measure-latency", 1, LatencyOptions, ("model",), "latencies", lower=lower, needs=needs)
+MEASURE_LATENCY = Pass("measure-latency", 1, LatencyOptions, ("model",), "latencies", needs=needs)

@@ -100,7 +100,7 @@ def cache_bytes(batch: int, length: int, item: float | None = None) -> Measure:
         found, own = card.cache_bytes(config, length), card.item_bytes(config)
         if found is None:
             raise ValueError("what this model caches is not known")
-        return batch * found * (item or own) / own
+        return batch * (found // own) * (item or own)
 
     return measure
 
