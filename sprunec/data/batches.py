@@ -23,6 +23,7 @@ from sprunec.families.base import Document, Inputs, family_of
 from sprunec.families.base_config import ModelConfig
 
 IGNORED = -100
+DISTINCT = 1  # what random numbers are drawn for, besides training
 
 
 def draws(key: int, place: int, purpose: int = 0, part: int = 0) -> np.random.Generator:
@@ -67,6 +68,18 @@ def in_use(inputs: Inputs) -> Tensor:
 def places_of(batch: Batch, on: str) -> Tensor:
     """Mark the positions (B, N) that a loss is taken on: "targets", where a token is asked for; "all": those in use."""
     return in_use(batch.inputs) if on == "all" else batch.targets != IGNORED
+
+
+def divided(batches: Iterable[Batch], count: int) -> tuple[list[Batch], list[Batch]]:
+    """Divide batches into their first so many rows and the others."""
+    first, others = list[Batch](), list[Batch]()
+    for batch in batches:
+        rows, width = batch.targets.shape
+        inside = min(rows, count)
+        first += [batch.part(slice(0, inside), width)] * (inside > 0)
+        others += [batch.part(slice(inside, rows), width)] * (inside < rows)
+        count -= inside
+    return first, others
 
 
 def grouped(batches: Iterable[Batch], numbers: Callable[[Batch], int], most: int) -> Iterator[list[Batch]]:
@@ -132,6 +145,9 @@ class Data(Protocol):
     def batch(self, step: int) -> Batch:
         """Make the global batch of training step `step`, a function of the seed and the step."""
 
+    def distinct_batches(self, step: int, count: int) -> Iterator[Batch]:
+        """Make so many batches, of which no two rows have text in common; fewer where there is no more of it."""
+
     def held_out_batches(self, tokens: int | None = None) -> Iterator[Batch]:
         """Pack the held-out part, always the same, each target once; stop after about so many targets."""
 
@@ -156,6 +172,12 @@ class TextData:
         """Make the global batch of training step `step`: windows drawn anew for each step."""
         starts = draws(self.seed, step).integers(0, self.train.size - self.packer.room, size=self.batch_size)
         return self.packer.pack([[self._window(self.train, start)] for start in starts])
+
+    def distinct_batches(self, step: int, count: int) -> Iterator[Batch]:
+        """Pack windows of those that the text can be cut into, drawn for this step."""
+        windows = draws(self.seed, step, DISTINCT).permutation(self.train.size // self.packer.room)
+        starts = windows[: count * self.batch_size] * self.packer.room
+        return self.packer.batches(([self._window(self.train, start)] for start in starts), self.batch_size)
 
     def held_out_batches(self, tokens: int | None = None) -> Iterator[Batch]:
         """Pack consecutive windows, each target once, until there are so many; a short rest is padded."""

@@ -110,6 +110,13 @@ class EpochData:
         orders = {epoch: draws(self.seed, epoch).permutation(len(rows)) for epoch in {epoch for epoch, _ in places}}
         return self.packer.pack([[*map(self.train.document, rows[orders[epoch][place]])] for epoch, place in places])
 
+    def distinct_batches(self, step: int, count: int) -> Iterator[Batch]:
+        """Pack the rows that come next in the epoch, from its end on those that it began with."""
+        size, rows = self.batch_size, self._rows(0)
+        epoch, place = divmod(step * size, len(rows))
+        order = np.roll(draws(self.seed, epoch).permutation(len(rows)), -place)[: count * size]
+        return self.packer.batches(([*map(self.train.document, rows[number])] for number in order), size)
+
     def held_out_batches(self, tokens: int | None = None) -> Iterator[Batch]:
         """Pack the held-out rows as they are stored, until there are so many targets."""
         rows = self._rows(1)

@@ -42,6 +42,7 @@ CHUNKS = 1e8  # bytes of rows and buffers, of what goes from file to file
 SOLVED = 2  # weights (O, C) that are there, besides a matrix (C, C), while a projection is solved for
 # Operations for each of C³: a factor, and of features that are removed its inverse, and what goes out of that.
 SOLVING = {SINGLE: 4 / 3, EXACT: 1 / 3}
+TRIED = 4  # ridges, mostly, before the one that is taken
 
 
 @dataclass(frozen=True)
@@ -110,20 +111,26 @@ def projection_widths(config: ModelConfig, units: Collection[str]) -> list[int]:
     return [max((layer.inner.get(kind, 0) for layer in config.layers), default=0) for kind in kinds]
 
 
-def solved(needs: Needs, model: ModelSize, text: Text, widths: Sequence[int], kind: str) -> Needs:
+def solved(
+    needs: Needs, model: ModelSize, text: Text, widths: Sequence[int], kind: str, unseen: Text | None = None
+) -> Needs:
     """Add the moments of a way block by block, and removing features one after the other, or refitting by them.
 
     Args:
         widths: of what goes into the projections of a block.
-        kind: the arithmetic: features are removed in float32, and weights refitted in float64.
+        kind: the arithmetic: features are removed in float32, and weights refitted in float64; there a moment is half
+            a matrix.
+        unseen: of the text, what a ridge is chosen by, for which as many rows of what goes into projections are there.
     """
     item, outputs = {SINGLE: FLOAT, EXACT: DOUBLE}[kind], model.config.width
     adding = sum(float(width) ** 2 for width in widths) * text.positions  # a product of which half is computed
     solving = sum((SOLVING[kind] * width + FORWARD * outputs) * float(width) ** 2 for width in widths)
     operations = {SINGLE: needs.operations[SINGLE] + len(model.config.layers) * adding, EXACT: 0.0}
     operations[kind] += len(model.config.layers) * solving
-    largest = max(widths, default=0)
+    largest, rows = max(widths, default=0), 0 if unseen is None else unseen.positions
+    operations[kind] += TRIED * len(model.config.layers) * solving if rows else 0
     size = sum(FLOAT * width**2 for width in widths) + item * (largest**2 + SOLVED * outputs * largest)
+    size += FLOAT * rows * sum(widths)
     return replace(needs, memory={**needs.memory, "moments": size}, operations=operations)
 
 

@@ -17,7 +17,7 @@ from sprunec.families.cards import card_of
 from sprunec.file_digests import file_digest, file_stamp
 from sprunec.graph.graph import Graph, Node, Roles, digest_of, plain
 from sprunec.graph.model_size import ModelSize
-from sprunec.graph.options import Options
+from sprunec.graph.options import LOOKED, Options
 from sprunec.graph.weights import NO_MASK, weights_digest
 from sprunec.plan.declared import PASSES, PassSpec
 from sprunec.plan.plan import Plan
@@ -90,6 +90,7 @@ class Builder:
         known: dict[str, Any] = {"seed": plan.seed, "precision": plan.engine.precision, "first_step": self.model_steps}
         known |= {} if data is None else {"max_length": data.max_length, "batch_size": data.batch_size}
         known |= {} if spec is None else spec.options
+        known |= {"batches": LOOKED} if known.get("batches", 0) is None else {}
         if (distillation := known.get("distillation")) is not None:
             own = {each.name for each in fields(Distillation)}  # who teaches is an input
             known["distillation"] = Distillation(**{k: v for k, v in distillation.items() if k in own})

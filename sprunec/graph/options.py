@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import Any
 
+LOOKED = 8  # batches that a criterion looks at where the plan does not say
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options:

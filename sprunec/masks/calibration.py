@@ -30,11 +30,11 @@ class Statistic:
 
     Attributes:
         add: (what there is so far, rows (n, C)) -> the new sum, in the same memory.
-        whole: makes a sum whole, in place, of which a part was spared.
+        mean: (the sum, of how many rows) -> the mean, in the same memory.
     """
 
-    add: Callable[[Tensor | None, Tensor], Tensor]
-    whole: Callable[[Tensor], None] = lambda total: None
+    add: Callable[[Any, Tensor], Any]
+    mean: Callable[[Any, int], Any] = Tensor.div_
 
 
 Watched = dict[Any, tuple[str, Statistic, int]]
@@ -116,7 +116,7 @@ def held_weight(model: nn.Module, block: TracedBlock, projection: Projection) ->
 @contextmanager
 def watching(
     holder: nn.Module, watched: Watched, way: BlockByBlock, *, only: bool = False
-) -> Iterator[Callable[[], dict[Any, Tensor]]]:
+) -> Iterator[Callable[[], dict[Any, Any]]]:
     """Add up, while all batches go through a block, what its nodes give at the positions in use -> what says the means.
 
     It can say them once: the sums, which may be large, become the means, and belong to who has asked.
@@ -125,7 +125,7 @@ def watching(
         watched: by a name, a node, what is added up of it, and the dim that holds its features.
         only: whether a batch goes no further through the block than to the last of these.
     """
-    sums, seen = dict[Any, Tensor](), set[Any]()
+    sums, seen = dict[Any, Any](), set[Any]()
 
     def see(name: Any, statistic: Statistic, dim: int, module: nn.Module, given: Any, result: Tensor) -> None:
         sums[name] = statistic.add(sums.get(name), rows_in_use(result, dim, in_use(way.current)))
@@ -140,10 +140,8 @@ def watching(
         for name, (node, statistic, dim) in watched.items()
     ]
 
-    def means() -> dict[Any, Tensor]:
-        for name, (_, statistic, _) in watched.items():
-            statistic.whole(sums[name])
-        return {name: sums.pop(name).div_(count) for name in list(sums)}
+    def means() -> dict[Any, Any]:
+        return {name: watched[name][1].mean(sums.pop(name), count) for name in list(sums)}
 
     try:
         count = sum(int(in_use(batch).sum()) for batch in way.stream.batches)
@@ -171,10 +169,15 @@ def _add_products(total: Tensor | None, rows: Tensor) -> Tensor:
     return total
 
 
+def _mean_product(total: Tensor, count: int) -> Tensor:
+    mirror(total)
+    return total.div_(count)
+
+
 def _add_energy(total: Tensor | None, rows: Tensor) -> Tensor:
     found = rows.square().mean(-1).sum()
     return found if total is None else total.add_(found)
 
 
-SQUARES, PRODUCTS, ENERGY = Statistic(_add_squares), Statistic(_add_products, mirror), Statistic(_add_energy)
+SQUARES, PRODUCTS, ENERGY = Statistic(_add_squares), Statistic(_add_products, _mean_product), Statistic(_add_energy)
 STATISTICS: Mapping[str, Statistic] = {"squares": SQUARES, "products": PRODUCTS}  # x² (C,); x xᵀ (C, C)

@@ -10,12 +10,13 @@ that are removed together, N those they are chosen from.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from sprunec.errors import PassError
-from sprunec.masks.symmetric import factor_, mirror, rows_of, strips, subtract_square
+from sprunec.masks.symmetric import SecondMoment, factor_, mirror, rows_of, subtract_square
 
 # With it the largest eigenvalue is at most 100 C times the smallest, so that removal can do with float32: on SmolLM2's
 # layers, and on synthetic ones with features 1e4 times as large as others in mean square, an eighth as many tokens as
@@ -26,6 +27,8 @@ DAMP = 0.01
 # layers lose the same features in the same order as one by one. Of the last 256 every one is chosen from all.
 PART, CHOICE, FEWEST = 64, 4, 256
 OUTPUTS = 256  # that are fitted at a time
+RIDGES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # from which refits choose
+MIXED = 1024  # outputs that they choose by
 
 
 def removal_errors(moment: Tensor, weight: Tensor, features: Tensor) -> Tensor:
@@ -45,7 +48,8 @@ def removal_errors(moment: Tensor, weight: Tensor, features: Tensor) -> Tensor:
     Raises:
         PassError: the moment is not finite.
     """
-    factor = _factor(moment, DAMP * _mean(moment), moment.dtype)
+    place = "cpu" if moment.device.type == "mps" else moment.device  # its solvers are few
+    factor = _factor(lambda: moment.to(place, copy=True), DAMP * _mean(moment))
     inverse: Tensor = torch.cholesky_inverse(factor, out=factor).mT
     rows = inverse.new_empty(weight.T.shape).copy_(weight.T)
     order, costs = (_by_blocks if features.size(1) == 1 else _one_by_one)(inverse, rows, features.to(inverse.device))
@@ -160,7 +164,7 @@ def _move_up(inverse: Tensor, rows: Tensor, left: Tensor, gone: Tensor) -> Tenso
     return left[:count]
 
 
-def refit(moment: Tensor, weight: Tensor, kept: Tensor, gate: Tensor | None = None, *, ridge: float) -> Tensor:
+def refit(moment: SecondMoment, weight: Tensor, kept: Tensor, gate: Tensor | None = None, *, ridge: float) -> Tensor:
     """Fit the weight of the kept features that comes nearest to the output of all.
 
     It minimises the mean of |W x - W' x_K|² + r |W' - W_K|² over inputs x: a ridge regression toward what the weight
@@ -168,9 +172,9 @@ def refit(moment: Tensor, weight: Tensor, kept: Tensor, gate: Tensor | None = No
     solved for, (H_KK + r) (W' - W_K)ᵀ = H_KG W_Gᵀ.
 
     Args:
-        moment: (C, C).
+        moment: H, of C features.
         weight: (O, C).
-        kept: (K,) features.
+        kept: (K,) features, rising.
         gate: (C,), what each feature of the output that is wanted counts; None: 1.
         ridge: r, as a share of the mean of H's diagonal; more, where rounding has left H not positive definite.
 
@@ -180,13 +184,9 @@ def refit(moment: Tensor, weight: Tensor, kept: Tensor, gate: Tensor | None = No
     Raises:
         PassError: the moment is not finite.
     """
-    added, kept = ridge * _mean(moment), kept.to(moment.device)
-    gone = torch.ones(len(moment), dtype=torch.bool, device=kept.device).index_fill_(0, kept, False).nonzero()[:, 0]
-    within, between = (moment[kept[:, None], others] for others in (kept, gone))
-    del moment  # which may be larger than all that comes
-    factor = _factor(within, added, torch.double)
-    del within
-    between, kept, gone = (each.to(factor.device) for each in (between, kept, gone))
+    kept = kept.to(moment.device)
+    gone = torch.ones(moment.width, dtype=torch.bool, device=kept.device).index_fill_(0, kept, False).nonzero()[:, 0]
+    factor = _factor(lambda: moment.within(kept), ridge * _mean(moment))
     found = weight.new_empty(len(weight), len(kept))
 
     def fit(some: slice) -> None:
@@ -194,7 +194,7 @@ def refit(moment: Tensor, weight: Tensor, kept: Tensor, gate: Tensor | None = No
         rows = weight[some].T.to(factor)  # (C, some of O)
         if gate is not None:
             rows *= gate.to(factor)[:, None]
-        lacking = torch.cat([between[strip].double() @ rows[gone] for strip in strips(len(kept))])
+        lacking = torch.cat([part @ rows[gone] for part in moment.between(kept, gone)])
         torch.linalg.solve_triangular(factor, lacking, upper=False, out=lacking)
         torch.linalg.solve_triangular(factor.mT, lacking, upper=True, out=lacking)
         found[some] = lacking.add_(rows[kept]).T.to(found)
@@ -204,7 +204,41 @@ def refit(moment: Tensor, weight: Tensor, kept: Tensor, gate: Tensor | None = No
     return found
 
 
-def _mean(moment: Tensor) -> float:
+def choose_ridge(
+    moment: SecondMoment, unseen: Sequence[Tensor], weight: Tensor, kept: Tensor, gate: Tensor | None = None
+) -> float:
+    """Choose the ridge whose refit errs least on inputs that the moment has not seen: one of `RIDGES`.
+
+    The error has one valley over the ridge, so that it is gone down from the middle. Of more than `MIXED` outputs that
+    many random sums of all stand for them, whose squares are, on average, those of the outputs.
+
+    Args:
+        unseen: inputs (n, C), some at a time.
+
+    Raises:
+        PassError: the moment is not finite.
+    """
+    if len(weight) > MIXED:
+        draw = torch.Generator().manual_seed(0)
+        signs = torch.randint(0, 2, (MIXED, len(weight)), generator=draw).to(weight).mul_(2).sub_(1)
+        weight = signs @ weight
+    errors = dict[int, float]()
+
+    def error(place: int) -> float:
+        if place not in errors:
+            apart = weight.clone() if gate is None else weight * gate.to(weight)
+            apart[:, kept] -= refit(moment, weight, kept, gate, ridge=RIDGES[place])
+            errors[place] = sum(float((rows @ apart.T).square().sum(dtype=torch.double)) for rows in unseen)
+        return errors[place]
+
+    place, before = RIDGES.index(0.1), -1
+    while place != before:
+        before, near = place, range(max(0, place - 1), min(len(RIDGES), place + 2))
+        place = min(near, key=error)
+    return RIDGES[place]
+
+
+def _mean(moment: Tensor | SecondMoment) -> float:
     """Give the mean of the diagonal; raises PassError where it is not finite."""
     mean = float(moment.diagonal().double().mean())
     if not math.isfinite(mean):
@@ -212,15 +246,13 @@ def _mean(moment: Tensor) -> float:
     return max(mean, 1e-30)
 
 
-def _factor(moment: Tensor, added: float, dtype: torch.dtype) -> Tensor:
-    """Factor H (K, K), with so much added to its diagonal -> lower triangular.
+def _factor(made: Callable[[], Tensor], added: float) -> Tensor:
+    """Factor H (K, K), made anew for each try, with so much added to its diagonal -> lower triangular.
 
     What is added keeps few batches from fitting noise. It is ten times as much for as long as H's rounding is more.
     """
-    if moment.device.type == "mps":  # which has no float64
-        moment = moment.cpu()
     while True:
-        matrix = moment.to(dtype, copy=True)
+        matrix = made()
         matrix.diagonal().add_(added)
         if (factor := factor_(matrix)) is not None:
             return factor

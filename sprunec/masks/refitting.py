@@ -3,19 +3,23 @@
 A sublayer's weights are fitted to what its own dense ones make of these very inputs. Fitted to what the dense model's
 stream is there instead, they would have to undo the faults of all sublayers before, which they cannot: that did worse.
 They are rounded to what the model is stored in before anything behind them is fitted.
+
+How strongly they are drawn to the old ones, the ridge, is chosen for each weight by its error on batches that are held
+back from the fit; then all are fitted to.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sprunec.masks.calibration import PRODUCTS, watching
-from sprunec.masks.least_squares import refit
+from sprunec.masks.calibration import Statistic, watching
+from sprunec.masks.least_squares import choose_ridge, refit
+from sprunec.masks.symmetric import SecondMoment
 from sprunec.models.block_by_block import BlockByBlock
 from sprunec.models.streamed import Streamed
 from sprunec.rewrite.keep import keeps
@@ -70,35 +74,77 @@ def _gate(projection: Projection, kept: Indices, soft: Mapping[Key, Tensor]) -> 
     return gate.index_fill(0, torch.tensor(kept), 1.0)
 
 
+@dataclass
+class Inputs:
+    """What goes into a projection, batch after batch.
+
+    Attributes:
+        seen: how many batches there are before those that the ridge is chosen by.
+        moment: of those.
+        unseen: rows (n, C) of each of the others.
+    """
+
+    seen: int
+    moment: SecondMoment
+    unseen: list[Tensor] = field(default_factory=list)
+    _count: int = 0
+
+    def add(self, rows: Tensor) -> None:
+        if self._count < self.seen:
+            self.moment.add(rows)
+        else:
+            self.unseen.append(rows)
+        self._count += 1
+
+
+def _gathered(seen: int) -> Statistic:
+    def add(inputs: Inputs | None, rows: Tensor) -> Inputs:
+        inputs = Inputs(seen, SecondMoment(rows.size(1), rows.device)) if inputs is None else inputs
+        inputs.add(rows)
+        return inputs
+
+    return Statistic(add, lambda inputs, count: inputs)
+
+
 @torch.no_grad()
-def refit_block(way: BlockByBlock, block: TracedBlock, sublayers: Sequence[Sequence[Refit]], ridge: float) -> Refitted:
-    """Refit a masked block, which has its weights, and bring all batches behind it -> the whole new weights, by name.
+def refit_block(
+    way: BlockByBlock, block: TracedBlock, sublayers: Sequence[Sequence[Refit]], seen: int, ridge: float | None
+) -> tuple[Refitted, dict[str, float]]:
+    """Refit a masked block, which has its weights, and bring all batches behind it.
 
     Args:
         sublayers: what `refits` says of the block.
-        ridge: see `least_squares.refit`.
+        seen: how many of the way's batches stand before those that a ridge is chosen by.
+        ridge: see `least_squares.refit`; None: the one that errs least on the batches behind.
+
+    Returns:
+        the whole new weights and the ridges, by name.
     """
-    found, model = Refitted(), way.stream.model
+    found, ridges, model, statistic = Refitted(), dict[str, float](), way.stream.model, _gathered(seen)
     for sublayer in sublayers:
-        watched = {each.name: (each.projection.operand, PRODUCTS, each.projection.dim) for each in sublayer}
+        watched = {each.name: (each.projection.operand, statistic, each.projection.dim) for each in sublayer}
         with watching(model.get_submodule(block.path), watched, way, only=True) as means:
             way.look(block.path)
-            moments = means()
+            inputs = means()
         for each in sublayer:
-            found[each.name] = _refit(way.stream, each, moments, ridge)
+            found[each.name], ridges[each.name] = _refit(way.stream, each, inputs.pop(each.name), ridge)
     way.advance(block.path)
-    return found
+    return found, ridges
 
 
-def _refit(stream: Streamed, each: Refit, moments: dict[Any, Tensor], ridge: float) -> Tensor:
-    """Put a new weight in the place of a held one -> it, as it is stored; its moment is let go of."""
+def _refit(stream: Streamed, each: Refit, inputs: Inputs, ridge: float | None) -> tuple[Tensor, float]:
+    """Put a new weight in the place of a held one -> it, as it is stored, and its ridge."""
     owner, _, leaf = each.name.rpartition(".")
     held: Any = stream.model.get_submodule(owner)._parameters
     old: Tensor = held[leaf]
-    index = torch.tensor(each.kept, device=old.device)
-    fitted = refit(moments.pop(each.name), each.projection.columns(old), index, each.gate, ridge=ridge)
+    index, weight = torch.tensor(each.kept, device=old.device), each.projection.columns(old)
+    if ridge is None:
+        ridge = choose_ridge(inputs.moment, inputs.unseen, weight, index, each.gate)
+    while inputs.unseen:
+        inputs.moment.add(inputs.unseen.pop())
+    fitted = refit(inputs.moment, weight, index, each.gate, ridge=ridge)
     new = old.clone()
     each.projection.columns(new)[:, index] = fitted
     stored = new.to(stream.stored_dtype(each.name))
     held[leaf] = stored.to(new)  # what comes behind it sees what is stored
-    return stored
+    return stored, ridge

@@ -5,6 +5,8 @@ Letters in shapes: C features, n rows of inputs, B features that go together.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -21,6 +23,73 @@ def add_second_moment(total: Tensor, rows: Tensor) -> None:
     for strip in strips(len(total)):
         behind = slice(strip.start, None)
         total[strip, behind].addmm_(rows[:, strip].T, rows[:, behind])
+
+
+class SecondMoment:
+    """The mean of x xᵀ over rows, summed in float64 in the memory of one float32 matrix: from the diagonal on.
+
+    Products are in the rows' dtype, some rows at a time; what is summed over all of them is not rounded to it.
+
+    Attributes:
+        count: rows so far.
+    """
+
+    def __init__(self, width: int, device: torch.device | str = "cpu") -> None:
+        device = "cpu" if torch.device(device).type == "mps" else device  # which has no float64
+        self.width, self.count = width, 0
+        self._strips = strips(width)
+        self._sums = [
+            torch.zeros(strip.stop - strip.start, width - strip.start, dtype=torch.double, device=device)
+            for strip in self._strips
+        ]
+
+    @classmethod
+    def of(cls, mean: Tensor) -> SecondMoment:
+        """Take a mean (C, C) that is known."""
+        found = cls(len(mean), mean.device)
+        found.count = 1
+        for strip, total in zip(found._strips, found._sums, strict=True):
+            total.copy_(mean[strip, strip.start :])
+        return found
+
+    @property
+    def device(self) -> torch.device:
+        return self._sums[0].device
+
+    def add(self, rows: Tensor) -> None:
+        """Add rows (n, C)."""
+        for strip, total in zip(self._strips, self._sums, strict=True):
+            total.add_((rows[:, strip].T @ rows[:, strip.start :]).to(total.device))
+        self.count += len(rows)
+
+    def diagonal(self) -> Tensor:
+        """Give the mean squares (C,)."""
+        return torch.cat([total.diagonal() for total in self._sums]) / self.count
+
+    def within(self, kept: Tensor) -> Tensor:
+        """Take what rising features (K,) have with each other: (K, K), on the diagonal and above."""
+        found, first = self._sums[0].new_zeros(len(kept), len(kept)), 0
+        for strip, total in zip(self._strips, self._sums, strict=True):
+            own = _of(kept, strip)
+            rows, columns = own[:, None] - strip.start, kept[first:] - strip.start
+            found[first : first + len(own), first:] = total[rows, columns].div_(self.count)
+            first += len(own)
+        return found
+
+    def between(self, kept: Tensor, gone: Tensor) -> Iterator[Tensor]:
+        """Take what rising features (K,) have with others, which rise, too (G,): some of the rows (K, G) at a time."""
+        for number, (strip, total) in enumerate(zip(self._strips, self._sums, strict=True)):
+            own = _of(kept, strip)
+            before = [
+                earlier[_of(gone, each)[:, None] - each.start, own - each.start].T
+                for each, earlier in zip(self._strips[:number], self._sums, strict=False)
+            ]
+            behind = gone[gone >= strip.start] - strip.start
+            yield torch.cat([*before, total[own[:, None] - strip.start, behind]], dim=1).div_(self.count)
+
+
+def _of(features: Tensor, strip: slice) -> Tensor:
+    return features[(features >= strip.start) & (features < strip.stop)]
 
 
 def mirror(total: Tensor) -> None:

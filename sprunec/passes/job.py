@@ -246,3 +246,8 @@ class Job(Generic[O]):
         """Give the batches to calibrate on: those that training would see next."""
         data, options = self.data(config), cast(CalibrationOptions, self.options)
         return (data.batch(options.first_step + number) for number in range(options.batches))
+
+    def distinct_batches(self, config: ModelConfig) -> Iterator[Batch]:
+        """Give as many of which no two rows have text in common, or fewer where the data has no more."""
+        options = cast(CalibrationOptions, self.options)
+        return self.data(config).distinct_batches(options.first_step, options.batches)

@@ -95,6 +95,16 @@ def test_processes_share_a_stored_order_by_blocks(tmp_path: Path) -> None:
             assert share.inputs["input"].tolist() == one.batch(step).inputs["input"].tolist()
 
 
+@pytest.mark.parametrize(("order", "world"), [("shuffled", 1), ("stored", 1), ("stored", 3)])
+def test_distinct_batches_show_no_record_twice(order: str, world: int, tmp_path: Path) -> None:
+    data = live(tmp_path, some_records(80, seed=2), order=order, world=world)
+    some, more = list(data.distinct_batches(2, 3)), list(data.distinct_batches(2, 200))
+    assert all(same(*pair) for pair in zip(some, map(data.batch, range(2, 5)), strict=True))
+    shown = [record for rank, row in data._once(range(2, 202)) for _, record in row]
+    assert len(set(shown)) == len(shown) > 60
+    assert sum(len(batch.targets) for batch in more) == len(list(data._once(range(2, 202))))
+
+
 def test_processes_that_cannot_share_alike_are_told(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="2 processes cannot share 3 sequences"):
         live(tmp_path, some_records(20), order="stored", world=2)

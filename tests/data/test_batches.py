@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from sprunec.data.batches import IGNORED, Batch, Packer, TextData, load_text_data, save_ids
+from sprunec.data.batches import IGNORED, Batch, Packer, TextData, divided, load_text_data, save_ids
 from sprunec.data.saved import SavedIds
 from sprunec.data.tokenizer import Characters
 from sprunec.errors import InputError
@@ -71,6 +71,28 @@ def test_training_windows_reach_the_first_and_the_last_token() -> None:
     batch = data.batch(0)
     assert int(batch.inputs["input"][:, PROMPT:].min()) == 10
     assert int(batch.targets.max()) == 20
+
+
+def test_distinct_windows_have_no_token_in_common() -> None:
+    """200 tokens hold 28 windows of 7, beside the 5 positions of the prompt."""
+    data = text_data()
+    some, more = (list(data.distinct_batches(3, count)) for count in (5, 100))
+    assert [len(batch.targets) for batch in some] == [4] * 5
+    assert [len(batch.targets) for batch in more] == [4] * 7
+    for batches in (some, more):
+        tokens = torch.cat([batch.inputs["input"][:, PROMPT:] for batch in batches]).flatten()
+        assert len(tokens.unique()) == len(tokens) == 7 * 4 * len(batches)
+    assert all(same(*pair) for pair in zip(some, more, strict=False))
+    assert not same(some[0], next(data.distinct_batches(4, 1)))
+
+
+def test_batches_are_divided_at_any_row() -> None:
+    batches = list(text_data().distinct_batches(0, 3))
+    for count in (0, 1, 4, 6, 12):
+        first, others = divided(batches, count)
+        assert [sum(len(batch.targets) for batch in some) for some in (first, others)] == [count, 12 - count]
+        rows = [row for batch in (*first, *others) for row in batch.inputs["input"].tolist()]
+        assert rows == [row for batch in batches for row in batch.inputs["input"].tolist()]
 
 
 def test_held_out_windows_ask_for_each_target_once() -> None:

@@ -126,6 +126,17 @@ def test_every_epoch_shows_every_row_once_and_a_batch_is_a_function_of_its_step(
     assert int(spans.max()) > 1  # several documents, which do not see each other
 
 
+@pytest.mark.parametrize("step", [0, 3])
+def test_distinct_rows_are_those_of_an_epoch_from_a_step_on(step: int, tmp_path: Path) -> None:
+    documents = [chr(97 + number) * (1 + number % 7) for number in range(26)] * 2
+    data, metrics = packed(tmp_path, documents, held_out=0.3)
+    size, some, more = metrics["rows"], list(data.distinct_batches(step, 2)), list(data.distinct_batches(step, 99))
+    assert some[0].inputs["input"].tolist() == data.batch(step).inputs["input"].tolist()
+    epoch = [row for number in range(size) for row in data.batch(number).inputs["input"].tolist()][:size]
+    rows = [row for batch in more for row in batch.inputs["input"].tolist()]
+    assert len(some) == 2 and sorted(rows) == sorted(epoch)
+
+
 def test_held_out_rows_ask_for_each_target_once_and_stop(tmp_path: Path) -> None:
     documents = ["abcdef"] * 20
     data, _ = packed(tmp_path, documents, held_out=0.5)

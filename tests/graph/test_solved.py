@@ -21,11 +21,18 @@ FEATURES, OUTPUTS = 4096, 1024
 WORK = f"""
 from pathlib import Path
 import torch
-from sprunec.masks.least_squares import refit, removal_errors
+from sprunec.masks.least_squares import choose_ridge, refit, removal_errors
+from sprunec.masks.symmetric import SecondMoment
 peak = lambda: int(Path('/proc/self/status').read_text().partition('VmHWM:')[2].split()[0]) * 1024
 def work(moment, weight, kept):
     {{work}}
-moment = lambda width: torch.full((width, width), 0.1).fill_diagonal_(1.0)
+def summed(width):
+    found = SecondMoment(width)
+    found.add(torch.ones(1, width))
+    return found
+def whole(width):
+    return torch.full((width, width), 0.1).fill_diagonal_(1.0)
+moment = {{moment}}
 work(moment(1500), torch.ones(500, 1500), torch.arange(1200))
 before = peak()
 work(moment({FEATURES}), torch.ones({OUTPUTS}, {FEATURES}), torch.arange({FEATURES} - 64))
@@ -34,18 +41,20 @@ print(peak() - before)
 
 
 @pytest.mark.parametrize(
-    ("work", "kind"),
+    ("work", "moment", "kind", "rows"),
     [
-        ("removal_errors(moment, weight, torch.arange(len(moment))[:, None])", SINGLE),
-        ("refit(moment, weight, kept, ridge=0.1)", EXACT),
+        ("removal_errors(moment, weight, torch.arange(len(moment))[:, None])", "whole", SINGLE, 0),
+        ("refit(moment, weight, kept, ridge=0.1)", "summed", EXACT, 0),
+        ("choose_ridge(moment, [torch.ones(2000, moment.width)], weight, kept)", "summed", EXACT, 2000),
     ],
-    ids=["removal", "refit"],
+    ids=["removal", "refit", "choice"],
 )
-def test_the_peak_of_memory_is_the_one_told(work: str, kind: str) -> None:
+def test_the_peak_of_memory_is_the_one_told(work: str, moment: str, kind: str, rows: int) -> None:
     """Were there one more matrix, it would be above."""
     model: Any = SimpleNamespace(config=SimpleNamespace(width=OUTPUTS, layers=[None]))
-    told = solved(Needs({}, operations={SINGLE: 0.0}), model, Text(1, 1), [FEATURES], kind).memory["moments"]
-    command = [sys.executable, "-c", WORK.replace("{work}", work)]
+    unseen, nothing = Text(1, rows), Needs({}, operations={SINGLE: 0.0})
+    told = solved(nothing, model, Text(1, 1), [FEATURES], kind, unseen).memory["moments"]
+    command = [sys.executable, "-c", WORK.replace("{work}", work).replace("{moment}", moment)]
     alone = os.environ | {"OMP_NUM_THREADS": "1"}  # each thread of the library has buffers of its own
     peak = int(subprocess.run(command, cwd=ROOT, env=alone, stdout=subprocess.PIPE, text=True, check=True).stdout)
     assert 0.75 * told < peak < 1.12 * told

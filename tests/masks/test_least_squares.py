@@ -11,7 +11,8 @@ from torch import Tensor
 
 from sprunec.errors import PassError
 from sprunec.masks import least_squares
-from sprunec.masks.least_squares import DAMP, refit, removal_errors
+from sprunec.masks.least_squares import DAMP, RIDGES, choose_ridge, refit, removal_errors
+from sprunec.masks.symmetric import SecondMoment
 from tests.helpers.one_by_one import refit_at_once, refitted_error, remove_one_by_one
 
 HARDLY = 1e-9
@@ -40,7 +41,7 @@ def test_refit_is_the_least_squares_solution_on_the_data() -> None:
     inputs, moment, weight = data(8)
     kept = [0, 3, 4, 7]
     wanted, _ = best_fit(inputs, inputs @ weight.T, kept)
-    assert torch.allclose(refit(moment, weight, torch.tensor(kept), ridge=HARDLY), wanted, atol=1e-6)
+    assert torch.allclose(refit(SecondMoment.of(moment), weight, torch.tensor(kept), ridge=HARDLY), wanted, atol=1e-6)
 
 
 def test_a_ridge_draws_to_the_old_weight() -> None:
@@ -50,21 +51,21 @@ def test_a_ridge_draws_to_the_old_weight() -> None:
     strength = (200 * ridge * moment.diagonal().mean()).sqrt()
     more, rows = strength * torch.eye(4, dtype=torch.double), strength * weight[:, kept].T
     wanted = torch.linalg.lstsq(torch.cat([inputs[:, kept], more]), torch.cat([inputs @ weight.T, rows])).solution.T
-    assert torch.allclose(refit(moment, weight, torch.tensor(kept), ridge=ridge), wanted, atol=1e-9)
+    assert torch.allclose(refit(SecondMoment.of(moment), weight, torch.tensor(kept), ridge=ridge), wanted, atol=1e-9)
 
 
 def test_refit_aims_at_what_gated_columns_gave() -> None:
     inputs, moment, weight = data(6)
     gate = torch.tensor([1.0, 0.5, 0.0, 1.0, 0.2, 0.0], dtype=torch.double)
     wanted, _ = best_fit(inputs, (inputs * gate) @ weight.T, [0, 1, 3])
-    assert torch.allclose(refit(moment, weight, torch.tensor([0, 1, 3]), gate, ridge=HARDLY), wanted, atol=1e-6)
+    assert torch.allclose(refit(SecondMoment.of(moment), weight, torch.tensor([0, 1, 3]), gate, ridge=HARDLY), wanted, atol=1e-6)
 
 
 def test_columns_whose_gates_are_already_the_mask_keep_their_weights() -> None:
     _, moment, weight = data(6)
     gate = torch.tensor([1.0, 0.0, 1.0, 1.0, 0.0, 0.0], dtype=torch.double)
     assert torch.allclose(
-        refit(moment, weight, torch.tensor([0, 2, 3]), gate, ridge=HARDLY), weight[:, [0, 2, 3]], atol=1e-6
+        refit(SecondMoment.of(moment), weight, torch.tensor([0, 2, 3]), gate, ridge=HARDLY), weight[:, [0, 2, 3]], atol=1e-6
     )
 
 
@@ -177,7 +178,7 @@ def test_neither_moment_nor_weight_is_changed() -> None:
     given = moment.clone(), weight.clone()
     removal_errors(moment, weight, torch.arange(300)[:, None])
     removal_errors(moment, weight, torch.arange(300).view(30, 10))
-    refit(moment, weight, torch.arange(0, 300, 2), ridge=0.1)
+    refit(SecondMoment.of(moment), weight, torch.arange(0, 300, 2), ridge=0.1)
     assert torch.equal(moment, given[0])
     assert torch.equal(weight, given[1])
 
@@ -188,7 +189,7 @@ def test_a_wide_refit_is_the_plain_solution(kind: str, ridge: float) -> None:
     moment, weight = layer(kind)
     kept = torch.arange(0, 600, 3)
     plain = refit_at_once(moment, weight, kept, ridge=ridge).float()
-    assert torch.allclose(refit(moment, weight, kept, ridge=ridge), plain, rtol=1e-5, atol=1e-6)
+    assert torch.allclose(refit(SecondMoment.of(moment), weight, kept, ridge=ridge), plain, rtol=1e-5, atol=1e-6)
 
 
 def test_a_ridge_below_the_rounding_of_the_moment_is_raised() -> None:
@@ -197,15 +198,57 @@ def test_a_ridge_below_the_rounding_of_the_moment_is_raised() -> None:
     matrix = moment[kept][:, kept].double() + 1e-30 * torch.eye(300, dtype=torch.double)
     assert int(torch.linalg.cholesky_ex(matrix).info) > 0
     apart = refitted_error(moment, weight, kept, 0.1)
-    found = weight.index_add(1, kept, refit(moment, weight, kept, ridge=1e-30), alpha=-1).double()
+    found = weight.index_add(1, kept, refit(SecondMoment.of(moment), weight, kept, ridge=1e-30), alpha=-1).double()
     assert 0 < float(((found @ moment.double()) * found).sum()) <= apart
+
+
+def split(tokens: int, gap: float = 1.0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A moment of so many tokens, 400 others, a weight, and features kept; features have half their energy alone."""
+    draw = torch.Generator().manual_seed(tokens)
+    mix = torch.randn(24, 200, generator=draw) / 24**0.5
+    inputs = torch.randn(tokens + 400, 24, generator=draw) @ mix + gap * torch.randn(tokens + 400, 200, generator=draw)
+    seen, unseen = inputs[:tokens], inputs[tokens:]
+    return seen.T @ seen / tokens, unseen, torch.randn(48, 200, generator=draw), torch.arange(0, 200, 2)
+
+
+@pytest.mark.parametrize("tokens", [30, 100, 300, 1000, 20_000])
+@pytest.mark.parametrize("gated", [False, True])
+def test_the_ridge_is_the_one_that_errs_least_on_unseen_inputs(tokens: int, gated: bool) -> None:
+    """All ridges are tried, on normal equations in float64, by the moment of what is unseen."""
+    moment, unseen, weight, kept = split(tokens)
+    gate = torch.linspace(0, 1, 200).index_fill(0, kept, 1.0) if gated else None
+    wanted = (weight if gate is None else weight * gate).double()
+    errors, exact, square = list[float](), moment.double(), (unseen.double().T @ unseen.double()) / len(unseen)
+    for ridge in RIDGES:
+        apart = wanted.clone()
+        damped = exact + ridge * exact.diagonal().mean() * torch.eye(200, dtype=torch.double)
+        apart[:, kept] -= torch.linalg.solve(damped[kept][:, kept], damped[kept] @ wanted.T).T
+        errors.append(float(((apart @ square) * apart).sum()))
+    best = RIDGES[min(range(len(RIDGES)), key=errors.__getitem__)]
+    assert choose_ridge(SecondMoment.of(moment), list(unseen.split(90)), weight, kept, gate) == best
+
+
+def test_few_tokens_choose_a_larger_ridge_than_many() -> None:
+    chosen = []
+    for tokens in (30, 300, 20_000):
+        moment, unseen, weight, kept = split(tokens)
+        chosen.append(choose_ridge(SecondMoment.of(moment), [unseen], weight, kept))
+    assert chosen[0] > chosen[1] > chosen[2]
+
+
+def test_sums_of_many_outputs_choose_as_all_of_them_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    moment, unseen, weight, kept = split(300)
+    weight = torch.randn(600, 200, generator=torch.Generator().manual_seed(0))
+    whole = choose_ridge(SecondMoment.of(moment), [unseen], weight, kept)
+    monkeypatch.setattr(least_squares, "MIXED", 100)
+    assert choose_ridge(SecondMoment.of(moment), [unseen], weight, kept) == whole
 
 
 def test_a_moment_that_is_not_finite_is_refused() -> None:
     moment, weight = layer("many tokens", 8)
     moment[3, 3] = torch.inf
     for work in (
-        lambda: refit(moment, weight, torch.tensor([0, 1]), ridge=0.1),
+        lambda: refit(SecondMoment.of(moment), weight, torch.tensor([0, 1]), ridge=0.1),
         lambda: removal_errors(moment, weight, torch.arange(8)[:, None]),
     ):
         with pytest.raises(PassError, match="not finite"):
@@ -241,5 +284,5 @@ def test_weights_are_refitted_alike_by_any_number_of_threads(threads: Callable[[
     inputs, weight = torch.randn(1000, 1536, generator=draw), torch.randn(768, 1536, generator=draw)
     for count in (1, 2):
         threads(count)
-        found.append(refit(inputs.T @ inputs / 1000, weight, torch.arange(0, 1536, 2), ridge=0.1))
+        found.append(refit(SecondMoment.of(inputs.T @ inputs / 1000), weight, torch.arange(0, 1536, 2), ridge=0.1))
     assert torch.allclose(*found, atol=1e-4)

@@ -6,7 +6,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from sprunec.masks.symmetric import NARROW, add_second_moment, factor_, mirror, rows_of, strips, subtract_square
+from sprunec.masks.symmetric import (
+    NARROW,
+    SecondMoment,
+    add_second_moment,
+    factor_,
+    mirror,
+    rows_of,
+    strips,
+    subtract_square,
+)
 
 WIDTHS = (3, NARROW, NARROW + 1, 3 * NARROW - 1)
 
@@ -23,6 +32,30 @@ def test_second_moments_of_batches_are_those_of_all_rows(width: int) -> None:
     mirror(total)
     assert torch.equal(total, total.T)
     assert torch.allclose(total, rows.T @ rows, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_parts_of_a_moment_are_those_of_the_mean_over_all_rows(width: int) -> None:
+    rows, moment = draw(50, width), SecondMoment(width)
+    for batch in rows.split([20, 1, 0, 29]):
+        moment.add(batch)
+    whole, kept = rows.T @ rows / 50, torch.arange(1, width, 2)
+    gone = torch.arange(0, width, 2)
+    assert torch.allclose(moment.diagonal(), whole.diagonal(), rtol=0, atol=1e-12)
+    assert torch.allclose(moment.within(kept).triu(), whole[kept][:, kept].triu(), rtol=0, atol=1e-12)
+    assert torch.allclose(torch.cat([*moment.between(kept, gone)]), whole[kept][:, gone], rtol=0, atol=1e-12)
+
+
+def test_a_moment_of_float32_rows_is_summed_in_float64() -> None:
+    """A small square behind a large one would be lost in float32."""
+    moment = SecondMoment(2)
+    for value in (1e4, *[0.5] * 100):
+        moment.add(torch.full((1, 2), value))
+    assert float(moment.within(torch.tensor([0]))) * 101 == 1e8 + 25
+    single = torch.tensor(1e8)
+    for _ in range(100):
+        single += 0.25
+    assert float(single) == 1e8
 
 
 def test_nothing_far_below_the_diagonal_is_computed() -> None:

@@ -80,7 +80,7 @@ def test_score_masks_without_training() -> None:
     plan = read_plan(GOOD / "sizes.json")
     assert options(plan, 0) == {
         "criterion": "taylor",
-        "batches": 8,
+        "batches": None,
         "unit": ("layer",),
         "target": {"num_attention": 2, "num_feed_forward": 2},
         "budget": "global",
@@ -88,7 +88,7 @@ def test_score_masks_without_training() -> None:
         "tie_heads": False,
         "multiple_of": {},
         "compensate": None,
-        "ridge": 0.1,
+        "ridge": None,
     }
     assert options(plan, 1)["budget"] == "global"
     assert options(plan, 2)["target"] == {"parameters": 12500}
@@ -124,7 +124,7 @@ def test_defaults_of_absent_sections() -> None:
     assert plan.model.checkpoint is None
     assert plan.engine == Engine("torch", "auto", "fp32")
     assert (plan.seed, plan.evaluate, plan.evaluate_tokens) == (1234, False, None)
-    loaded = {"path": (GOOD / "../mask.json",), "compensate": None, "ridge": 0.1, "batches": 8}
+    loaded = {"path": (GOOD / "../mask.json",), "compensate": None, "ridge": None, "batches": None}
     assert plan.passes[0] == PassSpec("load-mask", MappingProxyType(loaded), "/passes/0")
 
 

@@ -52,9 +52,10 @@ def run(path: Path, watcher: Any = None) -> dict[str, Any]:
 
 
 def figures(out: Path) -> list[Any]:
-    """Losses, and how far models are apart."""
+    """Losses, how far models are apart, and how refits were drawn to the old weights."""
     report = json.loads((out / "report.json").read_text())
-    return [*(model["loss"] for model in report["models"].values()), report["comparison"]]
+    (ridges,) = (entry["metrics"]["ridges"] for entry in report["passes"] if entry["pass"] == "compensate")
+    return [*(model["loss"] for model in report["models"].values()), report["comparison"], ridges]
 
 
 @pytest.fixture(scope="module")

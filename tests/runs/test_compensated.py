@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 from sprunec import execute, lower, read_plan
 from sprunec.checkpoint.reader import open_tensors
 from sprunec.families.model_directory import read_kept
+from sprunec.masks.least_squares import RIDGES
+from sprunec.passes.compensate import TOKENS
 from tests.helpers.small_plans import EMIT, artifact, plan, write
 
 TRAIN = {"pass": "train", "steps": 150}
@@ -97,3 +99,44 @@ def test_events_are_of_training_steps_and_have_a_loss(folder: Path, without_trai
     (trained,) = (entry["name"] for entry in found["passes"] if entry["pass"] == "train")
     assert [(event["node"], event["step"]) for event in events] == [(trained, step) for step in range(1, 151)]
     assert all(isinstance(event["loss"], float) for event in events)
+
+
+def refitted(folder: Path, **options: Any) -> dict[str, Any]:
+    """The metrics of a refit."""
+    cut = {"pass": "score-mask", "criterion": "activation", **CUT, "compensate": "least-squares", **options}
+    found = report(folder, cut)
+    return next(entry["metrics"] for entry in found["passes"] if entry["pass"] == "compensate")
+
+
+def test_a_refit_looks_at_20_thousand_tokens_and_says_what_it_has_chosen(folder: Path) -> None:
+    metrics, given = refitted(folder), refitted(folder, ridge=0.2, batches=10)
+    sequences = -(-TOKENS // (4 * 34)) * 4  # batches of four rows of 34 positions
+    assert metrics["tokens"] == sequences * 34
+    assert metrics["unseen_tokens"] == 4096 // 34 * 34
+    assert metrics["refitted"] == len(metrics["ridges"]) > 2
+    assert W_OUT in metrics["ridges"] and set(metrics["ridges"].values()) <= set(RIDGES)
+    assert metrics["ridge"].startswith(f"{min(metrics['ridges'].values()):g}")
+    assert "notes" not in metrics
+    assert (given["tokens"], given["unseen_tokens"], given["ridge"]) == (10 * 4 * 34, 0, "0.2")
+
+
+def test_few_tokens_are_drawn_to_the_old_weights_by_more(folder: Path) -> None:
+    few, many = refitted(folder, batches=1)["ridges"], refitted(folder)["ridges"]
+    assert sum(few[name] > many[name] for name in few) > sum(few[name] < many[name] for name in few)
+
+
+def test_a_text_of_few_tokens_says_so(tmp_path: Path) -> None:
+    """It is cut into windows that share nothing; the only one leaves none to choose a ridge by."""
+    cut = {"pass": "score-mask", "criterion": "activation", **CUT, "compensate": "least-squares", "batches": 4}
+    told = []
+    for windows in (10, 1):
+        text = "abcdefgh" * 4 * windows + "some more"  # windows of 32, and the prompt
+        (tmp_path / "text.txt").write_text(text)
+        data = plan()["data"] | {"source": "text", "path": "text.txt", "held_out": "text.txt"}
+        content = plan({**TRAIN, "steps": 1}, cut, EMIT, evaluate={"tokens": 10}, data=data)
+        found = execute(lower(read_plan(write(tmp_path, content))), tmp_path / "out").data
+        told.append(next(entry["metrics"] for entry in found["passes"] if entry["pass"] == "compensate"))
+    assert told[0]["tokens"] == 10 * 34 and told[0]["unseen_tokens"] == 2 * 34
+    assert told[0]["notes"] == ["refitted on 10 sequences, since the data has no more of 16"]
+    assert told[1]["notes"][1] == "one sequence leaves none to choose a ridge by; 0.1 was taken"
+    assert told[1]["ridge"] == "0.1"

@@ -142,12 +142,31 @@ class LiveData:
 
     def batch(self, step: int) -> Batch:
         """Make the global batch of training step `step`."""
-        rows = [
-            [make_example(self.train[record], draws(self.seed, place, TRAINING, rank)) for place, record in row]
-            for rank, stream in enumerate(self._streams)
-            for row in stream.rows(step)
-        ]
-        return self.packer.pack(rows)
+        return self.packer.pack([self._examples(*each) for each in self._rows(step)])
+
+    def distinct_batches(self, step: int, count: int) -> Iterator[Batch]:
+        """Pack the rows that come next and have no record again, until a step has none of these."""
+        rows = (self._examples(*each) for each in self._once(range(step, step + count)))
+        return self.packer.batches(rows, self.batch_size)
+
+    def _once(self, steps: range) -> Iterator[tuple[int, list[tuple[int, int]]]]:
+        seen = set[int]()
+        for step in steps:
+            before = len(seen)
+            for rank, row in self._rows(step):
+                records = {record for _, record in row}
+                if seen.isdisjoint(records):
+                    seen |= records
+                    yield rank, row
+            if len(seen) == before:
+                return
+
+    def _rows(self, step: int) -> list[tuple[int, list[tuple[int, int]]]]:
+        """Give the rows of a step, each with its process."""
+        return [(rank, row) for rank, stream in enumerate(self._streams) for row in stream.rows(step)]
+
+    def _examples(self, rank: int, row: Iterable[tuple[int, int]]) -> list[Document]:
+        return [make_example(self.train[record], draws(self.seed, place, TRAINING, rank)) for place, record in row]
 
     def held_out_batches(self, tokens: int | None = None) -> Iterator[Batch]:
         """Pack the held-out records in stored order, until so many targets; what is hidden is always the same."""

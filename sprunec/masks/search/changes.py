@@ -13,6 +13,7 @@ from sprunec.data.batches import in_use
 from sprunec.masks.calibration import BlockStatistics, held_weight
 from sprunec.masks.least_squares import refit
 from sprunec.masks.refitting import Refit
+from sprunec.masks.symmetric import SecondMoment
 from sprunec.models.block_by_block import BlockByBlock
 from sprunec.rewrite.projections import Projection
 from sprunec.rewrite.taps import tap
@@ -41,7 +42,7 @@ def change(model: nn.Module, statistics: BlockStatistics, each: Refit, ridge: fl
     moment = next(found for projection, _, found in statistics.inputs if projection.tensor == each.projection.tensor)
     old = held_weight(model, each.projection.block, each.projection)
     new, kept = torch.zeros_like(old), torch.tensor(each.kept, device=old.device)
-    fitted = refit(moment, each.projection.columns(old), kept, ridge=ridge)
+    fitted = refit(SecondMoment.of(moment), each.projection.columns(old), kept, ridge=ridge)
     each.projection.columns(new)[:, kept] = fitted
     return Change(each.projection, old, new)
 
