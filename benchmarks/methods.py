@@ -24,7 +24,7 @@ TRAINING = {"learning_rate": 0.02, "weight_decay": 0.1}
 DENSE_STEPS, DENSE_STEPS_OF_TEXT = 1500, 4000  # of python-docs, and of other texts, which are larger
 DENSE_ROWS, ROWS, LENGTH = 16, 8, 132
 STEPS = {"short": 500, "long": 3000}
-LOOK = 8
+LOOK, REFIT = 8, 20  # batches that a score looks at, and a refit
 HELD_OUT = 50_000
 
 Pass = dict[str, Any]
@@ -79,7 +79,8 @@ class Method:
         cut: Pass = {"unit": unit, "target": dict(aim), **(self.options or {})}
         if self.criterion is not None:
             cut["criterion"] = self.criterion
-        looked = LOOK * ((self.learned or self.criterion not in ("random", "magnitude")) + bool(cut.get("compensate")))
+        looked = LOOK * (self.learned or self.criterion not in ("random", "magnitude"))
+        looked += REFIT if cut.get("compensate") else 0
         if self.peer:
             return [{"pass": "load-mask", "path": str(mask), **(self.options or {})}, self._tune(steps - looked)]
         if not self.learned:

@@ -6,9 +6,9 @@
 The model is what the wheel's GGUF file holds, as a directory of transformers; the plan is `plans/smollm2-135m.json`.
 The text is Python's documentation: the first 50,000 characters are measured, and calibration takes what is behind them.
 Perplexities are those of the class of transformers, opened from disk, on windows of 512 tokens, each alone. Every way
-is a process of its own on one thread, and all that look at data look at the same tokens. Seconds are the processor's,
-of the whole process: a plan's have its proof and three evaluations in them. What ways gave stands in
-`benchmarks/smollm2.json`; `--publish` puts it between the marks of `docs/benchmarks.md`.
+is a process of its own on one thread, and all that look at data look at the same tokens; a refit, at as many of the
+same text. Seconds are the processor's, of the whole process: a plan's have its proof and three evaluations in them.
+What ways gave stands in `benchmarks/smollm2.json`; `--publish` puts it between the marks of `docs/benchmarks.md`.
 """
 
 from __future__ import annotations

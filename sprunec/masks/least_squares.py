@@ -28,7 +28,7 @@ DAMP = 0.01
 PART, CHOICE, FEWEST = 64, 4, 256
 OUTPUTS = 256  # that are fitted at a time
 RIDGES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # from which refits choose
-MIXED = 1024  # outputs that they choose by
+MANY, MIXED = 1024, 256  # of more outputs, so many sums of them are what they choose by
 
 
 def removal_errors(moment: Tensor, weight: Tensor, features: Tensor) -> Tensor:
@@ -209,8 +209,8 @@ def choose_ridge(
 ) -> float:
     """Choose the ridge whose refit errs least on inputs that the moment has not seen: one of `RIDGES`.
 
-    The error has one valley over the ridge, so that it is gone down from the middle. Of more than `MIXED` outputs that
-    many random sums of all stand for them, whose squares are, on average, those of the outputs.
+    The error has one valley over the ridge, so that it is gone down from the middle. Many outputs are
+    stood for by random sums of all of them, whose squares are, on average, those of the outputs.
 
     Args:
         unseen: inputs (n, C), some at a time.
@@ -218,7 +218,7 @@ def choose_ridge(
     Raises:
         PassError: the moment is not finite.
     """
-    if len(weight) > MIXED:
+    if len(weight) > MANY:
         draw = torch.Generator().manual_seed(0)
         signs = torch.randint(0, 2, (MIXED, len(weight)), generator=draw).to(weight).mul_(2).sub_(1)
         weight = signs @ weight

@@ -58,14 +58,18 @@ def test_refit_aims_at_what_gated_columns_gave() -> None:
     inputs, moment, weight = data(6)
     gate = torch.tensor([1.0, 0.5, 0.0, 1.0, 0.2, 0.0], dtype=torch.double)
     wanted, _ = best_fit(inputs, (inputs * gate) @ weight.T, [0, 1, 3])
-    assert torch.allclose(refit(SecondMoment.of(moment), weight, torch.tensor([0, 1, 3]), gate, ridge=HARDLY), wanted, atol=1e-6)
+    assert torch.allclose(
+        refit(SecondMoment.of(moment), weight, torch.tensor([0, 1, 3]), gate, ridge=HARDLY), wanted, atol=1e-6
+    )
 
 
 def test_columns_whose_gates_are_already_the_mask_keep_their_weights() -> None:
     _, moment, weight = data(6)
     gate = torch.tensor([1.0, 0.0, 1.0, 1.0, 0.0, 0.0], dtype=torch.double)
     assert torch.allclose(
-        refit(SecondMoment.of(moment), weight, torch.tensor([0, 2, 3]), gate, ridge=HARDLY), weight[:, [0, 2, 3]], atol=1e-6
+        refit(SecondMoment.of(moment), weight, torch.tensor([0, 2, 3]), gate, ridge=HARDLY),
+        weight[:, [0, 2, 3]],
+        atol=1e-6,
     )
 
 
@@ -240,7 +244,7 @@ def test_sums_of_many_outputs_choose_as_all_of_them_do(monkeypatch: pytest.Monke
     moment, unseen, weight, kept = split(300)
     weight = torch.randn(600, 200, generator=torch.Generator().manual_seed(0))
     whole = choose_ridge(SecondMoment.of(moment), [unseen], weight, kept)
-    monkeypatch.setattr(least_squares, "MIXED", 100)
+    monkeypatch.setattr(least_squares, "MANY", 500)
     assert choose_ridge(SecondMoment.of(moment), [unseen], weight, kept) == whole
 
 
