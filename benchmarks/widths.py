@@ -41,7 +41,7 @@ def work(way: str, outputs: int, features: int) -> dict[str, dict[str, float]]:
     import torch
 
     from sprunec.masks.least_squares import DAMP, refit, removal_errors
-    from sprunec.masks.symmetric import add_second_moment, mirror
+    from sprunec.masks.symmetric import SecondMoment, add_second_moment, mirror
     from tests.helpers.one_by_one import refit_at_once, remove_one_by_one
 
     draw = torch.Generator().manual_seed(0)
@@ -70,7 +70,12 @@ def work(way: str, outputs: int, features: int) -> dict[str, dict[str, float]]:
         mean = timed("moment", lambda: rows.T @ rows).div_(TOKENS)
         order = torch.tensor(timed("removal", lambda: remove_one_by_one(mean, weight, units, DAMP)[0]))
     kept = order[features // 4 :].sort().values
-    timed("refit", lambda: (refit if way == "blocks" else refit_at_once)(mean, weight, kept, ridge=0.1))
+    if way == "blocks":
+        sums = SecondMoment.of(mean)
+        del mean
+        timed("refit", lambda: refit(sums, weight, kept, ridge=0.1))
+    else:
+        timed("refit", lambda: refit_at_once(mean, weight, kept, ridge=0.1))
     return took
 
 
