@@ -125,22 +125,23 @@ class Naive:
         new[:, kept] = torch.linalg.lstsq(*rows).solution.T
         return new.float()
 
-    def fisher(self) -> Iterator[tuple[Choice, float]]:
+    def fisher(self, samples: int = 1) -> Iterator[tuple[Choice, float]]:
         """Give half the mean of (g . d)² for each choice, by the whole model's own gradients."""
         noise, totals, asked = torch.Generator().manual_seed(OPTIONS["seed"]), dict[int, float](), 0
-        uniform = [torch.rand(1, int(each.sum()), generator=noise, dtype=torch.double)[0] for each in self._asked()]
-        for batch, mask, draws in zip(self.measured, self._asked(), uniform, strict=True):
-            asked += int(mask.sum())
-            with self._outputs() as outputs:
-                logs = self.run(batch).log_softmax(-1)[mask]
-            upto = logs.detach().double().exp().cumsum(-1)
-            drawn = (upto <= draws[:, None]).sum(-1)
-            logs.gather(1, drawn[:, None]).sum().backward()
+        counts = [int(each.sum()) for each in self._asked()]
+        uniform = [torch.rand(samples, count, generator=noise, dtype=torch.double) for count in counts]
+        for (batch, mask), draws in zip(self._pairs(), uniform, strict=True):
             used = torch.arange(batch.targets.size(1)) < batch.inputs["length"][:, None]
-            for number, (choice, _) in enumerate(self.found.choices):
-                state, change = self._change(choice, outputs)
-                along = (state.grad * change).sum(-1)[used].double()
-                totals[number] = totals.get(number, 0.0) + float(along.square().sum()) / 2
+            asked += len(draws) * int(mask.sum())
+            for each in draws:
+                with self._outputs() as outputs:
+                    logs = self.run(batch).log_softmax(-1)[mask]
+                drawn = (logs.detach().double().exp().cumsum(-1) <= each[:, None]).sum(-1)
+                logs.gather(1, drawn[:, None]).sum().backward()
+                for number, (choice, _) in enumerate(self.found.choices):
+                    state, change = self._change(choice, outputs)
+                    along = (state.grad * change).sum(-1)[used].double()
+                    totals[number] = totals.get(number, 0.0) + float(along.square().sum()) / 2
         for number, (choice, _) in enumerate(self.found.choices):
             yield choice, totals[number] / asked
 
