@@ -10,10 +10,15 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from sprunec.errors import InputError
+from sprunec.graph.arithmetic import Text
 from sprunec.graph.builder import Builder
+from sprunec.graph.choice_needs import Measuring, choices_measured
+from sprunec.graph.graph import Node
+from sprunec.graph.needs import Needs
 from sprunec.graph.options import CalibrationOptions
 from sprunec.passes.job import Job
 from sprunec.plan.declared import CRITERIA, Pass, PassSpec
+from sprunec.plan.scale import KEPT_INSIDE
 from sprunec.plan.search.choices import choices
 from sprunec.units import INSIDE, SUBLAYERS, gate_units
 
@@ -27,7 +32,6 @@ if TYPE_CHECKING:
 BEST = {"kv_group": "reconstruction", "head": "reconstruction", "dim_ff": "activation"}  # whose units a choice keeps
 INSIDE_BLOCKS = ("squares", "products")  # what criteria need that look there, as the refit does
 STAGES = {"fisher": ("dense", "gradients", "choices"), "kl": ("dense", "choices")}
-KEPT = 8  # as many states inside of a block as there are at a time, in a backward pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +62,16 @@ def add(build: Builder, spec: PassSpec) -> str:
     options = build.options(ChoiceOptions, spec, precision="fp32")
     inputs = {"model": build.model, "data": build.data}
     return build.add("score-choices", options, inputs, "-".join(options.units), about=f"{options.damage} damages")
+
+
+def needs(build: Builder, node: Node) -> Needs:
+    model, options = build.sizes[node.inputs["model"]], node.options
+    listed = choices(model.config, options.units, options.grid, options.multiple_of)
+    changing = [choice for choice in listed if not choice.is_dense(model.config)]
+    measured = Text(options.damage_batches * options.batch_size, options.max_length)
+    samples = options.samples if options.damage == "fisher" else 0
+    how = Measuring(Text(options.sequences, options.max_length), measured, changing, options.units, samples)
+    return choices_measured(model, how, build.keep)
 
 
 def run(job: Job[ChoiceOptions]) -> dict[str, Any]:
@@ -120,7 +134,7 @@ def _unseen(job: Job[ChoiceOptions], seen: Sequence[Batch]) -> tuple[list[Batch]
 
     data, first = job.data(job.config()), job.options.first_step + job.options.batches
     found = [data.batch(first + number) for number in range(job.options.damage_batches)]
-    found = list(few_rows(found, job.config(), KEPT))
+    found = list(few_rows(found, job.config(), KEPT_INSIDE))
     asked = unseen(found, seen)
     if not any(bool(some.any()) for some in asked):
         message = "all text that damages would be measured on is among what choices are refitted on"
@@ -145,7 +159,7 @@ def _kept(job: Job[ChoiceOptions], name: str, count: int) -> list[HiddenStates]:
 
     keep, blocks = job.engine.get("hidden_states", "auto"), len(job.config().layers)
     folders = [None if job.saves is None else job.saves.directory / f"{name}-{index:05d}" for index in range(count)]
-    return [HiddenStates(job.place, folder, keep, several=3 * blocks) for folder in folders]
+    return [HiddenStates(job.place, folder, keep, several=2 * blocks) for folder in folders]
 
 
 SCORE_CHOICES = Pass(
@@ -154,6 +168,7 @@ SCORE_CHOICES = Pass(
     ChoiceOptions,
     ("model", "data"),
     "damages",
+    needs=needs,
     needs_trained=True,
     by_block=True,
 )

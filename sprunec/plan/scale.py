@@ -32,6 +32,9 @@ TEACHER_SHARE = 0.9  # of a memory, what training and a teacher may take togethe
 TOGETHER = 2**28  # numbers in all hidden states of held-out text that goes through a model together
 LOGITS = 2**24  # numbers at a time
 DIRECTIONS = 2**22  # numbers in what is kept of hidden states in front of each block, to compare them
+HEAD_LOGITS = 2**22  # numbers at a time, where a head is gone through in parts and much is computed of each
+TAILS = 2**28  # bytes of hidden states that choices have changed, on their way through the blocks behind
+KEPT_INSIDE = 8  # as many states inside of a block as are kept for a backward pass
 MOMENTS = {"adamw": 2, "adam": 2, "sgd": 1}
 
 

@@ -18,11 +18,9 @@ from sprunec.engines.checkpoints import Saves
 from sprunec.masks.search.changes import Made, changed
 from sprunec.masks.search.dense_states import DenseStates
 from sprunec.masks.search.sampled import asked_states, log_sums, vocabulary_parts
-from sprunec.plan.scale import FLOAT
+from sprunec.plan.scale import FLOAT, TAILS
 from sprunec.rewrite.gating import Gates
 from sprunec.rewrite.trace import TracedBlock
-
-TOGETHER = 2**28  # bytes of states that go through the blocks together
 
 
 class Divergence:
@@ -52,7 +50,7 @@ class Divergence:
     def damages(self, number: int, choices: Iterable[Made]) -> Iterator[float]:
         """Measure choices in a block, which has its weights, each alone."""
         way, fronts, left = self._dense.way, self._dense.fronts[number], iter(choices)
-        most = max(1, TOGETHER // max(1, FLOAT * sum(states.numel() for states in fronts)))
+        most = max(1, TAILS // max(1, FLOAT * sum(states.numel() for states in fronts)))
         with way.stream.entrance():
             self._sums = self._sums or log_sums(self._dense)
             while states := [self._behind(number, choice) for choice in islice(left, most)]:

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from sprunec.masks.search.dense_states import DenseStates
-from sprunec.models.streamed import LOGITS
+from sprunec.plan.scale import HEAD_LOGITS
 
 
 def vocabulary_parts(dense: DenseStates) -> Iterator[range]:
     """Cut the vocabulary into parts whose logits at a batch's positions are not many."""
     tokens = dense.way.stream.tokens
-    step = max(1, LOGITS // max(1, *(int(some.sum()) for some in dense.asked)))
+    step = max(1, HEAD_LOGITS // max(1, *(int(some.sum()) for some in dense.asked)))
     return (range(first, min(first + step, tokens)) for first in range(0, tokens, step))
 
 

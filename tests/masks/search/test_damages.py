@@ -79,7 +79,7 @@ def test_samples_are_averaged(kind: str, tmp_path: Path) -> None:
 def test_the_vocabulary_may_come_in_parts(damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model_in("llama", tmp_path)
     found = measured("llama", tmp_path, batches("llama"), damage=damage)
-    monkeypatch.setattr(sampled, "LOGITS", 700)
+    monkeypatch.setattr(sampled, "HEAD_LOGITS", 700)
     parts = damages(tmp_path / "model", tmp_path / "parts", batches("llama"), GROUPED, grid=GRID, damage=damage)
     same(parts, {key(choice): value for choice, value in found.choices})
 
@@ -90,7 +90,7 @@ def test_choices_may_go_through_the_blocks_one_by_one(
 ) -> None:
     model_in("gpt2", tmp_path)
     found = measured("gpt2", tmp_path, batches("gpt2"), damage=damage)
-    monkeypatch.setattr(divergence, "TOGETHER", 1)
+    monkeypatch.setattr(divergence, "TAILS", 1)
     one = damages(tmp_path / "model", tmp_path / "one", batches("gpt2"), UNITS["gpt2"], grid=GRID, damage=damage)
     assert one.choices == found.choices
 
