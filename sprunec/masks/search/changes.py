@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,6 @@ from sprunec.data.batches import in_use
 from sprunec.masks.calibration import BlockStatistics, held_weight
 from sprunec.masks.least_squares import refit
 from sprunec.masks.refitting import Refit
-from sprunec.masks.symmetric import SecondMoment
 from sprunec.models.block_by_block import BlockByBlock
 from sprunec.rewrite.projections import Projection
 from sprunec.rewrite.taps import tap
@@ -38,11 +38,17 @@ Made = Sequence[Change] | str  # what a choice is made of: other weights, or the
 
 
 def change(model: nn.Module, statistics: BlockStatistics, each: Refit, ridge: float) -> Change:
-    """Refit what a choice leaves of a projection, whose block has its weights, toward what the weights were."""
-    moment = next(found for projection, _, found in statistics.inputs if projection.tensor == each.projection.tensor)
+    """Refit what a choice leaves of a projection, whose block has its weights, toward what the weights were.
+
+    Args:
+        statistics: with a `SecondMoment` of what goes into each projection.
+    """
+    moment: Any = next(
+        found for projection, _, found in statistics.inputs if projection.tensor == each.projection.tensor
+    )
     old = held_weight(model, each.projection.block, each.projection)
     new, kept = torch.zeros_like(old), torch.tensor(each.kept, device=old.device)
-    fitted = refit(SecondMoment.of(moment), each.projection.columns(old), kept, ridge=ridge)
+    fitted = refit(moment, each.projection.columns(old), kept, ridge=ridge)
     each.projection.columns(new)[:, kept] = fitted
     return Change(each.projection, old, new)
 

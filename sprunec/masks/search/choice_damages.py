@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from sprunec.errors import PassError
 from sprunec.families.base_config import ModelConfig, everything
-from sprunec.masks.calibration import PRODUCTS, BlockStatistics, block_statistics
+from sprunec.masks.calibration import BlockStatistics, Statistic, block_statistics
 from sprunec.masks.refitting import refits
 from sprunec.masks.search.changes import Made, change
 from sprunec.masks.search.members import left_by
+from sprunec.masks.symmetric import SecondMoment, mirror
 from sprunec.models.block_by_block import BlockByBlock
 from sprunec.plan.declared import Criterion
 from sprunec.plan.search.choices import Choice
@@ -85,7 +87,7 @@ class ChoiceDamages:
         if not sizes:
             way.advance(block.path)
             return None
-        statistics = block_statistics(way, block, sizes, PRODUCTS)
+        statistics = block_statistics(way, block, sizes, MOMENTS)
         self.scores |= block_scores(statistics, self._criteria)
         return statistics
 
@@ -97,12 +99,35 @@ class ChoiceDamages:
         return [change(way.stream.model, statistics, each, self._ridge) for each in cut]
 
 
+def _add(moment: SecondMoment | None, rows: Tensor) -> SecondMoment:
+    moment = SecondMoment(rows.size(1), rows.device) if moment is None else moment
+    moment.add(rows)
+    return moment
+
+
+MOMENTS = Statistic(_add, lambda moment, count: moment)  # which counts by itself
+
+
 def block_scores(statistics: BlockStatistics, criteria: Mapping[str, Criterion]) -> dict[Key, Tensor]:
-    """Score the units of a block, each kind by its criterion, where that looks at the inside of blocks."""
+    """Score the units of a block, each kind by its criterion, where that looks at the inside of blocks.
+
+    Args:
+        statistics: by `MOMENTS`.
+    """
     found = dict[Key, Tensor]()
     for unit, size in statistics.sizes.items():
-        if criteria[unit].needs in ("squares", "products"):
-            squares = [(each, weight, moment.diagonal()) for each, weight, moment in statistics.inputs]
-            inputs = squares if criteria[unit].needs == "squares" else statistics.inputs
+        if (looks_at := LOOKS_AT.get(criteria[unit].needs)) is not None:
+            own = [each for each in statistics.inputs if each[0].units(unit) is not None]
+            inputs = [(each, weight, looks_at(moment).to(weight)) for each, weight, moment in own]
             found |= criteria[unit].score(replace(statistics, sizes={unit: size}, inputs=inputs))
     return found
+
+
+def _products(moment: SecondMoment) -> Tensor:
+    found = moment.within(torch.arange(moment.width, device=moment.device))
+    mirror(found)
+    return found
+
+
+# By what a criterion looks at.
+LOOKS_AT: Mapping[str, Callable[[Any], Tensor]] = {"squares": SecondMoment.diagonal, "products": _products}
