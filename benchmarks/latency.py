@@ -31,6 +31,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from sprunec.families.base import family_of
 from sprunec.families.cards import native, read_config
 from sprunec.machine import processor
+from sprunec.models.latency_process import PAST
 from sprunec.passes.measuring.measure_latency import measured_table, versions
 from sprunec.plan.search.choices import choices, chosen
 from sprunec.plan.search.costs import costs
@@ -95,7 +96,8 @@ class Opened:
         output, spent = self.model(input_ids=ids, use_cache=True, logits_to_keep=1), list[float]()
         for _ in range(STEPS):
             ids, began = output.logits[:, -1:].argmax(-1), time.perf_counter()
-            output = self.model(input_ids=ids, past_key_values=output.past_key_values, use_cache=True)
+            past = next({name: output[name]} for name in PAST if name in output)
+            output = self.model(input_ids=ids, use_cache=True, **past)
             spent.append(time.perf_counter() - began)
         return median(spent[1:])
 

@@ -33,6 +33,7 @@ GROUP = 4  # models that are timed in turn with the first one; each has a cache 
 STEPS = 4  # tokens in a row, of which the first finds what another model has left in the caches of the processor
 LEAST_ROUNDS, MOST_ROUNDS, PREFILLS = 6, 40, 15
 SECONDS = 30.0  # of a group, once it has had the least rounds
+PAST = ("cache", "past_key_values")  # later releases have the first name
 CLOSE = 0.004  # how well the median of quotients is to be known, as a share
 
 
@@ -55,9 +56,9 @@ class Timed:
                 made[id(parameter)] = nn.Parameter(self._weight(name, parameter, shared), requires_grad=False)
             self.model.get_submodule(owner)._parameters[leaf] = made[id(parameter)]
         move_buffers(self.model, self.device)
-        self._last = (
-            {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(self.model.forward).parameters else {}
-        )
+        takes = inspect.signature(self.model.forward).parameters
+        self._last = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
+        self._name = next(name for name in PAST if name in takes)
         self._ids = torch.zeros(settings["batch"], 1, dtype=torch.long, device=self.device)
         self._past: Any = None
 
@@ -83,9 +84,9 @@ class Timed:
     def _run(self, ids: Tensor, **more: Any) -> float:
         began = time.perf_counter()
         with torch.inference_mode():
-            output = self.model(input_ids=ids, past_key_values=self._past, use_cache=True, **more)
+            output = self.model(input_ids=ids, use_cache=True, **{self._name: self._past}, **more)
             float(output.logits[0, -1, 0])  # on every device, a number is there only once the work is done
-        self._past = next(output[key] for key in ("cache", "past_key_values") if key in output)
+        self._past = next(output[name] for name in PAST if name in output)
         return time.perf_counter() - began
 
 
@@ -136,7 +137,8 @@ def measure(settings: dict[str, Any], tell: Callable[[int, int], None]) -> dict[
             times = list(rounds(models, *ways[phase]))
             found[phase]["quotients"] += map(list, zip(*quotients(times), strict=True))
             found[phase]["seconds"] += [each[0] for each in times]
-        first.forget()
+        for model in models:
+            model.forget()
         tell(min(begin + GROUP, len(directories)), len(directories))
     return found
 
