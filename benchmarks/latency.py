@@ -179,7 +179,8 @@ def main() -> None:
     folder = options.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     about = {"processor": processor(), "threads": torch.get_num_threads(), "length": options.length}
-    results: dict[str, Any] = about | {"versions": versions(), "batches": {}}
+    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {"batches": {}}
+    results |= about | {"versions": versions()}
     for batch in options.batches:
         results["batches"][str(batch)] = measure(folder, batch, options.length, options.speeds)
         RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
