@@ -71,10 +71,8 @@ def ragged(config: Any, table: LatencyTable, most: float, seed: int = 0) -> Any:
 
 def write_model(config: Any, directory: Path) -> Path:
     """Write a cut model as its users open it, with weights that are drawn."""
-    write = family_of(config).write_shape
-    assert write is not None
     if not directory.exists():
-        write(config, directory)
+        family_of(config).write_shape(config, directory)
         about = AutoConfig.from_pretrained(directory, trust_remote_code=True)
         model = AutoModelForCausalLM.from_config(about, trust_remote_code=True)
         state = {name: tensor.detach().contiguous() for name, tensor in model.named_parameters()}

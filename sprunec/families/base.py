@@ -72,8 +72,7 @@ class Family:
             -> logits, for whatever rows that weight has.
         stored_names: of a config, tensors that a run has by another name on disk: the one that they are emitted by.
         write_huggingface: writes an `Emission` as a directory that transformers opens, and says what the report does.
-        write_shape: writes such a directory of a config without weights, to measure how fast its class is; None: it
-            cannot.
+        write_shape: writes such a directory of a config without weights, to measure how fast its class is.
         huggingface_texts: (config, the directory's config, inputs) -> for each row, what its class can be given of it.
         decode: (model, inputs, steps, text) -> what the first block is given for the longest row of a batch, up to
             `text` tokens: in one go, and with its last `steps` positions one by one; and the empty past to begin with.
@@ -98,7 +97,7 @@ class Family:
     leave: Callable[[Any, Tensor], Tensor]
     stored_names: Callable[[Any], Mapping[str, str]]
     write_huggingface: Callable[[Any, Path], dict[str, Any]]
-    write_shape: Callable[[Any, Path], None] | None
+    write_shape: Callable[[Any, Path], None]
     huggingface_texts: Callable[[Any, Mapping[str, Any], Inputs], list[Inputs]]
     decode: Callable[[Any, Inputs, int, int], tuple[Entered, list[Entered], Past]]
 

@@ -3,9 +3,10 @@
     python -m sprunec.models.latency_process SETTINGS
 
 SETTINGS is JSON: `models`, directories with what their classes are built by, the first one what the others are compared
-with; `batch`, `length`, whether to time the `prefill`; `dtype`, `device`, `threads`. On stdout come lines of JSON:
-`[models done, models]`, and last what was found: by phase, for each model the quotient of its time and of the first
-one's, round by round, and the first one's seconds.
+with; whether they are given the `whole` text behind a cache, too, or its new tokens alone; `batch`, `length`, whether to
+time the `prefill`; `dtype`, `device`, `threads`. On stdout come lines of JSON: `[models done, models]`, and last what was
+found: by phase, for each model the quotient of its time and of the first one's, round by round, and the first one's
+seconds.
 
 All models share the first one's memory, so that there is one in it however many are compared. That makes no
 difference to what they read: each streams as many bytes as it has weights, and together they are too many for a cache.
@@ -60,6 +61,7 @@ class Timed:
         self._last = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
         self._name = next(name for name in PAST if name in takes)
         self._ids = torch.zeros(settings["batch"], 1, dtype=torch.long, device=self.device)
+        self._whole, self._length = settings["whole"], 0
         self._past: Any = None
 
     def _weight(self, name: str, wanted: Tensor, shared: dict[str, Tensor]) -> Tensor:
@@ -71,12 +73,13 @@ class Timed:
 
     def prefill(self, length: int) -> float:
         """Begin texts of so many tokens; give the seconds."""
-        self._past = None
+        self._past, self._length = None, length
         return self._run(self._ids.expand(-1, length), **self._last)
 
     def decode(self) -> float:
         """Go on by a token; give the seconds of it."""
-        return self._run(self._ids)
+        self._length += 1
+        return self._run(self._ids.expand(-1, self._length if self._whole else 1))
 
     def forget(self) -> None:
         self._past = None

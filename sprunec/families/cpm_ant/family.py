@@ -89,7 +89,7 @@ FAMILY = Family(
     leave=lambda model, hidden: model.leave(hidden)[0],
     stored_names=lambda config: {},
     write_huggingface=huggingface_files.write,
-    write_shape=None,
+    write_shape=huggingface_files.write_shape,
     huggingface_texts=huggingface_files.texts,
     decode=decode,
 )

@@ -20,7 +20,7 @@ from sprunec.checkpoint.writer import Output, as_outputs, write_outputs
 from sprunec.durable import copy_file, write_new
 from sprunec.families.base import Document, Inputs
 from sprunec.families.cpm_ant import huggingface_names as hf
-from sprunec.families.cpm_ant.config import ModelConfig
+from sprunec.families.cpm_ant.config import TEXT_TASK, ModelConfig
 from sprunec.families.cpm_ant.folding import folded, stored_dtype
 from sprunec.families.cpm_ant.inputs import arrange
 from sprunec.families.cpm_ant.uniform import even_config
@@ -63,6 +63,14 @@ def write(emission: Emission, directory: Path) -> dict[str, Any]:
     write_new(directory / "config.json", json.dumps(document, indent=1))
     write_new(directory / "generation_config.json", json.dumps({"pad_token_id": 0} | marks, indent=1))
     return {"dtype": word, "classes": "own" if obstacles else "stock", "why": obstacles}
+
+
+def write_shape(config: ModelConfig, directory: Path) -> None:
+    """Write a directory with our own classes, but without weights and vocabulary."""
+    directory.mkdir()
+    for file in CODE:
+        copy_file(Path(__file__).parent / file, directory / file)
+    write_new(directory / "config.json", json.dumps(_own_config(config, TEXT_TASK)))
 
 
 def _own_config(config: ModelConfig, task: int) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from statistics import median
 from typing import Any
 
 from sprunec.durable import write_new
-from sprunec.errors import PassError
 from sprunec.families.base import family_of
 from sprunec.families.base_config import ModelConfig
 from sprunec.families.cards import card_of
@@ -93,7 +92,7 @@ def needs(build: Builder, node: Node) -> Needs:
 
 
 def run(job: Job[LatencyOptions]) -> dict[str, Any]:
-    """Raise PassError where the model has no class of `transformers`, or too few layers to tell them apart."""
+    """Raise PassError where the model has too few layers to tell them apart."""
     import torch
 
     options, config, weights = job.options, job.config(), job.weights()
@@ -118,10 +117,10 @@ def measured_table(
     """Time a model's choices, and make a table of them as `schemas/latency.schema.json` has it.
 
     Args:
-        about: the settings of `latency_process`, but for the models.
+        about: the settings of `latency_process`, but for what they say of the models.
 
     Raises:
-        PassError: its family cannot be timed, or it has too few layers.
+        PassError: it has too few layers.
     """
     import torch
 
@@ -144,14 +143,12 @@ def measured_table(
 
 def _times(probes: Probes, about: Mapping[str, Any], tell: Callable[[int, int], None]) -> dict[str, list[float]]:
     """Give by phase the seconds of each model: the first one's, times how the others compare with it."""
-    write = family_of(probes.config).write_shape
-    if write is None:
-        raise PassError("latencies are measured in classes of transformers, and this model has a class of its own")
+    family, whole = family_of(probes.config), card_of(probes.config).own_code
     with tempfile.TemporaryDirectory(prefix="sprunec-latency-") as folder:
         directories = [str(Path(folder) / str(number)) for number in range(len(probes.models))]
         for directory, probe in zip(directories, probes.models, strict=True):
-            write(probe.config, Path(directory))
-        found = run_script(SCRIPT, {"models": directories, **about}, tell, "the timing of models")
+            family.write_shape(probe.config, Path(directory))
+        found = run_script(SCRIPT, {"models": directories, "whole": whole, **about}, tell, "the timing of models")
     times = {}
     for phase, each in found.items():
         first = median(each["seconds"])
