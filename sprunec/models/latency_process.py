@@ -2,11 +2,11 @@
 
     python -m sprunec.models.latency_process SETTINGS
 
-SETTINGS is JSON: `models`, directories with what their classes are built by, the first one what the others are compared
-with; whether they are given the `whole` text behind a cache, too, or its new tokens alone; `batch`, `length`, whether to
-time the `prefill`; `dtype`, `device`, `threads`. On stdout come lines of JSON: `[models done, models]`, and last what was
-found: by phase, for each model the quotient of its time and of the first one's, round by round, and the first one's
-seconds.
+SETTINGS is JSON: `models`, directories with what their classes are built by, the first one what the others are
+compared with; whether they are given the `whole` text behind a cache, too, or its new tokens alone; `batch`, `length`,
+whether to time the `prefill`; `dtype`, `device`, `threads`. On stdout come lines of JSON: `[models done, models]`, and
+last what was found: by phase, for each model the quotient of its time and of the first one's, round by round, and the
+first one's seconds.
 
 All models share the first one's memory, so that there is one in it however many are compared. That makes no
 difference to what they read: each streams as many bytes as it has weights, and together they are too many for a cache.
