@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,7 +67,9 @@ def write(emission: Emission, directory: Path) -> dict[str, Any]:
 
 
 def write_shape(config: ModelConfig, directory: Path) -> None:
-    """Write a directory with our own classes, but without weights and vocabulary."""
+    """Write a directory with our own classes, but without weights and vocabulary; which heads are left is no matter."""
+    layers = (replace(each, kept_heads=each.bias_columns if each.heads else None) for each in config.layers)
+    config = config.with_layers(layers)
     directory.mkdir()
     for file in CODE:
         copy_file(Path(__file__).parent / file, directory / file)
