@@ -13,7 +13,7 @@ from sprunec.graph.graph import Graph
 OWN = ("store", "report.json", "report.html", "events.jsonl", "error.txt")
 LONGEST_NAME = 200  # what most disks take, 255 bytes, less what is added while a file and its note are written
 OTHER_FOLDER = "choose another folder with --out"
-OTHER_FILE = "name another file in save_mask"
+OTHER_FILE = "name another file"
 
 
 def check_places(graph: Graph, out: Path) -> None:

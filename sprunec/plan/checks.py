@@ -16,7 +16,7 @@ from sprunec.errors import InputError, show
 from sprunec.families.cards import card_of
 from sprunec.plan.declared import CRITERIA
 from sprunec.plan.export_formats import formats_fit, heads_tied
-from sprunec.plan.files import files_there, idle_patterns, saved_masks_fit, task_files_fit
+from sprunec.plan.files import files_there, idle_patterns, saved_files_fit, task_files_fit
 from sprunec.plan.named_tensors import sparsify_fits, trained_fits
 from sprunec.plan.planned_sizes import sizes_fit
 from sprunec.plan.targets import mismatched, quoted, uncovered
@@ -227,5 +227,5 @@ CHECKS: tuple[Callable[[WrittenPlan], None], ...] = (
     ),
     *(data_fits, tokenizer_fits, tokenizer_there, data_set_whole),
     *(training_fits, rates_fit, engine_fits, trained_fits, distillation_fits, batches_used, tasks_run),
-    *(saved_masks_fit, idle_patterns, files_there, task_files_fit),
+    *(saved_files_fit, idle_patterns, files_there, task_files_fit),
 )

@@ -183,25 +183,25 @@ def _retell(plan: WrittenPlan, pointer: str, error: InputError | None) -> None:
         plan.error(found.code, pointer, f"{found.place}: {found.message}", found.hint)
 
 
-def saved_masks_fit(plan: WrittenPlan) -> None:
-    """Check that a mask file is written once, can say what its pass cuts, and is no file that the plan reads."""
+def saved_files_fit(plan: WrittenPlan) -> None:
+    """Check that a file is written once, can say what its pass cuts, and is no file that the plan reads."""
     read = {
         file: ("overwritten-input", f"is read by the plan, as its {what}", "name another file")
         for file, what in _files_read(plan).items()
     }
     written: dict[str, tuple[str, str, str]] = {}
     for step in plan.valid_steps:
-        if "save_mask" not in step.options:
-            if "mask_form" in step.written:
-                step.unused("mask_form", "mask_form is not used without save_mask", "add save_mask, or remove it")
+        if "mask_form" in step.written and "save_mask" not in step.options:
+            step.unused("mask_form", "mask_form is not used without save_mask", "add save_mask, or remove it")
+        if (key := next((key for key in ("save_mask", "save_table") if key in step.options), None)) is None:
             continue
-        path, real = step.options["save_mask"], os.path.realpath(step.options["save_mask"])
-        names = (real, real + NOTE)  # a note lies beside it
+        path, real = step.options[key], os.path.realpath(step.options[key])
+        names = (real, real + NOTE) if key == "save_mask" else (real,)  # a note lies beside a mask
         if users := [taken[name] for taken in (read, written) for name in names if name in taken]:
             code, use, hint = users[0]
-            step.error(code, "save_mask", f"{path} {use}", hint)
+            step.error(code, key, f"{path} {use}", hint)
         elif os.path.isdir(path):
-            step.error("not-a-file", "save_mask", f"{path} is a folder", "name a file in it")
+            step.error("not-a-file", key, f"{path} is a folder", "name a file in it")
         instead = "name another file: each pass writes its own"
         written |= dict.fromkeys(names, ("written-twice", f"is written by {step.pointer} already", instead))
         inside = [unit for unit in step.options.get("unit", ()) if unit in INSIDE]

@@ -141,8 +141,9 @@ def finish(options: dict[str, Any], folder: Path, config: ModelConfig | None = N
         options["path"] = tuple(folder / path for path in as_list(options["path"]))
     if "tasks" in options:
         options["tasks"] = [folder / task if is_task_file(task) else task for task in options["tasks"]]
-    if options.get("save_mask") is not None:
-        options["save_mask"] = folder / options["save_mask"]
+    for key in ("save_mask", "save_table"):
+        if options.get(key) is not None:
+            options[key] = folder / options[key]
     if (options.get("distillation") or {}).get("teacher") is not None:
         options["distillation"] = options["distillation"] | {"teacher": folder / options["distillation"]["teacher"]}
     if options.get("tensors", ()) is None:

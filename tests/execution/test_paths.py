@@ -40,9 +40,9 @@ def link_to_a_pipe(here: Path) -> None:
 @pytest.mark.parametrize(
     ("before", "words"),
     [
-        (pipe, r"h\.pt: error: is no plain file, and would be replaced by one; name another file in save_mask"),
+        (pipe, r"h\.pt: error: is no plain file, and would be replaced by one; name another file"),
         (link_to_a_pipe, r"h\.pt: error: is no plain file"),
-        (folder_for_the_note, r"h\.pt\.json: error: is a folder; name another file in save_mask"),
+        (folder_for_the_note, r"h\.pt\.json: error: is a folder; name another file"),
         (folder_for_the_checkpoint, r"whole\.pt: error: is a folder, and the run puts a file there; choose another"),
     ],
 )

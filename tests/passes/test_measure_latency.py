@@ -9,24 +9,20 @@ from typing import Any
 
 import pytest
 
-import sprunec
+from sprunec.compiler.lower import lower
 from sprunec.errors import PassError
 from sprunec.families.base_config import ModelConfig
 from sprunec.families.cpm_ant.config import ModelConfig as OwnConfig
 from sprunec.families.huggingface.transformers_config import TransformersConfig
-from sprunec.graph.builder import Builder
-from sprunec.passes import load
-from sprunec.passes.measuring import measure_latency
 from sprunec.passes.measuring.measure_latency import measured_table
 from sprunec.passes.measuring.probes import ALONE, DENSE, MIXED, Probes
-from sprunec.plan.declared import PassSpec
 from sprunec.plan.files import read_latency_table
 from sprunec.plan.plan import read_plan
 from sprunec.plan.schema import validator
 from sprunec.plan.search.choices import choices
 from sprunec.plan.search.latency_table import LatencyTable, sublayers
 from tests.helpers.causal_lms import CONFIGS
-from tests.helpers.small_plans import EMIT, MODEL, TINY, plan, read_report, save_weights, write
+from tests.helpers.small_plans import MODEL, TINY, execute, plan, save_weights, write
 
 UNITS = ("kv_group", "dim_ff", "layer")
 ABOUT: dict[str, Any] = {"batch": 2, "length": 40, "prefill": True, "dtype": "float32", "device": "cpu", "threads": 1}
@@ -96,18 +92,16 @@ def test_a_model_of_one_layer_is_told() -> None:
         measured_table(llama(1), choices(llama(1), UNITS), ABOUT, lambda *done: None)
 
 
-def test_a_node_leaves_its_table_in_the_store(tmp_path: Path) -> None:
+def test_a_plan_writes_a_table(tmp_path: Path) -> None:
     save_weights(tmp_path / "weights.pt")
-    content = plan(EMIT, model={"config": MODEL, "checkpoint": "weights.pt"})
+    wanted = {"units": ["head", "dim_ff"], "length": 40, "save_table": "table.json"}
+    content = plan({"pass": "measure-latency", **wanted}, model={"config": MODEL, "checkpoint": "weights.pt"})
     content = {key: value for key, value in content.items() if key not in ("data", "evaluate")}
-    build = Builder(read_plan(write(tmp_path, content)))
-    build.model = build.roles.source = build.roles.final = build.roles.full = load.add(build)
-    spec = PassSpec("search", {"units": ("head", "dim_ff"), "grid": {"dim_ff": (24,)}, "multiple_of": {}}, "/passes/0")
-    name = measure_latency.add(build, spec, batch=1, length=40)
-    node = build.nodes[name]
-    assert node.digest and node.needs.memory["model"] == 4 * build.config.parameters()
-    sprunec.execute(build.graph(), tmp_path / "out")
-    (entry,) = (each for each in read_report(tmp_path / "out")["passes"] if each["pass"] == "measure-latency")
-    table = read_latency_table(tmp_path / "out/store" / entry["digest"] / measure_latency.TABLE)
-    assert 1000 * table.seconds()(build.config) == pytest.approx(entry["metrics"]["milliseconds"])
-    assert table.document["dtype"] == "float32" and entry["metrics"]["error"] >= 0
+    (node,) = (n for n in lower(read_plan(write(tmp_path, content))).nodes if n.pass_ == "measure-latency")
+    config = OwnConfig.from_dict(MODEL)
+    assert node.digest and node.needs.memory["model"] == 4 * config.parameters()
+    report = execute(content, tmp_path)
+    (metrics,) = (each["metrics"] for each in report["passes"] if each["pass"] == "measure-latency")
+    table = read_latency_table(tmp_path / "table.json")
+    assert 1000 * table.seconds()(config) == pytest.approx(metrics["milliseconds"])
+    assert table.document["dtype"] == "float32" and metrics["error"] >= 0 and report["status"] == "done"

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from sprunec.durable import write_new
+from sprunec.durable import put_file, write_new
 from sprunec.families.base import family_of
 from sprunec.families.base_config import ModelConfig
 from sprunec.families.cards import card_of
@@ -56,17 +56,22 @@ class LatencyOptions(Options):
     machine: Mapping[str, Any]
 
 
-def add(build: Builder, spec: PassSpec, **given: Any) -> str:
+def lower(build: Builder, spec: PassSpec) -> None:
+    add(build, spec, {"table": spec.options["save_table"]})
+
+
+def add(build: Builder, spec: PassSpec, writes: Mapping[str, Path] | None = None, **given: Any) -> str:
     """Add a node that times the choices of some units in the newest model.
 
     Args:
         spec: has `LatencyOptions`, but for those in `given`.
+        writes: as a node has them.
     """
     about = {"device": build.plan.engine.device, "processor": processor(), "threads": os.environ.get("OMP_NUM_THREADS")}
     machine = about | {"processors": os.cpu_count()} | versions()
     options = build.options(LatencyOptions, spec, machine=machine, **given)
     words = f"batch {options.batch}, length {options.length}"
-    return build.add("measure-latency", options, {"model": build.model}, about=words)
+    return build.add("measure-latency", options, {"model": build.model}, about=words, writes=writes or {})
 
 
 def versions() -> dict[str, str]:
@@ -109,6 +114,11 @@ def run(job: Job[LatencyOptions]) -> dict[str, Any]:
     check = table["check"]
     error = max(abs(check["said"][phase] / check["measured"][phase] - 1) for phase in check["said"])
     return {"milliseconds": 1000 * table["dense"]["decode"], "choices": len(table["sublayers"]), "error": error}
+
+
+def write(role: str, artifact: Path, inputs: Mapping[str, Path], path: Path) -> None:
+    """Write the table to a file of its own."""
+    put_file(path, (artifact / TABLE).read_bytes())
 
 
 def measured_table(
@@ -164,4 +174,4 @@ def _device_name(device: str) -> str:
     return f"{device}: {processor()}"
 
 
-MEASURE_LATENCY = Pass("measure-latency", 1, LatencyOptions, ("model",), "latencies", needs=needs)
+MEASURE_LATENCY = Pass("measure-latency", 1, LatencyOptions, ("model",), "latencies", lower=lower, needs=needs)
