@@ -83,20 +83,24 @@ def write_model(config: Any, directory: Path) -> Path:
 class Opened:
     """A directory as its users have it, behind texts of some length."""
 
+    @torch.inference_mode()
     def __init__(self, directory: Path, batch: int, length: int) -> None:
         self.model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, trust_remote_code=True).eval()
-        self.batch, self.length = batch, length
+        ids, self.more = torch.randint(self.model.config.vocab_size, (batch, length - STEPS)), 0
+        self.output = self.model(input_ids=ids, use_cache=True, logits_to_keep=1)
 
     @torch.inference_mode()
     def tokens(self) -> float:
-        """Give the seconds of a token behind the texts, on average over some; the first one does not count."""
-        ids = torch.randint(self.model.config.vocab_size, (self.batch, self.length - STEPS))
-        output, spent = self.model(input_ids=ids, use_cache=True, logits_to_keep=1), list[float]()
+        """Give the seconds of a token behind the texts, in the middle of some; the first one does not count."""
+        spent = list[float]()
+        if self.more:
+            next(self.output[name] for name in PAST if name in self.output).crop(-self.more)
         for _ in range(STEPS):
-            ids, began = output.logits[:, -1:].argmax(-1), time.perf_counter()
-            past = next({name: output[name]} for name in PAST if name in output)
-            output = self.model(input_ids=ids, use_cache=True, **past)
+            ids, began = self.output.logits[:, -1:].argmax(-1), time.perf_counter()
+            past = next({name: self.output[name]} for name in PAST if name in self.output)
+            self.output = self.model(input_ids=ids, use_cache=True, **past)
             spent.append(time.perf_counter() - began)
+        self.more = STEPS
         return median(spent[1:])
 
 
