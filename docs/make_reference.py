@@ -31,6 +31,10 @@ def reference() -> str:
     parts.append(section("Distillation", training["distillation"]["description"], distillation))
     cache = distillation["teacher_cache"]
     parts.append(section("Teacher cache", cache["description"], properties(cache)))
+    limits = properties("limits")
+    parts.append(section("Limits of a search", load_schema("limits")["description"], limits))
+    for name in ("operations", "memory", "latency"):
+        parts.append(section(f"Limit `{name}`", limits[name]["description"], properties(limits[name])))
     for name in pass_names():
         own = properties(f"passes/{name}")
         text = load_schema(f"passes/{name}")["description"]

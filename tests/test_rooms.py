@@ -36,6 +36,7 @@ FLOORS = (
     ("graph",),
     ("passes",),
     ("passes/measuring",),
+    ("passes/searching",),
     ("compiler",),
     ("execution",),
     ("show",),
@@ -64,6 +65,7 @@ GENERIC = (
         "graph",
         "passes",
         "passes/measuring",
+        "passes/searching",
     ),
     *("compiler", "execution", "show"),
 )

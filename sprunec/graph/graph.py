@@ -35,6 +35,7 @@ class Node:
         writes: the files that the user asked for besides OUT, by the pass's own words for what goes into them.
         provenance: what is noted beside these files.
         notes: what the user should know about it, whatever comes out.
+        aside: nothing comes of it but what the report says.
         needs: what it takes of the machine.
     """
 
@@ -53,6 +54,7 @@ class Node:
     writes: Mapping[str, Path] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    aside: bool = False
     needs: Needs = field(default_factory=Needs)
 
 

@@ -85,7 +85,7 @@ def _read(file: Path, places: dict[str, Stored]) -> tuple[str, list[NonFinite]]:
 def _is_cut_away(plan: Plan, found: Sequence[NonFinite]) -> bool:
     """Tell whether none of these numbers is in what is left once every mask of the plan has been applied."""
     masks = [spec for spec in plan.passes if spec.name == "load-mask"]
-    others = any("unit" in spec.options or "steps" in spec.options for spec in plan.passes)
+    others = any(not spec.options.keys().isdisjoint(("unit", "grid", "steps")) for spec in plan.passes)
     if not masks or others or any(each.count > len(each.places) for each in found):
         return False
     from sprunec.families.base_config import everything

@@ -42,6 +42,7 @@ class BlockByBlock:
 
     Attributes:
         current: the batch that a block runs on.
+        looked: how many of the first batches a block is looked at on; None: all.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class BlockByBlock:
     ) -> None:
         self.stream, self.batches, self.hidden, self._saves, self._tell = stream, batches, hidden, saves, tell
         self.current: Inputs = {}
+        self.looked: int | None = None
         self._following: list[str] = []
         self._given: dict[int, Given] = {}  # by which inputs it is of
         self._given_bytes = 0
@@ -104,8 +106,8 @@ class BlockByBlock:
         return output
 
     def look(self, path: str) -> None:
-        """Run a block, which must be there, on every batch, as far as those who watch it want."""
-        for number in range(len(self.hidden)):
+        """Run a block, which must be there, on every batch to look at, as far as those who watch it want."""
+        for number in range(len(self.hidden))[: self.looked]:
             with suppress(Enough):
                 self.output(path, number, self.hidden[number])
         trim_heap()

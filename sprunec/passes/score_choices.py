@@ -16,7 +16,7 @@ from sprunec.graph.choice_needs import Measuring, choices_measured
 from sprunec.graph.graph import Node
 from sprunec.graph.needs import Needs
 from sprunec.graph.options import CalibrationOptions
-from sprunec.passes.job import Job
+from sprunec.passes.job import Job, O
 from sprunec.plan.declared import CRITERIA, Pass, PassSpec
 from sprunec.plan.scale import KEPT_INSIDE
 from sprunec.plan.search.choices import choices
@@ -106,8 +106,8 @@ def _measured(job: Job[ChoiceOptions], found: ChoiceDamages) -> int:
     check_cuttable(blocks, gate_units(options.units))
     gates = insert_gates(model, blocks, SUBLAYERS)
     refitted = list(job.batches(config))
-    batches, asked = _unseen(job, refitted)
-    stages = [_stage(job, name, number, len(names)) for number, name in enumerate(names)]
+    batches, asked = unseen_batches(job, refitted)
+    stages = [stage(job, name, number, len(names)) for number, name in enumerate(names)]
     dense = DenseStates(stages[0].block_by_block(model, batches), asked, _kept(job, "front", len(blocks)))
     measure: Fisher | Divergence = Divergence(dense, blocks, gates)
     if options.damage == "fisher":
@@ -123,7 +123,7 @@ def _measured(job: Job[ChoiceOptions], found: ChoiceDamages) -> int:
     return dense.tokens
 
 
-def _unseen(job: Job[ChoiceOptions], seen: Sequence[Batch]) -> tuple[list[Batch], list[Tensor]]:
+def unseen_batches(job: Job[Any], seen: Sequence[Batch]) -> tuple[list[Batch], list[Tensor]]:
     """Give the batches that damages are measured on, few rows each, and at which of their positions.
 
     Raises:
@@ -142,7 +142,7 @@ def _unseen(job: Job[ChoiceOptions], seen: Sequence[Batch]) -> tuple[list[Batch]
     return found, asked
 
 
-def _stage(job: Job[ChoiceOptions], name: str, number: int, of: int) -> Job[ChoiceOptions]:
+def stage(job: Job[O], name: str, number: int, of: int) -> Job[O]:
     """Let a part of the pass, which goes through all blocks, save by itself and tell of the whole."""
 
     def report(event: dict[str, Any]) -> None:

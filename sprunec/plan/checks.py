@@ -19,6 +19,7 @@ from sprunec.plan.export_formats import formats_fit, heads_tied
 from sprunec.plan.files import files_there, idle_patterns, saved_files_fit, task_files_fit
 from sprunec.plan.named_tensors import sparsify_fits, trained_fits
 from sprunec.plan.planned_sizes import sizes_fit
+from sprunec.plan.search.search_checks import searches_fit
 from sprunec.plan.targets import mismatched, quoted, uncovered
 from sprunec.plan.training_checks import distillation_fits, engine_fits, rates_fit, training_fits
 from sprunec.plan.written_plan import WrittenPlan, needs_calibration
@@ -56,8 +57,8 @@ def units_fit(plan: WrittenPlan) -> None:
 def criteria_fit(plan: WrittenPlan) -> None:
     """Check that criteria of one kind of unit are not asked for others."""
     for step in (step for step in plan.valid_steps if "criterion" in step.options):
-        name, units = step.options["criterion"], step.options["unit"]
-        if (only := CRITERIA[name].unit) and set(units) != {only}:
+        name, units = step.options["criterion"], step.units
+        if name is not None and (only := CRITERIA[name].unit) and set(units) != {only}:
             message = f"{name} scores unit {show(only)} alone, and this pass cuts {quoted(units)}"
             step.error(
                 "unit-mismatch", "criterion", message, f'write "unit": {show(only)}, or choose another criterion'
@@ -218,6 +219,7 @@ CHECKS: tuple[Callable[[WrittenPlan], None], ...] = (
         criteria_fit,
         budgets_fit,
         sizes_fit,
+        searches_fit,
         weights_given,
         trained_first,
         sparsify_fits,

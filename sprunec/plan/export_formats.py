@@ -15,7 +15,7 @@ from sprunec.errors import show
 from sprunec.families.base_config import ModelConfig
 from sprunec.plan.declared import PassSpec
 from sprunec.plan.targets import quoted
-from sprunec.plan.written_plan import WrittenPlan
+from sprunec.plan.written_plan import Step, WrittenPlan
 from sprunec.registry import Registry
 from sprunec.units import SIZE_TARGETS
 
@@ -133,7 +133,7 @@ def heads_tied(plan: WrittenPlan) -> None:
     """Find `tie_heads` where heads are not counted, or layers have not the same ones left."""
     alike = plan.config is None or len(plan.config.head_sets) < 2
     for step in plan.steps:
-        units, tie = step.options.get("unit", ()), step.options.get("tie_heads")
+        units, tie = step.units, step.options.get("tie_heads")
         size = [key for key in SIZE_TARGETS if tie and key in step.options["target"]]
         if tie and "head" not in units:
             message = f"tie_heads is about heads, and the pass cuts {quoted(units)}"
@@ -160,6 +160,11 @@ def formats_fit(plan: WrittenPlan) -> None:
                 what = "width" if "dim_ff" in form.alike else "number of query heads"
                 message = f"{told[0]}, and the format {form.name} has one {what} for all"
                 step.error("uneven-layers", "", message, f"{told[1]}, or {form.instead}")
+            if "grid" in step.options and (hint := _loose(step, form)):
+                same = form.same_heads and "head" in step.units
+                what = "the same heads" if same else f"as many {show(form.alike[0])} units in all layers"
+                message = f"a search lets layers differ, and the format {form.name} has {what}"
+                step.error("uneven-layers", "units", message, f"{hint}, or {form.instead}")
     for step, form in emitted:
         if "dtype" in step.written and not any(each.folds for _, each in emitted):
             step.unused("dtype", "dtype is not used without a format that folds factors into its weights")
@@ -181,3 +186,15 @@ def _uneven(options: Mapping[str, Any], form: Format) -> tuple[str, str] | None:
     if options["budget"] == "global" and counted:
         return f'"global" lets layers keep unlike numbers of {show(counted[0])} units', 'write "budget": "per-layer"'
     return None
+
+
+def _loose(step: Step, form: Format) -> str:
+    """Say what makes a search leave layers that are enough alike for a format; nothing where it does."""
+    options, heads = step.options, {"head", "kv_group"}
+    if not set(step.units) & set(form.alike) or (options["uniform"] and not form.same_heads):
+        return ""
+    if form.same_heads and "head" in step.units:
+        return 'leave "head" out of units'
+    if set(form.alike) <= heads:
+        return "" if options["same_heads"] else 'write "same_heads": true'
+    return "" if options["uniform"] else 'write "uniform": true'

@@ -27,7 +27,7 @@ from sprunec.plan.written_plan import WrittenPlan, as_list
 from sprunec.text_files import ANY_TEXT, PACKED_LINES, foreign_text
 from sprunec.units import INSIDE
 
-MASKS, PATTERN, TASK, DATA = "mask file", "2:4 mask file", "task file", "data file"
+MASKS, PATTERN, TASK, DATA, TIMES = "mask file", "2:4 mask file", "task file", "data file", "latency table"
 MASK_HINTS = {"": "give a mask file as BMCook, or save_mask of a pass, writes it, or of a form in docs/masks.md"}
 NOTE = ".json"
 
@@ -48,6 +48,8 @@ def files_there(plan: WrittenPlan) -> None:
                 plan.error("not-a-file", pointer, f"{path} {without_files(source)}", "name the files in it")
             elif what != MASKS:  # a folder with a file for each layer
                 plan.error("not-a-file", pointer, f"{what} {path} is a folder", "name the files in it")
+        elif what == TIMES:
+            _times_fit(plan, pointer, path)
         elif what in (MASKS, PATTERN):
             fine = {".json": TEXT, ".safetensors": {"safetensors"}} if what == MASKS else {}
             _retell(plan, pointer, foreign(path, f"a {what}", fine.get(path.suffix, SAVED), MASK_HINTS))
@@ -94,6 +96,8 @@ def named_files(plan: WrittenPlan) -> Iterator[tuple[str, Path, str]]:
             named.append((f"{place}/distillation/teacher", distillation.get("teacher"), "checkpoint"))
     for step in (step for step in plan.steps if step.name == "evaluate"):
         named += [(step.at(f"tasks/{i}"), task, TASK) for i, task in enumerate(step.options.get("tasks", ()))]
+    tables = (step for step in plan.steps if step.is_known and "latency_table" in properties(f"passes/{step.name}"))
+    named += [(step.at("latency_table"), step.written.get("latency_table"), TIMES) for step in tables]
     for pointer, written, what in named:
         if what == TASK and not isinstance(written, Path):
             continue  # the name of one that lm-eval has
@@ -124,6 +128,13 @@ def _checkpoint_fits(plan: WrittenPlan, pointer: str, path: Path) -> None:
         _retell(plan, pointer, error)
     if unused is not None and unused.ignored:
         plan.warn("tensors-ignored", pointer, f"{path}: ignored as ignore_tensors asks: {listed(unused.ignored)}")
+
+
+def _times_fit(plan: WrittenPlan, pointer: str, path: Path) -> None:
+    try:
+        read_latency_table(path)
+    except InputError as error:
+        _retell(plan, pointer, error)
 
 
 def task_files_fit(plan: WrittenPlan) -> None:
@@ -204,7 +215,7 @@ def saved_files_fit(plan: WrittenPlan) -> None:
             step.error("not-a-file", key, f"{path} is a folder", "name a file in it")
         instead = "name another file: each pass writes its own"
         written |= dict.fromkeys(names, ("written-twice", f"is written by {step.pointer} already", instead))
-        inside = [unit for unit in step.options.get("unit", ()) if unit in INSIDE]
+        inside = [unit for unit in step.units if unit in INSIDE]
         if step.options.get("mask_form") == "mask_modules" and inside:
             message = f'"mask_modules" says which sublayers are removed, and the pass cuts {quoted(inside)}'
             step.error("form-mismatch", "mask_form", message, 'choose "bmcook" or "plugin"')

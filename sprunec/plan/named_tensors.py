@@ -150,7 +150,7 @@ def _widths(step: Step, config: ModelConfig, before: Sequence[Step]) -> None:
         shape, size = list(shapes[wrong[0]]), shapes[wrong[0]][bad[wrong[0]]]
         message = f"{wrong[0]} is {shape} here, and {size} is not a multiple of {GROUP}{_more(wrong)}"
         # sublayers that an earlier pass takes away whole may be just the uneven ones, unless every layer's is uneven
-        drops = any(set(each.options.get("unit", ())) & set(WHOLE) for each in before)
+        drops = any(set(each.units) & set(WHOLE) for each in before)
         odd, there = (Counter(_LAYER.sub(".", name, count=1) for name in names) for names in (wrong, shapes))
         everywhere = any(there[inside] == count for inside, count in odd.items())
         tell = step.warn if drops and not everywhere else step.error
@@ -168,8 +168,9 @@ def _left(config: ModelConfig, before: Sequence[Step]) -> tuple[ModelConfig, set
     part into fours where that divisor does.
     """
     layers, chosen = list(config.layers), dict[str, int]()
-    for options in (each.options for each in before if not each.is_known or each.declared.removes == "units"):
-        for unit in (unit for unit in INSIDE if unit in options.get("unit", INSIDE)):
+    for step in (each for each in before if not each.is_known or each.declared.removes == "units"):
+        options = step.options
+        for unit in (unit for unit in INSIDE if unit in (step.units or INSIDE)):
             key = UNITS[unit].target
             multiple = options.get("multiple_of", {}).get(key, 1)
             if options.get("budget") == "per-layer" and key in options["target"]:

@@ -121,7 +121,7 @@ def distillation_fits(plan: WrittenPlan) -> None:
             if plan.config is not None and teacher is not None and options["hidden"]:
                 _pairs(section, options, plan.config, teacher, cut)
         whole = whole and step.is_known and not step.declared.removes
-        cut |= set(step.options.get("unit", ()))
+        cut |= set(step.units)
 
 
 def _cache(section: Section, options: Mapping[str, Any], config: ModelConfig | None) -> None:

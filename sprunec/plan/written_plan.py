@@ -26,7 +26,8 @@ _GATE_PATH, _GATE_RATES = 30.0, (0.1, 1.0)  # far enough to open or close for go
 
 def needs_calibration(options: Mapping[str, Any]) -> bool:
     """Tell whether a pass that chooses a mask needs calibration data, to score units or to compensate for them."""
-    return calibrates(options.get("criterion")) or options.get("compensate") is not None
+    searched = "target" in options and "units" in options
+    return searched or calibrates(options.get("criterion")) or options.get("compensate") is not None
 
 
 @dataclass(eq=False)
@@ -51,6 +52,12 @@ class Step(Section):
     def declared(self) -> Pass:
         """What the pass says about itself; of an unknown name nothing is known."""
         return PASSES.get(self.name, UNKNOWN)
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        """The kinds of units that it is said to cut; none where it does not say, or is not valid."""
+        found: tuple[str, ...] = self.options.get("units" if "grid" in self.options else "unit", ())
+        return found
 
     def option_at(self, key: str) -> str:
         """Tell where an option stands that may be written in the pass or in the plan's `training`."""
@@ -137,6 +144,10 @@ def finish(options: dict[str, Any], folder: Path, config: ModelConfig | None = N
         for key in ("target", "gates_for"):
             if "parameters" in options.get(key, ()):
                 options[key] = options[key] | {"parameters": parameter_count(options[key]["parameters"])}
+    if "grid" in options:  # a search's
+        options["target"] = tuple(map(_limits, as_list(options["target"])))
+    if options.get("latency_table") is not None:
+        options["latency_table"] = folder / options["latency_table"]
     if "path" in options:
         options["path"] = tuple(folder / path for path in as_list(options["path"]))
     if "tasks" in options:
@@ -154,6 +165,15 @@ def finish(options: dict[str, Any], folder: Path, config: ModelConfig | None = N
         least, most = _GATE_RATES
         options["mask_learning_rate"] = min(most, max(least, _GATE_PATH / options["steps"]))
     return MappingProxyType({key: _freeze(value) for key, value in options.items()})
+
+
+def _limits(target: Mapping[str, Any]) -> dict[str, Any]:
+    """Fill in what one target of a search leaves out."""
+    found = resolve("limits", target)
+    found |= {key: parameter_count(found[key]) for key in ("parameters", "active_parameters") if key in found}
+    if (asked := found.get("operations")) is not None:
+        found["operations"] = asked | {"per_token": parameter_count(asked["per_token"])}
+    return found
 
 
 def as_list(value: Any) -> tuple[Any, ...]:

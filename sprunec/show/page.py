@@ -15,7 +15,7 @@ from typing import Any
 from sprunec.durable import naming, read_file, write_atomically
 from sprunec.show.console import duration, metric_words
 from sprunec.show.numbers import NOT_FINITE, NOTHING, is_finite, number, percent
-from sprunec.show.plots import kept_drawings, loss_chart, mask_charts, speed_chart, text
+from sprunec.show.plots import kept_drawings, loss_chart, mask_charts, search_chart, speed_chart, text
 from sprunec.show.report_words import (
     budget_sizes,
     comparison_lines,
@@ -24,6 +24,7 @@ from sprunec.show.report_words import (
     rate_range,
     ratio_range,
     ratio_words,
+    search_rows,
     task_rows,
 )
 
@@ -68,6 +69,7 @@ def page_text(report: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) ->
     sections = {
         "Models": [models_table(report), *(f"<p>{text(line)}</p>" for line in comparison_lines(report))],
         "Tasks": [tasks_table(report)],
+        "Search": [search_table(report), search_chart(report)],
         "Speed": [speed_chart(report)],
         "Training loss": [loss_chart(events)],
         "Distillation loss": [loss_chart(events, "distillation", "weighted sum of the distillation losses")],
@@ -122,6 +124,12 @@ def models_table(report: Mapping[str, Any]) -> str:
 def tasks_table(report: Mapping[str, Any]) -> str:
     columns = ("task", "metric", "dense", "small", "difference", "samples")
     return table(columns, task_rows(report), left=("task", "metric"))
+
+
+def search_table(report: Mapping[str, Any]) -> str:
+    """List the solutions of a search, one for each of its targets."""
+    columns = ("target", "asked", "got", "parameters", "damage", "gap", "absent", "KL to dense", "finalist", "goes on")
+    return table(columns, search_rows(report), left=("target", "goes on"))
 
 
 def budgets_table(report: Mapping[str, Any]) -> str:

@@ -145,6 +145,19 @@ def mask_chart(node: str, events: Events) -> str:
     return axes.svg(f"expected size in {node}", *parts) + f"<p>{legend}dashed: target</p>"
 
 
+def search_chart(report: Mapping[str, Any]) -> str:
+    """Draw how far each solution of a sweep is from the dense model, over its parameters."""
+    found = [row for row in report.get("search") or () if is_finite(row.get("kl"))]
+    points = sorted((row["parameters"] / 1e6, row["kl"]) for row in found)
+    if len(points) < 2:
+        return ""
+    high = max(kl for _, kl in points)
+    axes = Axes(max(size for size, _ in points) * 1.05, 0.0, high * 1.05, height=260)
+    dots = [f'<circle class="on" cx="{axes.x(x)}" cy="{axes.y(y)}" r="4"/>' for x, y in points]
+    caption = "<p>KL of the cut model's output to the dense one's, in nats a token, over millions of parameters.</p>"
+    return axes.svg("loss over size", axes.line(points, "curve"), *dots) + caption
+
+
 def speed_chart(report: Mapping[str, Any]) -> str:
     """Draw a bar to each model's median speed, and a line from quartile to quartile."""
     models, shown = models_of(report), dict[str, tuple[Any, ...]]()

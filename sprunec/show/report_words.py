@@ -46,6 +46,18 @@ def task_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
     return rows
 
 
+def search_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Make one row of ten words for each limit of each solution that a search has found."""
+    rows = list[tuple[str, ...]]()
+    for found in report.get("search") or ():
+        measured = (number(found.get(key), form) for key, form in (("damage", ".4f"), ("gap", ".2%"), ("absent", "")))
+        more = *measured, number(found.get("kl"), ".4f"), number(found.get("taken")), "yes" if found["chosen"] else "no"
+        for name, limit in found["limits"].items():
+            asked, got = (number(limit[key], ",.6g" if limit[key] % 1 else ",.0f") for key in ("asked", "got"))
+            rows.append((name, asked, got, number(found.get("parameters")), *more))
+    return rows
+
+
 def _score(found: Mapping[str, Any]) -> str:
     error = f" ± {_short(found['stderr'])}" if is_finite(found.get("stderr")) else ""
     return _short(found.get("value")) + error

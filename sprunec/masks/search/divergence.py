@@ -27,11 +27,11 @@ class Divergence:
     """The dense model's output, and how far from it choices lead.
 
     Args:
-        blocks: all of the model's, gated.
-        gates: of its sublayers.
+        blocks: all of the model's, gated, where choices are made in them.
+        gates: of their sublayers.
     """
 
-    def __init__(self, dense: DenseStates, blocks: Sequence[TracedBlock], gates: Gates) -> None:
+    def __init__(self, dense: DenseStates, blocks: Sequence[TracedBlock] = (), gates: Gates | None = None) -> None:
         self._dense, self._blocks, self._gates, self._sums = dense, blocks, gates, list[Tensor]()
 
     def prepare(self, saves: Saves | None, tell: Callable[[int, int], None]) -> None:
@@ -52,13 +52,12 @@ class Divergence:
         way, fronts, left = self._dense.way, self._dense.fronts[number], iter(choices)
         most = max(1, TAILS // max(1, FLOAT * sum(states.numel() for states in fronts)))
         with way.stream.entrance():
-            self._sums = self._sums or log_sums(self._dense)
             while states := [self._behind(number, choice) for choice in islice(left, most)]:
                 for path in way.stream.paths[number + 1 :]:
                     with way.stream.holding_whole(path):
                         for each in states:
                             each[:] = [way.output(path, place, before) for place, before in enumerate(each)]
-                yield from self._divergences(states)
+                yield from self.divergences(states)
 
     def _behind(self, number: int, choice: Made) -> list[Tensor]:
         """Give the states behind a block with a choice in it."""
@@ -72,14 +71,17 @@ class Divergence:
     def _closed(self, number: int, sublayer: str) -> Iterator[None]:
         """Leave a sublayer out meanwhile."""
         device = self._dense.way.stream.device
+        assert self._gates is not None
         self._gates.set(number, sublayer, torch.zeros(1, device=device))
         try:
             yield
         finally:
             self._gates.set(number, sublayer, torch.ones(1, device=device))
 
-    def _divergences(self, changed: list[list[Tensor]]) -> Iterator[float]:
-        """Give the mean divergence for each choice's states (B, N, D) behind the last block, by batch."""
+    @torch.no_grad()
+    def divergences(self, changed: list[list[Tensor]]) -> Iterator[float]:
+        """Give the mean divergence for each changed model's states (B, N, D) behind the last block, by batch."""
+        self._sums = self._sums or log_sums(self._dense)
         masks = [asked.to(self._dense.way.stream.device) for asked in self._dense.asked]
         found = [[_Divergences(sums) for sums in self._sums] for _ in changed]
         for tokens in vocabulary_parts(self._dense):

@@ -36,16 +36,18 @@ class Limit:
     """What a solution may have of one thing.
 
     Attributes:
-        name: what the plan's target calls it.
+        name: what messages call it.
         most: as much as may be.
         base: what no choice changes.
         costs: what each choice adds.
+        unit: how many of what is counted are one of what the name says.
     """
 
     name: str
     most: float
     base: float
     costs: Sequence[float]
+    unit: float = 1
 
     def of(self, taken: Iterable[int]) -> float:
         """Say how much a solution has; exactly, where costs are integers."""
@@ -237,8 +239,11 @@ def _minimised(objective: Sequence[float], rows: Sequence[Row], count: int, pres
 
 
 def limit_words(limit: Limit, least: float) -> str:
-    return f"{limit.name} is {_number(least)} at least, and {_number(limit.most)} is asked for"
+    """Say what is asked for, and what the least possible is."""
+    asked, possible = (counted(value / limit.unit) for value in (limit.most, least))
+    return f"{limit.name}: {asked} asked for, and {possible} is the least possible"
 
 
-def _number(value: float) -> str:
+def counted(value: float) -> str:
+    """Write a number that may be a count."""
     return f"{value:,.0f}" if value == round(value) else f"{value:,.6g}"

@@ -143,7 +143,7 @@ def test_what_cannot_be_says_the_least() -> None:
     given = program(2, ("dim_ff",), share=0.5)
     lowest = min(sum(given.limits[0].costs[n] for n in taken) for taken in every(given)) + given.limits[0].base
     given = replace(given, limits=[replace(given.limits[0], most=lowest - 1)])
-    with pytest.raises(PassError, match=f"parameters is {lowest:,} at least, and {lowest - 1:,} is asked for"):
+    with pytest.raises(PassError, match=f"parameters: {lowest - 1:,} asked for, and {lowest:,} is the least possible"):
         given.finalists(1)
 
 
