@@ -108,3 +108,12 @@ def test_times_of_a_table_are_a_limit(tmp_path: Path) -> None:
     assert report.status == "done" and 0.9 * limit["asked"] < limit["got"] <= limit["asked"]
     with pytest.raises(InputError, match="this table is of length 64, and the target's latency of length 128"):
         run(tmp_path, timed | {"target": {"latency": {"speedup": 1.2, "length": 128}}})
+
+
+def test_times_are_measured_where_no_table_is_given(tmp_path: Path) -> None:
+    search, _ = prepared(tmp_path, "llama")
+    units = {"units": ["kv_group", "dim_ff", "layer"], "grid": {"dim_ff": [28]}, "finalists": 1}
+    report = run(tmp_path, search | units | {"target": {"latency": {"speedup": 1.1, "length": 48}}})
+    limit = report.data["search"][0]["limits"]["milliseconds"]
+    (times,) = (entry["metrics"] for entry in report.data["passes"] if entry["pass"] == "measure-latency")
+    assert report.status == "done" and limit["got"] <= limit["asked"] == pytest.approx(times["milliseconds"] / 1.1)
