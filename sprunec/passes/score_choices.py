@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from sprunec.masks.search.choice_damages import ChoiceDamages
     from sprunec.models.hidden_states import HiddenStates
 
-BEST = {"kv_group": "reconstruction", "head": "reconstruction", "dim_ff": "activation"}  # whose units a choice keeps
+# whose units a choice keeps
+BEST = {"kv_group": "reconstruction", "head": "reconstruction", "dim_head": "activation", "dim_ff": "activation"}
 INSIDE_BLOCKS = ("squares", "products")  # what criteria need that look there, as the refit does
 STAGES = {"fisher": ("dense", "gradients", "choices"), "kl": ("dense", "choices")}
 

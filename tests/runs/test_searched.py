@@ -10,10 +10,12 @@ import pytest
 from jsonschema import validate
 
 from sprunec.errors import InputError, PassError
+from sprunec.families.cpm_ant.config import ModelConfig as OwnConfig
 from sprunec.families.huggingface.transformers_config import TransformersConfig
 from sprunec.plan.schema import load_schema
 from sprunec.plan.search.choices import choices
 from sprunec.show.page import write_html
+from tests.helpers.small_plans import EMIT, MODEL, execute, plan, save_weights
 from tests.runs.test_causal_lms import config_of_small, directory, run
 
 SIZES = {"gpt2": {"n_layer": 3}}
@@ -48,6 +50,19 @@ def test_a_solution_is_within_its_limit_and_exact(name: str, tmp_path: Path) -> 
     assert metrics["measure-finalists"]["parameters"] == small
     finalists = metrics["measure-finalists"]["finalists"]
     assert len(finalists) == 2 and metrics["measure-finalists"]["kl"] == min(each["kl"] for each in finalists)
+
+
+def test_every_kind_of_unit_of_our_own_family(tmp_path: Path) -> None:
+    save_weights(tmp_path / "weights.pt")
+    most = OwnConfig.from_dict(MODEL).parameters() * 4 // 5
+    units = ["head", "dim_head", "dim_ff", "layer", "block"]
+    search = SEARCH | {"units": units, "target": {"parameters": most}, "most_absent": 2, "save_mask": "mask.pt"}
+    report = execute(plan(search, EMIT, model={"config": MODEL, "checkpoint": "weights.pt"}), tmp_path)
+    assert report["status"] == "done" and report["models"]["small"]["parameters"] <= most
+    assert report["comparison"]["max_abs_difference"] <= report["comparison"]["tolerance"]
+    absent = [each["absent"] for entry in report["passes"] for each in entry["metrics"].get("finalists", ())]
+    assert len(absent) == 2 and max(absent) <= 2 and len({bool(count) for count in absent}) == 2
+    assert (tmp_path / "mask.pt").is_file()
 
 
 def test_layers_that_are_alike_open_in_the_stock_class(tmp_path: Path) -> None:
