@@ -138,6 +138,7 @@ def _refit(stream: Streamed, each: Refit, inputs: Inputs, ridge: float | None) -
     held: Any = stream.model.get_submodule(owner)._parameters
     old: Tensor = held[leaf]
     index, weight = torch.tensor(each.kept, device=old.device), each.projection.columns(old)
+    inputs.moment.round()
     if ridge is None:
         ridge = choose_ridge(inputs.moment, inputs.unseen, weight, index, each.gate)
     while inputs.unseen:

@@ -28,7 +28,8 @@ def add_second_moment(total: Tensor, rows: Tensor) -> None:
 class SecondMoment:
     """The mean of x xᵀ over rows, summed in float64 in the memory of one float32 matrix: from the diagonal on.
 
-    Products are in the rows' dtype, some rows at a time; what is summed over all of them is not rounded to it.
+    Products are in the rows' dtype, some rows at a time; what is summed over all of them is not rounded to it. What is
+    taken of it is float64.
 
     Attributes:
         count: rows so far.
@@ -62,19 +63,25 @@ class SecondMoment:
             total.add_((rows[:, strip].T @ rows[:, strip.start :]).to(total.device))
         self.count += len(rows)
 
+    def round(self) -> None:
+        """Round the sums to float32, once, which leaves half of the memory to who solves by them."""
+        for number, total in enumerate(self._sums):
+            self._sums[number] = total.float()
+
     def diagonal(self) -> Tensor:
         """Give the mean squares (C,)."""
-        return torch.cat([total.diagonal() for total in self._sums]) / self.count
+        return torch.cat([total.diagonal() for total in self._sums]).double() / self.count
 
     def within(self, kept: Tensor) -> Tensor:
         """Take what rising features (K,) have with each other: (K, K), on the diagonal and above."""
-        found, first = self._sums[0].new_zeros(len(kept), len(kept)), 0
+        size, first = len(kept), 0
+        found = self._sums[0].new_zeros(size, size, dtype=torch.double)
         for strip, total in zip(self._strips, self._sums, strict=True):
             own = _of(kept, strip)
             rows, columns = own[:, None] - strip.start, kept[first:] - strip.start
-            found[first : first + len(own), first:] = total[rows, columns].div_(self.count)
+            found[first : first + len(own), first:] = total[rows, columns]
             first += len(own)
-        return found
+        return found.div_(self.count)
 
     def between(self, kept: Tensor, gone: Tensor) -> Iterator[Tensor]:
         """Take what rising features (K,) have with others, which rise, too (G,): some of the rows (K, G) at a time."""
@@ -85,7 +92,7 @@ class SecondMoment:
                 for each, earlier in zip(self._strips[:number], self._sums, strict=False)
             ]
             behind = gone[gone >= strip.start] - strip.start
-            yield torch.cat([*before, total[own[:, None] - strip.start, behind]], dim=1).div_(self.count)
+            yield torch.cat([*before, total[own[:, None] - strip.start, behind]], dim=1).double().div_(self.count)
 
 
 def _of(features: Tensor, strip: slice) -> Tensor:

@@ -44,6 +44,13 @@ def test_parts_of_a_moment_are_those_of_the_mean_over_all_rows(width: int) -> No
     assert torch.allclose(moment.diagonal(), whole.diagonal(), rtol=0, atol=1e-12)
     assert torch.allclose(moment.within(kept).triu(), whole[kept][:, kept].triu(), rtol=0, atol=1e-12)
     assert torch.allclose(torch.cat([*moment.between(kept, gone)]), whole[kept][:, gone], rtol=0, atol=1e-12)
+    moment.round()
+    moment.add(rows)
+    assert (
+        moment.diagonal().dtype == moment.within(kept).dtype == next(moment.between(kept, gone)).dtype == torch.double
+    )
+    assert torch.allclose(moment.diagonal(), whole.diagonal(), atol=1e-6)
+    assert torch.allclose(moment.within(kept).triu(), whole[kept][:, kept].triu(), atol=1e-6)
 
 
 def test_a_moment_of_float32_rows_is_summed_in_float64() -> None:
