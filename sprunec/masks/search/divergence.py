@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -52,7 +53,7 @@ class Divergence:
         way, fronts, left = self._dense.way, self._dense.fronts[number], iter(choices)
         most = max(1, TAILS // max(1, FLOAT * sum(states.numel() for states in fronts)))
         with way.stream.entrance():
-            while states := [self._behind(number, choice) for choice in islice(left, most)]:
+            while states := list(map(partial(self._behind, number), islice(left, most))):
                 for path in way.stream.paths[number + 1 :]:
                     with way.stream.holding_whole(path):
                         for each in states:

@@ -12,7 +12,7 @@ Letters in shapes: S samples, B rows, N positions, n positions in use of a batch
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from torch import Tensor
 from sprunec.data.batches import in_use
 from sprunec.engines.checkpoints import Saves
 from sprunec.masks.calibration import rows_in_use
-from sprunec.masks.search.changes import Made, by_position, seeing
+from sprunec.masks.search.changes import Change, Made, by_position, seeing
 from sprunec.masks.search.dense_states import DenseStates
 from sprunec.masks.search.sampled import sampled_gradients
 from sprunec.models.hidden_states import HiddenStates
@@ -143,12 +143,17 @@ class Fisher:
         known: dict[str, tuple[Tensor, Tensor]] = {}
         for choice in choices:
             if isinstance(choice, str):
-                yield self._absent[number, choice]
-                continue
-            known = known or self._known(number)
-            pairs = ((*known[each.projection.tensor], each.difference) for each in choice)
-            effect = [((rows @ difference.T) * gradients).sum(-1) for rows, gradients, difference in pairs]
-            yield self._mean(float(torch.stack(effect).sum(0).double().square().sum()))
+                damage = self._absent[number, choice]
+            else:
+                known = known or self._known(number)
+                damage = self._of_changes(known, choice)
+            del choice  # whose weights must not wait for the next one's
+            yield damage
+
+    def _of_changes(self, known: Mapping[str, tuple[Tensor, Tensor]], changes: Sequence[Change]) -> float:
+        pairs = ((*known[each.projection.tensor], each.difference) for each in changes)
+        effects = [((rows @ difference.T) * gradients).sum(-1) for rows, gradients, difference in pairs]
+        return self._mean(float(torch.stack(effects).sum(0).double().square().sum()))
 
     def _known(self, number: int) -> dict[str, tuple[Tensor, Tensor]]:
         """Give, by projection, what goes into it (T, C), and the gradients behind it (S, T, O), of all batches."""
