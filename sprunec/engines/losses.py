@@ -9,12 +9,14 @@ Letters in shapes: B rows, N positions of each, P = B N, D width, V tokens of th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from sprunec.data.batches import IGNORED, Batch, places_of
 from sprunec.families.module_lists import blocks
@@ -87,21 +89,22 @@ class _Chunked(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         sums = states.new_zeros(len(terms), dtype=torch.float32)
         learning = [weight for weight in head if weight.requires_grad]
-        ctx.scale, ctx.states, ctx.head = scale, torch.zeros_like(states), dict.fromkeys(learning)
+        gradients = _Gradients(learning)
+        ctx.scale, ctx.states = scale, torch.zeros_like(states)
         step = max(1, LOGITS // project(states[:1]).size(-1))
         for some in places.split(step) if len(places) else ():
             with torch.enable_grad():
                 chunk = states.detach()[some].requires_grad_()
-                logits = project(chunk)
+                with gradients:
+                    logits = project(chunk)
                 each = torch.stack([term(logits, some) for term in terms])
                 found = torch.autograd.grad(each.sum() * scale, [chunk, *learning], allow_unused=True)
             sums += each.detach()
             ctx.states[some] = found[0]
             for weight, gradient in zip(learning, found[1:], strict=True):
                 if gradient is not None:
-                    before = ctx.head[weight]
-                    ctx.head[weight] = gradient if before is None else before.add_(gradient)
-        ctx.head = [ctx.head.get(weight) for weight in head]
+                    gradients.of(weight).add_(gradient)
+        ctx.head = [gradients.found.get(weight) for weight in head]
         ctx.mark_non_differentiable(sums)
         return sums.sum(), sums
 
@@ -110,3 +113,67 @@ class _Chunked(torch.autograd.Function):
         factor = total / ctx.scale
         found = [gradient if gradient is None else gradient.mul_(factor) for gradient in (ctx.states, *ctx.head)]
         return None, None, None, None, *found
+
+
+class _Gradients(TorchFunctionMode):
+    """Adds up what chunks give weights, inside it those of linear layers in place.
+
+    Autograd would make a gradient of the whole head for every chunk, and add it then: of a small chunk, that is as much
+    work as the products.
+
+    Attributes:
+        found: the sums so far, by weight.
+    """
+
+    def __init__(self, weights: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.found, self._weights, self._cast = dict[Tensor, Tensor](), set(weights), dict[Tensor, Tensor]()
+
+    def of(self, weight: Tensor) -> Tensor:
+        if weight not in self.found:
+            self.found[weight] = torch.zeros_like(weight)
+        return self.found[weight]
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = dict(zip(("input", "weight", "bias"), args, strict=False)) | (kwargs or {})
+        if func is not F.linear or given["weight"] not in self._weights:
+            return func(*args, **(kwargs or {}))
+        weight, bias = given["weight"], given.get("bias")
+        if weight not in self._cast:
+            self._cast[weight] = weight.detach().to(_autocast(weight))
+        cast, add = self._cast[weight], partial(self._add, weight)
+        rows, bias = given["input"].to(cast.dtype), None if bias is None else bias.to(cast.dtype)
+        return _Linear.apply(rows, cast, bias, add)  # type: ignore[no-untyped-call]
+
+    def _add(self, weight: Tensor, gradient: Tensor, rows: Tensor) -> None:
+        """Add the gradient of a weight (O, C), by those of outputs (m, O) and its inputs (m, C)."""
+        total = self.of(weight)
+        if total.dtype == gradient.dtype:
+            total.addmm_(gradient.T, rows)
+        else:
+            total.add_(gradient.T @ rows)
+
+
+class _Linear(torch.autograd.Function):
+    """A linear layer that hands what the gradient of its weight is made of to `add`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None, add: Callable[[Tensor, Tensor], None]
+    ) -> Tensor:
+        ctx.save_for_backward(rows, weight)
+        ctx.add = add
+        return F.linear(rows, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        rows, weight = ctx.saved_tensors
+        each = gradient.flatten(0, -2)
+        ctx.add(each, rows.flatten(0, -2))
+        return gradient @ weight, None, each.sum(0) if ctx.needs_input_grad[2] else None, None
+
+
+def _autocast(weight: Tensor) -> torch.dtype:
+    """Say in what type linear layers work now."""
+    kind = weight.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype

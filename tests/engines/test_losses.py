@@ -122,6 +122,39 @@ def test_a_batch_without_targets_has_no_loss() -> None:
     assert all(float(gradient.abs().max()) == 0.0 for gradient in gradients(model, loss).values())
 
 
+def test_a_head_with_a_bias_learns_both(chunk: int) -> None:
+    model, data = MODELS["Llama"]()
+    model.lm_head.bias = nn.Parameter(torch.randn(VOCABULARY, generator=torch.Generator().manual_seed(0)))
+    wants = gradients(model, at_once(model, data))
+    finds = gradients(model, language_model_loss(model, data))
+    for key in ("lm_head.bias", "lm_head.weight", "model.norm.weight"):
+        assert float((finds[key] - wants[key]).abs().max()) < 1e-5 * float(wants[key].abs().max()), key
+
+
+class Made(TorchDispatchMode):
+    """Counts tensors of a size that operations have made, none of them in place."""
+
+    def __init__(self, shape: torch.Size) -> None:
+        super().__init__()
+        self.shape, self.count = shape, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        if isinstance(found, Tensor) and found.shape == self.shape and not func._schema.is_mutable:
+            self.count += not func.is_view
+        return found
+
+
+@pytest.mark.parametrize("name", [*MODELS])
+def test_gradients_of_the_head_are_added_up_in_place(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, data = MODELS[name]()
+    monkeypatch.setattr(chunked, "LOGITS", VOCABULARY)  # a chunk is a position
+    shape = max((p.shape for p in model.parameters() if p.size(0) == VOCABULARY), key=len)
+    with Made(shape) as made:
+        language_model_loss(model, data)
+    assert made.count == 1 < data.target_count
+
+
 class Largest(TorchDispatchMode):
     """Notes the size of the largest tensor that is made meanwhile."""
 
