@@ -3,8 +3,8 @@
     python benchmarks/step_memory.py [--layers 4 30] [--rounds 5] [--threads 2] [--publish]
 
 A Llama of SmolLM2-135M's widths (D 576, F 1,536, 9 heads in 3 groups, tied) with its vocabulary of 49,152, untrained;
-2,048 positions, AdamW, float32. A step's peak is what a process of its own has then (VmHWM, from the kernel), less
-torch's import; the steps of the two take turns in one process, and medians are compared.
+2,048 positions, AdamW, float32, the heap as runs have it. A step's peak is what a process of its own has then (VmHWM,
+from the kernel), less what the libraries take; the steps of the two take turns in one process, and medians are compared.
 """
 
 from __future__ import annotations
@@ -30,10 +30,12 @@ from sprunec.data.batches import IGNORED, Batch
 from sprunec.engines.losses import language_model_loss
 from sprunec.families.huggingface.transformers_config import TransformersConfig
 from sprunec.families.model_directory import fill
+from sprunec.heap import share_heap
 from sprunec.models.meta_models import empty_model
 
-PAGE, FIGURES = Path(__file__).parents[1] / "docs/benchmarks.md", Path(__file__).with_suffix(".json")
-WIDTHS, TOKENS, ROWS, LENGTH = (576, 9, 3, 1536), 49_152, 4, 512
+RESULTS, PAGE = Path(__file__).with_suffix(".json"), Path(__file__).parents[1] / "docs/benchmarks.md"
+MARKS = "<!-- step-memory -->\n", "<!-- /step-memory -->"
+WIDTHS, TOKENS, ROWS, LENGTH = (576, 9, 3, 1536), 49_152, 8, 256
 
 
 def plain(model: Any, batch: Batch) -> Tensor:
@@ -42,6 +44,7 @@ def plain(model: Any, batch: Batch) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORED, reduction="sum")
 
 
+WORDS = {"plain": "all at once", "chunks": "in chunks"}
 WAYS: dict[str, Callable[[Any, Batch], Tensor]] = {"plain": plain, "chunks": language_model_loss}
 
 
@@ -51,10 +54,13 @@ def write(folder: Path, layers: int) -> None:
     write_llama(folder, REST | sizes | {"vocab_size": TOKENS, "head_dim": 64, "tie_word_embeddings": True})
 
 
+def config_of(folder: Path) -> TransformersConfig:
+    return TransformersConfig.from_source(json.loads((folder / "config.json").read_text()))
+
+
 def steps(folder: Path) -> Callable[[str], float]:
     """Make a model and its optimizer; a function makes one step, and tells its seconds."""
-    config = TransformersConfig.from_source(json.loads((folder / "config.json").read_text()))
-    model, tensors = empty_model(config), open_tensors(folder)
+    model, tensors = empty_model(config_of(folder)), open_tensors(folder)
     fill(model, {name: tensors.copy(name).float() for name in tensors}, folder)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
     ids = torch.randint(0, TOKENS, (ROWS, LENGTH + 1), generator=torch.Generator().manual_seed(0))
@@ -78,6 +84,7 @@ def memory(field: str) -> int:
 
 def one(folder: Path, way: str) -> None:
     """Print what this process takes: at the peak, and between steps."""
+    empty_model(config_of(folder))  # imports what there is to import
     before, step = memory("VmRSS"), steps(folder)
     step(way)
     between = memory("VmRSS") - before
@@ -101,16 +108,24 @@ def figures(layers: int, rounds: int) -> dict[str, Any]:
 
 def table(found: dict[str, Any]) -> str:
     lines = [
-        "| layers | peak, plain | in chunks | | a step, plain | in chunks | |",
-        "|---:|---:|---:|---:|---:|---:|---:|",
+        "| layers | logits | peak | of it the step's | | a step | |",
+        "|---:|---|---:|---:|---:|---:|---:|",
     ]
-    for layers, both in found["layers"].items():
-        plain, chunks = both["plain"], both["chunks"]
-        ratios = (f"{chunks[key] / plain[key]:.2f}x" for key in ("peak", "seconds"))
-        cells = [f"{way['peak'] / 1e9:.2f} GB" for way in (plain, chunks)] + [next(ratios)]
-        cells += [f"{way['seconds']:.2f} s" for way in (plain, chunks)] + [next(ratios)]
-        lines.append(f"| {layers} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    for layers, ways in found["layers"].items():
+        plain = ways["plain"]
+        for way, took in ways.items():
+            own, whole = took["peak"] - took["between"], plain["peak"] - plain["between"]
+            sizes = f"{took['peak'] / 1e9:.2f} GB | {own / 1e9:.2f} GB | {own / whole:.2f}x"
+            seconds = f"{took['seconds']:.2f} s | {took['seconds'] / plain['seconds']:.2f}x"
+            lines.append(f"| {layers} | {WORDS[way]} | {sizes} | {seconds} |")
+    told = f"{found['threads']} threads, medians of {found['rounds']} rounds; torch {found['torch']}."
+    return "\n".join([*lines, "", told, ""])
+
+
+def page(found: dict[str, Any]) -> str:
+    """Put the table into the page."""
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(MARKS[0])
+    return before + MARKS[0] + table(found) + MARKS[1] + rest.partition(MARKS[1])[2]
 
 
 def main() -> None:
@@ -122,14 +137,16 @@ def main() -> None:
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    share_heap()
     if options.one:
         one(Path(options.one[0]), options.one[1])
         return
-    found = {"threads": options.threads, "torch": torch.__version__, "layers": {}}
+    found = {"threads": options.threads, "rounds": options.rounds, "torch": torch.__version__, "layers": {}}
     found["layers"] = {str(layers): figures(layers, options.rounds) for layers in options.layers}
     print(table(found))
     if options.publish:
-        FIGURES.write_text(json.dumps(found, indent=1) + "\n")
+        RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+        PAGE.write_text(page(found), encoding="utf-8")
 
 
 if __name__ == "__main__":

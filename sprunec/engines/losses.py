@@ -22,6 +22,8 @@ from sprunec.data.batches import IGNORED, Batch, places_of
 from sprunec.families.module_lists import blocks
 from sprunec.plan.scale import LOGITS
 
+CHUNK = {"cpu": 2**22}  # logits at a time, of which most stay in its caches; elsewhere `LOGITS`
+
 Term = Callable[[Tensor, Tensor], Tensor]  # logits (m, V) and their places (m,) among all P -> a loss, summed over them
 
 
@@ -91,7 +93,7 @@ class _Chunked(torch.autograd.Function):
         learning = [weight for weight in head if weight.requires_grad]
         gradients = _Gradients(learning)
         ctx.scale, ctx.states = scale, torch.zeros_like(states)
-        step = max(1, LOGITS // project(states[:1]).size(-1))
+        step = max(1, CHUNK.get(states.device.type, LOGITS) // project(states[:1]).size(-1))
         for some in places.split(step) if len(places) else ():
             with torch.enable_grad():
                 chunk = states.detach()[some].requires_grad_()

@@ -256,3 +256,24 @@ def test_a_teacher_in_its_files_takes_the_memory_of_two_blocks(tmp_path: Path) -
     print({keep: f"{value / 1e6:.0f} of {said[keep] / 1e6:.0f} MB" for keep, value in taken.items()})
     assert size > 3.8e8
     assert max(taken["disk"], taken["cached"]) < taken["memory"] - 0.6 * size
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the limit is another")
+def test_a_teacher_larger_than_memory_teaches(tmp_path: Path) -> None:
+    """Its 24 blocks have 1.2 GB, and a process may have 0.6 of that."""
+    directory(tmp_path, "qwen3")
+    sizes = {"hidden_size": 1024, "intermediate_size": 3584, "num_hidden_layers": 24, "head_dim": 64}
+    size = sum(path.stat().st_size for path in teacher(tmp_path, **sizes).glob("*.safetensors"))
+    limit = f"import resource; resource.setrlimit(resource.RLIMIT_DATA, 2 * ({int(0.6 * size)},))"
+    cases: dict[str, dict[str, Any]] = {"memory": {}, "disk": {}, "cached": {"teacher_cache": {"top_k": 8}}}
+    codes, said = {}, {}
+    for keep, more in cases.items():
+        engine = {"teacher_weights": "memory" if keep == "memory" else "disk"}
+        plan = planned(tmp_path, {"logits": 0.5, "teacher": "teacher"} | more, engine=engine)
+        command = [sys.executable, "-c", f"{limit}\n{PEAKS}", str(plan), str(tmp_path / keep)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+        codes[keep], said[keep] = done.returncode, done.stderr[-1000:]
+    assert size > 1.1e9
+    assert codes == {"memory": 1, "disk": 0, "cached": 0}, said
+    assert "memory" in said["memory"]
