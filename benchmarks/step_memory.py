@@ -4,7 +4,7 @@
 
 A Llama of SmolLM2-135M's widths (D 576, F 1,536, 9 heads in 3 groups, tied) with its vocabulary of 49,152, untrained;
 2,048 positions, AdamW, float32, the heap as runs have it. A step's peak is what a process of its own has then (VmHWM,
-from the kernel), less what the libraries take; the steps of the two take turns in one process, and medians are compared.
+from the kernel), less what the libraries take; the steps of the two take turns in one process, and medians count.
 """
 
 from __future__ import annotations
