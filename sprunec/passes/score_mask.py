@@ -76,7 +76,7 @@ def run(job: Job[ScoreOptions]) -> dict[str, Any]:
 
 SCORE_MASK = Pass(
     "score-mask",
-    3,
+    4,
     ScoreOptions,
     ("model",),
     "scores",

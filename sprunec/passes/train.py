@@ -230,7 +230,7 @@ def _open_teacher(job: Job[TrainOptions], engine: TorchEngine) -> tuple[Teacher 
 
 
 INPUTS, TEACHER = ("model", "data"), ("teacher", "teacher_cache")
-TRAIN = Pass("train", 4, TrainOptions, INPUTS, "model", TEACHER, lower, needs=needs, trains=True)
+TRAIN = Pass("train", 5, TrainOptions, INPUTS, "model", TEACHER, lower, needs=needs, trains=True)
 FINETUNE = Pass(
-    "finetune", 4, TrainOptions, INPUTS, "model", TEACHER, lower, needs=needs, trains=True, needs_trained=True
+    "finetune", 5, TrainOptions, INPUTS, "model", TEACHER, lower, needs=needs, trains=True, needs_trained=True
 )

@@ -73,7 +73,7 @@ def run(job: Job[GateOptions]) -> dict[str, Any]:
 
 TRAIN_MASK = Pass(
     "train-mask",
-    7,
+    8,
     GateOptions,
     INPUTS,
     "gated",
