@@ -22,7 +22,8 @@ from sprunec.data.batches import IGNORED, Batch, places_of
 from sprunec.families.module_lists import blocks
 from sprunec.plan.scale import LOGITS
 
-CHUNK = {"cpu": 2**22}  # logits at a time, of which most stay in its caches; elsewhere `LOGITS`
+CHUNK = {"cpu": 2**25}  # logits at a time, whose products are as fast as those of all of them; elsewhere `LOGITS`
+PART = 2**20  # of them, what is gone through together
 
 Term = Callable[[Tensor, Tensor], Tensor]  # logits (m, V) and their places (m,) among all P -> a loss, summed over them
 
@@ -32,7 +33,8 @@ def cross_entropy(batch: Batch, factor: float = 1.0) -> Term:
     targets = batch.targets.flatten()
 
     def term(logits: Tensor, places: Tensor) -> Tensor:
-        return factor * F.cross_entropy(logits.float(), targets[places], ignore_index=IGNORED, reduction="sum")
+        loss: Tensor = _CrossEntropy.apply(logits, targets[places], factor)  # type: ignore[no-untyped-call]
+        return loss
 
     return term
 
@@ -105,7 +107,7 @@ class _Chunked(torch.autograd.Function):
             ctx.states[some] = found[0]
             for weight, gradient in zip(learning, found[1:], strict=True):
                 if gradient is not None:
-                    gradients.of(weight).add_(gradient)
+                    gradients.add(weight, gradient)
         ctx.head = [gradients.found.get(weight) for weight in head]
         ctx.mark_non_differentiable(sums)
         return sums.sum(), sums
@@ -115,6 +117,37 @@ class _Chunked(torch.autograd.Function):
         factor = total / ctx.scale
         found = [gradient if gradient is None else gradient.mul_(factor) for gradient in (ctx.states, *ctx.head)]
         return None, None, None, None, *found
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """Torch's own, summed, some rows of logits at a time: nothing as large as these is made but their gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, factor: float) -> Tensor:
+        sums = torch.cat([some.float().logsumexp(1) for some in logits.split(_rows(logits))])
+        share = factor * (targets != IGNORED).float()
+        targets = targets.clamp(min=0)[:, None]
+        ctx.save_for_backward(logits, targets, sums, share)
+        return (share * (sums - logits.gather(1, targets)[:, 0].float())).sum()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        logits, targets, sums, share = ctx.saved_tensors
+        found, each = torch.empty_like(logits), (gradient * share)[:, None]
+        single = found if found.dtype == torch.float32 else found[: _rows(logits)].float()
+        for start in range(0, len(logits), _rows(logits)):
+            some = slice(start, start + _rows(logits))
+            chances = found[some] if single is found else single[: len(found[some])]
+            torch.sub(logits[some], sums[some, None], out=chances).exp_()
+            chances.scatter_add_(1, targets[some], chances.new_full((len(chances), 1), -1.0)).mul_(each[some])
+            if single is not found:
+                found[some] = chances
+        return found, None, None
+
+
+def _rows(logits: Tensor) -> int:
+    """Say how many rows are worked on at a time."""
+    return max(1, PART // logits.size(1))
 
 
 class _Gradients(TorchFunctionMode):
@@ -131,10 +164,11 @@ class _Gradients(TorchFunctionMode):
         super().__init__()
         self.found, self._weights, self._cast = dict[Tensor, Tensor](), set(weights), dict[Tensor, Tensor]()
 
-    def of(self, weight: Tensor) -> Tensor:
-        if weight not in self.found:
-            self.found[weight] = torch.zeros_like(weight)
-        return self.found[weight]
+    def add(self, weight: Tensor, gradient: Tensor) -> None:
+        if weight in self.found:
+            self.found[weight].add_(gradient)
+        else:
+            self.found[weight] = gradient.to(weight.dtype)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = dict(zip(("input", "weight", "bias"), args, strict=False)) | (kwargs or {})
@@ -149,11 +183,10 @@ class _Gradients(TorchFunctionMode):
 
     def _add(self, weight: Tensor, gradient: Tensor, rows: Tensor) -> None:
         """Add the gradient of a weight (O, C), by those of outputs (m, O) and its inputs (m, C)."""
-        total = self.of(weight)
-        if total.dtype == gradient.dtype:
-            total.addmm_(gradient.T, rows)
+        if weight in self.found and weight.dtype == gradient.dtype:
+            self.found[weight].addmm_(gradient.T, rows)
         else:
-            total.add_(gradient.T @ rows)
+            self.add(weight, gradient.T @ rows)
 
 
 class _Linear(torch.autograd.Function):

@@ -30,6 +30,24 @@ def test_the_tables_are_what_was_measured(recovery: ModuleType) -> None:
     assert max(small.values()) <= 0.82 * results["dense"]["parameters"]
 
 
+def test_what_is_said_of_docstrings_was_measured(recovery: ModuleType) -> None:
+    import recovery_tables
+
+    ways = json.loads((ROOT / "benchmarks/recovery.json").read_text())["ways"]
+
+    def less(one: str, other: str) -> float:
+        """How many standard errors lower."""
+        found = recovery_tables.difference(ways[one]["losses"], ways[other]["losses"], "docstrings").split(" ± ")
+        return -float(found[0]) / float(found[1])
+
+    for cut in ("scores", "gates, 5%", "gates, 30%"):
+        assert less(f"{cut}: distilled", f"{cut}: tuned") > 3
+    assert less("scores: LoRA", "scores: tuned") > 3
+    assert less("scores: distilled", "gates, 5%: distilled") > 3 < less("gates, 5%: distilled", "gates, 30%: distilled")
+    assert less("dims by scores: distilled", "dims by torch-pruning: distilled") > 3
+    assert sum(way["seconds"] for way in ways.values()) < 3600
+
+
 def test_differences_are_paired(recovery: ModuleType) -> None:
     import recovery_tables
 

@@ -185,7 +185,7 @@ class TransformersModel(nn.Module):
         with self._without_blocks(see, hidden.dtype) as whole, in_front:
             in_front.enter_context(values_unread())
             logits: Tensor = whole(inputs_embeds=nothing, use_cache=False).logits
-        return logits if rows is hidden else logits[:, 0]
+        return logits if rows is hidden else logits.squeeze(1)
 
     def train(self, mode: bool = True) -> Self:
         """Stay as it was traced: what a class does in training alone draws noise, which no seed and step decide."""
