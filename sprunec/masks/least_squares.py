@@ -49,7 +49,7 @@ def removal_errors(moment: Tensor, weight: Tensor, features: Tensor) -> Tensor:
         PassError: the moment is not finite.
     """
     place = "cpu" if moment.device.type == "mps" else moment.device  # its solvers are few
-    factor = _factor(lambda: moment.to(place, copy=True), DAMP * _mean(moment))
+    factor = _factor(lambda: moment.to(place, copy=True), DAMP * mean_square(moment))
     inverse: Tensor = torch.cholesky_inverse(factor, out=factor).mT
     rows = inverse.new_empty(weight.T.shape).copy_(weight.T)
     order, costs = (_by_blocks if features.size(1) == 1 else _one_by_one)(inverse, rows, features.to(inverse.device))
@@ -186,7 +186,7 @@ def refit(moment: SecondMoment, weight: Tensor, kept: Tensor, gate: Tensor | Non
     """
     kept = kept.to(moment.device)
     gone = torch.ones(moment.width, dtype=torch.bool, device=kept.device).index_fill_(0, kept, False).nonzero()[:, 0]
-    factor = _factor(lambda: moment.within(kept), ridge * _mean(moment))
+    factor = _factor(lambda: moment.within(kept), ridge * mean_square(moment))
     found = weight.new_empty(len(weight), len(kept))
 
     def fit(some: slice) -> None:
@@ -238,7 +238,7 @@ def choose_ridge(
     return RIDGES[place]
 
 
-def _mean(moment: Tensor | SecondMoment) -> float:
+def mean_square(moment: Tensor | SecondMoment) -> float:
     """Give the mean of the diagonal; raises PassError where it is not finite."""
     mean = float(moment.diagonal().double().mean())
     if not math.isfinite(mean):

@@ -94,9 +94,28 @@ class SecondMoment:
             behind = gone[gone >= strip.start] - strip.start
             yield torch.cat([*before, total[own[:, None] - strip.start, behind]], dim=1).double().div_(self.count)
 
+    def ordered(self, order: Tensor) -> Iterator[Tensor]:
+        """Take it with its features in another order (C,): strips of rows, each from its diagonal on."""
+        for place in self._strips:
+            rows, columns = order[place], order[place.start :]
+            found = self._sums[0].new_empty(len(rows), len(columns), dtype=torch.double)
+            for strip, total in zip(self._strips, self._sums, strict=True):
+                own, behind = _at(rows, strip), (columns >= strip.start).nonzero()[:, 0]
+                found[own[:, None], behind] = total[rows[own] - strip.start][:, columns[behind] - strip.start].double()
+                own, behind = _at(columns, strip), (rows >= strip.stop).nonzero()[:, 0]
+                below = total[columns[own] - strip.start][:, rows[behind] - strip.start]
+                found[behind[:, None], own] = below.T.double()
+            yield found.div_(self.count)
+
+
+def _at(features: Tensor, strip: slice) -> Tensor:
+    """Give the places of those features that are in a strip."""
+    found: Tensor = ((features >= strip.start) & (features < strip.stop)).nonzero()[:, 0]
+    return found
+
 
 def _of(features: Tensor, strip: slice) -> Tensor:
-    return features[(features >= strip.start) & (features < strip.stop)]
+    return features[_at(features, strip)]
 
 
 def mirror(total: Tensor) -> None:

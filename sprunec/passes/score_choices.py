@@ -17,7 +17,7 @@ from sprunec.graph.graph import Node
 from sprunec.graph.needs import Needs
 from sprunec.graph.options import CalibrationOptions
 from sprunec.passes.job import Job, O
-from sprunec.plan.declared import CRITERIA, Pass, PassSpec
+from sprunec.plan.declared import CRITERIA, Criterion, Pass, PassSpec
 from sprunec.plan.scale import KEPT_INSIDE
 from sprunec.plan.search.choices import choices
 from sprunec.units import INSIDE, SUBLAYERS, gate_units
@@ -71,8 +71,14 @@ def needs(build: Builder, node: Node) -> Needs:
     changing = [choice for choice in listed if not choice.is_dense(model.config)]
     measured = Text(options.damage_batches * options.batch_size, options.max_length)
     samples = options.samples if options.damage == "fisher" else 0
-    how = Measuring(Text(options.sequences, options.max_length), measured, changing, options.units, samples)
+    products = [unit for unit, each in _criteria(options).items() if each.needs == "products"]
+    how = Measuring(Text(options.sequences, options.max_length), measured, changing, options.units, products, samples)
     return choices_measured(model, how, build.keep)
+
+
+def _criteria(options: ChoiceOptions) -> dict[str, Criterion]:
+    """By kind of unit that is cut, whose best ones a choice keeps."""
+    return {unit: CRITERIA[options.criterion or BEST[unit]] for unit in options.units if unit in INSIDE}
 
 
 def run(job: Job[ChoiceOptions]) -> dict[str, Any]:
@@ -81,7 +87,7 @@ def run(job: Job[ChoiceOptions]) -> dict[str, Any]:
 
     options, config = job.options, job.config()
     listed = choices(config, options.units, options.grid, options.multiple_of)
-    criteria = {unit: CRITERIA[options.criterion or BEST[unit]] for unit in options.units if unit in INSIDE}
+    criteria = _criteria(options)
     early = {each.name: [unit for unit in criteria if criteria[unit] == each] for each in criteria.values()}
     early = {name: units for name, units in early.items() if CRITERIA[name].needs not in INSIDE_BLOCKS}
     scores = {key: value for name, units in early.items() for key, value in job.scores(CRITERIA[name], units).items()}
@@ -165,7 +171,7 @@ def _kept(job: Job[ChoiceOptions], name: str, count: int) -> list[HiddenStates]:
 
 SCORE_CHOICES = Pass(
     "score-choices",
-    1,
+    2,
     ChoiceOptions,
     ("model", "data"),
     "damages",

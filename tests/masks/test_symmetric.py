@@ -44,6 +44,9 @@ def test_parts_of_a_moment_are_those_of_the_mean_over_all_rows(width: int) -> No
     assert torch.allclose(moment.diagonal(), whole.diagonal(), rtol=0, atol=1e-12)
     assert torch.allclose(moment.within(kept).triu(), whole[kept][:, kept].triu(), rtol=0, atol=1e-12)
     assert torch.allclose(torch.cat([*moment.between(kept, gone)]), whole[kept][:, gone], rtol=0, atol=1e-12)
+    order = torch.randperm(width, generator=torch.Generator().manual_seed(1))
+    for place, strip in zip(strips(width), moment.ordered(order), strict=True):
+        assert torch.allclose(strip, whole[order[place]][:, order[place.start :]], rtol=0, atol=1e-12)
     moment.round()
     moment.add(rows)
     assert (

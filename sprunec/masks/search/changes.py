@@ -2,22 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
 
 from sprunec.data.batches import in_use
-from sprunec.masks.calibration import BlockStatistics, held_weight
-from sprunec.masks.least_squares import refit
+from sprunec.masks.calibration import held_weight
 from sprunec.masks.refitting import Refit
-from sprunec.models.block_by_block import BlockByBlock
+from sprunec.masks.search.ordered_factor import OrderedFactor
+from sprunec.models.block_by_block import BlockByBlock, Enough
 from sprunec.rewrite.projections import Projection
 from sprunec.rewrite.taps import tap
 from sprunec.rewrite.trace import TracedBlock
+
+
+@dataclass(frozen=True)
+class Nested:
+    """Choices of a sublayer, each of which keeps all that those before it do.
+
+    Attributes:
+        factors: by projection, of its inputs with those in front that the first choices keep.
+        counts: for each choice, how many inputs it keeps of each projection.
+    """
+
+    factors: Sequence[tuple[Projection, OrderedFactor]]
+    counts: Sequence[Sequence[int]]
+
+    def changes(self, model: nn.Module, number: int) -> list[Change]:
+        """Make one of them in its block, which has its weights."""
+        found = []
+        for (projection, factor), count in zip(self.factors, self.counts[number], strict=True):
+            old = held_weight(model, projection.block, projection)
+            new = torch.empty_like(old)
+            projection.columns(new).copy_(factor.refit(projection.columns(old), count))
+            found.append(Change(projection, old, new))
+        return found
 
 
 @dataclass(frozen=True)
@@ -28,29 +51,23 @@ class Change:
     old: Tensor
     new: Tensor
 
-    @property
-    def difference(self) -> Tensor:
-        """(outputs, features)."""
-        return self.projection.columns(self.new - self.old)
+
+Made = Nested | str  # what choices are made of: other weights, or the name of what is absent
 
 
-Made = Sequence[Change] | str  # what a choice is made of: other weights, or the name of what is absent
-
-
-def change(model: nn.Module, statistics: BlockStatistics, each: Refit, ridge: float) -> Change:
-    """Refit what a choice leaves of a projection, whose block has its weights, toward what the weights were.
+def ordered(choices: Sequence[Sequence[Refit]]) -> list[tuple[Projection, Tensor]]:
+    """Give the inputs of each projection in the order in which they are kept longest.
 
     Args:
-        statistics: with a `SecondMoment` of what goes into each projection.
+        choices: nested, those that keep least first: of each what there is to refit.
     """
-    moment: Any = next(
-        found for projection, _, found in statistics.inputs if projection.tensor == each.projection.tensor
-    )
-    old = held_weight(model, each.projection.block, each.projection)
-    new, kept = torch.zeros_like(old), torch.tensor(each.kept, device=old.device)
-    fitted = refit(moment, each.projection.columns(old), kept, ridge=ridge)
-    each.projection.columns(new)[:, kept] = fitted
-    return Change(each.projection, old, new)
+    found = []
+    for some in zip(*choices, strict=True):
+        projection, width = some[0].projection, len(some[0].gate)
+        order = list(dict.fromkeys(chain(*(each.kept for each in some), range(width))))
+        assert all(set(each.kept) == set(order[: len(each.kept)]) for each in some)
+        found.append((projection, torch.tensor(order)))
+    return found
 
 
 @contextmanager
@@ -69,13 +86,19 @@ def changed(model: nn.Module, block: TracedBlock, changes: Sequence[Change]) -> 
 
 
 @contextmanager
-def seeing(holder: nn.Module, nodes: Collection[str]) -> Iterator[Mapping[str, Tensor]]:
-    """See what nodes of a block gave when it ran last, by their names; meanwhile."""
+def seeing(holder: nn.Module, nodes: Collection[str], *, only: bool = False) -> Iterator[dict[str, Tensor]]:
+    """See what nodes of a block gave when it ran last, by their names; meanwhile.
+
+    Args:
+        only: whether it runs no further than to the last of these.
+    """
     found = dict[str, Tensor]()
 
     def see(node: str) -> object:
         def hook(module: nn.Module, given: object, result: Tensor) -> None:
             found[node] = result
+            if only and len(found) == len(nodes):
+                raise Enough
 
         return tap(holder, node).register_forward_hook(hook)  # type: ignore[arg-type]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any, Protocol
 
 import torch
@@ -14,12 +15,13 @@ from sprunec.errors import PassError
 from sprunec.families.base_config import ModelConfig, everything
 from sprunec.masks.calibration import BlockStatistics, Statistic, block_statistics
 from sprunec.masks.refitting import refits
-from sprunec.masks.search.changes import Made, change
+from sprunec.masks.search.changes import Made, Nested, ordered
 from sprunec.masks.search.members import left_by
+from sprunec.masks.search.ordered_factor import OrderedFactor
 from sprunec.masks.symmetric import SecondMoment, mirror
 from sprunec.models.block_by_block import BlockByBlock
 from sprunec.plan.declared import Criterion
-from sprunec.plan.search.choices import Choice
+from sprunec.plan.search.choices import Choice, nested
 from sprunec.rewrite.trace import TracedBlock
 from sprunec.units import Key
 
@@ -73,30 +75,44 @@ class ChoiceDamages:
         by_path = {block.path: block for block in blocks}
         for path in way.blocks(found, restore):
             block = by_path[path]
-            statistics = self._look(way, block)
-            here = [number for number, choice in enumerate(self.choices) if choice.layer == block.index]
-            here = [number for number in here if number not in self.damages]
-            made = (self._made(way, block, statistics, self.choices[number]) for number in here)
+            moments = self._look(way, block)
+            layer = {choice: number for number, choice in enumerate(self.choices) if choice.layer == block.index}
+            together = nested(choice for choice, number in layer.items() if number not in self.damages)
+            here = [layer[choice] for some in together for choice in some]
+            made = self._made(block, moments, together)
             self.damages |= zip(here, measure.damages(block.index, made), strict=True)
             if not all(math.isfinite(self.damages[number]) for number in here):
                 raise PassError(f"what choices in {path} do to the model's output is not finite")
 
-    def _look(self, way: BlockByBlock, block: TracedBlock) -> BlockStatistics | None:
-        """Bring all batches behind a block, and look at its inside if choices cut it."""
+    def _look(self, way: BlockByBlock, block: TracedBlock) -> dict[str, SecondMoment]:
+        """Bring all batches behind a block, and look at its inside if choices cut it -> moments by projection."""
         sizes = {unit: len(units) for unit, units in self._whole[block.index].items() if unit in self._criteria}
         if not sizes:
             way.advance(block.path)
-            return None
+            return {}
         statistics = block_statistics(way, block, sizes, MOMENTS)
+        found: Any = {projection.tensor: moment for projection, _, moment in statistics.inputs}
+        moments: dict[str, SecondMoment] = found
+        for moment in moments.values():
+            moment.round()
         self.scores |= block_scores(statistics, self._criteria)
-        return statistics
+        return moments
 
-    def _made(self, way: BlockByBlock, block: TracedBlock, statistics: BlockStatistics | None, choice: Choice) -> Made:
-        if not choice.kept or statistics is None:
-            return choice.sublayer
-        left = left_by(self.scores, self._whole, choice)
-        cut = [each for sublayer in refits(block, left, {}) for each in sublayer]
-        return [change(way.stream.model, statistics, each, self._ridge) for each in cut]
+    def _made(
+        self, block: TracedBlock, moments: dict[str, SecondMoment], together: Sequence[Sequence[Choice]]
+    ) -> Iterator[Made]:
+        """Make choices, those that are nested together; a moment goes once no others need it."""
+        for number, some in enumerate(together):
+            if not some[0].kept:
+                yield some[0].sublayer
+                continue
+            needed = any(each[0].kept and each[0].sublayer == some[0].sublayer for each in together[number + 1 :])
+            take = moments.__getitem__ if needed else moments.pop
+            cut = [list(chain(*refits(block, left_by(self.scores, self._whole, each), {}))) for each in some]
+            counts = [[len(each.kept) for each in refitted] for refitted in cut]
+            factors = [(each, OrderedFactor(take(each.tensor), order, self._ridge)) for each, order in ordered(cut)]
+            yield Nested(factors, counts)
+            del factors  # which are large, and must not wait for the next ones
 
 
 def _add(moment: SecondMoment | None, rows: Tensor) -> SecondMoment:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sprunec.engines.checkpoints import Saves
-from sprunec.masks.search.changes import Made, changed
+from sprunec.masks.search.changes import Change, Made, changed
 from sprunec.masks.search.dense_states import DenseStates
 from sprunec.masks.search.sampled import asked_states, log_sums, vocabulary_parts
 from sprunec.plan.scale import FLOAT, TAILS
@@ -50,7 +50,7 @@ class Divergence:
     @torch.no_grad()
     def damages(self, number: int, choices: Iterable[Made]) -> Iterator[float]:
         """Measure choices in a block, which has its weights, each alone."""
-        way, fronts, left = self._dense.way, self._dense.fronts[number], iter(choices)
+        way, fronts, left = self._dense.way, self._dense.fronts[number], self._each(choices)
         most = max(1, TAILS // max(1, FLOAT * sum(states.numel() for states in fronts)))
         with way.stream.entrance():
             while states := list(map(partial(self._behind, number), islice(left, most))):
@@ -60,7 +60,15 @@ class Divergence:
                             each[:] = [way.output(path, place, before) for place, before in enumerate(each)]
                 yield from self.divergences(states)
 
-    def _behind(self, number: int, choice: Made) -> list[Tensor]:
+    def _each(self, choices: Iterable[Made]) -> Iterator[Sequence[Change] | str]:
+        for choice in choices:
+            if isinstance(choice, str):
+                yield choice
+            else:
+                yield from (choice.changes(self._dense.way.stream.model, each) for each in range(len(choice.counts)))
+            del choice  # which is large, and must not wait for the next one
+
+    def _behind(self, number: int, choice: Sequence[Change] | str) -> list[Tensor]:
         """Give the states behind a block with a choice in it."""
         fronts, way, block = self._dense.fronts[number], self._dense.way, self._blocks[number]
         if choice == "block":

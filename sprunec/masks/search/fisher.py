@@ -2,17 +2,19 @@
 
 g is the gradient of the log probability of a sampled next token at a sublayer's output, and d the change that a choice
 makes there. The mean of g gᵀ is the Fisher information, by which the divergence of the changed output from the dense
-one is, to second order, half of dᵀ (g gᵀ) d. So every choice costs one product of matrices more.
+one is, to second order, half of dᵀ (g gᵀ) d. Choices that are nested need no weights of their own for that, see
+`ordered_factor`.
 
 First the gradient goes through the blocks from the last to the first, each run anew on the states in front of it, and
 is kept where projections give their outputs. What whole sublayers and blocks would take away is known there as well.
 
-Letters in shapes: S samples, B rows, N positions, n positions in use of a batch, T of all, O outputs, C features.
+Letters in shapes: S samples, B rows, N positions, n positions in use of a batch, O outputs, C features.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,10 +23,11 @@ from torch import Tensor
 
 from sprunec.data.batches import in_use
 from sprunec.engines.checkpoints import Saves
-from sprunec.masks.calibration import rows_in_use
-from sprunec.masks.search.changes import Change, Made, by_position, seeing
+from sprunec.masks.calibration import held_weight, rows_in_use
+from sprunec.masks.search.changes import Made, Nested, by_position, seeing
 from sprunec.masks.search.dense_states import DenseStates
 from sprunec.masks.search.sampled import sampled_gradients
+from sprunec.models.block_by_block import Enough
 from sprunec.models.hidden_states import HiddenStates
 from sprunec.rewrite.projections import Projection
 from sprunec.rewrite.trace import TracedBlock
@@ -140,37 +143,30 @@ class Fisher:
     @torch.no_grad()
     def damages(self, number: int, choices: Iterable[Made]) -> Iterator[float]:
         """Measure choices in a block, which has its weights, each alone."""
-        known: dict[str, tuple[Tensor, Tensor]] = {}
         for choice in choices:
             if isinstance(choice, str):
-                damage = self._absent[number, choice]
+                yield self._absent[number, choice]
             else:
-                known = known or self._known(number)
-                damage = self._of_changes(known, choice)
-            del choice  # whose weights must not wait for the next one's
-            yield damage
+                yield from self._of_nested(number, choice)
+            del choice  # which is large, and must not wait for the next one
 
-    def _of_changes(self, known: Mapping[str, tuple[Tensor, Tensor]], changes: Sequence[Change]) -> float:
-        pairs = ((*known[each.projection.tensor], each.difference) for each in changes)
-        effects = [((rows @ difference.T) * gradients).sum(-1) for rows, gradients, difference in pairs]
-        return self._mean(float(torch.stack(effects).sum(0).double().square().sum()))
-
-    def _known(self, number: int) -> dict[str, tuple[Tensor, Tensor]]:
-        """Give, by projection, what goes into it (T, C), and the gradients behind it (S, T, O), of all batches."""
-        way, inside = self._dense.way, self._inside[number]
-        found = {each.tensor: (list[Tensor](), list[Tensor]()) for each in inside.projections}
-        if not found:
-            return {}
-        holder, operands = way.stream.model.get_submodule(inside.block.path), {e.operand for e in inside.projections}
-        with way.stream.entrance(), seeing(holder, operands) as seen:
+    def _of_nested(self, number: int, nested: Nested) -> list[float]:
+        """Measure choices by the gradients kept inside of a block, which runs anew up to what goes into projections."""
+        way, inside, sums = self._dense.way, self._inside[number], torch.zeros(len(nested.counts), dtype=torch.double)
+        holder, operands = way.stream.model.get_submodule(inside.block.path), {e.operand for e, _ in nested.factors}
+        widths = [len(each.weight) for each in inside.projections]
+        with way.stream.entrance(), seeing(holder, operands, only=True) as seen:
             for place, (states, kept) in enumerate(zip(self._dense.fronts[number], inside.kept, strict=True)):
-                way.output(inside.block.path, place, states)
-                used = in_use(way.current)
-                at = kept[:, used].split([len(each.weight) for each in inside.projections], -1)
-                for each, gradients in zip(inside.projections, at, strict=True):
-                    found[each.tensor][0].append(rows_in_use(seen[each.operand], each.dim, used))
-                    found[each.tensor][1].append(gradients)
-        return {name: (torch.cat(rows), torch.cat(gradients, 1)) for name, (rows, gradients) in found.items()}
+                with suppress(Enough):
+                    way.output(inside.block.path, place, states)
+                used, effects = in_use(way.current), list[Tensor]()
+                gradients = kept[:, used].split(widths, -1)
+                at = {each.tensor: some for each, some in zip(inside.projections, gradients, strict=True)}
+                for (each, factor), counts in zip(nested.factors, zip(*nested.counts, strict=True), strict=True):
+                    along = at[each.tensor] @ each.columns(held_weight(way.stream.model, inside.block, each))
+                    effects.append(factor.effects(rows_in_use(seen.pop(each.operand), each.dim, used), along, counts))
+                sums += torch.stack(effects).sum(0).square().sum((1, 2)).cpu()
+        return [self._mean(total) for total in sums.tolist()]
 
 
 def _gradients(output: Tensor, watched: Sequence[Tensor], incoming: Tensor) -> list[Tensor]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from math import lcm
+from math import lcm, prod
 from types import MappingProxyType
 from typing import Any
 
@@ -65,6 +65,34 @@ def choices(
             found += [Choice(index, sublayer, {})] * (sublayer in wanted)
         found += [Choice(index, "block", {})] * ("block" in wanted and bool(counts))
     return found
+
+
+def nested(choices: Iterable[Choice]) -> list[list[Choice]]:
+    """Put choices together each of which keeps all that those before it do, whichever units are the best.
+
+    What is absent is alone. Sublayers come one after the other.
+    """
+    found = list[list[Choice]]()
+    for choice in sorted(choices, key=lambda each: (each.layer, each.sublayer, prod(_within_groups(each).values()))):
+        before = next((some for some in found if _holds(choice, some[-1])), None)
+        if before is None:
+            found.append([choice])
+        else:
+            before.append(choice)
+    return found
+
+
+def _holds(choice: Choice, other: Choice) -> bool:
+    if (choice.layer, choice.sublayer) != (other.layer, other.sublayer) or not (choice.kept and other.kept):
+        return False
+    outer, inner = _within_groups(choice), _within_groups(other)
+    return all(inner[unit] <= outer[unit] for unit in outer)
+
+
+def _within_groups(choice: Choice) -> dict[str, int]:
+    """Count the units that are kept, of heads those in each group."""
+    groups = choice.kept.get("kv_group", 1)
+    return {unit: count // groups if unit == "head" else count for unit, count in choice.kept.items()}
 
 
 def chosen(config: ModelConfig, solution: Iterable[Choice]) -> ModelConfig:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
 import pytest
 
 from sprunec.families.base_config import ModelConfig
 from sprunec.families.cpm_ant.config import ModelConfig as OwnConfig
 from sprunec.families.huggingface.transformers_config import TransformersConfig
-from sprunec.plan.search.choices import Choice, choices, chosen
+from sprunec.plan.search.choices import Choice, choices, chosen, nested
 from sprunec.units import UNITS
 from tests.helpers.small_plans import TINY
 
@@ -47,6 +48,20 @@ def test_numbers_that_are_given() -> None:
     found = choices(GROUPED, ("kv_group", "dim_ff"), {"dim_ff": [16, 64, 100], "num_kv_groups": [2]})
     assert sizes(found, "feed_forward", "dim_ff") == [64, 16]
     assert sizes(found, "attention", "kv_group") == [3, 2]
+
+
+def test_nested_ones_keep_all_that_those_before_them_do() -> None:
+    listed = choices(GROUPED, ("kv_group", "head", "dim_ff", "layer"), {"dim_ff": [8, 24], "num_heads": [1, 2, 4, 6]})
+    found = nested(listed)
+    assert sorted(map(repr, chain(*found))) == sorted(map(repr, listed))
+    assert [[(*choice.kept.values(),)[:2] for choice in some] for some in found if some[0].layer == 0] == [
+        [()],
+        [(1, 1), (2, 2), (2, 4), (3, 6), (3, 12)],  # heads in each group: 1, 1, 2, 2, 4
+        [(1, 2), (1, 4), (2, 8)],
+        [(2, 6)],
+        [()],
+        [(8,), (24,), (64,)],
+    ]
 
 
 @pytest.mark.parametrize(
