@@ -30,6 +30,7 @@ class Measuring:
         units: kinds that are cut.
         products: those of them that are scored by products of what goes into projections.
         samples: of "fisher", else 0.
+        batch: rows that come together.
     """
 
     fitted: Text
@@ -38,6 +39,7 @@ class Measuring:
     units: Sequence[str]
     products: Sequence[str]
     samples: int
+    batch: int
 
 
 def choices_measured(model: ModelSize, how: Measuring, keep: str) -> Needs:
@@ -49,12 +51,14 @@ def choices_measured(model: ModelSize, how: Measuring, keep: str) -> Needs:
     kept = sum(count * size for size in (states, gradients) if _in_memory(keep, 2 * count * size))
     moving = (1 + how.samples) * states
     memory = {**found.memory, "states": found.memory["states"] + kept + moving}
-    rows = min(how.text.sequences, max(1, rows_at_once(model.config, how.text.length) // KEPT_INSIDE))
+    at_once = rows_at_once(model.config, how.text.length)
+    rows = min(how.batch, max(1, at_once // KEPT_INSIDE))
+    looked_at = inside(model, min(how.batch, at_once), how.text.length)
     computed = 2 * inside(model, rows, how.text.length)
     logits = HEAD_BYTES * min(HEAD_LOGITS, rows * how.text.length * model.config.vocab_size)
-    adding, solving = _moments(model, how, widths, rows * how.text.length)
+    adding, solving = moments_of_choices(model, how, widths, rows * how.text.length)
     # the dense model, forward and back; moments; and solving
-    stages = (max(computed, logits), 0.0), (memory["activations"], adding), (0.0, solving)
+    stages = (max(computed, logits), 0.0), (looked_at, adding), (0.0, solving)
     memory["activations"], memory["moments"] = max(stages, key=sum)
     if not how.samples:  # a third block, and states of choices on their way behind it
         memory["blocks"] += FLOAT * model.largest_block
@@ -66,7 +70,7 @@ def choices_measured(model: ModelSize, how: Measuring, keep: str) -> Needs:
     return replace(found, memory=memory, scratch=scratch, reads=reads, operations=operations)
 
 
-def _moments(model: ModelSize, how: Measuring, widths: Sequence[int], rows: int) -> tuple[float, float]:
+def moments_of_choices(model: ModelSize, how: Measuring, widths: Sequence[int], rows: int) -> tuple[float, float]:
     """Count the bytes of moments, half matrices each, while they are added up; and of solving with one of them.
 
     Sums are in float64, and rounded to float32 behind the last batch; the widest one's goes once its factor is there.

@@ -72,7 +72,8 @@ def needs(build: Builder, node: Node) -> Needs:
     measured = Text(options.damage_batches * options.batch_size, options.max_length)
     samples = options.samples if options.damage == "fisher" else 0
     products = [unit for unit, each in _criteria(options).items() if each.needs == "products"]
-    how = Measuring(Text(options.sequences, options.max_length), measured, changing, options.units, products, samples)
+    fitted, batch = Text(options.sequences, options.max_length), options.batch_size
+    how = Measuring(fitted, measured, changing, options.units, products, samples, batch)
     return choices_measured(model, how, build.keep)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from sprunec.graph.arithmetic import Text, solved
+from sprunec.graph.choice_needs import Measuring, moments_of_choices
 from sprunec.graph.needs import EXACT, SINGLE, Needs
 
 ROOT = Path(__file__).parents[2]
@@ -22,6 +23,7 @@ WORK = f"""
 from pathlib import Path
 import torch
 from sprunec.masks.least_squares import choose_ridge, refit, removal_errors
+from sprunec.masks.search.ordered_factor import OrderedFactor
 from sprunec.masks.symmetric import SecondMoment
 peak = lambda: int(Path('/proc/self/status').read_text().partition('VmHWM:')[2].split()[0]) * 1024
 def work(moment, weight, kept):
@@ -54,7 +56,19 @@ def test_the_peak_of_memory_is_the_one_told(work: str, moment: str, kind: str, r
     model: Any = SimpleNamespace(config=SimpleNamespace(width=OUTPUTS, layers=[None]))
     unseen, nothing = Text(1, rows), Needs({}, operations={SINGLE: 0.0})
     told = solved(nothing, model, Text(1, 1), [FEATURES], kind, unseen).memory["moments"]
+    assert 0.75 * told < peak_of(work, moment) < 1.12 * told
+
+
+def test_the_peak_of_choices_is_the_one_told() -> None:
+    """Were there one more half of a matrix, it would be above."""
+    model: Any = SimpleNamespace(config=SimpleNamespace(width=OUTPUTS, layers=[]))
+    how = Measuring(Text(1, 1), Text(1, 256), [], ["dim_ff"], [], samples=1, batch=1)
+    told = max(moments_of_choices(model, how, [FEATURES], 256))
+    work = "moment.round(); OrderedFactor(moment, torch.arange(moment.width).flip(0), 0.1)"
+    assert 0.75 * told < peak_of(work, "summed") < 1.12 * told
+
+
+def peak_of(work: str, moment: str) -> int:
     command = [sys.executable, "-c", WORK.replace("{work}", work).replace("{moment}", moment)]
     alone = os.environ | {"OMP_NUM_THREADS": "1"}  # each thread of the library has buffers of its own
-    peak = int(subprocess.run(command, cwd=ROOT, env=alone, stdout=subprocess.PIPE, text=True, check=True).stdout)
-    assert 0.75 * told < peak < 1.12 * told
+    return int(subprocess.run(command, cwd=ROOT, env=alone, stdout=subprocess.PIPE, text=True, check=True).stdout)

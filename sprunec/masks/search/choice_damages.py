@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sprunec.errors import PassError
 from sprunec.families.base_config import ModelConfig, everything
+from sprunec.heap import trim_heap
 from sprunec.masks.calibration import BlockStatistics, Statistic, block_statistics
 from sprunec.masks.refitting import refits
 from sprunec.masks.search.changes import Made, Nested, ordered
@@ -90,11 +91,13 @@ class ChoiceDamages:
         if not sizes:
             way.advance(block.path)
             return {}
+        trim_heap()
         statistics = block_statistics(way, block, sizes, MOMENTS)
         found: Any = {projection.tensor: moment for projection, _, moment in statistics.inputs}
         moments: dict[str, SecondMoment] = found
         for moment in moments.values():
             moment.round()
+        trim_heap()
         self.scores |= block_scores(statistics, self._criteria)
         return moments
 
@@ -110,7 +113,9 @@ class ChoiceDamages:
             take = moments.__getitem__ if needed else moments.pop
             cut = [list(chain(*refits(block, left_by(self.scores, self._whole, each), {}))) for each in some]
             counts = [[len(each.kept) for each in refitted] for refitted in cut]
+            trim_heap()
             factors = [(each, OrderedFactor(take(each.tensor), order, self._ridge)) for each, order in ordered(cut)]
+            trim_heap()
             yield Nested(factors, counts)
             del factors  # which are large, and must not wait for the next ones
 

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from sprunec.data.batches import in_use
 from sprunec.engines.checkpoints import Saves
+from sprunec.heap import trim_heap
 from sprunec.masks.calibration import held_weight, rows_in_use
 from sprunec.masks.search.changes import Made, Nested, by_position, seeing
 from sprunec.masks.search.dense_states import DenseStates
@@ -74,6 +75,7 @@ class Fisher:
                     for before in stream.paths[max(0, number - 1) : number]:
                         stream.read_ahead(before)
                     self._through(number)
+                trim_heap()
                 done += 1
                 tell(done, count)
                 if saves is not None:

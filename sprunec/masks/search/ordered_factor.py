@@ -25,6 +25,8 @@ from torch import Tensor
 from sprunec.masks.least_squares import OUTPUTS, mean_square
 from sprunec.masks.symmetric import SecondMoment, strips
 
+ROWS = 256  # at a time
+
 
 class OrderedFactor:
     """U in float64, from the diagonal on: half a matrix; the moment is needed no more.
@@ -85,12 +87,16 @@ class OrderedFactor:
             along: a (S, n, C).
             counts: rising.
         """
-        order, (samples, many, width) = self._order, along.shape
-        left = inputs.to(order.device)[:, order].T.double()  # (C, n), what is not y yet
-        rows = along.to(order.device).flatten(0, 1)[:, order].T.double()  # (C, S n)
-        edges = torch.tensor(counts, device=order.device)
+        edges, features = torch.tensor(counts), torch.arange(len(self._order))
         # Of each feature, which choices leave it out: so many, from the first on.
-        outside = torch.bucketize(torch.arange(width, device=order.device), edges, right=True)
+        outside = torch.bucketize(features, edges, right=True).to(self._order.device)
+        parts = zip(inputs.split(ROWS), along.split(ROWS, 1), strict=True)
+        return torch.cat([self._effects(*part, outside, counts) for part in parts], dim=-1)
+
+    def _effects(self, inputs: Tensor, along: Tensor, outside: Tensor, counts: Sequence[int]) -> Tensor:
+        device, (samples, many, _) = self._order.device, along.shape
+        left = inputs.to(device)[:, self._order].T.double()  # (C, n), what is not y yet
+        rows = along.to(device).flatten(0, 1)[:, self._order].T.double()  # (C, S n)
         sums = left.new_zeros(len(counts) + 1, samples, many)
         for place, strip in zip(self._places, self._strips, strict=True):
             size = len(strip)
