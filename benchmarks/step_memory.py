@@ -3,13 +3,15 @@
     python benchmarks/step_memory.py [--layers 4 30] [--rounds 5] [--threads 2] [--publish]
 
 A Llama of SmolLM2-135M's widths (D 576, F 1,536, 9 heads in 3 groups, tied) with its vocabulary of 49,152, untrained;
-2,048 positions, AdamW, float32, the heap as runs have it. A step's peak is what a process of its own has then (VmHWM,
-from the kernel), less what the libraries take; the steps of the two take turns in one process, and medians count.
+2,048 positions, AdamW, float32. A step's peak is what a process of its own has then (VmHWM, from the kernel), less what
+the libraries take, and without what glibc would keep of freed tensors, which goes up and down by chance; the steps of
+the two take turns in one process with the heap as runs have it, and medians count.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import subprocess
 import sys
@@ -44,6 +46,7 @@ def plain(model: Any, batch: Batch) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORED, reduction="sum")
 
 
+M_MMAP_THRESHOLD = -3  # of <malloc.h>
 WORDS = {"plain": "all at once", "chunks": "in chunks"}
 WAYS: dict[str, Callable[[Any, Batch], Tensor]] = {"plain": plain, "chunks": language_model_loss}
 
@@ -84,6 +87,7 @@ def memory(field: str) -> int:
 
 def one(folder: Path, way: str) -> None:
     """Print what this process takes: at the peak, and between steps."""
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**20)
     empty_model(config_of(folder))  # imports what there is to import
     before, step = memory("VmRSS"), steps(folder)
     step(way)

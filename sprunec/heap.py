@@ -2,10 +2,6 @@
 
 Each thread that reads ahead would have a heap of its own, and every heap keeps what its tensors have left. With one for
 all, trimmed between passes, a model of 250 MB is scored, refitted and compared in 240 MB less, and in the same time.
-
-The hole that a tensor leaves in a heap is a little too small for another of its size, as aligned blocks are asked for
-with some room; so where every tensor lies in the heap, as glibc has it after the first large ones were freed, each step
-of training takes new memory for a while. Large ones therefore always have pages of their own, which go when they do.
 """
 
 from __future__ import annotations
@@ -13,15 +9,13 @@ from __future__ import annotations
 import ctypes
 from typing import Any
 
-M_ARENA_MAX, M_MMAP_THRESHOLD = -8, -3  # of <malloc.h>
-LARGE = 2**20  # bytes
+M_ARENA_MAX = -8  # of <malloc.h>
 
 
 def share_heap() -> None:
-    """Give threads that start from now on the one heap that there is, and large blocks none."""
+    """Give threads that start from now on the one heap that there is."""
     if (library := _glibc()) is not None:
         library.mallopt(M_ARENA_MAX, 1)
-        library.mallopt(M_MMAP_THRESHOLD, LARGE)
 
 
 def trim_heap() -> None:
