@@ -20,9 +20,9 @@ from torch.overrides import TorchFunctionMode
 
 from sprunec.data.batches import IGNORED, Batch, places_of
 from sprunec.families.module_lists import blocks
-from sprunec.plan.scale import LOGITS
+from sprunec.plan.scale import CHUNK, LOGITS
 
-CHUNK = {"cpu": 2**25}  # logits at a time, whose products are as fast as those of all of them; elsewhere `LOGITS`
+CHUNKS = {"cpu": CHUNK}  # logits at a time; on other devices `LOGITS`
 PART = 2**20  # of them, what is gone through together
 
 Term = Callable[[Tensor, Tensor], Tensor]  # logits (m, V) and their places (m,) among all P -> a loss, summed over them
@@ -95,7 +95,7 @@ class _Chunked(torch.autograd.Function):
         learning = [weight for weight in head if weight.requires_grad]
         gradients = _Gradients(learning)
         ctx.scale, ctx.states = scale, torch.zeros_like(states)
-        step = max(1, CHUNK.get(states.device.type, LOGITS) // project(states[:1]).size(-1))
+        step = max(1, CHUNKS.get(states.device.type, LOGITS) // project(states[:1]).size(-1))
         for some in places.split(step) if len(places) else ():
             with torch.enable_grad():
                 chunk = states.detach()[some].requires_grad_()
@@ -124,24 +124,26 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor, factor: float) -> Tensor:
-        sums = torch.cat([some.float().logsumexp(1) for some in logits.split(_rows(logits))])
+        normalizers = torch.cat([some.float().logsumexp(1) for some in logits.split(_rows(logits))])
         share = factor * (targets != IGNORED).float()
         targets = targets.clamp(min=0)[:, None]
-        ctx.save_for_backward(logits, targets, sums, share)
-        return (share * (sums - logits.gather(1, targets)[:, 0].float())).sum()
+        ctx.save_for_backward(logits, targets, normalizers, share)
+        return (share * (normalizers - logits.gather(1, targets)[:, 0].float())).sum()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        logits, targets, sums, share = ctx.saved_tensors
+        logits, targets, normalizers, share = ctx.saved_tensors
         found, each = torch.empty_like(logits), (gradient * share)[:, None]
         single = found if found.dtype == torch.float32 else found[: _rows(logits)].float()
         for start in range(0, len(logits), _rows(logits)):
             some = slice(start, start + _rows(logits))
-            chances = found[some] if single is found else single[: len(found[some])]
-            torch.sub(logits[some], sums[some, None], out=chances).exp_()
-            chances.scatter_add_(1, targets[some], chances.new_full((len(chances), 1), -1.0)).mul_(each[some])
+            probabilities = found[some] if single is found else single[: len(found[some])]
+            torch.sub(logits[some], normalizers[some, None], out=probabilities).exp_()
+            probabilities.scatter_add_(1, targets[some], probabilities.new_full((len(probabilities), 1), -1.0)).mul_(
+                each[some]
+            )
             if single is not found:
-                found[some] = chances
+                found[some] = probabilities
         return found, None, None
 
 

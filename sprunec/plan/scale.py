@@ -31,6 +31,7 @@ SHARE = 4  # of a memory's bytes, hidden states may take one in so many
 TEACHER_SHARE = 0.9  # of a memory, what training and a teacher may take together
 TOGETHER = 2**28  # numbers in all hidden states of held-out text that goes through a model together
 LOGITS = 2**24  # numbers at a time
+CHUNK = 2**25  # of a training step, on a processor, where products of fewer rows take longer
 DIRECTIONS = 2**22  # numbers in what is kept of hidden states in front of each block, to compare them
 HEAD_LOGITS = 2**22  # numbers at a time, where a head is gone through in parts and much is computed of each
 TAILS = 2**28  # bytes of hidden states that choices have changed, on their way through the blocks behind
@@ -139,9 +140,9 @@ def activations(config: ModelConfig, setting: Setting) -> float:
 
 
 def losses(config: ModelConfig, setting: Setting) -> float:
-    """Count the bytes of logits, their softmax and its gradient, and of a teacher's, in a chunk of positions."""
-    logits = min(LOGITS, setting.sequences * setting.positions * config.vocab_size)
-    return FLOAT * logits * (5.0 if setting.teacher else 3.0)
+    """Count the bytes of logits and their gradient, and of a teacher's and both softmaxes, in a chunk of positions."""
+    logits = min(CHUNK, setting.sequences * setting.positions * config.vocab_size)
+    return FLOAT * logits * (5.0 if setting.teacher else 2.0)
 
 
 def block_activations(config: ModelConfig, index: int, setting: Setting, scores: bool = True) -> float:

@@ -56,7 +56,7 @@ def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
 
 @pytest.fixture(params=[1, 7, 10**6], ids=lambda positions: f"{positions} at a time")
 def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setitem(chunked.CHUNK, "cpu", request.param * VOCABULARY)
+    monkeypatch.setitem(chunked.CHUNKS, "cpu", request.param * VOCABULARY)
     return request.param
 
 
@@ -148,7 +148,7 @@ class Made(TorchDispatchMode):
 @pytest.mark.parametrize("name", [*MODELS])
 def test_gradients_of_the_head_are_added_up_in_place(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, data = MODELS[name]()
-    monkeypatch.setitem(chunked.CHUNK, "cpu", VOCABULARY)  # a chunk is a position
+    monkeypatch.setitem(chunked.CHUNKS, "cpu", VOCABULARY)  # a chunk is a position
     shape = max((p.shape for p in model.parameters() if p.size(0) == VOCABULARY), key=len)
     with Made(shape) as made:
         language_model_loss(model, data)
@@ -169,7 +169,7 @@ class Largest(TorchDispatchMode):
 
 def test_no_tensor_has_a_number_for_each_position_and_token(monkeypatch: pytest.MonkeyPatch) -> None:
     model, data = MODELS["Llama"]()
-    monkeypatch.setitem(chunked.CHUNK, "cpu", 4 * VOCABULARY)
+    monkeypatch.setitem(chunked.CHUNKS, "cpu", 4 * VOCABULARY)
     largest = max(parameter.numel() for parameter in model.parameters())
     assert largest < data.targets.numel() * 2 * VOCABULARY
     long = Batch({"input": token_ids(6, 60), "length": torch.full((6,), 60)}, token_ids(6, 60))
