@@ -7,7 +7,6 @@ Exit codes: 0 done · 1 a pass failed or the comparison did · 2 usage · 3 inva
 from __future__ import annotations
 
 import functools
-import logging
 import math
 import sys
 from dataclasses import asdict
@@ -20,17 +19,18 @@ from rich.console import Console
 
 from sprunec.checkpoint.hub import fetch_snapshot
 from sprunec.cli_flags import with_flags
+from sprunec.cli_looks import inspect
+from sprunec.cli_options import Debug, Json, Quiet, TrustCode
 from sprunec.engines.launch import launch, meet
 from sprunec.engines.world import World, launched
 from sprunec.errors import Diagnostic, InputError, SprunecError
 from sprunec.execution.gc import find_garbage, remove_garbage
-from sprunec.families.own_code import FLAG, trusted
 from sprunec.interrupts import INTERRUPTED, interrupts
 from sprunec.plan.bmcook_flags import Flags
 from sprunec.show import output
 from sprunec.show.console import SECONDS_BETWEEN_LINES, Progress, print_diagnostics, say
-from sprunec.show.tables import inspect_table, waste_table
-from sprunec.unexpected import explained, log
+from sprunec.show.tables import waste_table
+from sprunec.unexpected import explained
 
 if TYPE_CHECKING:
     from sprunec.plan.model_config import Fetch
@@ -43,28 +43,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-Quiet = Annotated[bool, typer.Option(help="No progress.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
-
-
-def _trust(context: typer.Context, wanted: bool) -> bool:
-    """Trust what a model's directory brings until the command ends."""
-    context.with_resource(trusted(wanted))
-    return wanted
-
-
-_RUNS_CODE = "Run the Python files that a model's directory brings for its classes."
-TrustCode = Annotated[bool, typer.Option(FLAG, help=_RUNS_CODE, callback=_trust)]
 EXIT_CODES = {"done": 0, "target-missed": 4, "comparison-failed": 1}
-
-
-def _debug(wanted: bool) -> None:
-    """Let `unexpected` say on stderr what it else writes to a file only."""
-    log.handlers = [logging.StreamHandler()] if wanted else []
-    log.setLevel(logging.DEBUG if wanted else logging.WARNING)
-
-
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an unexpected error.", callback=_debug)]
 
 
 @app.command()
@@ -164,19 +143,7 @@ def convert(
         typer.echo(plan_text(document), nl=False)
 
 
-@app.command()
-def inspect(
-    model: Annotated[Path, typer.Argument(help="A model config, a checkpoint, or a directory.")],
-    trust_remote_code: TrustCode = False,
-    as_json: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Show what is in a model, what can be cut, and what each cut would save."""
-    from sprunec.compiler.inspect import inspect_model
-
-    with output.reporting(as_json, f"inspecting {model}"):
-        document = inspect_model(model)
-    output.show(document, inspect_table, as_json)
+app.command()(inspect)
 
 
 @app.command("make-data")

@@ -41,7 +41,8 @@ FLOORS = (
     ("execution",),
     ("show",),
     ("bmcook/plans",),
-    ("cli_flags",),
+    ("cli_flags", "cli_options"),
+    ("cli_looks",),
     ("cli", "__init__"),
     ("__main__",),
 )

@@ -10,6 +10,7 @@ weights that were trained with it, and a later run sees that it takes it togethe
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from importlib import metadata
@@ -52,11 +53,19 @@ def check_files(directory: Path) -> None:
         raise InputError.at(directory / changed[0], message, f"copy it again; if you changed it, remove {ORIGIN}")
 
 
-def describe_origin(directory: Path) -> dict[str, Any] | None:
-    """Say what `inspect` tells of it, in plain values; None where there is no note."""
+def describe_origin(directory: Path, most: float = math.inf) -> dict[str, Any] | None:
+    """Say what `inspect` tells of it, in plain values; None where there is no note.
+
+    Args:
+        most: files of more bytes together are not read.
+    """
     if (note := read_origin(directory)) is None:
         return None
-    changed = changed_files(directory)
+    if sum(path.stat().st_size for path in _files(directory).values()) > most:
+        files = "not read"
+    else:
+        changed = changed_files(directory)
+        files = f"changed: {', '.join(changed)}" if changed else "as emitted"
     return {
         "plan": _at(note, "plan", "name"),
         "made": note.get("made"),
@@ -65,7 +74,7 @@ def describe_origin(directory: Path) -> dict[str, Any] | None:
         "max_abs_difference": _at(note, "comparison", "max_abs_difference"),
         "dense_loss": _at(note, "models", "dense", "loss"),
         "small_loss": _at(note, "models", "small", "loss"),
-        "files": f"changed: {', '.join(changed)}" if changed else "as emitted",
+        "files": files,
         "note": note,
     }
 

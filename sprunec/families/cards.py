@@ -42,6 +42,7 @@ class Card:
     """A family's files and data; the module that `FAMILIES` names has it as `CARD`.
 
     Attributes:
+        title: what people call the family of a config's model.
         code: the module that has its `FAMILY`, see `families/base.py`.
         own_code: whether all of its code is in this package, so that a model.py can be made of it.
         code_release: the installed release of what has its code else; empty where there is none.
@@ -72,6 +73,7 @@ class Card:
     """
 
     name: str
+    title: Callable[[Any], str]
     code: str
     own_code: bool
     code_release: Callable[[], str]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,11 +71,9 @@ def print_failure(error: BaseException, folder: Path | None) -> None:
         print_json(diagnostics_document([finding]))
 
 
-def show(document: Mapping[str, Any], table: Callable[[Mapping[str, Any]], RenderableType], as_json: bool) -> None:
-    if as_json:
-        print_json(document)
-    else:
-        Console().print(table(document), crop=False)
+def draw(picture: RenderableType) -> None:
+    """Print what people look at; a row that does not fit in any way runs over the edge unbroken."""
+    Console().print(picture, crop=False)
 
 
 def show_graph(plan: Plan, graph: Graph, folder: Path, devices: int, measured: bool, as_json: bool) -> None:
@@ -92,7 +90,10 @@ def show_graph(plan: Plan, graph: Graph, folder: Path, devices: int, measured: b
         speeds = measure(own)
     document = graph.document(cached, None if speeds is None else speeds.seconds)
     more = {"training": plan_costs(own, devices), "measured": None if speeds is None else speeds.document()}
-    show(document | more, graph_table, as_json)
+    if as_json:
+        print_json(document | more)
+    else:
+        draw(graph_table(document | more))
     print_diagnostics([*misfits(graph, store, "cpu", physical_memory())])
 
 

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from sprunec.show.fitted import Column, FittedTable, Line, numeric
 from sprunec.show.needed import needs_lines, needs_table
-from sprunec.show.numbers import ABSENT, NOTHING, UNKNOWN, is_finite, number, percent, plural, powered, rounded
+from sprunec.show.numbers import UNKNOWN, is_finite, number, percent, plural, powered, rounded
 from sprunec.show.report_words import (
     comparison_lines,
     kept_layers,
@@ -144,50 +144,3 @@ def waste_table(document: Mapping[str, Any], dry_run: bool) -> RenderableType:
         name = re.sub("([0-9a-f]{12})[0-9a-f]{52}", r"\1", entry["path"].rpartition("/")[2])
         table.add(number(entry.get("bytes")), name, entry["reason"])
     return Group(Line(head, "bold", wraps=False), table)
-
-
-# ---- inspect
-
-
-def inspect_table(document: Mapping[str, Any]) -> RenderableType:
-    """List what is in a model, and what can be cut from it."""
-    total, prunable = (document["parameters"].get(what) for what in ("total", "prunable"))
-    share = percent(prunable, total)
-    head = f"{document['family']}: {plural(total, 'parameter')}, {number(prunable)} prunable ({share})"
-    cache = f"key-value cache: {plural(document.get('cache_bytes_per_token'), 'byte')} a token"
-    origin = (document.get("origin") or {}).items()
-    words = ", ".join(f"{key} {number(value)}" for key, value in origin if not isinstance(value, (dict, list)))
-    tables = layer_table(document["layers"]), site_table(document["sites"])
-    notes = [f"{note['text']} ({plural(len(note['layers']), 'layer')})" for note in document.get("notes", ())]
-    lines = [Line(text, "dim") for text in (*notes, *([f"origin: {words}"] if words else []))]
-    return Group(Line(head, "bold"), Line(cache), *tables, *lines)
-
-
-def layer_table(layers: Sequence[Mapping[str, Any]]) -> FittedTable:
-    """List the layers, with their groups where a model has fewer of them than heads."""
-    grouped = any("kv_groups" in (layer["attention"] or {}) for layer in layers)
-    heads = *(["kv_groups"] if grouped else []), "heads x dim_head"
-    table = FittedTable(*map(numeric, ("layer", *heads, "parameters", "dim_ff", "parameters")))
-    for layer in layers:
-        cells = [number(layer.get("index"))]
-        cells += [number((layer["attention"] or {}).get("kv_groups"))] if grouped else []
-        for sublayer, sizes in (("attention", ("heads", "dim_head")), ("feed_forward", ("dim_ff",))):
-            found = layer[sublayer]
-            size = " x ".join(number(found.get(key)) for key in sizes) if found else ABSENT
-            cells += [size, number(found.get("parameters")) if found else NOTHING]
-        table.add(*cells)
-    return table
-
-
-def site_table(sites: Sequence[Mapping[str, Any]]) -> FittedTable:
-    """List each kind of unit; places may differ in what one cut saves, so it can be a range."""
-    table = FittedTable(Column("what can be cut"), *map(numeric, ("units", "places", "one cut saves")))
-    for unit in dict.fromkeys(site["unit"] for site in sites):
-        same = [site for site in sites if site["unit"] == unit]
-        sizes: list[Any] = [site.get("size") for site in same]
-        saves: list[Any] = [site.get("parameters_each") for site in same]
-        units = sum(sizes) if all(map(is_finite, sizes)) else None
-        # Of what is not known there is no range.
-        span = dict.fromkeys((min(saves), max(saves))) if all(map(is_finite, saves)) else [None]
-        table.add(unit, number(units), number(len(same)), f"{' to '.join(map(number, span))} parameters")
-    return table

@@ -15,7 +15,7 @@ import sprunec
 from sprunec.compiler.inspect import inspect_model
 from sprunec.errors import InputError
 from sprunec.plan.schema import validator
-from sprunec.show.tables import inspect_table
+from sprunec.show.model_picture import ModelPicture
 from tests.helpers.small_plans import execute, guide, read_report
 
 
@@ -95,7 +95,7 @@ def test_a_note_that_is_none_stops_nobody(content: str, model: Path) -> None:
 )
 def test_whatever_a_note_holds_is_shown(content: str, shown: str, model: Path, capsys: Any) -> None:
     (model / "origin.json").write_text(content)
-    Console(width=200).print(inspect_table(inspect_model(model)), crop=False)
+    Console(width=200).print(ModelPicture(inspect_model(model)), crop=False)
     words = " ".join(capsys.readouterr().out.split())
     assert shown in words and "nan" not in words and "None" not in words
 

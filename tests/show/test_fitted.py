@@ -17,6 +17,7 @@ from sprunec.plan.plan import check_plan
 from sprunec.show import console as live
 from sprunec.show import tables
 from sprunec.show.fitted import GAP, Column, FittedTable, Line
+from sprunec.show.model_picture import ModelPicture, TwoModels
 
 ROOT = Path(__file__).parents[2]
 PLANS = [
@@ -221,7 +222,8 @@ def test_no_word_of_a_model_is_broken(width: int) -> None:
             "dense_loss": 2.3456,
         },
     }
-    check(tables.inspect_table(document), width)
+    check(ModelPicture(document).drawn(width), width)
+    check(TwoModels(document, {**document, "layers": document["layers"][1:]}).drawn(width), width)
 
 
 @pytest.mark.parametrize("width", WIDTHS)

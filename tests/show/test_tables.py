@@ -224,26 +224,6 @@ def test_kept_table_counts_heads_that_are_too_many_to_draw() -> None:
     assert row(lines, "0") == "0 12 of 96 -"
 
 
-def test_inspect_table_shows_layers_and_what_can_be_cut() -> None:
-    lines = rendered(tables.inspect_table(INSPECT))
-    assert lines[0] == "cpm-ant: 1,062,400 parameters, 525,312 prunable (49.4 %)"
-    assert lines[1] == "key-value cache: 1,024 bytes a token"
-    assert row(lines, "0") == "0 16 x 16 131,200 256 98,432"
-    assert row(lines, "1") == "1 absent - 128 49,280"
-    assert row(lines, "head") == "head 16 1 8,192 parameters"
-    assert row(lines, "dim_ff") == "dim_ff 384 2 256 to 384 parameters"
-    assert lines[-1] == "origin: plan quickstart"
-
-
-def test_inspect_table_shows_groups_of_models_that_have_some() -> None:
-    first, second = INSPECT["layers"]
-    grouped = {**first, "attention": {"kv_groups": 4, **first["attention"]}}
-    lines = rendered(tables.inspect_table({**INSPECT, "layers": [grouped, second]}))
-    assert row(lines, "layer") == "layer kv_groups heads x dim_head parameters dim_ff parameters"
-    assert row(lines, "0") == "0 4 16 x 16 131,200 256 98,432"
-    assert row(lines, "1") == "1 - absent - 128 49,280"
-
-
 def test_text_of_a_stranger_cannot_drive_the_terminal() -> None:
     document = {**GRAPH, "plan": "a\x1b[2Jb", "nodes": [node("1-\x1b[31m", {}, "model", "[red]about[/red]")]}
     shown = "\n".join(rendered(tables.graph_table(document)))

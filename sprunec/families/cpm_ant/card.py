@@ -27,6 +27,7 @@ def cache_bytes(config: ModelConfig, length: int = 1) -> int:
 
 CARD = Card(
     name=FAMILY,
+    title=lambda config: "CPM-Ant",
     code="sprunec.families.cpm_ant.family",
     own_code=True,
     code_release=lambda: "",

@@ -160,6 +160,7 @@ def item_bytes(config: TransformersConfig) -> int:
 
 CARD = Card(
     name=FAMILY,
+    title=lambda config: config.layout.title,
     code="sprunec.families.huggingface.transformers_family",
     own_code=False,
     code_release=installed,
