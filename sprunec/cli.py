@@ -19,7 +19,7 @@ from rich.console import Console
 
 from sprunec.checkpoint.hub import fetch_snapshot
 from sprunec.cli_flags import with_flags
-from sprunec.cli_looks import inspect
+from sprunec.cli_looks import init, inspect
 from sprunec.cli_options import Debug, Json, Quiet, TrustCode
 from sprunec.engines.launch import launch, meet
 from sprunec.engines.world import World, launched
@@ -134,7 +134,8 @@ def convert(
     debug: Debug = False,
 ) -> None:
     """Print BMCook's files as one native plan; its relative paths are the current directory's, or those of -o FILE."""
-    from sprunec.bmcook.plans.convert import convert_plan, plan_text
+    from sprunec.bmcook.plans.convert import convert_plan
+    from sprunec.compiler.plan_file import plan_text
 
     with output.reporting(as_json, f"converting {bmcook}"):
         document, found = convert_plan(bmcook, seconds or (), flags, file)
@@ -144,6 +145,7 @@ def convert(
 
 
 app.command()(inspect)
+app.command()(init)
 
 
 @app.command("make-data")

@@ -8,18 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from sprunec.data.fast_tokenizer import template_files, tokenizer_files
+from sprunec.data.text_amounts import documentation, tokens_about
 from sprunec.file_digests import MISSING, file_digest
 from sprunec.plan.plan import DataSource
-
-BYTES_A_TOKEN = 4  # of English text, about, in a vocabulary of words and parts of words
 
 
 def held_out_tokens(data: DataSource, files: Mapping[str, tuple[Path, ...]]) -> int:
     """Guess the tokens that are held out, by the sizes of files that are there."""
-    own, each = files.get("held_out", ()), 1 if data.tokenizer == "characters" else BYTES_A_TOKEN
-    paths = own or files.get("paths", ()) or (documentation(),)
-    size = sum(path.stat().st_size for path in paths if path.is_file())
-    return round(size * (data.held_out if isinstance(data.held_out, float) else 1.0) / each)
+    paths = files.get("held_out", ()) or files.get("paths", ()) or (documentation(),)
+    tokens = tokens_about(paths, by_character=data.tokenizer == "characters")
+    return round(tokens * (data.held_out if isinstance(data.held_out, float) else 1.0))
 
 
 def has_documents(data: DataSource) -> bool:
@@ -60,10 +58,3 @@ def digests(paths: tuple[Path, ...]) -> Any:
 def tokenizer_digest(paths: tuple[Path, ...]) -> Any:
     """Identify a tokenizer by its file, and by its settings where they stand in another."""
     return file_digest(paths[0]) if len(paths) == 1 else digests(paths)
-
-
-def documentation() -> Path:
-    """Say where the interpreter's own documentation is."""
-    from pydoc_data import topics
-
-    return Path(topics.__file__)

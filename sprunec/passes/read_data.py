@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sprunec.data.text_amounts import documentation
 from sprunec.errors import InputError
 from sprunec.families.cards import card_of
 from sprunec.file_digests import file_digest
@@ -15,7 +16,6 @@ from sprunec.graph.options import Options
 from sprunec.passes.data_files import (
     data_files,
     digests,
-    documentation,
     has_documents,
     held_out_tokens,
     tokenizer_digest,

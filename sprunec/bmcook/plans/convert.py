@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sprunec.durable import naming, write_atomically
+from sprunec.compiler.plan_file import write_plan
 from sprunec.errors import Diagnostic, InputError
 from sprunec.plan.bmcook_flags import NO_FLAGS, Flags
 from sprunec.plan.open_plan import read_any
@@ -36,22 +35,8 @@ def convert_plan(
     document: dict[str, Any] = source.value
     if output is not None:
         document = _rebased(document, output.parent)
-        text = plan_text(document)
-        if output.is_dir():
-            raise InputError.at(output, "this is a folder", "name a file in it")
-        try:
-            with naming(output):
-                other = output.exists() and output.read_text(encoding="utf-8", errors="replace") != text
-            if other:
-                raise InputError.at(output, "there is a file already", "remove it, or name another")
-            write_atomically(output, text)
-        except OSError as error:
-            raise InputError.of_disk(output, error, "cannot be written", code="unwritable") from error
+        write_plan(output, document)
     return document, found
-
-
-def plan_text(document: dict[str, Any]) -> str:
-    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
 
 def _rebased(node: Any, folder: Path, key: str = "") -> Any:
