@@ -42,6 +42,8 @@ def reference() -> str:
             own = {key: value for key, value in own.items() if key not in training}
             text += " Takes every training option."
         parts.append(section(f"Pass `{name}`", text, own))
+    gguf = properties("passes/emit")["gguf"]
+    parts.append(section("Format `gguf`", gguf["description"], properties(gguf)))
     target = properties("passes/train-mask")["target"]
     parts.append(section("Targets", target["description"], properties(target)))
     return "\n".join(parts)

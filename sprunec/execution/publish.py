@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sprunec.execution.store import Artifact
 
 PUBLISHED = ("model", "masks", "recipe.json")
-WEIGHTS = (*SAFETENSORS, *TORCH, ".pt2")  # of files with these endings OUT and the store share one
+WEIGHTS = (*SAFETENSORS, *TORCH, ".pt2", ".gguf")  # of files with these endings OUT and the store share one
 
 
 def publish(graph: Graph, out: Path, done: Mapping[str, Artifact], report: Report) -> None:

@@ -76,5 +76,12 @@ def reopen(directory: Path, config: Any, weights: Tensors) -> Reopened:
 
 
 CPM_LIVE = Format(
-    "cpm-live", write, reopen, alike=tuple(INSIDE), same_heads=True, obstacles=obstacles, instead=INSTEAD, folds=True
+    "cpm-live",
+    write,
+    reopen,
+    alike=lambda config: tuple(INSIDE),
+    same_heads=True,
+    obstacles=obstacles,
+    instead=INSTEAD,
+    folds=True,
 )

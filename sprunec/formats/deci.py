@@ -13,7 +13,7 @@ from sprunec.families.base import family_of
 from sprunec.families.base_config import ModelConfig
 from sprunec.families.huggingface.decilm_files import INSTEAD, obstacles, write
 from sprunec.families.huggingface.transformers_config import TransformersConfig
-from sprunec.formats.huggingface import PART_BYTES, PLACE, PROCESS_BYTES, opened_apart, options
+from sprunec.formats.huggingface import PART_BYTES, PLACE, PROCESS_BYTES, SCRIPTS, opened_apart, options
 from sprunec.plan.export_formats import Format, Opening, Options, Reopened
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def reopen(directory: Path, config: ModelConfig, weights: Tensors) -> Reopened:
 
     def logits(inputs: list[Inputs]) -> Tensor:
         rows = [batch["input"][0] for batch in inputs]
-        return torch.cat(opened_apart("deci", "decilm_reader", directory, rows))
+        return torch.cat(opened_apart("deci", f"{SCRIPTS}.decilm_reader", directory, rows))
 
     def texts(batch: Inputs) -> list[Inputs]:
         return family_of(config).huggingface_texts(config, {}, batch)
@@ -59,6 +59,6 @@ def shares(config: ModelConfig) -> bool:
 
 DECI = Format(
     "deci", write, reopen, package=("transformers", "sprunec[hf]"), obstacles=obstacles, instead=INSTEAD,
-    alike=("head", "kv_group"), shares=shares, opens=lambda config: PROCESS_BYTES + PART_BYTES, opening=opening,
-    options=beside,
+    alike=lambda config: ("head", "kv_group"), shares=shares, opens=lambda config: PROCESS_BYTES + PART_BYTES,
+    opening=opening, options=beside,
 )  # fmt: skip

@@ -83,7 +83,7 @@ def reopen(directory: Path, config: ModelConfig, weights: Tensors) -> Reopened:
 
     def logits(inputs: list[Inputs]) -> Tensor:
         rows = [batch["input"][0, skipped:] for batch in inputs]
-        said = opened_apart("huggingface", "stock_reader", directory, rows, *how)
+        said = opened_apart("huggingface", f"{SCRIPTS}.stock_reader", directory, rows, *how)
         gaps.append(said["gap"])
         # some classes have rows beyond the tokens
         return torch.cat(said["logits"])[:, : config.vocab_size]
@@ -92,11 +92,14 @@ def reopen(directory: Path, config: ModelConfig, weights: Tensors) -> Reopened:
     return Reopened(stored, stored if folded else torch.float32, logits, texts, skipped, gaps, own)
 
 
-def opened_apart(form: str, script: str, directory: Path, texts: Sequence[Tensor], *more: str) -> Any:
-    """Run a directory in a process of its own, since that runs its code and writes a cache of it.
+def opened_apart(
+    form: str, script: str, path: Path, texts: Sequence[Tensor], *more: str, library: str = "transformers"
+) -> Any:
+    """Run what was written in a process of its own: that runs its code, writes a cache of it, or may end it.
 
     Args:
-        script: it is given the directory, a file of texts (n,), one for what it finds, and `more`.
+        script: a module that is given the path, a file of texts (n,), one for what it finds, and `more`.
+        library: what opens it there.
     """
     import torch
 
@@ -106,12 +109,12 @@ def opened_apart(form: str, script: str, directory: Path, texts: Sequence[Tensor
         quiet = {"HF_HOME": folder, "HF_MODULES_CACHE": f"{folder}/modules", "HF_HUB_OFFLINE": "1"}
         # What this process has a class from, but for directories: the one that is opened has its own code.
         quiet["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if not (Path(path) / MODULES).is_dir())
-        command = [sys.executable, "-P", "-m", f"{SCRIPTS}.{script}", *map(str, (directory, given, found)), *more]
+        command = [sys.executable, "-P", "-m", script, *map(str, (path, given, found)), *more]
         done = subprocess.run(command, env=os.environ | quiet, capture_output=True, text=True, check=False)
         if done.returncode:
             lines = done.stderr.strip().splitlines() or ["no message"]
             last = next((line for line in reversed(lines) if re.match(r"[\w.]*(Error|Exception)\b", line)), lines[-1])
-            raise FormatError(f"transformers cannot open the format {form}: {last}")
+            raise FormatError(f"{library} cannot open the format {form}: {last}")
         return torch.load(found, weights_only=True)
 
 

@@ -41,6 +41,7 @@ def add(build: Builder, spec: PassSpec, model: str) -> str:
     """Add a node that writes a node's model in all formats."""
     formats, files = tuple(spec.options["formats"]), dict[str, tuple[Path, ...]]()
     details = {"dtype": spec.options["dtype"]} if any(FORMATS[name].folds for name in formats) else {}
+    details |= {name: dict(spec.options[name]) for name in formats if spec.options.get(name)}
     for name in formats:
         own, given = FORMATS[name].options(build.plan)
         digests = {role: tuple(file_digest(path) for path in paths) for role, paths in given.items() if paths}

@@ -37,7 +37,7 @@ class FileOptions(Options):
 
 def lower(build: Builder, spec: PassSpec) -> None:
     paths: tuple[Any, ...] = spec.options["path"]
-    even = any(form.alike for form in formats_of(build.plan.passes))
+    even = any(form.alike(build.plan.model.config) for form in formats_of(build.plan.passes))
     options = build.options(FileOptions, spec, content=tuple(map(build.masks_digest, paths)), even=even)
     warnings = [weights_warning(path, build.checkpoint) for path in paths]
     if any("steps" in each.options for each in build.plan.passes):
@@ -63,7 +63,7 @@ def run(job: Job[FileOptions]) -> dict[str, Any]:
         raise InputError.at(paths[0], "leaves nothing of the model", "keep at least one sublayer")
     # The plan ends in a format with one width for all layers: better told now than after the training that follows.
     left = job.config().cut(job.kept(), found.kept)
-    for form in (form for form in FORMATS.values() if form.alike and job.options.even):
+    for form in (form for form in FORMATS.values() if job.options.even and form.alike(left)):
         for code, why, _ in form.obstacles(left):
             if code == "uneven-layers":
                 message = f"the format {form.name} can't hold what this mask leaves: {why}"

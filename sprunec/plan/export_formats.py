@@ -17,7 +17,7 @@ from sprunec.plan.declared import PassSpec
 from sprunec.plan.targets import quoted
 from sprunec.plan.written_plan import Step, WrittenPlan
 from sprunec.registry import Registry
-from sprunec.units import SIZE_TARGETS
+from sprunec.units import SIZE_TARGETS, SUBLAYERS, UNITS, gate_units
 
 if TYPE_CHECKING:
     import torch
@@ -46,11 +46,26 @@ class Emission:
 
 
 @dataclass(frozen=True)
+class Continued:
+    """How a model goes on behind a text, with the likeliest token each time.
+
+    Attributes:
+        inputs: the text and what it has added, in one row, for the forward of our own.
+        start: how many tokens the text has.
+        pieces: what each token adds to the text.
+    """
+
+    inputs: Inputs
+    start: int
+    pieces: list[str]
+
+
+@dataclass(frozen=True)
 class Reopened:
     """An exported model opened again from disk, as its users open it.
 
     Attributes:
-        stored: what its weights are stored in.
+        stored: what its weights are stored in, a dtype or a format's own type.
         arithmetic: what it computes in, or what its weights have been rounded to once more, if that is coarser.
         logits: what it says to inputs, (n, V).
         inputs: for a batch, those that it can be given.
@@ -58,15 +73,21 @@ class Reopened:
         gaps: once `logits` has been called, how far a text's logits, with the last positions one by one behind past
             keys and values, were from those in one go; empty where that is not compared.
         own_code: it brings classes of its own, which only those run who trust it.
+        weights: what its weights have been rounded to, by the small model's names; None: they are as they were.
+        continued: once `logits` has been called, how it goes on; empty where that is not asked.
+        runtime: what has opened it; "" where the format's name says it.
     """
 
-    stored: torch.dtype
+    stored: torch.dtype | str
     arithmetic: torch.dtype
     logits: Callable[[list[Inputs]], Tensor]
     inputs: Callable[[Inputs], list[Inputs]] = lambda batch: [batch]
     skipped: int = 0
     gaps: list[float] = field(default_factory=list)
     own_code: bool = False
+    weights: Tensors | None = None
+    continued: list[Continued] = field(default_factory=list)
+    runtime: str = ""
 
 
 @dataclass(frozen=True)
@@ -93,7 +114,10 @@ class Format:
             the report says about it.
         reopen: the directory, by the config and the weights it was made of. None: `compare` opens it as our own.
         package: one that it needs, and how it is installed.
-        alike: units of which all layers have as many.
+        alike: units of which all layers of a config's model have as many.
+        fixed: units of which a config's model has all, and why.
+        multiples: of a config's model, and the format's own options: by unit, what its number is a multiple of for
+            the format to have its best, and what is lost else.
         same_heads: and not as many heads only, but the same ones.
         obstacles: code, reason and remedy of what keeps it from holding a config's model.
         instead: what to emit where it cannot be.
@@ -109,7 +133,9 @@ class Format:
     write: Callable[[Emission, Path], dict[str, Any]]
     reopen: Callable[[Path, ModelConfig, Tensors], Reopened] | None = None
     package: tuple[str, str] | None = None
-    alike: tuple[str, ...] = ()
+    alike: Callable[[ModelConfig], tuple[str, ...]] = lambda config: ()
+    fixed: Callable[[ModelConfig], Mapping[str, str]] = lambda config: {}
+    multiples: Callable[[ModelConfig, Mapping[str, Any]], Mapping[str, tuple[int, str]]] = lambda config, options: {}
     same_heads: bool = False
     obstacles: Callable[[ModelConfig], Iterator[tuple[str, str, str]]] = lambda config: iter(())
     instead: str = ""
@@ -149,22 +175,17 @@ def heads_tied(plan: WrittenPlan) -> None:
 
 
 def formats_fit(plan: WrittenPlan) -> None:
-    """Check that formats can hold the model and what passes leave of it, their packages, and an option of some."""
-    emits = [step for step in plan.valid_steps if step.name == "emit"]
+    """Check that formats can hold the model and what passes leave of it, their packages, and options of some."""
+    emits, config = [step for step in plan.valid_steps if step.name == "emit"], plan.config
     emitted = [(step, FORMATS[name]) for step in emits for name in step.options["formats"]]
-    for form in dict.fromkeys(form for _, form in emitted):
-        for code, why, hint in form.obstacles(plan.config) if plan.config is not None else ():
+    for step, form in emitted:
+        if config is None:
+            break
+        for code, why, hint in form.obstacles(config):
             plan.error(code, "/model/config", f"the format {form.name} can't hold this model: {why}", hint)
-        for step in plan.valid_steps:
-            if step.declared.by_target and (told := _uneven(step.options, form)):
-                what = "width" if "dim_ff" in form.alike else "number of query heads"
-                message = f"{told[0]}, and the format {form.name} has one {what} for all"
-                step.error("uneven-layers", "", message, f"{told[1]}, or {form.instead}")
-            if "grid" in step.options and (hint := _loose(step, form)):
-                same = form.same_heads and "head" in step.units
-                what = "the same heads" if same else f"as many {show(form.alike[0])} units in all layers"
-                message = f"a search lets layers differ, and the format {form.name} has {what}"
-                step.error("uneven-layers", "units", message, f"{hint}, or {form.instead}")
+        for other in plan.valid_steps:
+            _cuts_fit(other, form, config)
+            _widths_fit(other, form.multiples(config, step.options.get(form.name) or {}))
     for step, form in emitted:
         if "dtype" in step.written and not any(each.folds for _, each in emitted):
             step.unused("dtype", "dtype is not used without a format that folds factors into its weights")
@@ -172,12 +193,48 @@ def formats_fit(plan: WrittenPlan) -> None:
             message = f"the format {form.name} needs the package {form.package[0]}, which is not installed"
             tell = step.error if plan.strict else step.warn
             tell("missing-package", "formats", message, f"pip install '{form.package[1]}'")
+    for step in emits:
+        for name in (name for name in step.written if name in FORMATS and name not in step.options["formats"]):
+            step.unused(name, f"{name} is about a format that is not emitted")
 
 
-def _uneven(options: Mapping[str, Any], form: Format) -> tuple[str, str] | None:
+def _cuts_fit(step: Step, form: Format, config: ModelConfig) -> None:
+    """Check that what a pass may leave is alike enough for a format."""
+    alike, removes = form.alike(config), step.declared.removes == "units"
+    for unit in (unit for unit in step.units if unit in form.fixed(config)):
+        step.error("cannot-cut", "units" if "grid" in step.options else "unit", form.fixed(config)[unit], form.instead)
+        return
+    if whole := [unit for unit in gate_units(step.units) if unit in SUBLAYERS and unit in alike and removes]:
+        message = f"a layer without its {whole[0].replace('_', '-')} is unlike others, and the format {form.name} has"
+        hint = f'cut unit "block", which takes both, or {form.instead}'
+        step.error("uneven-layers", "units" if "grid" in step.options else "unit", f"{message} all layers alike", hint)
+        return
+    if step.declared.by_target and (told := _uneven(step.options, form, alike)):
+        what = "width" if "dim_ff" in alike else "number of query heads"
+        message = f"{told[0]}, and the format {form.name} has one {what} for all"
+        step.error("uneven-layers", "", message, f"{told[1]}, or {form.instead}")
+    if "grid" in step.options and (hint := _loose(step, form, alike)):
+        same = form.same_heads and "head" in step.units
+        what = "the same heads" if same else f"as many {show(alike[0])} units in all layers"
+        message = f"a search lets layers differ, and the format {form.name} has {what}"
+        step.error("uneven-layers", "units", message, f"{hint}, or {form.instead}")
+
+
+def _widths_fit(step: Step, wanted: Mapping[str, tuple[int, str]]) -> None:
+    """Tell of numbers of units that a pass may leave, where a format has more of multiples."""
+    options = step.options
+    for unit in (unit for unit in wanted if unit in step.units and step.declared.removes == "units"):
+        (multiple, lost), key = wanted[unit], UNITS[unit].target
+        counted = options["target"].get(key, 1) if options.get("budget") == "per-layer" else 1
+        if (options.get("multiple_of") or {}).get(key, counted) % multiple:
+            message = f"the pass may leave a number of {show(unit)} that is no multiple of {multiple}: {lost}"
+            step.warn("uneven-width", "multiple_of", message, f'write "multiple_of": {{{show(key)}: {multiple}}}')
+
+
+def _uneven(options: Mapping[str, Any], form: Format, alike: tuple[str, ...]) -> tuple[str, str] | None:
     """Say how a pass may leave unlike layers, where a format has something for all of them, and what to do."""
     size = [key for key in SIZE_TARGETS if key in options["target"]]
-    units = [unit for unit in options["unit"] if unit in form.alike]
+    units = [unit for unit in options["unit"] if unit in alike]
     if size and units:
         return f"{size[0]} lets layers keep unlike numbers of {show(units[0])} units", "give counts"
     if form.same_heads and "head" in units and not options["tie_heads"]:
@@ -188,13 +245,13 @@ def _uneven(options: Mapping[str, Any], form: Format) -> tuple[str, str] | None:
     return None
 
 
-def _loose(step: Step, form: Format) -> str:
+def _loose(step: Step, form: Format, alike: tuple[str, ...]) -> str:
     """Say what makes a search leave layers that are enough alike for a format; nothing where it does."""
     options, heads = step.options, {"head", "kv_group"}
-    if not set(step.units) & set(form.alike) or (options["uniform"] and not form.same_heads):
+    if not set(step.units) & set(alike) or (options["uniform"] and not form.same_heads):
         return ""
     if form.same_heads and "head" in step.units:
         return 'leave "head" out of units'
-    if set(form.alike) <= heads:
+    if set(alike) <= heads:
         return "" if options["same_heads"] else 'write "same_heads": true'
     return "" if options["uniform"] else 'write "uniform": true'

@@ -97,9 +97,12 @@ def comparison_lines(report: Mapping[str, Any]) -> list[str]:
     for name, found in (report.get("formats") or {}).items():
         failed = f"{name} is not published: {found['error']}" if "error" in found else ""
         trusting = ", with trust_remote_code=True" if found.get("own_code") else ""
-        line = f"{name}, opened again{trusting}: {_difference(found)}"
+        by = f" by {found['runtime']}" if "runtime" in found else ""
+        line = f"{name}, opened again{by}{trusting}: {_difference(found)}"
         if "decoding_difference" in found:
             line += f"; with past keys and values {powered(found['decoding_difference'])} from one forward"
+        if greedy := found.get("greedy"):
+            line += f"; greedily it goes on as the small model for {greedy['same']} of {greedy['tokens']} tokens"
         lines.append(failed or line)
     return lines
 

@@ -60,9 +60,8 @@ ROPE = {
     "rope.scaling.type": "rope_type",
     "rope.scaling.factor": "factor",
     "rope.scaling.original_context_length": "original_max_position_embeddings",
-    "rope.scaling.yarn_beta_fast": "beta_fast",
-    "rope.scaling.yarn_beta_slow": "beta_slow",
 }
+ATTENTION_FACTOR = "rope.scaling.attn_factor"  # of longrope; yarn's follows from its factor
 ROTARY_DIMS = "rope.dimension_count"
 LOCAL_BASE = "rope.freq_base_swa"  # of the layers that see a window
 FREQUENCIES = "rope_freqs"  # a tensor (E / 2,): what llama3 divides each frequency by; a file has no key for that
@@ -81,13 +80,14 @@ class Architecture:
         numbers: by their names in a file, where the architecture's own stands before them.
         activation: config.json's key of it, and what the graph computes; the first one is what the class takes.
         defaults: of the class, for keys that `SIZES` and `ROPE` stand for.
-        needs: what other keys of config.json must be where they are there.
+        needs: what other keys of config.json must be, where they are there.
         positions: whether they are turned, and not looked up in a table.
         rotary_share: config.json's key of how much of a head is turned, and what the class takes; None: all of it.
         scalings: the kinds of `rope_type` that it has.
         by_layer: whether sizes may differ from layer to layer, and sublayers be absent.
         free_heads: whether H · E may differ from D.
         pattern: each so-many-th layer sees all positions, and the others a window; 0: all of them see all.
+        local_base: the base of layers with a window, where config.json has none; 0: as of all others.
         tied: whether the head is the embedding: always, never, or, None, where a file has none.
         score_scale: config.json's key of what scores are divided by the root of; "": it is E.
         whole_scale: so many layers make it D / H there.
@@ -107,6 +107,7 @@ class Architecture:
     by_layer: bool = False
     free_heads: bool = True
     pattern: int = 0
+    local_base: float = 0.0
     tied: bool | None = None
     score_scale: str = ""
     whole_scale: int = 0

@@ -39,7 +39,6 @@ LLAMA = Architecture(
     scalings=("default", "linear", "llama3", "yarn"),
 )
 MISTRAL = LLAMA.but("llama", "mistral", defaults={"max_position_embeddings": 131_072, "sliding_window": 4096})
-DECI = LLAMA.but("deci", "llama", by_layer=True)
 QWEN2 = LLAMA.but(
     "qwen2",
     "qwen2",
@@ -47,6 +46,10 @@ QWEN2 = LLAMA.but(
     defaults={"max_position_embeddings": 32_768},
     scalings=("default", "linear", "yarn"),
     free_heads=False,
+)
+# Of the graphs that read sizes by layer, the one of Nemotron-NAS computes what these do, their biases too.
+DECI, DECI_MISTRAL, DECI_QWEN2 = (
+    LLAMA.but("deci", row.model_type, defaults=dict(row.defaults), by_layer=True) for row in (LLAMA, MISTRAL, QWEN2)
 )
 QWEN3 = QWEN2.but(
     "qwen3",
@@ -89,6 +92,7 @@ GEMMA3 = GEMMA2.but(
     needs={"use_bidirectional_attention": False, "attn_logit_softcapping": None},
     scalings=("default", "linear"),
     pattern=6,
+    local_base=10_000.0,
     tied=None,
     whole_scale=62,
 )
@@ -163,4 +167,7 @@ GPTNEOX = Architecture(
     free_heads=False,
     tied=False,
 )
-ARCHITECTURES = (LLAMA, MISTRAL, DECI, QWEN2, QWEN3, GEMMA2, GEMMA3, PHI3, GPT2, GPTNEOX)
+ARCHITECTURES = (
+    *(LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3, PHI3, GPT2, GPTNEOX),
+    *(DECI, DECI_MISTRAL, DECI_QWEN2),
+)

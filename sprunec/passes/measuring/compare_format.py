@@ -22,7 +22,7 @@ from sprunec.graph.needs import EXACT, SINGLE, Needs
 from sprunec.passes.compare import CompareOptions
 from sprunec.passes.job import Job
 from sprunec.plan.declared import Pass
-from sprunec.plan.export_formats import FORMATS
+from sprunec.plan.export_formats import FORMATS, Continued
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 LOGITS = 2**24  # numbers: what a format says is held as a whole
 EPSILONS = 4.0
 COMPARED = ("max_abs_difference", "tolerance", "noise", "tokens", "dtype")
-SOME = ("decoding_difference", "own_code")  # of formats that have past keys and values, or bring classes
+SOME = ("decoding_difference", "own_code", "runtime", "greedy")  # of formats that are opened in ways of their own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,24 +78,28 @@ def run(job: Job[FormatOptions]) -> dict[str, Any]:
     for batches in compared_batches(data, config, job.options.tokens, most=LOGITS // config.vocab_size):
         inputs = [each for batch in batches for each in opened.inputs(batch.inputs)]
         said, dtypes = opened.logits(inputs), (torch.float64, opened.arithmetic)
-        both = zip(*(_logits(config, weights, inputs, opened.skipped, dtype) for dtype in dtypes), strict=True)
+        stored = (weights, weights if opened.weights is None else opened.weights)
+        each = zip(stored, dtypes, strict=True)
+        both = zip(*(_logits(config, state, inputs, opened.skipped, dtype) for state, dtype in each), strict=True)
         for (part, exact), (_, rounded) in both:
             difference = max(difference, largest(said[:, part.start : part.stop] - exact))
             noise, largest_logit = max(noise, largest(rounded - exact)), max(largest_logit, largest(exact))
         tokens += said.size(0)
     if not math.isfinite(largest_logit):
         raise PassError("the small model's own logits are not finite, so nothing can be compared with them")
-    limit, stored = tolerance(opened.arithmetic, largest_logit, noise), str(opened.stored).removeprefix("torch.")
-    metrics = {"form": name, "tolerance": limit, "tokens": tokens, "dtype": stored}
+    limit, dtype = tolerance(opened.arithmetic, largest_logit, noise), str(opened.stored).removeprefix("torch.")
+    metrics = {"form": name, "tolerance": limit, "tokens": tokens, "dtype": dtype}
     metrics |= {"max_abs_difference": difference, "noise": noise, "largest_logit": largest_logit}
     if not (gap := max(opened.gaps, default=0.0)) <= limit:
         message = f"the format {name} generates with past keys and values what is {gap:.3g} from what it says in one go"
         raise ComparisonError(f"{message}, where {limit:.3g} may be; it is not emitted", metrics)
     metrics |= {"decoding_difference": gap} if opened.gaps else {}
     metrics |= {"own_code": True} if opened.own_code else {}
+    metrics |= {"runtime": opened.runtime} if opened.runtime else {}
+    metrics |= {"greedy": _greedy(config, weights, opened.continued[0])} if opened.continued else {}
     if not difference <= limit:
         message = f"the format {name} differs from the model it was made of by {difference:.3g} on {tokens} tokens"
-        message = f"{message}, the tolerance of {stored} is {limit:.3g}; it is not emitted"
+        message = f"{message}, the tolerance of {dtype} is {limit:.3g}; it is not emitted"
         raise ComparisonError(message, metrics)
     return metrics
 
@@ -111,6 +115,20 @@ def _logits(
 
     model = Streamed(family_of(config), empty_model(config), weights, inputs, dtype, torch.device("cpu"))
     return model.logits(skipped)
+
+
+def _greedy(config: ModelConfig, weights: Tensors, continued: Continued) -> dict[str, Any]:
+    """Tell how far the small model goes on as a format does: by its likeliest tokens behind what this has added.
+
+    As long as they are the same, that is how it goes on itself.
+    """
+    import torch
+
+    start, pieces = continued.start, continued.pieces
+    logits = [part for _, part in _logits(config, weights, [continued.inputs], 0, torch.float32)]
+    likeliest = torch.cat(logits, dim=1)[start - 1 : -1].argmax(dim=1)
+    same = int((likeliest == continued.inputs["input"][0, start:]).long().cumprod(0).sum())
+    return {"tokens": len(pieces), "same": same, "text": "".join(pieces), "small": "".join(pieces[:same])}
 
 
 def tolerance(dtype: torch.dtype, largest_logit: float, noise: float = math.inf) -> float:
