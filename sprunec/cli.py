@@ -12,7 +12,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -20,7 +20,7 @@ from rich.console import Console
 from sprunec.checkpoint.hub import fetch_snapshot
 from sprunec.cli_flags import with_flags
 from sprunec.cli_looks import init, inspect
-from sprunec.cli_options import Debug, Json, Quiet, TrustCode
+from sprunec.cli_options import Debug, Json, Quiet, TrustCode, dry_run_of
 from sprunec.engines.launch import launch, meet
 from sprunec.engines.world import World, launched
 from sprunec.errors import Diagnostic, InputError, SprunecError
@@ -80,6 +80,16 @@ def run(
     out: Annotated[Path | None, typer.Option(help="Where the run lives; run again there to continue.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the graph, sizes and cost; do nothing.")] = False,
     measure: Annotated[bool, typer.Option("--measure", help="With --dry-run: a time, from a block run here.")] = False,
+    throughput: Annotated[
+        str | None, typer.Option(metavar="RATE", help="With --dry-run: a time, by operations a second, e.g. 40T.")
+    ] = None,
+    memory: Annotated[
+        float | None,
+        typer.Option(metavar="GB", min=0.001, help="With --dry-run: what the device has, else this machine."),
+    ] = None,
+    graph_as: Annotated[
+        Literal["mermaid", "dot"] | None, typer.Option("--graph", help="With --dry-run: print the graph in this form.")
+    ] = None,
     strict: Annotated[bool, typer.Option(help="With --dry-run: a missing file is an error, as in a run.")] = False,
     devices: Annotated[
         int, typer.Option(min=1, max=1024, help="Train on so many devices of this machine, a process each.")
@@ -89,14 +99,16 @@ def run(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Run a plan; what is already done is not done again."""
+    """Run a plan; what is already done is not done again.
+
+    Example: sprunec run plans/quickstart.json --dry-run
+    """
     from sprunec.compiler.lower import lower
     from sprunec.execution.execute import execute
     from sprunec.execution.ranks import follow
     from sprunec.graph.weights import DRY_READ
 
-    if measure and not dry_run:
-        raise typer.BadParameter("--measure foretells how long a run takes; give --dry-run with it")
+    how = dry_run_of(dry_run, max(devices, launched()[1]), measure, throughput, memory, graph_as)
     chosen, (rank, size) = _out(out, flags.save), launched()
     if devices > 1 and size == 1 and not dry_run:
         raise typer.Exit(launch(devices, sys.argv[1:]))
@@ -113,7 +125,7 @@ def run(
             unread = dry_run and not (folder / "store").exists()
             graph = lower(checked, DRY_READ if unread else math.inf)
             if dry_run:
-                output.show_graph(checked, graph, folder, max(devices, size), measure, as_json)
+                output.show_graph(checked, graph, folder, how, as_json)
                 return
         with output.reporting(as_json, f"running {plan}", folder), output.page_of(folder, progress, stop, as_json):
             report = execute(graph, folder, progress, stop, world)

@@ -47,12 +47,13 @@ def lower(plan: Plan, most_read: float = math.inf) -> Graph:
     build.model = build.roles.source = load.add(build)
     verify_trace.add(build, build.model)
     for spec in plan.passes:
-        info = PASSES[spec.name]
+        info, build.step = PASSES[spec.name], spec.pointer
         assert info.lower is not None
         if info.removes:  # what comes in here is what the result is compared with, and the teacher from here on
             _evaluate_dense(build)
             build.teachers.setdefault(None, build.model)
         info.lower(build, spec)
+    build.step = ""
     _finish(build)
     return build.graph()
 
@@ -89,10 +90,12 @@ def _finish(build: Builder) -> None:
         masked = expand.add(build, final) if build.changes_weights() else roles.source
     roles.full = masked
     if emitting is not None:
+        build.step = emitting.pointer
         roles.emitted = emit.add(build, emitting, final)
         reopened = [name for name in emitting.options["formats"] if FORMATS[name].reopen is not None]
         for name in reopened:
             compare_format.add(build, final, roles.emitted, name)
+        build.step = ""
         # What is compared with the masked one and measured is our own format, where that is emitted.
         small = final if len(reopened) == len(emitting.options["formats"]) else roles.emitted
     if masked != small:

@@ -9,22 +9,21 @@ from __future__ import annotations
 import math
 import random
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
 from torch import nn
 
 from sprunec.checkpoint.reader import Tensors, open_tensors
+from sprunec.compiler.speeds import Speeds
 from sprunec.data.compared import random_batch
 from sprunec.engines.device import Place
 from sprunec.families.base import family_of
 from sprunec.families.base_config import FORWARD, ModelConfig
 from sprunec.graph.arithmetic import Text, forward
 from sprunec.graph.model_size import ModelSize, blocks_of
-from sprunec.graph.needs import EXACT, SINGLE, Needs
 from sprunec.models.meta_models import empty_model
 from sprunec.models.streamed import Streamed
 from sprunec.plan.plan import Plan
@@ -37,32 +36,6 @@ SECONDS, MOST_RUNS = 1.0, 20  # a block is run again until it has had one of bot
 READ_BYTES, PART_BYTES = 256 * 2**20, 16 * 2**20  # of the checkpoint, and of a tensor
 HELD_BYTES = 2**30  # a larger block is multiplied some rows after the others
 WEIGHT = 0.01
-
-
-@dataclass(frozen=True)
-class Speeds:
-    """Of this machine.
-
-    Attributes:
-        float32, float64: operations a second, in a block of the model.
-        read: bytes a second of the checkpoint's, into float32; None where there is no checkpoint.
-        trace: seconds until the blocks are traced.
-    """
-
-    device: str
-    float32: float
-    float64: float
-    read: float | None
-    trace: float
-
-    def seconds(self, needs: Needs) -> float:
-        """Tell how long what is counted takes; writing is taken to be as fast as reading."""
-        speeds = {SINGLE: self.float32, EXACT: self.float64}
-        work = sum(amount / speeds[kind] for kind, amount in needs.operations.items())
-        return work + ((needs.reads + needs.disk) / self.read if self.read else 0.0)
-
-    def document(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def measure(plan: Plan) -> Speeds:

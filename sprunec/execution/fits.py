@@ -1,6 +1,6 @@
 """Whether a run fits into the machine, looked at before it begins: what is certain not to fit is refused.
 
-What is only likely not to fit is none of this: see the sizes that `run --dry-run` says.
+What is only likely not to fit a dry run warns of, and says which options would make it fit.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from sprunec.errors import Diagnostic, PassError
+from sprunec.errors import Diagnostic, PassError, series
 from sprunec.execution.store import Store
+from sprunec.graph.alternatives import fitting
 from sprunec.graph.graph import Graph, Node
 from sprunec.machine import physical_memory
 
@@ -35,6 +36,21 @@ def misfits(graph: Graph, store: Store, device: str, memory: float, processes: i
     for node in (node for node in graph.nodes if not done[node.name]):
         yield from _memory(node, device, memory, processes, offloaded=bool(graph.engine.get("offload")))
     yield from _disk(graph, store, done)
+
+
+def tight(graph: Graph, store: Store, memory: float, place: str) -> Iterator[Diagnostic]:
+    """Find what of a run may not fit, since it has an upper bound above the memory of a place; warnings.
+
+    What `misfits` finds for certain is among it where the bound says so too.
+    """
+    for node in (node for node in graph.nodes if not store.has(node) and node.needs.peak > memory):
+        over = node.needs.peak - memory
+        what = f"{node.name} takes up to {node.needs.peak / 1e9:,.1f} GB, and {place} has {memory / 1e9:,.1f} GB"
+        left = {words: node.needs.peak - saved for words, saved in node.needs.instead.items()}
+        ways = [f"{words} ({left[words] / 1e9:,.1f} GB)" for words in fitting(node.needs.instead, over)]
+        other = node.needs.whole.remedy if node.needs.whole is not None else "give fewer batches, or shorter rows"
+        hint = f"it fits with {series(ways, 'or')}" if ways else other
+        yield Diagnostic("tight-memory", what, hint, severity="warning", pointer=node.step)
 
 
 def _memory(node: Node, device: str, memory: float, processes: int, *, offloaded: bool) -> Iterator[Diagnostic]:

@@ -78,7 +78,8 @@ def by_block(model: ModelSize, text: Text, operations: float, *, keep: str, head
         "activations": max(logits, inside(model, min(text.sequences, rows), text.length)),
     }
     # those behind a block are written while those in front of it are there: a run that was killed finds them again
-    return Needs(memory, scratch=2 * states, reads=groups * model.nbytes, operations={SINGLE: operations})
+    reads, tokens = groups * model.nbytes, float(text.positions)
+    return Needs(memory, scratch=2 * states, reads=reads, operations={SINGLE: operations}, tokens=tokens)
 
 
 def looking(model: ModelSize, text: Text, *, keep: str) -> Needs:
@@ -94,7 +95,7 @@ def without_blocks(model: ModelSize, text: Text, rounds: int, *, keep: str) -> N
     blocks, whole = forward(model, text), forward(model, text, head=True)
     operations = rounds * ((count + 1) / 2 * blocks + count * (whole - blocks))
     found = by_block(model, replace(text, sequences=count * text.sequences), operations, keep=keep, head=True)
-    return replace(found, reads=rounds * found.reads)
+    return replace(found, reads=rounds * found.reads, tokens=rounds * found.tokens)
 
 
 def inside(model: ModelSize, sequences: int, length: int) -> float:
@@ -173,7 +174,8 @@ def compared(sweeps: Sequence[tuple[ModelSize, str]], options: Any, most: int = 
         "states": float(sum(items[kind] for _, kind in sweeps)) * config.width * at_once,
         "activations": DOUBLE / FLOAT * inside(largest, 2 * rows, text.length),  # a block is run on two models' states
     }
-    return Needs(memory, reads=sum(model.nbytes for model, _ in sweeps), operations=operations)
+    reads, tokens = sum(model.nbytes for model, _ in sweeps), float(len(sweeps) * text.positions)
+    return Needs(memory, reads=reads, operations=operations, tokens=tokens)
 
 
 def verified(model: ModelSize, tokens: int) -> Needs:
@@ -191,10 +193,11 @@ def backward(model: ModelSize, text: Text, rows: int, remedy: str) -> Needs:
     memory = {"model": size, "activations": activations(model.config, kept)}
     whole = Whole(model.certain(size), model.certain(size), "the model in memory", remedy)
     operations = TRAINING / FORWARD * forward(model, text, head=True)
-    return Needs(memory, reads=model.nbytes, operations={SINGLE: operations}, whole=whole)
+    tokens = float(text.positions)
+    return Needs(memory, reads=model.nbytes, operations={SINGLE: operations}, whole=whole, tokens=tokens)
 
 
-def trained(model: ModelSize, setting: Setting, operations: float) -> Needs:
+def trained(model: ModelSize, setting: Setting, operations: float, tokens: float) -> Needs:
     """Count what training on one device takes; saves are there twice, while one takes the other's place."""
     found, size = cost(model.config, setting), float(FLOAT) * model.parameters
     memory = {"model": found.weights, "training": found.gradients + found.moments + found.working}
@@ -209,6 +212,7 @@ def trained(model: ModelSize, setting: Setting, operations: float) -> Needs:
         operations={SINGLE: operations},
         least_disk=model.certain(size),
         whole=whole,
+        tokens=tokens,
     )
 
 

@@ -41,6 +41,7 @@ class Builder:
         sure: whether every cut so far says how much it leaves.
         model_steps: training steps that it has had.
         held_out: about how many tokens are held out.
+        step: the plan's pass that is lowered, by JSON pointer; empty for what the whole plan asks for.
         data_files: the user's files that every node that uses data reads.
         emitting: what to emit, last.
         evaluating: which tasks to run, after that.
@@ -61,6 +62,7 @@ class Builder:
     tokens: int = 0
     flops: float = 0.0
     held_out: int = 0
+    step: str = ""
     emitting: PassSpec | None = None
     evaluating: list[PassSpec] = field(default_factory=list)
     data_files: dict[str, tuple[Path, ...]] = field(default_factory=dict)
@@ -127,6 +129,7 @@ class Builder:
             "parameters": self.left.parameters if info.makes_model else None,
             "files": files,
             "stamps": stamps,
+            "step": self.step,
         } | extra
         node = Node(name, pass_, options, inputs, digest, info.output, **more)
         if size is None and info.makes_model:

@@ -14,7 +14,7 @@ from sprunec.file_digests import MISSING
 from sprunec.graph.needs import Needs, in_all
 
 SIDES = ("before", "after")
-DESCRIBED = ("name", "pass", "inputs", "gives", "digest", "cached", "steps", "parameters", "about")
+DESCRIBED = ("name", "pass", "step", "inputs", "gives", "digest", "cached", "steps", "parameters", "about")
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Node:
         notes: what the user should know about it, whatever comes out.
         aside: nothing comes of it but what the report says.
         needs: what it takes of the machine.
+        step: the plan's pass that it is for, by JSON pointer; empty where the whole plan asks for it.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Node:
     notes: tuple[str, ...] = ()
     aside: bool = False
     needs: Needs = field(default_factory=Needs)
+    step: str = ""
 
 
 @dataclass
@@ -131,6 +133,7 @@ class Graph:
         nodes = [{key: node[key] for key in DESCRIBED} | {"inputs": dict(node["inputs"])} for node in known]
         return {
             "plan": self.plan,
+            "passes": [each["name"] for each in self.resolved.get("passes", ())],
             "nodes": [node | {"needs": told(each.needs)} for node, each in zip(nodes, self.nodes, strict=True)],
             "needs": told(self.needed(cached)),
             "parameters": dict(zip(SIDES, self.parameters, strict=True)),

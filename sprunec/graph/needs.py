@@ -44,6 +44,8 @@ class Needs:
         operations: floating-point operations, by the arithmetic that they are in.
         least_disk: of all that stays on the disk, what is certain.
         counted: whether all operations are; else nobody knows before it is done.
+        tokens: of text that go through a model, each time that they do.
+        instead: bytes of memory that an option would save which the plan does not have, by how it is written.
     """
 
     memory: Amounts = field(default_factory=dict)
@@ -54,6 +56,8 @@ class Needs:
     least_disk: float = 0.0
     whole: Whole | None = None
     counted: bool = True
+    tokens: float = 0.0
+    instead: Amounts = field(default_factory=dict)
 
     @property
     def peak(self) -> float:
@@ -71,6 +75,7 @@ class Needs:
             "memory": self.peak,
             "memory_of": parts,
             "in_one_piece": whole,
+            "tokens": self.tokens,
             "disk": self.disk,
             "scratch": self.scratch,
             "read": self.reads,
@@ -86,5 +91,5 @@ def in_all(needs: Iterable[Needs], published: float) -> Needs:
     operations = {kind: sum(some.operations.get(kind, 0.0) for some in each) for kind in (SINGLE, EXACT)}
     scratch = max((some.scratch for some in each), default=0.0)
     disk, reads = sum(some.disk for some in each) + published, sum(some.reads for some in each) + published
-    least = sum(some.least_disk for some in each)
-    return Needs(worst.memory, disk, scratch, reads, operations, least_disk=least)
+    least, tokens = (sum(getattr(some, name) for some in each) for name in ("least_disk", "tokens"))
+    return Needs(worst.memory, disk, scratch, reads, operations, least_disk=least, tokens=tokens)

@@ -10,9 +10,11 @@ from sprunec.engines.training import Adapter, Distillation, Training
 from sprunec.errors import InputError, PassError
 from sprunec.families.base_config import FORWARD, TRAINING
 from sprunec.families.tensor_names import projections, selected
+from sprunec.graph.alternatives import alternatives
 from sprunec.graph.arithmetic import trained
 from sprunec.graph.builder import Builder
 from sprunec.graph.graph import Node
+from sprunec.graph.model_size import ModelSize
 from sprunec.graph.needs import Needs
 from sprunec.graph.options import BatchOptions
 from sprunec.machine import physical_memory
@@ -83,15 +85,22 @@ def needs(build: Builder, node: Node) -> Needs:
     """Count for one device; what each of several takes is told besides."""
     model, options = build.sizes[node.inputs["model"]], node.options
     setting = replace(training_setting(build.plan, vars(options)), item=model.item)
-    operations = _operations(build, options, node.inputs)
+    found = _needs(build, node, model, setting)
+    return replace(found, instead=alternatives(model.config, setting, options.batch_size))
+
+
+def _needs(build: Builder, node: Node, model: ModelSize, setting: Setting) -> Needs:
+    """Count what training takes, with its teacher in memory or in its files."""
+    options = node.options
+    amounts = _operations(build, options, node.inputs), float(_tokens(build, options))
     if "teacher" not in node.inputs:
-        return trained(model, setting, operations)
+        return trained(model, setting, *amounts)
     teacher, training = build.sizes[node.inputs["teacher"]], cost(model.config, setting).memory
     blocks = (FLOAT + teacher.item) * teacher.largest_block  # in float32 the one at work; in files the next as stored
     if teacher_stays(build.plan.engine.teacher_weights, teacher.nbytes, training, physical_memory()):
-        return trained(model, replace(setting, teacher=teacher.nbytes + blocks), operations)
+        return trained(model, replace(setting, teacher=teacher.nbytes + blocks), *amounts)
     read = options.steps * options.accumulate * teacher.nbytes
-    found = trained(model, replace(setting, teacher=blocks), operations)
+    found = trained(model, replace(setting, teacher=blocks), *amounts)
     return replace(found, reads=found.reads + read)
 
 

@@ -1,16 +1,15 @@
-"""What a run needs of the machine, pass by pass and in all: a table, and lines in words."""
+"""What a run needs of the machine, in words."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from sprunec.compiler.speeds import GIVEN
 from sprunec.errors import series
 from sprunec.show.console import duration
-from sprunec.show.fitted import Column, FittedTable, numeric
-from sprunec.show.numbers import NOTHING, UNKNOWN, byte_words, is_finite, powered
+from sprunec.show.numbers import UNKNOWN, byte_words, is_finite, powered
 
-WHOLE = "in all"
 PARTS = {
     "blocks": "blocks",
     "model": "the model",
@@ -25,25 +24,6 @@ PARTS = {
 }
 
 
-def needs_table(document: Mapping[str, Any]) -> FittedTable:
-    """List what each node takes, and all that are not done together."""
-    shown = numeric("memory"), numeric("disk", rank=2), numeric("reads", rank=3), numeric("operations", rank=4)
-    timed = [numeric("time", rank=1)] if document.get("measured") else []
-    table = FittedTable(Column("needs"), *shown, *timed)
-    rows = [(node["name"], node["needs"], "dim" if node["cached"] else "") for node in document["nodes"]]
-    for name, needs, style in (*rows, (WHOLE, document["needs"], "bold")):
-        cells = [byte_words(needs.get("memory")), *(_amount(needs.get(key)) for key in ("disk", "read"))]
-        operations = needs.get("operations", 0)
-        cells.append((powered(operations) if operations else NOTHING) if is_finite(operations) else UNKNOWN)
-        cells += [duration(needs.get("seconds"))] if timed else []
-        table.add(name, *cells, style=style)
-    return table
-
-
-def _amount(size: Any) -> str:
-    return byte_words(size) if is_finite(size) and size else NOTHING
-
-
 def needs_lines(document: Mapping[str, Any]) -> Iterator[str]:
     """Say what the most memory is for, what is on the disk meanwhile, which passes do not go block by block."""
     needs = document["needs"]
@@ -55,8 +35,9 @@ def needs_lines(document: Mapping[str, Any]) -> Iterator[str]:
     if unknown := [node["name"] for node in document["nodes"] if node["needs"].get("operations", 0) is None]:
         yield f"how many operations {series(unknown, 'and')} will take is not known before: they are in no sum"
     if measured := document.get("measured"):
-        took = duration(needs.get("seconds"))
-        yield f"about {took}, by what was measured on {measured['device']}: {_speeds(measured)}"
+        took, given = duration(needs.get("seconds")), measured["device"] == GIVEN
+        by = "as given" if given else f"by what was measured on {measured['device']}"
+        yield f"about {took}, {by}: {_speeds(measured)}"
 
 
 def _in_one_piece(nodes: Iterable[Mapping[str, Any]]) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,19 +14,21 @@ from rich.text import Text
 
 from sprunec.compiler.lower import with_own_head
 from sprunec.errors import Diagnostic, InputError, disk_words
-from sprunec.execution.fits import misfits
+from sprunec.execution.fits import misfits, tight
 from sprunec.execution.store import Store, strict_json
 from sprunec.interrupts import Interrupts
 from sprunec.machine import physical_memory
 from sprunec.plan.scale import plan_costs
 from sprunec.show.console import Progress, print_diagnostics, say
+from sprunec.show.graph_tree import FORMS, graph_table
 from sprunec.show.numbers import number
 from sprunec.show.page import write_html
 from sprunec.show.report_words import models_of
-from sprunec.show.tables import graph_table, kept_table, result_table, tasks_table
+from sprunec.show.tables import kept_table, result_table, tasks_table
 from sprunec.unexpected import explained
 
 if TYPE_CHECKING:
+    from sprunec.compiler.speeds import Speeds
     from sprunec.execution.report import Report
     from sprunec.graph.graph import Graph
     from sprunec.plan.plan import Plan
@@ -76,25 +79,46 @@ def draw(picture: RenderableType) -> None:
     Console().print(picture, crop=False)
 
 
-def show_graph(plan: Plan, graph: Graph, folder: Path, devices: int, measured: bool, as_json: bool) -> None:
-    """Show what a run would do, and on stderr what of it is certain not to fit.
+@dataclass(frozen=True)
+class DryRun:
+    """How to look at a run.
 
-    Args:
-        measured: and how long it takes, by a block that is run here. That alone needs torch.
+    Attributes:
+        devices: how many train together.
+        measure: say how long it takes, by a block that is run here. That alone needs torch.
+        speeds: say how long it takes, by what the user says of the device.
+        memory: bytes that the device has; None: as many as this machine.
+        form: write the graph for another tool, as `graph_tree.FORMS` names it.
     """
-    store, own = Store(folder / "store"), with_own_head(plan)
-    cached, speeds = {node.name: store.has(node) for node in graph.nodes}, None
-    if measured:
+
+    devices: int = 1
+    measure: bool = False
+    speeds: Speeds | None = None
+    memory: float | None = None
+    form: str | None = None
+
+
+def show_graph(plan: Plan, graph: Graph, folder: Path, how: DryRun, as_json: bool) -> None:
+    """Show what a run would do, and on stderr what of it does not fit, or may not."""
+    store, own, speeds = Store(folder / "store"), with_own_head(plan), how.speeds
+    cached = {node.name: store.has(node) for node in graph.nodes}
+    if how.measure:
         from sprunec.compiler.measured import measure
 
         speeds = measure(own)
     document = graph.document(cached, None if speeds is None else speeds.seconds)
-    more = {"training": plan_costs(own, devices), "measured": None if speeds is None else speeds.document()}
+    document |= {"training": plan_costs(own, how.devices), "measured": None if speeds is None else speeds.document()}
     if as_json:
-        print_json(document | more)
+        print_json(document)
+    elif how.form is not None:
+        print(FORMS[how.form](document))
     else:
-        draw(graph_table(document | more))
-    print_diagnostics([*misfits(graph, store, "cpu", physical_memory())])
+        draw(graph_table(document))
+    memory = how.memory or float(physical_memory())
+    found = [*misfits(graph, store, "cpu", memory)]
+    if how.devices == 1:
+        found += tight(graph, store, memory, "this machine" if how.memory is None else "the device")
+    print_diagnostics(found)
 
 
 def show_report(report: Report, folder: Path, as_json: bool) -> None:

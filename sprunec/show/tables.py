@@ -10,8 +10,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from sprunec.show.fitted import Column, FittedTable, Line, numeric
-from sprunec.show.needed import needs_lines, needs_table
-from sprunec.show.numbers import UNKNOWN, is_finite, number, percent, plural, powered, rounded
+from sprunec.show.numbers import is_finite, number, plural
 from sprunec.show.report_words import (
     comparison_lines,
     kept_layers,
@@ -24,52 +23,6 @@ from sprunec.show.report_words import (
 
 MOST_HEADS_DRAWN = 64
 BAR_CELLS = MAP_CELLS = 16
-
-
-# ---- run --dry-run
-
-
-def graph_table(document: Mapping[str, Any]) -> RenderableType:
-    """List the nodes that `run` would go through, what each gives, and what all of it costs."""
-    what, source = Column("what", wraps=True, readable=24), Column("from", wraps=True, readable=9, rank=2)
-    amounts = numeric("steps", rank=1), numeric("size"), Column("digest", rank=3)
-    table = FittedTable(Column("node"), what, source, *amounts)
-    for node in document["nodes"]:
-        # The nodes that this one reads, each once, by number where they have one.
-        sources = ", ".join(re.sub(r"^(\d+)-.*", r"\1", name) for name in dict.fromkeys(node["inputs"].values()))
-        stored = " stored" if node["cached"] else ""
-        short = "lacks input" if node["digest"] is None else f"{node['digest'][:6]}{stored}"
-        sizes = number(node.get("steps")), rounded(node.get("parameters"))
-        table.add(node["name"], node["about"], sources, *sizes, short, style="dim" if stored else "")
-    lines = Line(graph_caption(document), "dim"), *(Line(text, "dim") for text in needs_lines(document))
-    return Group(Line(f"plan {document['plan']}", "bold"), table, needs_table(document), *lines)
-
-
-def graph_caption(document: Mapping[str, Any]) -> str:
-    before, after = (document["parameters"].get(side) for side in ("before", "after"))
-    caches = [(document.get("cache_bytes_per_token") or {}).get(side) for side in ("before", "after")]
-    nodes = document["nodes"]
-    unready = sum(node["digest"] is None for node in nodes)
-    lacking = f", {unready} lacking input" if unready else ""
-    lines = [
-        f"{plural(len(nodes), 'node')}, {sum(node['cached'] for node in nodes)} already in the store{lacking}",
-        f"parameters {number(before)} -> {number(after)} ({percent(after, before)})",
-        f"key-value cache {' -> '.join(number(each, nothing=UNKNOWN) for each in caches)} bytes a token",
-        f"{plural(document.get('tokens'), 'training token')}, "
-        f"about {powered(document.get('flops'))} floating-point operations",
-    ]
-    return "\n".join([*lines, *map(cost_words, document.get("training", ()))])
-
-
-def cost_words(row: Mapping[str, Any]) -> str:
-    """Say what a training step takes of each device."""
-    memory, traffic = (row[key] / 1e9 if is_finite(row.get(key)) else row.get(key) for key in ("memory", "traffic"))
-    words = f"about {number(memory, ',.1f', UNKNOWN)} GB"
-    if row.get("devices") == 1:
-        return f"training takes {words} of a device's memory"
-    held = "all of the model (DDP)" if row["sharding"] == "none" else "a part of the model (FSDP2)"
-    sent = number(traffic, ",.2f", UNKNOWN)
-    return f"each of {number(row.get('devices'))} devices with {held}: {words}, sends {sent} GB a step"
 
 
 # ---- run

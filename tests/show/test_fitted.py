@@ -17,6 +17,7 @@ from sprunec.plan.plan import check_plan
 from sprunec.show import console as live
 from sprunec.show import tables
 from sprunec.show.fitted import GAP, Column, FittedTable, Line
+from sprunec.show.graph_tree import graph_caption, graph_table
 from sprunec.show.model_picture import ModelPicture, TwoModels
 
 ROOT = Path(__file__).parents[2]
@@ -117,7 +118,7 @@ def long_plan(folder: Path, checkpoint: str = "weights.bin") -> Path:
 @pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
 def test_no_word_of_a_plans_graph_is_broken(path: Path, width: int) -> None:
     for stored in (0, 4):
-        check(tables.graph_table(graph_document(path, stored)), width)
+        check(graph_table(graph_document(path, stored)), width)
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -125,7 +126,7 @@ def test_no_word_of_a_plans_graph_is_broken(path: Path, width: int) -> None:
 def test_no_word_of_a_long_graph_is_broken(tmp_path: Path, checkpoint: str, width: int) -> None:
     document = graph_document(long_plan(tmp_path, checkpoint))
     assert max(len(node["name"]) for node in document["nodes"]) > 34
-    check(tables.graph_table(document), width)
+    check(graph_table(document), width)
 
 
 def titles(table: Any, width: int) -> list[str]:
@@ -134,16 +135,16 @@ def titles(table: Any, width: int) -> list[str]:
 
 
 def test_the_digest_goes_first_then_what_matters_less(tmp_path: Path) -> None:
-    table = tables.graph_table(graph_document(long_plan(tmp_path, "cpm_live_checkpoint_10B_pruned.pt")))
+    table = graph_table(graph_document(long_plan(tmp_path, "cpm_live_checkpoint_10B_pruned.pt")))
     all_titles = ["node", "what", "from", "steps", "size", "digest"]
     seen = [titles(table, width) for width in range(200, 40, -1)]
     steps = [have for have, before in zip(seen[1:], seen, strict=False) if have != before]
     assert seen[0] == all_titles
     assert steps == [all_titles[:-1], ["node", "what", "steps", "size"], ["node", "what", "size"]]
-    quickstart = tables.graph_table(graph_document(ROOT / "plans" / "quickstart.json"))
+    quickstart = graph_table(graph_document(ROOT / "plans" / "quickstart.json"))
     assert titles(quickstart, 80) == all_titles[:-1]
     assert titles(quickstart, 100) == all_titles
-    assert "1 lacking input" in tables.graph_caption(graph_one_lacking())
+    assert "1 lacking input" in graph_caption(graph_one_lacking())
 
 
 def graph_one_lacking() -> dict[str, Any]:

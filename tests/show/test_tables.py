@@ -11,20 +11,21 @@ from jsonschema import Draft202012Validator
 from rich.console import Console, RenderableType
 
 from sprunec.show import report_words, tables
+from sprunec.show.graph_tree import graph_table
 from sprunec.show.numbers import number, rounded
 
 SCHEMAS = Path(__file__).parents[2] / "schemas"
 
 
 def node(name: str, inputs: dict[str, str], gives: str, about: str, **more: Any) -> dict[str, Any]:
-    start = {"name": name, "pass": name.split("-", 1)[1], "inputs": inputs, "gives": gives, "about": about}
+    start = {"name": name, "pass": name.split("-", 1)[1], "step": "", "inputs": inputs, "gives": gives, "about": about}
     start |= {"digest": "ab12cd34ef", "cached": False, "steps": None, "parameters": None, "needs": needs()}
     return {**start, **more}
 
 
 def needs(**more: Any) -> dict[str, Any]:
-    start = {"memory": 5e8, "memory_of": {"libraries": 5e8}, "in_one_piece": None, "disk": 0.0, "scratch": 0.0}
-    return start | {"read": 0.0, "operations": 0.0, "seconds": None} | more
+    start = {"memory": 5e8, "memory_of": {"libraries": 5e8}, "in_one_piece": None, "seconds": None}
+    return start | dict.fromkeys(("tokens", "disk", "scratch", "read", "operations"), 0.0) | more
 
 
 IN_MEMORY = {"bytes": 3.21e10, "what": "weights, gradients and moments in memory", "remedy": "train on more devices"}
@@ -36,11 +37,13 @@ TRAINED = needs(
     scratch=4.815e10,
     read=4.01e9,
     operations=3.9e12,
+    tokens=614_400.0,
 )
 
 
 GRAPH: dict[str, Any] = {
     "plan": "quick[start]",
+    "passes": ["train", "load-mask"],
     "nodes": [
         node("1-load", {}, "model", "cpm-ant, 4 layers", parameters=1_062_400, cached=True),
         node(
@@ -52,8 +55,16 @@ GRAPH: dict[str, Any] = {
             steps=300,
             digest=None,
             needs=TRAINED,
+            step="/passes/0",
         ),
-        node("3-rewrite", {"model": "2-train", "masks": "2-train"}, "model", "heads 16 -> 4", parameters=531_200),
+        node(
+            "3-rewrite",
+            {"model": "2-train", "masks": "2-train"},
+            "model",
+            "heads 16 -> 4",
+            parameters=531_200,
+            step="/passes/1",
+        ),
     ],
     "parameters": {"before": 1_062_400, "after": 531_200},
     "cache_bytes_per_token": {"before": 4096, "after": None},
@@ -133,54 +144,6 @@ def test_documents_keep_to_their_schemas(schema: str, document: dict[str, Any]) 
     assert not validator.is_valid({**document, "more": 1})
 
 
-def test_graph_table_shows_each_node_and_the_cost() -> None:
-    lines = rendered(tables.graph_table(GRAPH))
-    assert lines[0] == "plan quick[start]"
-    assert row(lines, "1-load") == "1-load cpm-ant, 4 layers - 1.06 M ab12cd stored"
-    assert row(lines, "2-train") == "2-train dense 1 300 1.06 M lacks input"
-    assert row(lines, "3-rewrite") == "3-rewrite heads 16 -> 4 2 - 531 k ab12cd"
-    assert lines[-9:] == [
-        "3 nodes, 1 already in the store, 1 lacking input",
-        "parameters 1,062,400 -> 531,200 (50.0 %)",
-        "key-value cache 4,096 -> unknown bytes a token",
-        "614,400 training tokens, about 3.9e+12 floating-point operations",
-        "each of 2 devices with all of the model (DDP): about 34.2 GB, sends 6.90 GB a step",
-        "each of 2 devices with a part of the model (FSDP2): about 19.9 GB, sends 6.91 GB a step",
-        "at most 32.6 GB of memory: the model 8.03 GB, gradients and moments 24.1 GB, torch and other libraries 500 MB",
-        "9.1 GB on the disk, and 48.1 GB more for a while; 4.01 GB read",
-        "2-train needs weights, gradients and moments in memory, 32.1 GB; train on more devices",
-    ]
-
-
-def test_graph_table_shows_what_each_node_needs() -> None:
-    lines = rendered(tables.graph_table(GRAPH), width=80)
-    lines = lines[next(index for index, line in enumerate(lines) if line.split()[0] == "needs") :]
-    assert row(lines, "needs") == "needs memory disk reads operations"
-    assert row(lines, "1-load") == "1-load 500 MB - - -"
-    assert row(lines, "2-train") == "2-train 32.6 GB 8.03 GB 4.01 GB 3.9e+12"
-    assert row(lines, "in") == "in all 32.6 GB 9.1 GB 4.01 GB 3.9e+12"
-    assert not any("about" in line and "by what was measured" in line for line in lines)
-
-
-def test_graph_table_says_a_time_where_one_was_measured() -> None:
-    speeds = {"device": "cpu", "float32": 5.2e10, "float64": 2.1e10, "read": 1.2e9, "trace": 0.5}
-    nodes = [node | {"needs": node["needs"] | {"seconds": 75.0}} for node in GRAPH["nodes"]]
-    timed = GRAPH | {"measured": speeds, "nodes": nodes, "needs": GRAPH["needs"] | {"seconds": 12345.0}}
-    lines = rendered(tables.graph_table(timed))
-    assert row(lines, "in") == "in all 32.6 GB 9.1 GB 4.01 GB 3.9e+12 3:25:45"
-    speed = "5.2e+10 operations a second in float32, 2.1e+10 operations a second in float64, 1.2 GB a second read"
-    assert " ".join(lines[-2:]) == f"about 3:25:45, by what was measured on cpu: {speed}"
-    lines = rendered(tables.graph_table(timed | {"measured": speeds | {"read": None}}))
-    assert lines[-1].endswith("reading was not measured")
-
-
-def test_passes_that_need_the_model_in_memory_are_told_together() -> None:
-    less = TRAINED | {"in_one_piece": IN_MEMORY | {"bytes": 1e9}}
-    nodes = [*GRAPH["nodes"], node("4-finetune", {}, "model", "") | {"needs": less}]
-    words = "2-train and 4-finetune need weights, gradients and moments in memory, 32.1 GB; train on more devices"
-    assert rendered(tables.graph_table(GRAPH | {"nodes": nodes}))[-1] == words
-
-
 def test_result_table_sets_the_models_against_dense() -> None:
     lines = rendered(tables.result_table(REPORT), width=80)
     assert row(lines, "dense") == "dense 1,000,000 100.0 % 1.8000 6.05 20,000 1.00 x"
@@ -226,7 +189,7 @@ def test_kept_table_counts_heads_that_are_too_many_to_draw() -> None:
 
 def test_text_of_a_stranger_cannot_drive_the_terminal() -> None:
     document = {**GRAPH, "plan": "a\x1b[2Jb", "nodes": [node("1-\x1b[31m", {}, "model", "[red]about[/red]")]}
-    shown = "\n".join(rendered(tables.graph_table(document)))
+    shown = "\n".join(rendered(graph_table(document)))
     assert "\x1b" not in shown
     assert "[red]about[/red]" in shown
 

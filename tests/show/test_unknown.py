@@ -21,6 +21,7 @@ from sprunec.execution.store import Artifact, strict_json
 from sprunec.graph.graph import Node, Roles
 from sprunec.show import report_words, tables
 from sprunec.show.console import metric_words, step_words
+from sprunec.show.graph_tree import graph_table
 from sprunec.show.model_picture import ModelPicture
 from sprunec.show.numbers import number, percent, plural, rounded
 from sprunec.show.output import show_report
@@ -124,8 +125,8 @@ def test_steps_with_lost_numbers_have_their_words(events: list[dict[str, Any]]) 
 @pytest.mark.parametrize(
     ("document", "table"),
     [
-        (GRAPH, tables.graph_table),
-        (graph_document(QUICKSTART), tables.graph_table),
+        (GRAPH, graph_table),
+        (graph_document(QUICKSTART), graph_table),
         (INSPECT | {"origin": {"plan": "quickstart", "dense_loss": 1.5, "small_loss": 1.6}}, ModelPicture),
         (WASTE, lambda document: tables.waste_table(document, dry_run=True)),
     ],
