@@ -57,10 +57,12 @@ def validate(
     debug: Debug = False,
 ) -> None:
     """Check plans: all errors at once, with file, line, column, what is wrong and what to write instead."""
+    from sprunec.plan.advice.advise import ADVICE
     from sprunec.plan.plan import check_plan
 
     with output.reporting(as_json, "checking plans"):
-        checks = (check_plan(path, strict=strict, flags=flags, incomplete=not strict)[1] for path in plans)
+        how: dict[str, Any] = {"strict": strict, "flags": flags, "incomplete": not strict, "advice": ADVICE}
+        checks = (check_plan(path, **how)[1] for path in plans)
         found = [finding for each in checks for finding in each]
     document = output.diagnostics_document(found)
     if as_json:
@@ -213,9 +215,10 @@ def gc(
 
 def _checked(plan: Path, flags: Flags, strict: bool, fetch: Fetch | None) -> tuple[Plan, tuple[Diagnostic, ...]]:
     """Read a plan; return it and the warnings. Raise InputError if it, or a file that it names, cannot be used."""
+    from sprunec.plan.advice.advise import ADVICE
     from sprunec.plan.plan import check_plan
 
-    checked, found = check_plan(plan, strict=strict, flags=flags, fetch=fetch)
+    checked, found = check_plan(plan, strict=strict, flags=flags, fetch=fetch, advice=ADVICE)
     if checked is None:
         raise InputError(*found)
     return checked, found

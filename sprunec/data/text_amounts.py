@@ -6,7 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 BYTES_A_TOKEN = 4  # of English text, about, in a vocabulary of words and parts of words
-PLAIN = ("python-docs", "text", "jsonl")  # sources whose files are about as long as their texts
+PLAIN = ("text", "jsonl")  # sources whose files are about as long as their texts
 PACKED = (".gz", ".gzip")
 
 
@@ -29,8 +29,12 @@ def training_tokens_about(source: str, paths: Collection[Path], held_out: object
     Args:
         held_out: the share at the end that is not trained on, or files of its own.
     """
-    files = paths if source != "python-docs" else (documentation(),)
-    if source not in PLAIN or not files or not all(path.is_file() and path.suffix not in PACKED for path in files):
-        return None
     share = 1.0 - held_out if isinstance(held_out, float) else 1.0
-    return round(share * tokens_about(files, by_character=by_character))
+    if source == "python-docs":
+        from pydoc_data.topics import topics
+
+        size = sum(map(len, topics.values())) + len(topics) - 1
+        return round(share * size / (1 if by_character else BYTES_A_TOKEN))
+    if source not in PLAIN or not paths or not all(path.is_file() and path.suffix not in PACKED for path in paths):
+        return None
+    return round(share * tokens_about(paths, by_character=by_character))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sprunec.data.text_amounts import documentation
+from sprunec.data.text_amounts import BYTES_A_TOKEN, documentation
 from sprunec.errors import InputError
 from sprunec.families.cards import card_of
 from sprunec.file_digests import file_digest
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 HeldOut = float | tuple[Path, ...]  # a share at the end, or files of its own
 ROWS_FIT = ("cpm-live", "pairs")  # how long a row may be decides what is read
 MARKS, SHORTEST = 2, 2  # a token, and the one that is asked for
+MOST_SEEN = 0.1  # of the held-out text; licenses and tables come again in any
 END_TOKEN, TEXT_COLUMN, APART = "end token", "text", "documents"
 
 
@@ -102,7 +103,22 @@ def add(build: Builder) -> str:
 
 
 def run(job: Job[DataOptions]) -> dict[str, Any]:
-    return READERS.get(job.options.source, _text)(job, job.files.get("held_out") or job.options.held_out)
+    metrics = READERS.get(job.options.source, _text)(job, job.files.get("held_out") or job.options.held_out)
+    return metrics | _overlap(job) if job.options.source not in ROWS_FIT else metrics
+
+
+def _overlap(job: Job[DataOptions]) -> dict[str, Any]:
+    """Warn where held-out text is trained on: its loss then says how well it was learned by heart."""
+    from sprunec.data.saved import SavedIds
+    from sprunec.data.unseen import RUN, seen_share
+
+    run = RUN if "tokenizer" in job.files else BYTES_A_TOKEN * RUN  # characters
+    train, held_out = (SavedIds(job.out / f"{part}.npy") for part in ("train", "held_out"))
+    share = seen_share(train, held_out, run)
+    if share <= MOST_SEEN:
+        return {}
+    what = f"{share:.0%} of the held-out text is in the text that is trained on, in runs of {run} tokens"
+    return {"notes": [f"{what}: its loss will say too little; hold out other text"]}
 
 
 def _text(job: Job[DataOptions], held_out: HeldOut) -> dict[str, Any]:

@@ -6,7 +6,7 @@ check_plan(path)   the Plan if there is one, and everything found, warnings too
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -121,6 +121,7 @@ class Plan:
     compare_tokens: int | None = None
 
 
+Check = Callable[[WrittenPlan], None]
 Checked = tuple[Plan | None, tuple[Diagnostic, ...]]
 
 
@@ -140,6 +141,7 @@ def check_plan(
     flags: Flags = NO_FLAGS,
     incomplete: bool = False,
     fetch: Fetch | None = None,
+    advice: Sequence[Check] = (),
 ) -> Checked:
     """Find everything, errors first, in file order; the plan is None when there is an error.
 
@@ -151,16 +153,22 @@ def check_plan(
         incomplete: a model config that nobody has named, or that is still on the hub, may be missing; the plan is then
             None without an error.
         fetch: gets a model of the hub that is not here yet; None: that is an error.
+        advice: checks that only warn, of a plan without errors; see `plan/advice`.
     """
     try:
         source = override(read_any(path, flags), overrides)
     except InputError as error:
         return None, error.diagnostics
-    return check_source(source, strict=strict, incomplete=incomplete, fetch=fetch)
+    return check_source(source, strict=strict, incomplete=incomplete, fetch=fetch, advice=advice)
 
 
 def check_source(
-    source: Source, *, strict: bool = False, incomplete: bool = False, fetch: Fetch | None = None
+    source: Source,
+    *,
+    strict: bool = False,
+    incomplete: bool = False,
+    fetch: Fetch | None = None,
+    advice: Sequence[Check] = (),
 ) -> Checked:
     """Do as `check_plan` for a plan that is in memory."""
     if has_errors(source.problems) and source.origins:
@@ -170,6 +178,8 @@ def check_source(
     plan = WrittenPlan(opened, plan.found, strict=strict)
     plan.config = model_config(plan, incomplete=incomplete)
     for check in CHECKS:
+        check(plan)
+    for check in advice if not has_errors(plan.found) else ():
         check(plan)
     failed = plan.config is None or has_errors(plan.found)
     return None if failed or plan.config is None else _plan(plan, plan.config), _in_order(plan.found, source.file)

@@ -51,7 +51,7 @@ def training_fits(plan: WrittenPlan) -> None:
 
 
 def rates_fit(plan: WrittenPlan) -> None:
-    """Warn of learning rates far above the family's, with which a model forgets; of one for all passes once."""
+    """Warn of learning rates far from the family's: a model forgets, or learns nothing; of one for all passes once."""
     told, usual = set[str](), resolve("training", card_of(plan.config).training)["learning_rate"]
     for step in plan.valid_steps if plan.config is not None else ():
         options = step.options
@@ -59,10 +59,14 @@ def rates_fit(plan: WrittenPlan) -> None:
             continue
         highest = max(options["warmup_steps"], 1) ** -0.5 if options["schedule"] == "noam" else 1.0
         peak, pointer = options["learning_rate"] * highest, step.option_at("learning_rate")
-        if peak > FAR * usual and pointer not in told:
-            message = f"the learning rate goes up to {peak:g}, and such models are trained with about {usual:g}"
+        if usual / FAR <= peak <= FAR * usual or pointer in told:
+            continue
+        told.add(pointer)
+        message = f"the learning rate goes up to {peak:g}, and such models are trained with about {usual:g}"
+        if peak > usual:
             step.warn("high-rate", pointer, f"{message}: they may forget what they know", "lower it, or leave it out")
-            told.add(pointer)
+        else:
+            step.warn("low-rate", pointer, f"{message}: they may learn nothing", "raise it, or leave it out")
 
 
 def engine_fits(plan: WrittenPlan) -> None:
