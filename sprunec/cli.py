@@ -19,7 +19,7 @@ from rich.console import Console
 
 from sprunec.checkpoint.hub import fetch_snapshot
 from sprunec.cli_flags import with_flags
-from sprunec.cli_looks import init, inspect
+from sprunec.cli_looks import init, inspect, schema
 from sprunec.cli_options import Debug, Json, Quiet, TrustCode, dry_run_of
 from sprunec.engines.launch import launch, meet
 from sprunec.engines.world import World, launched
@@ -40,7 +40,6 @@ app = typer.Typer(
     name="sprunec",
     help="A pruning compiler for language models: a plan goes in, a smaller model that computes the same comes out.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 EXIT_CODES = {"done": 0, "target-missed": 4, "comparison-failed": 1}
@@ -56,7 +55,10 @@ def validate(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Check plans: all errors at once, with file, line, column, what is wrong and what to write instead."""
+    """Check plans: all errors at once, with file, line, column, what is wrong and what to write instead.
+
+    Example: sprunec validate plans/*.json
+    """
     from sprunec.plan.advice.advise import ADVICE
     from sprunec.plan.plan import check_plan
 
@@ -147,7 +149,10 @@ def convert(
     as_json: Annotated[bool, typer.Option("--json", help="On bad input, too, one JSON document on stdout.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Print BMCook's files as one native plan; its relative paths are the current directory's, or those of -o FILE."""
+    """Print BMCook's files as one native plan; its relative paths are the current directory's, or those of -o FILE.
+
+    Example: sprunec convert bmcook.json l0_pruning.json -o plan.json
+    """
     from sprunec.bmcook.plans.convert import convert_plan
     from sprunec.compiler.plan_file import plan_text
 
@@ -160,6 +165,7 @@ def convert(
 
 app.command()(inspect)
 app.command()(init)
+app.command()(schema)
 
 
 @app.command("make-data")
@@ -174,7 +180,10 @@ def make_data(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Make a CPM-Live data set (version 1) from text, for source "cpm-live" and for CPM-Live itself."""
+    """Make a CPM-Live data set (version 1) from text, for source "cpm-live" and for CPM-Live itself.
+
+    Example: sprunec make-data corpus.txt --out data/pretrain --vocab vocabs/ant.txt
+    """
     from sprunec.bmcook.data.set_writer import make_dataset
     from sprunec.families.vocabulary import read_vocabulary
 
@@ -202,7 +211,10 @@ def gc(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Remove what no plan in OUT refers to, and what stopped or damaged runs left behind."""
+    """Remove what no plan in OUT refers to, and what stopped or damaged runs left behind.
+
+    Example: sprunec gc runs/quickstart --dry-run
+    """
     with output.reporting(as_json, f"cleaning {out}"):
         found = find_garbage(out)
         if not as_json:

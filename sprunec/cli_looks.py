@@ -1,9 +1,10 @@
-"""Commands that look at a model before there is a plan."""
+"""Commands that look at a model, or at what can be written, before there is a plan."""
 
 from __future__ import annotations
 
 import math
 import re
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated
 
@@ -12,10 +13,12 @@ from rich.console import Console
 
 from sprunec.cli_options import Debug, Json, TrustCode
 from sprunec.compiler.shape import look_at
+from sprunec.plan.schema import bundled, schema_names
 from sprunec.plan.targets import parameter_count
 from sprunec.show import output
 from sprunec.show.console import say
 from sprunec.show.model_picture import ModelPicture, TwoModels
+from sprunec.show.tables import schemas_table
 
 
 def inspect(
@@ -101,3 +104,27 @@ def _above(option: str, given: float | None, below: float = math.inf) -> float |
         most = f" and below {below:g}" if below < math.inf else ""
         raise typer.BadParameter(f"{option} {given:g} is not above 0{most}")
     return given
+
+
+def schema(
+    name: Annotated[str | None, typer.Argument(help="Of a schema; without one they are listed.")] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Print a JSON schema, whole, by which editors complete and explain what it is of; or list the schemas.
+
+    Example: sprunec schema plan > plan.schema.json
+    """
+    names = schema_names()
+    if name is None:
+        about = {each: bundled(each)["description"] for each in names}
+        if as_json:
+            output.print_json({"schemas": about})
+        else:
+            output.draw(schemas_table(about))
+    elif name not in names:
+        close = get_close_matches(name, names, n=3)
+        instead = f"did you mean {' or '.join(close)}?" if close else "sprunec schema lists them"
+        raise typer.BadParameter(f"there is no schema {name}; {instead}")
+    else:
+        output.print_json(bundled(name))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 import signal
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from sprunec.cli import main
+from sprunec.cli import app, main
 from sprunec.plan.schema import validator
 from tests.helpers.small_plans import EMIT, MODEL, TRAIN, guide, mask_pass, plan, write
 
@@ -273,3 +274,33 @@ def test_an_interrupt_exits_130_and_the_same_command_continues(name: str, tmp_pa
     assert report["status"] == "interrupted"
     assert [entry["name"] for entry in report["passes"]] == ["1-data", "2-load", "3-train"]
     assert not list((tmp_path / "out/store").glob("writing-*"))
+
+
+# --- help, schemas, completion ---
+
+
+@pytest.mark.parametrize("command", [command.callback.__name__ for command in app.registered_commands])
+def test_every_command_shows_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(command.replace("_", "-"), "--help") == 0
+    assert f"Example: sprunec {command.replace('_', '-')} " in " ".join(capsys.readouterr().out.split())
+
+
+def test_schemas_are_listed_and_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("schema", "--json") == 0
+    listed = json.loads(capsys.readouterr().out)["schemas"]
+    assert {"plan", "model", "passes/search", "report"} <= listed.keys()
+    assert run("schema") == 0
+    assert "passes/search" in capsys.readouterr().out
+    assert run("schema", "plan") == 0
+    assert json.loads(capsys.readouterr().out)["title"] == "sprunec plan"
+    assert run("schema", "plna") == 2
+    assert "did you mean plan?" in capsys.readouterr().err
+
+
+def test_shells_complete_commands_and_options() -> None:
+    for words, wanted in (("sprunec ins", "inspect"), ("sprunec run --dry", "--dry-run")):
+        shell = {"_SPRUNEC_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+        code = "import sys; sys.argv = ['sprunec']; from sprunec.cli import app; app(prog_name='sprunec')"
+        command, environment = [sys.executable, "-c", code], os.environ | shell
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        assert wanted in done.stdout.split(), done.stderr

@@ -2,6 +2,7 @@
 
 load_schema("passes/emit")   one schema as it stands in its file
 validator("plan")            a Draft 2020-12 validator that knows all the others
+bundled("plan")              one with all that it refers to in it
 resolve("training", {...})   options with defaults filled in and numbers in their schema's type
 """
 
@@ -40,6 +41,43 @@ def load_schema(name: str) -> Schema:
     """Read `plan`, `training`, `passes/train-mask`, … as they stand in their files."""
     schema: Schema = json.loads((schema_folder() / f"{name}{_ENDING}").read_text(encoding="utf-8"))
     return schema
+
+
+def schema_names() -> tuple[str, ...]:
+    """Name all schemas, those that other packages bring with their passes, too."""
+    return tuple(sorted(uri.removeprefix(_BASE).removesuffix(_ENDING) for uri in _registry()))
+
+
+def bundled(name: str) -> Schema:
+    """Give a schema that needs no other file: what it refers to stands in its `$defs`, by name.
+
+    Raises:
+        KeyError: there is no such schema.
+    """
+    found, wanted, there = dict[str, Schema](), [name], dict[str, Schema]()
+    while wanted:
+        each = wanted.pop()
+        if each not in there:
+            there[each] = _registry()[_uri(each)].contents
+            found[each] = _inside(there[each], each, name, wanted)
+    whole = found.pop(name)
+    definitions = whole.get("$defs", {}) | found
+    return whole | ({"$defs": definitions} if definitions else {})
+
+
+def _inside(node: Any, name: str, root: str, wanted: list[str]) -> Any:
+    """Point the references of a schema into `$defs` of the one that it is bundled in; note which those are."""
+    if isinstance(node, list):
+        return [_inside(item, name, root, wanted) for item in node]
+    if not isinstance(node, dict):
+        return node
+    made = {key: _inside(value, name, root, wanted) for key, value in node.items()}
+    if isinstance(reference := node.get("$ref"), str):
+        uri, _, place = reference.partition("#")
+        other = uri.removeprefix(_BASE).removesuffix(_ENDING)
+        wanted.append(other)
+        made["$ref"] = f"#{place}" if other == root else f"#/$defs/{other.replace('/', '~1')}{place}"
+    return made
 
 
 def validator(name: str) -> Any:

@@ -28,7 +28,7 @@ from sprunec.show.numbers import (
 )
 
 WHOLE = "in all"
-FIRST, LAST = "model and data", "what comes of it"
+FIRST, BETWEEN, LAST = "model and data", "in between", "what comes of it"
 Document = Mapping[str, Any]
 
 
@@ -54,12 +54,12 @@ class Branch:
 
 def branches(document: Document) -> list[Branch]:
     """Put nodes together that the plan asks for in one place."""
-    found = list[Branch]()
-    for step, nodes in groupby(document["nodes"], key=lambda node: str(node.get("step", ""))):
-        index = step.rpartition("/")[2]
-        title = f"{int(index) + 1}. {document['passes'][int(index)]}" if index.isdecimal() else LAST if found else FIRST
-        found.append(Branch(title, list(nodes)))
-    return found
+    found = [(step, list(nodes)) for step, nodes in groupby(document["nodes"], lambda node: str(node.get("step", "")))]
+    titles = [FIRST, *[BETWEEN] * (len(found) - 2), LAST][: len(found)]
+    for place, index in enumerate(step.rpartition("/")[2] for step, _ in found):
+        if index.isdecimal():
+            titles[place] = f"{int(index) + 1}. {document['passes'][int(index)]}"
+    return [Branch(title, nodes) for title, (_, nodes) in zip(titles, found, strict=True)]
 
 
 def _sum(amounts: Iterable[Any]) -> float | None:

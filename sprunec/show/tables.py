@@ -97,3 +97,14 @@ def waste_table(document: Mapping[str, Any], dry_run: bool) -> RenderableType:
         name = re.sub("([0-9a-f]{12})[0-9a-f]{52}", r"\1", entry["path"].rpartition("/")[2])
         table.add(number(entry.get("bytes")), name, entry["reason"])
     return Group(Line(head, "bold", wraps=False), table)
+
+
+# ---- schema
+
+
+def schemas_table(about: Mapping[str, str]) -> FittedTable:
+    """List schemas by name, with what each is of."""
+    table = FittedTable(Column("schema"), Column("what it is of", wraps=True))
+    for name, words in about.items():
+        table.add(name, words)
+    return table
