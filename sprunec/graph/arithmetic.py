@@ -228,7 +228,10 @@ def raced(models: Sequence[ModelSize], text: Text, operations: float) -> Needs:
     size, reads = float(FLOAT) * sum(model.parameters for model in models), sum(model.nbytes for model in models)
     if size > physical_memory():
         return Needs()
-    memory = {"model": size, "weights": models[0].nbytes, "activations": inside(models[0], text.sequences, text.length)}
+    read = float(FLOAT) * _largest_tensor(models[0].config)  # the others have their place already, or had it
+    logits = float(FLOAT) * text.positions * models[0].config.vocab_size
+    computed = max(logits, inside(models[0], text.sequences, text.length))
+    memory = {"model": size, "weights": read, "activations": computed}
     return Needs(memory, reads=reads, operations={SINGLE: operations})
 
 

@@ -53,7 +53,8 @@ def add(build: Builder, models: Mapping[str, str], masks: str) -> None:
 def needs(build: Builder, node: Node) -> Needs:
     """Open the models, and run each at least so often on a batch of so many operations."""
     models = [build.sizes[node.inputs[role]] for role in ("dense", "small") if role in node.inputs]
-    text = Text(node.options.batch_size, node.options.max_length)
+    rows, width = _affordable(node.options.batch_size, node.options.max_length, models[0].config, OPERATIONS["cpu"])
+    text = Text(rows, width)
     return raced(models, text, (1 + LEAST_ROUNDS) * len(models) * OPERATIONS["cpu"])
 
 
@@ -90,9 +91,15 @@ def _models(job: Job[SpeedOptions], configs: Mapping[str, ModelConfig]) -> dict[
 def smaller(batch: Batch, config: ModelConfig, place: Place) -> Batch:
     """Take as many rows as the operations of one forward allow, of a large model one row cut short, not too short."""
     rows, width = batch.targets.shape
-    allowed = int(OPERATIONS.get(place.device.type, OPERATIONS_ELSEWHERE) / (FORWARD * config.parameters()))
+    rows, width = _affordable(rows, width, config, OPERATIONS.get(place.device.type, OPERATIONS_ELSEWHERE))
+    return batch.part(slice(rows), width)
+
+
+def _affordable(rows: int, width: int, config: ModelConfig, operations: float) -> tuple[int, int]:
+    """Tell how many rows of a batch, and of what width, take so many operations."""
+    allowed = int(operations / (FORWARD * config.parameters()))
     width = min(width, max(allowed, config.overhead + LEAST_TEXT))
-    return batch.part(slice(min(rows, max(allowed // width, 1))), width)
+    return min(rows, max(allowed // width, 1)), width
 
 
 def in_turn(models: Mapping[str, nn.Module], batch: Batch, place: Place) -> dict[str, list[float]]:
