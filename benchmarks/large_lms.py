@@ -4,10 +4,12 @@
     python benchmarks/large_lms.py 8b --no-refit           Llama-3-8B's shape, 16 GB, a sparse file
     python benchmarks/large_lms.py 70b --looks             Llama-3-70B's shape, 141 GB, all zeros: what looks alone
     python benchmarks/large_lms.py 3gb --weights-alone     by weights instead of on data, not refitted
+    python benchmarks/large_lms.py 3gb --search            all choices are scored, for four fifths of its parameters
 
 Nothing is downloaded: see `llamas.py`. `inspect` and `run --dry-run` are looks. A run scores feed-forward dims by
 activation and key-value groups by reconstruction, on --tokens of Python's documentation told by its characters, refits
-what stays, and emits `huggingface`; what it cuts to is in `CUTS`.
+what stays, and emits `huggingface`; what it cuts to is in `CUTS`. One that searches measures all choices on as many
+tokens behind those, its states on disk, and emits nothing.
 
 Memory is over that of a bare import of torch and transformers, and stands beside what it is meant to stay under: two
 blocks in float32, the hidden states of the calibration, and 500 MB. That of a run is its process's together with all
@@ -68,6 +70,23 @@ sprunec.execute(sprunec.lower(sprunec.read_plan(plan)), out, Told())
 """
 
 
+def write_search(folder: Path, shape: str, tokens: int, parameters: int) -> Path:
+    """Write the plan that searches a model in `folder / "model"` for four fifths of its parameters."""
+    length = min(512, tokens)
+    looked = max(1, tokens // length)
+    search = {"pass": "search", "units": ["kv_group", "dim_ff"], "batches": looked, "damage_batches": looked}
+    target = {"parameters": parameters * 4 // 5}
+    plan = {
+        "name": f"{shape}-searched",
+        "model": {"path": "model"},
+        "data": {"source": "python-docs", "tokenizer": "characters", "max_length": length, "batch_size": 1},
+        "engine": {"hidden_states": "disk"},
+        "passes": [search | {"target": target, "finalists": 1, "compensate": None}],
+    }
+    (folder / "plan.json").write_text(json.dumps(plan, indent=1))
+    return folder / "plan.json"
+
+
 def write_plan(folder: Path, shape: str, tokens: int, weights_alone: bool, refit: bool) -> Path:
     """Write the plan for a model in `folder / "model"`."""
     dims, groups = CUTS[shape]
@@ -120,10 +139,13 @@ def measured(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     one_in = options.sparse if options.sparse is not None else {"8b": SPARSE, "70b": 0}.get(options.shape, 1)
     document, tokens = llama(options.shape), options.tokens
     size, config = write_llama(folder / "model", document, one_in), TransformersConfig.from_source(document)
-    plan = write_plan(folder, options.shape, tokens, options.weights_alone, not options.no_refit)
+    if options.search:
+        plan = write_search(folder, options.shape, tokens, config.parameters())
+    else:
+        plan = write_plan(folder, options.shape, tokens, options.weights_alone, not options.no_refit)
     bare, command = measure(BARE_LIBRARIES), [sys.executable, "-m", "sprunec"]
     found: dict[str, Any] = {
-        "shape": options.shape,
+        "shape": f"{options.shape}, searched" if options.search else options.shape,
         "bytes": size,
         "on_disk": on_disk(folder / "model"),
         "parameters": config.parameters(),
@@ -184,7 +206,8 @@ def table(found: dict[str, Any]) -> str:
 
 def page(results: dict[str, Any]) -> str:
     """docs/benchmarks.md with these figures between its marks."""
-    tables = "\n\n".join(textwrap.indent(table(results[shape]), "    ") for shape in SHAPES if shape in results)
+    shapes = [name for shape in SHAPES for name in (shape, f"{shape}, searched") if name in results]
+    tables = "\n\n".join(textwrap.indent(table(results[shape]), "    ") for shape in shapes)
     before, mark, rest = PAGE.read_text(encoding="utf-8").partition("<!-- large-lms -->\n")
     return f"{before}{mark}{tables}\n<!-- /large-lms -->{rest.partition('<!-- /large-lms -->')[2]}"
 
@@ -205,6 +228,7 @@ def main() -> None:
     parser.add_argument("--sparse", type=int, metavar="N", help="of every matrix one row in N is there; 0: none")
     parser.add_argument("--looks", action="store_true", help="inspect and --dry-run alone")
     parser.add_argument("--weights-alone", action="store_true", help="score by magnitude, refit nothing")
+    parser.add_argument("--search", action="store_true", help="score all choices instead, and cut to the best")
     parser.add_argument("--no-refit", action="store_true", help="leave the weights that stay as they are")
     parser.add_argument("--json", type=Path, help="where the figures go, too")
     parser.add_argument("--publish", action="store_true", help="put the figures into large_lms.json and docs/")

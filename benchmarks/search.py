@@ -7,7 +7,8 @@ Nothing is trained. Perplexities are those of the emitted class, opened from dis
 of the first 50,000 characters of two texts: Python's documentation and docstrings of its library. Calibration
 takes what stands behind their first 100,000. A seed draws the sequences that ways look at; means are over the seeds.
 Runs of one seed share a store, so that choices are scored once for all sizes. What was found stands in
-`benchmarks/search.json`; `--publish` puts a table between the marks of `docs/quality.md`, and a plot beside it.
+`benchmarks/search.json`, and is not measured again; `--publish` puts a table between the marks of `docs/quality.md`,
+and a plot beside it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import os
 import sys
 import sysconfig
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -131,14 +133,13 @@ def measured(folder: Path, directory: Path) -> dict[str, Any]:
 
 
 def ways(folder: Path, options: argparse.Namespace, results: dict[str, Any]) -> None:
-    for seed in options.seeds:
-        for size in options.sizes:
-            for way in options.ways:
-                run = run_plan if way in OURS else run_peer
-                found = run(folder, way, SIZES[size], seed)
-                results["sizes"].setdefault(size, {}).setdefault(way, {})[str(seed)] = found
-                print(size, way, seed, json.dumps(found), flush=True)
-                RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    for seed, size, way in product(options.seeds, options.sizes, options.ways):
+        seeds = results["sizes"].setdefault(size, {}).setdefault(way, {})
+        if str(seed) not in seeds:
+            run = run_plan if way in OURS else run_peer
+            seeds[str(seed)] = found = run(folder, way, SIZES[size], seed)
+            print(size, way, seed, json.dumps(found), flush=True)
+            RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 def main() -> None:
@@ -156,8 +157,8 @@ def main() -> None:
         quality.write_text(page(quality.read_text(encoding="utf-8"), results), encoding="utf-8")
         (ROOT / "docs/search.svg").write_text(plot(results), encoding="utf-8")
         return
-    os.environ |= {"OMP_NUM_THREADS": "2", "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    torch.set_num_threads(2)
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "2")))
     folder = options.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     if not model_directory(folder).exists():

@@ -8,13 +8,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from sprunec.checkpoint.reader import open_tensors
 from sprunec.compiler.lower import lower
@@ -27,14 +29,26 @@ from tests.runs.test_causal_lms import EMIT, directory
 from tests.runs.test_resume import fingerprints
 
 SCORE = {"pass": "score-mask", "criterion": "reconstruction", "unit": ["kv_group", "dim_ff"], "batches": 8}
-PASSES = ("compensate", "compare", pytest.param("score-mask-kv_group-dim_ff", marks=pytest.mark.slow))
+CUTS: dict[str, dict[str, Any]] = {
+    "score-mask": SCORE | {"target": {"sparsity": 0.3}, "compensate": "least-squares"},
+    "search": {"pass": "search", "units": ["kv_group", "dim_ff"], "batches": 8, "damage_batches": 2, "finalists": 2},
+}
+PASSES = (
+    ("score-mask", "compensate"),
+    ("score-mask", "compare"),
+    pytest.param("score-mask", "score-mask-kv_group-dim_ff", marks=pytest.mark.slow),
+    ("search", "score-choices-kv_group-dim_ff"),
+    pytest.param("search", "measure-finalists", marks=pytest.mark.slow),
+)
 KILLS = 10
 
 
-def write_plan(folder: Path, engine: Mapping[str, Any] = {"hidden_states": "disk"}) -> Path:
+def write_plan(folder: Path, engine: Mapping[str, Any] = {"hidden_states": "disk"}, by: str = "score-mask") -> Path:
     """A plan for a model whose layers are cut unlike, and refitted."""
     directory(folder, "llama", torch.bfloat16, num_hidden_layers=4, attention_bias=False)
-    cut = SCORE | {"target": {"sparsity": 0.3}, "compensate": "least-squares"}
+    cut = dict(CUTS[by])
+    if by == "search":
+        cut |= {"target": {"parameters": parameters(folder) * 9 // 10}}
     content = {
         "name": "killed",
         "model": {"path": "dense"},
@@ -45,6 +59,10 @@ def write_plan(folder: Path, engine: Mapping[str, Any] = {"hidden_states": "disk
     }
     (folder / "plan.json").write_text(json.dumps(content))
     return folder / "plan.json"
+
+
+def parameters(folder: Path) -> int:
+    return sum(tensor.numel() for tensor in load_file(folder / "dense/model.safetensors").values())
 
 
 def run(path: Path, watcher: Any = None) -> dict[str, Any]:
@@ -59,11 +77,16 @@ def figures(out: Path) -> list[Any]:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """OUT of a run that nothing stopped."""
-    folder = tmp_path_factory.mktemp("whole")
-    run(write_plan(folder))
-    return folder / "out"
+def wholes(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Give OUT of a run that nothing stopped, by how it cuts."""
+
+    @cache
+    def whole(by: str) -> Path:
+        folder = tmp_path_factory.mktemp("whole")
+        run(write_plan(folder, by=by))
+        return folder / "out"
+
+    return whole
 
 
 class Steps(Watcher):
@@ -81,13 +104,15 @@ class Steps(Watcher):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("name", PASSES)
-def test_each_pass_goes_on_at_the_block_it_was_at(name: str, whole: Path, tmp_path: Path) -> None:
-    path = write_plan(tmp_path)
+@pytest.mark.parametrize(("by", "name"), PASSES)
+def test_each_pass_goes_on_at_the_block_it_was_at(
+    by: str, name: str, wholes: Callable[[str], Path], tmp_path: Path
+) -> None:
+    path, whole = write_plan(tmp_path, by=by), wholes(by)
     with pytest.raises(KeyboardInterrupt):
         run(path, Steps((name, 3)))
     (partial,) = (tmp_path / "out/store").glob("partial-*")
-    assert name == "compare" or len(list(partial.glob("hidden-states-*.bin"))) == 2
+    assert name == "compare" or by == "search" or len(list(partial.glob("hidden-states-*.bin"))) == 2
     again = Steps()
     run(path, again)
     assert again.steps[name][:2] == [3, 4]  # the third had not been saved
@@ -96,7 +121,10 @@ def test_each_pass_goes_on_at_the_block_it_was_at(name: str, whole: Path, tmp_pa
     assert not list((tmp_path / "out/store").glob("partial-*"))
 
 
-def test_refitted_weights_are_stored_as_the_model_is_and_the_others_are_the_users_own(whole: Path) -> None:
+def test_refitted_weights_are_stored_as_the_model_is_and_the_others_are_the_users_own(
+    wholes: Callable[[str], Path],
+) -> None:
+    whole = wholes("score-mask")
     refitted, dense = artifact(whole, "compensate"), open_tensors(whole.parent / "dense")
     tensors = open_tensors(refitted)
     changed = {name for name in tensors if not torch.equal(tensors[name], dense[name])}
@@ -113,8 +141,11 @@ def test_refitted_weights_are_stored_as_the_model_is_and_the_others_are_the_user
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_ten_times_ends_with_the_same_bytes(whole: Path, tmp_path: Path) -> None:
-    path, draw = write_plan(tmp_path), random.Random(0)
+@pytest.mark.parametrize("by", CUTS)
+def test_a_run_that_is_killed_ten_times_ends_with_the_same_bytes(
+    by: str, wholes: Callable[[str], Path], tmp_path: Path
+) -> None:
+    path, whole, draw = write_plan(tmp_path, by=by), wholes(by), random.Random(0)
     command = [sys.executable, "-m", "sprunec", "run", str(path), "--out", str(tmp_path / "out"), "--quiet"]
     started = time.monotonic()
     assert subprocess.run([*command[:-2], str(tmp_path / "timed")], cwd=ROOT, env=environment()).returncode == 0

@@ -52,6 +52,7 @@ def peaks(folder: Path, *passes: dict[str, Any]) -> dict[str, float]:
 BY_WEIGHTS = {"criterion": "magnitude", "unit": "dim_ff", "target": {"dim_ff": 2304}}
 ON_DATA = {"criterion": "reconstruction", "unit": "kv_group", "target": {"num_kv_groups": 6}}
 REFITTED = {"batches": TOKENS // 128, "compensate": "least-squares"}
+SEARCH = {"pass": "search", "units": ["kv_group", "dim_ff"], "batches": TOKENS // 128, "damage_batches": TOKENS // 128}
 EMIT = {"pass": "emit", "formats": ["huggingface"]}
 
 
@@ -63,4 +64,13 @@ def test_no_pass_holds_a_whole_model(folder: Path) -> None:
     kinds = [name.split("-", 1)[1] for name in found]
     assert kinds[1:4] == ["load", "verify-trace", "score-mask-dim_ff"] and kinds[-1] == "compare"
     assert {"score-mask-kv_group", "compensate", "compare-format-huggingface"} <= {*kinds}
+    assert {name: peak for name, peak in found.items() if peak > 8 * BLOCK + ROOM} == {}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks Linux's kernel for the peak")
+def test_no_search_holds_a_whole_model(folder: Path) -> None:
+    search = SEARCH | {"target": {"parameters": LAYERS * BLOCK * 9 // 10}, "finalists": 2, "grid": {"dim_ff": [1280]}}
+    found = peaks(folder, search, EMIT)
+    assert {"score-choices-kv_group-dim_ff", "measure-finalists"} <= {name.split("-", 1)[1] for name in found}
     assert {name: peak for name, peak in found.items() if peak > 8 * BLOCK + ROOM} == {}
