@@ -4,11 +4,11 @@
     python benchmarks/search.py [--folder runs/search] [--ways WAY ...] [--sizes 100M ...] [--seeds 1 2 3] [--publish]
 
 Nothing is trained. Perplexities are those of the emitted class, opened from disk, on windows of 512 tokens, each alone,
-of the first 50,000 characters of two texts: Python's documentation and docstrings of its library. Calibration
-takes what stands behind their first 100,000. A seed draws the sequences that ways look at; means are over the seeds.
-Runs of one seed share a store, so that choices are scored once for all sizes. What was found stands in
-`benchmarks/search.json`, and is not measured again; `--publish` puts a table between the marks of `docs/quality.md`,
-and a plot beside it.
+of the first 50,000 characters of two texts: Python's documentation and docstrings of its library. Calibration takes
+what stands behind their first 100,000, two parts of the one and one of the other. A seed draws the sequences that ways
+look at; means are over the seeds. Runs of one seed share a store, so that choices are scored once for all sizes. What
+was found stands in `benchmarks/search.json`, and is not measured again; `--publish` puts a table between the marks of
+`docs/quality.md`, and a plot beside it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 ROOT, RESULTS = Path(__file__).parent.parent, Path(__file__).with_suffix(".json")
 BEHIND = 100_000  # characters, from which on calibration takes its text
-SHORTEST = 200  # characters of a docstring
+SHARES = {"topics": 360_000, "docstrings": 180_000}  # characters of calibration
+SHORTEST = 200  # of a docstring
 FEW = {"topics": 5, "docstrings": 3}  # windows
 SIZES = {"118.8M": 118_800_000, "109.9M": 109_900_000, "100M": 100_000_000, "90M": 90_000_000}
 DENSE, DIMS, LAYERS, OF_A_DIM = 134_515_008, 1536, 30, 1728
@@ -69,7 +70,7 @@ def docstrings() -> str:
 def write_texts(folder: Path) -> None:
     for name, text in (("topics", documentation()), ("docstrings", docstrings())):
         (folder / f"{name}.txt").write_text(text[:LOOKED], encoding="utf-8")
-        (folder / f"{name}-calibration.txt").write_text(text[BEHIND:], encoding="utf-8")
+        (folder / f"{name}-calibration.txt").write_text(text[BEHIND : BEHIND + SHARES[name]], encoding="utf-8")
 
 
 def uniform_dims(size: int) -> int:
