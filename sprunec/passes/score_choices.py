@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from sprunec.errors import InputError
+from sprunec.families.base_config import ModelConfig
 from sprunec.graph.arithmetic import Text
 from sprunec.graph.builder import Builder
 from sprunec.graph.choice_needs import Measuring, choices_measured
@@ -19,7 +20,7 @@ from sprunec.graph.options import CalibrationOptions
 from sprunec.passes.job import Job, O
 from sprunec.plan.declared import CRITERIA, Criterion, Pass, PassSpec
 from sprunec.plan.scale import KEPT_INSIDE
-from sprunec.plan.search.choices import choices
+from sprunec.plan.search.choices import FINER, Choice, choices
 from sprunec.units import INSIDE, SUBLAYERS, gate_units
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def add(build: Builder, spec: PassSpec) -> str:
 
 def needs(build: Builder, node: Node) -> Needs:
     model, options = build.sizes[node.inputs["model"]], node.options
-    listed = choices(model.config, options.units, options.grid, options.multiple_of)
+    listed = _listed(model.config, options)
     changing = [choice for choice in listed if not choice.is_dense(model.config)]
     measured = Text(options.damage_batches * options.batch_size, options.max_length)
     samples = options.samples if options.damage == "fisher" else 0
@@ -75,6 +76,10 @@ def needs(build: Builder, node: Node) -> Needs:
     fitted, batch = Text(options.sequences, options.max_length), options.batch_size
     how = Measuring(fitted, measured, changing, options.units, products, samples, batch)
     return choices_measured(model, how, build.keep)
+
+
+def _listed(config: ModelConfig, options: ChoiceOptions) -> list[Choice]:
+    return choices(config, options.units, options.grid, options.multiple_of, FINER[options.damage])
 
 
 def _criteria(options: ChoiceOptions) -> dict[str, Criterion]:
@@ -87,7 +92,7 @@ def run(job: Job[ChoiceOptions]) -> dict[str, Any]:
     from sprunec.masks.search.damages_file import Damages, save_damages
 
     options, config = job.options, job.config()
-    listed = choices(config, options.units, options.grid, options.multiple_of)
+    listed = _listed(config, options)
     criteria = _criteria(options)
     early = {each.name: [unit for unit in criteria if criteria[unit] == each] for each in criteria.values()}
     early = {name: units for name, units in early.items() if CRITERIA[name].needs not in INSIDE_BLOCKS}
@@ -172,7 +177,7 @@ def _kept(job: Job[ChoiceOptions], name: str, count: int) -> list[HiddenStates]:
 
 SCORE_CHOICES = Pass(
     "score-choices",
-    2,
+    3,
     ChoiceOptions,
     ("model", "data"),
     "damages",

@@ -19,6 +19,7 @@ Grid = Mapping[str, Sequence[int]]
 NO_GRID: Grid = MappingProxyType({})
 NO_MULTIPLES: Mapping[str, int] = MappingProxyType({})
 PARTS = 8  # of its width, at whose multiples a sublayer is tried
+FINER = {"fisher": 4, "kl": 1}  # parts of an eighth, where a sublayer has one such number: how many cost nothing
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ def choices(
     units: Collection[str],
     grid: Grid = NO_GRID,
     multiple_of: Mapping[str, int] = NO_MULTIPLES,
+    finer: int = 1,
 ) -> list[Choice]:
     """List all choices, layer by layer: of each sublayer the dense one first, that it is absent last.
 
@@ -54,13 +56,15 @@ def choices(
             groups, and of others those that are nearest to the eighths. Heads are those of a layer, as many in each
             group.
         multiple_of: by count target, what they are multiples of; all units stay possible.
+        finer: in how many steps an eighth is divided, from the first one on; where a sublayer's choices combine two
+            numbers of units, beside that of key-value groups, it is not.
     """
     wanted, found = gate_units(units), list[Choice]()
     for index, layer in enumerate(config.layers):
         counts = layer.counts
         for sublayer in sublayers_of(counts):
             dense = _dense(counts, sublayer)
-            sizes = _sizes(dense, [unit for unit in wanted if unit in dense], grid, multiple_of)
+            sizes = _sizes(dense, [unit for unit in wanted if unit in dense], grid, multiple_of, finer)
             found += [Choice(index, sublayer, size) for size in sizes]
             found += [Choice(index, sublayer, {})] * (sublayer in wanted)
         found += [Choice(index, "block", {})] * ("block" in wanted and bool(counts))
@@ -110,11 +114,13 @@ def _dense(counts: Mapping[str, int], sublayer: str) -> dict[str, int]:
 
 
 def _sizes(
-    dense: Mapping[str, int], cut: Sequence[str], grid: Grid, multiple_of: Mapping[str, int]
+    dense: Mapping[str, int], cut: Sequence[str], grid: Grid, multiple_of: Mapping[str, int], finer: int
 ) -> Iterator[dict[str, int]]:
     """Combine the numbers of units of one sublayer's kinds, the largest first."""
     free = [unit for unit in dense if unit in cut and unit != "head"]
-    numbers = [_numbers(dense[unit], *_asked(unit, grid, multiple_of), every=unit == "kv_group") for unit in free]
+    parts = PARTS * (finer if sum(unit in cut and unit != "kv_group" for unit in dense) == 1 else 1)
+    counted = {unit: None if unit == "kv_group" else parts for unit in free}
+    numbers = [_numbers(dense[unit], *_asked(unit, grid, multiple_of), parts=counted[unit]) for unit in free]
     for sizes in product(*numbers):
         size = {**dense, **dict(zip(free, sizes, strict=True))}
         if "head" not in dense:
@@ -123,7 +129,7 @@ def _sizes(
         groups = size.get("kv_group", 1)
         heads = dense["head"] // dense.get("kv_group", 1) * groups
         given, step = _asked("head", grid, multiple_of) if "head" in cut else ([], 1)
-        tried = _numbers(heads, given, step, within=groups) if "head" in cut else [heads]
+        tried = _numbers(heads, given, step, within=groups, parts=parts) if "head" in cut else [heads]
         yield from ({**size, "head": count} for count in tried)
 
 
@@ -132,14 +138,14 @@ def _asked(unit: str, grid: Grid, multiple_of: Mapping[str, int]) -> tuple[Seque
     return grid.get(target, ()), multiple_of.get(target, 1)
 
 
-def _numbers(count: int, given: Sequence[int], step: int, within: int = 1, every: bool = False) -> list[int]:
+def _numbers(count: int, given: Sequence[int], step: int, *, within: int = 1, parts: int | None) -> list[int]:
     """Give the numbers of units that are tried, all `count` of them first.
 
     Args:
         within: in how many groups they lie, each of which keeps as many.
-        every: try all numbers where none are given.
+        parts: of how many such parts those are that are tried where none are given; None: all numbers.
     """
     step = lcm(step, within)
-    eighths = (round(count * part / PARTS / step) * step for part in range(1, PARTS))
-    tried = given or (range(1, count) if every else eighths)
+    shares = [part / parts for part in range(parts // PARTS, parts)] if parts is not None else []
+    tried = given or ([round(count * each / step) * step for each in shares] if shares else range(1, count))
     return sorted({count} | {n for n in tried if 0 < n < count and not n % step}, reverse=True)

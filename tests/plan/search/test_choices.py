@@ -44,6 +44,14 @@ def test_widths_are_eighths_in_multiples() -> None:
     assert sizes(found, "feed_forward", "dim_ff") == [64, 48, 24]  # all of them is no multiple and stays possible
 
 
+def test_widths_are_divided_finer_where_they_are_a_sublayers_only_numbers() -> None:
+    found = choices(GROUPED, ("kv_group", "head", "dim_ff"), finer=4)
+    assert sizes(found, "feed_forward", "dim_ff") == [64, *range(62, 7, -2)]  # the least is the first eighth
+    assert {*sizes(found, "attention", "kv_group")} == {3, 2, 1}
+    several = [c.kept for c in choices(GROUPED, ("head", "dim_head"), finer=4) if c.sublayer == "attention"]
+    assert several == [c.kept for c in choices(GROUPED, ("head", "dim_head")) if c.sublayer == "attention"]
+
+
 def test_numbers_that_are_given() -> None:
     found = choices(GROUPED, ("kv_group", "dim_ff"), {"dim_ff": [16, 64, 100], "num_kv_groups": [2]})
     assert sizes(found, "feed_forward", "dim_ff") == [64, 16]
