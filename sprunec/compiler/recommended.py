@@ -27,7 +27,7 @@ TOKENS = {"adapted": 10**6, "trained": 10**7, "dense": 10**7}  # of training, if
 EPOCHS = 4  # of a text that a model is trained on from the start; recovering goes through it once
 FEW_STEPS = 100
 LONG = 4096  # positions of a text whose keys and values count as memory
-WIDTHS = (128, 64, 32, 16, 8)  # of which kernels like multiples
+WIDTHS, STEPS = (64, 32, 16, 8), 32  # multiples that kernels like, and how many of them a search is left at least
 RATES = {"adapted": 5e-4, "trained": 5e-5}  # of models of transformers, see docs/quality.md
 DEFAULT_SPARSITY = 0.2
 
@@ -178,7 +178,7 @@ class _Recipe:
         self.reasons.append("a search chooses how much of each layer stays, and refits that: no cut by hand did better")
         found: dict[str, Any] = {"pass": "search", "units": units, "target": target}
         dims = max((layer.counts.get("dim_ff", 0) for layer in self.config.layers), default=0)
-        width = next((width for width in WIDTHS if dims >= 8 * width), None)
+        width = next((width for width in WIDTHS if dims >= STEPS * width), None)
         if "dim_ff" in units and width is not None:
             found["multiple_of"] = {"dim_ff": width}
             self.reasons.append(f"widths are multiples of {width}, which kernels and quantizers like")

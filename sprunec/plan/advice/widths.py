@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sprunec.plan.search.choices import choices
+from sprunec.plan.search.choices import FINER, choices
 from sprunec.plan.written_plan import Step, WrittenPlan
 
 GROUP = 32  # llama.cpp's smallest, and what half-precision kernels like
@@ -30,8 +30,8 @@ def widths_fit(plan: WrittenPlan) -> None:
         if odd:
             below = odd // GROUP * GROUP
             hint = f"give {below} or {below + GROUP}" if below else f"give {GROUP}"
-            key = f"target/{UNIT}" if UNIT in step.options["target"] else "grid"
-            step.warn("odd-widths", key, f"{odd}: {why}", hint if key != "grid" else f"add {several}")
+            key = f"target/{UNIT}" if UNIT in step.options["target"] else f"grid/{UNIT}"
+            step.warn("odd-widths", key, f"{odd}: {why}", hint if key.startswith("target") else f"add {several}")
         else:
             step.warn("odd-widths", "target", f"layers may keep any width: {why}", f"add {several}")
 
@@ -41,7 +41,8 @@ def _odd(plan: WrittenPlan, step: Step) -> Iterator[int]:
     options, wanted = step.options, step.options["target"]
     if "grid" in options:
         assert plan.config is not None
-        found = choices(plan.config, options["units"], options["grid"], options["multiple_of"])
+        finer = FINER[options["damage"]]
+        found = choices(plan.config, options["units"], options["grid"], options["multiple_of"], finer)
         yield from (each.kept[UNIT] for each in found if each.kept.get(UNIT, 0) % GROUP)
     elif options.get("budget") != "per-layer":
         yield 0

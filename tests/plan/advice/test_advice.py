@@ -92,9 +92,10 @@ def test_widths_that_quantizers_dislike_are_warned_of(tmp_path: Path) -> None:
     assert told(target={"dim_ff": 1216}).endswith('add "multiple_of": {"dim_ff": 32}')
     assert told(target={"dim_ff": 1216}, multiple_of={"dim_ff": 64}) == ""
     grid = {"pass": "search", "units": ["dim_ff"], "target": {"parameters": "120M"}}
-    assert "odd-widths" not in warned(tmp_path, smollm2(tmp_path, grid))  # eighths of 1536 are multiples
+    assert "odd-widths" not in warned(tmp_path, smollm2(tmp_path, grid | {"damage": "kl"}))  # of eighths of 1536
+    assert "odd-widths" in warned(tmp_path, smollm2(tmp_path, grid))  # by fisher of quarters of these
     odd = warned(tmp_path, smollm2(tmp_path, grid | {"grid": {"dim_ff": [1200]}}))
-    assert odd["odd-widths"].startswith("/passes/0/grid: 1200: kernels are slower")
+    assert odd["odd-widths"].startswith("/passes/0/grid/dim_ff: 1200: kernels are slower")
     model = {"config": MODEL | {"dim_ff": 512}}  # which no quantizer opens
     assert warned(tmp_path, plan(TRAIN, SCORED | {"target": {"dim_ff": 301}}, FINETUNE, EMIT, model=model)) == {}
 
