@@ -209,7 +209,7 @@ PLACES: dict[str, tuple[str, Callable[[Path], Any], set[str]]] = {
         TEXTS | LATER,
     ),
     "index of shards": ("m.safetensors.index.json", weight_files, TEXTS - {"empty"}),
-    "inspect": ("m", inspect_model, {"safetensors", "torch", "unknown", "plan", "config", "json"}),
+    "inspect": ("m", inspect_model, {"safetensors", "torch", "unknown", "plan", "config", "json", "gguf"}),
 }
 
 
@@ -243,7 +243,8 @@ def test_a_file_of_another_kind_is_told_for_what_it_is(place: str, kind: str, tm
 def test_a_wrong_ending_is_told_with_the_right_one(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(REAL["torch"])
     (tmp_path / "model.bin").write_bytes(REAL["safetensors"])
-    for name, right in (("model.safetensors", "model.pt"), ("model.bin", "model.safetensors")):
+    (tmp_path / "x.pt").write_bytes(REAL["gguf"])
+    for name, right in (("model.safetensors", "model.pt"), ("model.bin", "model.safetensors"), ("x.pt", "x.gguf")):
         with pytest.raises(InputError) as caught:
             open_tensors(tmp_path / name)
         assert caught.value.diagnostics[0].hint == f"rename it to {right}"

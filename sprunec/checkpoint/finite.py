@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sprunec.checkpoint.gguf_file import Packed
 from sprunec.checkpoint.safetensors_file import SIZES, Shape, Stored
 from sprunec.durable import naming, read_into
 
@@ -51,7 +52,10 @@ def read_weights(file: Path, places: dict[str, Stored]) -> tuple[str, list[NonFi
 
     It is read in windows that overlap by the width of a number, so that none is cut in two everywhere.
     """
-    floats = {name: place for name, place in places.items() if place.dtype in EXPONENTS and place.extent}
+    plain = {
+        name: place for name, place in places.items() if not isinstance(place, Packed)
+    }  # others when they are read
+    floats = {name: place for name, place in plain.items() if place.dtype in EXPONENTS and place.extent}
     digest, suspects, first = hashlib.sha256(), set[str](), 0
     buffer = memoryview(bytearray(CHUNK_BYTES + max(SIZES.values())))
     with naming(file), file.open("rb") as stream:

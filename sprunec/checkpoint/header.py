@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sprunec.checkpoint.dtypes import NAMES
+from sprunec.checkpoint.gguf_file import is_gguf, read_gguf
 from sprunec.checkpoint.layouts import check_index, is_index, weight_files, weight_map
 from sprunec.checkpoint.pt_header import Unknown, read_pt
 from sprunec.checkpoint.safetensors_file import Shape, Stored, read_safetensors
@@ -88,9 +89,12 @@ def _places_in(file: Path, otherwise: Reader | None) -> Mapping[str, Place]:
     safe = file.suffix == ".safetensors"
     fine, wanted = ({"safetensors", "unknown"}, "a safetensors file") if safe else ({"torch"}, "a PyTorch checkpoint")
     try:
+        if is_gguf(file):
+            return read_gguf(file).tensors
         if file_kind(file) == "old torch":
             wanted = "one as it writes today"
         hints = {"": "give safetensors, or a state dict that torch.save wrote"}
+        hints |= {"gguf": f"rename it to {file.stem}.gguf"}
         hints |= {"safetensors": f"rename it to {file.stem}.safetensors", "torch": f"rename it to {file.stem}.pt"}
         if told := foreign(file, wanted, fine, hints):
             raise told

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from sprunec.checkpoint.dtypes import FIX_NUMBERS, FLOATS, NAMES, SAVE_AS
+from sprunec.checkpoint.gguf_file import Packed
+from sprunec.checkpoint.gguf_numbers import read_packed
 from sprunec.checkpoint.header import Header, read_places
 from sprunec.checkpoint.safetensors_file import SIZES, Shape, Stored
 from sprunec.checkpoint.torch_file import load_torch, not_read
@@ -34,7 +36,7 @@ class Tensors(Header, Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         place = self.places[name]
-        return place if isinstance(place, Tensor) else _read(place)
+        return place if isinstance(place, Tensor) else _read(place, name)
 
     def copy(self, name: str) -> Tensor:
         """Read the tensor into memory of its own: it may be written to."""
@@ -48,14 +50,21 @@ class Tensors(Header, Mapping[str, Tensor]):
             buffer: where the copy may go, (len(kept) or more, ...) of the tensor's dtype.
         """
         place = self.places[name]
-        if isinstance(place, Tensor) or place.strides is not None:
+        if (
+            isinstance(place, Tensor)
+            or place.strides is not None
+            or (isinstance(place, Packed) and not place.row_bytes)
+        ):
             # The last one is kept: its rows may lie between each other, and are asked for in turn.
             if self._strided is None or self._strided[0] != name:
                 self._strided = name, self[name].detach()
             return self._strided[1].index_select(0, torch.tensor(kept, dtype=torch.long))
         found = torch.empty((len(kept), *place.shape[1:]), dtype=_dtype(place)) if buffer is None else buffer
         found = found[: len(kept)]
-        if found.numel():  # what follows each other is read at once
+        if isinstance(place, Packed):
+            if found.numel():
+                found.copy_(read_packed(place, name, runs(kept)))
+        elif found.numel():  # what follows each other is read at once
             width = place.nbytes // place.shape[0]
             spans = [(place.start + first * width, place.start + last * width) for first, last in runs(kept)]
             read_into(place.file, spans, _memory(found))
@@ -77,8 +86,10 @@ class Tensors(Header, Mapping[str, Tensor]):
         return Tensors({new: self.places[old] for old, new in names.items() if old in self.places})
 
 
-def _read(place: Stored) -> Tensor:
+def _read(place: Stored, name: str) -> Tensor:
     """Read a tensor; of one with strides what lies between its entries, too."""
+    if isinstance(place, Packed):
+        return read_packed(place, name)
     dtype = _dtype(place)
     entries = torch.empty(place.extent // dtype.itemsize, dtype=dtype)
     if entries.numel():

@@ -71,7 +71,7 @@ def as_output(state: Mapping[str, Tensor], name: str) -> Output:
     """Make an output of one tensor of a state as it is."""
     if isinstance(state, Tensors):
         place = state.places[name]
-        stored = place if isinstance(place, Stored) else None
+        stored = place if type(place) is Stored else None
         return Output(state.shape(name), state.dtype(name), lambda: read_rows(state, name), stored)
     whole = state[name]
     at_once = _rows_at_once(whole.shape, whole.dtype)

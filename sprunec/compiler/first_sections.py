@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sprunec.checkpoint.gguf_file import is_gguf
 from sprunec.checkpoint.hub import TOKENIZER, is_hub_name
 from sprunec.checkpoint.layouts import CONFIG, WEIGHTS
 from sprunec.compiler.opened import Opened
 from sprunec.compiler.plan_file import path_from
+from sprunec.data.fast_tokenizer import gguf_lacks
 from sprunec.data.file_sets import ENDINGS, expanded
 from sprunec.data.text_amounts import training_tokens_about
 from sprunec.errors import InputError
@@ -49,6 +51,8 @@ def model_section(model: Path, opened: Opened, folder: Path) -> dict[str, Any]:
     path, own_code = opened.path, card_of(opened.config).own_code
     if not model.exists() and is_hub_name(str(model)):
         return {"path": str(model)}
+    if is_gguf(path):
+        return {"path": path_from(folder, path)}
     config = path / CONFIG if path.is_dir() or opened.weights else path
     if opened.weights and not config.exists():
         hint = "put its config.json beside it, and name the directory"
@@ -72,7 +76,8 @@ def data_section(opened: Opened, data: Sequence[Path], folder: Path) -> tuple[di
         found["path"] = paths if len(paths) > 1 else paths[0]
     found |= {"max_length": _positions(opened, source), "batch_size": SEQUENCES}
     tokenizer = (opened.path if opened.path.is_dir() else opened.path.parent) / TOKENIZER
-    by_character = not tokenizer.is_file() or card_of(opened.config).own_code
+    there = not gguf_lacks(opened.path) if is_gguf(opened.path) else tokenizer.is_file()
+    by_character = not there or card_of(opened.config).own_code
     if not by_character and not opened.weights:  # where there are weights it is found beside them
         found["tokenizer"] = path_from(folder, tokenizer)
     files = [each for path in data for each in expanded(path, source)]

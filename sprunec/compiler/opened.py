@@ -9,6 +9,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from sprunec.checkpoint.gguf_file import is_gguf
 from sprunec.checkpoint.header import Header, open_header
 from sprunec.checkpoint.hub import find_snapshot, hub_cache, is_hub_name
 from sprunec.checkpoint.layouts import CONFIG, has_weights, is_index
@@ -20,7 +21,7 @@ from sprunec.families.head import own_head
 from sprunec.file_kinds import JSON, file_kind, foreign
 from sprunec.plan.model_config import read_config
 
-HINT = "name a config, safetensors, what torch.save wrote, or a directory of these"
+HINT = "name a config, safetensors, a GGUF file, what torch.save wrote, or a directory of these"
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Opened:
 
 
 def open_model(path: Path) -> Opened:
-    """Open a config, a checkpoint or a directory; a model of the hub is looked for, by its name, in the local cache.
+    """Open a config, a checkpoint, a GGUF file or a directory; a model of the hub is looked for in the local cache.
 
     Raises:
         InputError: nothing of these, or a checkpoint and a config that do not fit each other.
@@ -57,6 +58,8 @@ def open_model(path: Path) -> Opened:
         return Opened(_fitting(config, _header(path), path), path, weights=True)
     if not os.path.exists(path):
         raise InputError.at(path, "there is no such file", "check the path", code="missing-file")
+    if is_gguf(path):
+        return Opened(_fitting(_read(path), _header(path), path), path, weights=True)
     if not is_index(path):
         fine = {*JSON, "safetensors", "torch", "unknown"}
         told = None if path.suffix == ".json" else foreign(path, "a model config or a checkpoint", fine, {"": HINT})

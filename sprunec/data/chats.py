@@ -14,7 +14,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sprunec.data.fast_tokenizer import CHAT_TEMPLATE, FastTokenizer, beside_tokenizer, template_files
+from sprunec.data.fast_tokenizer import (
+    CHAT_TEMPLATE,
+    FastTokenizer,
+    beside_tokenizer,
+    read_fast_tokenizer,
+    template_files,
+)
 from sprunec.data.text import bad_line, json_lines
 from sprunec.durable import read_file
 from sprunec.errors import InputError
@@ -76,9 +82,11 @@ class ChatTemplate:
 
     @cached_property
     def _writer(self) -> Any:
+        from tokenizers import Tokenizer
         from transformers import PreTrainedTokenizerFast
 
-        return PreTrainedTokenizerFast(tokenizer_file=str(self.path), **self.tokens)
+        own = Tokenizer.from_str(read_fast_tokenizer(self.path).document)
+        return PreTrainedTokenizerFast(tokenizer_object=own, **self.tokens)
 
     def _written(self, chat: Chat, messages: int, *, asks: bool) -> str:
         """Write out the first messages; `asks`: and what stands in front of a reply."""

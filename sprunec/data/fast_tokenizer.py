@@ -1,18 +1,22 @@
-"""The tokenizer of a Hugging Face directory: its tokenizer.json, run by the package `tokenizers`."""
+"""The tokenizer of a Hugging Face directory, or of a GGUF file: its tokenizer.json, run by the package `tokenizers`."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sprunec.checkpoint.gguf_file import is_gguf, read_gguf
 from sprunec.durable import read_file
 from sprunec.errors import InputError
+from sprunec.families.gguf.tokenizer_files import INSTEAD, missing
+from sprunec.families.gguf.tokenizer_files import tokenizer_files as gguf_files
 from sprunec.text_files import read_json
 
-CHAT_TEMPLATE = "chat_template.jinja"
+TOKENIZER, CHAT_TEMPLATE = "tokenizer.json", "chat_template.jinja"
 
 if TYPE_CHECKING:
     import numpy as np
@@ -99,13 +103,17 @@ class FastTokenizer:
 def read_fast_tokenizer(path: Path) -> FastTokenizer:
     """Read a tokenizer.json, and of tokenizer_config.json beside it which tokens begin and end a text.
 
+    Args:
+        path: of that file, or of a GGUF file, which has the same in its metadata.
+
     Raises:
         InputError: the package is not installed, it cannot read the file, or that beside it is no JSON object.
     """
     about = beside_tokenizer(path)
     names = (about.get("bos_token"), about.get("eos_token"))
     marks = [name.get("content") if isinstance(name, dict) else name for name in names]
-    tokenizer = FastTokenizer(read_file(path), (marks[0], marks[1]))
+    document = gguf_tokenizer(path)[TOKENIZER] if is_gguf(path) else read_file(path)
+    tokenizer = FastTokenizer(document, (marks[0], marks[1]))
     try:
         tokenizer.size  # noqa: B018
     except ImportError as error:
@@ -114,6 +122,31 @@ def read_fast_tokenizer(path: Path) -> FastTokenizer:
     except Exception as error:
         raise InputError.at(path, f"is no tokenizer: {error}", "give the tokenizer.json of the model") from error
     return tokenizer
+
+
+def is_fast(path: Path) -> bool:
+    """Tell whether a file is one that the package `tokenizers` runs, and not a list of words."""
+    return path.suffix == ".json" or is_gguf(path)
+
+
+def gguf_lacks(path: Path) -> str:
+    """Say why a GGUF file's tokenizer cannot be used; "" where it can."""
+    try:
+        return missing(read_gguf(path).metadata)
+    except (InputError, OSError) as error:  # whoever reads its weights tells more
+        return str(error)
+
+
+def gguf_tokenizer(path: Path) -> dict[str, str]:
+    """Write the files of a directory's tokenizer, by name, of what a GGUF file has.
+
+    Raises:
+        InputError: it has none, or one that is not known here.
+    """
+    try:
+        return gguf_files(read_gguf(path).metadata)
+    except ValueError as error:
+        raise InputError.at(path, f"has no tokenizer that can be used: {error}", INSTEAD, "no-tokenizer") from None
 
 
 def tokenizer_files(path: Path) -> tuple[Path, ...]:
@@ -125,11 +158,15 @@ def tokenizer_files(path: Path) -> tuple[Path, ...]:
 def template_files(path: Path) -> tuple[Path, ...]:
     """List the file of its own that a tokenizer's chat template may have; else it is among the settings."""
     beside = path.with_name(CHAT_TEMPLATE)
-    return (beside,) if beside.is_file() else ()
+    return (beside,) if beside.is_file() and not is_gguf(path) else ()
 
 
 def beside_tokenizer(path: Path) -> dict[str, Any]:
-    """Read what tokenizer_config.json says, if there is one."""
+    """Read what tokenizer_config.json says, if there is one; of a GGUF file with the chat template in it."""
+    if is_gguf(path):
+        files = gguf_tokenizer(path)
+        config: dict[str, Any] = json.loads(files["tokenizer_config.json"])
+        return config | {"chat_template": files.get(CHAT_TEMPLATE)}
     for beside in tokenizer_files(path)[1:]:
         found = read_json(beside, "a tokenizer_config.json", "give the one of the model, or none")
         if not isinstance(found, dict):

@@ -6,7 +6,6 @@ it weighs, so it must be known before anything is planned.
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +61,8 @@ def _same_rows(head: Stored, embedding: Stored, rows: int) -> bool:
         return True
     if head.strides is not None or embedding.strides is not None or head.dtype not in SIZES:
         return False
-    size = rows * math.prod(head.shape[1:]) * SIZES[head.dtype]
+    if (size := head.extent * rows // head.shape[0]) != embedding.extent * rows // embedding.shape[0]:
+        return False  # of one type, and packed otherwise
     buffer = memoryview(bytearray(2 * CHUNK_BYTES))
     for done in range(0, size, CHUNK_BYTES):
         length = min(CHUNK_BYTES, size - done)

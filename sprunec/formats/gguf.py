@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sprunec.checkpoint.gguf_file import is_gguf
 from sprunec.errors import FormatError, InputError
 from sprunec.families.base import family_of
 from sprunec.families.base_config import ModelConfig
@@ -53,12 +54,18 @@ def options(plan: Plan) -> Options:
     directory = plan.model.checkpoint
     there = [path for name in TOKENIZER if directory is not None and (path := directory / name).is_file()]
     files = tuple(path for path in (*there, *(path.with_name(GENERATION) for path in there[:1])) if path.is_file())
+    if directory is not None and is_gguf(directory):
+        files = (directory,)  # which has its own
     if files:
         try:
-            tokenizer_metadata(files[0].parent, plan.model.config.vocab_size)
+            tokenizer_metadata(_place_of(files), plan.model.config.vocab_size)
         except FormatError as error:
             raise InputError.at(files[0], str(error), INSTEAD) from error
     return {}, {"vocabulary": files}
+
+
+def _place_of(vocabulary: tuple[Path, ...]) -> Path:
+    return vocabulary[0] if is_gguf(vocabulary[0]) else vocabulary[0].parent
 
 
 def write(emission: Emission, directory: Path) -> dict[str, Any]:
@@ -112,7 +119,7 @@ def _general(config: TransformersConfig, kind: str) -> Iterator[Field]:
 def _vocabulary(config: TransformersConfig, emission: Emission) -> TokenizerFields:
     """Describe the tokenizer of the plan's input model; one that has none takes ids alone."""
     if files := emission.files.get("vocabulary"):
-        return tokenizer_metadata(files[0].parent, config.vocab_size)
+        return tokenizer_metadata(_place_of(files), config.vocab_size)
     return TokenizerFields((Field("tokenizer.ggml.model", "none", "STRING"),), ("there is no tokenizer",))
 
 

@@ -13,6 +13,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sprunec.checkpoint.gguf_file import is_gguf
+from sprunec.data.fast_tokenizer import gguf_lacks
 from sprunec.durable import read_file
 from sprunec.errors import FormatError
 from sprunec.families.base import family_of
@@ -52,7 +54,8 @@ def options(plan: Plan) -> Options:
     asked = about.huggingface_options(data.source if data is not None else "")
     if not about.own_code and directory is not None:
         beside = (path for name in BESIDE if (path := directory / name).is_file())
-        files = {"beside": (*beside, *code_files(directory))}
+        own = (directory,) if is_gguf(directory) and not gguf_lacks(directory) else ()
+        files = {"beside": (*own, *beside, *code_files(directory))}
     return {"transformers": transformers_release()} | asked, files
 
 

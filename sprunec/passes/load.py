@@ -6,21 +6,23 @@ Hugging Face's checkpoints the weights are multiplied back by the roots that are
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from sprunec.checkpoint.gguf_file import Packed, is_gguf
 from sprunec.checkpoint.header import item_bytes
 from sprunec.checkpoint.layouts import checkpoint_files
-from sprunec.errors import InputError
+from sprunec.errors import InputError, series
 from sprunec.families.base import family_of
 from sprunec.families.base_config import ModelConfig, everything
 from sprunec.families.cards import Part, card_of, read_config
 from sprunec.families.head import has_own_head, own_head
 from sprunec.families.own_code import code_files
 from sprunec.file_digests import file_digest
-from sprunec.graph.arithmetic import initialised
+from sprunec.graph.arithmetic import by_rows, initialised
 from sprunec.graph.builder import Builder
 from sprunec.graph.graph import Node
 from sprunec.graph.model_size import ModelSize
@@ -32,6 +34,9 @@ from sprunec.plan.declared import Pass
 from sprunec.plan.model_config import teacher_config
 from sprunec.plan.scale import FLOAT
 from sprunec.plan.targets import Left
+
+if TYPE_CHECKING:
+    from sprunec.checkpoint.reader import Tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +95,8 @@ def _add_file(build: Builder, path: Path, config: ModelConfig, digest: str, **ex
 def needs(build: Builder, node: Node) -> Needs:
     """Count a checkpoint that is read to know it by its content; its file is linked to where it is a model as it is."""
     size = build.sizes[node.name]
+    if any(map(is_gguf, node.files.get("checkpoint", ()))):
+        return by_rows(size, [size])
     return Needs(reads=size.nbytes) if node.options.checkpoint else initialised(size)
 
 
@@ -127,11 +134,21 @@ def _take(path: Path, config: ModelConfig, out: Path) -> dict[str, Any]:
         adopt_weights(path, out)
     else:
         save_outputs(out, config, everything(config), family_of(config).native_outputs(config, tensors))
+    notes = _dequantised(path, tensors)
     extra = sorted(card_of(config).native_shapes(config, tensors.shapes()).keys() - config.tensors().keys())
-    if not extra:
-        return {}
-    more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
-    return {"notes": [f"{path.name} has {extra[0]}{more}, which the config doesn't name: ignored"]}
+    if extra:
+        more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
+        notes.append(f"{path.name} has {extra[0]}{more}, which the config doesn't name: ignored")
+    return {"notes": notes} if notes else {}
+
+
+def _dequantised(path: Path, tensors: Tensors) -> list[str]:
+    """Say of a GGUF file which of its types have become float32."""
+    kinds = Counter(place.packing.name for place in tensors.places.values() if isinstance(place, Packed))
+    if not kinds:
+        return []
+    told = series([f"{kind} ({number} tensors)" for kind, number in kinds.most_common()], "and")
+    return [f"{path.name} has its weights as {told}: they are taken as float32"]
 
 
 LOAD = Pass("load", 2, LoadOptions, (), "model", needs=needs)

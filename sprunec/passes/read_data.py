@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sprunec.data.fast_tokenizer import is_fast
 from sprunec.data.text_amounts import BYTES_A_TOKEN, documentation
 from sprunec.errors import InputError
 from sprunec.families.cards import card_of
@@ -85,7 +86,7 @@ def add(build: Builder) -> str:
     }
     if data.source in ("parquet", "datasets") or (data.source == "jsonl" and data.column != TEXT_COLUMN):
         options["column"] = data.column
-    if has_documents(data) and isinstance(data.tokenizer, Path) and data.tokenizer.suffix == ".json":
+    if has_documents(data) and isinstance(data.tokenizer, Path) and is_fast(data.tokenizer):
         options["between"] = END_TOKEN
     if data.packing == APART:
         # how long a document may be, the model's own positions aside, decides what is written
@@ -210,7 +211,7 @@ def _tokenizer(job: Job[DataOptions], role: str, text: str = "", marks: int = 0)
     from sprunec.families.vocabulary import read_vocabulary
 
     file = job.files.get(role, _origins(job))[0]
-    read: Callable[[Path], Tokenizer] = read_fast_tokenizer if file.suffix == ".json" else read_vocabulary
+    read: Callable[[Path], Tokenizer] = read_fast_tokenizer if is_fast(file) else read_vocabulary
     tokenizer = read(file) if role in job.files else Characters.build(text)
     what, other = "the vocabulary has", "the model's own vocabulary"
     size = tokenizer.size

@@ -10,8 +10,10 @@ from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from sprunec.checkpoint.gguf_file import is_gguf
 from sprunec.checkpoint.hub import TOKENIZER
 from sprunec.data import datasets_files, parquet, task_files
+from sprunec.data.fast_tokenizer import gguf_lacks, is_fast
 from sprunec.errors import InputError, show
 from sprunec.families.cards import card_of
 from sprunec.plan.declared import CRITERIA
@@ -120,7 +122,7 @@ def tasks_run(plan: WrittenPlan) -> None:
         if plan.config is not None and card_of(plan.config).own_code:
             message = "lm-eval opens models of transformers that go on with a text, and this model is none"
             step.error("no-tasks", "pass", message, 'remove it: "evaluate": {} measures the loss on held-out text')
-        elif directory is not None and directory.exists() and not any(map(any, map(directory.glob, TOKENIZERS))):
+        elif directory is not None and directory.is_dir() and not any(map(any, map(directory.glob, TOKENIZERS))):
             message = f"{directory} has no tokenizer, which tasks are read with"
             step.error("no-tokenizer", "pass", message, "put its tokenizer.json and tokenizer_config.json there")
         elif find_spec(task_files.PACKAGE) is None:
@@ -154,7 +156,7 @@ def data_fits(plan: WrittenPlan) -> None:
 def tokenizer_fits(plan: WrittenPlan) -> None:
     """Check that there is the tokenizer that packed texts and chats need."""
     data = plan.options("data")
-    if isinstance(plan.tokenizer, Path) and plan.tokenizer.suffix == ".json":
+    if isinstance(plan.tokenizer, Path) and is_fast(plan.tokenizer):
         return
     unseen = "tokenizer" not in plan.section("data").written and not _there(plan)  # the model may bring one
     needing = (("packing", "documents", "rows of whole documents"), ("template", "chat", "a chat template"))
@@ -176,7 +178,11 @@ def tokenizer_there(plan: WrittenPlan) -> None:
     if config is None or card_of(config).own_code or not data or "tokenizer" in data or "checkpoint" not in model:
         return
     directory = plan.source.folder / model["checkpoint"]
-    if directory.exists() and not (directory / TOKENIZER).is_file():
+    if is_gguf(directory):
+        if why := gguf_lacks(directory):
+            message = f"text is read by characters, which this model has not learned: {directory}: {why}"
+            plan.warn("no-tokenizer", "/data", message, 'name a tokenizer.json: "tokenizer"')
+    elif directory.exists() and not (directory / TOKENIZER).is_file():
         message = f"{directory} has no {TOKENIZER}: text is read by characters, which this model has not learned"
         plan.warn("no-tokenizer", "/data", message, 'name a tokenizer: "tokenizer"')
 

@@ -8,12 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sprunec.checkpoint.gguf_file import is_gguf
 from sprunec.checkpoint.hub import MAIN, find_snapshot, hub_cache, is_hub_name, is_whole
 from sprunec.checkpoint.layouts import BIN, CONFIG, WEIGHTS, has_weights
 from sprunec.errors import Diagnostic, InputError, show
 from sprunec.families.base_config import ModelConfig
 from sprunec.families.cards import DEFAULT, card, native
 from sprunec.families.detect import TODAY, config_family, is_huggingface
+from sprunec.families.gguf.gguf_config import config_document
 from sprunec.families.own_code import FLAG, adopt, brings_code, is_trusted
 from sprunec.file_kinds import foreign
 from sprunec.plan.json_reader import escape
@@ -49,19 +51,21 @@ def open_directory(plan: WrittenPlan, *, incomplete: bool = False, fetch: Fetch 
     elif "revision" in model.written and os.path.isdir(directory):
         model.unused("revision", "revision is of a model of the hub, and this one is on the disk")
     named = {"config": os.path.join(written, CONFIG)}
-    if not os.path.isdir(directory):
+    if is_gguf(directory):
+        named = {"config": written} if "checkpoint" in model.written else {"config": written, "checkpoint": written}
+    elif not os.path.isdir(directory):
         if key == "path" and os.path.exists(directory):
             hint = "name the config as config and the weights as checkpoint"
-            model.error("not-a-folder", key, f"{directory} is no directory", hint)
+            model.error("not-a-folder", key, f"{directory} is no directory, and no GGUF file", hint)
         elif key == "path":
             hint = "check the path; a model of the hub is named ORGANIZATION/NAME"
             model.error("missing-file", key, f"there is no directory {directory}", hint)
         return source
-    if not os.path.isfile(directory / CONFIG):
+    elif not os.path.isfile(directory / CONFIG):
         hint = "name the directory that has one, or the file itself"
         model.error("missing-file", key, f"the directory {directory} has no {CONFIG}", hint)
         return source
-    if key == "path" or ("checkpoint" not in model.written and has_weights(directory)):
+    elif key == "path" or ("checkpoint" not in model.written and has_weights(directory)):
         named["checkpoint"] = weights
     elif "checkpoint" not in model.written:
         message = f"the directory {directory} has no weights: the model is a new one"
@@ -131,10 +135,15 @@ def model_config(plan: WrittenPlan, *, incomplete: bool = False) -> ModelConfig 
 def read_config(path: str) -> tuple[ModelConfig | None, list[Diagnostic]]:
     """Read a config file, Hugging Face's too; warn of keys beyond ours, since CPM-Live's own files carry some."""
     try:
-        source = read_source(path, WANTED, HINT)
+        if gguf := is_gguf(Path(path)):
+            source = Source(path, config_document(Path(path)))
+        else:
+            source = read_source(path, WANTED, HINT)
     except InputError as error:
         return None, list(error.diagnostics)
-    if told := foreign(Path(path), WANTED, {"text", "config", "json"}, {"": HINT}):
+    except OSError as error:
+        return None, list(InputError.of_disk(path, error).diagnostics)
+    if not gguf and (told := foreign(Path(path), WANTED, {"text", "config", "json"}, {"": HINT})):
         return None, list(told.diagnostics)
     found = list(source.problems)
     try:
@@ -168,9 +177,10 @@ def teacher_config(path: Path | None, config: ModelConfig) -> ModelConfig:
     Raises:
         InputError: it cannot be read.
     """
-    if path is None or not (path / CONFIG).is_file():
+    own = None if path is None else path if is_gguf(path) else path / CONFIG
+    if own is None or not own.is_file():
         return config
-    found, findings = read_config(str(path / CONFIG))
+    found, findings = read_config(str(own))
     if found is None or has_errors(findings):
         raise InputError(*(each for each in findings if each.severity == "error"))
     return found

@@ -9,7 +9,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from sprunec.checkpoint.gguf_file import is_gguf
 from sprunec.checkpoint.hub import TOKENIZER
+from sprunec.data.fast_tokenizer import gguf_lacks
 from sprunec.data.task_files import is_task_file
 from sprunec.families.base_config import ModelConfig
 from sprunec.families.cards import card_of
@@ -99,7 +101,8 @@ class WrittenPlan(Section):
         checkpoint = self.section("model").written.get("checkpoint")
         named: str = self.options("data").get("tokenizer", CHARACTERS)
         if "tokenizer" not in self.section("data").written and checkpoint is not None:
-            own: Path = self.source.folder / checkpoint / TOKENIZER
+            model: Path = self.source.folder / checkpoint
+            own = model if is_gguf(model) and not gguf_lacks(model) else model / TOKENIZER
             if own.is_file():
                 return own
         return named if named == CHARACTERS else self.source.folder / named

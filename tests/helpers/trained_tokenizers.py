@@ -10,9 +10,11 @@ from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
 
+from gguf import GGUFValueType, GGUFWriter
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from sprunec.families.gguf.pre_tokenizers import LLAMA3, QWEN2
+from sprunec.families.gguf.tokenizers import Field
 
 SPACE, SIZE = "\u2581", 1500
 BYTES = [f"<0x{value:02X}>" for value in range(256)]
@@ -127,6 +129,19 @@ def write_tokenizer(folder: Path, way: str) -> Path:
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": TEMPLATE, **tokens}
     (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
     return folder
+
+
+def write_vocabulary(path: Path, fields: Iterable[Field]) -> Path:
+    """Write a file that has a tokenizer and nothing else."""
+    writer = GGUFWriter(path, "llama")
+    for field in fields:
+        kind, of = GGUFValueType[field.kind], GGUFValueType[field.of] if field.of else None
+        writer.add_key_value(field.key, field.value, kind, of)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
 
 
 SCRIPTS = (

@@ -101,7 +101,9 @@ def test_weights_of_another_config_are_told(hub: Path) -> None:
 
 def test_a_path_that_is_no_directory_is_told(hub: Path) -> None:
     assert told(hub.parent, {"path": "none"}) == [("error", "/model/path", "there is no directory ~/none")]
-    assert told(hub.parent, {"path": "whole.pt"}) == [("error", "/model/path", "~/whole.pt is no directory")]
+    assert told(hub.parent, {"path": "whole.pt"}) == [
+        ("error", "/model/path", "~/whole.pt is no directory, and no GGUF file")
+    ]
 
 
 @pytest.mark.parametrize("key", ["config", "checkpoint"])

@@ -18,6 +18,7 @@ SPACE = "\u2581"  # stands for a space in a piece
 BYTES = dict.fromkeys(f"<0x{value:02X}>" for value in range(256))  # by value
 FIRST_NOTE = "behind special tokens within a text llama.cpp puts a space, and the tokenizer does not"
 SPACE_NOTE = "a text that begins with a space gets one more from llama.cpp, and none from the tokenizer"
+END_NOTE = "white space that is no space is dropped at a text's end by the tokenizer, and not by llama.cpp"
 SHIFTED = {"type": "Split", "behavior": "MergedWithPrevious"}
 
 
@@ -46,7 +47,7 @@ def read_spaces(document: Mapping[str, Any]) -> Spaces:
     Raises:
         ValueError: they do something that llama.cpp cannot be told.
     """
-    prefix, squeezed, charsmap, replaced = False, False, b"", False
+    prefix, squeezed, charsmap, replaced, stripped = False, False, b"", False, False
     for step in _flat(document.get("normalizer"), "normalizers"):
         kind, pattern = step["type"], step.get("pattern") or {}
         if kind == "Prepend" and step.get("prepend") == SPACE:
@@ -57,9 +58,12 @@ def read_spaces(document: Mapping[str, Any]) -> Spaces:
             squeezed = True
         elif kind == "Precompiled":
             charsmap = base64.b64decode(step["precompiled_charsmap"])
-        elif kind != "Strip" or step.get("strip_left"):
+        elif kind == "Strip" and not step.get("strip_left"):
+            stripped = True
+        else:
             raise ValueError(f"llama.cpp cannot be told of its normalizer {kind}")
-    found = Spaces(prefix, squeezed, charsmap)
+    # A table of characters makes spaces of all other white space first.
+    found = Spaces(prefix, squeezed, charsmap, notes=(END_NOTE,) if stripped and not charsmap else ())
     for step in _flat(document.get("pre_tokenizer"), "pretokenizers"):
         if step["type"] == "Metaspace" and step.get("replacement", SPACE) == SPACE and not replaced:
             found = _metaspace(found, step)
@@ -75,7 +79,8 @@ def _metaspace(found: Spaces, step: Mapping[str, Any]) -> Spaces:
     notes = {"first": (FIRST_NOTE, SPACE_NOTE), "always": (SPACE_NOTE,), "never": ()}[scheme]
     if found.squeezed:
         notes = tuple(note for note in notes if note != SPACE_NOTE)
-    return replace(found, prefix=scheme != "never", parted=bool(step.get("split", True)), notes=notes)
+    both = (*found.notes, *notes)
+    return replace(found, prefix=scheme != "never", parted=bool(step.get("split", True)), notes=both)
 
 
 def _flat(given: Mapping[str, Any] | None, key: str) -> Iterable[Mapping[str, Any]]:

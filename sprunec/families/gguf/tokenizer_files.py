@@ -35,6 +35,15 @@ def tokenizer_files(metadata: Mapping[str, Any]) -> dict[str, str]:
     return found | ({"chat_template.jinja": template} if isinstance(template, str) else {})
 
 
+def missing(metadata: Mapping[str, Any]) -> str:
+    """Say what keeps `tokenizer_files` from writing a tokenizer, as far as its names tell; "" where nothing does."""
+    try:
+        reader = _Reader(metadata)
+        return "" if reader.model != BPE or known(reader.way) is not None else reader.unknown_way
+    except ValueError as error:
+        return str(error)
+
+
 class _Reader:
     """The keys about the tokenizer; all of them may be wrong."""
 
@@ -45,6 +54,8 @@ class _Reader:
             raise ValueError("it has no tokenizer")
         if self.model not in (BPE, PIECES, UNIGRAM):
             raise ValueError(f"its tokenizer is {self.model!r}, which is not known here")
+        self.way = self._one("pre", str, "")
+        self.unknown_way = f"how it parts a text, {self.way or 'which it does not say'!r}, is not known here"
         self.tokens = self._many("tokens", str)
         kinds = self._many("token_type", int) or [Kind.NORMAL] * len(self.tokens)
         if not self.tokens or len(kinds) != len(self.tokens) or len(set(self.tokens)) != len(self.tokens):
@@ -82,9 +93,8 @@ class _Reader:
         return {text: row for row, text in enumerate(self.tokens) if self.kinds[row] != Kind.UNUSED}
 
     def _byte_level(self) -> dict[str, Any]:
-        name = self._one("pre", str, "")
-        if (way := known(name)) is None:
-            raise ValueError(f"how it parts a text, {name or 'which it does not say'!r}, is not known here")
+        if (way := known(self.way)) is None:
+            raise ValueError(self.unknown_way)
         merges = [tuple(merge.split(" ", 1)) for merge in self._many("merges", str)]
         vocabulary = self._vocabulary()
         if any(len(pair) != 2 or not {*pair, "".join(pair)} <= vocabulary.keys() for pair in merges):

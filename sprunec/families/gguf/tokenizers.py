@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sprunec.checkpoint.gguf_file import is_gguf, read_gguf
 from sprunec.errors import FormatError, InputError
 from sprunec.families.gguf import pre_tokenizers
 from sprunec.families.gguf.sentencepiece_pieces import SPACE, Spaces, crossing, put_merged, put_weighted, read_spaces
@@ -21,6 +22,7 @@ from sprunec.families.gguf.token_table import Added, Kind, TokenTable, added_tok
 PREFIX = "tokenizer.ggml"
 BPE, PIECES, UNIGRAM = "gpt2", "llama", "t5"  # llama.cpp's names of models
 COMPOSED = "characters that are not composed (NFC) are composed by the tokenizer, and not by llama.cpp"
+WRITE_ONE = "AutoTokenizer.from_pretrained(DIRECTORY).save_pretrained(DIRECTORY)"
 TIES = "of ways to part a word that are worth the same llama.cpp may take another, since it looks at no word alone"
 STRIPPED = "white space beside some added tokens is dropped by the tokenizer, and not by llama.cpp"
 
@@ -47,7 +49,7 @@ class TokenizerFields:
 
 
 def tokenizer_metadata(directory: Path, vocab_size: int) -> TokenizerFields:
-    """Read a directory's tokenizer.
+    """Read a directory's tokenizer; that of a model that is a GGUF file itself stays as it is.
 
     Args:
         vocab_size: the rows of the model's embedding, which may be more than its tokens.
@@ -56,9 +58,11 @@ def tokenizer_metadata(directory: Path, vocab_size: int) -> TokenizerFields:
         FormatError: there is none, or llama.cpp has no such tokenizer.
         InputError: a file of it is damaged.
     """
+    if is_gguf(directory):
+        return TokenizerFields(tuple(_kept(read_gguf(directory).metadata)), ())
     path = directory / "tokenizer.json"
     if not path.is_file():
-        raise _refused("the model's directory has no tokenizer.json")
+        raise _refused(f"there is no tokenizer.json, which {WRITE_ONE} writes")
     document, config = read_object(path), read_object(directory / "tokenizer_config.json")
     try:
         return _metadata(directory, document, config, TokenTable(vocab_size))
@@ -71,6 +75,17 @@ def tokenizer_metadata(directory: Path, vocab_size: int) -> TokenizerFields:
 
 def _refused(why: str) -> FormatError:
     return FormatError(f"the format gguf cannot hold this model's tokenizer: {why}")
+
+
+def _kept(metadata: Mapping[str, Any]) -> Iterator[Field]:
+    """Give the keys that a file has, in the types that writers give them."""
+    lists = {f"{PREFIX}.token_type": "INT32", f"{PREFIX}.precompiled_charsmap": "UINT8"}
+    kinds = {bool: "BOOL", int: "UINT32", float: "FLOAT32", str: "STRING"}
+    for key, value in metadata.items():
+        if key.startswith("tokenizer.") and not isinstance(value, list):
+            yield Field(key, value, kinds[type(value)])
+        elif key.startswith("tokenizer.") and value:
+            yield Field(key, value, "ARRAY", lists.get(key, kinds[type(value[0])]))
 
 
 class _Model(NamedTuple):

@@ -12,10 +12,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sprunec.checkpoint.gguf_file import is_gguf, read_gguf
 from sprunec.checkpoint.writer import Output, as_outputs, link_or_write
 from sprunec.durable import copy_file, write_new
 from sprunec.errors import FormatError
 from sprunec.families.base import Inputs
+from sprunec.families.gguf.tokenizer_files import tokenizer_files
 from sprunec.families.huggingface.ragged_files import MODELING, head_name, modeling_source, ragged_config
 from sprunec.families.huggingface.tensor_layouts import KEYS
 from sprunec.families.huggingface.transformers_config import TransformersConfig
@@ -162,7 +164,11 @@ def write_files(emission: Emission, directory: Path, document: Mapping[str, Any]
     directory.mkdir()
     link_or_write(outputs, directory)
     for file in emission.files.get("beside", ()):
-        copy_file(file, directory / file.name)
+        if is_gguf(file):  # a model of one file, with its tokenizer in it
+            for name, text in tokenizer_files(read_gguf(file).metadata).items():
+                write_new(directory / name, text)
+        else:
+            copy_file(file, directory / file.name)
     dtype = str(next(iter(outputs.values())).dtype).removeprefix("torch.")
     write_new(directory / "config.json", json.dumps({**document, "dtype": dtype, "torch_dtype": dtype}, indent=2))
     return dtype

@@ -12,6 +12,7 @@ from sprunec.checkpoint.safetensors_file import Shape
 from sprunec.errors import Diagnostic, InputError
 from sprunec.families.cards import Card, Part, Widths
 from sprunec.families.detect import type_family
+from sprunec.families.gguf.file_names import HEAD, TABLE, model_shapes, of_file, origins
 from sprunec.families.huggingface.model_types import LAYOUTS, UNDIVIDED
 from sprunec.families.huggingface.releases import config_findings, installed
 from sprunec.families.huggingface.tensor_layouts import Layout
@@ -100,6 +101,8 @@ def _outermost(layout: Layout) -> str:
 
 def parts(config: TransformersConfig, names: Collection[str]) -> dict[str, Part]:
     """Find every tensor in a file with these names; older files leave the outermost module's name out."""
+    if of_file(names):
+        return {name: Part(origin.name) for name, origin in origins(config).items()}
     wanted = config.tensors()
     outermost = _outermost(config.layout)
     bare = not any(name.startswith(outermost) for name in names)
@@ -108,6 +111,8 @@ def parts(config: TransformersConfig, names: Collection[str]) -> dict[str, Part]
 
 def native_shapes(config: TransformersConfig, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
     """Call a file's shapes by the model's names; a tied head's copy is no part of the model."""
+    if of_file(shapes):
+        return model_shapes(config, shapes)
     found = parts(config, shapes)
     named = {name: shapes[part.name] for name, part in found.items() if part.name in shapes}
     used = {part.name for part in found.values()} | ({config.layout.head} if config.tie_word_embeddings else set())
@@ -117,7 +122,7 @@ def native_shapes(config: TransformersConfig, shapes: Mapping[str, Shape]) -> di
 def head_names(names: Collection[str]) -> tuple[str, str] | None:
     """Find the names of a file's head and of its embedding; None where it has no head."""
     tables = [(layout, next(iter(layout.tables))) for layout in LAYOUTS.values()]
-    pairs = [(layout.head, table) for layout, table in tables]
+    pairs = [(HEAD, TABLE)] + [(layout.head, table) for layout, table in tables]
     pairs += [(layout.head, table.removeprefix(_outermost(layout))) for layout, table in tables]
     return next((pair for pair in pairs if all(name in names for name in pair)), None)
 

@@ -17,6 +17,8 @@ from sprunec.checkpoint.reader import Tensors
 from sprunec.checkpoint.writer import Output, as_output
 from sprunec.errors import PassError
 from sprunec.families.base import Document, Entered, Family, Inputs, Past
+from sprunec.families.gguf.file_names import of_file
+from sprunec.families.gguf.model_tensors import model_outputs
 from sprunec.families.huggingface import stock_files
 from sprunec.families.huggingface.stock_model import called, stock_model
 from sprunec.families.huggingface.transformers_card import parts
@@ -54,6 +56,8 @@ def initialize(model: nn.Module, seed: int) -> None:
 
 def native_outputs(config: TransformersConfig, tensors: Tensors) -> dict[str, Output]:
     """Make the model's tensors out of a file that has all of them."""
+    if of_file(tensors):
+        return model_outputs(config, tensors)
     return {name: as_output(tensors, part.name) for name, part in parts(config, tensors).items()}
 
 

@@ -15,7 +15,7 @@ from sprunec.errors import FormatError, InputError
 from sprunec.families.gguf.token_table import Kind
 from sprunec.families.gguf.tokenizer_files import tokenizer_files
 from sprunec.families.gguf.tokenizers import tokenizer_metadata
-from tests.helpers.trained_tokenizers import MAKERS, TEMPLATE, random_texts, write_tokenizer
+from tests.helpers.trained_tokenizers import MAKERS, TEMPLATE, random_texts, write_tokenizer, write_vocabulary
 
 ROWS = 1800  # more than any of the tokenizers has tokens
 SPACED = "a text that begins with a space"
@@ -88,6 +88,15 @@ def test_rows_without_a_token_are_unused(directory: Callable[[str], Path]) -> No
     assert tokens[-1] == f"[PAD{ROWS - 1}]" and kinds[-1] == Kind.UNUSED
     assert kinds[tokens.index("<|endoftext|>")] == Kind.CONTROL
     assert kinds[tokens.index("def  ")] == Kind.USER_DEFINED
+
+
+@pytest.mark.parametrize("way", ["llama3", "llama2", "t5"])
+def test_a_files_own_keys_stay(directory: Callable[[str], Path], tmp_path: Path, way: str) -> None:
+    written = tokenizer_metadata(directory(way), ROWS).fields
+    found = tokenizer_metadata(write_vocabulary(tmp_path / "x.gguf", written), ROWS).fields
+    assert {field.key: field[2:] for field in found} == {field.key: field[2:] for field in written}
+    same = {field.key: field.value for field in found if field.of != "FLOAT32"}
+    assert same == {field.key: field.value for field in written if field.of != "FLOAT32"}
 
 
 def test_special_ids_frames_and_templates_are_the_directorys(directory: Callable[[str], Path]) -> None:
