@@ -57,7 +57,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
         made = tmp_path_factory.mktemp("large")
         document = llamas.llama("300mb") | SIZES | {"num_hidden_layers": LAYERS, "vocab_size": TOKENS}
-        assert llamas.write_llama(made / "model", document | {"head_dim": 128}) > 1.5e9
+        assert llamas.write_llama(made / "model", document | {"head_dim": 128}, llamas.SPARSE) > 1.5e9
         yield made
 
 
