@@ -8,7 +8,7 @@ import torch
 
 from sprunec.engines.world import World
 from sprunec.errors import InputError
-from sprunec.machine import physical_memory
+from sprunec.machine import physical_memory, resident_memory
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -61,6 +61,10 @@ class Place:
         if self.device.type == "cuda":
             return float(torch.cuda.get_device_properties(self.device).total_memory)
         return physical_memory() / processes
+
+    def memory_in_use(self) -> int:
+        """Count the bytes that this process holds: of its GPU, or of the machine's."""
+        return torch.cuda.memory_reserved(self.device) if self.device.type == "cuda" else resident_memory()
 
     def synchronize(self) -> None:
         if self.device.type == "cuda":

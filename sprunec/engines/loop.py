@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from sprunec.data.batches import Batch
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from sprunec.engines.torch_engine import TorchDriver, TorchEngine
 
 Event = dict[str, Any]
+HELD_OUT_TIMES, HELD_OUT_STEPS = 10, 10  # so often is held-out text looked at, and never in fewer steps than that
 
 
 class Learner:
@@ -71,6 +73,7 @@ def fit(
     saves: Saves | None = None,
     auxiliary_loss: Distiller | None = None,
     kept: Mapping[str, Tensor] | None = None,
+    held_out: Batch | None = None,
 ) -> Event:
     """Train for `training.steps` steps or until `learner` is done, from the last save if there is one.
 
@@ -82,6 +85,7 @@ def fit(
         learner: what learns beside the weights, such as gates.
         auxiliary_loss: what to add to the language model's loss.
         kept: by parameter name, a bool mask of the weights that train; the others stay zero.
+        held_out: on what the loss is told of besides, some ten times, as `held_out` in the events.
 
     Returns:
         The last step's event.
@@ -94,12 +98,14 @@ def fit(
     others = auxiliary_loss.parameters() if auxiliary_loss is not None else ()
     driver = engine.drive(model, training, others, kept)
     trainer = Trainer(driver, first_step, learner or Learner(), auxiliary_loss, saves)
-    event = trainer.start()
+    event, every = trainer.start(), max(HELD_OUT_STEPS, math.ceil(training.steps / HELD_OUT_TIMES))
     with postponed() if saves is not None else nullcontext():
         for step in range(event.get("step", 0), training.steps):
             if trainer.learner.done():
                 break
             event = trainer.step(step, batches(first_step + step))
+            if held_out is not None and (step + 1) % every == 0:
+                event["held_out"] = trainer.loss(held_out)
             report(event)
             if saves is not None:
                 saves.after_step(step + 1, training.steps, partial(trainer.state, event))
@@ -169,11 +175,22 @@ class Trainer:
             "learning_rate": rate,
             "gradient_norm": norm if finite and self.training.clip_grad is not None else None,
             "tokens_per_second": batch.target_count / (time.perf_counter() - started),
+            "memory": self.place.memory_in_use(),
         }
         event |= self.learner.after(step) if finite else self.learner.skip(step)
         if self.driver.scaled:
             event |= {"loss_scale": scale, "skipped_steps": self.skips["total"]} | ({} if finite else {"skipped": True})
         return event
+
+    @torch.no_grad()
+    def loss(self, batch: Batch) -> float:
+        """Give the language model's loss on a batch, the same on all ranks, in nats a target; it moves nothing."""
+        total = 0.0
+        for part in batch.to(self.place.device).split(self.training.accumulate):
+            with self.place.precision():
+                _, (own, *_) = self.driver.losses(part, [cross_entropy(part, 1 / batch.target_count)])
+            total += float(own)
+        return total
 
     def _backward(self, batch: Batch) -> dict[str, float]:
         """Get gradients of the sum over all targets divided by their number, however sequences are shared out.

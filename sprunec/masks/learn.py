@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from sprunec.rewrite.gating import Gates
 from sprunec.units import Key
 
 START, SETTLING_SHARE, LAST_RATE = 2.0, 0.3, 0.1
+SNAPSHOTS, MOST_SHOWN = 24, 64  # of gates in a pass's events; of one layer's kind
 TIED = "head"
 
 
@@ -52,6 +54,22 @@ def settling(budgets: Sequence[Budget], log_alphas: Mapping[Key, Tensor]) -> lis
         | {"undecided": sum(undecided(log_alphas[key].detach()) for key in budget.keys)}
         for budget, expected in zip(budgets, expected_sizes(budgets, log_alphas), strict=True)
     ]
+
+
+@torch.no_grad()
+def kept_shares(log_alphas: Mapping[Key, Tensor]) -> dict[str, Any]:
+    """Say how likely each gate is not 0, in percent, by unit and layer: `kept_percent`.
+
+    Of many gates `kept_quantiles`: some from the least to the most likely, evenly spaced in that order.
+    """
+    found: dict[str, Any] = {"kept_percent": {}, "kept_quantiles": {}}
+    for (layer, unit), log_alpha in log_alphas.items():
+        kept, name = kept_probability(log_alpha.detach()), "kept_percent"
+        if kept.numel() > MOST_SHOWN:
+            kept = kept.sort().values[torch.linspace(0, kept.numel() - 1, MOST_SHOWN).round().long()]
+            name = "kept_quantiles"
+        found[name].setdefault(unit, {})[str(layer)] = (100 * kept).round().int().tolist()
+    return {name: units for name, units in found.items() if units}
 
 
 class GateLearner(Learner):
@@ -136,8 +154,10 @@ class GateLearner(Learner):
             | {"distance": abs(expected - budget.target), "settled": settled(budget, expected)}
             for budget, expected, target, first, second in rows
         ]
-        undecided = self.undecided()
-        return {"budgets": budgets, "undecided": undecided} | self.convergence.see(step, self._expected, undecided)
+        undecided, due = self.undecided(), math.ceil(self.steps / SNAPSHOTS)
+        event = {"budgets": budgets, "undecided": undecided} | self.convergence.see(step, self._expected, undecided)
+        shown = step % due == 0 or step + 1 == self.steps
+        return event | (kept_shares(self.log_alphas) if shown else {})
 
     def done(self) -> bool:
         """Whether the pass may end before its steps do."""

@@ -26,6 +26,7 @@ from sprunec.plan.scale import FLOAT, Setting, cost, teacher_stays, training_set
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from sprunec.data.batches import Batch, Data
     from sprunec.engines.adapters import Adapters
     from sprunec.engines.distilling.distillation import Distiller
     from sprunec.engines.torch_engine import TorchEngine
@@ -151,15 +152,24 @@ def fit_model(
     from sprunec.engines.adapters import some_logits
     from sprunec.engines.loop import fit
 
-    adapters, batches = _freeze(job, model, gated="learner" in more), job.data(job.config()).batch
+    adapters, data = _freeze(job, model, gated="learner" in more), job.data(job.config())
+    batches = data.batch
     distiller, notes = _distiller(job, engine, model, blocks)
     more |= {"first_step": job.options.first_step, "report": job.report, "saves": job.saves}
+    more |= {"held_out": _held_out(job, data)}
     last = fit(model, batches, job.options, engine, auxiliary_loss=distiller, **more)
     if adapters is None:
         return last, notes, engine.weights(model)
     batch = batches(job.options.first_step).part(slice(1), job.options.max_length).to(job.place.device)
     found = {"parameters": adapters.parameters, **adapters.check(lambda: some_logits(model.eval(), batch))}
     return {**last, "adapter": found}, notes, adapters.merged(engine.weights(model))
+
+
+def _held_out(job: Job[TrainOptions], data: Data) -> Batch | None:
+    """Take as many held-out rows as a step gives to each process; bmtrain runs forward alone in no way that we know."""
+    batch = None if job.engine.get("name") == "bmtrain" else next(iter(data.held_out_batches()), None)
+    rows = job.options.batch_size // job.world.size
+    return None if batch is None else batch.part(slice(rows), batch.targets.size(1))
 
 
 def _freeze(job: Job[TrainOptions], model: nn.Module, *, gated: bool) -> Adapters | None:

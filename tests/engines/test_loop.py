@@ -242,3 +242,18 @@ def test_adam_and_adamw_part_ways_over_decay() -> None:
 def test_weights_ruined_in_the_last_step_are_not_handed_out() -> None:
     with pytest.raises(PassError, match="weights became NaN or infinite in the last step"):
         train(steps=1, optimizer="sgd", learning_rate=1e38, weight_decay=1e3, clip_grad=None)
+
+
+def test_held_out_text_is_looked_at_ten_times_and_changes_nothing() -> None:
+    held_out = batch(99)
+    plain, weights = train(steps=40, accumulate=2)
+    model, events = tiny_model(), list[dict[str, Any]]()
+    training = replace(TRAINING, steps=40, accumulate=2)
+    fit(model, batch, training, CPU, first_step=0, report=events.append, held_out=held_out)
+    told = {event["step"]: event["held_out"] for event in events if "held_out" in event}
+    assert [*told] == [10, 20, 30, 40]  # never in fewer than ten steps
+    assert farthest(weights, model.state_dict()) == 0.0
+    assert [event["loss"] for event in events] == [event["loss"] for event in plain]
+    with torch.no_grad():
+        wanted = float(language_model_loss(model, held_out) / held_out.target_count)
+    assert told[40] == pytest.approx(wanted, rel=1e-6) and all(event["memory"] > 2**24 for event in events)

@@ -10,8 +10,9 @@ from sprunec.engines.losses import language_model_loss
 from sprunec.engines.nonfinite import non_finite
 from sprunec.families.cpm_ant.blocks import example_inputs
 from sprunec.masks.budgets import make_budgets
+from sprunec.masks.gates import kept_probability
 from sprunec.masks.lagrangian import Lagrangian
-from sprunec.masks.learn import GateLearner, start_from
+from sprunec.masks.learn import GateLearner, kept_shares, start_from
 from sprunec.rewrite.gating import insert_gates
 from sprunec.rewrite.trace import trace_blocks
 from sprunec.units import Key
@@ -189,3 +190,28 @@ def test_scores_without_a_spread_or_of_zero_start_finite() -> None:
     assert start[(0, "block")].tolist() == [2.0]
     assert torch.isfinite(start[(0, "head")]).all()
     assert start[(0, "head")][2] > start[(0, "head")][0]
+
+
+def test_events_tell_how_likely_gates_are_kept_some_two_dozen_times() -> None:
+    _, learner = make(steps=100)
+    told = {}
+    for step in range(100):
+        learner.before(step, step)
+        learner.backward(1.0)
+        if "kept_percent" in (event := learner.after(step)):
+            told[step] = event["kept_percent"]
+    assert len(told) == 21 and {0, 5, 95, 99} <= told.keys()
+    expected = {
+        str(layer): (100 * kept_probability(value.detach())).round().int().tolist()
+        for (layer, _), value in learner.log_alphas.items()
+    }
+    assert told[99] == {"head": expected}
+
+
+def test_of_many_gates_the_order_is_told_from_the_least_likely_on() -> None:
+    log_alpha = torch.linspace(-5, 5, 200)[torch.randperm(200)]
+    assert kept_shares({(3, "dim_ff"): log_alpha[:64]}).keys() == {"kept_percent"}
+    (percents,) = kept_shares({(3, "dim_ff"): log_alpha})["kept_quantiles"]["dim_ff"].values()
+    assert percents == sorted(percents) and len(percents) == 64
+    assert (percents[0], percents[-1]) == (3, 100)
+    assert percents[32] == pytest.approx(100 * float(kept_probability(torch.tensor(0.05))), abs=2)
