@@ -151,8 +151,8 @@ class Data(Protocol):
     def held_out_batches(self, tokens: int | None = None) -> Iterator[Batch]:
         """Pack the held-out part, always the same, each target once; stop after about so many targets."""
 
-    def sample(self, length: int) -> Sample | None:
-        """Give the first `length` ids of held-out text; None where nothing can turn ids into text."""
+    def sample(self, length: int, share: float = 0.0) -> Sample | None:
+        """Give `length` ids of held-out text, from so far into it; None where nothing can turn ids into text."""
 
     def decode(self, ids: Iterable[int]) -> str: ...
 
@@ -192,8 +192,9 @@ class TextData:
         targets = np.pad(following, (0, tokens.size - following.size), constant_values=IGNORED)
         return Document(tokens, np.zeros(tokens.size, dtype=bool), targets)
 
-    def sample(self, length: int) -> Sample:
-        ids = self.held_out[:length]
+    def sample(self, length: int, share: float = 0.0) -> Sample:
+        start = int(share * self.held_out.size)
+        ids = self.held_out[start : start + length]
         return Sample(Document(ids, np.zeros(ids.size, dtype=bool), ids))
 
     def decode(self, ids: Iterable[int]) -> str:

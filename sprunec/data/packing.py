@@ -150,8 +150,9 @@ class Pieces:
 class PackedTexts(EpochData):
     """Rows of pieces of texts."""
 
-    def sample(self, length: int) -> Sample:
-        document = self.held_out.document(int(self._rows(1)[0][0]))
+    def sample(self, length: int, share: float = 0.0) -> Sample:
+        rows = self._rows(1)
+        document = self.held_out.document(int(rows[int(share * len(rows))][0]))
         ids = document.tokens[:length]
         return Sample(Document(ids, document.context[:length], ids))
 

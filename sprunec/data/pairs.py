@@ -62,9 +62,11 @@ class PairData(EpochData):
 
     held_out: Pairs
 
-    def sample(self, length: int) -> Sample:
-        """Give the first held-out input, the end of it if it is longer."""
-        ids = self.held_out.tokens[: int(self.held_out.seen[0])][-length:]
+    def sample(self, length: int, share: float = 0.0) -> Sample:
+        """Give a held-out input, the end of it if it is longer."""
+        number = int(share * len(self.held_out))
+        start, seen = int(self.held_out.starts[number]), int(self.held_out.seen[number])
+        ids = self.held_out.tokens[start : start + seen][-length:]
         return Sample(Document(ids, np.ones(ids.size, dtype=bool), ids), stop=self.tokenizer.end)
 
     def decode(self, ids: Iterable[int]) -> str:

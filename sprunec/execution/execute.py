@@ -115,7 +115,7 @@ class Run:
 
     def __post_init__(self) -> None:
         self.store, self.events = Store(self.out / "store", self.watcher.message), Events(self.out / "events.jsonl")
-        self.report, self.done = Report.start(self.graph, self.out), dict[str, Artifact]()
+        self.report, self.done = Report.start(self.graph, self.out, self.device), dict[str, Artifact]()
 
     def begin(self) -> None:
         """Tidy what earlier runs have left in OUT, and bring back the events of what is done or begun."""

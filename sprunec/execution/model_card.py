@@ -42,7 +42,7 @@ def put_card(
 
 def model_card(note: Mapping[str, Any], form: str, opening: Opening, before: ModelConfig, after: ModelConfig) -> str:
     """Write the card of one format."""
-    plan, base = note["plan"], _base(note)
+    plan, base = note["plan"], base_name(note)
     checkpoint = plan["model"]["checkpoint"]
     licence = read_licence(Path(checkpoint)) if checkpoint is not None else {}
     front = {"library_name": opening.package, **({"base_model": base} if base else {}), **licence}
@@ -63,13 +63,13 @@ def model_card(note: Mapping[str, Any], form: str, opening: Opening, before: Mod
         "Losses": list(_losses(note)),
         "Proof": list(_proof(note, form)),
         "How to open it": ["```python", *opening.code, "```", *(["", opening.remark] if opening.remark else [])],
-        "The plan": ["```json", _json(written_plan(plan, base)), "```"],
+        "The plan": ["```json", plan_json(written_plan(plan, base)), "```"],
     }
     texts = ["\n".join([*([f"## {name}", ""] if name else []), *lines]) for name, lines in parts.items() if lines]
     return "\n\n".join(texts) + "\n"
 
 
-def _base(note: Mapping[str, Any]) -> str:
+def base_name(note: Mapping[str, Any]) -> str:
     """Name the model that entered the plan: as the hub does, or as its directory is called; a file is none."""
     if "hub" in note:
         return str(note["hub"]["name"])
@@ -190,9 +190,9 @@ def _bare(value: Any) -> Any:
     return os.path.basename(value) if isinstance(value, str) and os.path.isabs(value) else value
 
 
-def _json(plan: Mapping[str, Any]) -> str:
+def plan_json(plan: Mapping[str, Any]) -> str:
     """Write a section a line, and a pass a line."""
     lines = {key: json.dumps(value, ensure_ascii=False) for key, value in plan.items()}
-    passes = ",\n".join(f"    {json.dumps(each, ensure_ascii=False)}" for each in plan["passes"])
+    passes = ",\n".join(f"    {json.dumps(each, ensure_ascii=False)}" for each in plan.get("passes") or ())
     lines["passes"] = f"[\n{passes}\n  ]"
     return "{\n" + ",\n".join(f'  "{key}": {line}' for key, line in lines.items()) + "\n}"

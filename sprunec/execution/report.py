@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
@@ -13,15 +14,18 @@ from typing import Any
 from sprunec.checkpoint.hub import snapshot_origin
 from sprunec.durable import read_file, write_atomically
 from sprunec.errors import SprunecError
+from sprunec.execution.model_card import base_name, written_plan
 from sprunec.execution.store import Artifact, strict_json
 from sprunec.families.cards import read_config
 from sprunec.graph.graph import Graph, Node
+from sprunec.machine import about_machine
 from sprunec.passes.measuring.compare_format import COMPARED as FORM_COMPARED
 from sprunec.plan.declared import PASSES
 from sprunec.units import Kept
 
 SPEEDS = ("tokens_per_second", "tokens_per_second_spread", "relative_speed")
-MEASURES = ("parameters", "loss", "perplexity", *SPEEDS, "sample")
+MEASURES = ("parameters", "loss", "perplexity", *SPEEDS, "sample", "samples")
+SHA256 = re.compile("[0-9a-f]{64}")
 NOT_MEASURED: dict[str, Any] = dict.fromkeys(MEASURES)
 
 COUNTED_IN = {"num_heads": "head", "dim_ff": "dim_ff"}  # of the input model, what `kept` is a part of
@@ -36,7 +40,7 @@ class Report:
     data: dict[str, Any]
 
     @classmethod
-    def start(cls, graph: Graph, out: Path) -> Report:
+    def start(cls, graph: Graph, out: Path, device: str) -> Report:
         source = graph.node(graph.roles.source)
         layers = read_config(source.options.config).layers
         counts = {key: [layer.counts.get(unit, 0) for layer in layers] for key, unit in COUNTED_IN.items()}
@@ -55,7 +59,10 @@ class Report:
             "error": None,
         }
         hub = [origin for path in source.files.get("checkpoint", ()) if (origin := snapshot_origin(path))]
-        return cls(graph, out, data | ({"hub": hub[0]} if hub else {}))
+        data |= {"hub": hub[0]} if hub else {}
+        base = base_name({"plan": graph.resolved} | ({"hub": hub[0]} if hub else {}))
+        made_of = {"plan": written_plan(graph.resolved, base), "files": input_files(graph)}
+        return cls(graph, out, data | {"provenance": made_of | {"machine": about_machine(device)}})
 
     @property
     def status(self) -> str:
@@ -129,6 +136,18 @@ class Report:
 
     def save(self) -> None:
         write_atomically(self.out / "report.json", strict_json(self.data))
+
+
+def input_files(graph: Graph) -> list[dict[str, str]]:
+    """List the user's files that the run depends on, each with the sha256 that its pass knows it by."""
+    found = dict[Path, str]()
+    for node in graph.nodes:
+        for role, paths in node.files.items():
+            known = getattr(node.options, "content" if role == "paths" else role, None)
+            digests = known if isinstance(known, tuple) else [known] * len(paths)
+            pairs = zip(paths, digests, strict=False)
+            found |= {path: digest for path, digest in pairs if isinstance(digest, str) and SHA256.fullmatch(digest)}
+    return [{"path": str(path), "sha256": digest} for path, digest in found.items()]
 
 
 def mark_interrupted(out: Path) -> None:

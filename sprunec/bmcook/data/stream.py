@@ -183,12 +183,12 @@ class LiveData:
             yield self.packer.pack([row for row in rows if row])
             start += count
 
-    def sample(self, length: int) -> Sample | None:
-        """Give the beginning of the first held-out text that is written from left to right."""
+    def sample(self, length: int, share: float = 0.0) -> Sample | None:
+        """Give the beginning of a held-out text that is written from left to right."""
         written = np.flatnonzero(self.held_out.index["task"] == TEXT_TASK)
         if self.tokenizer is None or not written.size:
             return None
-        tokens = self.held_out[int(written[0])].tokens[:length]
+        tokens = self.held_out[int(written[int(share * written.size)])].tokens[:length]
         document = Document(tokens, np.ones(tokens.size, dtype=bool), tokens, task=TEXT_TASK)
         return Sample(document, stop=self.tokenizer.end)
 

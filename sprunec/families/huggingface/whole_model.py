@@ -223,7 +223,7 @@ class TransformersModel(nn.Module):
         generator: torch.Generator,
         stop: int | None = None,
     ) -> Tensor:
-        """Draw tokens after a text (1, n) -> the new ones (1, at most max_new_tokens)."""
+        """Draw tokens after a text (1, n) -> it and the new ones (1, at most n + max_new_tokens)."""
         pasts = self.empty_pasts(input)
         new, drawn = input, list[Tensor]()
         for _ in range(min(max_new_tokens, self.positions - input.size(1))):
@@ -237,7 +237,7 @@ class TransformersModel(nn.Module):
             drawn.append(new)
             if stop is not None and int(new) == stop:
                 break
-        return torch.cat([input[:, :0], *drawn], 1)
+        return torch.cat([input, *drawn], 1)
 
     def empty_pasts(self, ids: Tensor) -> list[Any]:
         """Give each block's keys and values (1, groups, 0, dims) of no position; None where it keeps none."""

@@ -1,4 +1,4 @@
-"""Measure a model on held-out text: loss, perplexity, and a line of its own.
+"""Measure a model on held-out text: loss, perplexity, and what it writes itself.
 
 What a plan calls by the name of this pass are tasks, see `evaluate_tasks`; held-out text it asks for in a section.
 """
@@ -25,7 +25,8 @@ from sprunec.plan.scale import FLOAT
 if TYPE_CHECKING:
     from sprunec.data.batches import Data
 
-SAMPLE_PROMPT, SAMPLE_LENGTH, SAMPLE_TEMPERATURE = 48, 80, 0.7
+BEGINNINGS = (0.0, 1 / 3, 2 / 3)  # where they begin in what is held out
+GIVEN_LENGTH, WRITTEN_LENGTH, TEMPERATURE = 48, 48, 0.7
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +63,7 @@ def needs(build: Builder, node: Node) -> Needs:
 
 
 def _writes(size: float, memory: float) -> bool:
-    """Tell whether a model of so many bytes is put into a memory of so many to write a line."""
+    """Tell whether a model of so many bytes is put into a memory of so many to write samples."""
     return size <= memory / 2
 
 
@@ -87,26 +88,35 @@ def run(job: Job[EvaluateOptions]) -> dict[str, Any]:
         message = f"the held-out loss is {loss}: numbers that the weights lead to are too large for {dtype}"
         raise PassError(f"{message}; fix the checkpoint, or give a wider engine.precision")
     size, perplexity = config.parameters(), math.exp(min(loss, 700.0))
-    sample = _sample(job, data) if not masked and _writes(FLOAT * size, place.memory(1)) else None
-    return {"parameters": size, "loss": loss, "perplexity": perplexity, "tokens": tokens, "sample": sample}
+    samples = _samples(job, data) if not masked and _writes(FLOAT * size, place.memory(1)) else []
+    found = {"samples": samples, "sample": "".join(samples[0].values()) if samples else None}
+    return {"parameters": size, "loss": loss, "perplexity": perplexity, "tokens": tokens, **found}
 
 
-def _sample(job: Job[EvaluateOptions], data: Data) -> str | None:
-    """Let the model write after the first held-out tokens, where the data can say it in text."""
+def _samples(job: Job[EvaluateOptions], data: Data) -> list[dict[str, str]]:
+    """Let the model write on after some held-out texts, where the data can say it in text.
+
+    It draws by the same numbers as any other model does, so that models that are alike write alike.
+    """
     import torch
 
-    if (start := data.sample(SAMPLE_PROMPT)) is None:
-        return None
-    place, config = job.place, job.config()
+    starts = [data.sample(GIVEN_LENGTH, share) for share in BEGINNINGS]
+    if None in starts:
+        return []
+    place, config, found = job.place, job.config(), list[dict[str, str]]()
     model: Any = job.model().eval()
-    given = family_of(config).proceed(config, start.document)
-    given["input"] = given["input"].to(place.device)
-    given |= {"generator": torch.Generator(place.device).manual_seed(job.options.seed), "stop": start.stop}
-    with place.precision():
-        ids = model.generate(**given, max_new_tokens=SAMPLE_LENGTH, temperature=SAMPLE_TEMPERATURE)
-    return data.decode(ids[0].tolist())
+    for start in filter(None, starts):
+        given = family_of(config).proceed(config, start.document)
+        given["input"] = start_ids = given["input"].to(place.device)
+        given |= {"generator": torch.Generator(place.device).manual_seed(job.options.seed), "stop": start.stop}
+        with place.precision():
+            ids = model.generate(**given, max_new_tokens=WRITTEN_LENGTH, temperature=TEMPERATURE)[0].tolist()
+        whole, before = data.decode(ids), data.decode(ids[: start_ids.size(1)])
+        shown = before if whole.startswith(before) else ""  # it may end within a letter
+        found.append({"given": shown, "written": whole[len(shown) :]})
+    return found
 
 
 EVALUATE = Pass(
-    "evaluate", 3, EvaluateOptions, ("model", "data"), "measures", ("masks",), lower=lower, needs=needs, by_block=True
+    "evaluate", 4, EvaluateOptions, ("model", "data"), "measures", ("masks",), lower=lower, needs=needs, by_block=True
 )

@@ -22,7 +22,7 @@ from sprunec.graph.builder import Builder
 from sprunec.graph.graph import Node
 from sprunec.graph.needs import SINGLE, Needs
 from sprunec.graph.options import Options
-from sprunec.machine import processor
+from sprunec.machine import device_name, processor
 from sprunec.passes.job import Job
 from sprunec.passes.measuring.probes import MIXED, Probes
 from sprunec.passes.measuring.processes import run_script
@@ -142,7 +142,7 @@ def measured_table(
             named = {name: part[name] for name in ("sublayer", "layers", "kept")}
             entries.setdefault(json.dumps(named), named)[phase] = part["seconds"]
     asked = {name: about[name] for name in ("dtype", "threads", "batch", "length")}
-    document = {"device": _device_name(about["device"]), "versions": versions(), **asked}
+    document = {"device": device_name(about["device"]), "versions": versions(), **asked}
     document |= {"base": base, "sublayers": list(entries.values())}
     sums = {phase: LatencyTable(document).seconds(phase) for phase in times}
     said = {phase: total(probes.models[MIXED].config) for phase, total in sums.items()}
@@ -164,14 +164,6 @@ def _times(probes: Probes, about: Mapping[str, Any], tell: Callable[[int, int], 
         first = median(each["seconds"])
         times[phase] = [first, *(first * median(quotients) for quotients in each["quotients"])]
     return times
-
-
-def _device_name(device: str) -> str:
-    if device.startswith("cuda"):
-        import torch
-
-        return f"{device}: {torch.cuda.get_device_name(device)}"
-    return f"{device}: {processor()}"
 
 
 MEASURE_LATENCY = Pass("measure-latency", 1, LatencyOptions, ("model",), "latencies", lower=lower, needs=needs)
