@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Any
 
-from sprunec.show.plots import drawing, text, ticks
+from sprunec.show.report.plots import drawing, text, ticks
 
 STYLE = (
     "<style>text{font:13px sans-serif;fill:#57606a}.end{text-anchor:end}.mid{text-anchor:middle}"

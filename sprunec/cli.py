@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import sys
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from time import monotonic
@@ -21,6 +22,7 @@ from sprunec.checkpoint.hub import fetch_snapshot
 from sprunec.cli_flags import with_flags
 from sprunec.cli_looks import init, inspect, schema
 from sprunec.cli_options import Debug, Json, Quiet, TrustCode, dry_run_of
+from sprunec.cli_reports import report
 from sprunec.engines.launch import launch, meet
 from sprunec.engines.world import World, launched
 from sprunec.errors import Diagnostic, InputError, SprunecError
@@ -29,7 +31,9 @@ from sprunec.interrupts import INTERRUPTED, interrupts
 from sprunec.plan.bmcook_flags import Flags
 from sprunec.show import output
 from sprunec.show.console import SECONDS_BETWEEN_LINES, Progress, print_diagnostics, say
+from sprunec.show.report.end_of_run import page_of
 from sprunec.show.tables import waste_table
+from sprunec.show.tensorboard import FLAG, TensorBoard
 from sprunec.unexpected import explained
 
 if TYPE_CHECKING:
@@ -98,6 +102,7 @@ def run(
     devices: Annotated[
         int, typer.Option(min=1, max=1024, help="Train on so many devices of this machine, a process each.")
     ] = 1,
+    tensorboard: Annotated[bool, typer.Option(FLAG, help="Write scalars of all steps to OUT/tensorboard.")] = False,
     quiet: Quiet = False,
     trust_remote_code: TrustCode = False,
     as_json: Json = False,
@@ -131,8 +136,10 @@ def run(
             if dry_run:
                 output.show_graph(checked, graph, folder, how, as_json)
                 return
-        with output.reporting(as_json, f"running {plan}", folder), output.page_of(folder, progress, stop, as_json):
-            report = execute(graph, folder, progress, stop, world)
+            watcher = TensorBoard(folder / "tensorboard", progress) if tensorboard else progress
+        leaving = page_of(folder, progress, stop, as_json)
+        with output.reporting(as_json, f"running {plan}", folder), leaving, closing(watcher):
+            report = execute(graph, folder, watcher, stop, world)
         output.show_report(report, folder, as_json)
     raise typer.Exit(EXIT_CODES[report.status])
 
@@ -166,6 +173,7 @@ def convert(
 app.command()(inspect)
 app.command()(init)
 app.command()(schema)
+app.command()(report)
 
 
 @app.command("make-data")

@@ -41,9 +41,10 @@ FLOORS = (
     ("compiler",),
     ("execution",),
     ("show",),
+    ("show/report",),
     ("bmcook/plans",),
     ("cli_flags", "cli_options"),
-    ("cli_looks",),
+    ("cli_looks", "cli_reports"),
     ("cli", "__init__"),
     ("__main__",),
 )
@@ -70,7 +71,7 @@ GENERIC = (
         "passes/measuring",
         "passes/searching",
     ),
-    *("compiler", "execution", "show"),
+    *("compiler", "execution", "show", "show/report"),
 )
 # What may: a format that only this family has, and the masks that every run writes in BMCook's keys.
 OF_A_FAMILY = ("formats/cpm_live.py", "masks/mask_tensors.py")

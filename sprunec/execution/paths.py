@@ -10,7 +10,7 @@ from sprunec.errors import InputError
 from sprunec.execution.publish import PUBLISHED
 from sprunec.graph.graph import Graph
 
-OWN = ("store", "report.json", "report.html", "events.jsonl", "error.txt")
+OWN = ("store", "report.json", "report.html", "report.md", "events.jsonl", "tensorboard", "error.txt")
 LONGEST_NAME = 200  # what most disks take, 255 bytes, less what is added while a file and its note are written
 OTHER_FOLDER = "choose another folder with --out"
 OTHER_FILE = "name another file"

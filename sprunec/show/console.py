@@ -8,7 +8,7 @@ from time import monotonic
 from typing import Any
 
 from rich.cells import cell_len
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
@@ -17,8 +17,9 @@ from rich.text import Text
 
 from sprunec.errors import Diagnostic
 from sprunec.execution.progress import Watcher
+from sprunec.machine import resident_memory
 from sprunec.show.fitted import Line
-from sprunec.show.numbers import UNKNOWN, is_finite, number, plural, printable
+from sprunec.show.numbers import UNKNOWN, byte_words, is_finite, number, plural, printable
 
 SECONDS_BETWEEN_LINES = 2.0
 SHARE_BETWEEN_LINES = 0.1
@@ -33,19 +34,31 @@ class Progress(Watcher):
     def __init__(self, *, quiet: bool = False, console: Console | None = None) -> None:
         self._console, self._quiet = console or Console(stderr=True), quiet
         self._live: Live | None = None
-        self._head = ""
+        self._spinner = Spinner("dots")
+        self._head, self._started = "", 0.0
+        self._event: dict[str, Any] | None = None  # this node's last step, and how much time is left
+        self._left = ""
         self._first: tuple[int, float] | None = None  # this node's first step seen here, and when
         self._printed: tuple[int, float] = (0, 0.0)  # the last step that got a plain line, and when
 
     def node_started(self, index: int, total: int, name: str) -> None:
-        self._head, self._first = f"[{index}/{total}] {name}", None
+        self._head, self._first, self._event, self._started = f"[{index}/{total}] {name}", None, None, monotonic()
         if self._quiet or not self._console.is_terminal or self._console.is_dumb_terminal:
             self.message(self._head)
             return
         # Stdout carries the result, perhaps as JSON into a pipe: Live must not catch it.
-        self._live = self._live or Live(console=self._console, transient=True, redirect_stdout=False)
-        self._live.update(Spinner("dots", Text(printable(self._head))))
+        self._live = self._live or Live(
+            console=self._console, transient=True, redirect_stdout=False, get_renderable=self._shown
+        )
         self._live.start()
+
+    def _shown(self) -> RenderableType:
+        """Draw what is going on: the last step, or of a pass that tells of none how long it has been at work."""
+        if self._event is not None:
+            return live_lines(self._head, self._event, self._left)
+        words = f"{self._head}  {duration(monotonic() - self._started)}  {byte_words(resident_memory())}"
+        self._spinner.update(text=Text(printable(words)))
+        return self._spinner
 
     def node_finished(
         self, index: int, total: int, name: str, *, cached: bool, seconds: float, metrics: Mapping[str, Any]
@@ -76,12 +89,14 @@ class Progress(Watcher):
         is_due = waited or self._first is None or step == steps
         # By the pace since the first step seen here: a resumed pass doesn't start at step 1.
         first, since = self._first = self._first or (step, now)
-        left = f"{duration((now - since) / (step - first) * (steps - step))} left" if step > first else ""
+        self._left = f"{duration((now - since) / (step - first) * (steps - step))} left" if step > first else ""
+        held_out = {key: self._event[key] for key in ("held_out",) if self._event and key in self._event}
+        self._event = held_out | {**event}
         if self._live is not None:
-            self._live.update(live_lines(self._head, event, left))
+            self._event.setdefault("memory", resident_memory())
         elif is_due:
             self._printed = (step, now)
-            words = [f"{event.get('of', 'step')} {step}/{steps}", *step_words(event), left]
+            words = [f"{event.get('of', 'step')} {step}/{steps}", *step_words(self._event), self._left]
             self.message(f"{self._head}: " + ", ".join(word for word in words if word))
 
     def message(self, text: str, style: str = "") -> None:
@@ -113,6 +128,7 @@ def live_lines(head: str, event: Mapping[str, Any], left: str) -> Group:
 
 def step_words(event: Mapping[str, Any]) -> list[str]:
     words = [f"loss {number(event['loss'], '.3f')}"] if "loss" in event else []
+    words += [f"held-out {number(event['held_out'], '.3f')}"] if "held_out" in event else []
     words += [f"distillation {number(event['distillation'], '.3f')}"] if "distillation" in event else []
     if budgets := event.get("budgets"):
         worst = max(budgets, key=distance)
@@ -122,7 +138,8 @@ def step_words(event: Mapping[str, Any]) -> list[str]:
     words += [f"{number(event['undecided'])} undecided"] if event.get("undecided") else []
     words += ["skipped"] if event.get("skipped") else []
     rate = event.get("tokens_per_second")
-    return [*words, f"{rate:,.0f} tokens/s"] if is_finite(rate) else words
+    words += [f"{rate:,.0f} tokens/s"] if is_finite(rate) else []
+    return [*words, byte_words(event["memory"])] if is_finite(event.get("memory")) else words
 
 
 def distance(budget: Mapping[str, Any]) -> float:

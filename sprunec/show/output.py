@@ -16,13 +16,11 @@ from sprunec.compiler.lower import with_own_head
 from sprunec.errors import Diagnostic, InputError, disk_words
 from sprunec.execution.fits import misfits, tight
 from sprunec.execution.store import Store, strict_json
-from sprunec.interrupts import Interrupts
 from sprunec.machine import physical_memory
 from sprunec.plan.scale import plan_costs
-from sprunec.show.console import Progress, print_diagnostics, say
+from sprunec.show.console import print_diagnostics, say
 from sprunec.show.graph_tree import FORMS, graph_table
 from sprunec.show.numbers import number
-from sprunec.show.page import write_html
 from sprunec.show.report_words import models_of
 from sprunec.show.tables import kept_table, result_table, tasks_table
 from sprunec.unexpected import explained
@@ -157,31 +155,3 @@ def reporting(as_json: bool, doing: str, folder: Path | None = None) -> Iterator
         if as_json:
             print_failure(told, folder)
         raise told from told.__cause__
-
-
-@contextmanager
-def page_of(folder: Path, progress: Progress, stop: Interrupts, as_json: bool) -> Iterator[None]:
-    """Leave a page of the run in OUT, however it ends; say how to go on where it is interrupted."""
-    from sprunec.execution.report import mark_interrupted
-
-    told = f"interrupted; what is done is kept: run the same command again to continue in {folder}"
-
-    def abandon() -> None:
-        mark_interrupted(folder)
-        progress.message(told)
-        if as_json:
-            print_failure(KeyboardInterrupt(), folder)
-
-    stop.abandon = abandon
-    try:
-        yield
-    except BaseException as error:
-        stop.leave()  # what is left to do is short
-        if isinstance(error, KeyboardInterrupt):
-            progress.message(told)
-        with suppress(Exception):  # what stopped the run is the error to tell of
-            write_html(folder)
-        raise
-    finally:
-        progress.close()
-    write_html(folder)

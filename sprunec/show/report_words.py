@@ -11,6 +11,7 @@ from typing import Any
 from sprunec.show.numbers import ABSENT, NOTHING, is_finite, number, percent, plural, powered
 
 MODELS = ("dense", "masked", "small")
+WORST, IN_FLOAT32 = ("max_abs_difference", "tolerance"), ("float32_difference", "float32_tolerance")
 MOST_MISSED = 4
 MANY = 1000.0
 AS_DENSE = (0.9, 1.1)  # quartiles inside tell that there is no difference worth a word
@@ -41,7 +42,7 @@ def task_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
     rows = list[tuple[str, ...]]()
     for task, metric in measured:
         dense, small = (tasks.get(task, {}).get(metric) or {} for tasks in found)
-        change, samples = _change(dense.get("value"), small.get("value")), (dense or small).get("samples")
+        change, samples = change_words(dense.get("value"), small.get("value")), (dense or small).get("samples")
         rows.append((task, metric, _score(dense), _score(small), change, number(samples)))
     return rows
 
@@ -63,7 +64,8 @@ def _score(found: Mapping[str, Any]) -> str:
     return _short(found.get("value")) + error
 
 
-def _change(before: Any, after: Any) -> str:
+def change_words(before: Any, after: Any) -> str:
+    """Write by how much a number has changed, with its sign."""
     if not is_finite(before) or not is_finite(after):
         return NOTHING
     return f"{'-' if after < before else '+'}{_short(abs(after - before))}"
@@ -83,6 +85,51 @@ def kept_layers(report: Mapping[str, Any]) -> list[tuple[int, Any, Any]]:
         heads, width = (sublayer.get(str(layer), NOTHING) for sublayer in sublayers)
         found.append((layer, ABSENT if heads is None else heads, ABSENT if width is None else width))
     return found
+
+
+SUMMARY = ("status", "parameters", "of dense", "dense loss", "small loss", "change", "speed", "max |delta logit|")
+
+
+def summary_row(report: Mapping[str, Any]) -> tuple[str, ...]:
+    """Sum a run up, as `SUMMARY` names it."""
+    dense, _, small = models_of(report).values()
+    size, losses = small.get("parameters"), (dense.get("loss"), small.get("loss"))
+    apart = (report.get("comparison") or {}).get("max_abs_difference")
+    sizes = number(size), percent(size, dense.get("parameters"))
+    compared = powered(apart) if report.get("comparison") else NOTHING
+    words = (*sizes, *(number(loss, ".4f") for loss in losses), change_words(*losses))
+    return (str(report["status"]), *words, ratio_words(small), compared)
+
+
+def proof_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Make one row of six words for each comparison: of what, in which arithmetic, how far, the limit, on what."""
+    rows, found = list[tuple[str, ...]](), report.get("comparison") or {}
+    if found:
+        for arithmetic, keys in (("float64", WORST), ("float32", IN_FLOAT32)):
+            if keys[0] in found:
+                rows.append(_proof("logits of masked and small", arithmetic, found, *keys))
+        if "worst_block_difference" in found:
+            what = f"hidden states behind block {number(found.get('worst_block'))}, where they differ most"
+            apart = powered(found["worst_block_difference"])
+            rows.append((what, "float64", apart, NOTHING, number(found.get("tokens")), NOTHING))
+    for name, form in (report.get("formats") or {}).items():
+        dtype = number(form.get("dtype"))
+        rows.append(_proof(f"{name}, opened again, and small", dtype, form, *WORST))
+        if "decoding_difference" in form:
+            apart = powered(form["decoding_difference"])
+            what = f"{name}: token by token with its cache, and in one forward"
+            rows.append((what, dtype, apart, NOTHING, NOTHING, NOTHING))
+    return rows
+
+
+def _proof(what: str, arithmetic: str, found: Mapping[str, Any], apart: str, limit: str) -> tuple[str, ...]:
+    sizes = powered(found.get(apart)), powered(found.get(limit))
+    return (what, arithmetic, *sizes, number(found.get("tokens")), verdict(found.get(apart), found.get(limit)))
+
+
+def verdict(apart: Any, tolerance: Any) -> str:
+    """Say on which side of a limit a difference is; one that is no number is above every limit."""
+    return "within" if is_finite(apart) and is_finite(tolerance) and apart <= tolerance else "ABOVE"
 
 
 def unit_totals(report: Mapping[str, Any]) -> list[int | None]:
@@ -121,8 +168,8 @@ def comparison_words(report: Mapping[str, Any]) -> str:
 def _difference(found: Mapping[str, Any]) -> str:
     """Say how far apart two models are; a difference that is no number is above every tolerance."""
     apart, tolerance = found.get("max_abs_difference"), found.get("tolerance")
-    verdict = "within" if is_finite(apart) and is_finite(tolerance) and apart <= tolerance else "ABOVE"
-    limit = f"{verdict} the tolerance {powered(tolerance)}" if is_finite(tolerance) else "the tolerance is unknown"
+    above = verdict(apart, tolerance)
+    limit = f"{above} the tolerance {powered(tolerance)}" if is_finite(tolerance) else "the tolerance is unknown"
     of = f" of {found['dtype']}" if "dtype" in found else ""
     return f"max |delta logit| {powered(apart)}, {limit}{of}, over {plural(found.get('tokens'), 'token')}"
 

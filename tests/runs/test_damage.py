@@ -18,7 +18,7 @@ from sprunec.errors import InputError
 from sprunec.execution.events import read_line
 from sprunec.execution.manifest import read_manifest
 from sprunec.execution.progress import Watcher
-from sprunec.show.page import write_html
+from sprunec.show.report.page import write_html
 from tests.helpers.small_plans import EMIT, TRAIN, mask_pass, plan, read_report, write
 
 TIMED = {"report.json", "report.html", "manifest.json", ".lock", "origin.json"}

@@ -75,7 +75,7 @@ def test_what_a_run_says_it_distilled_is_the_cross_entropy_to_the_dense_model(ha
 
 
 def test_the_page_draws_the_distillation_loss_of_its_passes_only(halved: Path) -> None:
-    from sprunec.show.page import write_html
+    from sprunec.show.report.page import write_html
 
     page = write_html(halved).read_text()
     drawing = page.partition("Distillation loss")[2].partition("</section>")[0]

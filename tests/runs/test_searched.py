@@ -14,7 +14,7 @@ from sprunec.families.cpm_ant.config import ModelConfig as OwnConfig
 from sprunec.families.huggingface.transformers_config import TransformersConfig
 from sprunec.plan.schema import load_schema
 from sprunec.plan.search.choices import choices
-from sprunec.show.page import write_html
+from sprunec.show.report.page import write_html
 from tests.helpers.small_plans import EMIT, MODEL, execute, plan, save_weights
 from tests.runs.test_causal_lms import config_of_small, directory, run
 

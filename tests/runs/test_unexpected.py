@@ -22,7 +22,7 @@ from sprunec.execution.ranks import explain
 from sprunec.passes import cut as rewrite
 from sprunec.plan import plan as plans
 from sprunec.plan.schema import validator
-from sprunec.show import page as pages
+from sprunec.show.report import page as pages
 from sprunec.unexpected import UnexpectedError, explained, own_words
 from tests.helpers.small_plans import EMIT, MODEL, plan, read_report, save_weights, write
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from typing import Any
 
 import pytest
@@ -216,3 +217,28 @@ def test_no_diagnostics_print_nothing() -> None:
 @pytest.mark.parametrize(("seconds", "words"), [(0.04, "0.0 s"), (59.94, "59.9 s"), (61, "1:01"), (3725, "1:02:05")])
 def test_durations_read_like_a_clock(seconds: float, words: str) -> None:
     assert show.duration(seconds) == words
+
+
+def test_a_held_out_loss_stays_in_sight_until_the_next(clock: Clock) -> None:
+    console = log()
+    progress = Progress(console=console)
+    progress.node_started(3, 9, "3-train")
+    for step in (1, 50, 100):
+        clock.now += 10
+        progress.step(event(step, memory=1_500_000_000, **({"held_out": 2.5} if step == 50 else {})))
+    first, second, last = (line.partition(", ")[2] for line in printed(console).splitlines()[1:])
+    assert first == "loss 2.001, 12,346 tokens/s, 1.5 GB"
+    assert second.startswith("loss 2.050, held-out 2.500, 12,346 tokens/s, 1.5 GB")
+    assert last.startswith("loss 2.100, held-out 2.500, ")
+    progress.node_started(4, 9, "4-train")
+    progress.step(event(1))
+    assert "held-out" not in printed(console).splitlines()[-1]
+
+
+def test_a_pass_that_tells_of_no_steps_shows_how_long_it_works_and_what_it_holds(clock: Clock) -> None:
+    console = terminal()
+    progress = Progress(console=console)
+    progress.node_started(2, 9, "2-load")
+    clock.now += 75
+    progress.close()
+    assert re.search(r"\[2/9\] 2-load  1:15  [\d.]+ [MG]B", printed(console))

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from sprunec.show import report_words
-from sprunec.show.page import tiles
+from sprunec.show.report.sections import tiles
 from sprunec.show.report_words import model_rows, task_rows
-from tests.show.test_report import fake_report
+from tests.helpers.fake_runs import fake_report
 
 
 def model(ratio: float, low: float, high: float) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,9 +26,11 @@ from sprunec.show.graph_tree import graph_table
 from sprunec.show.model_picture import ModelPicture
 from sprunec.show.numbers import number, percent, plural, rounded
 from sprunec.show.output import show_report
-from sprunec.show.page import page_text
+from sprunec.show.report.markdown import markdown_text
+from sprunec.show.report.page import page_text
+from sprunec.show.report.runs import Run
+from tests.helpers.fake_runs import fake_events, fake_report, fake_search
 from tests.show.test_fitted import graph_document
-from tests.show.test_report import fake_events, fake_report
 from tests.show.test_tables import GRAPH, INSPECT
 
 MISSING = "missing"
@@ -49,6 +52,7 @@ def whole_report() -> dict[str, Any]:
     """With everything that a report may hold."""
     report = fake_report()
     report["comparison"] |= {"float32_difference": 1e-5, "float32_tolerance": 1e-4, "largest_logit": 17.0}
+    report["search"] = fake_search()
     report["formats"] = {"pt2": {"max_abs_difference": 1e-6, "tolerance": 1e-4, "tokens": 12, "dtype": "float32"}}
     return report
 
@@ -104,8 +108,11 @@ patient = settings(max_examples=120, deadline=None, suppress_health_check=[Healt
 @patient
 @given(losing({"report": whole_report(), "events": EVENTS}))
 def test_a_report_with_lost_numbers_has_its_page(document: dict[str, Any]) -> None:
-    page = page_text(document["report"], document["events"])
-    check(re.sub(r"<pre>.*?</pre>", "", page).partition("</style>")[2].replace("overflow: none", ""))
+    run = Run("a run", document["report"], document["events"])
+    for runs in ([run], [run, replace(run, name="another", number=1)]):
+        page = page_text(runs).partition("</style>")[2].partition("<script>")[0]
+        check(re.sub(r"<pre>.*?</pre>", "", page, flags=re.DOTALL))
+        check(markdown_text(runs))
 
 
 @patient

@@ -1,0 +1,79 @@
+"""The runs that a page shows, as their folders have them: a stranger's files, read with care."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sprunec.durable import naming, read_file
+from sprunec.errors import InputError
+from sprunec.plan.schema import validator
+
+Events = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run.
+
+    Attributes:
+        name: as the page calls it: its plan's name, with its folder where several have that.
+        report: of `report.json`.
+        events: the lines of `events.jsonl`.
+        number: which of the page's runs it is; it has its colour by that.
+    """
+
+    name: str
+    report: Mapping[str, Any]
+    events: Events = ()
+    number: int = 0
+
+
+def read_run(out: Path) -> Run:
+    """Read what is in OUT of a run that is this release's own."""
+    report = json.loads(read_file(out / "report.json"))
+    return Run(plan_name(report), report, read_events(out / "events.jsonl"))
+
+
+def open_runs(folders: Sequence[Path]) -> list[Run]:
+    """Read runs of anyone; raise InputError where a folder has none, or its report is not what a run writes."""
+    found = []
+    for out in folders:
+        path = out / "report.json"
+        if not path.is_file():
+            raise InputError.at(out, "there is no report.json here", "give the folder of a run, as in --out")
+        try:
+            run = read_run(out)
+            wrong = next(validator("report").iter_errors(run.report), None)
+        except (ValueError, RecursionError, KeyError, TypeError):
+            raise InputError.at(path, "this is not the report of a run", "run the plan again there") from None
+        if wrong is not None:
+            message = f"this is not a report as this release writes them: {wrong.json_path}: {wrong.message}"
+            raise InputError.at(path, message, "run the plan again there: what is done is not done again")
+        found.append(run)
+    names = Counter(run.name for run in found)
+    return [
+        replace(run, name=run.name if names[run.name] == 1 else f"{run.name} ({out})", number=number)
+        for number, (run, out) in enumerate(zip(found, folders, strict=True))
+    ]
+
+
+def plan_name(report: Mapping[str, Any]) -> str:
+    plan = report["plan"]
+    return str(plan.get("name", "run") if isinstance(plan, Mapping) else plan)
+
+
+def read_events(path: Path) -> list[dict[str, Any]]:
+    """Read the steps so far; the last line of a run that is still writing may be cut off, and is left out."""
+    events = []
+    with naming(path):
+        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    for line in text.splitlines():
+        with suppress(ValueError, RecursionError):
+            events.append(json.loads(line))
+    return [event for event in events if isinstance(event, dict) and "node" in event]
