@@ -99,9 +99,7 @@ def run(
         Literal["mermaid", "dot"] | None, typer.Option("--graph", help="With --dry-run: print the graph in this form.")
     ] = None,
     strict: Annotated[bool, typer.Option(help="With --dry-run: a missing file is an error, as in a run.")] = False,
-    devices: Annotated[
-        int, typer.Option(min=1, max=1024, help="Train on so many devices of this machine, a process each.")
-    ] = 1,
+    devices: Annotated[int, typer.Option(min=1, max=1024, help="Train on so many devices here, a process each.")] = 1,
     tensorboard: Annotated[bool, typer.Option(FLAG, help="Write scalars of all steps to OUT/tensorboard.")] = False,
     quiet: Quiet = False,
     trust_remote_code: TrustCode = False,
@@ -170,10 +168,8 @@ def convert(
         typer.echo(plan_text(document), nl=False)
 
 
-app.command()(inspect)
-app.command()(init)
-app.command()(schema)
-app.command()(report)
+for _command in (inspect, init, schema, report):
+    app.command()(_command)
 
 
 @app.command("make-data")

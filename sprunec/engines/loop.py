@@ -184,12 +184,13 @@ class Trainer:
 
     @torch.no_grad()
     def loss(self, batch: Batch) -> float:
-        """Give the language model's loss on a batch, the same on all ranks, in nats a target; it moves nothing."""
-        total = 0.0
-        for part in batch.to(self.place.device).split(self.training.accumulate):
+        """Give the language model's loss on a global batch, in nats a target; it moves nothing."""
+        count, own = batch.target_count, 0.0
+        for part in batch.split(self.world.size)[self.world.rank].to(self.place.device).split(self.training.accumulate):
             with self.place.precision():
-                _, (own, *_) = self.driver.losses(part, [cross_entropy(part, 1 / batch.target_count)])
-            total += float(own)
+                _, each = self.driver.losses(part, [cross_entropy(part, 1 / count)])
+            own += float(each[0])
+        (total,) = self.world.total([own])
         return total
 
     def _backward(self, batch: Batch) -> dict[str, float]:

@@ -166,10 +166,12 @@ def fit_model(
 
 
 def _held_out(job: Job[TrainOptions], data: Data) -> Batch | None:
-    """Take as many held-out rows as a step gives to each process; bmtrain runs forward alone in no way that we know."""
+    """Take a batch of held-out rows, as many for each process; bmtrain runs forward alone in no way that we know."""
     batch = None if job.engine.get("name") == "bmtrain" else next(iter(data.held_out_batches()), None)
-    rows = job.options.batch_size // job.world.size
-    return None if batch is None else batch.part(slice(rows), batch.targets.size(1))
+    if batch is None or len(batch.targets) < job.world.size:
+        return None
+    rows = len(batch.targets) // job.world.size * job.world.size
+    return batch.part(slice(rows), batch.targets.size(1))
 
 
 def _freeze(job: Job[TrainOptions], model: nn.Module, *, gated: bool) -> Adapters | None:

@@ -54,9 +54,13 @@ def search_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
         measured = (number(found.get(key), form) for key, form in (("damage", ".4f"), ("gap", ".2%"), ("absent", "")))
         more = *measured, number(found.get("kl"), ".4f"), number(found.get("taken")), "yes" if found["chosen"] else "no"
         for name, limit in found["limits"].items():
-            asked, got = (number(limit[key], ",.6g" if limit[key] % 1 else ",.0f") for key in ("asked", "got"))
+            asked, got = (_amount(limit.get(key)) for key in ("asked", "got"))
             rows.append((name, asked, got, number(found.get("parameters")), *more))
     return rows
+
+
+def _amount(value: Any) -> str:
+    return number(value, ",.0f" if is_finite(value) and value == round(value) else ",.6g")
 
 
 def _score(found: Mapping[str, Any]) -> str:
@@ -113,12 +117,16 @@ def proof_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
             apart = powered(found["worst_block_difference"])
             rows.append((what, "float64", apart, NOTHING, number(found.get("tokens")), NOTHING))
     for name, form in (report.get("formats") or {}).items():
-        dtype = number(form.get("dtype"))
-        rows.append(_proof(f"{name}, opened again, and small", dtype, form, *WORST))
+        dtype, by = number(form.get("dtype")), f" by {form['runtime']}" if "runtime" in form else ""
+        rows.append(_proof(f"{name}, opened again{by}, and small", dtype, form, *WORST))
         if "decoding_difference" in form:
             apart = powered(form["decoding_difference"])
             what = f"{name}: token by token with its cache, and in one forward"
             rows.append((what, dtype, apart, NOTHING, NOTHING, NOTHING))
+        if greedy := form.get("greedy"):
+            same = f"{number(greedy.get('same'))} alike"
+            tokens = number(greedy.get("tokens"))
+            rows.append((f"{name}: greedy tokens and small's", dtype, same, NOTHING, tokens, NOTHING))
     return rows
 
 

@@ -120,7 +120,8 @@ def test_a_report_shows_both_columns(done: Path, capsys: pytest.CaptureFixture[s
     before, after = (models[role]["tasks"]["rolling"]["bits_per_byte"]["value"] for role in ("dense", "small"))
     row = ("rolling", "bits_per_byte", f"{before:.4f}", f"{after:.4f}", f"{after - before:+.4f}")
     assert all(word in line for line in said.splitlines() if "bits_per_byte" in line for word in row)
-    cells = [f"<td>{word}</td>" for word in row[:2]] + [f'<td class="n">{word}</td>' for word in row[2:]]
+    cells = [f'<th scope="row" class="w">{row[0]}</th>', f'<td class="w">{row[1]}</td>']
+    cells += [f'<td class="n">{word}</td>' for word in row[2:]]
     assert "".join(cells) in page
 
 

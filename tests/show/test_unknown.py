@@ -7,7 +7,6 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -106,13 +105,13 @@ patient = settings(max_examples=120, deadline=None, suppress_health_check=[Healt
 
 
 @patient
-@given(losing({"report": whole_report(), "events": EVENTS}))
-def test_a_report_with_lost_numbers_has_its_page(document: dict[str, Any]) -> None:
-    run = Run("a run", document["report"], document["events"])
-    for runs in ([run], [run, replace(run, name="another", number=1)]):
-        page = page_text(runs).partition("</style>")[2].partition("<script>")[0]
-        check(re.sub(r"<pre>.*?</pre>", "", page, flags=re.DOTALL))
-        check(markdown_text(runs))
+@given(losing({"report": whole_report(), "events": EVENTS}), st.booleans())
+def test_a_report_with_lost_numbers_has_its_page(document: dict[str, Any], several: bool) -> None:
+    runs = [Run("a run", document["report"], document["events"])]
+    runs += [Run("another", fake_report(), (), 1)] if several else []
+    page = page_text(runs).partition("</style>")[2].partition("<script>")[0]
+    check(re.sub(r"<pre>.*?</pre>", "", page, flags=re.DOTALL))
+    check(markdown_text(runs))
 
 
 @patient

@@ -39,7 +39,7 @@ def kept_figures(report: Mapping[str, Any]) -> list[str]:
 
 
 def _most(kept: Iterable[Any]) -> float:
-    counts = (max(k, default=-1) + 1 if isinstance(k, list) else k for k in kept)
+    counts = (max(filter(is_finite, k), default=-1) + 1 if isinstance(k, list) else k for k in kept)
     return max((count for count in counts if is_finite(count)), default=0)
 
 
@@ -55,7 +55,7 @@ def _count(left: Any) -> str:
 
 
 def _listed(left: Any) -> str:
-    return ", ".join(map(str, left)) if isinstance(left, list) else ""
+    return ", ".join(map(number, left)) if isinstance(left, list) else ""
 
 
 def _row(layer: int, left: Any, total: float, unit: str, y: float) -> str:

@@ -115,7 +115,7 @@ def test_pointer_and_arrow_keys_tell_the_numbers_of_the_runs(browser: Any, page_
     first, last = events(page_file, "learned")[0], events(page_file, "scored")[-1]
     assert opened.tip().splitlines()[:2] == ["step 1", f"learned, {first['node']}: {first['loss']:.4g}"]
     opened.page.keyboard.press("End")
-    assert opened.tip() == f"scored, {last['node']}, step 20: {last['held_out']:.4f} on held-out text"
+    assert opened.tip() == f"scored, {last['node']}, step {last['step']}: {last['held_out']:.4f} on held-out text"
     opened.end(page_file)
 
 
