@@ -85,7 +85,8 @@ def stored_bytes(tensor: FileTensor) -> int:
     from gguf import GGML_QUANT_SIZES
 
     block, size = GGML_QUANT_SIZES[quantization(tensor.kind)]
-    return math.prod(tensor.shape) // block * size
+    count: int = math.prod(tensor.shape) // block * size
+    return count
 
 
 def stored_parts(name: str, tensor: FileTensor) -> Iterator[Tensor]:
