@@ -24,6 +24,7 @@ from llama_cpp import Llama
 from smollm2 import make_directory, model_directory
 
 from sprunec import execute, lower, read_plan
+from sprunec.families.gguf.llama_cpp_reader import lay_out_plainly
 
 RESULTS, PAGE = Path(__file__).with_suffix(".json"), Path(__file__).parents[1] / "docs/benchmarks.md"
 MARKS = "<!-- serving -->\n", "<!-- /serving -->"
@@ -50,6 +51,7 @@ def write(folder: Path, name: str, kind: str) -> dict[str, Any]:
 
 
 def opened(file: str, threads: int) -> Llama:
+    lay_out_plainly()
     length = PROMPT + STEPS
     return Llama(file, n_ctx=length, n_batch=PROMPT, n_threads=threads, n_threads_batch=threads, verbose=False)
 
@@ -87,7 +89,9 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
         speeds = (f"{about[key]:.1f} | {about[key] / dense[key]:.2f}x" for key in ("prompt", "steps"))
         yield f"| {name} | `{about['architecture']}` | {sizes} | {' | '.join(speeds)} |"
     yield ""
-    told = f"{found['threads']} threads, medians of {found['rounds']} rounds; matrices in {found['type']}"
+    told = (
+        f"{found['threads']} threads, medians of {found['rounds']} rounds; matrices in {found['type']}, as in the file"
+    )
     yield f"{told}; llama-cpp-python {found['release']}."
     yield ""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -40,6 +41,8 @@ BESIDE = (
 )
 SCRIPTS = "sprunec.families.huggingface"
 STEPS, FEWER_STEPS = 4, 2  # positions that are decoded one by one; fewer where each reads all weights again
+# Of what a library says when it cannot open something, the line that says why.
+TELLING = {"transformers": r"[\w.]*(Error|Exception)\b", "llama.cpp": r".*error loading model: "}
 HELD_BYTES = 2**30  # a model is opened whole, as users do, where it takes no more in float32
 PROCESS_BYTES, PART_BYTES = 5e8, 2.5e8  # of the libraries; of a weight in parts, and of what is said
 
@@ -116,7 +119,9 @@ def opened_apart(
         done = subprocess.run(command, env=os.environ | quiet, capture_output=True, text=True, check=False)
         if done.returncode:
             lines = done.stderr.strip().splitlines() or ["no message"]
-            last = next((line for line in reversed(lines) if re.match(r"[\w.]*(Error|Exception)\b", line)), lines[-1])
+            told = (line for line in reversed(lines) if re.match(TELLING[library], line))
+            last = next(told, lines[-1])
+            last = f"{signal.Signals(-done.returncode).name} has ended it" if done.returncode < 0 else last
             raise FormatError(f"{library} cannot open the format {form}: {last}")
         return torch.load(found, weights_only=True)
 

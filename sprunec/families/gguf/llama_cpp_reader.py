@@ -14,13 +14,27 @@ from typing import Any
 
 import numpy as np
 import torch
-from llama_cpp import GGML_TYPE_F32, Llama
+from llama_cpp import GGML_TYPE_F32, Llama, llama_cpp
 from torch import Tensor
 
 BEHIND = 16  # tokens that it goes on from
 
 
+def lay_out_plainly() -> None:
+    """Have weights lie as in the file: laid out for AMX, quantized ones end the process on some virtual machines."""
+    usual = llama_cpp.llama_model_default_params
+
+    def plain() -> Any:
+        found = usual()
+        found.use_extra_bufts = False
+        return found
+
+    llama_cpp.llama_model_default_params = plain
+
+
 def opened(file: str, length: int) -> Llama:
+    """Open a file for texts of a length."""
+    lay_out_plainly()
     exact = {"type_k": GGML_TYPE_F32, "type_v": GGML_TYPE_F32, "flash_attn": False}
     return Llama(file, n_ctx=length, n_batch=length, n_ubatch=length, n_gpu_layers=0, logits_all=True, **exact)
 
