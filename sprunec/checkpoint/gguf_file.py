@@ -77,12 +77,12 @@ class GGUFFile:
 
 def is_gguf(path: Path) -> bool:
     """Tell by its name, or where that has no ending by its first bytes, whether a file is meant to be GGUF."""
-    if path.suffix or not path.is_file():
-        return path.suffix == SUFFIX and path.is_file()
     try:
+        if path.suffix or not path.is_file():
+            return path.suffix == SUFFIX and path.is_file()
         with path.open("rb") as file:
             return file.read(len(MAGIC)) == MAGIC
-    except OSError:  # whoever reads it says so
+    except OSError:  # of a name that is too long, too; whoever reads it says so
         return False
 
 

@@ -137,7 +137,7 @@ def test_what_llama_cpp_does_otherwise_is_said(directory: Callable[[str], Path],
     assert "NFC" in tokenizer_metadata(directory("qwen2"), ROWS).notes[0]
     assert any(SPACED in note for note in tokenizer_metadata(directory("mistral"), ROWS).notes)
     parted = edited(directory("t5"), tmp_path, lambda it: it["pre_tokenizer"].update(split=True))
-    assert "worth the same" in tokenizer_metadata(parted, ROWS).notes[0]
+    assert any("worth the same" in note for note in tokenizer_metadata(parted, ROWS).notes)
 
 
 @pytest.mark.parametrize(
