@@ -162,11 +162,11 @@ def test_a_directory_without_a_card_has_no_licence(tmp_path: Path) -> None:
             {"source": "datasets", "path": "org/books", "subset": "old"},
         ),
         (
-            {"source": "jsonl", "name": "", "column": "content", "packing": "documents", "paths": ["/home/me/a.jsonl"]},
+            {"source": "jsonl", "name": "", "column": "content", "packing": "documents", "paths": ["/data/a.jsonl"]},
             {"source": "jsonl", "path": ["a.jsonl"], "column": "content", "packing": "documents"},
         ),
         (
-            {"source": "pairs", "name": "", "template": "chat", "paths": ["/home/me/chats.jsonl"], "held_out": "/b/c"},
+            {"source": "pairs", "name": "", "template": "chat", "paths": ["/data/chats.jsonl"], "held_out": "/b/c"},
             {"source": "pairs", "path": ["chats.jsonl"], "template": "chat", "held_out": "c"},
         ),
     ],

@@ -73,7 +73,7 @@ def fake_report() -> dict[str, Any]:
         "config": {"num_heads": 16, "dim_ff": 256, "num_layers": 4},
         "provenance": {
             "plan": {"name": "quickstart", "seed": 1234, "passes": [{"pass": "train", "steps": 250}]},
-            "files": [{"path": "/home/me/corpus.txt", "sha256": "ab" * 32}],
+            "files": [{"path": "/data/corpus.txt", "sha256": "ab" * 32}],
             "machine": {"device": "cpu: a processor", "system": "Linux", "processors": 2, "memory": 16_000_000_000},
         },
         "error": None,
