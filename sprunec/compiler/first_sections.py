@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +27,7 @@ SET = "meta.bin"  # of a binary set, in its directory
 def plan_name(path: Path, size: str) -> str:
     """Name a plan by its model and the size that is asked for."""
     place = path.resolve()
-    stem = place.parent.name if place.name == CONFIG else place.stem if place.is_file() else place.name
+    stem = place.parent.name if place.name == CONFIG else place.stem if os.path.isfile(place) else place.name
     return re.sub(r"[^a-z0-9._-]+", "-", f"{stem}-{size}".lower()).lstrip(".")[:100]
 
 
@@ -49,12 +50,12 @@ def model_section(model: Path, opened: Opened, folder: Path) -> dict[str, Any]:
         InputError: there is no config, and its sizes alone could be guessed.
     """
     path, own_code = opened.path, card_of(opened.config).own_code
-    if not model.exists() and is_hub_name(str(model)):
+    if not os.path.exists(model) and is_hub_name(str(model)):
         return {"path": str(model)}
     if is_gguf(path):
         return {"path": path_from(folder, path)}
-    config = path / CONFIG if path.is_dir() or opened.weights else path
-    if opened.weights and not config.exists():
+    config = path / CONFIG if os.path.isdir(path) or opened.weights else path
+    if opened.weights and not os.path.exists(config):
         hint = "put its config.json beside it, and name the directory"
         raise InputError.at(path, "these weights come without a config", hint, code="missing-file")
     if opened.weights:
@@ -75,8 +76,8 @@ def data_section(opened: Opened, data: Sequence[Path], folder: Path) -> tuple[di
         paths = [path_from(folder, path) for path in data]
         found["path"] = paths if len(paths) > 1 else paths[0]
     found |= {"max_length": _positions(opened, source), "batch_size": SEQUENCES}
-    tokenizer = (opened.path if opened.path.is_dir() else opened.path.parent) / TOKENIZER
-    there = not gguf_lacks(opened.path) if is_gguf(opened.path) else tokenizer.is_file()
+    tokenizer = (opened.path if os.path.isdir(opened.path) else opened.path.parent) / TOKENIZER
+    there = not gguf_lacks(opened.path) if is_gguf(opened.path) else os.path.isfile(tokenizer)
     by_character = not there or card_of(opened.config).own_code
     if not by_character and not opened.weights:  # where there are weights it is found beside them
         found["tokenizer"] = path_from(folder, tokenizer)
@@ -87,9 +88,9 @@ def data_section(opened: Opened, data: Sequence[Path], folder: Path) -> tuple[di
 
 def _source(path: Path) -> str:
     """Tell by its name how a file is read, a directory by what is in it."""
-    if (path / SET).is_file():
+    if os.path.isfile(path / SET):
         return "cpm-live"
-    names = [path.name, *(each.name for each in path.rglob("*"))] if path.is_dir() else [path.name]
+    names = [path.name, *(each.name for each in path.rglob("*"))] if os.path.isdir(path) else [path.name]
     ways = ("jsonl", "parquet")
     return next((way for way in ways if any(name.endswith(ENDINGS[way]) for name in names)), "text")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -152,13 +153,13 @@ def gguf_tokenizer(path: Path) -> dict[str, str]:
 def tokenizer_files(path: Path) -> tuple[Path, ...]:
     """List the files that a tokenizer is read from: a tokenizer.json may have its settings beside it."""
     beside = path.with_name("tokenizer_config.json")
-    return (path, beside) if path.suffix == ".json" and beside.is_file() else (path,)
+    return (path, beside) if path.suffix == ".json" and os.path.isfile(beside) else (path,)
 
 
 def template_files(path: Path) -> tuple[Path, ...]:
     """List the file of its own that a tokenizer's chat template may have; else it is among the settings."""
     beside = path.with_name(CHAT_TEMPLATE)
-    return (beside,) if beside.is_file() and not is_gguf(path) else ()
+    return (beside,) if os.path.isfile(beside) and not is_gguf(path) else ()
 
 
 def beside_tokenizer(path: Path) -> dict[str, Any]:

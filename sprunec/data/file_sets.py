@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from glob import glob, has_magic
 from pathlib import Path
@@ -20,9 +21,9 @@ def expanded(path: Path, source: str) -> tuple[Path, ...]:
     Args:
         path: what is there by this name is no pattern.
     """
-    if source not in ENDINGS or path.is_file():
+    if source not in ENDINGS or os.path.isfile(path):
         return (path,)
-    if path.is_dir():
+    if os.path.isdir(path):
         found: Iterable[Path] = (each for each in path.rglob("*") if each.name.endswith(ENDINGS[source]))
     elif has_magic(str(path)):
         found = map(Path, glob(str(path), recursive=True))

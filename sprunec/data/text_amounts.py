@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
 from pathlib import Path
 
@@ -19,7 +20,7 @@ def documentation() -> Path:
 
 def tokens_about(paths: Collection[Path], *, by_character: bool) -> int:
     """Guess the tokens of files that are there."""
-    size = sum(path.stat().st_size for path in paths if path.is_file())
+    size = sum(path.stat().st_size for path in paths if os.path.isfile(path))
     return size // (1 if by_character else BYTES_A_TOKEN)
 
 
@@ -35,6 +36,5 @@ def training_tokens_about(source: str, paths: Collection[Path], held_out: object
 
         size = sum(map(len, topics.values())) + len(topics) - 1
         return round(share * size / (1 if by_character else BYTES_A_TOKEN))
-    if source not in PLAIN or not paths or not all(path.is_file() and path.suffix not in PACKED for path in paths):
-        return None
-    return round(share * tokens_about(paths, by_character=by_character))
+    plain = source in PLAIN and all(os.path.isfile(path) and path.suffix not in PACKED for path in paths)
+    return round(share * tokens_about(paths, by_character=by_character)) if plain and paths else None

@@ -6,6 +6,7 @@ already is passed over, so one mistake is told once.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -122,7 +123,7 @@ def tasks_run(plan: WrittenPlan) -> None:
         if plan.config is not None and card_of(plan.config).own_code:
             message = "lm-eval opens models of transformers that go on with a text, and this model is none"
             step.error("no-tasks", "pass", message, 'remove it: "evaluate": {} measures the loss on held-out text')
-        elif directory is not None and directory.is_dir() and not any(map(any, map(directory.glob, TOKENIZERS))):
+        elif directory is not None and os.path.isdir(directory) and not any(map(any, map(directory.glob, TOKENIZERS))):
             message = f"{directory} has no tokenizer, which tasks are read with"
             step.error("no-tokenizer", "pass", message, "put its tokenizer.json and tokenizer_config.json there")
         elif find_spec(task_files.PACKAGE) is None:
@@ -169,7 +170,7 @@ def tokenizer_fits(plan: WrittenPlan) -> None:
 def _there(plan: WrittenPlan) -> bool:
     """Tell whether the model's directory is there, or it has none."""
     checkpoint = plan.section("model").written.get("checkpoint")
-    return checkpoint is None or (plan.source.folder / checkpoint).exists()
+    return checkpoint is None or os.path.exists(plan.source.folder / checkpoint)
 
 
 def tokenizer_there(plan: WrittenPlan) -> None:
@@ -182,7 +183,7 @@ def tokenizer_there(plan: WrittenPlan) -> None:
         if why := gguf_lacks(directory):
             message = f"text is read by characters, which this model has not learned: {directory}: {why}"
             plan.warn("no-tokenizer", "/data", message, 'name a tokenizer.json: "tokenizer"')
-    elif directory.exists() and not (directory / TOKENIZER).is_file():
+    elif os.path.exists(directory) and not os.path.isfile(directory / TOKENIZER):
         message = f"{directory} has no {TOKENIZER}: text is read by characters, which this model has not learned"
         plan.warn("no-tokenizer", "/data", message, 'name a tokenizer: "tokenizer"')
 
@@ -196,7 +197,7 @@ def data_set_whole(plan: WrittenPlan) -> None:
 
     for key in ("path", "held_out"):
         folder, size = data.get(key), data.get("block_size")
-        if isinstance(folder, str) and (plan.source.folder / folder / META).is_file():
+        if isinstance(folder, str) and os.path.isfile(plan.source.folder / folder / META):
             try:
                 version = read_set(plan.source.folder / folder, size).version
             except InputError as error:

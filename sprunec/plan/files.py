@@ -152,7 +152,7 @@ def task_files_fit(plan: WrittenPlan) -> None:
 
 def _task_name(plan: WrittenPlan, pointer: str, path: Path) -> str | None:
     """Read a task file, where it is there and what reads it, and tell what is wrong in it."""
-    if not path.is_file() or find_spec(PACKAGE) is None:
+    if not os.path.isfile(path) or find_spec(PACKAGE) is None:
         return None
     try:
         found = read_task_file(path)

@@ -178,7 +178,7 @@ def teacher_config(path: Path | None, config: ModelConfig) -> ModelConfig:
         InputError: it cannot be read.
     """
     own = None if path is None else path if is_gguf(path) else path / CONFIG
-    if own is None or not own.is_file():
+    if own is None or not os.path.isfile(own):
         return config
     found, findings = read_config(str(own))
     if found is None or has_errors(findings):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -216,7 +217,7 @@ def _own_tokenizer(plan: WrittenPlan) -> Path | None:
 
 def _tokens(path: Path | None) -> dict[int, str]:
     """Read which tokens a tokenizer.json has, by their ids; none where it is not there, or no such file."""
-    if path is None or not path.is_file():
+    if path is None or not os.path.isfile(path):
         return {}
     try:
         document: Any = json.loads(path.read_bytes())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -103,7 +104,7 @@ class WrittenPlan(Section):
         if "tokenizer" not in self.section("data").written and checkpoint is not None:
             model: Path = self.source.folder / checkpoint
             own = model if is_gguf(model) and not gguf_lacks(model) else model / TOKENIZER
-            if own.is_file():
+            if os.path.isfile(own):
                 return own
         return named if named == CHARACTERS else self.source.folder / named
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -45,7 +46,7 @@ def open_runs(folders: Sequence[Path]) -> list[Run]:
     found = []
     for out in folders:
         path = out / "report.json"
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise InputError.at(out, "there is no report.json here", "give the folder of a run, as in --out")
         try:
             run = read_run(out)
