@@ -23,8 +23,7 @@ from tests.helpers.small_plans import MODEL, write
 
 ROOT = Path(__file__).parents[2]
 # The trace finds what the card leaves out: layers without rotary positions; slopes by head, which a cut would renumber.
-# And the card of Falcon has its oldest models' positions in mind, where nothing pairs the dims of a head.
-APART = {"smollm3": {"dim_head"}, "bloom": {"head"}, "falcon": {"dim_head"}}
+APART = {"smollm3": {"dim_head"}, "bloom": {"head"}}
 WITHOUT_TORCH = """
 import sys, time
 from sprunec.cli import main

@@ -137,7 +137,7 @@ def test_a_second_pruning_names_the_layer_that_has_less(tmp_path: Path, capsys: 
     assert "num_heads layer 1: asked 2, got 1" in printed.out
     assert "layer 0: asked" not in printed.out
     page = (tmp_path / "out" / "report.html").read_text()
-    assert '<td>num_heads layer 1</td><td class="n">2</td><td class="n">1</td><td class="n">-1</td>' in page
+    assert '<td class="w">num_heads layer 1</td><td class="n">2</td><td class="n">1</td><td class="n">-1</td>' in page
     assert [error.message for error in validator("report").iter_errors(report)] == []
 
 

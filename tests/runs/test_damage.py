@@ -21,7 +21,7 @@ from sprunec.execution.progress import Watcher
 from sprunec.show.report.page import write_html
 from tests.helpers.small_plans import EMIT, TRAIN, mask_pass, plan, read_report, write
 
-TIMED = {"report.json", "report.html", "manifest.json", ".lock", "origin.json"}
+TIMED = {"report.json", "report.html", "report.md", "manifest.json", ".lock", "origin.json"}
 PLAN = plan(
     TRAIN,
     mask_pass("head", {"num_heads": 3}, steps=4, budget="global", save_mask="out/heads.pt"),

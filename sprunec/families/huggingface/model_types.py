@@ -230,10 +230,11 @@ LAYOUTS = {
         | {name: size for name, size in MLP.items() if name.endswith("weight")}
         | biases("mlp.dense_h_to_4h mlp.dense_4h_to_h", "F D", "bias"),
         tables={"transformer.word_embeddings.weight": "V D"} | norms("transformer.ln_f") | {"lm_head.weight": "V D"},
-        defaults=TIED,
+        defaults=TIED | {"alibi": False},
+        fixed={"dim_head": ROTARY},
         uneven_heads=False,
         cache="2HE",
-        needs={"new_decoder_architecture": True},
+        needs={"new_decoder_architecture": True, "alibi": False},
     ),
 }
 UNDIVIDED = {"bloom": "BloomForCausalLM takes no position_ids"}  # why a row of it can have but one document

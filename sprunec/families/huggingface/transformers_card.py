@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sprunec.checkpoint.safetensors_file import Shape
-from sprunec.errors import Diagnostic, InputError
+from sprunec.errors import Diagnostic, InputError, show
 from sprunec.families.cards import Card, Part, Widths
 from sprunec.families.detect import type_family
 from sprunec.families.gguf.file_names import HEAD, TABLE, model_shapes, of_file, origins
@@ -42,9 +42,8 @@ def native_keys(document: Mapping[str, Any]) -> dict[str, Any]:
     needs = LAYOUTS[kind].needs
     whole = {**LAYOUTS[kind].defaults, **document}
     if wrong := [key for key, value in needs.items() if whole.get(key) != value]:
-        raise ValueError(
-            f"its {wrong[0]} is {whole.get(wrong[0])}; {LAYOUTS[kind].title} is known with {needs[wrong[0]]}"
-        )
+        key, title = wrong[0], LAYOUTS[kind].title
+        raise ValueError(f"its {key} is {show(whole.get(key))}, and {title} is known with {show(needs[key])} alone")
     return TransformersConfig.from_source(document).to_dict()
 
 

@@ -8,11 +8,11 @@ from typing import Any
 
 from sprunec.show.numbers import ABSENT, is_finite, number
 from sprunec.show.report.plots import LEFT, WIDTH, bar, drawing, figure, table, text, tip, words
-from sprunec.show.report.runs import Events
+from sprunec.show.report.runs import GATES, Events
 from sprunec.show.report_words import unit_totals
 
 ROW, WIDEST_CELL = 22, 30.0
-MOST_MOMENTS, MOST_CELLS = 6, 4000  # of a mask while it learns, side by side
+MOST_MOMENTS, MOST_CELLS = 6, 4000  # of a mask while it learns, side by side, and of a map
 TITLES = {"attention": ("heads", "head"), "feed_forward": ("feed-forward dims", "dim")}
 START = LEFT + 14
 Moment = tuple[Any, Mapping[str, Sequence[Any]]]  # a step, and by layer how likely gates are kept then
@@ -63,20 +63,21 @@ def _row(layer: int, left: Any, total: float, unit: str, y: float) -> str:
     if left is None:
         return name + words(START, y + 14, ABSENT, "word")
     room = WIDTH - START - 60
-    if isinstance(left, list):
+    if isinstance(left, list) and total <= MOST_CELLS:
         wide = min(WIDEST_CELL, room / max(total, 1))
         cells = ""
         for index in range(int(total)):
             kind, done = ("on", "kept") if index in left else ("off", "cut")
             cells += bar(kind, START + index * wide, y, wide * 0.9, tip(f"layer {layer}, {unit} {index}: {done}"))
         return name + cells + words(START + 8 + total * wide, y + 14, number(len(set(left))))
-    full = room * left / total if total and is_finite(left) else 0
-    told = tip(f"layer {layer}: {number(left)} of {number(total, nothing='unknown')} {unit}s kept")
+    count = len(left) if isinstance(left, list) else left
+    full = room * count / total if total and is_finite(count) else 0
+    told = tip(f"layer {layer}: {number(count)} of {number(total, nothing='unknown')} {unit}s kept")
     return (
         name
         + bar("off", START, y, room)
         + bar("on", START, y, full, told)
-        + words(START + room + 8, y + 14, number(left))
+        + words(START + room + 8, y + 14, number(count))
     )
 
 
@@ -84,7 +85,7 @@ def gate_figures(events: Events) -> list[str]:
     """Draw, for each pass that learns a mask and each kind of unit, how likely gates are kept, at some of its steps."""
     moments: dict[tuple[str, str, bool], list[Moment]] = {}
     for event in events:
-        for name, many in (("kept_percent", False), ("kept_quantiles", True)):
+        for name, many in zip(GATES, (False, True), strict=True):
             for unit, layers in (event.get(name) or {}).items():
                 moments.setdefault((str(event["node"]), str(unit), many), []).append((event.get("step"), layers))
     return [gate_figure(*key, found) for key, found in moments.items()]

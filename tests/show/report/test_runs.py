@@ -74,3 +74,67 @@ def test_a_missing_run_ends_in_exit_code_3_and_writes_nothing(tmp_path: Path) ->
     done = invoke(folder(tmp_path / "a"), tmp_path / "b", "-o", tmp_path / "x.html")
     assert isinstance(done.exception, InputError) and done.exception.exit_code == 3
     assert not (tmp_path / "x.html").exists()
+
+
+DAMAGED = [
+    "[1]",
+    '{"step": 1, "loss": 2.5}',
+    '{"node": "4-train", "step": 1, "budgets": 5}',
+    '{"node": "4-train", "step": 1, "budgets": [[]]}',
+    '{"node": "4-train", "step": 1, "budgets": [{"expected": 4.5}]}',
+    '{"node": "4-train", "step": 1, "kept_percent": [100]}',
+    '{"node": "4-train", "step": 1, "kept_percent": {"head": [100]}}',
+    '{"node": "4-train", "step": 1, "kept_quantiles": {"head": {"0": 100}}}',
+]
+
+
+@pytest.mark.parametrize("line", DAMAGED)
+def test_an_event_of_another_shape_is_an_error_with_its_line(tmp_path: Path, line: str) -> None:
+    events = folder(tmp_path / "a") / "events.jsonl"
+    whole = events.read_text()
+    events.write_text(whole.replace("\n", f"\n{line}\n", 1))
+    done = invoke(tmp_path / "a")
+    assert isinstance(done.exception, InputError) and done.exception.exit_code == 3
+    found = done.exception.diagnostics[0]
+    assert (found.place, found.message) == (f"{events}:2", "this is no step of a run") and found.hint
+    assert not (tmp_path / "a/report.html").exists()
+    events.write_text(whole + line[:-1])  # a run may be at it
+    assert invoke(tmp_path / "a").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "place"),
+    [
+        ({"passes": 5}, "$.passes"),
+        ({"models": {"dense": [1]}}, "$.models.dense"),
+        ({"kept": {"attention": {"0": 3}, "feed_forward": {}}}, "$.kept.attention['0']"),
+        ({"provenance": fake_report()["provenance"] | {"plan": {"passes": 5}}}, "$.provenance.plan.passes"),
+    ],
+)
+def test_a_report_of_another_shape_is_an_error_with_its_place(
+    tmp_path: Path, changes: dict[str, Any], place: str
+) -> None:
+    done = invoke(folder(tmp_path / "a", **changes))
+    assert isinstance(done.exception, InputError) and done.exception.exit_code == 3
+    assert done.exception.diagnostics[0].file == str(tmp_path / "a/report.json")
+    assert f"this is not a report as this release writes them: {place}: " in done.exception.diagnostics[0].message
+
+
+def test_a_run_of_before_samples_and_provenance_is_shown_without_them(tmp_path: Path) -> None:
+    report = fake_report()
+    del report["provenance"]
+    for model in report["models"].values():
+        del model["samples"]
+    out = tmp_path / "old"
+    out.mkdir()
+    (out / "report.json").write_text(json.dumps(report))
+    assert invoke(out).stdout == f"report: {out}/report.html\n"
+    page = (out / "report.html").read_text()
+    assert "<h2>Models</h2>" in page and "<h2>Samples</h2>" not in page
+    assert "<summary>The plan</summary>" not in page and "torch" in page
+
+
+def test_more_heads_than_a_map_has_room_for_are_a_bar(tmp_path: Path) -> None:
+    out = folder(tmp_path / "a", config={"num_heads": 10**9, "dim_ff": 256, "num_layers": 4})
+    assert invoke(out).exit_code == 0
+    assert "layer 0: 4 of 1,000,000,000 heads kept" in (out / "report.html").read_text()
