@@ -240,7 +240,7 @@ class _Reader:
         base = -(-self.place // alignment) * alignment
         places, spans = dict[str, Stored](), list[tuple[int, int]]()
         for name, (packing, shape, start) in found.items():
-            place = _stored(self.path, packing, shape, base + start)
+            place = stored_at(self.path, packing, shape, base + start)
             if start % alignment or place.start + place.extent > self.size:
                 raise _Broken(f"tensor {name!r} would lie behind its {self.size:,} bytes, or between two places")
             places[name] = place
@@ -250,7 +250,8 @@ class _Reader:
         return places
 
 
-def _stored(path: Path, packing: Packing, shape: Shape, start: int) -> Stored:
+def stored_at(path: Path, packing: Packing, shape: Shape, start: int) -> Stored:
+    """Say where a tensor is, and whether its numbers lie there as they are."""
     if packing.name == "F32":
         return Stored(path, "F32", shape, start)
     return Packed(path, "F32", shape, start, packing=packing)

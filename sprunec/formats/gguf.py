@@ -138,7 +138,9 @@ def reopen(directory: Path, config: ModelConfig, weights: Tensors) -> Reopened:
     import torch
     from gguf import GGUFReader
 
-    from sprunec.families.gguf.file_values import FileState, check_file
+    from sprunec.checkpoint.reader import open_tensors
+    from sprunec.families.gguf.file_values import check_file
+    from sprunec.families.gguf.model_tensors import ModelTensors
     from sprunec.families.gguf.written_tensors import file_tensors, placed
     from sprunec.models.meta_models import empty_model
     from sprunec.models.streamed import Streamed
@@ -149,7 +151,8 @@ def reopen(directory: Path, config: ModelConfig, weights: Tensors) -> Reopened:
     said = GGUFReader(file).fields["general.file_type"].contents()
     kind = next(kind for kind, number in FILE_TYPES.items() if number == said)
     check_file(file, [*_general(config, kind), *fields(config, row)], file_tensors(config, row, weights, kind))
-    stored = FileState(file, weights.shapes(), placed(config, row))
+    there = {name: origin for name, origin in placed(config, row).items() if name in weights}
+    stored = ModelTensors(open_tensors(file), there)
     continued, longest = list[Continued](), context_length(config, row)
 
     def by_runtime(inputs: list[Inputs]) -> Tensor:
