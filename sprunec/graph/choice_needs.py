@@ -79,10 +79,11 @@ def moments_of_choices(model: ModelSize, how: Measuring, widths: Sequence[int], 
     largest, whole = max(widths, default=0), float(sum(width**2 for width in widths))
     rounded, factor = FLOAT / 2 * whole, DOUBLE / 2 * largest**2
     if how.samples:  # inputs and gradients, as they come and as they are worked on
-        using = 1.0 * (1 + how.samples) * (FLOAT + DOUBLE) * rows * largest
+        using = 1.0 * (1 + how.samples) * 2 * FLOAT * rows * largest
     else:
         using = SOLVED * FLOAT * model.config.width * largest + inside(model, rows // how.text.length, how.text.length)
-    solving = max((DOUBLE + FLOAT) * scored**2, factor, factor - FLOAT / 2 * largest**2 + using)
+        using += factor - FLOAT / 2 * largest**2
+    solving = max((DOUBLE + FLOAT) * scored**2, factor, using)
     return DOUBLE / 2 * whole, rounded + solving
 
 
@@ -101,7 +102,7 @@ def _operations(model: ModelSize, how: Measuring, single: float, widths: Sequenc
             width = float(layers[some[0].layer].inner.get(some[0].sublayer, 0))
             exact += SOLVING[EXACT] * width**3
             if how.samples:  # the block runs again, up to there
-                exact += (1 + how.samples) * width**2 * positions
+                single += (1 + how.samples) * width**2 * positions
                 single += FORWARD * width * outputs * how.samples * positions + blocks / len(layers)
             else:
                 exact += len(some) * outputs * width**2

@@ -177,7 +177,7 @@ def _kept(job: Job[ChoiceOptions], name: str, count: int) -> list[HiddenStates]:
 
 SCORE_CHOICES = Pass(
     "score-choices",
-    3,
+    4,
     ChoiceOptions,
     ("model", "data"),
     "damages",

@@ -28,7 +28,9 @@ from sprunec.units import Key
 
 
 class Measure(Protocol):
-    """What damages are measured by, once the dense model has been gone through."""
+    """What damages are measured by, once the dense model has been gone through, with factors in `dtype`."""
+
+    dtype: torch.dtype
 
     def state(self) -> dict[str, Any]: ...
 
@@ -80,7 +82,7 @@ class ChoiceDamages:
             layer = {choice: number for number, choice in enumerate(self.choices) if choice.layer == block.index}
             together = nested(choice for choice, number in layer.items() if number not in self.damages)
             here = [layer[choice] for some in together for choice in some]
-            made = self._made(block, moments, together)
+            made = self._made(block, moments, together, measure.dtype)
             self.damages |= zip(here, measure.damages(block.index, made), strict=True)
             if not all(math.isfinite(self.damages[number]) for number in here):
                 raise PassError(f"what choices in {path} do to the model's output is not finite")
@@ -102,7 +104,11 @@ class ChoiceDamages:
         return moments
 
     def _made(
-        self, block: TracedBlock, moments: dict[str, SecondMoment], together: Sequence[Sequence[Choice]]
+        self,
+        block: TracedBlock,
+        moments: dict[str, SecondMoment],
+        together: Sequence[Sequence[Choice]],
+        dtype: torch.dtype,
     ) -> Iterator[Made]:
         """Make choices, those that are nested together; a moment goes once no others need it."""
         for number, some in enumerate(together):
@@ -114,7 +120,9 @@ class ChoiceDamages:
             cut = [list(chain(*refits(block, left_by(self.scores, self._whole, each), {}))) for each in some]
             counts = [[len(each.kept) for each in refitted] for refitted in cut]
             trim_heap()
-            factors = [(each, OrderedFactor(take(each.tensor), order, self._ridge)) for each, order in ordered(cut)]
+            factors = [
+                (each, OrderedFactor(take(each.tensor), order, self._ridge, dtype)) for each, order in ordered(cut)
+            ]
             trim_heap()
             yield Nested(factors, counts)
             del factors  # which are large, and must not wait for the next ones

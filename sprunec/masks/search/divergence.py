@@ -32,6 +32,8 @@ class Divergence:
         gates: of their sublayers.
     """
 
+    dtype = torch.float64
+
     def __init__(self, dense: DenseStates, blocks: Sequence[TracedBlock] = (), gates: Gates | None = None) -> None:
         self._dense, self._blocks, self._gates, self._sums = dense, blocks, gates, list[Tensor]()
 

@@ -57,6 +57,8 @@ class Fisher:
         seed: of the samples.
     """
 
+    dtype = torch.float32
+
     def __init__(
         self, dense: DenseStates, inside: Sequence[Inside], moving: HiddenStates, samples: int, seed: int
     ) -> None:
@@ -167,7 +169,7 @@ class Fisher:
                 for (each, factor), counts in zip(nested.factors, zip(*nested.counts, strict=True), strict=True):
                     along = at[each.tensor] @ each.columns(held_weight(way.stream.model, inside.block, each))
                     effects.append(factor.effects(rows_in_use(seen.pop(each.operand), each.dim, used), along, counts))
-                sums += torch.stack(effects).sum(0).square().sum((1, 2)).cpu()
+                sums += torch.stack(effects).sum(0).double().square().sum((1, 2)).cpu()
         return [self._mean(total) for total in sums.tolist()]
 
 

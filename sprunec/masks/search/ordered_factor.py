@@ -29,21 +29,24 @@ ROWS = 256  # at a time
 
 
 class OrderedFactor:
-    """U in float64, from the diagonal on: half a matrix; the moment is needed no more.
+    """U, found in float64, from the diagonal on: half a matrix; the moment is needed no more.
 
     Args:
         order: (C,), features, those that stay longest first.
         ridge: r, as a share of the mean of H's diagonal; more, where rounding has left H not positive definite.
+        dtype: that U is kept in, and used in.
 
     Raises:
         PassError: the moment is not finite.
     """
 
-    def __init__(self, moment: SecondMoment, order: Tensor, ridge: float) -> None:
+    def __init__(self, moment: SecondMoment, order: Tensor, ridge: float, dtype: torch.dtype = torch.float64) -> None:
         self._order, self._places = order.to(moment.device), strips(moment.width)
         self._strips, added = list[Tensor](), ridge * mean_square(moment)
         while not self._factored(moment, added):
             added *= 10
+        for number, strip in enumerate(self._strips):
+            self._strips[number] = strip.to(dtype)
 
     def _factored(self, moment: SecondMoment, added: float) -> bool:
         """Factor H, taken anew; False if it is not positive definite."""
@@ -67,7 +70,7 @@ class OrderedFactor:
         found, kept = torch.zeros_like(weight), self._order[:count].to(weight.device)
         for first in range(0, len(weight), OUTPUTS):
             some = slice(first, first + OUTPUTS)
-            rows = weight[some].to(self._order.device)[:, self._order].T.double()  # (C, some of O)
+            rows = weight[some].to(self._order.device)[:, self._order].T.to(self._strips[0])  # (C, some of O)
             lacking = rows.new_zeros(count, rows.size(1))
             for place, strip in reversed(list(zip(self._places, self._strips, strict=True))):
                 if (size := min(place.stop, count) - place.start) > 0:
@@ -80,7 +83,7 @@ class OrderedFactor:
         return found
 
     def effects(self, inputs: Tensor, along: Tensor, counts: Sequence[int]) -> Tensor:
-        """Tell what keeping so many features changes of the output along gradients: (counts, S, n), in float64.
+        """Tell what keeping so many features changes of the output along gradients: (counts, S, n), in U's dtype.
 
         Args:
             inputs: x (n, C).
@@ -95,8 +98,8 @@ class OrderedFactor:
 
     def _effects(self, inputs: Tensor, along: Tensor, outside: Tensor, counts: Sequence[int]) -> Tensor:
         device, (samples, many, _) = self._order.device, along.shape
-        left = inputs.to(device)[:, self._order].T.double()  # (C, n), what is not y yet
-        rows = along.to(device).flatten(0, 1)[:, self._order].T.double()  # (C, S n)
+        left = inputs.to(device)[:, self._order].T.to(self._strips[0])  # (C, n), what is not y yet
+        rows = along.to(device).flatten(0, 1)[:, self._order].T.to(self._strips[0])  # (C, S n)
         sums = left.new_zeros(len(counts) + 1, samples, many)
         for place, strip in zip(self._places, self._strips, strict=True):
             size = len(strip)
