@@ -50,7 +50,10 @@ def check(directory: Path, alone: Path) -> None:
 
 @pytest.mark.parametrize(
     ("engine", "by_torchrun"),
-    [({"sharding": "none"}, True), ({"sharding": "full", "activation_checkpointing": True}, False)],
+    [
+        pytest.param({"sharding": "none"}, True, marks=pytest.mark.slow),
+        ({"sharding": "full", "activation_checkpointing": True}, False),
+    ],
     ids=["DDP", "FSDP2"],
 )
 def test_two_processes_train_as_one(engine: dict[str, Any], by_torchrun: bool, alone: Path, tmp_path: Path) -> None:
@@ -87,6 +90,7 @@ def steps_of(directory: Path) -> int:
     return max((event["step"] for event in events(directory, MASK)), default=0)
 
 
+@pytest.mark.slow
 def test_two_processes_go_on_from_the_save_of_one(alone: Path, tmp_path: Path) -> None:
     graph = sprunec.lower(sprunec.read_plan(write(tmp_path, every_kind())))
     with pytest.raises(KeyboardInterrupt):

@@ -49,7 +49,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return made
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", [pytest.param("DDP", marks=pytest.mark.slow), "FSDP2"])
 @pytest.mark.parametrize(
     "folder", ["llama", *(pytest.param(name, marks=pytest.mark.slow) for name in [*FAMILIES][1:])], indirect=True
 )

@@ -172,6 +172,7 @@ def test_unlike_numbers_of_heads_are_told_by_layer_when_they_come_all_the_same(t
         exported(tiny("llama"), unlike, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_mask_file_that_it_cannot_hold_stops_before_the_training(tmp_path: Path) -> None:
     directory(tmp_path, "llama", **(GROUPED | PLAIN["llama"]))
     heads = SCORED | {"unit": "head", "target": {"num_heads": 4}, "budget": "global", "save_mask": "heads.pt"}

@@ -89,7 +89,9 @@ def test_restless_models_pass_by_their_own_noise(seed: int, tmp_path: Path) -> N
     assert found["max_abs_difference"] <= found["tolerance"] < 1e-3
 
 
-@pytest.mark.parametrize(("dtype", "form"), [(torch.float16, "pt2"), (torch.bfloat16, "cpm-live")])
+@pytest.mark.parametrize(
+    ("dtype", "form"), [pytest.param(torch.float16, "pt2", marks=pytest.mark.slow), (torch.bfloat16, "cpm-live")]
+)
 def test_half_precision_is_held_to_its_own_noise(
     dtype: torch.dtype, form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

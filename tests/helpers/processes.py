@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +69,15 @@ def start(directory: Path, content: dict[str, Any], processes: int = 2, **how: A
 
 
 def wait_until(is_so: Callable[[], object], running: subprocess.Popen[str]) -> None:
+    """Ask again and again; a folder may go while it is looked through, and then it is not so yet."""
     until = time.monotonic() + LIMIT
-    while not is_so():
+
+    def asked() -> object:
+        with suppress(FileNotFoundError):
+            return is_so()
+        return False
+
+    while not asked():
         assert running.poll() is None, running.communicate()[1]
         assert time.monotonic() < until
         time.sleep(0.02)

@@ -36,7 +36,7 @@ def by_pass(report: dict[str, Any], out: Path) -> dict[str, dict[str, Tensor]]:
 
 
 @pytest.mark.parametrize(
-    "name", ["llama", "gpt2", *(pytest.param(n, marks=pytest.mark.slow) for n in ("qwen3", "gemma3_text", "gpt_neox"))]
+    "name", ["llama", *(pytest.param(n, marks=pytest.mark.slow) for n in ("gpt2", "qwen3", "gemma3_text", "gpt_neox"))]
 )
 def test_what_a_cut_leaves_is_recovered_by_adapters(name: str, tmp_path: Path) -> None:
     directory(tmp_path, name, torch.bfloat16, **PLAIN.get(name, {}))
@@ -56,7 +56,7 @@ def test_what_a_cut_leaves_is_recovered_by_adapters(name: str, tmp_path: Path) -
     assert {tensor.dtype for tensor in after.values()} == {torch.float32}
 
 
-@pytest.mark.parametrize("name", ["qwen3", "gpt2"])
+@pytest.mark.parametrize("name", ["qwen3", pytest.param("gpt2", marks=pytest.mark.slow)])
 def test_gates_learn_beside_adapters(name: str, tmp_path: Path) -> None:
     directory(tmp_path, name, **PLAIN.get(name, {}))
     gates = {"pass": "train-mask", "unit": ["head", "dim_ff"], "target": {"num_heads": 4, "dim_ff": 40}}
@@ -104,7 +104,8 @@ def test_frozen_weights_are_what_they_were_to_the_bit(alone: Path, tmp_path: Pat
     assert all(torch.equal(trained[name], masked[0][name]) for name in trained)
 
 
-@pytest.mark.parametrize("sharding", [pytest.param("none", marks=pytest.mark.slow), "full"])
+@pytest.mark.parametrize("sharding", ["none", "full"])
+@pytest.mark.slow
 def test_two_processes_train_what_is_left_as_one(sharding: str, alone: Path, tmp_path: Path) -> None:
     done = launch(tmp_path, chain(sharding=sharding))
     assert done.returncode == 4, done.stderr[-3000:]  # no mask settles in 20 steps

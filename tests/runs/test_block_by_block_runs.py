@@ -34,10 +34,10 @@ CUTS: dict[str, dict[str, Any]] = {
     "search": {"pass": "search", "units": ["kv_group", "dim_ff"], "batches": 8, "damage_batches": 2, "finalists": 2},
 }
 PASSES = (
-    ("score-mask", "compensate"),
+    pytest.param("score-mask", "compensate", marks=pytest.mark.slow),
     ("score-mask", "compare"),
     pytest.param("score-mask", "score-mask-kv_group-dim_ff", marks=pytest.mark.slow),
-    ("search", "score-choices-kv_group-dim_ff"),
+    pytest.param("search", "score-choices-kv_group-dim_ff", marks=pytest.mark.slow),
     pytest.param("search", "measure-finalists", marks=pytest.mark.slow),
 )
 KILLS = 10

@@ -155,7 +155,8 @@ def test_two_of_four_weights_stay_zero_while_the_others_train(chain: tuple[str, 
         assert torch.equal(later != 0, there) and not torch.equal(later, after)
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n != "gpt2")) for n in FAMILIES])
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.slow
 def test_gates_pass_over_sublayers_that_are_gone(name: str, tmp_path: Path) -> None:
     """Blocks, then sublayers, then what is inside those that are left; layers end up unlike."""
     whole = gates(["attention", "feed_forward"], num_attention=2, num_feed_forward=2)
@@ -189,6 +190,7 @@ def kill_in(path: Path, name: str) -> None:
     process.communicate()
 
 
+@pytest.mark.slow
 def test_killed_and_stopped_in_each_pass_that_trains_a_run_ends_with_the_same_bytes(tmp_path: Path) -> None:
     """Of a GPT-2 whose config drops out, and whose head is its embedding."""
     run(resumable(tmp_path / "whole", "gpt2"))

@@ -89,7 +89,7 @@ def test_a_failing_call_is_one_clear_error_and_costs_nothing(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    sample = sites_in_turn(whole, 67)[part::3]
+    sample = sites_in_turn(whole, 131)[part::3]
     for number, (done, site, error) in enumerate(sample):
         fails(whole[0], start(whole[0], tmp_path / str(number), done), site, error, monkeypatch, capsys)
 

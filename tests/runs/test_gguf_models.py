@@ -23,8 +23,7 @@ from tests.families.gguf.test_model_tensors import CHANGES
 from tests.helpers.gguf_files import cut
 from tests.runs.test_causal_lms import EMIT, directory
 
-OFTEN = ("llama", "gpt2")
-FAMILIES = [name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in CHANGES]
+FAMILIES = [name if name == "llama" else pytest.param(name, marks=pytest.mark.slow) for name in CHANGES]
 CUT = {
     "pass": "score-mask",
     "criterion": "magnitude",

@@ -120,6 +120,7 @@ def test_every_stage_may_share_one_folder() -> None:
     assert torch.equal(small[name], full[name][rows])
 
 
+@pytest.mark.slow
 def test_sublayers_then_heads_on_a_model_with_holes() -> None:
     """Twelve layers, some without a sublayer: every mask row is about the layer that it was learned on."""
     holes = [[index in (1, 4), index in (2, 4, 7)] for index in range(12)]

@@ -199,6 +199,7 @@ def killed(folder: Path, moments: int) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
+@pytest.mark.slow
 def test_a_killed_rewrite_leaves_nothing_wrong_and_is_finished_by_the_next_run(tmp_path: Path) -> None:
     killed(tmp_path, 1)
 

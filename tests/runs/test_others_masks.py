@@ -75,7 +75,9 @@ def a_file_a_layer(folder: Path) -> dict[str, Any]:
     return {"path": "flap"}
 
 
-@pytest.mark.parametrize("given", [zs, pruned_heads_and_lists, a_file_a_layer])
+@pytest.mark.parametrize(
+    "given", [pruned_heads_and_lists, *(pytest.param(each, marks=pytest.mark.slow) for each in (zs, a_file_a_layer))]
+)
 def test_a_model_is_cut_by_others_masks_as_by_hand(given: Any, tmp_path: Path) -> None:
     directory(tmp_path, "qwen3")
     report = run(tmp_path, {"pass": "load-mask"} | given(tmp_path))

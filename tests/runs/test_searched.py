@@ -37,7 +37,9 @@ def prepared(folder: Path, name: str) -> tuple[dict[str, Any], int]:
     return SEARCH | {"units": units, "target": {"parameters": most}}, most
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3_text", "gpt2"])
+@pytest.mark.parametrize(
+    "name", ["llama", *(pytest.param(n, marks=pytest.mark.slow) for n in ("qwen3", "gemma3_text", "gpt2"))]
+)
 def test_a_solution_is_within_its_limit_and_exact(name: str, tmp_path: Path) -> None:
     search, most = prepared(tmp_path, name)
     report = run(tmp_path, search)

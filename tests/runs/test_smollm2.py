@@ -55,8 +55,9 @@ def folder(smollm2: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
 
 @pytest.mark.parametrize(
     ("way", "batches", "most"),
-    [("dims: sprunec", 1, 18.6), pytest.param("groups: sprunec", 4, 21.4, marks=pytest.mark.slow)],
+    [("dims: sprunec", 1, 18.6), ("groups: sprunec", 4, 21.4)],
 )
+@pytest.mark.slow
 def test_a_cut_and_refitted_model_is_hardly_worse(
     smollm2: Any, folder: Path, way: str, batches: int, most: float
 ) -> None:

@@ -138,6 +138,7 @@ def test_samples_that_change_are_run_again_and_nothing_else(done: Path) -> None:
     assert digests() == before
 
 
+@pytest.mark.slow
 def test_a_model_that_is_trained_is_emitted_to_be_run(tmp_path: Path) -> None:
     dense(tmp_path)
     write_tasks(tmp_path / "tasks")

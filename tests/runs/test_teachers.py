@@ -64,7 +64,7 @@ def weights(out: Path) -> bytes:
     return (artifact(out, "finetune") / "model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [pytest.param(torch.float32, marks=pytest.mark.slow), torch.bfloat16])
 def test_a_teacher_in_its_files_says_the_same_as_one_in_memory(dtype: torch.dtype, tmp_path: Path) -> None:
     directory(tmp_path, "qwen3")
     teacher(tmp_path, dtype=dtype)
@@ -98,7 +98,7 @@ def test_hidden_states_of_gated_and_of_cut_blocks_are_drawn_to_the_dense_ones(na
     assert any("is not distilled" in note for note in notes)
 
 
-@pytest.mark.parametrize("name", ["qwen3", "llama"])
+@pytest.mark.parametrize("name", [pytest.param("qwen3", marks=pytest.mark.slow), "llama"])
 def test_a_directory_of_other_width_and_depth_teaches(name: str, tmp_path: Path) -> None:
     directory(tmp_path, "qwen3")
     teacher(tmp_path, name, hidden_size=60, num_hidden_layers=3)
@@ -141,6 +141,7 @@ def cached(top_k: int, **more: Any) -> dict[str, Any]:
     return {"logits": 0.5, "teacher_cache": {"top_k": top_k}, **more}
 
 
+@pytest.mark.slow
 def test_all_tokens_in_the_cache_train_as_the_teacher_does(tmp_path: Path) -> None:
     directory(tmp_path, "qwen3")
     run(tmp_path, cached(VOCABULARY), out="cached")

@@ -47,7 +47,7 @@ def by_hand(model: Any) -> OwnForCausalLM:
     return own.eval()
 
 
-@pytest.fixture(params=["own", "qwen3 by hand"])
+@pytest.fixture(params=["own", pytest.param("qwen3 by hand", marks=pytest.mark.slow)])
 def dense(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     qwen = causal_lm("qwen3", vocab_size=VOCABULARY, num_hidden_layers=3, tie_word_embeddings=False)
     model = by_hand(qwen)

@@ -49,9 +49,9 @@ def written(folder: Path) -> set[tuple[int, int]]:
 @pytest.mark.parametrize(
     ("cut", "sharded", "whole"),
     [
-        ("widths", False, False),
+        pytest.param("widths", False, False, marks=pytest.mark.slow),
         ("unlike layers", True, True),
-        ("a block", False, True),
+        pytest.param("a block", False, True, marks=pytest.mark.slow),
         pytest.param("widths", True, True, marks=pytest.mark.slow),
         pytest.param("unlike layers", False, False, marks=pytest.mark.slow),
         pytest.param("a block", True, False, marks=pytest.mark.slow),
@@ -81,7 +81,9 @@ def test_a_small_llama_is_written_once(
     assert small(input_ids=token_ids(1, 5)).logits.isfinite().all()
 
 
-@pytest.mark.parametrize(("cut", "own"), [("widths", False), ("unlike layers", True)])
+@pytest.mark.parametrize(
+    ("cut", "own"), [pytest.param("widths", False, marks=pytest.mark.slow), ("unlike layers", True)]
+)
 def test_shards_of_a_model_of_our_own_are_opened_by_its_own_code(
     cut: str, own: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -110,7 +112,11 @@ def test_what_is_changed_where_it_was_published_is_made_again(tmp_path: Path) ->
     assert report["status"] == "done" and file.read_bytes() == before
 
 
-@pytest.mark.parametrize("gone", [0, pytest.param(1, marks=pytest.mark.slow), 2], ids=["first", "middle", "last"])
+@pytest.mark.parametrize(
+    "gone",
+    [pytest.param(0, marks=pytest.mark.slow), pytest.param(1, marks=pytest.mark.slow), 2],
+    ids=["first", "middle", "last"],
+)
 def test_weights_refitted_after_a_block_has_gone_are_those_that_are_emitted(gone: int, tmp_path: Path) -> None:
     """By then the layers are numbered anew on disk; what a second cut emits is a slice of what was refitted."""
     file = directory(tmp_path, "llama", **LLAMA) / "model.safetensors"

@@ -72,7 +72,10 @@ def test_biases_are_there_where_the_config_says_so(tmp_path: Path) -> None:
             {"architectures": ["X"], "language_config": {}},
             "an unknown kind, a model of .* text part is a language model",
         ),
-        ({"model_type": "opt", "do_layer_norm_before": False}, "its do_layer_norm_before is false, and OPT is known with true alone"),
+        (
+            {"model_type": "opt", "do_layer_norm_before": False},
+            "its do_layer_norm_before is false, and OPT is known with true alone",
+        ),
         ({"model_type": "llama", "hidden_size": 48}, "this is Llama's config, and its num_hidden_layers is null"),
     ],
 )

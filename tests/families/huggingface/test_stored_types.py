@@ -23,14 +23,17 @@ from sprunec.plan.export_formats import Emission
 from sprunec.rewrite.gating import mask
 from sprunec.rewrite.recipe import make_recipe
 from sprunec.units import Kept
-from tests.helpers.causal_lms import CONFIGS, OFTEN, PLAIN, token_ids
+from tests.helpers.causal_lms import CONFIGS, PLAIN, token_ids
 from tests.helpers.cut_lms import graphs, saved
 from tests.runs.test_causal_lms import LAYERS
 
 CUTS = {unit: (unit,) for unit in ("block", "kv_group", "head", "dim_ff")} | {"all": ("block", "kv_group", "dim_ff")}
 STORED = [
     pytest.param(
-        name, dtype, marks=[pytest.mark.slow] * (name not in OFTEN or (name, dtype) == ("qwen3", torch.float16))
+        name,
+        dtype,
+        marks=[pytest.mark.slow]
+        * (name not in ("llama", "gemma3_text", "gpt2", "falcon") or (name, dtype) == ("qwen3", torch.float16)),
     )
     for dtype, names in ((torch.bfloat16, CONFIGS), (torch.float16, ("qwen3", "gpt2")))
     for name in names
