@@ -64,6 +64,7 @@ def test_two_processes_train_as_one(engine: dict[str, Any], by_torchrun: bool, a
     assert "Traceback" not in done.stdout
 
 
+@pytest.mark.slow
 def test_a_killed_rank_ends_the_other_and_one_process_goes_on(alone: Path, tmp_path: Path) -> None:
     """kill -9 while weights are kept in parts; then the plan's run by one process, from the save of two."""
     running = start(tmp_path, every_kind(sharding="full"))

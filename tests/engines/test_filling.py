@@ -38,7 +38,7 @@ def saved(folder: Path, name: str, dtype: torch.dtype = torch.float32) -> Any:
     return config
 
 
-@pytest.mark.parametrize(("name", "ranks"), [("cpm-ant", 2), ("llama", 3)])
+@pytest.mark.parametrize(("name", "ranks"), [pytest.param("cpm-ant", 2, marks=pytest.mark.slow), ("llama", 3)])
 def test_each_rank_reads_its_own_rows_alone(name: str, ranks: int, tmp_path: Path) -> None:
     """Stored in half precision: every byte is read by one rank, and half of a float32's."""
     config = saved(tmp_path, name, torch.bfloat16)

@@ -78,6 +78,7 @@ def test_scaled_positions_are_those_of_the_class(
         assert (decilm_reader.opened(out)(ids) - masked).abs().max() > 1e-2 * masked.abs().max()
 
 
+@pytest.mark.slow
 def test_a_run_without_attention_in_front_says_what_was_added(tmp_path: Path) -> None:
     directory(tmp_path, "llama", **(GROUPED | PLAIN["llama"]))
     (tmp_path / "gone.json").write_text(json.dumps([[True, False], [False, False], [False, True]]))

@@ -113,6 +113,7 @@ def test_the_noise_is_that_of_the_model_run_plainly(tmp_path: Path) -> None:
     assert report["formats"]["cpm-live"]["noise"] == pytest.approx(noise, rel=0.5)
 
 
+@pytest.mark.slow
 def test_an_error_beyond_the_noise_is_still_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     restless(tmp_path / "weights.pt", 2)
     whole = compare_format.FORMATS["cpm-live"]

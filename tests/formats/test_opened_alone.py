@@ -93,6 +93,7 @@ def test_transformers_says_and_writes_what_the_masked_model_does(case: Case, nam
         assert torch.equal(found["full"], wanted_words)
 
 
+@pytest.mark.slow
 def test_exported_program_takes_any_rows_and_columns(tmp_path: Path) -> None:
     directory = emitted(RAGGED, tmp_path, "pt2") / "pt2"
     batches = [random_batch(rows, text, seed=text) for rows, text in ((2, 11), (1, 30), (5, 2))]

@@ -17,6 +17,7 @@ from sprunec.models.hidden_states import FILES
 from sprunec.passes import score_choices
 from sprunec.passes.score_choices import ChoiceOptions
 from sprunec.plan.targets import Left
+from tests.helpers.causal_lms import VOCABULARY
 from tests.helpers.choices import OPTIONS, damages
 from tests.helpers.naive_choices import batches
 from tests.masks.search.test_damages import GRID, model_in
@@ -54,13 +55,13 @@ def test_fisher_takes_what_is_counted_by_hand(tmp_path: Path) -> None:
     assert found.memory["states"] == 2 * states
     assert needed(tmp_path, "memory").memory["states"] == 4 * WIDTH * 240 + LAYERS * 3 * states + 2 * states
     assert found.memory["moments"] == 0  # a backward pass takes more
-    factors = sum(width**3 / 3 + 2 * width**2 * TEXT for width in (HEADS, DIMS))  # one group; 30 and 7 dims by one
-    assert found.operations["float64"] == pytest.approx(LAYERS * factors)
-    more = needed(tmp_path, grid={"dim_ff": [7, 8, 30]})
-    assert more.operations == found.operations
+    assert found.operations["float64"] == pytest.approx(LAYERS * (HEADS**3 + DIMS**3) / 3)  # a factor for each
+    assert needed(tmp_path, grid={"dim_ff": [7, 8, 30]}).operations == found.operations
     twice = needed(tmp_path, samples=2)
-    by_gradients = LAYERS * (HEADS**2 + DIMS**2) * TEXT
-    assert twice.operations["float64"] - found.operations["float64"] == pytest.approx(by_gradients)
+    assert twice.operations["float64"] == found.operations["float64"]
+    by_gradients = LAYERS * sum(width**2 + 2 * width * WIDTH for width in (HEADS, DIMS))
+    more = twice.operations["float32"] - found.operations["float32"]
+    assert more == TEXT * (by_gradients + 2 * WIDTH * VOCABULARY)  # and one more through the head
 
 
 def test_a_wide_layer_takes_a_factor(tmp_path: Path) -> None:

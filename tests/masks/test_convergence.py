@@ -106,6 +106,7 @@ def test_a_settled_pass_ends_early_and_the_next_sees_the_data_that_was_planned(e
     assert report["budgets"][0]["settled"]
 
 
+@pytest.mark.slow
 def test_a_pass_stopped_and_resumed_ends_at_the_same_step_with_the_same_bytes(early: Path, tmp_path: Path) -> None:
     taken = len(events_of(early, "train-mask"))
     for step in (taken - 5, taken):

@@ -59,6 +59,7 @@ def test_what_is_left_after_learned_gates_takes_over_what_is_cut_and_does_not_sh
     assert float((before * after).sum() / before.square().sum()) > 0.95
 
 
+@pytest.mark.slow
 def test_a_mask_that_was_learned_can_be_put_on_the_weights_that_entered(folder: Path, tmp_path: Path) -> None:
     """What stays is then a slice of the dense model, which can be refitted; so can a mask from a file."""
     cut = {"pass": "train-mask", "steps": 60, "weights": "original", **CUT}

@@ -72,6 +72,7 @@ def test_blocks_that_are_gone_already_are_not_counted(criterion: str, tmp_path: 
 
 
 @pytest.mark.parametrize("criterion", ["angular-distance", "iterative-removal"])
+@pytest.mark.slow
 def test_blocks_of_a_library_model_go_and_its_stock_class_opens_the_rest(criterion: str, tmp_path: Path) -> None:
     causal_lm("llama", num_hidden_layers=4, vocab_size=128).save_pretrained(tmp_path / "dense")
     score = SCORE | {"criterion": criterion, "target": {"num_layers": 2}}

@@ -89,6 +89,7 @@ def states_plan(**training: Any) -> dict[str, Any]:
     return plan(*passes, {"pass": "finetune", "steps": 6} | STATES, EMIT, training={"checkpoint_every": 2} | training)
 
 
+@pytest.mark.slow
 def test_a_run_stopped_in_both_passes_ends_with_the_same_bytes(tmp_path: Path) -> None:
     """Hidden states of gated blocks, then of cut ones, through projections, against a run that nothing stopped."""
     execute(states_plan(), tmp_path / "whole")

@@ -78,6 +78,7 @@ def test_a_file_gives_what_its_directory_gives(name: str, tmp_path: Path) -> Non
     assert report.status == "done"
 
 
+@pytest.mark.slow
 def test_packed_numbers_are_taken_as_the_package_has_them_and_that_is_said(tmp_path: Path) -> None:
     made(tmp_path, "llama", "q8_0", hidden_size=64, intermediate_size=64, num_attention_heads=8)
     found, small, _ = run(tmp_path, f"gguf/{FILE}")

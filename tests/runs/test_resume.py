@@ -177,7 +177,7 @@ def test_an_interval_in_minutes_is_the_same_run(whole: Path, tmp_path: Path) -> 
     ]
 
 
-@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seed", [pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2)])
 def test_kills_at_random_moments_lose_nothing(seed: int, whole: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "sprunec", "run", str(write(tmp_path, content(checkpoint_every=2))), "--quiet"]
     command += ["--out", str(tmp_path / "out")]

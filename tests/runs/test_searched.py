@@ -85,6 +85,7 @@ def test_another_target_scores_nothing_again(tmp_path: Path) -> None:
     assert report.data["models"]["small"]["parameters"] <= most * 9 // 10
 
 
+@pytest.mark.slow
 def test_a_sweep_solves_all_its_targets_by_one_scoring(tmp_path: Path) -> None:
     search, most = prepared(tmp_path, "llama")
     targets = [{"parameters": most}, {"parameters": most * 9 // 10}]
@@ -127,6 +128,7 @@ def test_times_of_a_table_are_a_limit(tmp_path: Path) -> None:
         run(tmp_path, timed | {"target": {"latency": {"speedup": 1.2, "length": 128}}})
 
 
+@pytest.mark.slow
 def test_times_are_measured_where_no_table_is_given(tmp_path: Path) -> None:
     search, _ = prepared(tmp_path, "llama")
     units = {"units": ["kv_group", "dim_ff", "layer"], "grid": {"dim_ff": [28]}, "finalists": 1}

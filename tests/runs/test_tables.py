@@ -31,6 +31,7 @@ def documents(tmp_path: Path) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_a_table_is_as_good_as_json_lines(documents: list[str], tmp_path: Path) -> None:
     directory(tmp_path, "qwen3")
     cut = SCORED | {"unit": "dim_ff", "target": {"dim_ff": 40}}

@@ -169,6 +169,7 @@ def test_a_second_student_uses_what_the_first_one_s_teacher_said(tmp_path: Path)
     assert digests[0] != digests[1]
 
 
+@pytest.mark.slow
 def test_a_sequence_that_comes_again_is_asked_about_once(tmp_path: Path) -> None:
     directory(tmp_path, "qwen3")
     lines = [json.dumps({"input": f"a{n}", "target": f"b{n} c"}) for n in range(8)]
@@ -182,6 +183,7 @@ def test_a_sequence_that_comes_again_is_asked_about_once(tmp_path: Path) -> None
     assert fewer["metrics"]["positions"] < made["metrics"]["positions"]
 
 
+@pytest.mark.slow
 def test_a_cache_that_was_stopped_goes_on_and_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In parts of one batch; stopped behind the first block of the second."""
     monkeypatch.setattr(teacher_cache, "TOGETHER", 4 * 16 * 48)

@@ -161,6 +161,7 @@ UNITS: list[tuple[Any, dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("unit", "target", "budget"), UNITS, ids=lambda value: str(value))
+@pytest.mark.slow
 def test_every_unit_reaches_its_target(unit: Any, target: dict[str, Any], budget: str, tmp_path: Path) -> None:
     content = plan(TRAIN, mask_pass(unit, target, budget=budget), EMIT, evaluate={"tokens": 60})
     report = execute(content, tmp_path)

@@ -99,6 +99,7 @@ def test_shards_of_a_model_of_our_own_are_opened_by_its_own_code(
     assert ours.keys() == its.keys() and all(torch.equal(ours[name], its[name]) for name in ours)
 
 
+@pytest.mark.slow
 def test_what_is_changed_where_it_was_published_is_made_again(tmp_path: Path) -> None:
     """The store has the same file, and sees that it is no longer what it was."""
     directory(tmp_path, "llama", **LLAMA)

@@ -32,8 +32,7 @@ STORED = [
     pytest.param(
         name,
         dtype,
-        marks=[pytest.mark.slow]
-        * (name not in ("llama", "gemma3_text", "gpt2", "falcon") or (name, dtype) == ("qwen3", torch.float16)),
+        marks=[pytest.mark.slow] * (name not in ("llama", "falcon") or (name, dtype) == ("qwen3", torch.float16)),
     )
     for dtype, names in ((torch.bfloat16, CONFIGS), (torch.float16, ("qwen3", "gpt2")))
     for name in names
