@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+import torch._dynamo  # which torch imports when it shards a model, and transformers always: no memory of weights
 import torch.distributed as dist
 from models import TRAINING, model_of
 from torch import Tensor
