@@ -45,14 +45,14 @@ def made(folder: Path, name: str, kind: str = "keep", **changes: Any) -> Path:
     return dense
 
 
-def run(folder: Path, path: str, **data: Any) -> tuple[dict[str, Tensor], Path, Any]:
-    """Run the plan on a model, and give what it has emitted."""
+def run(folder: Path, path: str, emit: Any = EMIT, **data: Any) -> tuple[dict[str, Tensor], Path, Any]:
+    """Run the plan on a model, and give what it has emitted as a directory."""
     content = {
         "name": "small",
         "model": {"path": path},
         "data": {"source": "python-docs", "max_length": 32, "batch_size": 4} | data,
         "evaluate": {"tokens": 200},
-        "passes": [CUT, EMIT],
+        "passes": [CUT, emit],
     }
     (folder / "plan.json").write_text(json.dumps(content))
     out = folder / f"out-{Path(path).name}"
@@ -76,6 +76,17 @@ def test_a_file_gives_what_its_directory_gives(name: str, tmp_path: Path) -> Non
     assert own(TEXT).input_ids == other(TEXT).input_ids
     assert own.eos_token == other.eos_token
     assert report.status == "done"
+
+
+def test_a_file_made_of_a_file_has_its_tokenizer(tmp_path: Path) -> None:
+    made(tmp_path, "llama")
+    _, small, report = run(tmp_path, f"gguf/{FILE}", EMIT | {"formats": ["huggingface", "gguf"]})
+    given, found = (GGUFReader(file).fields for file in (tmp_path / "gguf" / FILE, small.parent / "gguf" / FILE))
+    keys = {key for key in given if key.startswith("tokenizer.")}
+    assert report.status == "done" and len(keys) > 5
+    assert keys == {key for key in found if key.startswith("tokenizer.")}
+    assert all(found[key].contents() == given[key].contents() for key in keys)
+    assert found["llama.feed_forward_length"].contents() == 40
 
 
 @pytest.mark.slow
