@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from sprunec.masks.search.damages_file import Damages
     from sprunec.units import Kept
 
-FITTED, UNSEEN = 8192, 16384  # tokens that choices are refitted on, and measured on, where the plan does not say
+FITTED, UNSEEN = 8192, 4096  # tokens that choices are refitted on, and measured on, where the plan does not say
 RIDGE = 0.1  # with which choices are refitted, where the plan leaves it open
 
 
