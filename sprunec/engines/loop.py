@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -186,12 +186,16 @@ class Trainer:
     def loss(self, batch: Batch) -> float:
         """Give the language model's loss on a global batch, in nats a target; it moves nothing."""
         count, own = batch.target_count, 0.0
-        for part in batch.split(self.world.size)[self.world.rank].to(self.place.device).split(self.training.accumulate):
+        for part in self._own(batch):
             with self.place.precision():
                 _, each = self.driver.losses(part, [cross_entropy(part, 1 / count)])
             own += float(each[0])
         (total,) = self.world.total([own])
         return total
+
+    def _own(self, batch: Batch) -> Sequence[Batch]:
+        """Give this rank's sequences of a global batch, in as many slices as a step goes through one by one."""
+        return batch.split(self.world.size)[self.world.rank].to(self.place.device).split(self.training.accumulate)
 
     def _backward(self, batch: Batch) -> dict[str, float]:
         """Get gradients of the sum over all targets divided by their number, however sequences are shared out.
@@ -201,7 +205,7 @@ class Trainer:
         auxiliary, count, own, more = self.auxiliary, batch.target_count, 0.0, 0.0
         if auxiliary is not None:
             auxiliary.begin(batch)
-        parts = batch.split(self.world.size)[self.world.rank].to(self.place.device).split(self.training.accumulate)
+        parts = self._own(batch)
         for number, part in enumerate(parts, start=1):
             with self.driver.part(last=number == len(parts)):
                 with self.place.precision():

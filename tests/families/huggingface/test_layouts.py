@@ -76,6 +76,9 @@ def test_biases_are_there_where_the_config_says_so(tmp_path: Path) -> None:
             {"model_type": "opt", "do_layer_norm_before": False},
             "its do_layer_norm_before is false, and OPT is known with true alone",
         ),
+        ({"model_type": "falcon", "new_decoder_architecture": False}, "its new_decoder_architecture is false, and"),
+        ({"model_type": "falcon", "new_decoder_architecture": True, "alibi": True}, "its alibi is true, and Falcon"),
+        ({"model_type": "falcon"}, "its new_decoder_architecture is null, and Falcon is known with true alone"),
         ({"model_type": "llama", "hidden_size": 48}, "this is Llama's config, and its num_hidden_layers is null"),
     ],
 )
