@@ -132,12 +132,13 @@ def test_a_file_read_back_has_the_directory_s_tensors(name: str, tmp_path: Path)
     [
         ("olmo2", {}, "it is for what llama.cpp computes: model_type llama, mistral, qwen2, qwen3"),
         ("llama", {"hidden_act": "gelu"}, "the graph of llama has silu, and hidden_act is gelu"),
-        ("qwen3", {"attention_bias": True}, "the graph of qwen3 has attention_bias False, and it is True"),
+        ("qwen3", {"attention_bias": True}, "the graph of qwen3 has attention_bias false, and it is true"),
         (
             "gpt2",
             {"scale_attn_by_inverse_layer_idx": True},
-            "has scale_attn_by_inverse_layer_idx False, and it is True",
+            "has scale_attn_by_inverse_layer_idx false, and it is true",
         ),
+        ("gpt2", {"scale_attn_weights": False}, "has scale_attn_weights true, and it is false"),
         ("gemma2", {"attn_logit_softcapping": None}, "the graph of gemma2 has attn_logit_softcapping, and it is null"),
         ("gemma2", {"tie_word_embeddings": False}, "the head of gemma2 is its embedding, and here it has weights"),
         (

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+from sprunec.errors import show
 from sprunec.families.gguf.architecture import WINDOW, Architecture
 from sprunec.families.gguf.architectures import ARCHITECTURES
 from sprunec.families.huggingface.decilm_files import rotary
@@ -51,7 +52,8 @@ def obstacles(config: Any) -> Iterator[tuple[str, str, str]]:
     if (activation := says.get(key, known[0])) not in known:
         yield "activation", f"the graph of {row.name} has {known[0]}, and {key} is {activation}", INSTEAD
     for key in (key for key, value in row.needs.items() if (says.get(key) or None) != (value or None) and key in says):
-        yield "arithmetic", f"the graph of {row.name} has {key} {row.needs[key]}, and it is {says[key]}", INSTEAD
+        has = f"the graph of {row.name} has {key} {show(row.needs[key])}"
+        yield "arithmetic", f"{has}, and it is {show(says[key])}", INSTEAD
     for number in row.numbers.values():
         if number.default is not None and says.get(number.key, number.default) is None:
             yield "arithmetic", f"the graph of {row.name} has {number.key}, and it is null", INSTEAD
@@ -71,7 +73,7 @@ def _turned(config: TransformersConfig, row: Architecture, says: dict[str, Any])
     if kind not in row.scalings:
         yield f"the graph of {row.name} turns positions by {', '.join(row.scalings)}, and rope_type is {kind}"
     if kind == "yarn" and (other := [key for key, value in YARN.items() if given.get(key, value) not in (value, None)]):
-        yield f"the graph of {row.name} has {other[0]} {YARN[other[0]]}, and it is {given[other[0]]}"
+        yield f"the graph of {row.name} has {other[0]} {show(YARN[other[0]])}, and it is {show(given[other[0]])}"
     if local is not None and local["rope_type"] != "default":
         yield f"the graph of {row.name} scales no positions in a window, and rope_type is {local['rope_type']}"
     if row.rotary_share is None and given.get("partial_rotary_factor", says.get("partial_rotary_factor", 1.0)) != 1.0:
