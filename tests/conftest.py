@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ import torch
 from sprunec.families.cpm_ant.blocks import build, initialize
 from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.families.cpm_ant.model import CPMAnt
+from sprunec.formats import huggingface
+from tests.helpers import forked_readers
 from tests.helpers.hub import SMOLLM2, cache_config
 from tests.helpers.small_plans import TINY, execute, guide
 
@@ -73,6 +75,14 @@ def random_batch(
 # The models are small: a second thread gains nothing, and waits for a core that something else may be using.
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the commands that tests start
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _forked_readers() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patched:
+        forked_readers.prepare()
+        patched.setattr(huggingface, "subprocess", forked_readers)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -56,7 +56,8 @@ def test_the_peak_of_memory_is_the_one_told(work: str, moment: str, kind: str, r
     model: Any = SimpleNamespace(config=SimpleNamespace(width=OUTPUTS, layers=[None]))
     unseen, nothing = Text(1, rows), Needs({}, operations={SINGLE: 0.0})
     told = solved(nothing, model, Text(1, 1), [FEATURES], kind, unseen).memory["moments"]
-    assert 0.75 * told < peak_of(work, moment) < 1.3 * told  # libraries take some by chance
+    matrix = FEATURES**2 * (4 if kind == SINGLE else 8)  # libraries take less than one by chance
+    assert 0.75 * told < peak_of(work, moment) < told + matrix
 
 
 def test_the_peak_of_choices_is_the_one_told() -> None:
