@@ -15,6 +15,7 @@ from sprunec.families.cpm_ant.blocks import build, initialize
 from sprunec.families.cpm_ant.config import ModelConfig
 from sprunec.families.cpm_ant.model import CPMAnt
 from sprunec.formats import huggingface
+from sprunec.passes.measuring import evaluate, measure_speed
 from tests.helpers import forked_readers
 from tests.helpers.hub import SMOLLM2, cache_config
 from tests.helpers.small_plans import TINY, execute, guide
@@ -78,10 +79,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the commands that tests star
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _forked_readers() -> Iterator[None]:
+def _quick_runs() -> Iterator[None]:
+    """Open what runs write in forked processes; measure speeds of small models, and let them write, no longer."""
     with pytest.MonkeyPatch.context() as patched:
         forked_readers.prepare()
         patched.setattr(huggingface, "subprocess", forked_readers)
+        patched.setattr(measure_speed, "SECONDS", 0.0)
+        patched.setattr(evaluate, "WRITTEN_LENGTH", 12)
         yield
 
 

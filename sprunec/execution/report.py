@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import platform
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -157,7 +159,8 @@ def mark_interrupted(out: Path) -> None:
         write_atomically(out / "report.json", strict_json({**report, "status": "interrupted"}))
 
 
-def versions() -> dict[str, str]:
+@cache
+def versions() -> Mapping[str, str]:
     found = {"python": platform.python_version()}
     for name in ("sprunec", "torch", "safetensors", "numpy"):
         try:

@@ -68,7 +68,12 @@ def families(*often: str) -> list[Any]:
 
 
 EAGER_ONLY = [name for name in CONFIGS if name in ("gemma2", "bloom") or not supports_sdpa(name)]
-CALLS = [(name, how) for name in CONFIGS for how in ("eager", "sdpa") if how == "eager" or name not in EAGER_ONLY]
+CALLS = [
+    pytest.param(name, how, marks=[pytest.mark.slow] * (how == "sdpa" and name not in OFTEN))
+    for name in CONFIGS
+    for how in ("eager", "sdpa")
+    if how == "eager" or name not in EAGER_ONLY
+]
 
 
 def causal_lm(name: str, attention: str = "eager", **changes: Any) -> Any:

@@ -18,7 +18,7 @@ from sprunec.families.huggingface.recording import record_calls
 from sprunec.models import meta_models, verify
 from sprunec.models.verify import verify_kinds
 from sprunec.rewrite.trace import TracedBlock, trace_called
-from tests.helpers.causal_lms import CONFIGS, causal_lm
+from tests.helpers.causal_lms import CONFIGS, causal_lm, families
 from tests.runs.test_causal_lms import SCORED, directory, run
 
 
@@ -56,7 +56,7 @@ def test_a_graph_that_computes_something_else_is_refused(name: str, method: str)
         verify_kinds([with_another(first, method, *SUM), *others])
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", families())
 def test_no_large_matrix_is_drawn_as_a_whole(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verify, "TABLE", 1000)
     blocks, drawn, randn = traced(name), list[int](), torch.randn

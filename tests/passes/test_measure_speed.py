@@ -27,6 +27,11 @@ CPU = Place.of("cpu", "fp32")
 SCORE = {"pass": "score-mask", "criterion": "magnitude", "unit": "head", "target": {"num_heads": 3}}
 
 
+@pytest.fixture(autouse=True)
+def _as_long_as_runs_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure_speed, "SECONDS", 4.0)
+
+
 def lowered(content: dict[str, Any], folder: Path) -> Graph:
     return sprunec.lower(sprunec.read_plan(write(folder, content)))
 

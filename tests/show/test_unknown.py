@@ -66,6 +66,11 @@ def leaves(document: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...
             yield (*path, key)
 
 
+def kinds(document: Any) -> Iterator[tuple[Any, ...]]:
+    """Of those that differ only in their place in a list, the first: a page of many entries takes long."""
+    yield from {tuple(key for key in path if isinstance(key, str)): path for path in [*leaves(document)][::-1]}.values()
+
+
 def without(document: Any, losses: dict[tuple[Any, ...], Any]) -> Any:
     changed = copy.deepcopy(document)
     for path, value in sorted(losses.items(), key=lambda item: repr(item[0]), reverse=True):
@@ -139,7 +144,7 @@ def test_steps_with_lost_numbers_have_their_words(events: list[dict[str, Any]]) 
     ids=["graph", "quickstart", "inspect", "gc"],
 )
 def test_every_number_of_a_document_can_be_lost(document: Any, table: Callable[[Any], Any]) -> None:
-    for path in leaves(document):
+    for path in kinds(document):
         for value in UNKNOWNS:
             check(printed(table(without(document, {path: value}))))
 

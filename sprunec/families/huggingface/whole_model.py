@@ -171,19 +171,17 @@ class TransformersModel(nn.Module):
         last, in_front = self.paths[-1], ExitStack()
         rows = hidden if hidden.dim() == 3 else hidden[:, None]
 
-        def see(path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            call = self._calls[path]["forward"]
+        def see(path: str, *_: Any) -> Any:
             if path == last:
                 in_front.close()
-                return call.result(rows)
-            return call.result(call.tensors(args, kwargs)[0])
+            return self._calls[path]["forward"].result(rows if path == last else nothing)
 
-        # What stands in front of the blocks has no part in it, and need not have its weights.
+        # What stands in front of the last block has no part in it, and need not have its weights.
         before = [parameter for name in self.entrance for parameter in self.get_submodule(name).parameters()]
-        device = before[0].device if before else "meta"
-        nothing = torch.zeros(rows.shape, dtype=hidden.dtype, device=device)
+        device = before[0].device if before else hidden.device
+        nothing = torch.zeros((), dtype=hidden.dtype, device=device).expand(rows.shape)
         with self._without_blocks(see, hidden.dtype) as whole, in_front:
-            in_front.enter_context(values_unread())
+            in_front.enter_context(values_unread() if nothing.is_meta else torch.no_grad())
             logits: Tensor = whole(inputs_embeds=nothing, use_cache=False).logits
         return logits if rows is hidden else logits.squeeze(1)
 

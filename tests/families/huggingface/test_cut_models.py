@@ -16,7 +16,7 @@ from sprunec.models.comparison import compare
 from sprunec.models.meta_models import empty_model, traced, traced_shape
 from sprunec.rewrite.gating import mask
 from sprunec.rewrite.recipe import make_recipe
-from tests.helpers.causal_lms import CONFIGS, token_ids
+from tests.helpers.causal_lms import CONFIGS, families, token_ids
 from tests.helpers.cut_lms import ABSENT, fewer, graphs, saved
 
 
@@ -39,7 +39,7 @@ def test_tokens_are_those_that_the_class_generates(name: str, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("without", ["", *ABSENT])
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", families())
 def test_masked_and_small_are_equal(name: str, without: str, tmp_path: Path) -> None:
     _, config, tensors = saved(name, tmp_path / "dense", num_hidden_layers=2)
     kept = fewer(config, without)

@@ -36,7 +36,7 @@ def documents(logits: Tensor, sizes: list[list[int]]) -> list[Tensor]:
     return [part for row, some in zip(logits, sizes, strict=True) for part in row[: sum(some)].split(some)]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [pytest.param(torch.float32, marks=pytest.mark.slow), torch.float64])
 @pytest.mark.parametrize("name", [name for name in CONFIGS if name not in UNDIVIDED])
 def test_a_document_in_a_row_is_a_document_alone(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
     _, config, tensors = saved(name, tmp_path)

@@ -13,11 +13,11 @@ from sprunec.engines.torch_engine import TorchEngine, make_optimizer
 from sprunec.engines.training import Training
 from tests.engines.test_loop import CPU, OPTIONS
 from tests.families.huggingface.test_cut_models import graphs, saved
-from tests.helpers.causal_lms import CONFIGS, token_ids
+from tests.helpers.causal_lms import families, token_ids
 from tests.helpers.stock_training import learn
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", families())
 def test_logits_of_sequences_are_those_of_their_rows(name: str, tmp_path: Path) -> None:
     own, config, tensors = saved(name, tmp_path)
     model, ids = graphs(config, tensors, tmp_path), token_ids(2, 11)
