@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +47,13 @@ def tiles(report: Mapping[str, Any]) -> str:
 
 
 def models_table(report: Mapping[str, Any]) -> str:
+    """Set the models side by side, without the columns in which nothing was measured."""
     columns = ["model", "parameters", "of dense", "held-out loss", "perplexity", "tokens/s", "quartiles", "speed"]
     rows = zip(model_rows(report), models_of(report).values(), strict=True) if report.get("models") else ()
     cells = [(*words, rate_range(model), faster, ratio_range(model)) for (*words, faster), model in rows]
-    return table([*columns, "quartiles"], cells, left=("model",))
+    known = [any(words[place] != NOTHING for words in cells) for place in range(1 + len(columns))]
+    shown = [[*compress(words, known)] for words in ([*columns, "quartiles"], *cells)]
+    return table(shown[0], shown[1:], left=("model",))
 
 
 def tasks_table(report: Mapping[str, Any]) -> str:

@@ -242,6 +242,17 @@ def test_several_runs_share_their_charts_and_can_be_left_out() -> None:
     assert not [*found["training loss over steps"].iter(SVG + "title")]  # passes of unlike runs have no bands
 
 
+def test_what_was_not_measured_has_no_column(tmp_path: Path) -> None:
+    report, measured = fake_report(), ["held-out loss", "perplexity", "tokens/s", "quartiles", "speed"]
+    heads = ["model", "parameters", "of dense", *measured, "quartiles"]
+    assert Outline(written(tmp_path, report)).of["th"][:9] == heads
+    for each in report["models"].values():
+        each |= dict.fromkeys(("loss", "perplexity", "tokens_per_second", "tokens_per_second_spread", "relative_speed"))
+    assert Outline(written(tmp_path, report)).of["th"][:4] == ["model", "parameters", "of dense", "dense"]
+    report["models"]["small"]["loss"] = 1.5
+    assert Outline(written(tmp_path, report)).of["th"][:4] == ["model", "parameters", "of dense", "held-out loss"]
+
+
 def test_hostile_text_stays_text(tmp_path: Path) -> None:
     evil = "</title><script>alert('x')</script>\x00\ud800\" onload='x"
     report, events = fake_report() | {"search": fake_search()}, fake_events()
