@@ -198,7 +198,8 @@ def test_code_counts_in_the_digest(own: Path) -> None:
 
 def test_the_command_line_alone_trusts(own: Path, tmp_path: Path) -> None:
     path = write(tmp_path, plan(*PASSES, model={"path": "dense"}))
-    for command in (["run", path, "--out", tmp_path / "out"], ["inspect", own], ["validate", path, FLAG]):
+    commands = (["validate", path], ["run", path, "--out", tmp_path / "out"], ["inspect", own])
+    for command in (*commands, [*commands[0], FLAG], [*commands[2], FLAG]):
         about = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "cached")}
         whole = [sys.executable, "-m", "sprunec", *map(str, command)]
         done = subprocess.run(whole, env=about, capture_output=True, text=True, check=False)

@@ -179,7 +179,7 @@ class TransformersModel(nn.Module):
         # What stands in front of the last block has no part in it, and need not have its weights.
         before = [parameter for name in self.entrance for parameter in self.get_submodule(name).parameters()]
         device = before[0].device if before else hidden.device
-        nothing = torch.zeros((), dtype=hidden.dtype, device=device).expand(rows.shape)
+        nothing = torch.zeros(rows.shape, dtype=hidden.dtype, device=device)
         with self._without_blocks(see, hidden.dtype) as whole, in_front:
             in_front.enter_context(values_unread() if nothing.is_meta else torch.no_grad())
             logits: Tensor = whole(inputs_embeds=nothing, use_cache=False).logits

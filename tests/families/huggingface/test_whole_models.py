@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -29,6 +31,30 @@ def test_logits_of_sequences_are_those_of_their_rows(name: str, tmp_path: Path) 
         torch.testing.assert_close(logits, own(input_ids=ids, use_cache=False).logits, atol=1e-4, rtol=1e-5)
     # FSDP2 warns of a view: what is added to it in place would lose gradients. A head with a bias gives one itself.
     assert logits._is_view() == (name == "gptj")
+
+
+def in_place(_: Any, __: Any, given: dict[str, Any]) -> None:
+    given["inputs_embeds"].mul_(2.0).add_(1.0)
+
+
+def asking(_: Any, __: Any, given: dict[str, Any]) -> None:
+    assert not bool(given["inputs_embeds"].any())
+
+
+@pytest.mark.parametrize("look", [in_place, asking])
+@pytest.mark.parametrize(("name", "elsewhere"), [("llama", ()), ("gpt2", ()), ("gpt2", ("transformer.wpe",))])
+def test_what_stands_in_front_of_the_blocks_has_no_part_in_logits(
+    name: str, elsewhere: tuple[str, ...], look: Callable[..., None], tmp_path: Path
+) -> None:
+    """Its weights may be elsewhere; a class may change what it is given in place, and may ask for values."""
+    _, config, tensors = saved(name, tmp_path)
+    model, states = graphs(config, tensors, tmp_path), torch.randn(3, 5, 48)
+    wanted = F.linear(model.get_submodule(model.exit[0])(states), model.get_submodule(model.exit[-1]).weight)
+    for path in elsewhere:
+        model.get_submodule(path).to("meta")
+    model._whole[0].base_model.register_forward_pre_hook(look, with_kwargs=True)
+    torch.testing.assert_close(model.leave(states), wanted)
+    torch.testing.assert_close(model.leave(states[0]), wanted[0])
 
 
 DROPPING = {
