@@ -52,12 +52,16 @@ def add(build: Builder, spec: PassSpec, masks: str, scores: str) -> None:
     """Refit the model that masks are put on, if the pass says so; weights that have learned beside gates by these."""
     if spec.options["compensate"] is None:
         return
-    learned = scores if scores == build.model else ""
+    build.model = refitted(build, spec, masks, scores if scores == build.model else "")
+
+
+def refitted(build: Builder, spec: PassSpec, masks: str, learned: str = "", suffix: str = "") -> str:
+    """Add the node that refits the model to masks -> its name; `learned`: gives the gates that weights stood beside."""
     inputs = {"model": build.model, "masks": masks, "data": build.data, "scores": learned}
     options = build.options(RefitOptions, spec)
     if spec.options["batches"] is None:
         options = replace(options, batches=math.ceil(TOKENS / (options.max_length * options.batch_size)))
-    build.model = build.add("compensate", options, inputs, about=spec.options["compensate"])
+    return build.add("compensate", options, inputs, suffix, about=spec.options["compensate"])
 
 
 def needs(build: Builder, node: Node) -> Needs:

@@ -28,7 +28,11 @@ if TYPE_CHECKING:
 
     from sprunec.data.batches import Batch
     from sprunec.masks.search.choice_damages import ChoiceDamages
+    from sprunec.masks.search.divergence import Divergence
+    from sprunec.masks.search.fisher import Fisher, Inside
+    from sprunec.models.block_by_block import BlockByBlock
     from sprunec.models.hidden_states import HiddenStates
+    from sprunec.rewrite.trace import TracedBlock
 
 # whose units a choice keeps
 BEST = {"kv_group": "reconstruction", "head": "reconstruction", "dim_head": "activation", "dim_ff": "activation"}
@@ -68,14 +72,17 @@ def add(build: Builder, spec: PassSpec) -> str:
 
 def needs(build: Builder, node: Node) -> Needs:
     model, options = build.sizes[node.inputs["model"]], node.options
-    listed = _listed(model.config, options)
-    changing = [choice for choice in listed if not choice.is_dense(model.config)]
+    products = [unit for unit, each in _criteria(options).items() if each.needs == "products"]
+    return choices_measured(model, measuring(model.config, options, products), build.keep)
+
+
+def measuring(config: ModelConfig, options: ChoiceOptions, products: Sequence[str] = ()) -> Measuring:
+    """Say how choices are measured; `products`: kinds of units that are scored by these."""
+    changing = [choice for choice in _listed(config, options) if not choice.is_dense(config)]
     measured = Text(options.damage_batches * options.batch_size, options.max_length)
     samples = options.samples if options.damage == "fisher" else 0
-    products = [unit for unit, each in _criteria(options).items() if each.needs == "products"]
     fitted, batch = Text(options.sequences, options.max_length), options.batch_size
-    how = Measuring(fitted, measured, changing, options.units, products, samples, batch)
-    return choices_measured(model, how, build.keep)
+    return Measuring(fitted, measured, changing, options.units, products, samples, batch)
 
 
 def _listed(config: ModelConfig, options: ChoiceOptions) -> list[Choice]:
@@ -97,7 +104,8 @@ def run(job: Job[ChoiceOptions]) -> dict[str, Any]:
     early = {each.name: [unit for unit in criteria if criteria[unit] == each] for each in criteria.values()}
     early = {name: units for name, units in early.items() if CRITERIA[name].needs not in INSIDE_BLOCKS}
     scores = {key: value for name, units in early.items() for key, value in job.scores(CRITERIA[name], units).items()}
-    found = ChoiceDamages(config, listed, scores, criteria, options.ridge)
+    known = {number: 0.0 for number, choice in enumerate(listed) if choice.is_dense(config)}
+    found = ChoiceDamages(config, listed, scores, known, criteria, criteria, options.ridge)
     tokens = _measured(job, found)
     rows = tuple((choice, found.damages[number]) for number, choice in enumerate(listed))
     save_damages(job.out, Damages(options.damage, tokens, found.scores, rows))
@@ -106,12 +114,11 @@ def run(job: Job[ChoiceOptions]) -> dict[str, Any]:
 
 def _measured(job: Job[ChoiceOptions], found: ChoiceDamages) -> int:
     """Measure all choices -> on how many tokens."""
-    from sprunec.masks.search.dense_states import DenseStates
+    from sprunec.masks.search.walked import Walked
     from sprunec.masks.search.divergence import Divergence
-    from sprunec.masks.search.fisher import Fisher, Inside
+    from sprunec.masks.search.fisher import Fisher
     from sprunec.models.meta_models import empty_model, traced_shape
     from sprunec.rewrite.gating import insert_gates
-    from sprunec.rewrite.projections import projections
     from sprunec.rewrite.trace import check_cuttable
 
     options, config = job.options, job.config()
@@ -121,23 +128,43 @@ def _measured(job: Job[ChoiceOptions], found: ChoiceDamages) -> int:
     refitted = list(job.batches(config))
     batches, asked = unseen_batches(job, refitted)
     stages = [stage(job, name, number, len(names)) for number, name in enumerate(names)]
-    dense = DenseStates(stages[0].block_by_block(model, batches), asked, _kept(job, "front", len(blocks)))
+    dense = Walked(stages[0].block_by_block(model, batches), asked, room(job, "front", len(blocks)))
     measure: Fisher | Divergence = Divergence(dense, blocks, gates)
     if options.damage == "fisher":
-        cut = [[each for each in projections(block) if any(map(each.units, options.units))] for block in blocks]
-        inside = map(Inside, blocks, cut, _kept(job, "inside", len(blocks)))
-        (moving,) = _kept(job, "moving", 1)
-        measure = Fisher(dense, list(inside), moving, options.samples, options.seed)
+        measure = Fisher(dense, inside(job, blocks), room(job, "moving", 1)[0], options.samples, options.seed)
+    measure_choices(found, measure, stages, stages[-1].block_by_block(model, refitted), blocks)
+    return dense.tokens
+
+
+def measure_choices(
+    found: ChoiceDamages,
+    measure: Fisher | Divergence,
+    stages: Sequence[Job[Any]],
+    way: BlockByBlock,
+    blocks: Sequence[TracedBlock],
+) -> None:
+    """Prepare and measure, or go on from where this was stopped; `way` is that of the last stage."""
     *before, last = stages
     saved = last.saves.latest() if last.saves is not None else None
     if saved is None or not measure.load(saved["found"]["measure"]):
         measure.prepare(before[-1].saves, before[-1].tell_block)
-    found.measure(last.block_by_block(model, refitted), blocks, measure)
-    return dense.tokens
+    found.measure(way, blocks, measure)
 
 
-def unseen_batches(job: Job[Any], seen: Sequence[Batch]) -> tuple[list[Batch], list[Tensor]]:
+def inside(job: Job[ChoiceOptions], blocks: Sequence[TracedBlock]) -> list[Inside]:
+    """Find the projections in blocks that choices change, and make room for the gradients there."""
+    from sprunec.masks.search.fisher import Inside
+    from sprunec.rewrite.projections import projections
+
+    cut = [[each for each in projections(block) if any(map(each.units, job.options.units))] for block in blocks]
+    return list(map(Inside, blocks, cut, room(job, "inside", len(blocks))))
+
+
+def unseen_batches(job: Job[Any], seen: Sequence[Batch], before: int = 0) -> tuple[list[Batch], list[Tensor]]:
     """Give the batches that damages are measured on, few rows each, and at which of their positions.
+
+    Args:
+        before: how many times as many others have been measured on.
 
     Raises:
         InputError: all of their text has been refitted on.
@@ -146,6 +173,7 @@ def unseen_batches(job: Job[Any], seen: Sequence[Batch]) -> tuple[list[Batch], l
     from sprunec.models.block_by_block import few_rows
 
     data, first = job.data(job.config()), job.options.first_step + job.options.batches
+    first += before * job.options.damage_batches
     found = [data.batch(first + number) for number in range(job.options.damage_batches)]
     found = list(few_rows(found, job.config(), KEPT_INSIDE))
     asked = unseen(found, seen)
@@ -166,7 +194,7 @@ def stage(job: Job[O], name: str, number: int, of: int) -> Job[O]:
     return replace(job, saves=saves, report=report)
 
 
-def _kept(job: Job[ChoiceOptions], name: str, count: int) -> list[HiddenStates]:
+def room(job: Job[ChoiceOptions], name: str, count: int) -> list[HiddenStates]:
     """Make room for hidden states, or gradients, in so many places."""
     from sprunec.models.hidden_states import HiddenStates
 

@@ -27,10 +27,12 @@ class Nested:
     Attributes:
         factors: by projection, of its inputs with those in front that the first choices keep.
         counts: for each choice, how many inputs it keeps of each projection.
+        taken: which of them the model has that they are measured in; None: none.
     """
 
     factors: Sequence[tuple[Projection, OrderedFactor]]
     counts: Sequence[Sequence[int]]
+    taken: int | None = None
 
     def changes(self, model: nn.Module, number: int) -> list[Change]:
         """Make one of them in its block, which has its weights."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Any, Protocol
@@ -41,12 +41,14 @@ class ChoiceDamages:
     """All choices, and what has been found of them.
 
     Args:
-        criteria: by kind of unit that choices cut.
+        units: kinds inside sublayers that choices cut.
+        criteria: by kind, of those whose scores are found on the way.
         ridge: see `least_squares.refit`.
+        taken: of every sublayer the choice that the model has, where that is not the dense one.
 
     Attributes:
-        scores: by layer and unit; those that need no look at the inside of blocks are given.
-        damages: in nats a token, by the choice's number.
+        scores: by layer and unit; those that are not found on the way are given.
+        damages: in nats a token, by the choice's number; those that nothing is measured for are given.
     """
 
     def __init__(
@@ -54,12 +56,15 @@ class ChoiceDamages:
         config: ModelConfig,
         choices: Sequence[Choice],
         scores: Mapping[Key, Tensor],
+        damages: Mapping[int, float],
+        units: Collection[str],
         criteria: Mapping[str, Criterion],
         ridge: float,
+        taken: Collection[Choice] = (),
     ) -> None:
-        self.choices, self.scores = choices, dict(scores)
-        self.damages = {number: 0.0 for number, choice in enumerate(choices) if choice.is_dense(config)}
-        self._whole, self._criteria, self._ridge = everything(config), criteria, ridge
+        self.choices, self.scores, self.damages = choices, dict(scores), dict(damages)
+        self._whole, self._units, self._criteria, self._ridge = everything(config), units, criteria, ridge
+        self._taken = frozenset(taken)
 
     def measure(self, way: BlockByBlock, blocks: Sequence[TracedBlock], measure: Measure) -> None:
         """Go with the text to refit on through all blocks, or on from where this was stopped.
@@ -81,6 +86,7 @@ class ChoiceDamages:
             moments = self._look(way, block)
             layer = {choice: number for number, choice in enumerate(self.choices) if choice.layer == block.index}
             together = nested(choice for choice, number in layer.items() if number not in self.damages)
+            together.sort(key=lambda some: (some[0].sublayer, self._taken.isdisjoint(some)))
             here = [layer[choice] for some in together for choice in some]
             made = self._made(block, moments, together, measure.dtype)
             self.damages |= zip(here, measure.damages(block.index, made), strict=True)
@@ -89,7 +95,7 @@ class ChoiceDamages:
 
     def _look(self, way: BlockByBlock, block: TracedBlock) -> dict[str, SecondMoment]:
         """Bring all batches behind a block, and look at its inside if choices cut it -> moments by projection."""
-        sizes = {unit: len(units) for unit, units in self._whole[block.index].items() if unit in self._criteria}
+        sizes = {unit: len(units) for unit, units in self._whole[block.index].items() if unit in self._units}
         if not sizes:
             way.advance(block.path)
             return {}
@@ -118,13 +124,16 @@ class ChoiceDamages:
             needed = any(each[0].kept and each[0].sublayer == some[0].sublayer for each in together[number + 1 :])
             take = moments.__getitem__ if needed else moments.pop
             cut = [list(chain(*refits(block, left_by(self.scores, self._whole, each), {}))) for each in some]
-            counts = [[len(each.kept) for each in refitted] for refitted in cut]
+            changing = [refitted for refitted in cut if refitted]  # the dense one has nothing to refit
+            whole = [len(each.gate) for each in changing[0]]
+            counts = [[len(each.kept) for each in refitted] or whole for refitted in cut]
             trim_heap()
             factors = [
-                (each, OrderedFactor(take(each.tensor), order, self._ridge, dtype)) for each, order in ordered(cut)
+                (each, OrderedFactor(take(each.tensor), order, self._ridge, dtype)) for each, order in ordered(changing)
             ]
             trim_heap()
-            yield Nested(factors, counts)
+            taken = next((place for place, each in enumerate(some) if each in self._taken), None)
+            yield Nested(factors, counts, taken)
             del factors  # which are large, and must not wait for the next ones
 
 
@@ -144,11 +153,12 @@ def block_scores(statistics: BlockStatistics, criteria: Mapping[str, Criterion])
         statistics: by `MOMENTS`.
     """
     found = dict[Key, Tensor]()
-    for unit, size in statistics.sizes.items():
-        if (looks_at := LOOKS_AT.get(criteria[unit].needs)) is not None:
+    for unit, criterion in criteria.items():
+        size, looks_at = statistics.sizes.get(unit), LOOKS_AT.get(criterion.needs)
+        if size is not None and looks_at is not None:
             own = [each for each in statistics.inputs if each[0].units(unit) is not None]
             inputs = [(each, weight, looks_at(moment).to(weight)) for each, weight, moment in own]
-            found |= criteria[unit].score(replace(statistics, sizes={unit: size}, inputs=inputs))
+            found |= criterion.score(replace(statistics, sizes={unit: size}, inputs=inputs))
     return found
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sprunec.engines.checkpoints import Saves
 from sprunec.masks.search.changes import Change, Made, changed
-from sprunec.masks.search.dense_states import DenseStates
+from sprunec.masks.search.walked import Walked
 from sprunec.masks.search.sampled import asked_states, log_sums, vocabulary_parts
 from sprunec.plan.scale import FLOAT, TAILS
 from sprunec.rewrite.gating import Gates
@@ -34,7 +34,7 @@ class Divergence:
 
     dtype = torch.float64
 
-    def __init__(self, dense: DenseStates, blocks: Sequence[TracedBlock] = (), gates: Gates | None = None) -> None:
+    def __init__(self, dense: Walked, blocks: Sequence[TracedBlock] = (), gates: Gates | None = None) -> None:
         self._dense, self._blocks, self._gates, self._sums = dense, blocks, gates, list[Tensor]()
 
     def prepare(self, saves: Saves | None, tell: Callable[[int, int], None]) -> None:

@@ -26,7 +26,7 @@ from sprunec.engines.checkpoints import Saves
 from sprunec.heap import trim_heap
 from sprunec.masks.calibration import held_weight, rows_in_use
 from sprunec.masks.search.changes import Made, Nested, by_position, seeing
-from sprunec.masks.search.dense_states import DenseStates
+from sprunec.masks.search.walked import Walked
 from sprunec.masks.search.sampled import sampled_gradients
 from sprunec.models.block_by_block import Enough
 from sprunec.models.hidden_states import HiddenStates
@@ -60,7 +60,7 @@ class Fisher:
     dtype = torch.float32
 
     def __init__(
-        self, dense: DenseStates, inside: Sequence[Inside], moving: HiddenStates, samples: int, seed: int
+        self, dense: Walked, inside: Sequence[Inside], moving: HiddenStates, samples: int, seed: int
     ) -> None:
         self._dense, self._inside, self._moving, self._samples, self._seed = dense, inside, moving, samples, seed
         self._absent = dict[Key, float]()
@@ -86,12 +86,16 @@ class Fisher:
 
     def _begun(self) -> int:
         self._dense.walk()
-        gradients = sampled_gradients(self._dense, self._samples, self._seed)
+        gradients = self._gradients()
         self._moving.start([each.shape for each in gradients])
         for number, each in enumerate(gradients):
             self._moving.put(number, each)
         self._moving.turn()
         return 0
+
+    def _gradients(self) -> list[Tensor]:
+        """Give for each batch the gradients (S, B, N, D) behind the last block."""
+        return sampled_gradients(self._dense, self._samples, self._seed)
 
     def _continued(self, saved: dict[str, Any]) -> bool:
         return self.load(saved) and self._moving.load(saved["moving"])
@@ -129,7 +133,7 @@ class Fisher:
                     output = way.output(block.path, place, states)
                 taken = [seen[node] for node in branches.values()]
                 watched = [states, *(seen[node] for node in results), *taken]
-                before, *found = (by_position(way, each) for each in _gradients(output, watched, incoming))
+                before, *found = (by_position(way, each) for each in _at_nodes(output, watched, incoming))
                 values, gradients = [output - states, *taken], [incoming, *found[len(results) :]]
                 for kind, value, gradient in zip(["block", *branches], values, gradients, strict=True):
                     sums[kind] += _squares(by_position(way, value[None]) * gradient, in_use(way.current))
@@ -155,10 +159,20 @@ class Fisher:
             del choice  # which is large, and must not wait for the next one
 
     def _of_nested(self, number: int, nested: Nested) -> list[float]:
-        """Measure choices by the gradients kept inside of a block, which runs anew up to what goes into projections."""
-        way, inside, sums = self._dense.way, self._inside[number], torch.zeros(len(nested.counts), dtype=torch.double)
+        sums = torch.zeros(len(nested.counts), dtype=torch.double)
+        for effects in self._effects(number, nested):
+            sums += effects.double().square().sum((1, 2)).cpu()
+        return [self._mean(total) for total in sums.tolist()]
+
+    def _effects(self, number: int, nested: Nested) -> Iterator[Tensor]:
+        """Tell for each batch what choices do along the gradients (choices, S, n) kept inside of a block.
+
+        The block runs anew up to what goes into its projections.
+        """
+        way, inside = self._dense.way, self._inside[number]
         holder, operands = way.stream.model.get_submodule(inside.block.path), {e.operand for e, _ in nested.factors}
         widths = [len(each.weight) for each in inside.projections]
+        weights = [each.columns(self._weight(each)) for each, _ in nested.factors]
         with way.stream.entrance(), seeing(holder, operands, only=True) as seen:
             for place, (states, kept) in enumerate(zip(self._dense.fronts[number], inside.kept, strict=True)):
                 with suppress(Enough):
@@ -166,14 +180,18 @@ class Fisher:
                 used, effects = in_use(way.current), list[Tensor]()
                 gradients = kept[:, used].split(widths, -1)
                 at = {each.tensor: some for each, some in zip(inside.projections, gradients, strict=True)}
-                for (each, factor), counts in zip(nested.factors, zip(*nested.counts, strict=True), strict=True):
-                    along = at[each.tensor] @ each.columns(held_weight(way.stream.model, inside.block, each))
-                    effects.append(factor.effects(rows_in_use(seen.pop(each.operand), each.dim, used), along, counts))
-                sums += torch.stack(effects).sum(0).double().square().sum((1, 2)).cpu()
-        return [self._mean(total) for total in sums.tolist()]
+                parts = zip(nested.factors, weights, zip(*nested.counts, strict=True), strict=True)
+                for (each, factor), weight, counts in parts:
+                    rows = rows_in_use(seen.pop(each.operand), each.dim, used)
+                    effects.append(factor.effects(rows, at[each.tensor] @ weight, counts))
+                yield torch.stack(effects).sum(0)
+
+    def _weight(self, projection: Projection) -> Tensor:
+        """Give a projection's dense weight; its block has its weights."""
+        return held_weight(self._dense.way.stream.model, projection.block, projection)
 
 
-def _gradients(output: Tensor, watched: Sequence[Tensor], incoming: Tensor) -> list[Tensor]:
+def _at_nodes(output: Tensor, watched: Sequence[Tensor], incoming: Tensor) -> list[Tensor]:
     """Give, at each of the states that are watched, the gradients of all samples (S, ...)."""
     last = len(incoming) - 1
     found = [torch.autograd.grad(output, watched, g, retain_graph=i < last) for i, g in enumerate(incoming)]

@@ -1,4 +1,4 @@
-"""The gradient of the log probability of sampled next tokens, at the states behind the last block.
+"""Gradients at the states behind the last block: of sampled next tokens' log probability, and of the divergence.
 
 The head is gone through some tokens of the vocabulary after the others, so that its weight is never whole in memory:
 once for softmax's sum, and once for the samples and the gradients.
@@ -13,25 +13,25 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from sprunec.masks.search.dense_states import DenseStates
+from sprunec.masks.search.walked import Walked
 from sprunec.plan.scale import HEAD_LOGITS
 
 
-def vocabulary_parts(dense: DenseStates) -> Iterator[range]:
+def vocabulary_parts(dense: Walked) -> Iterator[range]:
     """Cut the vocabulary into parts whose logits at a batch's positions are not many."""
     tokens = dense.way.stream.tokens
     step = max(1, HEAD_LOGITS // max(1, *(int(some.sum()) for some in dense.asked)))
     return (range(first, min(first + step, tokens)) for first in range(0, tokens, step))
 
 
-def asked_states(dense: DenseStates, number: int) -> Tensor:
+def asked_states(dense: Walked, number: int) -> Tensor:
     """Give a batch's states (n, D) behind the last block, at the positions that are asked."""
     states = dense.way.hidden[number]
     return states[dense.asked[number].to(states.device)]
 
 
 @torch.no_grad()
-def log_sums(dense: DenseStates) -> list[Tensor]:
+def log_sums(dense: Walked) -> list[Tensor]:
     """Give, for each batch, the logarithm of softmax's sum (n,)."""
     numbers = range(len(dense.asked))
     found = [torch.full((int(some.sum()),), -torch.inf, device=dense.way.stream.device) for some in dense.asked]
@@ -43,7 +43,7 @@ def log_sums(dense: DenseStates) -> list[Tensor]:
     return found
 
 
-def sampled_gradients(dense: DenseStates, samples: int, seed: int) -> list[Tensor]:
+def sampled_gradients(dense: Walked, samples: int, seed: int) -> list[Tensor]:
     """Sample from the model's own softmax, and give for each batch the gradients (S, B, N, D).
 
     Of log p(y) at its own position by the logits it is the one-hot of y less the softmax.
@@ -64,6 +64,27 @@ def sampled_gradients(dense: DenseStates, samples: int, seed: int) -> list[Tenso
                 for sample, each in enumerate(wanted):
                     (gradient,) = torch.autograd.grad(part, states, each.to(part), retain_graph=sample < samples - 1)
                     found[number][sample][mask] += gradient
+    return found
+
+
+def divergence_gradients(dense: Walked, cut: Walked) -> list[Tensor]:
+    """Give for each batch the gradients (1, B, N, D) of KL(dense || cut), summed over positions, at the cut model's states.
+
+    By the logits it is the cut model's softmax less the dense one's. Both have the same head.
+    """
+    ours, theirs, device = log_sums(cut), log_sums(dense), cut.way.stream.device
+    found = [torch.zeros(1, *cut.way.hidden[number].shape, device=device) for number in range(len(ours))]
+    for tokens in vocabulary_parts(cut):
+        with cut.way.stream.exit(tokens) as logits:
+            for number, (own, other) in enumerate(zip(ours, theirs, strict=True)):
+                with torch.enable_grad():
+                    states = asked_states(cut, number).detach().requires_grad_()
+                    part = logits(states)
+                with torch.no_grad():
+                    wanted = logits(asked_states(dense, number)).float().sub_(other[:, None]).exp_().neg_()
+                    wanted += (part.float() - own[:, None]).exp_()
+                (gradient,) = torch.autograd.grad(part, states, wanted.to(part))
+                found[number][0][cut.asked[number].to(device)] += gradient
     return found
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from sprunec.data.batches import Batch
 
-SOLUTIONS = "solutions.json"  # the best first; `kept.json` beside it is what that keeps
+SOLUTIONS = "solutions.json"  # the best first, or the one that was taken; `kept.json` beside it is what that keeps
 TOLD = ("limits", "parameters", "damage", "gap", "absent")
 
 
@@ -56,17 +56,16 @@ def needs(build: Builder, node: Node) -> Needs:
 
 
 def run(job: Job[FinalistOptions]) -> dict[str, Any]:
-    from sprunec.masks.search.dense_states import DenseStates
+    from sprunec.masks.search.walked import Walked
     from sprunec.masks.search.divergence import Divergence
     from sprunec.models.meta_models import empty_model
 
     solutions = json.loads(read_file(job.inputs["solutions"] / SOLUTIONS))
     config, fitted = job.config(), list(job.batches(job.config()))
     unseen, asked = unseen_batches(job, fitted)
-    way = stage(job, "dense", 0, 1 + len(solutions)).block_by_block(empty_model(config), unseen)
-    for path in way.blocks(lambda: None, lambda saved: True):
-        way.advance(path)
-    measure = Divergence(DenseStates(way, asked, ()))
+    dense = Walked(stage(job, "dense", 0, 1 + len(solutions)).block_by_block(empty_model(config), unseen), asked, ())
+    dense.walk()
+    measure = Divergence(dense)
     rows, kept = list[dict[str, Any]](), [solution.pop("kept") for solution in solutions]
     for number, solution in enumerate(solutions):
         at = stage(job, str(1 + number), 1 + number, 1 + len(solutions))
@@ -75,6 +74,7 @@ def run(job: Job[FinalistOptions]) -> dict[str, Any]:
         rows.append(solution | {"kl": divergence})
     best = min(range(len(rows)), key=lambda number: rows[number]["kl"])
     write_new(job.out / "kept.json", json.dumps(kept[best]))
+    write_new(job.out / SOLUTIONS, json.dumps([rows[best] | {"kept": kept[best]}]))
     return rows[best] | {"taken": 1 + best, "finalists": rows}
 
 
@@ -109,16 +109,20 @@ def report(document: dict[str, Any], node: Node, metrics: Mapping[str, Any]) -> 
 
 
 def tell(document: dict[str, Any], node: Node, metrics: Mapping[str, Any], search: str) -> None:
-    """List in the report the solution of a node that searches."""
+    """List in the report the solution of a node that searches, in the place of one before for the same target."""
     rows = document.setdefault("search", [])
     found = {"pass": search, "chosen": not node.aside} | {key: metrics[key] for key in TOLD}
     found |= {"kl": metrics.get("kl"), "taken": metrics.get("taken", 1)}
-    rows[:] = [row for row in rows if row["pass"] != search] + [found]
+    rows[:] = [row for row in rows if _asked(row) != _asked(found)] + [found]
+
+
+def _asked(row: Mapping[str, Any]) -> dict[str, float]:
+    return {name: limit["asked"] for name, limit in row["limits"].items()}
 
 
 MEASURE_FINALISTS = Pass(
     "measure-finalists",
-    1,
+    2,
     FinalistOptions,
     ("model", "solutions", "data"),
     "masks",

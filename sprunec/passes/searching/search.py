@@ -2,7 +2,10 @@
 
     score-choices, (measure-latency) -> search, (measure-finalists) -> what follows a mask
 
-What choices do to the output is measured whatever the target is, so that another one is solved for in seconds.
+What choices do to the output is measured whatever the target is, so that another one is solved for in seconds. With
+`refine`, a solution is then the place that it is looked around from, as often as that says:
+
+    compensate, score-exchanges -> search, measure-finalists
 """
 
 from __future__ import annotations
@@ -14,16 +17,16 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from sprunec.durable import write_new
+from sprunec.durable import read_file, write_new
 from sprunec.errors import InputError
 from sprunec.file_digests import file_digest
 from sprunec.graph.builder import Builder
 from sprunec.graph.graph import Node
 from sprunec.graph.options import Options
-from sprunec.passes import cut, score_choices
+from sprunec.passes import compensate, cut, score_choices
 from sprunec.passes.job import Job
 from sprunec.passes.measuring import measure_latency
-from sprunec.passes.searching import finalists
+from sprunec.passes.searching import finalists, score_exchanges
 from sprunec.passes.searching.finalists import write as write  # of a node's masks, too
 from sprunec.plan.declared import Pass, PassSpec
 from sprunec.plan.files import read_latency_table
@@ -111,12 +114,19 @@ def _solved(build: Builder, spec: PassSpec, inputs: Mapping[str, str], number: i
         saved = {"writes": {given["mask_form"]: given["save_mask"]}}
         saved |= {"provenance": build.provenance(given["units"], target)}
     options = build.options(SearchOptions, spec, limits=target, count=given["finalists"], table=table)
-    suffix, about = str(number) if several else "", target_words(target)
-    measures = several or options.count > 1
-    if not measures:
+    suffix, about, refine = str(number) if several else "", target_words(target), given["refine"]
+    if not several and options.count == 1 and not refine:
         return build.add("search", options, inputs, about=about, files=files, **saved)
-    masks = build.add("search", options, inputs, suffix, about=about, files=files, aside=aside)
-    return finalists.add(build, spec, masks, suffix, aside=aside, **saved)
+    found, every = "", {"about": about, "files": files, "aside": aside}
+    for rounds in range(refine + 1):
+        last, here = rounds == refine, "-".join(filter(None, (suffix, str(rounds) if refine else "")))
+        if found:
+            near = {"model": compensate.refitted(build, spec, found, suffix=here), "masks": found}
+            exchanges = score_exchanges.add(build, spec, near | {"damages": inputs["damages"]}, rounds, here)
+            inputs = {**inputs, "exchanges": exchanges, "before": found}
+        found = build.add("search", options, inputs, here, **every)
+        found = finalists.add(build, spec, found, here, aside=aside, **(saved if last else {}))
+    return found
 
 
 def target_words(target: Target) -> str:
@@ -135,20 +145,25 @@ def run(job: Job[SearchOptions]) -> dict[str, Any]:
     from sprunec.masks.search.damages_file import load_damages
 
     config, options, damages = job.config(), job.options, load_damages(job.inputs["damages"])
-    pairs = [pair for pair in damages.choices if allowed(config, pair[0], vars(options))]
-    choices = [choice for choice, _ in pairs]
+    near = load_damages(job.inputs["exchanges"]) if "exchanges" in job.inputs else damages
+    pairs = [pair for pair in near.choices if allowed(config, pair[0], vars(options))]
+    choices, alone = [choice for choice, _ in pairs], dict(damages.choices)
     limits = [limit(config, choices, each) for each in measured(config, options.limits, _seconds(job))]
     rules = Rules(options.uniform, options.same_heads, most_absent=options.most_absent)
     program = Program(choices, [damage for _, damage in pairs], limits, rules)
     found, rows = program.finalists(options.count), list[dict[str, Any]]()
     for each in found:
         solution = [choices[number] for number in each.taken]
-        rows.append(_row(program, each) | {"parameters": chosen(config, solution).parameters()})
+        damage = math.fsum(alone[choice] for choice in solution)
+        rows.append({"damage": damage, **_row(program, each), "parameters": chosen(config, solution).parameters()})
         rows[-1]["kept"] = _kept(job, damages, solution).to_json()
+    if "before" in job.inputs:
+        (before,) = json.loads(read_file(job.inputs["before"] / finalists.SOLUTIONS))
+        rows += [before] if all(before["kept"] != row["kept"] for row in rows) else []
     write_new(job.out / finalists.SOLUTIONS, json.dumps(rows))
     write_new(job.out / "kept.json", json.dumps(rows[0].pop("kept")))
     notes = [f"the solver stopped at a gap of {found[0].gap:.2%}: there may be a better one"] if found[0].gap else []
-    return rows[0] | {"solutions": len(found), "choices": len(choices)} | ({"notes": notes} if notes else {})
+    return rows[0] | {"solutions": len(rows), "choices": len(choices)} | ({"notes": notes} if notes else {})
 
 
 def _seconds(job: Job[SearchOptions]) -> Measure | None:
@@ -171,7 +186,7 @@ def _row(program: Program, solution: Solution) -> dict[str, Any]:
         for each in program.limits
     }
     absent = sum(not program.choices[number].kept for number in solution.taken)
-    return {"damage": solution.damage, "gap": solution.gap, "absent": absent, "limits": got}
+    return {"gap": solution.gap, "absent": absent, "limits": got}
 
 
 def _kept(job: Job[SearchOptions], damages: Damages, solution: Sequence[Choice]) -> Kept:
@@ -203,7 +218,7 @@ SEARCH = Pass(
     SearchOptions,
     ("model", "damages"),
     "masks",
-    ("latencies",),
+    ("latencies", "exchanges", "before"),
     lower=lower,
     report=report,
     removes="units",

@@ -77,7 +77,7 @@ def nested(choices: Iterable[Choice]) -> list[list[Choice]]:
     What is absent is alone. Sublayers come one after the other.
     """
     found = list[list[Choice]]()
-    for choice in sorted(choices, key=lambda each: (each.layer, each.sublayer, prod(_within_groups(each).values()))):
+    for choice in sorted(choices, key=lambda each: (each.layer, each.sublayer, prod(within_groups(each).values()))):
         before = next((some for some in found if _holds(choice, some[-1])), None)
         if before is None:
             found.append([choice])
@@ -89,11 +89,11 @@ def nested(choices: Iterable[Choice]) -> list[list[Choice]]:
 def _holds(choice: Choice, other: Choice) -> bool:
     if (choice.layer, choice.sublayer) != (other.layer, other.sublayer) or not (choice.kept and other.kept):
         return False
-    outer, inner = _within_groups(choice), _within_groups(other)
+    outer, inner = within_groups(choice), within_groups(other)
     return all(inner[unit] <= outer[unit] for unit in outer)
 
 
-def _within_groups(choice: Choice) -> dict[str, int]:
+def within_groups(choice: Choice) -> dict[str, int]:
     """Count the units that are kept, of heads those in each group."""
     groups = choice.kept.get("kv_group", 1)
     return {unit: count // groups if unit == "head" else count for unit, count in choice.kept.items()}

@@ -60,8 +60,11 @@ def _sweep(step: Step) -> None:
     timed = any("latency" in target for target in targets)
     if options["latency_table"] is not None and not timed:
         step.unused("latency_table", "latency_table is not used without a target of latency")
-    if "samples" in step.written and options["damage"] != "fisher":
+    if "samples" in step.written and options["damage"] != "fisher" and not options["refine"]:
         step.unused("samples", f"samples is not used with damage {show(options['damage'])}")
+    if options["refine"] and options["compensate"] is None:
+        message = "refine looks around a solution that is refitted, and compensate is null"
+        step.error("refine-without-refit", "refine", message, "remove one of them")
 
 
 def _limits(step: Step, config: ModelConfig) -> None:

@@ -170,7 +170,7 @@ class Program:
         for number in (number for number in absent if self.choices[number].sublayer == "block"):
             there = [row for (layer, _), row in sublayers.items() if layer == self.choices[number].layer]
             absent[number] = float(len(there))
-            for row in there:
+            for row in there or [sublayers.setdefault((self.choices[number].layer, "block"), {})]:
                 row[number] = 1.0
         rows: list[Row] = [(row, 1.0, 1.0) for row in sublayers.values()]
         for unit in INSIDE:

@@ -1,4 +1,4 @@
-"""The dense model on the text that damages are measured on: hidden states are kept in front of every block.
+"""A model on the text that damages are measured on: hidden states are kept in front of every block.
 
 So a choice costs only what lies behind it, or in a backward pass the inside of one block at a time.
 """
@@ -16,13 +16,13 @@ from sprunec.models.hidden_states import HiddenStates
 States = list[dict[str, Any]]  # what finds hidden states again, by block
 
 
-class DenseStates:
-    """Batches on their way through the dense model, and what they were in front of each block.
+class Walked:
+    """Batches on their way through a model, the dense one or one that is cut, and what they were in front of each block.
 
     Args:
         way: behind the last block once `walk` has been; its hidden states are then what goes into the head.
         asked: of each batch, the positions (B, N) that damages are measured at.
-        fronts: as many as there are blocks.
+        fronts: as many as there are blocks; none: only what is behind the last one is wanted.
     """
 
     def __init__(self, way: BlockByBlock, asked: Sequence[Tensor], fronts: Sequence[HiddenStates]) -> None:
@@ -41,11 +41,11 @@ class DenseStates:
 
         self._done, numbers = 0, {path: number for number, path in enumerate(self.way.stream.paths)}
         for path in self.way.blocks(lambda: self._states(self._done), restore):
-            front = self.fronts[numbers[path]]
-            front.start([states.shape for states in self.way.hidden])
-            for number, states in enumerate(self.way.hidden):
-                front.put(number, states)
-            front.turn()
+            for front in self.fronts[numbers[path] : numbers[path] + 1]:
+                front.start([states.shape for states in self.way.hidden])
+                for number, states in enumerate(self.way.hidden):
+                    front.put(number, states)
+                front.turn()
             self.way.advance(path)
             self._done = numbers[path] + 1
 
