@@ -114,9 +114,9 @@ def run(job: Job[ChoiceOptions]) -> dict[str, Any]:
 
 def _measured(job: Job[ChoiceOptions], found: ChoiceDamages) -> int:
     """Measure all choices -> on how many tokens."""
-    from sprunec.masks.search.walked import Walked
     from sprunec.masks.search.divergence import Divergence
     from sprunec.masks.search.fisher import Fisher
+    from sprunec.masks.search.walked import Walked
     from sprunec.models.meta_models import empty_model, traced_shape
     from sprunec.rewrite.gating import insert_gates
     from sprunec.rewrite.trace import check_cuttable

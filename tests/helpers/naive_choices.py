@@ -117,13 +117,17 @@ class Naive:
         handle.remove()
         used = [torch.arange(b.targets.size(1)) < b.inputs["length"][:, None] for b in self.refitted]
         x = torch.cat([each[some] for each, some in zip(seen, used, strict=True)]).double()
-        old, kept = weight(module).double(), self.columns(choice, x.size(1))
+        old, kept = self.old(choice).double(), self.columns(choice, x.size(1))
         strength = (x.square().sum(0).mean() * self.ridge).sqrt()
         more = strength * torch.eye(len(kept), dtype=torch.double)
         rows = torch.cat([x[:, kept], more]), torch.cat([x @ old.T, strength * old[:, kept].T])
         new = torch.zeros_like(old)
         new[:, kept] = torch.linalg.lstsq(*rows).solution.T
         return new.float()
+
+    def old(self, choice: Choice) -> Tensor:
+        """Give the weight whose outputs a choice's are fitted to."""
+        return weight(self.module(choice, 0))
 
     def fisher(self, samples: int = 1) -> Iterator[tuple[Choice, float]]:
         """Give half the mean of (g . d)² for each choice, by the whole model's own gradients."""

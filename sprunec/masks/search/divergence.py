@@ -17,8 +17,8 @@ from torch import Tensor
 
 from sprunec.engines.checkpoints import Saves
 from sprunec.masks.search.changes import Change, Made, changed
-from sprunec.masks.search.walked import Walked
 from sprunec.masks.search.sampled import asked_states, log_sums, vocabulary_parts
+from sprunec.masks.search.walked import Walked
 from sprunec.plan.scale import FLOAT, TAILS
 from sprunec.rewrite.gating import Gates
 from sprunec.rewrite.trace import TracedBlock

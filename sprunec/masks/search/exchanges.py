@@ -47,13 +47,13 @@ class Exchanges(Fisher):
         seed: int,
     ) -> None:
         super().__init__(cut, inside, moving, samples, seed)
-        self._cut, self._from, self._weights = cut, dense, weights
+        self._dense, self._weights = dense, weights
 
     def _gradients(self) -> list[Tensor]:
         """Give for each batch those of the divergence and then the samples' (1 + S, B, N, D)."""
-        self._from.walk()
-        drawn = sampled_gradients(self._cut, self._samples, self._seed)
-        return [torch.cat(pair) for pair in zip(divergence_gradients(self._from, self._cut), drawn, strict=True)]
+        self._dense.walk()
+        drawn = sampled_gradients(self._walked, self._samples, self._seed)
+        return [torch.cat(pair) for pair in zip(divergence_gradients(self._dense, self._walked), drawn, strict=True)]
 
     @torch.no_grad()
     def damages(self, number: int, choices: Iterable[Made]) -> Iterator[float]:
@@ -70,10 +70,10 @@ class Exchanges(Fisher):
                 change = effects.sub_(there[place]).double().cpu()
                 slopes += change[:, 0].sum(1)
                 squares += change[:, 1:].square().sum((1, 2))
-            yield from (slopes / self._cut.tokens + squares / 2 / (self._samples * self._cut.tokens)).tolist()
+            yield from (slopes / self._walked.tokens + squares / 2 / (self._samples * self._walked.tokens)).tolist()
             del nested  # which is large, and must not wait for the next one
 
     def _weight(self, projection: Projection) -> Tensor:
         """Read the dense one: in the cut model those that stay have been refitted."""
         weight = self._weights[f"{projection.block.path}.{projection.tensor}"]
-        return weight.to(self._cut.way.stream.device, torch.float32)
+        return weight.to(self._walked.way.stream.device, torch.float32)

@@ -26,8 +26,8 @@ from sprunec.engines.checkpoints import Saves
 from sprunec.heap import trim_heap
 from sprunec.masks.calibration import held_weight, rows_in_use
 from sprunec.masks.search.changes import Made, Nested, by_position, seeing
-from sprunec.masks.search.walked import Walked
 from sprunec.masks.search.sampled import sampled_gradients
+from sprunec.masks.search.walked import Walked
 from sprunec.models.block_by_block import Enough
 from sprunec.models.hidden_states import HiddenStates
 from sprunec.rewrite.projections import Projection
@@ -52,6 +52,7 @@ class Fisher:
     """Gradients inside of the dense model, and the damages that follow from them.
 
     Args:
+        walked: that model.
         inside: of all blocks, in order.
         moving: where the gradient is kept on its way.
         seed: of the samples.
@@ -59,15 +60,13 @@ class Fisher:
 
     dtype = torch.float32
 
-    def __init__(
-        self, dense: Walked, inside: Sequence[Inside], moving: HiddenStates, samples: int, seed: int
-    ) -> None:
-        self._dense, self._inside, self._moving, self._samples, self._seed = dense, inside, moving, samples, seed
+    def __init__(self, walked: Walked, inside: Sequence[Inside], moving: HiddenStates, samples: int, seed: int) -> None:
+        self._walked, self._inside, self._moving, self._samples, self._seed = walked, inside, moving, samples, seed
         self._absent = dict[Key, float]()
 
     def prepare(self, saves: Saves | None, tell: Callable[[int, int], None]) -> None:
         """Go through the dense model and back, or on from where this was stopped."""
-        stream, count = self._dense.way.stream, len(self._inside)
+        stream, count = self._walked.way.stream, len(self._inside)
         saved = saves.latest() if saves is not None else None
         with stream.entrance():
             done = saved["done"] if saved is not None and self._continued(saved) else self._begun()
@@ -85,7 +84,7 @@ class Fisher:
                     saves.after_step(done, count, lambda state=state: state)  # type: ignore[misc]
 
     def _begun(self) -> int:
-        self._dense.walk()
+        self._walked.walk()
         gradients = self._gradients()
         self._moving.start([each.shape for each in gradients])
         for number, each in enumerate(gradients):
@@ -95,14 +94,14 @@ class Fisher:
 
     def _gradients(self) -> list[Tensor]:
         """Give for each batch the gradients (S, B, N, D) behind the last block."""
-        return sampled_gradients(self._dense, self._samples, self._seed)
+        return sampled_gradients(self._walked, self._samples, self._seed)
 
     def _continued(self, saved: dict[str, Any]) -> bool:
         return self.load(saved) and self._moving.load(saved["moving"])
 
     def _state(self, done: int) -> dict[str, Any]:
         kept = [each.kept.state() for each in self._behind(done)]
-        return {"dense": self._dense.state(), "inside": kept, "absent": dict(self._absent), "done": done}
+        return {"dense": self._walked.state(), "inside": kept, "absent": dict(self._absent), "done": done}
 
     def _behind(self, done: int) -> list[Inside]:
         """List the last blocks, as far as something is kept inside of them."""
@@ -116,12 +115,12 @@ class Fisher:
         """Find it again; False if something is no longer what it was."""
         self._absent = dict(state["absent"])
         pairs = zip(self._behind(state["done"]), state["inside"], strict=True)
-        return self._dense.load(state["dense"]) and all(each.kept.load(known) for each, known in pairs)
+        return self._walked.load(state["dense"]) and all(each.kept.load(known) for each, known in pairs)
 
     @torch.no_grad()
     def _through(self, number: int) -> None:
         """Bring the gradient in front of a block, which has its weights; keep what there is inside of it."""
-        way, inside, front = self._dense.way, self._inside[number], self._dense.fronts[number]
+        way, inside, front = self._walked.way, self._inside[number], self._walked.fronts[number]
         block, results = inside.block, [each.result for each in inside.projections]
         branches = {residual.kind: residual.branch for residual in block.forward.residuals}
         sums, outputs = dict.fromkeys([*branches, "block"], 0.0), sum(len(each.weight) for each in inside.projections)
@@ -146,7 +145,7 @@ class Fisher:
         self._absent |= {(block.index, kind): self._mean(total) for kind, total in sums.items()}
 
     def _mean(self, total: float) -> float:
-        return total / 2 / (self._samples * self._dense.tokens)
+        return total / 2 / (self._samples * self._walked.tokens)
 
     @torch.no_grad()
     def damages(self, number: int, choices: Iterable[Made]) -> Iterator[float]:
@@ -169,12 +168,12 @@ class Fisher:
 
         The block runs anew up to what goes into its projections.
         """
-        way, inside = self._dense.way, self._inside[number]
+        way, inside = self._walked.way, self._inside[number]
         holder, operands = way.stream.model.get_submodule(inside.block.path), {e.operand for e, _ in nested.factors}
         widths = [len(each.weight) for each in inside.projections]
         weights = [each.columns(self._weight(each)) for each, _ in nested.factors]
         with way.stream.entrance(), seeing(holder, operands, only=True) as seen:
-            for place, (states, kept) in enumerate(zip(self._dense.fronts[number], inside.kept, strict=True)):
+            for place, (states, kept) in enumerate(zip(self._walked.fronts[number], inside.kept, strict=True)):
                 with suppress(Enough):
                     way.output(inside.block.path, place, states)
                 used, effects = in_use(way.current), list[Tensor]()
@@ -188,7 +187,7 @@ class Fisher:
 
     def _weight(self, projection: Projection) -> Tensor:
         """Give a projection's dense weight; its block has its weights."""
-        return held_weight(self._dense.way.stream.model, projection.block, projection)
+        return held_weight(self._walked.way.stream.model, projection.block, projection)
 
 
 def _at_nodes(output: Tensor, watched: Sequence[Tensor], incoming: Tensor) -> list[Tensor]:

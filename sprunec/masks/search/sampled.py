@@ -68,9 +68,9 @@ def sampled_gradients(dense: Walked, samples: int, seed: int) -> list[Tensor]:
 
 
 def divergence_gradients(dense: Walked, cut: Walked) -> list[Tensor]:
-    """Give for each batch the gradients (1, B, N, D) of KL(dense || cut), summed over positions, at the cut model's states.
+    """Give for each batch the gradients (1, B, N, D) of KL(dense || cut), summed over positions, in the cut model.
 
-    By the logits it is the cut model's softmax less the dense one's. Both have the same head.
+    By the logits it is that model's softmax less the dense one's. Both have the same head.
     """
     ours, theirs, device = log_sums(cut), log_sums(dense), cut.way.stream.device
     found = [torch.zeros(1, *cut.way.hidden[number].shape, device=device) for number in range(len(ours))]

@@ -17,7 +17,7 @@ States = list[dict[str, Any]]  # what finds hidden states again, by block
 
 
 class Walked:
-    """Batches on their way through a model, the dense one or one that is cut, and what they were in front of each block.
+    """Batches on their way through a model, dense or cut, and what they were in front of each block.
 
     Args:
         way: behind the last block once `walk` has been; its hidden states are then what goes into the head.

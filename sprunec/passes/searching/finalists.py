@@ -56,8 +56,8 @@ def needs(build: Builder, node: Node) -> Needs:
 
 
 def run(job: Job[FinalistOptions]) -> dict[str, Any]:
-    from sprunec.masks.search.walked import Walked
     from sprunec.masks.search.divergence import Divergence
+    from sprunec.masks.search.walked import Walked
     from sprunec.models.meta_models import empty_model
 
     solutions = json.loads(read_file(job.inputs["solutions"] / SOLUTIONS))

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sprunec.graph.arithmetic import Text, by_block, forward
+from sprunec.graph.arithmetic import by_block, forward
 from sprunec.graph.builder import Builder
 from sprunec.graph.choice_needs import choices_measured
 from sprunec.graph.graph import Node
@@ -68,7 +68,7 @@ def run(job: Job[ExchangeOptions]) -> dict[str, Any]:
         Walked(dense.block_by_block(empty_model(config), batches), asked, ()),
         job.weights("dense"),
         inside(job, blocks),
-        *room(job, "moving", 1),
+        room(job, "moving", 1)[0],
         options.samples,
         options.seed + options.number,
     )

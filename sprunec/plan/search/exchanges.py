@@ -13,7 +13,7 @@ Place = tuple[int, str]  # a layer, and a kind of sublayer
 
 
 def taken_by(kept: Kept, choices: Iterable[Choice]) -> dict[Place, Choice]:
-    """Find what a solution has taken: a choice for every sublayer, or that its whole block is absent, where that is one.
+    """Find what a solution has taken: a choice for every sublayer, or the one that its whole block is absent.
 
     Args:
         kept: what it keeps, by the indices of the model that the choices are about.

@@ -1,0 +1,112 @@
+"""What choices change of a cut model is what whole models in memory say of them, and smaller steps foretell it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sprunec.checkpoint.writer import as_outputs
+from sprunec.families.base_config import everything
+from sprunec.families.model_directory import open_model_tensors, read_config, save_outputs
+from sprunec.masks.search.damages_file import Damages, load_damages
+from sprunec.masks.search.members import members
+from sprunec.passes.searching import score_exchanges
+from sprunec.passes.searching.score_exchanges import ExchangeOptions
+from sprunec.plan.search.choices import Choice
+from sprunec.plan.search.exchanges import near, taken_by
+from sprunec.units import Kept
+from tests.helpers.choices import OPTIONS, REFITTED, GivenJob
+from tests.helpers.naive_choices import NAMES, batches
+from tests.helpers.naive_exchanges import NaiveExchanges
+from tests.masks.search.test_damages import measured, model_in
+
+SCALE = 1.25  # which is exact: one matrix of the model in memory is the other's
+GRID = {"dim_ff": [7, 14, 21, 30], "num_heads": [2, 4]}
+
+
+def solution(found: Damages, config: Any) -> tuple[dict[tuple[int, str], Choice], Kept]:
+    """Take of every sublayer a choice that cuts it, of the last attention that it is absent; and what is kept."""
+    places = dict[tuple[int, str], Choice]()
+    for choice, _ in found.choices:
+        last = (choice.layer, choice.sublayer) == (len(config.layers) - 1, "attention")
+        if choice.sublayer != "block" and not choice.is_dense(config) and bool(choice.kept) != last:
+            places.setdefault((choice.layer, choice.sublayer), choice)
+    layers = list(everything(config))
+    for choice in places.values():
+        layers[choice.layer] = members(found.scores, Kept(layers), choice)
+    return places, Kept(layers)
+
+
+def exchanged(kind: str, directory: Path, **changes: Any) -> tuple[Damages, NaiveExchanges]:
+    """Measure a solution's changes on the text behind that of the damages -> them, and who tells them again."""
+    dense, given = model_in(kind, directory), batches(kind, 7)
+    found = measured(kind, directory, given[:5], grid=GRID)
+    config = read_config(directory / "model")
+    taken, kept = solution(found, config)
+    naive = NaiveExchanges(kind, dense, given[:REFITTED] + given[5:], found, taken, SCALE)
+    weights = open_model_tensors(directory / "model")
+    state = {name: weights[name] * (SCALE if _is_cut(name, naive, kind) else 1.0) for name in weights}
+    save_outputs(directory / "cut", config, everything(config), as_outputs(state))
+    (directory / "masks").mkdir()
+    (directory / "masks/kept.json").write_text(json.dumps(kept.to_json()))
+    assert taken_by(kept.inside(everything(config)), [choice for choice, _ in found.choices]) == taken
+    options = OPTIONS | {"units": measured_units(found), "damage_batches": 2, "number": 1} | changes
+    inputs = {"model": "cut", "dense": "model", "masks": "masks", "damages": "out", "data": "model"}
+    out = directory / "exchanges"
+    out.mkdir()
+    more: dict[str, Any] = {"files": {}, "out": out, "device": "cpu", "report": lambda event: None, "given": given}
+    job = GivenJob(ExchangeOptions(**options), {role: directory / name for role, name in inputs.items()}, **more)
+    score_exchanges.run(job)  # type: ignore[arg-type]
+    return load_damages(out), naive
+
+
+def measured_units(found: Damages) -> tuple[str, ...]:
+    return tuple(sorted({unit for _, unit in found.scores}))
+
+
+def _is_cut(name: str, naive: NaiveExchanges, kind: str) -> bool:
+    """Tell whether a weight is one that the solution cuts; of an absent sublayer any will do."""
+    names = NAMES[kind]
+    return any(
+        name == f"{names.block.format(layer)}.{getattr(names, sublayer)[0]}.weight"
+        for (layer, sublayer), choice in naive.taken.items()
+        if choice.kept
+    )
+
+
+@pytest.mark.parametrize("kind", list(NAMES))
+def test_a_change_is_what_the_models_in_memory_say(kind: str, tmp_path: Path) -> None:
+    found, naive = exchanged(kind, tmp_path)
+    offered = [choice for choice, _ in found.choices if choice.kept]
+    assert any(not choice.kept for choice, _ in found.choices) and len(offered) > len(naive.taken)
+    wanted = dict(zip(offered, naive.changes(offered, 1, OPTIONS["seed"] + 1), strict=True))
+    for choice, change in found.choices:
+        assert change == pytest.approx(wanted.get(choice, 0.0), rel=1e-3, abs=2e-7), choice
+        assert change == 0 or choice not in naive.taken.values()
+    assert max(wanted.values()) > 1e-3
+
+
+def test_samples_are_averaged(tmp_path: Path) -> None:
+    found, naive = exchanged("llama", tmp_path, samples=3)
+    offered = [choice for choice, _ in found.choices if choice.kept]
+    wanted = naive.changes(offered, 3, OPTIONS["seed"] + 1)
+    assert [d for c, d in found.choices if c.kept] == pytest.approx(list(wanted), rel=1e-3, abs=2e-7)
+
+
+def test_near_is_what_is_next_or_within_a_sixteenth() -> None:
+    sizes = [Choice(0, "feed_forward", {"dim_ff": width}) for width in (64, 60, 59, 40, 24)]
+    heads = [Choice(0, "attention", {"kv_group": k, "head": 4 * k}) for k in (4, 3, 2, 1)]
+    absent = [Choice(0, "feed_forward", {}), Choice(1, "attention", {}), Choice(1, "block", {})]
+    taken = {(0, "feed_forward"): sizes[0], (0, "attention"): heads[2], (1, "block"): absent[2]}
+    assert near([*sizes, *heads, *absent], taken) == [*sizes[:2], *heads[1:], absent[2]]
+    assert near(sizes, {(0, "feed_forward"): sizes[2]}) == sizes[1:4]
+    assert near(sizes, {(0, "feed_forward"): sizes[1]}) == sizes[:3]
+
+
+def test_what_is_absent_is_taken_as_a_block_where_that_is_a_choice() -> None:
+    own = [Choice(0, kind, {}) for kind in ("attention", "feed_forward", "block")]
+    assert taken_by(Kept([{}]), own) == {(0, "block"): own[2]}
+    assert taken_by(Kept([{}]), own[:2]) == {(0, kind): own[n] for n, kind in enumerate(("attention", "feed_forward"))}
