@@ -85,6 +85,26 @@ def test_another_target_scores_nothing_again(tmp_path: Path) -> None:
     assert report.data["models"]["small"]["parameters"] <= most * 9 // 10
 
 
+def test_a_solution_is_refined_by_what_changes_where_it_stands(tmp_path: Path) -> None:
+    search, most = prepared(tmp_path, "llama")
+    report = run(tmp_path, search | {"refine": 2})
+    names = [entry["name"].partition("-")[2] for entry in report.data["passes"]]
+    start = names.index("search-0")
+    rounds = [name.format(n) for n in (1, 2) for name in ("compensate-{}", "score-exchanges-{}", "search-{}")]
+    assert [name for name in names[start:] if not name.startswith("measure")][1:7] == rounds
+    entries = {entry["name"].partition("-")[2]: entry["metrics"] for entry in report.data["passes"]}
+    divergences = [entries[f"measure-finalists-{n}"]["kl"] for n in range(3)]
+    assert divergences == sorted(divergences, reverse=True)  # what was taken before is among the finalists
+    for number in (1, 2):
+        assert any(
+            each["kl"] == divergences[number - 1] for each in entries[f"measure-finalists-{number}"]["finalists"]
+        )
+    (row,) = report.data["search"]
+    assert row["kl"] == divergences[-1] and row["chosen"] and row["damage"] > 0
+    assert report.status == "done" and report.data["models"]["small"]["parameters"] == row["parameters"] <= most
+    validate(report.data, load_schema("report"))
+
+
 @pytest.mark.slow
 def test_a_sweep_solves_all_its_targets_by_one_scoring(tmp_path: Path) -> None:
     search, most = prepared(tmp_path, "llama")

@@ -29,6 +29,12 @@ def test_damages_come_back(tmp_path: Path) -> None:
     assert found.scores.keys() == SCORES.keys() and all(torch.equal(found.scores[key], SCORES[key]) for key in SCORES)
 
 
+def test_changes_may_be_for_the_better(tmp_path: Path) -> None:
+    changes = ((CHOICES[0][0], 0.0), (CHOICES[2][0], -0.25))
+    save_damages(tmp_path, Damages("exchange", 7, SCORES, changes))
+    assert load_damages(tmp_path).choices == changes
+
+
 def entry(**changes: Any) -> dict[str, Any]:
     return {"layer": 0, "sublayer": "attention", "kept": {"head": 1}, "damage": 0.5} | changes
 

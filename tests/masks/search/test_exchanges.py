@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from sprunec.checkpoint.writer import as_outputs
+from sprunec.engines.checkpoints import Saves
 from sprunec.families.base_config import everything
 from sprunec.families.model_directory import open_model_tensors, read_config, save_outputs
 from sprunec.masks.search.damages_file import Damages, load_damages
@@ -21,7 +22,7 @@ from sprunec.units import Kept
 from tests.helpers.choices import OPTIONS, REFITTED, GivenJob
 from tests.helpers.naive_choices import NAMES, batches
 from tests.helpers.naive_exchanges import NaiveExchanges
-from tests.masks.search.test_damages import measured, model_in
+from tests.masks.search.test_damages import Flaky, Killed, measured, model_in
 
 SCALE = 1.25  # which is exact: one matrix of the model in memory is the other's
 GRID = {"dim_ff": [7, 14, 21, 30], "num_heads": [2, 4]}
@@ -40,8 +41,8 @@ def solution(found: Damages, config: Any) -> tuple[dict[tuple[int, str], Choice]
     return places, Kept(layers)
 
 
-def exchanged(kind: str, directory: Path, **changes: Any) -> tuple[Damages, NaiveExchanges]:
-    """Measure a solution's changes on the text behind that of the damages -> them, and who tells them again."""
+def exchange_job(kind: str, directory: Path, **changes: Any) -> tuple[Any, NaiveExchanges]:
+    """Prepare to measure a solution's changes, on other text than damages -> it, and who tells them again."""
     dense, given = model_in(kind, directory), batches(kind, 7)
     found = measured(kind, directory, given[:5], grid=GRID)
     config = read_config(directory / "model")
@@ -53,18 +54,19 @@ def exchanged(kind: str, directory: Path, **changes: Any) -> tuple[Damages, Naiv
     (directory / "masks").mkdir()
     (directory / "masks/kept.json").write_text(json.dumps(kept.to_json()))
     assert taken_by(kept.inside(everything(config)), [choice for choice, _ in found.choices]) == taken
-    options = OPTIONS | {"units": measured_units(found), "damage_batches": 2, "number": 1} | changes
+    units = tuple(sorted({unit for _, unit in found.scores}))
+    more: dict[str, Any] = {"files": {}, "device": "cpu", "report": lambda event: None, "given": given}
+    more |= {"saves": changes.pop("saves", None), "out": directory / "exchanges"}
+    options = ExchangeOptions(**OPTIONS | {"units": units, "damage_batches": 2, "number": 1} | changes)
     inputs = {"model": "cut", "dense": "model", "masks": "masks", "damages": "out", "data": "model"}
-    out = directory / "exchanges"
-    out.mkdir()
-    more: dict[str, Any] = {"files": {}, "out": out, "device": "cpu", "report": lambda event: None, "given": given}
-    job = GivenJob(ExchangeOptions(**options), {role: directory / name for role, name in inputs.items()}, **more)
-    score_exchanges.run(job)  # type: ignore[arg-type]
-    return load_damages(out), naive
+    more["out"].mkdir()
+    return GivenJob(options, {role: directory / name for role, name in inputs.items()}, **more), naive
 
 
-def measured_units(found: Damages) -> tuple[str, ...]:
-    return tuple(sorted({unit for _, unit in found.scores}))
+def exchanged(kind: str, directory: Path, **changes: Any) -> tuple[Damages, NaiveExchanges]:
+    job, naive = exchange_job(kind, directory, **changes)
+    score_exchanges.run(job)
+    return load_damages(job.out), naive
 
 
 def _is_cut(name: str, naive: NaiveExchanges, kind: str) -> bool:
@@ -87,6 +89,22 @@ def test_a_change_is_what_the_models_in_memory_say(kind: str, tmp_path: Path) ->
         assert change == pytest.approx(wanted.get(choice, 0.0), rel=1e-3, abs=2e-7), choice
         assert change == 0 or choice not in naive.taken.values()
     assert max(wanted.values()) > 1e-3
+
+
+@pytest.mark.parametrize("at", [2, 4, 6, 8])
+def test_what_was_killed_goes_on_and_finds_the_same(at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the cut model, in the dense one, on the way back, and among the choices."""
+    wanted, _ = exchanged("llama", tmp_path / "whole")
+    job, _ = exchange_job("llama", tmp_path / "killed", saves=Saves(tmp_path / "partial", 1, lambda: False))
+    monkeypatch.setattr("sprunec.models.streamed.Streamed", Flaky)
+    Flaky.at, Flaky.count = at, 0
+    with pytest.raises(Killed):
+        score_exchanges.run(job)
+    assert not any(job.out.iterdir())
+    Flaky.at, Flaky.count = -1, 0
+    score_exchanges.run(job)
+    assert load_damages(job.out).choices == wanted.choices
+    assert Flaky.count < 8
 
 
 def test_samples_are_averaged(tmp_path: Path) -> None:

@@ -121,6 +121,16 @@ def test_an_infinite_damage_is_never_taken() -> None:
     assert found is not None and absent[0] in found.taken
 
 
+def test_a_block_that_can_only_be_absent_is_taken_so() -> None:
+    choices = [
+        Choice(0, "block", {}),
+        Choice(1, "feed_forward", {"dim_ff": 64}),
+        Choice(1, "feed_forward", {"dim_ff": 8}),
+    ]
+    found = Program(choices, [0.0, 1.0, -1.0], [Limit("parameters", 9, 0, [0, 9, 1])]).solve()
+    assert found is not None and found.taken == (0, 2) and found.damage == -1.0
+
+
 def test_finalists_differ_and_one_removes_what_the_best_does_not() -> None:
     given = program(5, ("dim_ff", "feed_forward"), share=0.9)
     given = replace(given, limits=given.limits[:1])
