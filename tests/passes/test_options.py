@@ -17,7 +17,7 @@ SEARCHED = {"search": {"limits", "count", "table"}}  # by what a search has foun
 SEARCHED["measure-latency"] = {"grid", "multiple_of", "dtype", "machine"}
 # what lowering reads, and no pass
 LOWERED = {"pass", "checkpoint_every", "weights", "gates_for", "save_mask", "mask_form", "compensate", "path", "dtype"}
-LOWERED |= {"tasks", "chosen", "finalists", "latency_table", "save_table", "gguf"}
+LOWERED |= {"tasks", "chosen", "finalists", "refine", "latency_table", "save_table", "gguf"}
 KINDS = {"integer": int, "number": float, "boolean": bool, "string": str, "null": type(None)}
 OPTIONS = {name: PASSES[name].options for name in PASSES}
 OPTIONS["evaluate"] = OPTIONS["evaluate-tasks"]  # what plans call so; held-out text they ask for in a section
