@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from sprunec.plan.search.choices import Choice, within_groups
 from sprunec.units import INSIDE, UNITS, Kept
 
-REACH = 16  # near is what differs by one in so many parts of the whole at most, or is next to it
+# Of the whole, what is near differs by one in so many parts at most; what is next to it, by one in so many.
+REACH, NEXT = 16, 8
 
 Place = tuple[int, str]  # a layer, and a kind of sublayer
 
@@ -29,7 +30,8 @@ def taken_by(kept: Kept, choices: Iterable[Choice]) -> dict[Place, Choice]:
 def near(choices: Sequence[Choice], taken: Mapping[Place, Choice]) -> list[Choice]:
     """List the choices that a solution has taken, and of sublayers that it has those near them.
 
-    What is absent stays so, and nothing else becomes absent: how far that leads no gradient tells.
+    What is absent stays so, nothing else becomes absent, and where there are few key-value groups their number stays:
+    what so large a change leads to no gradient tells.
     """
     found = list[Choice]()
     for place, own in taken.items():
@@ -44,4 +46,5 @@ def near(choices: Sequence[Choice], taken: Mapping[Place, Choice]) -> list[Choic
 
 def _is_near(unit: str, choice: Choice, own: Choice, counts: Sequence[int]) -> bool:
     one, other = within_groups(choice)[unit], within_groups(own)[unit]
-    return abs(one - other) * REACH <= counts[-1] or abs(counts.index(one) - counts.index(other)) <= 1
+    beside = abs(counts.index(one) - counts.index(other)) <= 1
+    return abs(one - other) * (NEXT if beside else REACH) <= counts[-1]

@@ -80,7 +80,8 @@ def _is_cut(name: str, naive: NaiveExchanges, kind: str) -> bool:
 
 
 @pytest.mark.parametrize("kind", list(NAMES))
-def test_a_change_is_what_the_models_in_memory_say(kind: str, tmp_path: Path) -> None:
+def test_a_change_is_what_the_models_in_memory_say(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sprunec.plan.search.exchanges.NEXT", 1)  # of few heads and groups, too
     found, naive = exchanged(kind, tmp_path)
     offered = [choice for choice, _ in found.choices if choice.kept]
     assert any(not choice.kept for choice, _ in found.choices) and len(offered) > len(naive.taken)
@@ -114,14 +115,17 @@ def test_samples_are_averaged(tmp_path: Path) -> None:
     assert [d for c, d in found.choices if c.kept] == pytest.approx(list(wanted), rel=1e-3, abs=2e-7)
 
 
-def test_near_is_what_is_next_or_within_a_sixteenth() -> None:
-    sizes = [Choice(0, "feed_forward", {"dim_ff": width}) for width in (64, 60, 59, 40, 24)]
-    heads = [Choice(0, "attention", {"kv_group": k, "head": 4 * k}) for k in (4, 3, 2, 1)]
+def test_near_is_what_is_within_a_sixteenth_or_next_and_within_an_eighth() -> None:
+    sizes = [Choice(0, "feed_forward", {"dim_ff": width}) for width in (64, 60, 59, 52, 40, 24)]
+    heads = [Choice(0, "attention", {"kv_group": k, "head": 4 * k}) for k in (8, 7, 6, 5)]
+    few = [Choice(0, "attention", {"kv_group": k, "head": 4 * k}) for k in (4, 3, 2)]
     absent = [Choice(0, "feed_forward", {}), Choice(1, "attention", {}), Choice(1, "block", {})]
     taken = {(0, "feed_forward"): sizes[0], (0, "attention"): heads[2], (1, "block"): absent[2]}
     assert near([*sizes, *heads, *absent], taken) == [*sizes[:2], *heads[1:], absent[2]]
     assert near(sizes, {(0, "feed_forward"): sizes[2]}) == sizes[1:4]
     assert near(sizes, {(0, "feed_forward"): sizes[1]}) == sizes[:3]
+    assert near(sizes, {(0, "feed_forward"): sizes[4]}) == sizes[4:5]
+    assert near(few, {(0, "attention"): few[1]}) == few[1:2]
 
 
 def test_what_is_absent_is_taken_as_a_block_where_that_is_a_choice() -> None:
