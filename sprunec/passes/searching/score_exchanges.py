@@ -14,7 +14,7 @@ from sprunec.graph.needs import SINGLE, Needs
 from sprunec.passes.job import Job
 from sprunec.passes.score_choices import ChoiceOptions, inside, measure_choices, measuring, room, stage, unseen_batches
 from sprunec.plan.declared import Pass, PassSpec
-from sprunec.plan.search.exchanges import near, taken_by
+from sprunec.plan.search.local_search import near, taken_by
 
 STAGES = ("cut", "dense", "gradients", "choices")
 

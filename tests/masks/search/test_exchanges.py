@@ -17,7 +17,7 @@ from sprunec.masks.search.members import members
 from sprunec.passes.searching import score_exchanges
 from sprunec.passes.searching.score_exchanges import ExchangeOptions
 from sprunec.plan.search.choices import Choice
-from sprunec.plan.search.exchanges import near, taken_by
+from sprunec.plan.search.local_search import near, taken_by
 from sprunec.units import Kept
 from tests.helpers.choices import OPTIONS, REFITTED, GivenJob
 from tests.helpers.naive_choices import NAMES, batches
@@ -81,7 +81,7 @@ def _is_cut(name: str, naive: NaiveExchanges, kind: str) -> bool:
 
 @pytest.mark.parametrize("kind", list(NAMES))
 def test_a_change_is_what_the_models_in_memory_say(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sprunec.plan.search.exchanges.NEXT", 1)  # of few heads and groups, too
+    monkeypatch.setattr("sprunec.plan.search.local_search.NEXT", 1)  # of few heads and groups, too
     found, naive = exchanged(kind, tmp_path)
     offered = [choice for choice, _ in found.choices if choice.kept]
     assert any(not choice.kept for choice, _ in found.choices) and len(offered) > len(naive.taken)
