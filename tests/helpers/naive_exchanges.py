@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -33,16 +34,20 @@ class NaiveExchanges(Naive):
         super().__init__(kind, copy.deepcopy(dense), given, found, OPTIONS["ridge"])
         self.dense, self.taken = Naive(kind, dense, given, found, OPTIONS["ridge"]), taken
         for choice in taken.values():
-            module: Any = self.module(choice, 0)
-            held = weight(module)
-            if not choice.kept:
-                held.zero_()
-                if getattr(module, "bias", None) is not None:
-                    module.bias.data.zero_()
-                continue
+            for sublayer in ("attention", "feed_forward") if choice.sublayer == "block" else (choice.sublayer,):
+                self.cut(replace(choice, sublayer=sublayer), scale)
+
+    def cut(self, choice: Choice, scale: float) -> None:
+        module: Any = self.module(choice, 0)
+        held = weight(module)
+        if choice.kept:
             gone = torch.ones(held.size(1), dtype=torch.bool)
             gone[self.columns(choice, held.size(1))] = False
             held.mul_(scale)[:, gone] = 0.0
+            return
+        held.zero_()
+        if getattr(module, "bias", None) is not None:
+            module.bias.data.zero_()
 
     def old(self, choice: Choice) -> Tensor:
         return weight(self.dense.module(choice, 0))

@@ -63,15 +63,15 @@ def run(job: Job[FinalistOptions]) -> dict[str, Any]:
     solutions = json.loads(read_file(job.inputs["solutions"] / SOLUTIONS))
     config, fitted = job.config(), list(job.batches(job.config()))
     unseen, asked = unseen_batches(job, fitted)
-    dense = Walked(stage(job, "dense", 0, 1 + len(solutions)).block_by_block(empty_model(config), unseen), asked, ())
+    left = [number for number, solution in enumerate(solutions) if "kl" not in solution]  # others have been measured
+    dense = Walked(stage(job, "dense", 0, 1 + len(left)).block_by_block(empty_model(config), unseen), asked, ())
     dense.walk()
-    measure = Divergence(dense)
-    rows, kept = list[dict[str, Any]](), [solution.pop("kept") for solution in solutions]
-    for number, solution in enumerate(solutions):
-        at = stage(job, str(1 + number), 1 + number, 1 + len(solutions))
+    measure, rows = Divergence(dense), [dict(solution) for solution in solutions]
+    kept = [row.pop("kept") for row in rows]
+    for place, number in enumerate(left, start=1):
+        at = stage(job, str(1 + number), place, 1 + len(left))
         states = _behind(at, Kept.from_json(kept[number]), fitted if job.options.compensate else [], unseen)
-        (divergence,) = measure.divergences([states])
-        rows.append(solution | {"kl": divergence})
+        (rows[number]["kl"],) = measure.divergences([states])
     best = min(range(len(rows)), key=lambda number: rows[number]["kl"])
     write_new(job.out / "kept.json", json.dumps(kept[best]))
     write_new(job.out / SOLUTIONS, json.dumps([rows[best] | {"kept": kept[best]}]))

@@ -28,25 +28,33 @@ SCALE = 1.25  # which is exact: one matrix of the model in memory is the other's
 GRID = {"dim_ff": [7, 14, 21, 30], "num_heads": [2, 4]}
 
 
-def solution(found: Damages, config: Any) -> tuple[dict[tuple[int, str], Choice], Kept]:
-    """Take of every sublayer a choice that cuts it, of the last attention that it is absent; and what is kept."""
-    places = dict[tuple[int, str], Choice]()
+def solution(found: Damages, config: Any, how: str) -> tuple[dict[tuple[int, str], Choice], Kept]:
+    """Take of every sublayer a choice, and say what is kept.
+
+    Args:
+        how: "cut", the last attention being absent; "whole" feed-forwards; "block", the first being absent; or "one"
+            sublayer that is cut and no other.
+    """
+    places, last = dict[tuple[int, str], Choice](), (len(config.layers) - 1, "attention")
     for choice, _ in found.choices:
-        last = (choice.layer, choice.sublayer) == (len(config.layers) - 1, "attention")
-        if choice.sublayer != "block" and not choice.is_dense(config) and bool(choice.kept) != last:
-            places.setdefault((choice.layer, choice.sublayer), choice)
+        place, block = (choice.layer, choice.sublayer), how == "block" and choice.layer == 0
+        dense = choice.sublayer == "feed_forward" if how == "whole" else how == "one" and place != last
+        there = not block and not (how == "cut" and place == last)
+        wanted = (choice.sublayer == "block", choice.is_dense(config), bool(choice.kept)) == (block, dense, there)
+        if wanted:
+            places.setdefault(place, choice)
     layers = list(everything(config))
     for choice in places.values():
         layers[choice.layer] = members(found.scores, Kept(layers), choice)
     return places, Kept(layers)
 
 
-def exchange_job(kind: str, directory: Path, **changes: Any) -> tuple[Any, NaiveExchanges]:
+def exchange_job(kind: str, directory: Path, how: str = "cut", **changes: Any) -> tuple[Any, NaiveExchanges]:
     """Prepare to measure a solution's changes, on other text than damages -> it, and who tells them again."""
     dense, given = model_in(kind, directory), batches(kind, 7)
     found = measured(kind, directory, given[:5], grid=GRID)
     config = read_config(directory / "model")
-    taken, kept = solution(found, config)
+    taken, kept = solution(found, config, how)
     naive = NaiveExchanges(kind, dense, given[:REFITTED] + given[5:], found, taken, SCALE)
     weights = open_model_tensors(directory / "model")
     state = {name: weights[name] * (SCALE if _is_cut(name, naive, kind) else 1.0) for name in weights}
@@ -63,8 +71,8 @@ def exchange_job(kind: str, directory: Path, **changes: Any) -> tuple[Any, Naive
     return GivenJob(options, {role: directory / name for role, name in inputs.items()}, **more), naive
 
 
-def exchanged(kind: str, directory: Path, **changes: Any) -> tuple[Damages, NaiveExchanges]:
-    job, naive = exchange_job(kind, directory, **changes)
+def exchanged(kind: str, directory: Path, how: str = "cut", **changes: Any) -> tuple[Damages, NaiveExchanges]:
+    job, naive = exchange_job(kind, directory, how, **changes)
     score_exchanges.run(job)
     return load_damages(job.out), naive
 
@@ -90,6 +98,20 @@ def test_a_change_is_what_the_models_in_memory_say(kind: str, tmp_path: Path, mo
         assert change == pytest.approx(wanted.get(choice, 0.0), rel=1e-3, abs=2e-7), choice
         assert change == 0 or choice not in naive.taken.values()
     assert max(wanted.values()) > 1e-3
+
+
+@pytest.mark.parametrize("how", ["whole", "block", "one"])
+def test_what_is_whole_or_absent_has_a_place_among_changes(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sprunec.plan.search.local_search.NEXT", 1)
+    found, naive = exchanged("llama", tmp_path, how)
+    offered = [choice for choice, _ in found.choices if choice.kept]
+    wanted = dict(zip(offered, naive.changes(offered, 1, OPTIONS["seed"] + 1), strict=True))
+    assert len(offered) > 2 and {c for c, _ in found.choices} >= {*naive.taken.values()}
+    for choice, change in found.choices:
+        assert change == pytest.approx(wanted.get(choice, 0.0), rel=1e-3, abs=2e-7), choice
+    assert any(choice.sublayer == "block" for choice, _ in found.choices) == (how == "block")
 
 
 @pytest.mark.parametrize("at", [2, 4, 6, 8])
