@@ -156,6 +156,12 @@ def markdown(results: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"{about}; {packages}.", ""])
 
 
+def page(results: dict[str, Any]) -> str:
+    """Put the table into the page."""
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(MARKS[0])
+    return before + MARKS[0] + markdown(results) + MARKS[1] + rest.partition(MARKS[1])[2]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, default=Path("runs/latency"))
@@ -169,9 +175,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
     if options.publish:
-        before, _, rest = PAGE.read_text(encoding="utf-8").partition(MARKS[0])
-        table = markdown(json.loads(RESULTS.read_text(encoding="utf-8")))
-        PAGE.write_text(before + MARKS[0] + table + MARKS[1] + rest.partition(MARKS[1])[2], encoding="utf-8")
+        PAGE.write_text(page(json.loads(RESULTS.read_text(encoding="utf-8"))), encoding="utf-8")
         return
     if options.opened:
         for batch in options.batches:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sprunec.engines import bmtrain_engine
 from sprunec.engines.device import Place
-from sprunec.engines.torch_engine import TorchEngine
 from sprunec.engines.world import World
 from sprunec.plan.scale import shards_by_itself
+
+if TYPE_CHECKING:
+    from sprunec.engines.torch_engine import TorchEngine
 
 BMTRAIN = "bmtrain"
 
@@ -17,7 +18,9 @@ BMTRAIN = "bmtrain"
 def check_engine(settings: Mapping[str, Any], place: Place) -> None:
     """Raise InputError if what a plan wants to train with cannot work here."""
     if settings.get("name") == BMTRAIN:
-        bmtrain_engine.check_here(place)
+        from sprunec.engines.bmtrain_engine import check_here
+
+        check_here(place)
 
 
 def choose_engine(settings: Mapping[str, Any], place: Place, world: World, seed: int, parameters: int) -> TorchEngine:
@@ -26,10 +29,13 @@ def choose_engine(settings: Mapping[str, Any], place: Place, world: World, seed:
     Args:
         settings: the plan's section `engine`.
     """
+    from sprunec.engines.bmtrain_engine import BMTrainEngine
+    from sprunec.engines.torch_engine import TorchEngine
+
     sharding, offload = settings.get("sharding", "auto"), bool(settings.get("offload"))
     recompute = bool(settings.get("activation_checkpointing"))
     if settings.get("name") == BMTRAIN:
-        return bmtrain_engine.BMTrainEngine(place, world, sharding != "none", recompute, offload, seed)
+        return BMTrainEngine(place, world, sharding != "none", recompute, offload, seed)
     offload, full = offload and place.device.type != "cpu", sharding == "full"
     if not offload and world.size > 1 and sharding == "auto":  # as fits rank 0's device
         full = bool(world.broadcast(shards_by_itself(parameters, place.memory(world.size))))

@@ -161,7 +161,7 @@ class TorchDriver:
         """Clip to what the training says, given the norm before, and move; pruned weights stay zero."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-            if self.training.clip_grad is not None:  # a group's tensors are all sharded, or all whole
+            if self.training.clip_grad is not None and norm > self.training.clip_grad:  # all sharded, or all whole
                 nn.utils.clip_grads_with_norm_(group["params"], self.training.clip_grad, torch.tensor(norm))
         self.optimizer.step()
         zero(self.pruned)  # decay and momentum may have moved them
@@ -242,7 +242,8 @@ def make_optimizer(
     if training.optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=rate, momentum=training.betas[0], weight_decay=decay)
     kind = torch.optim.AdamW if training.optimizer == "adamw" else adam
-    made: torch.optim.Optimizer = kind(parameters, lr=rate, betas=training.betas, weight_decay=decay)
+    fused = {"fused": True} if kind is not adam or adam is torch.optim.Adam else {}  # one pass over memory, not eight
+    made: torch.optim.Optimizer = kind(parameters, lr=rate, betas=training.betas, weight_decay=decay, **fused)
     return made
 
 

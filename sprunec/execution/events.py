@@ -33,9 +33,10 @@ class Events:
             nodes: what the store has of each; None: what the file has of it, without damaged lines.
         """
         found, old = list[str](), self._lines()
+        kept = _by_node(old) if None in nodes.values() else {}
         for name, stored in nodes.items():
             if stored is None:
-                found += _of(old, name)
+                found += kept.get(name, [])
             else:  # the same events, under the name that the node has in this plan
                 events = filter(None, map(read_line, stored.splitlines()))
                 found += [hashed({**event, "node": name}, **CHECK) for event in events]
@@ -52,9 +53,9 @@ class Events:
         with naming(self.path), open(self.path, "a", encoding="utf-8", opener=_no_link) as stream:
             stream.write(hashed(json.loads(strict_json(event)), **CHECK) + "\n")
 
-    def of(self, node: str) -> str:
-        """Give a node's lines."""
-        return "".join(f"{line}\n" for line in _of(self._lines(), node))
+    def by_node(self) -> dict[str, str]:
+        """Give the lines of each node that has some."""
+        return {node: "".join(f"{line}\n" for line in lines) for node, lines in _by_node(self._lines()).items()}
 
     def _lines(self) -> list[str]:
         """Read the file, if there is one; a link, to wherever, is not read."""
@@ -78,5 +79,9 @@ def read_line(line: str) -> dict[str, Any] | None:
     return event if {"node", "step"} <= event.keys() else None
 
 
-def _of(lines: Iterable[str], node: str) -> list[str]:
-    return [line for line in lines if (read_line(line) or {}).get("node") == node]
+def _by_node(lines: Iterable[str]) -> dict[str, list[str]]:
+    found = dict[str, list[str]]()
+    for line in lines:
+        if (event := read_line(line)) is not None:
+            found.setdefault(event["node"], []).append(line)
+    return found

@@ -124,8 +124,10 @@ class Run:
         store.refer(self.graph.plan, nodes)
         found = {n.name: store.events(n) for n in nodes if store.has(n) or store.partial(n).is_dir()}
         self.events.restore(found)
-        for node in (node for node in nodes if found.get(node.name, "") is None):
-            store.mend_events(node, self.events.of(node.name))
+        if lost := [node for node in nodes if found.get(node.name, "") is None]:
+            lines = self.events.by_node()
+            for node in lost:
+                store.mend_events(node, lines.get(node.name, ""))
         if not all(store.has(node) for node in nodes):
             unpublish(self.out)
         self.report.save()
@@ -179,7 +181,7 @@ class Run:
             digests = {role: self.graph.node(name).digest for role, name in node.inputs.items()}
             made = datetime.now(UTC).isoformat(timespec="seconds")
             note = {"inputs": digests, "metrics": metrics, "versions": versions(), "device": self.device, "made": made}
-            return self.store.keep(node, directory, note, self.events.of(node.name))
+            return self.store.keep(node, directory, note, self.events.by_node().get(node.name, ""))
 
     def _write(self, node: Node) -> None:
         """Write the files that the user asked for: only now that the store has what goes into them.
