@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -161,7 +162,8 @@ class TorchDriver:
         """Clip to what the training says, given the norm before, and move; pruned weights stay zero."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-            if self.training.clip_grad is not None and norm > self.training.clip_grad:  # all sharded, or all whole
+            if self.training.clip_grad is not None and norm > self.training.clip_grad:
+                # A group's tensors are all sharded, or all whole.
                 nn.utils.clip_grads_with_norm_(group["params"], self.training.clip_grad, torch.tensor(norm))
         self.optimizer.step()
         zero(self.pruned)  # decay and momentum may have moved them
@@ -228,22 +230,27 @@ class TorchDriver:
 
 
 def make_optimizer(
-    model: nn.Module, training: Training, others: Iterable[nn.Parameter] = (), adam: Any = torch.optim.Adam
+    model: nn.Module,
+    training: Training,
+    others: Iterable[nn.Parameter] = (),
+    adam: Any = None,
 ) -> torch.optim.Optimizer:
     """Make AdamW (Loshchilov & Hutter 2019), Adam with decay as an L2 term, or SGD with the first beta as its momentum.
 
+    Torch's Adams are fused: they go over memory once, and not once for each of their ten operations.
+
     Args:
         others: what is trained beside the model: a group of its own, for it may lie elsewhere.
-        adam: an engine's own Adam.
+        adam: an engine's own Adam, if it has one.
     """
     groups = [[p for p in model.parameters() if p.requires_grad], list(others)]
     parameters = [{"params": group} for group in groups if group] or [{"params": []}]  # gates alone may learn
     rate, decay = training.learning_rate, training.weight_decay
     if training.optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=rate, momentum=training.betas[0], weight_decay=decay)
-    kind = torch.optim.AdamW if training.optimizer == "adamw" else adam
-    fused = {"fused": True} if kind is not adam or adam is torch.optim.Adam else {}  # one pass over memory, not eight
-    made: torch.optim.Optimizer = kind(parameters, lr=rate, betas=training.betas, weight_decay=decay, **fused)
+    ours = torch.optim.AdamW if training.optimizer == "adamw" else torch.optim.Adam
+    kind = adam if adam is not None and training.optimizer == "adam" else partial(ours, fused=True)
+    made: torch.optim.Optimizer = kind(parameters, lr=rate, betas=training.betas, weight_decay=decay)
     return made
 
 

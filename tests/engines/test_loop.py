@@ -239,6 +239,27 @@ def test_adam_and_adamw_part_ways_over_decay() -> None:
     assert farthest(decayed["adam"], decayed["adamw"]) > 1e-3
 
 
+def test_one_pass_over_memory_moves_weights_as_several_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, fused = train(weight_decay=0.1)
+    made, asked = torch.optim.AdamW, list[bool]()
+
+    def unfused(*args: Any, fused: bool, **options: Any) -> torch.optim.AdamW:
+        asked.append(fused)
+        return made(*args, **options)
+
+    monkeypatch.setattr(torch.optim, "AdamW", unfused)
+    _, several = train(weight_decay=0.1)
+    assert asked == [True]
+    assert farthest(fused, several) < 1e-5
+
+
+def test_gradients_that_are_short_enough_are_left_as_they_are() -> None:
+    (event,), gradients, _ = stepped_with(steps=1, clip_grad=1e6)
+    _, same, _ = stepped_with(steps=1, clip_grad=None)
+    assert event["gradient_norm"] > 0
+    assert farthest(gradients, same) == 0.0
+
+
 def test_weights_ruined_in_the_last_step_are_not_handed_out() -> None:
     with pytest.raises(PassError, match="weights became NaN or infinite in the last step"):
         train(steps=1, optimizer="sgd", learning_rate=1e38, weight_decay=1e3, clip_grad=None)
