@@ -23,6 +23,8 @@ PARTS = {
     "libraries": "torch and other libraries",
 }
 
+WORTH_TELLING = 1e9  # bytes that must be in memory as a whole: with less, nobody needs another way
+
 
 def needs_lines(document: Mapping[str, Any]) -> Iterator[str]:
     """Say what the most memory is for, what is on the disk meanwhile, which passes do not go block by block."""
@@ -48,9 +50,11 @@ def _in_one_piece(nodes: Iterable[Mapping[str, Any]]) -> Iterator[str]:
             alike.setdefault((whole["what"], whole["remedy"]), []).append(node)
     for (what, remedy), each in alike.items():
         sizes = [node["needs"]["in_one_piece"].get("bytes") for node in each]
-        most = _told(max(sizes) if all(map(is_finite, sizes)) else None)
+        most = max(sizes) if all(map(is_finite, sizes)) else None
+        if most is not None and most < WORTH_TELLING:
+            continue
         names, verb = series([node["name"] for node in each], "and"), "need" if len(each) > 1 else "needs"
-        yield f"{names} {verb} {what}, {most}; {remedy}"
+        yield f"{names} {verb} {what}, {_told(most)}; {remedy}"
 
 
 def _told(size: Any) -> str:

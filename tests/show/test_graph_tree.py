@@ -88,6 +88,14 @@ def test_passes_that_need_the_model_in_memory_are_told_together() -> None:
     assert rendered(graph_table(GRAPH | {"nodes": nodes}))[-1] == words
 
 
+@pytest.mark.parametrize(("size", "told"), [(9e8, 0), (1.1e9, 1), (None, 1)])
+def test_what_fits_anywhere_is_not_told(size: float | None, told: int) -> None:
+    small = {"memory": 1e9, "memory_of": {}, "in_one_piece": IN_MEMORY | {"bytes": size}}
+    train = next(each for each in GRAPH["nodes"] if each["name"] == "2-train")
+    lines = rendered(graph_table(GRAPH | {"nodes": [train | {"needs": train["needs"] | small}]}))
+    assert sum("train on more devices" in line for line in lines) == told
+
+
 @pytest.mark.parametrize(("form", "arrow"), [(mermaid, "-->"), (dot, "->")])
 def test_every_node_and_every_input_is_in_the_graph_of_another_tool(form: Any, arrow: str, tmp_path: Path) -> None:
     document = graph_document(write(tmp_path, guide()))
