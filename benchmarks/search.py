@@ -43,8 +43,9 @@ DENSE, DIMS, LAYERS, OF_A_DIM = 134_515_008, 1536, 30, 1728
 SEARCH = {"pass": "search", "units": ["kv_group", "dim_ff"]}
 REFIT = {"compensate": "least-squares"}
 OURS: dict[str, dict[str, Any]] = {
-    "search": SEARCH | {"refine": 3, "damage_batches": 4},
-    "search, not refined": SEARCH,
+    "search": SEARCH,
+    "search, refined": SEARCH | {"refine": 2, "damage_batches": 4},
+    "search, with heads": SEARCH | {"units": ["kv_group", "head", "dim_ff"]},
     "search, by kl": SEARCH | {"damage": "kl"},
     "search, best by damages": SEARCH | {"finalists": 1},
     "uniform, dims": {"pass": "score-mask", "criterion": "activation", "unit": "dim_ff", "budget": "per-layer"} | REFIT,
@@ -52,7 +53,7 @@ OURS: dict[str, dict[str, Any]] = {
     "blocks by influence": {"pass": "score-mask", "criterion": "block-influence", "unit": "block"},
     "blocks by iterative removal": {"pass": "score-mask", "criterion": "iterative-removal", "unit": "block"},
 }
-SLOW = ("search, not refined", "search, by kl", "search, best by damages")  # measured where they are named
+SLOW = ("search, refined", "search, with heads", "search, by kl", "search, best by damages")  # if named
 PEERS = ("torch-pruning, taylor", "optipfair, data")
 SEQUENCES = 32  # that peers look at
 

@@ -30,32 +30,52 @@ from sprunec.plan.plan import Plan
 from sprunec.plan.scale import DOUBLE
 from sprunec.plan.targets import Left
 
-OPERATIONS = 1e11  # of one run of a block, at most, as long as that leaves it some tokens
-LEAST_TOKENS, MOST_TOKENS = 32, 1024
+OPERATIONS = 2e11  # of one run of a block, at most, as long as that leaves it some tokens
+LEAST_TOKENS, MOST_TOKENS = 32, 2048
 SECONDS, MOST_RUNS = 1.0, 20  # a block is run again until it has had one of both; the first run is a slow one
 READ_BYTES, PART_BYTES = 256 * 2**20, 16 * 2**20  # of the checkpoint, and of a tensor
 HELD_BYTES = 2**30  # a larger block is multiplied some rows after the others
+BETWEEN = (
+    1.3  # times what a block takes: states that are saved, features that are looked at, gradients that are added up
+)
+MATRIX = 2**13, 2**13  # of 256 MB: no cache holds it
 WEIGHT = 0.01
 
 
 def measure(plan: Plan) -> Speeds:
-    """Trace the model, run its largest block in both arithmetics, and read some of its checkpoint."""
+    """Trace the model, run its largest block in both arithmetics and on single tokens, and read of its checkpoint."""
     place, config, started = Place.of(plan.engine.device, "fp32"), plan.model.config, time.perf_counter()
     model, exact = empty_model(config), torch.device("cpu") if place.device.type == "mps" else place.device
-    traced = time.perf_counter() - started
-    length = plan.data.max_length - config.overhead if plan.data is not None else MOST_TOKENS
-    single = _run(config, model, length, torch.float32, place.device)
-    double = _run(config, model, length, torch.float64, exact)
-    return Speeds(str(place.device), single, double, _read(plan.model.checkpoint), traced)
+    traced, started = time.perf_counter() - started, time.perf_counter()
+    empty_model(config)
+    opening = time.perf_counter() - started
+    largest = max(1, *blocks_of(config))
+    tokens = int(min(MOST_TOKENS, max(LEAST_TOKENS, OPERATIONS / (FORWARD * largest))))
+    length = min(plan.data.max_length - config.overhead if plan.data is not None else MOST_TOKENS, tokens)
+    text = Text(max(1, tokens // length), length)
+    single = _run(config, model, text, torch.float32, place.device) / BETWEEN
+    double = _run(config, model, text, torch.float64, exact) / BETWEEN
+    cached = _run(config, model, Text(1, 1), torch.float32, place.device)
+    decoding = 1 / (1 / cached + 1 / (FORWARD * _weights_a_second(place.device)))
+    return Speeds(str(place.device), single, double, decoding, _read(plan.model.checkpoint), traced, opening)
 
 
 @torch.no_grad()
-def _run(config: ModelConfig, model: nn.Module, length: int, dtype: torch.dtype, device: torch.device) -> float:
-    """Run the largest block on random tokens, as many as a fixed number of operations allows -> operations a second."""
+def _weights_a_second(device: torch.device) -> float:
+    """Multiply a matrix that is in no cache by one vector, in float32 -> how many of its numbers are read a second."""
+    matrix, spent = torch.full(MATRIX, WEIGHT, device=device), list[float]()
+    for _ in range(5):
+        began = time.perf_counter()
+        float((matrix @ matrix[0])[0])
+        spent.append(time.perf_counter() - began)
+    return matrix.numel() / median(spent[1:])
+
+
+@torch.no_grad()
+def _run(config: ModelConfig, model: nn.Module, text: Text, dtype: torch.dtype, device: torch.device) -> float:
+    """Run the largest block on random tokens -> operations a second."""
     sizes = blocks_of(config)
     index = max(range(len(sizes)), key=sizes.__getitem__)
-    tokens = int(min(MOST_TOKENS, max(LEAST_TOKENS, OPERATIONS / (FORWARD * max(1, sizes[index])))))
-    text = Text(max(1, tokens // length), min(length, tokens))
     inputs = {name: each.to(device) for name, each in random_batch(config, text.sequences, text.length).inputs.items()}
     half = torch.tensor(WEIGHT, dtype=torch.bfloat16)
     weights = Tensors({name: half.expand(each.shape) for name, each in model.state_dict().items()})

@@ -6,7 +6,7 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sprunec.graph.needs import EXACT, SINGLE, Needs
+from sprunec.graph.needs import DECODED, EXACT, SINGLE, Needs
 
 GIVEN = "given"
 LETTERS = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
@@ -17,22 +17,27 @@ class Speeds:
     """Of this machine.
 
     Attributes:
-        float32, float64: operations a second, in a block of the model.
+        float32, float64: operations a second, in passes that run a block of the model.
+        decoding: the same where it has one position of one text at a time, and weights that are in no cache.
         read: bytes a second of the checkpoint's, into float32; None where there is no checkpoint.
-        trace: seconds until the blocks are traced.
+        trace: seconds until the blocks are traced, with the libraries that this takes.
+        opening: seconds until that is done again.
     """
 
     device: str
     float32: float
     float64: float
+    decoding: float
     read: float | None
     trace: float
+    opening: float
 
     def seconds(self, needs: Needs) -> float:
         """Tell how long what is counted takes; writing is taken to be as fast as reading."""
-        speeds = {SINGLE: self.float32, EXACT: self.float64}
+        speeds = {SINGLE: self.float32, EXACT: self.float64, DECODED: self.decoding}
         work = sum(amount / speeds[kind] for kind, amount in needs.operations.items())
-        return work + ((needs.reads + needs.disk) / self.read if self.read else 0.0)
+        moved = (needs.reads + needs.disk) / self.read if self.read else 0.0
+        return work + moved + needs.traced * self.trace + needs.opened * self.opening + needs.lasts
 
     def document(self) -> dict[str, Any]:
         return asdict(self)
@@ -46,4 +51,4 @@ def given_speeds(written: str) -> Speeds | None:
     if (match := re.fullmatch(r"(\d{1,6}(?:\.\d{1,6})?)([KMGTP]?)", written)) is None or not float(match[1]):
         return None
     rate = float(match[1]) * LETTERS[match[2]]
-    return Speeds(GIVEN, rate, rate, None, 0.0)
+    return Speeds(GIVEN, rate, rate, rate, None, 0.0, 0.0)

@@ -79,7 +79,7 @@ def by_block(model: ModelSize, text: Text, operations: float, *, keep: str, head
     }
     # those behind a block are written while those in front of it are there: a run that was killed finds them again
     reads, tokens = groups * model.nbytes, float(text.positions)
-    return Needs(memory, scratch=2 * states, reads=reads, operations={SINGLE: operations}, tokens=tokens)
+    return Needs(memory, scratch=2 * states, reads=reads, operations={SINGLE: operations}, tokens=tokens, opened=1)
 
 
 def looking(model: ModelSize, text: Text, *, keep: str) -> Needs:
@@ -175,7 +175,7 @@ def compared(sweeps: Sequence[tuple[ModelSize, str]], options: Any, most: int = 
         "activations": DOUBLE / FLOAT * inside(largest, 2 * rows, text.length),  # a block is run on two models' states
     }
     reads, tokens = sum(model.nbytes for model, _ in sweeps), float(len(sweeps) * text.positions)
-    return Needs(memory, reads=reads, operations=operations, tokens=tokens)
+    return Needs(memory, reads=reads, operations=operations, tokens=tokens, opened=len(sweeps) // 2 + 1)
 
 
 def verified(model: ModelSize, tokens: int) -> Needs:
@@ -184,7 +184,8 @@ def verified(model: ModelSize, tokens: int) -> Needs:
     there = 1 + max((layers.index(layer) for layer in layers), default=0)
     blocks = blocks_of(model.config)[:there]
     memory = {"blocks": 2.0 * FLOAT * max(blocks, default=0)}
-    return Needs(memory, reads=2 * model.item * sum(blocks), operations={SINGLE: 2.0 * FORWARD * sum(blocks) * tokens})
+    operations = 2.0 * FORWARD * sum(blocks) * tokens
+    return Needs(memory, reads=2 * model.item * sum(blocks), operations={SINGLE: operations}, traced=True)
 
 
 def backward(model: ModelSize, text: Text, rows: int, remedy: str) -> Needs:
@@ -194,7 +195,7 @@ def backward(model: ModelSize, text: Text, rows: int, remedy: str) -> Needs:
     whole = Whole(model.certain(size), model.certain(size), "the model in memory", remedy)
     operations = TRAINING / FORWARD * forward(model, text, head=True)
     tokens = float(text.positions)
-    return Needs(memory, reads=model.nbytes, operations={SINGLE: operations}, whole=whole, tokens=tokens)
+    return Needs(memory, reads=model.nbytes, operations={SINGLE: operations}, whole=whole, tokens=tokens, opened=1)
 
 
 def trained(model: ModelSize, setting: Setting, operations: float, tokens: float) -> Needs:
@@ -213,6 +214,7 @@ def trained(model: ModelSize, setting: Setting, operations: float, tokens: float
         least_disk=model.certain(size),
         whole=whole,
         tokens=tokens,
+        opened=1,
     )
 
 
@@ -223,7 +225,7 @@ def initialised(model: ModelSize) -> Needs:
     return Needs({"model": size}, size, least_disk=size, whole=Whole(size, 0.0, what, remedy))
 
 
-def raced(models: Sequence[ModelSize], text: Text, operations: float) -> Needs:
+def raced(models: Sequence[ModelSize], text: Text, operations: float, lasts: float) -> Needs:
     """Count what measuring models side by side takes, the largest first; it is left out where they have no room."""
     size, reads = float(FLOAT) * sum(model.parameters for model in models), sum(model.nbytes for model in models)
     if size > physical_memory():
@@ -232,7 +234,7 @@ def raced(models: Sequence[ModelSize], text: Text, operations: float) -> Needs:
     logits = float(FLOAT) * text.positions * models[0].config.vocab_size
     computed = max(logits, inside(models[0], text.sequences, text.length))
     memory = {"model": size, "weights": read, "activations": computed}
-    return Needs(memory, reads=reads, operations={SINGLE: operations})
+    return Needs(memory, reads=reads, operations={SINGLE: operations}, opened=len(models), lasts=lasts)
 
 
 def _largest_tensor(config: ModelConfig) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 
 LIBRARIES = 5e8  # bytes that torch, transformers and this package take for themselves
 SINGLE, EXACT = "float32", "float64"
+DECODED = "decoding"  # in float32, one position of one text at a time: all weights are read for it
 IN_ONE_PIECE = ("model", "training", "masks")  # of the parts of memory
 Amounts = Mapping[str, float]
 
@@ -45,6 +46,9 @@ class Needs:
         least_disk: of all that stays on the disk, what is certain.
         counted: whether all operations are; else nobody knows before it is done.
         tokens: of text that go through a model, each time that they do.
+        traced: whether blocks are traced here for the first time, with the libraries that this takes.
+        opened: how many models are made, and their blocks rewritten.
+        lasts: seconds that it goes on for, however fast the machine is.
         instead: bytes of memory that an option would save which the plan does not have, by how it is written.
     """
 
@@ -57,6 +61,9 @@ class Needs:
     whole: Whole | None = None
     counted: bool = True
     tokens: float = 0.0
+    traced: bool = False
+    opened: int = 0
+    lasts: float = 0.0
     instead: Amounts = field(default_factory=dict)
 
     @property
@@ -88,8 +95,12 @@ def in_all(needs: Iterable[Needs], published: float) -> Needs:
     """Add up what passes take that run one after the other, and what is published then, in bytes."""
     each = list(needs)
     worst = max(each, key=lambda some: some.peak, default=Needs())
-    operations = {kind: sum(some.operations.get(kind, 0.0) for some in each) for kind in (SINGLE, EXACT)}
+    operations = {kind: sum(some.operations.get(kind, 0.0) for some in each) for kind in (SINGLE, EXACT, DECODED)}
     scratch = max((some.scratch for some in each), default=0.0)
     disk, reads = sum(some.disk for some in each) + published, sum(some.reads for some in each) + published
-    least, tokens = (sum(getattr(some, name) for some in each) for name in ("least_disk", "tokens"))
-    return Needs(worst.memory, disk, scratch, reads, operations, least_disk=least, tokens=tokens)
+    least, tokens, lasts = (sum(getattr(some, name) for some in each) for name in ("least_disk", "tokens", "lasts"))
+    opened, traced = sum(some.opened for some in each), any(some.traced for some in each)
+    return Needs(
+        worst.memory, disk, scratch, reads, operations, least,
+        tokens=tokens, traced=traced, opened=opened, lasts=lasts,
+    )  # fmt: skip

@@ -70,7 +70,15 @@ def test_what_a_pass_of_the_plan_needs_is_that_of_its_nodes_together() -> None:
 
 
 def test_graph_table_says_a_time_where_one_was_measured() -> None:
-    speeds = {"device": "cpu", "float32": 5.2e10, "float64": 2.1e10, "read": 1.2e9, "trace": 0.5}
+    speeds = {
+        "device": "cpu",
+        "float32": 5.2e10,
+        "float64": 2.1e10,
+        "decoding": 4e9,
+        "read": 1.2e9,
+        "trace": 0.5,
+        "opening": 0.1,
+    }
     nodes = [node | {"needs": node["needs"] | {"seconds": 75.0}} for node in GRAPH["nodes"]]
     timed = GRAPH | {"measured": speeds, "nodes": nodes, "needs": GRAPH["needs"] | {"seconds": 12345.0}}
     lines = rendered(graph_table(timed))

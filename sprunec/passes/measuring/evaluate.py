@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from sprunec.errors import PassError
 from sprunec.families.base import family_of
+from sprunec.families.base_config import FORWARD
 from sprunec.graph.arithmetic import Text, by_block, forward
 from sprunec.graph.builder import Builder
 from sprunec.graph.graph import Node
-from sprunec.graph.needs import Needs
+from sprunec.graph.needs import DECODED, Needs
 from sprunec.graph.options import BatchOptions
 from sprunec.machine import physical_memory
 from sprunec.passes.job import Job
@@ -59,7 +60,9 @@ def needs(build: Builder, node: Node) -> Needs:
     )
     if "masks" in node.inputs or not _writes(size, physical_memory()):
         return found
-    return replace(found, memory=max(found.memory, {"model": size}, key=lambda parts: sum(parts.values())))
+    memory = max(found.memory, {"model": size}, key=lambda parts: sum(parts.values()))
+    decoded = {DECODED: float(FORWARD * model.parameters * len(BEGINNINGS) * WRITTEN_LENGTH)}
+    return replace(found, memory=memory, operations={**found.operations, **decoded}, opened=2)
 
 
 def _writes(size: float, memory: float) -> bool:
