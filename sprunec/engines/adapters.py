@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from types import MethodType
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -46,8 +47,9 @@ class Projection(nn.Linear):
         weight = weight.t() if self.turned else weight
         if weight.dtype == input.dtype or torch.is_autocast_enabled(input.device.type):
             return F.linear(input, weight, self.bias)
-        result: Tensor = _Widened.apply(input, weight, self.bias)  # type: ignore[no-untyped-call]
-        return result
+        rows = input.flatten(0, -2)  # so that what the function returns is no view, and may be added to in place
+        result: Tensor = _Widened.apply(rows, weight, self.bias)  # type: ignore[no-untyped-call]
+        return result.view(*input.shape[:-1], -1)
 
 
 class _Widened(torch.autograd.Function):
@@ -186,6 +188,19 @@ def some_logits(model: Any, batch: Batch) -> Tensor:
     return logits.double()
 
 
+def adapted(layer: Any, input: Tensor) -> Tensor:
+    """Map (..., in) to (..., out) as peft's layer does, whose sum is made in place.
+
+    Each tensor that is made and freed between two that are kept for the backward pass leaves a hole in the heap, which
+    the next of its size does not fit into: on the CPU three of them take as much memory again.
+    """
+    down, up = (getattr(layer, f"lora_{part}")[NAME].weight for part in "AB")
+    result = layer.base_layer(input)
+    low, low_up = F.linear(input, down).flatten(0, -2), up.t().to(result.dtype)
+    result.flatten(0, -2).addmm_(low, low_up, alpha=layer.scaling[NAME])
+    return cast(Tensor, result)
+
+
 def merge(layer: Any, weight: Tensor, down: Tensor, up: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """Add s B A to a layer's weight."""
     delta: Tensor = layer.scaling[NAME] * (up.to(dtype) @ down.to(dtype))
@@ -228,4 +243,5 @@ def adapt(
     for path, layer in layers.items():
         layer.base_layer.weight = weights[path]  # type: ignore[union-attr]
         layer.to(weights[path].device)
+        layer.forward = MethodType(adapted, layer)
     return Adapters(layers)

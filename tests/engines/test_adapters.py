@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,22 @@ def test_a_base_in_half_precision_changes_nothing_but_memory(name: str, tmp_path
     found, wanted = adapters.merged(model.state_dict()), others.merged(wide.state_dict())
     assert {tensor.dtype for tensor in found.values()} == {torch.float32}
     assert max(float((found[each] - wanted[each]).abs().max()) for each in wanted) < 1e-6
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+def test_a_sum_in_place_is_what_pefts_layer_computes(name: str, stored: torch.dtype, tmp_path: Path) -> None:
+    _, _, adapters = adapted(name, tmp_path, stored)
+    for layer in adapters.layers.values():
+        layer.lora_B["default"].weight.data.normal_(std=0.1)
+        found = list[tuple[Tensor, ...]]()
+        for forward in (layer, partial(type(layer).forward, layer)):
+            input = torch.randn(2, 5, layer.in_features, generator=torch.Generator().manual_seed(1)).requires_grad_()
+            output = forward(input)
+            trained = [layer.lora_A["default"].weight, layer.lora_B["default"].weight]
+            found.append((output, *torch.autograd.grad(output.square().sum(), [input, *trained])))
+        for ours, theirs in zip(*found, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
 def test_only_what_is_named_learns(tmp_path: Path) -> None:
