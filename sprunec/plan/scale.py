@@ -36,6 +36,7 @@ DIRECTIONS = 2**22  # numbers in what is kept of hidden states in front of each 
 HEAD_LOGITS = 2**22  # numbers at a time, where a head is gone through in parts and much is computed of each
 TAILS = 2**28  # bytes of hidden states that choices have changed, on their way through the blocks behind
 KEPT_INSIDE = 8  # as many states inside of a block as are kept for a backward pass
+HOLES = 1.25  # times activations: what is made and freed between them leaves holes in the heap, most by adapters
 MOMENTS = {"adamw": 2, "adam": 2, "sgd": 1}
 
 
@@ -121,7 +122,8 @@ def cost(config: ModelConfig, setting: Setting) -> Cost:
         working += HALF * sum(blocks)  # fp32 weights, cast on their way into products
     moments = MOMENTS[setting.optimizer] * gradients
     weights, gradients, moments = weights / share, gradients / share, moments / share
-    return Cost(weights, gradients, moments, working, activations(config, setting), (n - 1) / n * sent)
+    kept = activations(config, setting) * (HOLES if setting.rank else 1.0)
+    return Cost(weights, gradients, moments, working, kept, (n - 1) / n * sent)
 
 
 def activations(config: ModelConfig, setting: Setting) -> float:
