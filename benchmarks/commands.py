@@ -22,9 +22,10 @@ from statistics import median, quantiles
 from typing import Any
 
 from measure import BARE
+from pages import with_table
 
 ROOT, RESULTS = Path(__file__).parents[1], Path(__file__).with_suffix(".json")
-PAGE, MARKS = ROOT / "docs/benchmarks.md", ("<!-- commands -->\n", "<!-- /commands -->")
+PAGE = ROOT / "docs/benchmarks.md"
 SPRUNEC, PLAN = [sys.executable, "-m", "sprunec"], ROOT / "plans/quickstart.json"
 
 
@@ -59,8 +60,7 @@ def table(found: dict[str, Any]) -> str:
 
 def page(found: dict[str, Any]) -> str:
     """Put the table into the page."""
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(MARKS[0])
-    return before + MARKS[0] + table(found) + MARKS[1] + rest.partition(MARKS[1])[2]
+    return with_table(PAGE.read_text(encoding="utf-8"), "commands", table(found))
 
 
 def main() -> None:

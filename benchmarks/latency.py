@@ -24,6 +24,7 @@ from statistics import median, quantiles
 from typing import Any
 
 import torch
+from pages import with_table
 from safetensors.torch import save_file
 from smollm2 import make_directory
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -39,7 +40,6 @@ from sprunec.plan.search.latency_table import LatencyTable
 from sprunec.plan.search.solve import Limit, Program
 
 RESULTS, PAGE = Path(__file__).with_suffix(".json"), Path(__file__).parent.parent / "docs/benchmarks.md"
-MARKS = "<!-- latency -->\n", "<!-- /latency -->"
 UNITS, STEPS, ROUNDS = ("kv_group", "dim_ff"), 8, 25
 GRID = {"dim_ff": [1280, 1024, 768, 512, 384, 256, 128]}
 
@@ -158,8 +158,7 @@ def markdown(results: dict[str, Any]) -> str:
 
 def page(results: dict[str, Any]) -> str:
     """Put the table into the page."""
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(MARKS[0])
-    return before + MARKS[0] + markdown(results) + MARKS[1] + rest.partition(MARKS[1])[2]
+    return with_table(PAGE.read_text(encoding="utf-8"), "latency", markdown(results))
 
 
 def main() -> None:

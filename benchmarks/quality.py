@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from methods import EXTRAS, LENGTH, LOOK, METHODS, ROWS, STEPS, TARGETS, Method, cell_plan, dense_plan
+from pages import with_table
 from peers import torch_pruning_dims
 from quality_tables import Setting, picture, tables
 
@@ -205,8 +206,7 @@ def page(results: Mapping[str, Any]) -> str:
     }
     text = PAGE.read_text()
     for name, part in parts.items():
-        before, _, rest = text.partition(f"<!-- {name} -->\n")
-        text = f"{before}<!-- {name} -->\n{part}\n<!-- /{name} -->{rest.partition(f'<!-- /{name} -->')[2]}"
+        text = with_table(text, name, f"{part}\n")
     return text
 
 

@@ -29,6 +29,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from measure import measure
+from pages import with_table
 from recovery_tables import WINDOWS, row, table
 from smollm2 import LOOKED, documentation, make_directory, model_directory, parameters
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -39,7 +40,6 @@ from sprunec.data.batches import Packer, load_text_data
 
 ROOT, RESULTS = Path(__file__).parent.parent, Path(__file__).with_suffix(".json")
 PAGE = ROOT / "docs/quality.md"
-MARKS = "<!-- recovery -->\n", "<!-- /recovery -->"
 THREADS, SEED = 2, 1234
 STEPS, LENGTH, LOOK = 80, 256, 64  # of which the cut looks at so many first
 WINDOW, TOGETHER = 128, 8
@@ -188,8 +188,7 @@ def run(folder: Path, way: str, windows: torch.Tensor) -> dict[str, Any]:
 
 def page(results: Mapping[str, Any]) -> str:
     """Put the tables into the page."""
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(MARKS[0])
-    return before + MARKS[0] + table(results) + MARKS[1] + rest.partition(MARKS[1])[2]
+    return with_table(PAGE.read_text(encoding="utf-8"), "recovery", table(results))
 
 
 def save(results: Mapping[str, Any]) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from statistics import mean
 from typing import Any
 
-MARKS = "<!-- search -->\n", "<!-- /search -->"
+from pages import with_table
+
 TEXTS = ("topics", "docstrings")
 WIDTH, HEIGHT, LEFT, BOTTOM, RIGHT = 720, 360, 56, 40, 220
 COLOURS = ("#2563c9", "#17803d", "#c0272d", "#a15c07", "#7c3aed", "#0e7490", "#667085", "#be185d", "#4d7c0f")
@@ -40,10 +41,7 @@ def row(size: str, way: str, found: Mapping[str, float]) -> str:
 
 def page(text: str, results: Mapping[str, Any]) -> str:
     """Put the table into the page."""
-    before, mark, rest = text.partition(MARKS[0])
-    if not mark:
-        return f"{text}\n## Search\n\n![Perplexity over size](search.svg)\n\n{MARKS[0]}{table(results)}{MARKS[1]}\n"
-    return before + mark + table(results) + MARKS[1] + rest.partition(MARKS[1])[2]
+    return with_table(text, "search", table(results))
 
 
 def plot(results: Mapping[str, Any], highest: float = 60.0) -> str:

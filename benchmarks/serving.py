@@ -21,13 +21,13 @@ from statistics import median
 from typing import Any
 
 from llama_cpp import Llama
+from pages import with_table
 from smollm2 import make_directory, model_directory
 
 from sprunec import execute, lower, read_plan
 from sprunec.families.gguf.llama_cpp_reader import lay_out_plainly
 
 RESULTS, PAGE = Path(__file__).with_suffix(".json"), Path(__file__).parents[1] / "docs/benchmarks.md"
-MARKS = "<!-- serving -->\n", "<!-- /serving -->"
 DIMS = {"pass": "score-mask", "criterion": "magnitude", "unit": "dim_ff", "target": {"dim_ff": 1024}}
 WHOLE = {"pass": "score-mask", "criterion": "magnitude", "unit": "attention", "target": {"num_attention": 29}}
 CUTS: dict[str, list[dict[str, Any]]] = {
@@ -98,8 +98,7 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
 
 def page(found: dict[str, Any]) -> str:
     """Put the table into the page."""
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(MARKS[0])
-    return before + MARKS[0] + "\n".join(lines(found)) + MARKS[1] + rest.partition(MARKS[1])[2]
+    return with_table(PAGE.read_text(encoding="utf-8"), "serving", "\n".join(lines(found)))
 
 
 def main() -> None:

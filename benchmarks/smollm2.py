@@ -27,6 +27,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from measure import Measured, measure
+from pages import with_table
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from sprunec import read_plan
@@ -44,7 +45,6 @@ PLANS: dict[str, dict[str, Any]] = {
     "groups: sprunec, not refitted": GROUPS | {"compensate": None},
 }
 PEERS = ("torch-pruning, taylor", "torch-pruning, magnitude", "optipfair, data", "optipfair, default")
-MARKS = "<!-- smollm2 -->\n", "<!-- /smollm2 -->"
 
 
 def make_directory(directory: Path) -> float:
@@ -153,8 +153,7 @@ def table(results: Mapping[str, Any]) -> str:
 
 def page(results: Mapping[str, Any]) -> str:
     """Put the table into the page."""
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(MARKS[0])
-    return before + MARKS[0] + table(results) + MARKS[1] + rest.partition(MARKS[1])[2]
+    return with_table(PAGE.read_text(encoding="utf-8"), "smollm2", table(results))
 
 
 def main() -> None:

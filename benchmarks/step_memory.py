@@ -25,6 +25,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from llamas import REST, SIZES, write_llama
+from pages import with_table
 from torch import Tensor
 
 from sprunec.checkpoint.reader import open_tensors
@@ -36,7 +37,6 @@ from sprunec.heap import share_heap
 from sprunec.models.meta_models import empty_model
 
 RESULTS, PAGE = Path(__file__).with_suffix(".json"), Path(__file__).parents[1] / "docs/benchmarks.md"
-MARKS = "<!-- step-memory -->\n", "<!-- /step-memory -->"
 WIDTHS, TOKENS, ROWS, LENGTH = (576, 9, 3, 1536), 49_152, 8, 256
 
 
@@ -128,8 +128,7 @@ def table(found: dict[str, Any]) -> str:
 
 def page(found: dict[str, Any]) -> str:
     """Put the table into the page."""
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(MARKS[0])
-    return before + MARKS[0] + table(found) + MARKS[1] + rest.partition(MARKS[1])[2]
+    return with_table(PAGE.read_text(encoding="utf-8"), "step-memory", table(found))
 
 
 def main() -> None:

@@ -26,8 +26,9 @@ import torch
 import transformers
 from llamas import REST, SIZES, write_llama
 from models import TRAINING, model_of
+from pages import with_table
+from products import Products
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, CpmAntConfig, CpmAntForCausalLM, TrainerCallback, TrainingArguments
 from transformers import Trainer as TheirTrainer
 
@@ -54,7 +55,6 @@ from sprunec.rewrite.trace import trace_blocks
 from sprunec.units import gate_units
 
 RESULTS, PAGE = Path(__file__).with_suffix(".json"), Path(__file__).parents[1] / "docs/benchmarks.md"
-MARKS = "<!-- steps -->\n", "<!-- /steps -->"
 UNITS = ("attention", "feed_forward", "head", "dim_ff")
 LEAST, MOST = 9, 100_000  # rounds, steps of a trainer
 CPM_ANT = ((256, 8, 160), (256, 4, 512), (1024, 2, 160))  # width, rows, positions; of 4 layers
@@ -70,40 +70,6 @@ RATIOS = (  # what is told: a way, in steps of another, and what is wanted of it
     ("dense", "small", "dense, in steps of the small model", "at least 1.8"),
     ("reader", "dense", "reading and packing its batch", "at most 0.03"),
 )
-
-
-class Products(TorchDispatchMode):
-    """Record the matrix products of what runs under it, those of fused attention as what they stand for."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[tuple[Any, list[Tensor]]] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        aten = torch.ops.aten
-        if func in (aten.mm.default, aten.bmm.default):
-            self.found.append((func, [alike(each) for each in args]))
-        elif func == aten.addmm.default:
-            self.found.append((aten.mm.default, [alike(each) for each in args[1:3]]))
-        elif func == aten._scaled_dot_product_flash_attention_for_cpu.default:
-            self._attention(*args[:3], times=1)
-        elif func == aten._scaled_dot_product_flash_attention_for_cpu_backward.default:
-            self._attention(*args[1:4], times=2)  # each product has two gradients
-        return func(*args, **(kwargs or {}))
-
-    def _attention(self, query: Tensor, key: Tensor, value: Tensor, times: int) -> None:
-        query, key, value = (torch.rand(each.shape).flatten(0, 1) for each in (query, key, value))
-        scores = torch.rand(query.size(0), query.size(1), key.size(1))
-        self.found += [(torch.bmm, [query, key.mT]), (torch.bmm, [scores, value])] * times
-
-    def again(self) -> None:
-        for product, factors in self.found:
-            product(*factors)
-
-
-def alike(tensor: Tensor) -> Tensor:
-    """Draw numbers that lie in memory as a tensor's do."""
-    return torch.empty_strided(tensor.shape, tensor.stride()).uniform_()
 
 
 def ours(model: nn.Module, batch: Batch, place: Place, learner: Learner | None = None) -> Step:
@@ -266,8 +232,7 @@ def table(found: dict[str, Any]) -> str:
 
 def page(found: dict[str, Any]) -> str:
     """Put the table into the page."""
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(MARKS[0])
-    return before + MARKS[0] + table(found) + MARKS[1] + rest.partition(MARKS[1])[2]
+    return with_table(PAGE.read_text(encoding="utf-8"), "steps", table(found))
 
 
 def main() -> None:

@@ -24,10 +24,10 @@ from statistics import median
 from typing import Any
 
 from measure import measure
+from pages import with_table
 
 ROOT = Path(__file__).parent.parent
 RESULTS, PAGE = Path(__file__).with_suffix(".json"), ROOT / "docs/benchmarks.md"
-MARKS = "<!-- widths -->\n", "<!-- /widths -->"
 TOKENS, WIDEST, MOST = 2048, 3072, 9  # the most features of which one goes after the other, and rounds
 WIDTHS = {  # outputs, features
     "SmolLM2-135M": (576, 1536), "Qwen3-0.6B": (1024, 3072), "Llama-3.2-1B": (2048, 8192), "Llama-3-8B": (4096, 14336)
@@ -122,8 +122,7 @@ def table(results: Mapping[str, Any]) -> str:
 
 def page(results: Mapping[str, Any]) -> str:
     """Put the table into the page."""
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(MARKS[0])
-    return before + MARKS[0] + table(results) + MARKS[1] + rest.partition(MARKS[1])[2]
+    return with_table(PAGE.read_text(encoding="utf-8"), "widths", table(results))
 
 
 def main() -> None:

@@ -35,9 +35,7 @@ LEAST_TOKENS, MOST_TOKENS = 32, 2048
 SECONDS, MOST_RUNS = 1.0, 20  # a block is run again until it has had one of both; the first run is a slow one
 READ_BYTES, PART_BYTES = 256 * 2**20, 16 * 2**20  # of the checkpoint, and of a tensor
 HELD_BYTES = 2**30  # a larger block is multiplied some rows after the others
-BETWEEN = (
-    1.3  # times what a block takes: states that are saved, features that are looked at, gradients that are added up
-)
+BETWEEN = 1.3  # times what blocks take: states that are saved, features looked at, gradients added up
 MATRIX = 2**13, 2**13  # of 256 MB: no cache holds it
 WEIGHT = 0.01
 
@@ -49,7 +47,7 @@ def measure(plan: Plan) -> Speeds:
     traced, started = time.perf_counter() - started, time.perf_counter()
     empty_model(config)
     opening = time.perf_counter() - started
-    largest = max(1, *blocks_of(config))
+    largest = max([1, *blocks_of(config)])
     tokens = int(min(MOST_TOKENS, max(LEAST_TOKENS, OPERATIONS / (FORWARD * largest))))
     length = min(plan.data.max_length - config.overhead if plan.data is not None else MOST_TOKENS, tokens)
     text = Text(max(1, tokens // length), length)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MethodType
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -188,17 +188,17 @@ def some_logits(model: Any, batch: Batch) -> Tensor:
     return logits.double()
 
 
-def adapted(layer: Any, input: Tensor) -> Tensor:
+def low_rank_sum(layer: Any, input: Tensor) -> Tensor:
     """Map (..., in) to (..., out) as peft's layer does, whose sum is made in place.
 
     Each tensor that is made and freed between two that are kept for the backward pass leaves a hole in the heap, which
     the next of its size does not fit into: on the CPU three of them take as much memory again.
     """
     down, up = (getattr(layer, f"lora_{part}")[NAME].weight for part in "AB")
-    result = layer.base_layer(input)
+    result: Tensor = layer.base_layer(input)
     low, low_up = F.linear(input, down).flatten(0, -2), up.t().to(result.dtype)
     result.flatten(0, -2).addmm_(low, low_up, alpha=layer.scaling[NAME])
-    return cast(Tensor, result)
+    return result
 
 
 def merge(layer: Any, weight: Tensor, down: Tensor, up: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -243,5 +243,5 @@ def adapt(
     for path, layer in layers.items():
         layer.base_layer.weight = weights[path]  # type: ignore[union-attr]
         layer.to(weights[path].device)
-        layer.forward = MethodType(adapted, layer)
+        layer.forward = MethodType(low_rank_sum, layer)
     return Adapters(layers)

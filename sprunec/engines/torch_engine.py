@@ -230,10 +230,7 @@ class TorchDriver:
 
 
 def make_optimizer(
-    model: nn.Module,
-    training: Training,
-    others: Iterable[nn.Parameter] = (),
-    adam: Any = None,
+    model: nn.Module, training: Training, others: Iterable[nn.Parameter] = (), adam: Any = None
 ) -> torch.optim.Optimizer:
     """Make AdamW (Loshchilov & Hutter 2019), Adam with decay as an L2 term, or SGD with the first beta as its momentum.
 
@@ -248,9 +245,10 @@ def make_optimizer(
     rate, decay = training.learning_rate, training.weight_decay
     if training.optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=rate, momentum=training.betas[0], weight_decay=decay)
-    ours = torch.optim.AdamW if training.optimizer == "adamw" else torch.optim.Adam
-    kind = adam if adam is not None and training.optimizer == "adam" else partial(ours, fused=True)
-    made: torch.optim.Optimizer = kind(parameters, lr=rate, betas=training.betas, weight_decay=decay)
+    kinds = {"adamw": partial(torch.optim.AdamW, fused=True), "adam": adam or partial(torch.optim.Adam, fused=True)}
+    made: torch.optim.Optimizer = kinds[training.optimizer](
+        parameters, lr=rate, betas=training.betas, weight_decay=decay
+    )
     return made
 
 

@@ -98,9 +98,5 @@ def in_all(needs: Iterable[Needs], published: float) -> Needs:
     operations = {kind: sum(some.operations.get(kind, 0.0) for some in each) for kind in (SINGLE, EXACT, DECODED)}
     scratch = max((some.scratch for some in each), default=0.0)
     disk, reads = sum(some.disk for some in each) + published, sum(some.reads for some in each) + published
-    least, tokens, lasts = (sum(getattr(some, name) for some in each) for name in ("least_disk", "tokens", "lasts"))
-    opened, traced = sum(some.opened for some in each), any(some.traced for some in each)
-    return Needs(
-        worst.memory, disk, scratch, reads, operations, least,
-        tokens=tokens, traced=traced, opened=opened, lasts=lasts,
-    )  # fmt: skip
+    sums = {name: sum(getattr(some, name) for some in each) for name in ("least_disk", "tokens", "opened", "lasts")}
+    return Needs(worst.memory, disk, scratch, reads, operations, traced=any(some.traced for some in each), **sums)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import replace
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from sprunec.data.batches import IGNORED, Batch
 from sprunec.engines.device import Place
-from sprunec.engines.loop import fit
+from sprunec.engines.loop import Learner, Trainer, fit
 from sprunec.engines.losses import language_model_loss
 from sprunec.engines.torch_engine import TorchEngine
 from sprunec.engines.training import Training
@@ -251,6 +252,23 @@ def test_one_pass_over_memory_moves_weights_as_several_do(monkeypatch: pytest.Mo
     _, several = train(weight_decay=0.1)
     assert asked == [True]
     assert farthest(fused, several) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["adam", "adamw", "sgd"])
+def test_a_state_that_several_passes_have_made_goes_on(kind: str) -> None:
+    training, data = replace(TRAINING, steps=3, optimizer=kind), batch(0)
+    driver = CPU.drive(tiny_model(), training)
+    trainer = Trainer(driver, 0, Learner())
+    trainer.start()
+    trainer.step(0, data)
+    state = copy.deepcopy(driver.state())
+    for group in state["optimizer"]["param_groups"]:
+        group["fused"] = None  # as saves before said
+    other = CPU.drive(tiny_model(), training)
+    other.load(state)
+    going_on = Trainer(other, 0, Learner())
+    assert going_on.step(1, data)["loss"] == trainer.step(1, data)["loss"]
+    assert farthest(other.state()["model"], driver.state()["model"]) < 1e-6
 
 
 def test_gradients_that_are_short_enough_are_left_as_they_are() -> None:

@@ -23,7 +23,7 @@ from sprunec.graph.graph import Graph, Node
 from sprunec.graph.needs import LIBRARIES, Needs, in_all
 from sprunec.plan.plan import read_plan
 from sprunec.plan.scale import Setting, cost
-from tests.helpers.small_plans import EMIT, MODEL, TRAIN, execute, plan, save_weights, write
+from tests.helpers.small_plans import EMIT, MODEL, TRAIN, execute, mask_pass, plan, save_weights, write
 
 CONFIG = ModelConfig.from_dict(MODEL)
 BLOCK = unit_cost(CONFIG, 0, "block")
@@ -111,6 +111,27 @@ def test_in_all_is_the_worst_of_memory_and_the_sum_of_the_rest() -> None:
     assert speeds.seconds(found) == pytest.approx(speeds.seconds(one) + speeds.seconds(two))
     assert speeds.seconds(two) == pytest.approx(10 + 7 + 0.25 + 4)
     assert speeds.seconds(one) == pytest.approx(4 + 15 + 0.5)
+
+
+@pytest.mark.parametrize("memory", [1e12, 1e3])
+def test_writing_samples_is_counted_where_it_is_done(
+    memory: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sprunec.passes.measuring.evaluate.physical_memory", lambda: memory)
+    found = graph(tmp_path, TRAIN, mask_pass("head", {"num_heads": 4}), EMIT)
+    counted = {n.name: n.needs.operations.get("decoding", 0) > 0 for n in found.nodes if n.pass_ == "evaluate"}
+    writes = memory > 1e6
+    assert counted == {name: writes and not name.endswith("masked") for name in counted}
+    assert len(counted) == 3
+
+
+def test_models_that_a_pass_makes_are_counted(tmp_path: Path) -> None:
+    save_weights(tmp_path / "weights.pt")
+    target = {"parameters": int(0.8 * CONFIG.parameters())}
+    search = {"pass": "search", "units": ["head", "dim_ff"], "target": target, "finalists": 3, "refine": 1}
+    found = graph(tmp_path, search, EMIT, model=WEIGHTS)
+    opened = {each.pass_: each.needs.opened for each in found.nodes}
+    assert (opened["measure-finalists"], opened["score-exchanges"], opened["score-choices"]) == (4, 2, 1)
 
 
 def test_what_masks_leave_is_not_certain(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +52,8 @@ def needs(build: Builder, node: Node) -> Needs:
     text = Text(options.sequences + unseen.sequences, options.max_length)
     widths = projection_widths(model.config, INSIDE) if options.compensate else []
     operations = forward(model, unseen, head=True) + count * (1 + len(widths)) * forward(model, text)
-    return solved(by_block(model, text, operations, keep=build.keep, head=True), model, text, widths, EXACT)
+    found = by_block(model, text, operations, keep=build.keep, head=True)
+    return replace(solved(found, model, text, widths, EXACT), opened=1 + count)
 
 
 def run(job: Job[FinalistOptions]) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def needs(build: Builder, node: Node) -> Needs:
     dense = by_block(model, how.text, forward(model, how.text), keep=build.keep)
     memory = {**found.memory, "states": found.memory["states"] + dense.memory["states"]}
     operations = {**found.operations, SINGLE: found.operations[SINGLE] + dense.operations[SINGLE]}
-    return replace(found, memory=memory, reads=found.reads + dense.reads, operations=operations)
+    return replace(found, memory=memory, reads=found.reads + dense.reads, operations=operations, opened=2)
 
 
 def run(job: Job[ExchangeOptions]) -> dict[str, Any]:

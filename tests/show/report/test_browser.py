@@ -164,5 +164,11 @@ def test_print_is_light_and_has_the_tables(browser: Any, page_file: Path) -> Non
     opened.page.emulate_media(media="print")
     assert opened.page.evaluate("getComputedStyle(document.documentElement).getPropertyValue('--ink')") == "#1c2330"
     assert opened.page.locator("figure details table").first.is_visible()
+    opened.page.set_viewport_size({"width": 720, "height": 1000})  # as wide as the paper within its margins
+    wide = "all => all.filter(each => each.scrollWidth > each.clientWidth + 1).map(each => each.innerText)"
+    assert opened.page.eval_on_selector_all("figure .scrolls", wide) == []
+    widths = "all => all.map(each => each.parentElement.clientWidth - each.clientWidth)"
+    alone = opened.page.eval_on_selector_all(".figures > figure:only-child", widths)
+    assert len(alone) == 2 and max(alone) <= 1
     assert len(opened.page.pdf(format="A4")) > 20_000
     opened.end(page_file)
