@@ -29,7 +29,8 @@ from sprunec.checkpoint.reader import Tensors
 from sprunec.engines.device import Place
 from sprunec.engines.filling import fill_whole
 from sprunec.engines.losses import WithLosses
-from sprunec.engines.torch_engine import Masks, TorchDriver, TorchEngine, make_optimizer
+from sprunec.engines.optimizers import make_optimizer
+from sprunec.engines.torch_engine import Masks, TorchDriver, TorchEngine
 from sprunec.engines.training import Training
 from sprunec.errors import InputError, PassError
 from sprunec.families.module_lists import blocks

@@ -14,7 +14,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -27,6 +26,7 @@ from sprunec.engines.device import Place
 from sprunec.engines.filling import fill_shards, fill_whole
 from sprunec.engines.losses import Term, WithLosses
 from sprunec.engines.nonfinite import LossScale, non_finite
+from sprunec.engines.optimizers import make_optimizer
 from sprunec.engines.sharding import Gathered, is_sharded, like, local, replicate, shard, total_norm
 from sprunec.engines.training import Training
 from sprunec.engines.world import World
@@ -227,29 +227,6 @@ class TorchDriver:
                 weights[name] = tensor
         read_shards(state["shards"], found)
         return {**state, "model": weights, "optimizer": {"state": moments, "param_groups": state["groups"]}}
-
-
-def make_optimizer(
-    model: nn.Module, training: Training, others: Iterable[nn.Parameter] = (), adam: Any = None
-) -> torch.optim.Optimizer:
-    """Make AdamW (Loshchilov & Hutter 2019), Adam with decay as an L2 term, or SGD with the first beta as its momentum.
-
-    Torch's Adams are fused: they go over memory once, and not once for each of their ten operations.
-
-    Args:
-        others: what is trained beside the model: a group of its own, for it may lie elsewhere.
-        adam: an engine's own Adam, if it has one.
-    """
-    groups = [[p for p in model.parameters() if p.requires_grad], list(others)]
-    parameters = [{"params": group} for group in groups if group] or [{"params": []}]  # gates alone may learn
-    rate, decay = training.learning_rate, training.weight_decay
-    if training.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=rate, momentum=training.betas[0], weight_decay=decay)
-    kinds = {"adamw": partial(torch.optim.AdamW, fused=True), "adam": adam or partial(torch.optim.Adam, fused=True)}
-    made: torch.optim.Optimizer = kinds[training.optimizer](
-        parameters, lr=rate, betas=training.betas, weight_decay=decay
-    )
-    return made
 
 
 def pruned_weights(model: nn.Module, kept: Masks) -> list[tuple[nn.Parameter, Tensor]]:

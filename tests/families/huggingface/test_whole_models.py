@@ -11,7 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sprunec.engines.torch_engine import TorchEngine, make_optimizer
+from sprunec.engines.optimizers import make_optimizer
+from sprunec.engines.torch_engine import TorchEngine
 from sprunec.engines.training import Training
 from tests.engines.test_loop import CPU, OPTIONS
 from tests.families.huggingface.test_cut_models import graphs, saved
