@@ -27,12 +27,12 @@ from torch import Tensor
 
 from sprunec.data.compared import random_batch
 from sprunec.engines.device import Place
-from sprunec.engines.distributed import ProcessGroup
 from sprunec.engines.loop import fit
+from sprunec.engines.processes.distributed import ProcessGroup
+from sprunec.engines.processes.world import World
 from sprunec.engines.sharding import local
 from sprunec.engines.torch_engine import TorchDriver, TorchEngine
 from sprunec.engines.training import Training
-from sprunec.engines.world import World
 from sprunec.families.base_config import ModelConfig, everything
 from sprunec.families.huggingface.transformers_config import TransformersConfig
 from sprunec.families.model_directory import open_model_tensors, read_config, save_model

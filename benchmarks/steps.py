@@ -6,7 +6,8 @@
 The ways take turns in an order that turns each time, so that a busy moment of the machine falls on all of them, and
 what counts is the ratio of two steps of one round: medians and quartiles. Weights are drawn. "Products" are a step's
 own matrix products, forward and backward, recorded once and made again on random numbers of their shapes: what cannot
-be saved. "The class" is the plain loop around transformers' own class (`CpmAntForCausalLM`), `Trainer` its own loop.
+be saved. "The class" is the plain loop around transformers' own class (`CpmAntForCausalLM`), `Trainer` its own loop;
+"compiled" is our step by `"engine": {"compile": true}`, once its kernels are made.
 """
 
 from __future__ import annotations
@@ -64,20 +65,22 @@ BIG = {"prompt_types": 32, "prompt_length": 32, "segment_types": 32, "vocab_size
 Step = Callable[[], None]
 RATIOS = (  # what is told: a way, in steps of another, and what is wanted of it
     ("dense", "products", "matrix products of it", "at most 1.15"),
+    ("compiled", "products", "compiled, matrix products of it", "at most 1.15"),
     ("class", "dense", "the class, in our steps", "at least 1"),
     ("dense", "trainer", "our step, in steps of `Trainer`", "at most 1"),
+    ("compiled", "trainer", "compiled, in steps of `Trainer`", "at most 1"),
+    ("dense", "compiled", "our step, compiled", "more than 1"),
     ("gated", "dense", "gates on every unit", "at most 1.05"),
     ("dense", "small", "dense, in steps of the small model", "at least 1.8"),
     ("reader", "dense", "reading and packing its batch", "at most 0.03"),
 )
 
 
-def ours(model: nn.Module, batch: Batch, place: Place, learner: Learner | None = None) -> Step:
-    training = Training(steps=MOST, **TRAINING)
-    trainer, taken = (
-        Trainer(TorchEngine(place).drive(model, training, (), None), 0, learner or Learner()),
-        iter(range(MOST)),
-    )
+def ours(
+    model: nn.Module, batch: Batch, place: Place, learner: Learner | None = None, *, compiled: bool = False
+) -> Step:
+    driver = TorchEngine(place, compiled=compiled).drive(model, Training(steps=MOST, **TRAINING))
+    trainer, taken = Trainer(driver, 0, learner or Learner()), iter(range(MOST))
     trainer.start()
     return lambda: cast(None, trainer.step(next(taken), batch))
 
@@ -139,6 +142,7 @@ def cpm_ant(width: int, rows: int, positions: int, place: Place) -> dict[str, St
     ids = batch.inputs["input"][:, config.prompt_length :].long().contiguous()
     return {
         "dense": ours(fresh(config), batch, place),
+        "compiled": ours(fresh(config), batch, place, compiled=True),
         "products": products(fresh(config), batch, place),
         "class": plain(CpmAntForCausalLM(CpmAntConfig(**stock_keys(config))), ids),
         "gated": ours(model, batch, place, learner),
@@ -189,6 +193,7 @@ def llama(rows: int, positions: int, place: Place, folder: Path) -> dict[str, St
     model, learner = ready(lambda empty: gated(empty, traced(empty, config), config))
     return {
         "dense": ours(ready()[0], batch, place),
+        "compiled": ours(ready()[0], batch, place, compiled=True),
         "products": products(ready()[0], batch, place),
         "trainer": theirs(
             AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), batch.inputs["input"], folder

@@ -23,8 +23,8 @@ from sprunec.cli_flags import with_flags
 from sprunec.cli_looks import init, inspect, schema
 from sprunec.cli_options import Debug, Json, Quiet, TrustCode, dry_run_of
 from sprunec.cli_reports import report
-from sprunec.engines.launch import launch, meet
-from sprunec.engines.world import World, launched
+from sprunec.engines.processes.launch import launch, meet
+from sprunec.engines.processes.world import World, launched
 from sprunec.errors import Diagnostic, InputError, SprunecError
 from sprunec.execution.gc import find_garbage, remove_garbage
 from sprunec.interrupts import INTERRUPTED, interrupts

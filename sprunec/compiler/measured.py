@@ -9,19 +9,25 @@ from __future__ import annotations
 import math
 import random
 import time
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import fields, replace
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from torch import nn
 
 from sprunec.checkpoint.reader import Tensors, open_tensors
 from sprunec.compiler.speeds import Speeds
+from sprunec.data.affordable import RANDOM_TEXT
 from sprunec.data.compared import random_batch
-from sprunec.engines.device import Place
+from sprunec.engines.device import DTYPES, Place
+from sprunec.engines.loop import Learner, Trainer
+from sprunec.engines.torch_engine import TorchEngine
+from sprunec.engines.training import Training
 from sprunec.families.base import family_of
-from sprunec.families.base_config import FORWARD, ModelConfig
+from sprunec.families.base_config import FORWARD, TRAINING, ModelConfig
 from sprunec.graph.arithmetic import Text, forward
 from sprunec.graph.model_size import ModelSize, blocks_of
 from sprunec.models.meta_models import empty_model
@@ -36,6 +42,7 @@ SECONDS, MOST_RUNS = 1.0, 20  # a block is run again until it has had one of bot
 READ_BYTES, PART_BYTES = 256 * 2**20, 16 * 2**20  # of the checkpoint, and of a tensor
 HELD_BYTES = 2**30  # a larger block is multiplied some rows after the others
 BETWEEN = 1.3  # times what blocks take: states that are saved, features looked at, gradients added up
+STEPS = 1.45  # times what they take in steps of training: the losses, what stands outside, the optimizer
 MATRIX = 2**13, 2**13  # of 256 MB: no cache holds it
 WEIGHT = 0.01
 
@@ -53,9 +60,10 @@ def measure(plan: Plan) -> Speeds:
     text = Text(max(1, tokens // length), length)
     single = _run(config, model, text, torch.float32, place.device) / BETWEEN
     double = _run(config, model, text, torch.float64, exact) / BETWEEN
+    training = single if DOUBLE * largest >= HELD_BYTES else _training(plan, model, place)
     cached = _run(config, model, Text(1, 1), torch.float32, place.device)
     decoding = 1 / (1 / cached + 1 / (FORWARD * _weights_a_second(place.device)))
-    return Speeds(str(place.device), single, double, decoding, _read(plan.model.checkpoint), traced, opening)
+    return Speeds(str(place.device), single, double, training, decoding, _read(plan.model.checkpoint), traced, opening)
 
 
 @torch.no_grad()
@@ -69,24 +77,70 @@ def _weights_a_second(device: torch.device) -> float:
     return matrix.numel() / median(spent[1:])
 
 
+def _training(plan: Plan, model: nn.Module, place: Place) -> float:
+    """Train on a batch of random tokens -> operations a second, in steps of training.
+
+    Where a step is short it is made; else the largest block goes forward and back, with a part of the batch.
+    """
+    config, data, place = plan.model.config, plan.data, replace(place, dtype=DTYPES[plan.engine.precision])
+    trained = next((spec.options for spec in plan.passes if "accumulate" in spec.options), None)
+    if data is None or trained is None:
+        text = Text(1, RANDOM_TEXT)
+    else:
+        text = Text(data.batch_size, data.max_length)
+        step = TRAINING / FORWARD * forward(ModelSize(Left.of(config), 0.0), text, head=True)
+        if step <= OPERATIONS:
+            return step / _step(config, place, text, trained)
+    most = max(1, int(OPERATIONS / (TRAINING * max([1, *blocks_of(config)]) * text.length)))
+    part = Text(min(text.sequences, most), text.length - config.overhead)
+    with place.precision():
+        return _run(config, model, part, torch.float32, place.device, trains=True) / STEPS
+
+
+def _step(config: ModelConfig, place: Place, text: Text, options: Mapping[str, Any]) -> float:
+    """Make some steps of a pass with these options, on weights that don't matter -> seconds of one."""
+    engine, spent = TorchEngine(place), list[float]()
+    model = engine.load(empty_model(config), _weights(empty_model(config)))
+    training = Training(**{each.name: options[each.name] for each in fields(Training)})
+    trainer = Trainer(engine.drive(model, training), 0, Learner())
+    batch = random_batch(config, text.sequences, text.length - config.overhead)
+    while len(spent) < 2 or (sum(spent) < SECONDS and len(spent) < min(MOST_RUNS, training.steps)):
+        began = time.perf_counter()
+        trainer.step(len(spent), batch)
+        spent.append(time.perf_counter() - began)
+    return median(spent[1:])
+
+
+def _weights(model: nn.Module) -> Tensors:
+    """Give weights of a model's shapes, which take no memory."""
+    one = torch.tensor(WEIGHT, dtype=torch.bfloat16)
+    return Tensors({name: one.expand(each.shape) for name, each in model.state_dict().items()})
+
+
 @torch.no_grad()
-def _run(config: ModelConfig, model: nn.Module, text: Text, dtype: torch.dtype, device: torch.device) -> float:
-    """Run the largest block on random tokens -> operations a second."""
+def _run(
+    config: ModelConfig, model: nn.Module, text: Text, dtype: torch.dtype, device: torch.device, *, trains: bool = False
+) -> float:
+    """Run the largest block on random tokens, and back again if it `trains` -> operations a second."""
     sizes = blocks_of(config)
     index = max(range(len(sizes)), key=sizes.__getitem__)
     inputs = {name: each.to(device) for name, each in random_batch(config, text.sequences, text.length).inputs.items()}
-    half = torch.tensor(WEIGHT, dtype=torch.bfloat16)
-    weights = Tensors({name: half.expand(each.shape) for name, each in model.state_dict().items()})
-    stream, spent = Streamed(family_of(config), model, weights, [inputs], dtype, device), list[float]()
+    stream, spent = Streamed(family_of(config), model, _weights(model), [inputs], dtype, device), list[float]()
     stream.enter()
     path, size = stream.paths[index], DOUBLE * sizes[index]
-    with stream.holding_whole(path) if size < HELD_BYTES else stream.holding(path):
+    with stream.holding_whole(path) if size < HELD_BYTES else stream.holding(path), torch.set_grad_enabled(trains):
+        for each in (*stream.hidden, *model.get_submodule(path).parameters()) if trains else ():
+            each.requires_grad_()
         while not spent or (sum(spent) < SECONDS and len(spent) < MOST_RUNS):
             began = time.perf_counter()
-            float(stream.through(path)[0].flatten()[-1])  # on every device, a number is there once the work is done
+            found = stream.through(path)[0]
+            if trains:
+                found.backward(found.detach())
+            float(found.detach().flatten()[-1])  # on every device, a number is there once the work is done
             spent.append(time.perf_counter() - began)
     alone = ModelSize(Left.of(config.with_layers([config.layers[index]])), 0.0)
-    return forward(alone, replace(text, length=text.length + config.overhead)) / median(spent[1:] or spent)
+    operations = forward(alone, replace(text, length=text.length + config.overhead))
+    return operations * (TRAINING / FORWARD if trains else 1) / median(spent[1:] or spent)
 
 
 def _read(checkpoint: Path | None) -> float | None:

@@ -18,7 +18,7 @@ import torch
 
 from sprunec.checkpoint.writer import nbytes_in
 from sprunec.durable import file_sha256, flush, forget, naming, put_in_place, remove
-from sprunec.engines.world import World
+from sprunec.engines.processes.world import World
 
 ASIDE, REST = "save.writing", "rest.pt"
 DIGITS = 32

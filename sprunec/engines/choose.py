@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from sprunec.engines.device import Place
-from sprunec.engines.world import World
+from sprunec.engines.processes.world import World
 from sprunec.plan.scale import shards_by_itself
 
 if TYPE_CHECKING:
@@ -21,6 +21,10 @@ def check_engine(settings: Mapping[str, Any], place: Place) -> None:
         from sprunec.engines.bmtrain_engine import check_here
 
         check_here(place)
+    if settings.get("compile"):
+        from sprunec.engines.compiled import check_compiler
+
+        check_compiler(place)
 
 
 def choose_engine(settings: Mapping[str, Any], place: Place, world: World, seed: int, parameters: int) -> TorchEngine:
@@ -35,8 +39,9 @@ def choose_engine(settings: Mapping[str, Any], place: Place, world: World, seed:
     sharding, offload = settings.get("sharding", "auto"), bool(settings.get("offload"))
     recompute = bool(settings.get("activation_checkpointing"))
     if settings.get("name") == BMTRAIN:
-        return BMTrainEngine(place, world, sharding != "none", recompute, offload, seed)
+        return BMTrainEngine(place, world, sharding != "none", recompute, offload, seed=seed)
     offload, full = offload and place.device.type != "cpu", sharding == "full"
     if not offload and world.size > 1 and sharding == "auto":  # as fits rank 0's device
         full = bool(world.broadcast(shards_by_itself(parameters, place.memory(world.size))))
-    return TorchEngine(place, world, offload or (world.size > 1 and full), recompute, offload)
+    full = offload or (world.size > 1 and full)
+    return TorchEngine(place, world, full, recompute, offload, compiled=bool(settings.get("compile")))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from sprunec.engines.world import World
+from sprunec.engines.processes.world import World
 from sprunec.errors import InputError
 from sprunec.machine import physical_memory, resident_memory
 

@@ -22,14 +22,15 @@ from torch.distributed._composable.checkpoint_activation import checkpoint
 
 from sprunec.checkpoint.reader import Tensors
 from sprunec.data.batches import Batch
+from sprunec.engines.compiled import compile_blocks
 from sprunec.engines.device import Place
 from sprunec.engines.filling import fill_shards, fill_whole
 from sprunec.engines.losses import Term, WithLosses
 from sprunec.engines.nonfinite import LossScale, non_finite
 from sprunec.engines.optimizers import make_optimizer
+from sprunec.engines.processes.world import World
 from sprunec.engines.sharding import Gathered, is_sharded, like, local, replicate, shard, total_norm
 from sprunec.engines.training import Training
-from sprunec.engines.world import World
 from sprunec.families.module_lists import blocks
 
 Masks = Mapping[str, Tensor]  # bool, by parameter name: True where the weight trains
@@ -44,6 +45,7 @@ class TorchEngine:
         full: every rank keeps a shard of the model (FSDP2), not all of it (DDP).
         recompute: blocks keep their inputs only, and compute what is inside them again in the backward pass.
         offload: with `full`, shards and moments stay in the memory of the CPU.
+        compiled: blocks run as kernels that `torch.compile` makes of them.
     """
 
     place: Place
@@ -51,6 +53,7 @@ class TorchEngine:
     full: bool = False
     recompute: bool = False
     offload: bool = False
+    compiled: bool = False
 
     def load(self, model: nn.Module, weights: Tensors, *, dtype: torch.dtype | None = torch.float32) -> nn.Module:
         """Fill an empty model where it will work, with no more of the weights than this rank keeps; all ranks do.
@@ -103,6 +106,8 @@ class TorchDriver:
         if engine.recompute:
             for _, block in blocks(model):
                 checkpoint(block)
+        if engine.compiled:
+            compile_blocks(model)
         if engine.full and not is_sharded(model):
             shard(model, engine.place, engine.world.size, offload=engine.offload)
         self.engine, self.model, self.training, self.others = engine, model.train(), training, others

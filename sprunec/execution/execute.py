@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sprunec.checkpoint.provenance import write_provenance
 from sprunec.durable import forget
-from sprunec.engines.world import World
+from sprunec.engines.processes.world import World
 from sprunec.errors import ComparisonError, InputError, PassError, SprunecError, disk_words, remedied
 from sprunec.execution.events import Events
 from sprunec.execution.fits import check_fits

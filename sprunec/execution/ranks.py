@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sprunec.compiler.lower import lower
-from sprunec.engines.world import World
+from sprunec.engines.processes.world import World
 from sprunec.errors import InputError, PassError
 from sprunec.execution.store import Store
 from sprunec.graph.graph import Graph, Node
@@ -24,7 +24,7 @@ from sprunec.plan.declared import PASSES
 from sprunec.unexpected import explained, log
 
 if TYPE_CHECKING:
-    from sprunec.engines.distributed import ProcessGroup
+    from sprunec.engines.processes.distributed import ProcessGroup
     from sprunec.plan.plan import Plan
 
 Stop = Callable[[], bool]
@@ -55,7 +55,7 @@ def follow(read: Callable[[], Plan], out: Path | None) -> int:
         out: None: the plan's own folder among the runs.
     """
     from sprunec.engines.device import Place
-    from sprunec.engines.distributed import ProcessGroup
+    from sprunec.engines.processes.distributed import ProcessGroup
 
     group = ProcessGroup()
     with interrupts(lambda text: None, at_once=False, alone=False) as stop:  # when to end is for rank 0 to say
@@ -101,7 +101,7 @@ def job_of(
 
 def explain(group: ProcessGroup, error: BaseException) -> int:
     """Have rank 0 tell what this rank has met; only if there is no rank 0 any more this one speaks; the exit code."""
-    from sprunec.engines.distributed import lost
+    from sprunec.engines.processes.distributed import lost
 
     message = gone = lost(error)
     if gone is None:

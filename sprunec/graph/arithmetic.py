@@ -21,7 +21,7 @@ from typing import Any
 from sprunec.data.affordable import STATES, compared_rows
 from sprunec.families.base_config import FORWARD, TRAINING, LayerShape, ModelConfig, token_operations
 from sprunec.graph.model_size import ModelSize, blocks_of
-from sprunec.graph.needs import EXACT, SINGLE, Needs, Whole
+from sprunec.graph.needs import EXACT, SINGLE, TRAINED, Needs, Whole
 from sprunec.machine import physical_memory
 from sprunec.plan.scale import (
     DIRECTIONS,
@@ -195,7 +195,7 @@ def backward(model: ModelSize, text: Text, rows: int, remedy: str) -> Needs:
     whole = Whole(model.certain(size), model.certain(size), "the model in memory", remedy)
     operations = TRAINING / FORWARD * forward(model, text, head=True)
     tokens = float(text.positions)
-    return Needs(memory, reads=model.nbytes, operations={SINGLE: operations}, whole=whole, tokens=tokens, opened=1)
+    return Needs(memory, reads=model.nbytes, operations={TRAINED: operations}, whole=whole, tokens=tokens, opened=1)
 
 
 def trained(model: ModelSize, setting: Setting, operations: float, tokens: float) -> Needs:
@@ -210,7 +210,7 @@ def trained(model: ModelSize, setting: Setting, operations: float, tokens: float
         disk=size,
         scratch=2 * (found.gradients + found.moments),  # as many weights as gradients
         reads=model.nbytes + setting.teacher,
-        operations={SINGLE: operations},
+        operations={TRAINED: operations},
         least_disk=model.certain(size),
         whole=whole,
         tokens=tokens,

@@ -12,8 +12,10 @@ from typing import Any
 
 LIBRARIES = 5e8  # bytes that torch, transformers and this package take for themselves
 SINGLE, EXACT = "float32", "float64"
+TRAINED = "training"  # forward and backward
 DECODED = "decoding"  # in float32, one position of one text at a time: all weights are read for it
 IN_ONE_PIECE = ("model", "training", "masks")  # of the parts of memory
+KINDS = SINGLE, EXACT, TRAINED, DECODED
 Amounts = Mapping[str, float]
 
 
@@ -95,7 +97,7 @@ def in_all(needs: Iterable[Needs], published: float) -> Needs:
     """Add up what passes take that run one after the other, and what is published then, in bytes."""
     each = list(needs)
     worst = max(each, key=lambda some: some.peak, default=Needs())
-    operations = {kind: sum(some.operations.get(kind, 0.0) for some in each) for kind in (SINGLE, EXACT, DECODED)}
+    operations = {kind: sum(some.operations.get(kind, 0.0) for some in each) for kind in KINDS}
     scratch = max((some.scratch for some in each), default=0.0)
     disk, reads = sum(some.disk for some in each) + published, sum(some.reads for some in each) + published
     sums = {name: sum(getattr(some, name) for some in each) for name in ("least_disk", "tokens", "opened", "lasts")}

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
-from sprunec.engines.world import World
+from sprunec.engines.processes.world import World
 from sprunec.families.base_config import ModelConfig, unit_sizes
 from sprunec.graph.options import BatchOptions, CalibrationOptions, MaskOptions, Options
 from sprunec.plan.declared import Criterion

@@ -11,7 +11,7 @@ from sprunec.errors import InputError, PassError
 from sprunec.families.base_config import FORWARD, TRAINING
 from sprunec.families.tensor_names import projections, selected
 from sprunec.graph.alternatives import alternatives
-from sprunec.graph.arithmetic import trained
+from sprunec.graph.arithmetic import Text, forward, trained
 from sprunec.graph.builder import Builder
 from sprunec.graph.graph import Node
 from sprunec.graph.model_size import ModelSize
@@ -78,8 +78,11 @@ def _tokens(build: Builder, options: TrainOptions) -> int:
 
 
 def _operations(build: Builder, options: TrainOptions, inputs: Mapping[str, str]) -> float:
-    taught = FORWARD * float(build.sizes[inputs["teacher"]].parameters) if "teacher" in inputs else 0.0
-    return (TRAINING * float(build.left.parameters) + taught) * _tokens(build, options)
+    """Count them; beside adapters, matrices that stay have no gradients of their own."""
+    text = Text(options.steps * options.batch_size, options.max_length)
+    taught = forward(build.sizes[inputs["teacher"]], text, head=True) if "teacher" in inputs else 0.0
+    ways = TRAINING / FORWARD - (options.adapter is not None)
+    return ways * forward(build.sizes[inputs["model"]], text, head=True) + taught
 
 
 def needs(build: Builder, node: Node) -> Needs:

@@ -81,6 +81,7 @@ class Engine:
     Attributes:
         sharding: whether each of several processes keeps all weights, gradients and optimizer states, or a part.
         activation_checkpointing: compute each block's activations again in the backward pass instead of keeping them.
+        compile: run blocks that train as kernels that `torch.compile` makes of them.
         offload: keep weights and optimizer states in the memory of the CPU.
         hidden_states: where those between two blocks are kept, where a model is gone through block by block.
         teacher_weights: where those of a model that is distilled from stay.
@@ -92,6 +93,7 @@ class Engine:
     precision: str
     sharding: str = "auto"
     activation_checkpointing: bool = False
+    compile: bool = False
     offload: bool = False
     hidden_states: str = "auto"
     teacher_weights: str = "auto"

@@ -71,7 +71,7 @@ def rates_fit(plan: WrittenPlan) -> None:
 
 
 def engine_fits(plan: WrittenPlan) -> None:
-    """Check for what BMTrain cannot do: other than CUDA, 2:4 masks, projections, more than Adam on the CPU."""
+    """Check for what BMTrain cannot do: other devices, compiling, 2:4 masks, projections, more than Adam on the CPU."""
     engine = plan.options("engine")
     if engine.get("name") != "bmtrain":
         return
@@ -79,6 +79,9 @@ def engine_fits(plan: WrittenPlan) -> None:
     if device != "auto" and not device.startswith("cuda"):
         message = f"bmtrain works on CUDA alone, not on {device}"
         plan.error("engine-cannot", "/engine/device", message, f'write "cuda", {OTHER_ENGINE}')
+    if engine.get("compile"):
+        message = "bmtrain puts a block's weights in place where torch.compile does not see it"
+        plan.error("engine-cannot", "/engine/compile", message, f"leave it out, {OTHER_ENGINE}")
     sparse = False
     for step in plan.steps:
         options, cannot = step.options, dict[str, str]()

@@ -15,11 +15,11 @@ from torch.distributed.checkpoint.state_dict_saver import save
 import sprunec
 from sprunec.engines.checkpoints import Saves, _digest
 from sprunec.engines.device import Place
-from sprunec.engines.distributed import lost
-from sprunec.engines.launch import exit_code
 from sprunec.engines.nonfinite import INTERVAL, LossScale
+from sprunec.engines.processes.distributed import lost
+from sprunec.engines.processes.launch import exit_code
+from sprunec.engines.processes.world import World
 from sprunec.engines.shards import read_shards, shard_sizes
-from sprunec.engines.world import World
 from sprunec.errors import InputError, PassError
 from sprunec.execution.ranks import check_shares
 from tests.helpers.small_plans import plan, write

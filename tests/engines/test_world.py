@@ -10,9 +10,9 @@ import pytest
 from torch.distributed import TCPStore
 
 import sprunec
-from sprunec.engines.distributed import ProcessGroup
-from sprunec.engines.launch import meet
-from sprunec.engines.world import World, launched
+from sprunec.engines.processes.distributed import ProcessGroup
+from sprunec.engines.processes.launch import meet
+from sprunec.engines.processes.world import World, launched
 from sprunec.errors import PassError
 from sprunec.execution.ranks import _node
 from tests.helpers.small_plans import plan, write

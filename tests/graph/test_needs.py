@@ -101,16 +101,21 @@ def test_where_layers_may_come_out_differently_the_largest_counts(
 
 
 def test_in_all_is_the_worst_of_memory_and_the_sum_of_the_rest() -> None:
-    one = Needs({"blocks": 7.0}, 3.0, 5.0, 1.0, {"float32": 2.0, "decoding": 3.0}, least_disk=3.0, opened=2)
+    one = Needs(
+        {"blocks": 7.0}, 3.0, 5.0, 1.0, {"float32": 2.0, "decoding": 3.0, "training": 6.0}, least_disk=3.0, opened=2
+    )
     two = Needs({"blocks": 2.0, "states": 4.0}, 1.0, 8.0, 1.0, {"float64": 1.0}, traced=True, opened=1, lasts=4.0)
     found = in_all([one, two], 100.0)
     assert (found.peak, found.disk, found.scratch, found.reads) == (LIBRARIES + 7, 104, 8, 102)
-    assert (found.operations, found.least_disk) == ({"float32": 2.0, "float64": 1.0, "decoding": 3.0}, 3)
+    assert (found.operations, found.least_disk) == (
+        {"float32": 2.0, "float64": 1.0, "training": 6.0, "decoding": 3.0},
+        3,
+    )
     assert (found.traced, found.opened, found.lasts) == (True, 3, 4.0)
-    speeds = Speeds("cpu", 0.5, 0.1, 0.2, None, 7.0, 0.25)
+    speeds = Speeds("cpu", 0.5, 0.1, 0.3, 0.2, None, 7.0, 0.25)
     assert speeds.seconds(found) == pytest.approx(speeds.seconds(one) + speeds.seconds(two))
     assert speeds.seconds(two) == pytest.approx(10 + 7 + 0.25 + 4)
-    assert speeds.seconds(one) == pytest.approx(4 + 15 + 0.5)
+    assert speeds.seconds(one) == pytest.approx(4 + 15 + 20 + 0.5)
 
 
 @pytest.mark.parametrize("memory", [1e12, 1e3])

@@ -16,9 +16,9 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from sprunec.checkpoint import reader
 from sprunec.engines.device import Place
+from sprunec.engines.processes.world import World
 from sprunec.engines.sharding import local
 from sprunec.engines.torch_engine import TorchEngine
-from sprunec.engines.world import World
 from sprunec.families.model_directory import open_model_tensors, read_config
 from sprunec.models.meta_models import empty_model
 

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 import sprunec
+from sprunec import read_plan
 from sprunec.errors import InputError
+from sprunec.families.base_config import token_operations
 from sprunec.graph.graph import Graph
 from sprunec.plan.plan import Plan, check_plan
 from tests.helpers.small_plans import EMIT, TRAIN, mask_pass, plan, save_weights, write
@@ -133,9 +135,10 @@ def test_what_is_distilled_changes_digests_and_where_the_teacher_lies_does_not(t
 
 def test_a_teachers_forward_passes_are_counted(tmp_path: Path) -> None:
     plain, taught = lowered(tmp_path, TRAIN, HEADS, TUNE, EMIT), lowered(tmp_path, TRAIN, HEADS, TUNE | HALF, EMIT)
-    tokens = 2 * 4 * 32
+    steps, rows, length = 2, 4, 34
     assert taught.tokens == plain.tokens
-    assert taught.flops - plain.flops == 2 * plain.parameters[0] * tokens
+    each = token_operations(read_plan(tmp_path / "plan.json").model.config, length, head=True)
+    assert taught.flops - plain.flops == steps * rows * length * each
 
 
 def test_a_teacher_that_is_not_there_stops_a_run_before_any_work(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from sprunec import cli
 from sprunec.__main__ import command
 from sprunec.compiler import inspect as inspecting
 from sprunec.compiler import lower
-from sprunec.engines.distributed import ProcessGroup
+from sprunec.engines.processes.distributed import ProcessGroup
 from sprunec.execution import execute as executing
 from sprunec.execution import store
 from sprunec.execution.ranks import explain

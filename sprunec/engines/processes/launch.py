@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sprunec.engines.world import World, launched
+from sprunec.engines.processes.world import World, launched
 from sprunec.interrupts import INTERRUPTED
 
 FAILED = 1
@@ -17,7 +17,7 @@ def meet() -> World:
     """Meet the other processes that torchrun has started, if it has; use it in a `with` block."""
     if launched()[1] == 1:
         return World()
-    from sprunec.engines.distributed import ProcessGroup
+    from sprunec.engines.processes.distributed import ProcessGroup
 
     return ProcessGroup()
 

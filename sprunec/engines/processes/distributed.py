@@ -29,7 +29,7 @@ from torch._C._distributed_c10d import TCPStore
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from sprunec.engines.world import World, launched
+from sprunec.engines.processes.world import World, launched
 from sprunec.errors import PassError
 
 GRACE = 5.0  # seconds that a rank is given to say why it ends
