@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("script", ["commands", "latency", "steps"])
+@pytest.mark.parametrize("script", ["commands", "latency", "savings", "steps"])
 def test_the_table_is_what_was_measured(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     before = {*sys.modules}
