@@ -99,8 +99,8 @@ def _training(plan: Plan, model: nn.Module, place: Place) -> float:
 
 def _step(config: ModelConfig, place: Place, text: Text, options: Mapping[str, Any]) -> float:
     """Make some steps of a pass with these options, on weights that don't matter -> seconds of one."""
-    engine, spent = TorchEngine(place), list[float]()
-    model = engine.load(empty_model(config), _weights(empty_model(config)))
+    engine, model, spent = TorchEngine(place), empty_model(config), list[float]()
+    model = engine.load(model, _weights(model))
     training = Training(**{each.name: options[each.name] for each in fields(Training)})
     trainer = Trainer(engine.drive(model, training), 0, Learner())
     batch = random_batch(config, text.sequences, text.length - config.overhead)

@@ -22,7 +22,6 @@ from torch.distributed._composable.checkpoint_activation import checkpoint
 
 from sprunec.checkpoint.reader import Tensors
 from sprunec.data.batches import Batch
-from sprunec.engines.compiled import compile_blocks
 from sprunec.engines.device import Place
 from sprunec.engines.filling import fill_shards, fill_whole
 from sprunec.engines.losses import Term, WithLosses
@@ -107,6 +106,8 @@ class TorchDriver:
             for _, block in blocks(model):
                 checkpoint(block)
         if engine.compiled:
+            from sprunec.engines.compiled import compile_blocks
+
             compile_blocks(model)
         if engine.full and not is_sharded(model):
             shard(model, engine.place, engine.world.size, offload=engine.offload)

@@ -63,7 +63,8 @@ def _told(size: Any) -> str:
 
 def _speeds(measured: Mapping[str, Any]) -> str:
     """Say how fast a block is, and the disk."""
-    rates = [f"{powered(measured.get(kind))} operations a second in {kind}" for kind in ("float32", "float64")]
+    kinds = ("float32", "float64", "training")
+    rates = [f"{powered(measured.get(kind))} operations a second in {kind}" for kind in kinds]
     reading = measured.get("read")
     return ", ".join(
         [*rates, f"{byte_words(reading)} a second read" if is_finite(reading) else "reading was not measured"]

@@ -74,6 +74,7 @@ def test_graph_table_says_a_time_where_one_was_measured() -> None:
         "device": "cpu",
         "float32": 5.2e10,
         "float64": 2.1e10,
+        "training": 4.3e10,
         "decoding": 4e9,
         "read": 1.2e9,
         "trace": 0.5,
@@ -83,8 +84,10 @@ def test_graph_table_says_a_time_where_one_was_measured() -> None:
     timed = GRAPH | {"measured": speeds, "nodes": nodes, "needs": GRAPH["needs"] | {"seconds": 12345.0}}
     lines = rendered(graph_table(timed))
     assert row(lines, "in").endswith("32.6 GB gradients and moments 24.1 GB 9.1 GB 4.01 GB 3:25:45")
-    speed = "5.2e+10 operations a second in float32, 2.1e+10 operations a second in float64, 1.2 GB a second read"
-    assert " ".join(lines[-2:]) == f"about 3:25:45, by what was measured on cpu: {speed}"
+    kinds = (("5.2e+10", "float32"), ("2.1e+10", "float64"), ("4.3e+10", "training"))
+    speed = ", ".join(f"{rate} operations a second in {kind}" for rate, kind in kinds)
+    told = f"about 3:25:45, by what was measured on cpu: {speed}, 1.2 GB a second read"
+    assert " ".join(lines[-3:]).endswith(told)
     lines = rendered(graph_table(timed | {"measured": speeds | {"read": None}}))
     assert lines[-1].endswith("reading was not measured")
 
