@@ -20,14 +20,14 @@ def means(seeds: Mapping[str, Any]) -> dict[str, float]:
         for windows in ("all", "few")
         for text in TEXTS
     }
-    return found | {"parameters": mean(each["parameters"] for each in seeds.values())}
+    return found | {"parameters": mean(each["parameters"] for each in seeds.values()), "draws": len(seeds)}
 
 
 def table(results: Mapping[str, Any]) -> str:
     """List the ways to each size, the best on all windows first."""
-    lines = ["| at most | way | parameters | topics | docstrings | topics, 5 windows | docstrings, 3 windows |"]
-    lines += ["|---|---|---:|---:|---:|---:|---:|", row("", "dense", means({"": results["dense"]}))]
-    for size, ways in results["sizes"].items():
+    lines = ["| at most | way | draws | parameters | topics | docstrings | topics, 5 windows | docstrings, 3 windows |"]
+    lines += ["|---|---|---:|---:|---:|---:|---:|---:|", row("", "dense", means({"": results["dense"]}))]
+    for size, ways in sorted(results["sizes"].items(), key=lambda item: -float(item[0].removesuffix("M"))):
         found = {way: means(seeds) for way, seeds in ways.items()}
         ordered = sorted(found.items(), key=lambda item: item[1]["all topics"] + item[1]["all docstrings"])
         lines += [row(size, way, each) for way, each in ordered]
@@ -36,7 +36,8 @@ def table(results: Mapping[str, Any]) -> str:
 
 def row(size: str, way: str, found: Mapping[str, float]) -> str:
     numbers = [f"{found[f'{windows} {text}']:,.2f}" for windows in ("all", "few") for text in TEXTS]
-    return f"| {size} | {way} | {found['parameters'] / 1e6:.1f}M | {' | '.join(numbers)} |"
+    draws = f"{found['draws']:.0f}" if size else ""
+    return f"| {size} | {way} | {draws} | {found['parameters'] / 1e6:.1f}M | {' | '.join(numbers)} |"
 
 
 def page(text: str, results: Mapping[str, Any]) -> str:

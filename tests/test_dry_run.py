@@ -69,11 +69,11 @@ def test_a_dry_run_measures_a_block_where_it_is_asked_to(tmp_path: Path, capsys:
     document = json.loads(capsys.readouterr().out)
     validator("graph").validate(document)
     speeds = document["measured"]
-    assert min(speeds[name] for name in ("float32", "float64", "decoding", "read", "trace", "opening")) > 0
+    assert min(speeds[name] for name in ("float32", "float64", "training", "decoding", "read", "trace", "opening")) > 0
     assert speeds["decoding"] < speeds["float32"]
     train = next(node["needs"] for node in document["nodes"] if node["pass"] == "train")
     wanted = (
-        train["operations"] / speeds["float32"] + (train["read"] + train["disk"]) / speeds["read"] + speeds["opening"]
+        train["operations"] / speeds["training"] + (train["read"] + train["disk"]) / speeds["read"] + speeds["opening"]
     )
     assert train["seconds"] == pytest.approx(wanted)
     each = sum(node["needs"]["seconds"] for node in document["nodes"])

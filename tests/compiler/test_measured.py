@@ -14,7 +14,7 @@ import sprunec.compiler.measured as measured
 from sprunec import lower, read_plan
 from sprunec.families.base_config import ModelConfig, token_operations
 from sprunec.graph.model_size import blocks_of
-from tests.helpers.small_plans import TRAIN, guide, plan, write
+from tests.helpers.small_plans import TRAIN, guide, plan, save_weights, write
 from tests.runs.test_causal_lms import directory
 
 ROWS, LENGTH = 4, 34
@@ -81,3 +81,25 @@ def test_training_is_told_by_its_own_rate_and_with_what_attention_takes(tmp_path
     node = next(each for each in graph.nodes if each.pass_ == "train")
     config = read_plan(tmp_path / "plan.json").model.config
     assert node.needs.operations == {"training": pytest.approx(2 * one_step(config))}
+
+
+def training(content: dict[str, Any], folder: Path, pass_: str) -> list[float]:
+    """The operations of each of a plan's nodes of a kind, as they are told of training."""
+    graph = lower(read_plan(write(folder, content)))
+    return [each.needs.operations["training"] for each in graph.nodes if each.pass_ == pass_]
+
+
+def test_adapters_leave_out_the_gradients_of_matrices_that_stay(tmp_path: Path) -> None:
+    lora = {"kind": "lora", "rank": 4}
+    whole, adapted = training(plan(TRAIN, TRAIN | {"adapter": lora}), tmp_path, "train")
+    assert adapted == pytest.approx(2 / 3 * whole)
+
+
+def test_scores_by_gradients_are_told_by_the_rate_of_training(tmp_path: Path) -> None:
+    save_weights(tmp_path / "weights.pt")
+    content = plan(
+        {"pass": "score-mask", "criterion": "taylor", "unit": "head", "target": {"num_heads": 3}, "batches": 2}
+    )
+    content["model"]["checkpoint"] = "weights.pt"
+    (scored,) = training(content, tmp_path, "score-mask")
+    assert scored == pytest.approx(2 * one_step(read_plan(tmp_path / "plan.json").model.config))
