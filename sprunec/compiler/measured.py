@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from statistics import median
@@ -69,12 +69,18 @@ def measure(plan: Plan) -> Speeds:
 @torch.no_grad()
 def _weights_a_second(device: torch.device) -> float:
     """Multiply a matrix that is in no cache by one vector, in float32 -> how many of its numbers are read a second."""
-    matrix, spent = torch.full(MATRIX, WEIGHT, device=device), list[float]()
-    for _ in range(5):
+    matrix = torch.full(MATRIX, WEIGHT, device=device)
+    return matrix.numel() / _seconds(lambda _: float((matrix @ matrix[0])[0]), most=5)
+
+
+def _seconds(work: Callable[[int], object], least: int = 1, most: int = MOST_RUNS) -> float:
+    """Do something again and again, by its number -> seconds, not of the first time, where there is another."""
+    spent = list[float]()
+    while len(spent) < least or (sum(spent) < SECONDS and len(spent) < most):
         began = time.perf_counter()
-        float((matrix @ matrix[0])[0])
+        work(len(spent))
         spent.append(time.perf_counter() - began)
-    return matrix.numel() / median(spent[1:])
+    return median(spent[1:] or spent)
 
 
 def _training(plan: Plan, model: nn.Module, place: Place) -> float:
@@ -99,16 +105,12 @@ def _training(plan: Plan, model: nn.Module, place: Place) -> float:
 
 def _step(config: ModelConfig, place: Place, text: Text, options: Mapping[str, Any]) -> float:
     """Make some steps of a pass with these options, on weights that don't matter -> seconds of one."""
-    engine, model, spent = TorchEngine(place), empty_model(config), list[float]()
+    engine, model = TorchEngine(place), empty_model(config)
     model = engine.load(model, _weights(model))
     training = Training(**{each.name: options[each.name] for each in fields(Training)})
     trainer = Trainer(engine.drive(model, training), 0, Learner())
     batch = random_batch(config, text.sequences, text.length - config.overhead)
-    while len(spent) < 2 or (sum(spent) < SECONDS and len(spent) < min(MOST_RUNS, training.steps)):
-        began = time.perf_counter()
-        trainer.step(len(spent), batch)
-        spent.append(time.perf_counter() - began)
-    return median(spent[1:])
+    return _seconds(lambda step: trainer.step(step, batch), least=2)
 
 
 def _weights(model: nn.Module) -> Tensors:
@@ -125,22 +127,23 @@ def _run(
     sizes = blocks_of(config)
     index = max(range(len(sizes)), key=sizes.__getitem__)
     inputs = {name: each.to(device) for name, each in random_batch(config, text.sequences, text.length).inputs.items()}
-    stream, spent = Streamed(family_of(config), model, _weights(model), [inputs], dtype, device), list[float]()
+    stream = Streamed(family_of(config), model, _weights(model), [inputs], dtype, device)
     stream.enter()
     path, size = stream.paths[index], DOUBLE * sizes[index]
     with stream.holding_whole(path) if size < HELD_BYTES else stream.holding(path), torch.set_grad_enabled(trains):
         for each in (*stream.hidden, *model.get_submodule(path).parameters()) if trains else ():
             each.requires_grad_()
-        while not spent or (sum(spent) < SECONDS and len(spent) < MOST_RUNS):
-            began = time.perf_counter()
-            found = stream.through(path)[0]
-            if trains:
-                found.backward(found.detach())
-            float(found.detach().flatten()[-1])  # on every device, a number is there once the work is done
-            spent.append(time.perf_counter() - began)
+        seconds = _seconds(lambda _: _through(stream, path, trains=trains))
     alone = ModelSize(Left.of(config.with_layers([config.layers[index]])), 0.0)
     operations = forward(alone, replace(text, length=text.length + config.overhead))
-    return operations * (TRAINING / FORWARD if trains else 1) / median(spent[1:] or spent)
+    return operations * (TRAINING / FORWARD if trains else 1) / seconds
+
+
+def _through(stream: Streamed, path: str, *, trains: bool) -> float:
+    found = stream.through(path)[0]
+    if trains:
+        found.backward(found.detach())
+    return float(found.detach().flatten()[-1])  # on every device, a number is there once the work is done
 
 
 def _read(checkpoint: Path | None) -> float | None:

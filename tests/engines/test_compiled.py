@@ -134,7 +134,7 @@ def test_without_a_compiler_a_run_is_refused_before_it_begins(tmp_path: Path) ->
 
 def test_a_block_that_does_not_compile_is_named_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: Any, **__: Any) -> Any:
-        raise NotImplementedError("a kernel is missing")
+        raise RuntimeError("a kernel is missing")
 
     model = tiny_model()
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=fails))
